@@ -1,0 +1,164 @@
+"""`python -m ltx`: the pipeline without ComfyUI, for scripts and tests.
+
+Exit status: 0 done, 1 failed, 2 bad input (one sentence on standard error), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Before torch and transformers are imported: their warnings are for programmers, this command's output for users.
+warnings.filterwarnings("ignore")
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from .errors import InputError  # noqa: E402
+from .pipeline import Files, run  # noqa: E402
+from .request import parse  # noqa: E402
+from .trace import Recorder  # noqa: E402
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def lora_argument(text: str) -> tuple[Path, float]:
+    """FILE:SCALE, or FILE alone for 1. The last colon counts, so that C:\\x.safetensors is a file."""
+    path, _, scale = text.rpartition(":")
+    try:
+        return (Path(path), float(scale)) if path else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m ltx", description="Makes a video that moves with an audio file, with LTX-2.3, without ComfyUI."
+    )
+    p.add_argument("--checkpoint", type=Path, required=True, metavar="F", help="LTX-2.3 file, or a diffusers folder")
+    p.add_argument("--text-encoder", type=Path, required=True, metavar="DIR", help="folder of Gemma 3 12B")
+    p.add_argument("--upscaler", type=Path, metavar="F", help="latent upscaler x2; needed for two passes")
+    p.add_argument("--distill-lora", type=Path, metavar="F", help="distilled LoRA, at the request's two strengths")
+    p.add_argument("--camera-lora", type=Path, metavar="F", help="camera LoRA, at camera_lora_scale in both passes")
+    p.add_argument(
+        "--lora", type=lora_argument, action="append", default=[], metavar="F:SCALE", help="another LoRA, both passes"
+    )
+    p.add_argument("--audio", type=Path, required=True, metavar="F", help="audio, or a video with sound")
+    p.add_argument("--image", type=Path, metavar="F", help="first frame")
+    p.add_argument("--end-image", type=Path, metavar="F", help="last frame")
+    p.add_argument("--request", type=Path, required=True, metavar="FILE.json", help="the endpoint's parameters")
+    p.add_argument("--stg-blocks", type=int, nargs="+", default=[], metavar="N", help="blocks that STG perturbs")
+    p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
+    p.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
+    p.add_argument("--trace", type=Path, metavar="FILE.safetensors", help="write the run's tensors")
+    p.add_argument("--output", type=Path, required=True, metavar="FILE.mp4", help="the finished video")
+    return p
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name a JSON file with --request.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"{path}: is not JSON ({error}); write an object with the endpoint's parameter names."
+        ) from error
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """What would fail after an hour of sampling is said before it."""
+    if arguments.output.suffix.lower() != ".mp4":
+        raise InputError(f"--output: {arguments.output} does not end in .mp4, the one format written.")
+    for name, path in (("--output", arguments.output), ("--trace", arguments.trace)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"{name}: the folder {path.absolute().parent} is not there; make it first.")
+        if path is not None and path.is_dir():
+            raise InputError(f"{name}: {path} is a folder; name a file in it.")
+
+
+class Bars:
+    """One terminal bar a stage, on standard error."""
+
+    def __init__(self) -> None:
+        self.stage, self.bar = "", None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self.stage:
+            self.close()
+            self.stage, self.bar = stage, tqdm(total=total, desc=stage, unit="", file=sys.stderr, dynamic_ncols=True)
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    transformers.utils.logging.disable_progress_bar()  # the bars below are this command's own
+    for name in ("diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # A terminated run tidies up as an interrupted one does.
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    bars, recorder = Bars(), Recorder() if arguments.trace else None
+    try:
+        check_outputs(arguments)
+        request = parse(read_request(arguments.request))
+        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device: cuda is not available here; use --device cpu.")
+        dtype = DTYPES[arguments.dtype or ("float32" if device == "cpu" else "bfloat16")]
+        files = Files(
+            checkpoint=arguments.checkpoint,
+            text_encoder=arguments.text_encoder,
+            audio=arguments.audio,
+            output=arguments.output,
+            upscaler=arguments.upscaler,
+            distill_lora=arguments.distill_lora,
+            camera_lora=arguments.camera_lora,
+            loras=tuple(arguments.lora),
+            image=arguments.image,
+            end_image=arguments.end_image,
+        )
+        result = run(
+            files,
+            request,
+            stg_blocks=tuple(arguments.stg_blocks),
+            dtype=dtype,
+            device=device,
+            trace=recorder,
+            progress=bars,
+        )
+        bars.close()
+        if recorder is not None:
+            recorder.save(arguments.trace)
+    except InputError as error:
+        bars.close()
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        bars.close()
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except (OSError, RuntimeError, MemoryError) as error:
+        bars.close()
+        print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    for note in result.report["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    print(json.dumps({"output": str(result.video.path), **result.report["used"]}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,401 @@
+"""Audio to video: the calls to the other files, in order. `sample` is one pass, and the node calls it too; `run` is the
+whole headless job, a part of the model in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import lora, schedules
+from .audio import Track, conditioning_track, encode_audio, load_track, log_mel, soundtrack
+from .checkpoint import Checkpoint, load_checkpoint, load_upscaler
+from .conditioning import AudioCondition, Guide, Stream, audio_stream, video_stream
+from .decode import Tiling, decode_video, to_uint8
+from .errors import InputError
+from .guidance import NONE, Guidance
+from .images import compress, encode_image, fit, load_image
+from .latents import CHANNELS, Noise, unpatchify_video, video_shape
+from .request import Plan, Request, plan
+from .samplers import Callback, Denoiser, Latents, euler, gradient_estimation
+from .text import TextContext, encode_text, load_gemma
+from .transformer import modulation, rotary, spare_audio_from_stg, velocity
+from .upscale import upscale
+from .video import VideoFile, write_video
+
+TILING = Tiling()
+Trace = Callable[[str, Tensor], None]
+Progress = Callable[[str, int, int], None]
+"""(what is being done, steps done, steps in all)."""
+
+
+def denoiser(
+    model: nn.Module,
+    video: Stream,
+    audio: Stream,
+    positive: TextContext,
+    negative: TextContext | None,
+    guidance: Guidance,
+    on_block: Callable[[], None] | None = None,
+    trace: Trace | None = None,
+) -> Denoiser:
+    """The transformer as a predictor of x0: the passes that `guidance` asks for, combined and blended by the masks.
+
+    The streams' tensors say where it runs. The audio's text context is the positive one in every pass: what the
+    negative prompt says concerns the video alone while the audio is kept.
+    """
+    device, dtype = video.latent.device, model.proj_in.weight.dtype
+    if guidance.runs_uncond and negative is None:
+        raise InputError(
+            "negative prompt: missing, and a CFG scale other than 1 needs it; connect one or set CFG to 1."
+        )
+    spare_audio_from_stg(model)
+    stg_blocks = guidance.blocks(len(model.transformer_blocks)) if guidance.runs_perturbed else ()
+    positions = rotary(model, video.positions, audio.positions, device)
+    hearing = positive.audio.to(device, dtype)
+    contexts = {name: c.video.to(device, dtype) for name, c in (("+", positive), ("-", negative)) if c is not None}
+
+    def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+        sigma = sigma.to(device)
+        levels = Latents(video.mask[..., 0] * sigma, audio.mask[..., 0] * sigma)
+        audio_sigma = sigma * audio.mask.max()
+        adaln = modulation(model, levels.video, levels.audio, sigma[None], audio_sigma[None], dtype)
+        entering = Latents(x.video.to(dtype), x.audio.to(dtype))
+        passes = 0
+
+        def predict(context: str, **options: Any) -> Latents:
+            nonlocal passes
+            v = velocity(model, entering, contexts[context], hearing, positions, adaln, on_block=on_block, **options)
+            x0 = Latents(
+                x.video - v.video.float() * levels.video[..., None], x.audio - v.audio.float() * levels.audio[..., None]
+            )
+            if trace is not None:
+                for name, value in (
+                    ("video_x0", x0.video),
+                    ("audio_x0", x0.audio),
+                    ("video_timesteps", levels.video[..., None]),
+                    ("audio_timesteps", levels.audio[..., None]),
+                    ("video_sigma", sigma[None]),
+                    ("audio_sigma", audio_sigma[None]),
+                ):
+                    trace(f"step{step}/call{passes}/{name}", value)
+            passes += 1
+            return x0
+
+        cond = predict("+")
+        uncond = predict("-").video if guidance.runs_uncond else None
+        perturbed = predict("+", perturbed=stg_blocks).video if guidance.runs_perturbed else None
+        isolated = predict("+", isolated=True).video if guidance.runs_isolated else None
+        guided = guidance.combine(cond.video, uncond, perturbed, isolated)
+        return Latents(video.blend(guided), audio.blend(cond.audio))
+
+    return denoise
+
+
+@torch.inference_mode()
+def sample(
+    model: nn.Module,
+    *,
+    latent: Tensor,
+    sigmas: Tensor,
+    positive: TextContext,
+    audio: AudioCondition,
+    noise: Noise,
+    negative: TextContext | None = None,
+    guides: tuple[Guide, ...] = (),
+    guidance: Guidance = NONE,
+    gamma: float = 0.0,
+    device: torch.device | str | None = None,
+    on_step: Callback | None = None,
+    on_block: Callable[[], None] | None = None,
+    trace: Trace | None = None,
+) -> tuple[Tensor, Noise]:
+    """One pass. `latent` [1, 128, F, H, W] gives the size and, below sigma 1, the start → float32 latent, later noise.
+
+    gamma: gradient estimation's, 0 for Euler. device: where to compute, by default where the model is. on_step gets the
+    grid tokens and keyframes of each step's x0 (`preview` makes a latent of them). Errors: InputError.
+    """
+    if latent.ndim != 5 or latent.shape[:2] != (1, CHANNELS):
+        raise InputError(f"the latent is {list(latent.shape)}; an LTX video latent [1, {CHANNELS}, F, H, W] is needed.")
+    device = device if device is not None else next(model.parameters()).device
+    video = video_stream(latent.float(), guides, audio.fps).to(device)
+    sound = audio_stream(audio).to(device)
+    drawn, noise = noise.draw(tuple(video.latent.shape), tuple(sound.latent.shape))
+    # A schedule's 1 may be a hair below it in float32; the noise is whole all the same.
+    scale = 1.0 if sigmas[0] > 1 - 1e-6 else float(sigmas[0])
+    x = Latents(*(s.noised(n.to(device), scale) for s, n in zip((video, sound), drawn, strict=True)))
+    if trace is not None:
+        for name, tensor in (
+            ("sigmas", sigmas),
+            ("positions_video", video.positions),
+            ("positions_audio", sound.positions),
+        ):
+            trace(name, tensor)
+    denoise = denoiser(model, video, sound, positive, negative, guidance, on_block, trace)
+    if gamma:
+        x = gradient_estimation(denoise, x, sigmas, gamma, on_step, trace)
+    else:
+        x = euler(denoise, x, sigmas, on_step, trace)
+    return grid(x.video, latent), noise
+
+
+def grid(tokens: Tensor, like: Tensor) -> Tensor:
+    """The grid's part of video tokens, without keyframes → latent of `like`'s shape."""
+    f, h, w = like.shape[2:]
+    return unpatchify_video(tokens[:, : f * h * w], (f, h, w))
+
+
+@dataclass(frozen=True)
+class Files:
+    """Paths of a headless job. loras: pairs of a path and its strength in both passes."""
+
+    checkpoint: Path
+    text_encoder: Path
+    audio: Path
+    output: Path
+    upscaler: Path | None = None
+    distill_lora: Path | None = None
+    camera_lora: Path | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
+    image: Path | None = None
+    end_image: Path | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    video: VideoFile
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is known before a model is loaded."""
+
+    files: Files
+    request: Request
+    track: Track
+    images: tuple[tuple[Tensor, str], ...]
+    plan: Plan
+    checkpoint: Checkpoint
+    first_loras: tuple[tuple[lora.Lora, float], ...]
+    second_loras: tuple[tuple[lora.Lora, float], ...]
+    notes: tuple[str, ...]
+
+
+def prepare(files: Files, request: Request) -> Job:
+    """Opens every file and settles every number. What is wrong with the input is said here, before models load."""
+    notes = list(request.notes)
+    track = load_track(files.audio)
+    pictures = []
+    for path, strength, name in (
+        (files.image, request.image_strength, "first"),
+        (files.end_image, request.end_image_strength, "end"),
+    ):
+        if path is not None and strength == 0:
+            notes.append(f"the {name} image has strength 0 and counts as absent")
+        pictures.append(load_image(path) if path is not None and strength else None)
+    sizes = tuple(None if p is None else (p.shape[1], p.shape[0]) for p in pictures)
+    planned = plan(request, track, sizes)
+    if pictures[1] is not None and planned.frames == 1:
+        raise InputError("end image: a video of one frame has no other frame for it; ask for 9 frames or more.")
+    if planned.two_passes and files.upscaler is None:
+        raise InputError("--upscaler: two passes need it; name the upscaler's file or set use_multiscale to false.")
+    if request.camera_lora != "none" and files.camera_lora is None:
+        raise InputError(f"camera_lora: {request.camera_lora} needs its file; name it with --camera-lora.")
+    checkpoint = load_checkpoint(files.checkpoint)
+    both = [(lora.load_lora(path), scale) for path, scale in files.loras]
+    if files.camera_lora is not None:
+        both.append((lora.load_lora(files.camera_lora), request.camera_lora_scale))
+    first, second = list(both), list(both)
+    if files.distill_lora is not None:
+        distilled = lora.load_lora(files.distill_lora)
+        first.append((distilled, request.distill_lora_first_pass_scale))
+        second.append((distilled, request.distill_lora_second_pass_scale))
+    else:
+        notes.append("no distilled LoRA given: its scales count as 0 in both passes")
+    if second:
+        blueprint = checkpoint.blueprint()
+        notes += [warning for loaded, _ in second if (warning := lora.match(loaded, blueprint).warning)]
+    images = tuple((p, name) for p, name in zip(pictures, ("first", "end"), strict=True) if p is not None)
+    return Job(
+        files, request, track, images, planned, checkpoint, tuple(first), tuple(second), tuple(notes) + planned.notes
+    )
+
+
+def guides_for(
+    job: Job, vae: nn.Module, size: tuple[int, int], encoded: Callable[[Tensor, Tensor], None]
+) -> tuple[Guide, ...]:
+    """The job's images, encoded at a pass's (width, height)."""
+    guides = []
+    for picture, name in job.images:
+        pixels = fit(compress(picture), *size)
+        latent = encode_image(vae, pixels)
+        encoded(pixels, latent)
+        frame = 0 if name == "first" else job.plan.frames - 1
+        guides.append(
+            Guide(latent, frame, getattr(job.request, "image_strength" if frame == 0 else "end_image_strength"))
+        )
+    return tuple(guides)
+
+
+@torch.inference_mode()
+def run(
+    files: Files,
+    request: Request,
+    *,
+    stg_blocks: tuple[int, ...] = (),
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    tiling: Tiling | None = TILING,
+    trace: Trace | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """The whole job, from files to a finished file. Errors: InputError, before models load where that can be."""
+    say = progress or (lambda stage, done, total: None)
+    note = trace or (lambda name, tensor: None)
+    job = prepare(files, request)
+    clip, checkpoint = job.plan, job.checkpoint
+    guidance = Guidance(
+        cfg=request.video_cfg_scale,
+        stg=request.video_stg_scale,
+        rescale=request.video_rescaling_scale,
+        modality=request.video_modality_scale,
+        stg_blocks=stg_blocks,
+    )
+    sigmas = schedules.SCHEDULES[request.scheduler](request.num_inference_steps)
+
+    positive, negative = encode_prompts(job, guidance, dtype, device, note, say)
+    cut = [
+        f"the {name} is longer than 1024 tokens and was cut"
+        for name, context in (("prompt", positive), ("negative prompt", negative))
+        if context is not None and context.truncated
+    ]
+
+    say("encode audio and images", 0, 1)
+    audio_vae = checkpoint.audio_vae(dtype, device)
+    audio = AudioCondition(encode_audio(audio_vae, job.track, clip.frames, clip.fps), clip.frames, clip.fps)
+    del audio_vae
+    if trace is not None:
+        heard = conditioning_track(job.track, clip.frames, clip.fps)
+        note("audio/waveform", heard.waveform[None])
+        note("audio/mel", log_mel(heard))
+        note("audio/latent", audio.latent)
+    vae = checkpoint.video_vae(dtype, device)
+    counter = iter(range(2 * len(job.images)))
+
+    def encoded(pixels: Tensor, latent: Tensor) -> None:
+        number = next(counter)
+        note(f"cond/{number}/pixels", pixels)
+        note(f"cond/{number}/latent", latent)
+
+    first_guides = guides_for(job, vae, clip.first_size, encoded)
+    second_guides = guides_for(job, vae, (clip.width, clip.height), encoded) if clip.two_passes else ()
+    del vae
+    say("encode audio and images", 1, 1)
+
+    model = checkpoint.transformer(dtype, device)
+    merger = lora.Merger(model, checkpoint.transformer_weight)
+    merger.set(job.first_loras)
+    common: dict[str, Any] = {"positive": positive, "audio": audio, "gamma": request.gradient_estimation_gamma}
+    latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
+    name = "first pass" if clip.two_passes else "sample"
+    latent, noise = sample(
+        model,
+        latent=latent,
+        sigmas=sigmas,
+        negative=negative,
+        guides=first_guides,
+        guidance=guidance,
+        noise=Noise(request.seed),
+        on_step=lambda done, total, x0: say(name, done, total),
+        trace=_under("s1", trace),
+        **common,
+    )
+    if clip.two_passes:
+        upsampler, vae = load_upscaler(files.upscaler, dtype, device), checkpoint.video_vae(dtype, device)
+        latent = upscale(upsampler, vae, latent, trace)
+        del upsampler, vae
+        merger.set(job.second_loras)
+        latent, noise = sample(
+            model,
+            latent=latent,
+            sigmas=torch.tensor(schedules.REFINE),
+            guides=second_guides,
+            noise=noise,
+            on_step=lambda done, total, x0: say("second pass", done, total),
+            trace=_under("s2", trace),
+            **common,
+        )
+    del model, merger
+    note("final/video_latent", latent)
+
+    vae = checkpoint.video_vae(dtype, device)
+    report = describe(job, guidance, len(sigmas) - 1, cut)
+    chunks = _frames(decode_video(vae, latent, tiling, lambda done, total: say("decode", done, total)), trace)
+    video = write_video(
+        files.output,
+        chunks,
+        clip.fps,
+        soundtrack(job.track, clip.frames, clip.fps),
+        metadata={"comment": request.prompt},
+    )
+    return Result(video, report)
+
+
+def encode_prompts(
+    job: Job, guidance: Guidance, dtype: torch.dtype | None, device: torch.device | str, note: Trace, say: Progress
+) -> tuple[TextContext, TextContext | None]:
+    """Both prompts through Gemma and the connectors, which leave memory after it. The negative one only if used."""
+    say("encode text", 0, 1)
+    gemma = load_gemma(job.files.text_encoder, dtype, device)
+    connectors = job.checkpoint.connectors(dtype, device)
+    contexts = []
+    for number, text in enumerate((job.request.prompt, job.request.negative_prompt)):
+        if number and not guidance.runs_uncond:
+            contexts.append(None)
+            continue
+        context = encode_text(gemma, connectors, text, trace=_under(f"prompt/{number}", note))
+        note(f"prompt/{number}/video_enc", context.video)
+        note(f"prompt/{number}/audio_enc", context.audio)
+        contexts.append(context)
+    say("encode text", 1, 1)
+    return contexts[0], contexts[1]
+
+
+def describe(job: Job, guidance: Guidance, steps: int, more: list[str]) -> dict[str, Any]:
+    """What was asked and what was used, for the report beside the file."""
+    asked = {k: v for k, v in asdict(replace(job.request, notes=())).items() if k != "notes"}
+    return {
+        "asked": asked,
+        "used": {
+            "width": job.plan.width,
+            "height": job.plan.height,
+            "frames": job.plan.frames,
+            "fps": str(job.plan.fps),
+            "seed": job.request.seed,
+            "steps": steps,
+            "passes_per_step": guidance.passes,
+            "model_version": job.checkpoint.version,
+        },
+        "notes": [*job.notes, *more],
+    }
+
+
+def _under(prefix: str, trace: Trace | None) -> Trace | None:
+    return None if trace is None else lambda name, tensor: trace(f"{prefix}/{name}", tensor)
+
+
+def _frames(chunks: Iterator[Tensor], trace: Trace | None) -> Iterator[Tensor]:
+    """Decoded floats → uint8 as the file takes them; the trace gets all of them at the end."""
+    kept = []
+    for chunk in chunks:
+        frames = to_uint8(chunk)
+        if trace is not None:
+            kept.append(frames)
+        yield frames
+    if trace is not None:
+        trace("final/frames_u8", torch.cat(kept))

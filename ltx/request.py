@@ -1,0 +1,353 @@
+"""The endpoint's parameters: the one home of their defaults, ranges and choices, and what they plan.
+
+`PARAMETERS` is what node widgets, the command and HTTP validation read. `parse` turns a JSON object into a `Request`;
+`plan` settles size, frames and rate before anything is loaded, and says what it changed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from typing import Any
+
+from .audio import Track, frames_for_audio
+from .errors import InputError
+from .latents import SPACE_SCALE, TIME_SCALE
+from .video import frame_rate
+
+NEGATIVE_PROMPT = (
+    "news broadcast, 3d animation, computer graphics, pc game, console game, video game, cartoon, childish, watermark, "
+    "logo, text, on screen text, subtitles, titles, signature, slowmo, static"
+)
+SIZES = {
+    "square_hd": (1024, 1024),
+    "square": (512, 512),
+    "portrait_4_3": (768, 1024),
+    "portrait_16_9": (576, 1024),
+    "landscape_4_3": (1024, 768),
+    "landscape_16_9": (1024, 576),
+}
+AUTO = "auto"
+SIDE = 512  # of a custom size that names only the other side
+MAX_AREA = 1920 * 1088
+MAX_FRAMES = 481
+SEED_BELOW = 2**31
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One input of the endpoint. kind: text, integer, number, switch, choice, size or seed.
+
+    minimum and maximum are the endpoint's range; hard_* is what the engine itself cannot pass, and binds the command.
+    """
+
+    kind: str
+    default: Any
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    hard_minimum: float | None = None
+    hard_maximum: float | None = None
+
+
+def _number(
+    default: float | None, low: float, high: float, text: str, hard: tuple[float | None, float | None] = (0, None)
+):
+    return Parameter("number", default, text, low, high, hard_minimum=hard[0], hard_maximum=hard[1])
+
+
+def _share(default: float, text: str) -> Parameter:
+    return _number(default, 0, 1, text, (0, 1))
+
+
+def _switch(default: bool, text: str) -> Parameter:
+    return Parameter("switch", default, text)
+
+
+def _choice(default: str, choices: tuple[str, ...], text: str) -> Parameter:
+    return Parameter("choice", default, text, choices=choices)
+
+
+PARAMETERS: dict[str, Parameter] = {
+    "prompt": Parameter("text", None, "What is to be seen. It describes the picture; the audio drives the motion."),
+    "negative_prompt": Parameter("text", NEGATIVE_PROMPT, "What is not to be seen; acts where CFG is not 1."),
+    "match_audio_length": _switch(True, "The video lasts as long as the audio, rounded up so that nothing is cut."),
+    "num_frames": Parameter(
+        "integer", 121, "Frames where the audio sets no length; rounded up to 8k+1.", 9, MAX_FRAMES, hard_minimum=1
+    ),
+    "video_size": Parameter(
+        "size",
+        "landscape_16_9",
+        "Size of the video: a name, or width and height. auto takes the first image's, else the end image's.",
+        64,
+        4096,
+        (AUTO, *SIZES),
+        hard_minimum=1,
+    ),
+    "use_multiscale": _switch(True, "Two passes: half the size first, then twice that and refined. Off: one pass."),
+    "fps": _number(24, 1, 60, "Frames per second; 23.976 and 29.97 mean the exact broadcast rates.", (0.01, 1000)),
+    "num_inference_steps": Parameter("integer", 15, "Steps of the first pass.", 8, 50, hard_minimum=1),
+    "video_cfg_scale": _number(3, 1, 20, "How strongly the picture follows the prompt. 1 leaves that pass out."),
+    "video_stg_scale": _number(1, 0, 20, "Spatio-temporal guidance: coherence of motion. 0 leaves that pass out."),
+    "video_rescaling_scale": _share(0.85, "Pulls contrast back to the unguided picture's; higher tames burnt colours."),
+    "video_modality_scale": _number(3, 0, 10, "How strongly the picture follows the audio. 1 leaves that pass out."),
+    "audio_cfg_scale": _number(7, 1, 20, "CFG of the audio; acts only at an audio strength below 1."),
+    "audio_stg_scale": _number(None, 0, 20, "STG of the audio; acts only at an audio strength below 1."),
+    "audio_rescaling_scale": _share(0.7, "Rescaling of the audio; acts only at an audio strength below 1."),
+    "audio_modality_scale": _number(3, 0, 10, "How far the audio follows the picture; acts at an audio strength below 1."),
+    "audio_strength": _share(1, "1 returns the track untouched; below, the model may change it."),
+    "gradient_estimation_gamma": _number(
+        None, 0, 10, "Extrapolates each step's direction from the last one's: 2 is usual; 0 is off (Euler).", (0, None)
+    ),
+    "use_restart_sampling": _switch(True, "Adds a little noise after each step of the first pass."),
+    "scheduler": _choice("beta", ("ltx2", "linear_quadratic", "beta"), "How the noise falls in the first pass."),
+    "acceleration": _choice("none", ("none", "regular", "high", "full"), "Speed for exactness; none is exact."),
+    "camera_lora": _choice(
+        "none",
+        ("dolly_in", "dolly_out", "dolly_left", "dolly_right", "jib_up", "jib_down", "static", "none"),
+        "A camera movement, by its LoRA.",
+    ),
+    "camera_lora_scale": _share(1, "Strength of the camera LoRA in both passes."),
+    "distill_lora_first_pass_scale": _share(0.2, "Strength of the distilled LoRA in the first pass; 0 is off."),
+    "distill_lora_second_pass_scale": _share(0.5, "Strength of the distilled LoRA in the second pass."),
+    "image_strength": _share(1, "How firmly the first image holds frame 0; 0 is as without it."),
+    "end_image_strength": _share(1, "How firmly the end image holds the last frame; 0 is as without it."),
+    "seed": Parameter("seed", None, "Drives all noise: the same seed gives the same frames. Absent: drawn."),
+    "enable_prompt_expansion": _switch(True, "The text encoder writes a fuller prompt first."),
+    "enable_safety_checker": _switch(True, "An image classifier looks at the result."),
+    "preprocess_audio": _switch(True, "Levels the audio that conditions the video; the returned track stays as it is."),
+    "video_output_type": _choice(
+        "X264 (.mp4)", ("X264 (.mp4)", "VP9 (.webm)", "PRORES4444 (.mov)", "GIF (.gif)"), "Container and codec."
+    ),
+    "video_quality": _choice("high", ("low", "medium", "high", "maximum"), "Quality of the encoded video."),
+    "video_write_mode": _choice("balanced", ("fast", "balanced", "small"), "Effort of the encoder."),
+}  # fmt: skip
+
+FLAGS = {
+    "audio_url": "--audio",
+    "image_url": "--image",
+    "end_image_url": "--end-image",
+    "sync_mode": "--output",
+}
+"""Inputs of the endpoint that are files or delivery here: the command takes them as flags."""
+
+NOT_BUILT: dict[str, Any] = {
+    "use_restart_sampling": False,
+    "acceleration": "none",
+    "enable_prompt_expansion": False,
+    "enable_safety_checker": False,
+    "preprocess_audio": False,
+    "audio_strength": 1.0,
+    "video_output_type": "X264 (.mp4)",
+    "video_quality": "high",
+    "video_write_mode": "balanced",
+}
+"""Features of the endpoint that this version lacks, and the value that leaves each out."""
+
+INERT = ("audio_cfg_scale", "audio_stg_scale", "audio_rescaling_scale", "audio_modality_scale")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The endpoint's parameters, checked. Absent ones have its defaults, or are off where the feature is not built."""
+
+    prompt: str
+    negative_prompt: str = NEGATIVE_PROMPT
+    match_audio_length: bool = True
+    num_frames: int = 121
+    video_size: str | tuple[int, int] = "landscape_16_9"
+    use_multiscale: bool = True
+    fps: float = 24
+    num_inference_steps: int = 15
+    video_cfg_scale: float = 3
+    video_stg_scale: float = 1
+    video_rescaling_scale: float = 0.85
+    video_modality_scale: float = 3
+    audio_strength: float = 1
+    gradient_estimation_gamma: float = 0
+    scheduler: str = "beta"
+    camera_lora: str = "none"
+    camera_lora_scale: float = 1
+    distill_lora_first_pass_scale: float = 0.2
+    distill_lora_second_pass_scale: float = 0.5
+    image_strength: float = 1
+    end_image_strength: float = 1
+    seed: int = 0
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+
+def _wrong(name: str, value: Any, wanted: str) -> InputError:
+    return InputError(f"{name}: {value!r} is not {wanted}.")
+
+
+def _check_range(name: str, value: float, low: float | None, high: float | None) -> None:
+    if (low is not None and value < low) or (high is not None and value > high):
+        wanted = f"between {low:g} and {high:g}" if low is not None and high is not None else f"at least {low:g}"
+        raise _wrong(name, value, wanted)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _size(value: Any) -> str | tuple[int, int]:
+    parameter = PARAMETERS["video_size"]
+    if isinstance(value, str):
+        if value not in parameter.choices:
+            raise _wrong(
+                "video_size", value, "one of " + ", ".join(parameter.choices) + " or an object with width and height"
+            )
+        return value
+    if not isinstance(value, Mapping) or value.keys() - {"width", "height"}:
+        raise _wrong("video_size", value, 'a name or an object like {"width": 1280, "height": 720}')
+    sides = []
+    for side in ("width", "height"):
+        length = value.get(side, SIDE)
+        if not isinstance(length, int) or isinstance(length, bool):
+            raise _wrong(f"video_size.{side}", length, "a whole number of pixels")
+        _check_range(f"video_size.{side}", length, parameter.hard_minimum, parameter.hard_maximum)
+        sides.append(length)
+    return sides[0], sides[1]
+
+
+def check_value(name: str, value: Any) -> Any:
+    """One parameter's value, checked and in its own type. Errors name the parameter and what it takes."""
+    parameter = PARAMETERS[name]
+    kind = parameter.kind
+    if kind == "text":
+        if not isinstance(value, str):
+            raise _wrong(name, value, "a text")
+    elif kind == "switch":
+        if not isinstance(value, bool):
+            raise _wrong(name, value, "true or false")
+    elif kind == "choice":
+        if value not in parameter.choices:
+            raise _wrong(name, value, "one of " + ", ".join(parameter.choices))
+    elif kind == "size":
+        return _size(value)
+    elif kind == "number":
+        if value is None and parameter.default is None:
+            return 0.0
+        if not _is_number(value):
+            raise _wrong(name, value, "a number")
+        _check_range(name, value, parameter.hard_minimum, parameter.hard_maximum)
+        return float(value)
+    else:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _wrong(name, value, "a whole number")
+        if kind == "integer":
+            _check_range(name, value, parameter.hard_minimum, parameter.hard_maximum)
+    return value
+
+
+def parse(values: Mapping[str, Any]) -> Request:
+    """A JSON object with the endpoint's names → Request, its seed drawn if absent. Errors name the key."""
+    if not isinstance(values, Mapping):
+        raise InputError("the request is not a JSON object.")
+    notes = []
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in FLAGS:
+            raise InputError(f"{name}: the command takes this as {FLAGS[name]}; remove it from the request.")
+        if name not in PARAMETERS:
+            near = difflib.get_close_matches(name, PARAMETERS, 1)
+            raise InputError(f"{name}: no such parameter" + (f"; did you mean {near[0]}?" if near else "."))
+        if value is None and name in ("seed", "gradient_estimation_gamma", "audio_stg_scale"):
+            continue
+        checked[name] = check_value(name, value)
+        if name in NOT_BUILT and checked[name] != NOT_BUILT[name]:
+            raise InputError(f"{name}: {value!r} is not built yet; leave it out or give {NOT_BUILT[name]!r}.")
+        if name in INERT:
+            notes.append(f"{name} does nothing while the audio is kept (audio_strength 1)")
+    if "prompt" not in checked:
+        raise InputError("prompt: missing; say what is to be seen.")
+    for name, off in NOT_BUILT.items():
+        if name not in checked and PARAMETERS[name].default != off:
+            notes.append(f"{name} is not built yet and counts as off")
+    if "seed" not in checked:
+        checked["seed"] = random.SystemRandom().randrange(SEED_BELOW)
+    own = {f.name for f in fields(Request)} - {"notes"}
+    return Request(**{name: value for name, value in checked.items() if name in own}, notes=tuple(notes))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request comes to: the result's pixels, frames (8k+1) and exact rate, and what was changed for them."""
+
+    width: int
+    height: int
+    frames: int
+    fps: Fraction
+    two_passes: bool
+    notes: tuple[str, ...]
+
+    @property
+    def first_size(self) -> tuple[int, int]:
+        """Width and height of the first pass."""
+        return (self.width // 2, self.height // 2) if self.two_passes else (self.width, self.height)
+
+
+def round_frames(frames: int) -> int:
+    """The smallest 8k+1 that is at least `frames`."""
+    return -(-max(frames - 1, 0) // TIME_SCALE) * TIME_SCALE + 1
+
+
+def snap_size(width: int, height: int, two_passes: bool) -> tuple[int, int]:
+    """Pixels rounded up to the grid; past the largest area, scaled down to it and rounded down."""
+    grid = SPACE_SCALE * (2 if two_passes else 1)
+
+    def up(side: int) -> int:
+        return -(-side // grid) * grid
+
+    width, height = up(width), up(height)
+    shrink = math.sqrt(MAX_AREA / (width * height))
+    if shrink >= 1:
+        return width, height
+    # A long strip can have its short side under one cell; a cell is the least there is.
+    return max(int(width * shrink) // grid, 1) * grid, max(int(height * shrink) // grid, 1) * grid
+
+
+def choose_frames(track: Track, fps: Fraction, match: bool, num_frames: int) -> tuple[int, list[str]]:
+    """Frames of the clip, 8k+1, and what was changed. match: from the audio, at most 481."""
+    notes = []
+    if match:
+        frames = frames_for_audio(track, fps)
+        if frames > MAX_FRAMES:
+            kept = float(MAX_FRAMES / fps)
+            notes.append(f"the audio lasts {float(track.seconds):.2f} s; the video ends after {kept:.2f} s")
+            frames = MAX_FRAMES
+        return frames, notes
+    frames = round_frames(num_frames)
+    if frames != num_frames:
+        notes.append(f"num_frames rounded up from {num_frames} to {frames}")
+    if float(track.seconds) < float(frames / fps):
+        notes.append(
+            f"the audio ends after {float(track.seconds):.2f} s of {float(frames / fps):.2f} s; silence follows"
+        )
+    return frames, notes
+
+
+def choose_size(
+    size: str | tuple[int, int], two_passes: bool, images: tuple[tuple[int, int] | None, ...] = ()
+) -> tuple[int, int, list[str]]:
+    """Width, height and what was changed. images: (width, height) of the first and the end image, None if absent."""
+    if size == AUTO:
+        asked = next((image for image in images if image), SIZES["landscape_16_9"])
+    else:
+        asked = SIZES[size] if isinstance(size, str) else size
+    width, height = snap_size(*asked, two_passes)
+    changed = (width, height) != tuple(asked)
+    return width, height, [f"size taken from {asked[0]}×{asked[1]} to {width}×{height}"] if changed else []
+
+
+def plan(request: Request, track: Track, images: tuple[tuple[int, int] | None, ...] = ()) -> Plan:
+    """Frames, size and rate of a request for this track and these images' (width, height)."""
+    fps = frame_rate(request.fps)
+    frames, frame_notes = choose_frames(track, fps, request.match_audio_length, request.num_frames)
+    width, height, size_notes = choose_size(request.video_size, request.use_multiscale, images)
+    return Plan(width, height, frames, fps, request.use_multiscale, tuple(frame_notes + size_notes))

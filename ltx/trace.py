@@ -1,0 +1,30 @@
+"""A run's tensors, kept under the names of the golden files and written as one safetensors file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class Recorder:
+    """Collects named tensors; floats become float32, everything is copied to the CPU."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, tensor: Tensor) -> None:
+        kept = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None, copy=True)
+        self.tensors[name] = kept.contiguous()
+
+    def save(self, path: str | Path) -> None:
+        """Writes all of it, under a temporary name first."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            save_file(self.tensors, str(partial), metadata={"format": "pt"})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,28 @@
+"""What every test shares: the pack under the alias `a2v`, and where the golden tensors lie.
+
+The alias stands in for the name ComfyUI gives the pack. The repository's root never enters `sys.path`: its `nodes/`
+would hide ComfyUI's own `nodes.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ORACLE = ROOT.parent / "shared" / "oracle"
+
+alias = types.ModuleType("a2v")
+alias.__path__ = [str(ROOT)]
+sys.modules.setdefault("a2v", alias)
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Path:
+    """Folder of the official pipeline's tensors; tests that need it are skipped by name in a checkout without it."""
+    if not ORACLE.is_dir():
+        pytest.skip(f"no golden tensors at {ORACLE}")
+    return ORACLE

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +29,7 @@ from .errors import InputError
 
 VERSION = "2.3"
 WANTED = "ltx-2.3-22b-dev.safetensors"
+WANTED_FOLDER = "a complete LTX-2.3 diffusers folder"
 WANTED_UPSCALER = "ltx-2.3-spatial-upscaler-x2-1.1.safetensors"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 BLOCK_TYPES = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
@@ -368,15 +370,35 @@ def read_metadata(file: safe_open, path: Path) -> tuple[dict[str, Any], dict[str
     metadata = file.metadata() or {}
     try:
         config = json.loads(metadata.get("config", "{}"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: its `config` metadata is not JSON ({error}); download the file again.") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: its `config` metadata is not an object; download the file again.")
     return config, metadata
 
 
+def build(
+    cls: type, arguments: Callable[[], Mapping[str, Any]], path: Path, part: str, wanted: str, on_meta: bool = True
+) -> nn.Module:
+    """A module yet without weights. Errors: a configuration that describes none, whatever is wrong with it."""
+    try:
+        with torch.device("meta" if on_meta else "cpu"):
+            return cls(**arguments())
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].strip()
+        raise InputError(
+            f"{path}: its configuration describes no {part} that can be built ({reason}); use {wanted}."
+        ) from error
+
+
 def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, part: str, wanted: str) -> nn.Module:
     """Gives a module its tensors, strictly: one more, one less or another shape is an error that names the first."""
+    # Before the names: a file in another precision has scales beside its weights.
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and tensor.dtype not in DTYPES:
+            raise InputError(f"{path}: {key} is stored as {tensor.dtype}, which is not read; use {wanted}.")
     own = module.state_dict()
     for problem, keys in (
         ("lacks", own.keys() - state.keys()),
@@ -387,15 +409,17 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, part: str, 
             raise InputError(
                 f"{path}: its {part} {problem} {len(keys)} tensor(s), for example {min(keys)}; use {wanted}."
             )
-    for key, tensor in state.items():
-        if tensor.is_floating_point() and tensor.dtype not in DTYPES:
-            raise InputError(f"{path}: {key} is stored as {tensor.dtype}, which is not read; use {wanted}.")
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
 
 def place(module: nn.Module, dtype: torch.dtype | None, device: torch.device | str) -> nn.Module:
-    """The module in `dtype` (None: as stored) on `device`; without a change it keeps mapping its file."""
+    """The module in `dtype` (None: what most of it is stored in) on `device`; what does not change maps its file."""
+    stored = Counter()
+    for parameter in module.parameters():
+        stored[parameter.dtype] += parameter.numel()
+    if dtype is None and len(stored) > 1:
+        dtype = stored.most_common(1)[0][0]
     # torch's own `to`: diffusers' warns of float32 layers, and these models name none.
     return nn.Module.to(module, device=device, dtype=dtype)
 
@@ -436,7 +460,7 @@ class Checkpoint:
     def _part(
         self,
         cls: type,
-        config: Mapping[str, Any],
+        config: Callable[[], Mapping[str, Any]],
         names: Mapping[str, str],
         part: str,
         dtype: torch.dtype | None,
@@ -445,8 +469,7 @@ class Checkpoint:
     ) -> nn.Module:
         if not names:
             raise InputError(f"{self.path}: has no {part}; use the whole file {WANTED}.")
-        with torch.device("meta" if on_meta else "cpu"):
-            module = cls(**config)
+        module = build(cls, config, self.path, part, WANTED, on_meta)
         state = {name: self._file.get_tensor(key) for name, key in names.items()}
         return place(fill(module, state, self.path, part, WANTED), dtype, device)
 
@@ -463,10 +486,9 @@ class Checkpoint:
         config = read_config(folder, part)
         if cls is LTX2VideoTransformer3DModel:
             config["perturbed_attn"] = True  # STG needs the processors that can skip attention; weights are the same
-        with torch.device("meta" if on_meta else "cpu"):
-            module = cls.from_config(config)
+        module = build(cls, lambda: cls.extract_init_dict(config)[0], folder, part, WANTED_FOLDER, on_meta)
         state = dict(read_folder(folder, part))
-        return place(fill(module, state, folder, part, "a complete LTX-2.3 diffusers folder"), dtype, device)
+        return place(fill(module, state, folder, part, WANTED_FOLDER), dtype, device)
 
     @cached_property
     def _transformer_keys(self) -> dict[str, str]:
@@ -477,15 +499,25 @@ class Checkpoint:
     ) -> LTX2VideoTransformer3DModel:
         if self.folder:
             return self._from_folder(LTX2VideoTransformer3DModel, "transformer", "transformer", dtype, device)
-        config = transformer_config(self.config.get("transformer", {}))
-        return self._part(LTX2VideoTransformer3DModel, config, self._transformer_keys, "transformer", dtype, device)
+        return self._part(
+            LTX2VideoTransformer3DModel,
+            self._transformer_config,
+            self._transformer_keys,
+            "transformer",
+            dtype,
+            device,
+        )
+
+    def _transformer_config(self) -> dict[str, Any]:
+        return transformer_config(self.config.get("transformer", {}))
 
     def blueprint(self) -> LTX2VideoTransformer3DModel:
         """The transformer without its weights: what a LoRA is matched against before anything is loaded."""
-        with torch.device("meta"):
-            if self.folder:
-                return LTX2VideoTransformer3DModel.from_config(read_config(self.path / "transformer", "transformer"))
-            return LTX2VideoTransformer3DModel(**transformer_config(self.config.get("transformer", {})))
+        cls, folder = LTX2VideoTransformer3DModel, self.path / "transformer"
+        if self.folder:
+            config = read_config(folder, "transformer")
+            return build(cls, lambda: cls.extract_init_dict(config)[0], folder, "transformer", WANTED_FOLDER)
+        return build(cls, self._transformer_config, self.path, "transformer", WANTED)
 
     def transformer_weight(self, name: str) -> Tensor:
         """A parameter of the transformer as the file has it, by diffusers' name: what undoing a LoRA goes back to."""
@@ -497,45 +529,68 @@ class Checkpoint:
         if self.folder:
             return self._from_folder(LTX2TextConnectors, "connectors", "text connectors", dtype, device)
         names = dict(self._state(CONNECTORS, rename_connectors, strip=False))
-        meta = self.config.get("transformer", {})
         projection = names.get("video_text_proj_in.weight")
         if projection is None:
             raise InputError(f"{self.path}: has no text connectors; use the whole file {WANTED}.")
-        width = meta.get("caption_channels", 3840)
-        layers = self._file.get_slice(projection).get_shape()[1] // width
-        return self._part(
-            LTX2TextConnectors, connectors_config(meta, layers, width), names, "text connectors", dtype, device
-        )
+
+        def config() -> dict[str, Any]:
+            meta = self.config.get("transformer", {})
+            width = meta.get("caption_channels", 3840)
+            return connectors_config(meta, self._file.get_slice(projection).get_shape()[1] // width, width)
+
+        return self._part(LTX2TextConnectors, config, names, "text connectors", dtype, device)
 
     def video_vae(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> AutoencoderKLLTX2Video:
         if self.folder:
             return self._from_folder(AutoencoderKLLTX2Video, "vae", "video VAE", dtype, device)
-        config = video_vae_config(self.config.get("vae", {}), str(self.path))
         names = dict(self._state(VIDEO_VAE, rename_video_vae))
-        return self._part(AutoencoderKLLTX2Video, config, names, "video VAE", dtype, device)
+        return self._part(
+            AutoencoderKLLTX2Video,
+            lambda: video_vae_config(self.config.get("vae", {}), str(self.path)),
+            names,
+            "video VAE",
+            dtype,
+            device,
+        )
 
     def audio_vae(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> AutoencoderKLLTX2Audio:
         if self.folder:
             return self._from_folder(AutoencoderKLLTX2Audio, "audio_vae", "audio VAE", dtype, device)
-        config = audio_vae_config(self.config.get("audio_vae", {}))
         names = dict(self._state(AUDIO_VAE, rename_audio_vae))
-        return self._part(AutoencoderKLLTX2Audio, config, names, "audio VAE", dtype, device)
+        return self._part(
+            AutoencoderKLLTX2Audio,
+            lambda: audio_vae_config(self.config.get("audio_vae", {})),
+            names,
+            "audio VAE",
+            dtype,
+            device,
+        )
 
     def vocoder(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LTX2VocoderWithBWE:
         # Built on the CPU: its resampler's filters are computed, not stored.
         if self.folder:
             return self._from_folder(LTX2VocoderWithBWE, "vocoder", "vocoder", dtype, device, on_meta=False)
-        config = vocoder_config(self.config.get("vocoder", {}))
         names = dict(self._state(VOCODER, rename_vocoder))
-        return self._part(LTX2VocoderWithBWE, config, names, "vocoder", dtype, device, on_meta=False)
+        return self._part(
+            LTX2VocoderWithBWE,
+            lambda: vocoder_config(self.config.get("vocoder", {})),
+            names,
+            "vocoder",
+            dtype,
+            device,
+            on_meta=False,
+        )
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
     """config.json of one part of a diffusers folder."""
     try:
-        return json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder}: no readable config.json of the {part} ({error}).") from error
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{folder}: no readable config.json of the {part} ({error}); use {WANTED_FOLDER}.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{folder}: its config.json is not an object; use {WANTED_FOLDER}.")
+    return config
 
 
 def shards(folder: Path, part: str) -> list[Path]:
@@ -567,6 +622,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_dir():
         if not (path / "transformer" / "config.json").is_file():
             raise InputError(f"{path}: a folder without transformer/config.json; name {WANTED} or a diffusers folder.")
+        if not read_config(path / "transformer", "transformer").get("cross_attn_mod"):
+            raise InputError(f"{path}: lacks what version {VERSION} has; it may be LTX 2.0: use {WANTED_FOLDER}.")
         return Checkpoint(path, VERSION, {}, folder=True)
     file = open_safetensors(path, WANTED)
     config, metadata = read_metadata(file, path)
@@ -595,7 +652,6 @@ def load_upscaler(
     arguments = upscaler_config(config)
     if arguments["temporal_upsample"] or not arguments["spatial_upsample"] or arguments["rational_spatial_scale"] != 2:
         raise InputError(f"{path}: does not double width and height; use {WANTED_UPSCALER}.")
-    with torch.device("meta"):
-        module = LTX2LatentUpsamplerModel(**arguments)
+    module = build(LTX2LatentUpsamplerModel, lambda: arguments, path, "upscaler", WANTED_UPSCALER)
     state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     return place(fill(module, state, path, "upscaler", WANTED_UPSCALER), dtype, device)

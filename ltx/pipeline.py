@@ -178,7 +178,7 @@ class Job:
     files: Files
     request: Request
     track: Track
-    images: tuple[tuple[Tensor, str], ...]
+    images: tuple[tuple[Tensor, str], ...]  # after the H.264 round trip, "first" or "end"
     plan: Plan
     checkpoint: Checkpoint
     first_loras: tuple[tuple[lora.Lora, float], ...]
@@ -220,7 +220,7 @@ def prepare(files: Files, request: Request) -> Job:
     if second:
         blueprint = checkpoint.blueprint()
         notes += [warning for loaded, _ in second if (warning := lora.match(loaded, blueprint).warning)]
-    images = tuple((p, name) for p, name in zip(pictures, ("first", "end"), strict=True) if p is not None)
+    images = tuple((compress(p), name) for p, name in zip(pictures, ("first", "end"), strict=True) if p is not None)
     return Job(
         files, request, track, images, planned, checkpoint, tuple(first), tuple(second), tuple(notes) + planned.notes
     )
@@ -232,7 +232,7 @@ def guides_for(
     """The job's images, encoded at a pass's (width, height)."""
     guides = []
     for picture, name in job.images:
-        pixels = fit(compress(picture), *size)
+        pixels = fit(picture, *size)
         latent = encode_image(vae, pixels)
         encoded(pixels, latent)
         frame = 0 if name == "first" else job.plan.frames - 1

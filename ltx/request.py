@@ -99,7 +99,7 @@ PARAMETERS: dict[str, Parameter] = {
     "audio_cfg_scale": _number(7, 1, 20, "CFG of the audio; acts only at an audio strength below 1."),
     "audio_stg_scale": _number(None, 0, 20, "STG of the audio; acts only at an audio strength below 1."),
     "audio_rescaling_scale": _share(0.7, "Rescaling of the audio; acts only at an audio strength below 1."),
-    "audio_modality_scale": _number(3, 0, 10, "How far the audio follows the picture; acts at an audio strength below 1."),
+    "audio_modality_scale": _number(3, 0, 10, "How far the audio follows the picture; inert at audio strength 1."),
     "audio_strength": _share(1, "1 returns the track untouched; below, the model may change it."),
     "gradient_estimation_gamma": _number(
         None, 0, 10, "Extrapolates each step's direction from the last one's: 2 is usual; 0 is off (Euler).", (0, None)

@@ -1,0 +1,38 @@
+"""One server for the whole session, with the pack and a tiny model set, and the browser where there is one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from a2v.tests.host.comfy import Comfy, write_models
+from a2v.tests.tiny import TinyFiles
+
+
+@pytest.fixture(scope="session")
+def comfy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("comfy")
+
+
+@pytest.fixture(scope="session")
+def models(comfy_base: Path) -> TinyFiles:
+    """The tiny set in the server's model folders; a loader's widget takes a file's `.name`."""
+    return write_models(comfy_base)
+
+
+@pytest.fixture(scope="session")
+def comfy(comfy_base: Path, models: TinyFiles) -> Iterator[Comfy]:
+    """The running server. A test that needs its own state (other flags, a broken model) starts a Comfy of its own."""
+    with Comfy(comfy_base) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a browser for playwright's `executable_path`; tests that need it are skipped by name without one."""
+    found = shutil.which("chromium")
+    if not found:
+        pytest.skip("no chromium on this machine")
+    return found

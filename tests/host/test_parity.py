@@ -1,0 +1,127 @@
+"""The graph and the command are one pipeline: the same request gives the same frames through both, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from a2v.ltx import audio, video
+from a2v.tests.host import graph
+from a2v.tests.host.comfy import Comfy
+from a2v.tests.tiny import TinyFiles
+from PIL import Image
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[Path, Path]:
+    """Two images that are neither the video's size nor its shape."""
+    generator = torch.Generator().manual_seed(3)
+    paths = []
+    for name, size in (("parity-first.png", (90, 130)), ("parity-end.png", (201, 77))):
+        small = torch.randint(0, 256, (6, 8, 3), generator=generator, dtype=torch.uint8).numpy()
+        path = tmp_path / name
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+CASES = {
+    "prompt and sound": {"scheduler": "beta", "steps": 2, "size": (192, 128), "seed": 5},
+    "everything": {
+        "scheduler": "linear_quadratic",
+        "steps": 3,
+        "size": (128, 192),
+        "seed": 2**40 + 1,
+        "fps": 29.97,
+        "images": (0.7, 0.8),
+        "gamma": 2.0,
+        "scales": {"cfg": 2.5, "stg": 0.5, "rescale": 0.4, "modality": 1.5},
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_graph_and_command_give_the_same_frames(
+    case: dict, comfy: Comfy, models: TinyFiles, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    speech = ROOT / "assets" / "speech.opus"
+    scales = {"cfg": 3.0, "stg": 1.0, "rescale": 0.85, "modality": 3.0, **case.get("scales", {})}
+    first, end = case.get("images", (1.0, 1.0))
+    images = [str(p) for p in pictures] if "images" in case else []
+
+    prompt = graph.audio_to_video(
+        models,
+        comfy.upload(speech),
+        image=comfy.upload(pictures[0]) if images else None,
+        end_image=comfy.upload(pictures[1]) if images else None,
+        prompt="a woman speaks to the camera",
+        negative="static",
+        size=case["size"],
+        seed=case["seed"],
+        steps=case["steps"],
+        fps=case.get("fps", 24.0),
+        frames=17,
+        scheduler=case["scheduler"],
+        image_strength=first,
+        end_image_strength=end,
+        gradient_estimation_gamma=case.get("gamma", 0.0),
+        prefix="parity",
+        **scales,
+    )
+    prompt["frames as png"] = {
+        "class_type": "SaveImage",
+        "inputs": {"images": ["decode", 0], "filename_prefix": "parity"},
+    }
+    done = comfy.run(prompt)
+    assert done.message is None
+    drawn = [np.asarray(Image.open(comfy.path(r))) for r in done.outputs["frames as png"]["images"]]
+
+    request = {
+        "prompt": "a woman speaks to the camera",
+        "negative_prompt": "static",
+        "seed": case["seed"],
+        "video_size": dict(zip(("width", "height"), case["size"], strict=True)),
+        "num_frames": 17,
+        "match_audio_length": False,
+        "fps": case.get("fps", 24.0),
+        "num_inference_steps": case["steps"],
+        "scheduler": case["scheduler"],
+        "video_cfg_scale": scales["cfg"],
+        "video_stg_scale": scales["stg"],
+        "video_rescaling_scale": scales["rescale"],
+        "video_modality_scale": scales["modality"],
+        "gradient_estimation_gamma": case.get("gamma", 0.0),
+        "image_strength": first,
+        "end_image_strength": end,
+    }
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu"]
+    for flag, value in (
+        ("--checkpoint", models.checkpoint),
+        ("--text-encoder", models.gemma),
+        ("--upscaler", models.upscaler),
+        ("--distill-lora", models.distilled_lora),
+        ("--audio", speech),
+        ("--request", tmp_path / "request.json"),
+        ("--trace", tmp_path / "trace.safetensors"),
+        ("--output", tmp_path / "out.mp4"),
+        *zip(("--image", "--end-image"), images, strict=False),
+    ):
+        command += [flag, str(value)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=240)
+
+    expected = load_file(tmp_path / "trace.safetensors")["final/frames_u8"].numpy()
+    assert np.array_equal(np.stack(drawn), expected)
+    # The files, too: the same picture stream and the same sound.
+    saved = comfy.path(done.outputs["save"]["images"][0])
+    ours, theirs = video.probe(saved), video.probe(tmp_path / "out.mp4")
+    assert (ours.width, ours.height, ours.frames, ours.fps) == (theirs.width, theirs.height, theirs.frames, theirs.fps)
+    assert torch.equal(audio.load_track(saved).waveform, audio.load_track(tmp_path / "out.mp4").waveform)

@@ -8,12 +8,26 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+INTERRUPTED = "interrupted; nothing was written"
+
+
+def _end(*_: object) -> None:
+    print(INTERRUPTED, file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    # The imports below take seconds. Nothing is open yet: until `main` takes over, a signal ends the program at once.
+    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGTERM, _end)
 
 # Before torch and transformers are imported: their warnings are for programmers, this command's output for users.
 warnings.filterwarnings("ignore")
@@ -83,6 +97,8 @@ def check_outputs(arguments: argparse.Namespace) -> None:
             raise InputError(f"{name}: the folder {path.absolute().parent} is not there; make it first.")
         if path is not None and path.is_dir():
             raise InputError(f"{name}: {path} is a folder; name a file in it.")
+        if path is not None and not os.access(path.absolute().parent, os.W_OK):
+            raise InputError(f"{name}: the folder {path.absolute().parent} cannot be written to; choose another.")
 
 
 class Bars:
@@ -108,8 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()  # the bars below are this command's own
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # A terminated run tidies up as an interrupted one does.
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    # A terminated run tidies up as an interrupted one does: the handler raises KeyboardInterrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     bars, recorder = Bars(), Recorder() if arguments.trace else None
     try:
         check_outputs(arguments)
@@ -148,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         bars.close()
-        print("interrupted; nothing was written", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     except (OSError, RuntimeError, MemoryError) as error:
         bars.close()

@@ -204,6 +204,8 @@ def prepare(files: Files, request: Request) -> Job:
         raise InputError("end image: a video of one frame has no other frame for it; ask for 9 frames or more.")
     if planned.two_passes and files.upscaler is None:
         raise InputError("--upscaler: two passes need it; name the upscaler's file or set use_multiscale to false.")
+    if planned.two_passes:
+        load_upscaler(files.upscaler)  # maps the file, and says what is wrong with it before the first pass, not after
     if request.camera_lora != "none" and files.camera_lora is None:
         raise InputError(f"camera_lora: {request.camera_lora} needs its file; name it with --camera-lora.")
     checkpoint = load_checkpoint(files.checkpoint)
@@ -266,6 +268,8 @@ def run(
         modality=request.video_modality_scale,
         stg_blocks=stg_blocks,
     )
+    if guidance.runs_perturbed:
+        guidance.blocks(len(checkpoint.blueprint().transformer_blocks))
     sigmas = schedules.SCHEDULES[request.scheduler](request.num_inference_steps)
 
     positive, negative = encode_prompts(job, guidance, dtype, device, note, say)

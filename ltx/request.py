@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import random
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -36,6 +37,7 @@ SIDE = 512  # of a custom size that names only the other side
 MAX_AREA = 1920 * 1088
 MAX_FRAMES = 481
 SEED_BELOW = 2**31
+MOST = 2**16  # frames or pixels of a side: past any machine, and small enough to calculate with
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ PARAMETERS: dict[str, Parameter] = {
     "negative_prompt": Parameter("text", NEGATIVE_PROMPT, "What is not to be seen; acts where CFG is not 1."),
     "match_audio_length": _switch(True, "The video lasts as long as the audio, rounded up so that nothing is cut."),
     "num_frames": Parameter(
-        "integer", 121, "Frames where the audio sets no length; rounded up to 8k+1.", 9, MAX_FRAMES, hard_minimum=1
+        "integer", 121, "Frames where the audio sets no length; rounded up to 8k+1.", 9, MAX_FRAMES, (), 1, MOST
     ),
     "video_size": Parameter(
         "size",
@@ -87,11 +89,12 @@ PARAMETERS: dict[str, Parameter] = {
         64,
         4096,
         (AUTO, *SIZES),
-        hard_minimum=1,
+        1,
+        MOST,
     ),
     "use_multiscale": _switch(True, "Two passes: half the size first, then twice that and refined. Off: one pass."),
     "fps": _number(24, 1, 60, "Frames per second; 23.976 and 29.97 mean the exact broadcast rates.", (0.01, 1000)),
-    "num_inference_steps": Parameter("integer", 15, "Steps of the first pass.", 8, 50, hard_minimum=1),
+    "num_inference_steps": Parameter("integer", 15, "Steps of the first pass.", 8, 50, (), 1, 10_000),
     "video_cfg_scale": _number(3, 1, 20, "How strongly the picture follows the prompt. 1 leaves that pass out."),
     "video_stg_scale": _number(1, 0, 20, "Spatio-temporal guidance: coherence of motion. 0 leaves that pass out."),
     "video_rescaling_scale": _share(0.85, "Pulls contrast back to the unguided picture's; higher tames burnt colours."),
@@ -192,7 +195,8 @@ def _check_range(name: str, value: float, low: float | None, high: float | None)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Against the largest float: false for NaN, the infinities, and a whole number that no float holds.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _size(value: Any) -> str | tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,11 +21,13 @@ class Recorder:
         self.tensors[name] = kept.contiguous()
 
     def save(self, path: str | Path) -> None:
-        """Writes all of it, under a temporary name first."""
+        """Writes all of it, under a temporary name first. Errors: OSError."""
         path = Path(path)
         partial = path.with_name(f".{path.name}.partial")
         try:
             save_file(self.tensors, str(partial), metadata={"format": "pt"})
             partial.replace(path)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error})") from error
         finally:
             partial.unlink(missing_ok=True)

@@ -113,6 +113,8 @@ class Comfy:
         atexit.register(self._kill)  # for an interrupt that hits stop() itself
         try:
             self._wait_until_ready()
+            if "(IMPORT FAILED)" in self.log:
+                raise ComfyError(f"ComfyUI could not load the pack.\n{self._tail()}")
         except BaseException:
             self.stop()
             raise

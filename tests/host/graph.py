@@ -1,4 +1,4 @@
-"""The audio-to-video graph in ComfyUI's API form, for tests that change parts of it. `workflows/api/` has the shipped one.
+"""The audio-to-video graph in ComfyUI's API form, for tests that change parts of it; `workflows/api/` has the real one.
 
 Node ids are names here, so that a test can say which node it means.
 """
@@ -30,7 +30,7 @@ def audio_to_video(
     prefix: str = "a2v",
     **scales: Any,
 ) -> Prompt:
-    """Two passes over the tiny model. `frames` None matches the audio; `scales` go to Guidance, or a later node's input."""
+    """Two passes over the tiny model. `frames` None: as many as the audio lasts. `scales`: other inputs, by name."""
     graph: Prompt = {}
 
     def node(name: str, kind: str, **inputs: Any) -> Prompt:

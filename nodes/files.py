@@ -1,0 +1,98 @@
+"""From a widget's value to a path that may be read.
+
+ComfyUI 0.3.75 checks neither that a value is among a widget's options nor that an uploaded file lies in the folder it
+names, so both are checked here. Every error is one sentence that says what is missing, and where it belongs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import folder_paths
+
+from ..ltx.errors import InputError
+
+LISTED_DEPTH = 3  # how deep below a models folder a model that is itself a folder may lie
+
+
+def model_files(kind: str) -> list[str]:
+    """Names of the safetensors files in a models folder, as ComfyUI lists them."""
+    return [name for name in folder_paths.get_filename_list(kind) if name.endswith((".safetensors", ".sft"))]
+
+
+def model_file(kind: str, name: str, wanted: str) -> Path:
+    """The file of that name. Errors: not among `model_files`."""
+    path = folder_paths.get_full_path(kind, name) if name in model_files(kind) else None
+    if path is None:
+        raise InputError(f"{name!r} is not in models/{kind}: {wanted}.")
+    return Path(path)
+
+
+def model_folders(kind: str, mark: str) -> list[str]:
+    """Names of the folders in a models folder that hold the file `mark`, and so are one model each."""
+    return sorted(_folders(kind, mark))
+
+
+def model_folder(kind: str, name: str, mark: str, wanted: str) -> Path:
+    """The folder of that name. Errors: not among `model_folders`."""
+    path = _folders(kind, mark).get(name)
+    if path is None:
+        raise InputError(f"{name!r} is no folder with a {mark} in models/{kind}: {wanted}.")
+    return path
+
+
+def _folders(kind: str, mark: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for base in folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else []:
+        for folder, below, _ in os.walk(base, followlinks=True):
+            relative = Path(folder).relative_to(base)
+            if folder != base and (Path(folder) / mark).is_file():
+                found.setdefault(relative.as_posix(), Path(folder))
+                below.clear()
+            elif len(relative.parts) >= LISTED_DEPTH:
+                below.clear()
+    return found
+
+
+def uploads(*kinds: str) -> list[str]:
+    """Names of the files of those media kinds in ComfyUI's input folder."""
+    folder = folder_paths.get_input_directory()
+    names = [entry.name for entry in os.scandir(folder) if entry.is_file()] if os.path.isdir(folder) else []
+    return sorted(folder_paths.filter_files_content_types(names, list(kinds)))
+
+
+def upload(name: str) -> Path:
+    """The file of an upload widget's value (`name`, `folder/name`, `name [output]`). Errors: not there, or outside."""
+    bare, base = folder_paths.annotated_filepath(name)
+    base = os.path.realpath(base or folder_paths.get_input_directory())
+    path = os.path.realpath(os.path.join(base, bare))
+    if path != base and not path.startswith(os.path.join(base, "")):
+        raise InputError(f"{name!r} is outside ComfyUI's {os.path.basename(base)} folder: upload the file instead.")
+    if not os.path.isfile(path):
+        raise InputError(f"{name!r} is not in ComfyUI's {os.path.basename(base)} folder: upload it first.")
+    return Path(path)
+
+
+def choice(field: str, value: str, options: Sequence[str]) -> str:
+    """The value, if it is one of the options."""
+    if value not in options:
+        raise InputError(f"{field} is {value!r}: choose one of {', '.join(options)}.")
+    return value
+
+
+def verdict(check: Callable[[str], object], value: str | None) -> bool | str:
+    """What `validate_inputs` returns: the check's sentence, or True. A linked value is not known yet: None passes."""
+    if value is not None:
+        try:
+            check(value)
+        except InputError as error:
+            return str(error)
+    return True
+
+
+def stamp(path: Path) -> str:
+    """What changes when a file does, for `fingerprint_inputs`. No path: ComfyUI writes this into saved videos."""
+    status = path.stat()
+    return f"{status.st_mtime_ns}:{status.st_size}"

@@ -1,0 +1,285 @@
+"""Models and LoRAs from ComfyUI's models folders into the graph. Nothing is downloaded; what is missing is named.
+
+A loader runs again whenever ComfyUI's cache has dropped its output, and when the file has changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..ltx.checkpoint import Checkpoint, load_checkpoint, load_upscaler
+from ..ltx.lora import Match, load_lora, match
+from ..ltx.text import load_gemma
+from . import files, memory
+from .types import CATEGORY, AudioVaeIO, ConnectorsIO, ModelIO, TextEncoderIO, UpscalerIO, VideoVaeIO
+from .widgets import widget
+
+LOADERS = f"{CATEGORY}/Loaders"
+WANTED_CHECKPOINT = "get ltx-2.3-22b-dev.safetensors from https://huggingface.co/Lightricks/LTX-2.3"
+WANTED_GEMMA = "put the whole repository https://huggingface.co/google/gemma-3-12b-it-qat-q4_0-unquantized there"
+WANTED_UPSCALER = "get ltx-2.3-spatial-upscaler-x2-1.1.safetensors from https://huggingface.co/Lightricks/LTX-2.3"
+WANTED_DISTILLED = "get ltx-2.3-22b-distilled-lora-384-1.1.safetensors from https://huggingface.co/Lightricks/LTX-2.3"
+WANTED_LORA = "choose one that is there"
+DIFFUSERS_MARK = "transformer/config.json"
+GEMMA_MARK = "config.json"
+
+
+def _checkpoint_path(name: str) -> Path:
+    if name in files.model_folders("diffusers", DIFFUSERS_MARK):
+        return files.model_folder("diffusers", name, DIFFUSERS_MARK, WANTED_CHECKPOINT)
+    return files.model_file("checkpoints", name, WANTED_CHECKPOINT)
+
+
+def _checkpoint(name: str) -> Checkpoint:
+    return load_checkpoint(_checkpoint_path(name))
+
+
+def _gemma_path(name: str) -> Path:
+    return files.model_folder("text_encoders", name, GEMMA_MARK, WANTED_GEMMA)
+
+
+def _upscaler_path(name: str) -> Path:
+    return files.model_file("latent_upscale_models", name, WANTED_UPSCALER)
+
+
+def _distilled_path(name: str) -> Path:
+    return files.model_file("loras", name, WANTED_DISTILLED)
+
+
+def _lora_path(name: str) -> Path:
+    return files.model_file("loras", name, WANTED_LORA)
+
+
+class ModelLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VModelLoader",
+            display_name="LTX A2V Load Model",
+            category=LOADERS,
+            description="Opens an LTX-2.3 checkpoint: the transformer, the text connectors and both VAEs. Weights are "
+            "read when a node first computes with them.",
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=files.model_files("checkpoints") + files.model_folders("diffusers", DIFFUSERS_MARK),
+                    tooltip="An LTX-2.3 file of models/checkpoints, for instance ltx-2.3-22b-dev.safetensors, or a "
+                    "diffusers folder of models/diffusers.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(memory.DTYPES),
+                    default="auto",
+                    tooltip="Precision of weights and computation. auto: bfloat16 where the device supports it, "
+                    "float32 on the CPU.",
+                ),
+            ],
+            outputs=[
+                ModelIO.Output("transformer", display_name="model", tooltip="The transformer, for the samplers."),
+                ConnectorsIO.Output("text_connectors", display_name="connectors", tooltip="For Load Text Encoder."),
+                VideoVaeIO.Output("video_autoencoder", display_name="video_vae", tooltip="Pixels to latents and back."),
+                AudioVaeIO.Output("audio_autoencoder", display_name="audio_vae", tooltip="For Audio Conditioning."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
+        return files.verdict(_checkpoint, checkpoint)
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, dtype: str) -> str:
+        return files.stamp(_checkpoint_path(checkpoint))
+
+    @classmethod
+    def execute(cls, checkpoint: str, dtype: str) -> io.NodeOutput:
+        opened = _checkpoint(checkpoint)
+        return io.NodeOutput(
+            memory.hold_transformer(opened.transformer, dtype),
+            memory.hold_text(opened.connectors, dtype),
+            memory.hold_vae(opened.video_vae, dtype),
+            memory.hold_vae(opened.audio_vae, dtype),
+        )
+
+
+class TextEncoderLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VTextEncoderLoader",
+            display_name="LTX A2V Load Text Encoder",
+            category=LOADERS,
+            description="Opens Gemma 3 12B, which reads the prompt, and joins it with the checkpoint's connectors.",
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=files.model_folders("text_encoders", GEMMA_MARK),
+                    tooltip="A folder of models/text_encoders with Gemma's config.json, tokenizer and safetensors "
+                    "files, for instance gemma-3-12b-it-qat-q4_0-unquantized.",
+                ),
+                ConnectorsIO.Input("connectors", tooltip="From Load Model."),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(memory.DTYPES),
+                    default="auto",
+                    tooltip="Precision of weights and computation. auto: bfloat16 where the device supports it, "
+                    "float32 on the CPU.",
+                ),
+            ],
+            outputs=[TextEncoderIO.Output("encoder", display_name="text_encoder", tooltip="For Text Encode.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
+        return files.verdict(_gemma_path, folder)
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, **_: object) -> str:
+        return files.stamp(_gemma_path(folder) / GEMMA_MARK)
+
+    @classmethod
+    def execute(cls, folder: str, connectors: memory.Handle, dtype: str) -> io.NodeOutput:
+        path = _gemma_path(folder)
+        return io.NodeOutput(memory.hold_gemma(lambda chosen: load_gemma(path, chosen, "cpu"), dtype, connectors))
+
+
+class UpscalerLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VUpscalerLoader",
+            display_name="LTX A2V Load Upscaler",
+            category=LOADERS,
+            description="Opens the latent upscaler that doubles width and height between the two passes.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=files.model_files("latent_upscale_models"),
+                    tooltip="A file of models/latent_upscale_models: ltx-2.3-spatial-upscaler-x2-1.1.safetensors.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(memory.DTYPES),
+                    default="auto",
+                    tooltip="Precision of weights and computation. auto: bfloat16 where the device supports it, "
+                    "float32 on the CPU.",
+                ),
+            ],
+            outputs=[UpscalerIO.Output("upsampler", display_name="upscaler", tooltip="For Latent Upscale.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        return files.verdict(_upscaler_path, file)
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, dtype: str) -> str:
+        return files.stamp(_upscaler_path(file))
+
+    @classmethod
+    def execute(cls, file: str, dtype: str) -> io.NodeOutput:
+        path = _upscaler_path(file)
+        return io.NodeOutput(memory.hold_vae(lambda chosen: load_upscaler(path, chosen), dtype))
+
+
+class DistilledLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VDistilledLora",
+            display_name="LTX A2V Distilled LoRA",
+            category=LOADERS,
+            description="Merges the distilled LoRA into the model at two strengths, one for each pass. The model's own "
+            "weights stay as they are. For an undistilled (dev) checkpoint.",
+            inputs=[
+                ModelIO.Input(
+                    "model", tooltip="From Load Model, or from another LoRA, which then acts in both passes."
+                ),
+                io.Combo.Input(
+                    "lora",
+                    options=files.model_files("loras"),
+                    tooltip="A file of models/loras: ltx-2.3-22b-distilled-lora-384-1.1.safetensors.",
+                ),
+                widget("distill_lora_first_pass_scale", "first_pass_strength"),
+                widget("distill_lora_second_pass_scale", "second_pass_strength"),
+            ],
+            outputs=[
+                ModelIO.Output("first_pass", display_name="first pass model", tooltip="For the first sampler."),
+                ModelIO.Output("second_pass", display_name="second pass model", tooltip="For the second sampler."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="How many of the model's weights it changes."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora: str | None = None) -> bool | str:
+        return files.verdict(_distilled_path, lora)
+
+    @classmethod
+    def fingerprint_inputs(cls, lora: str, **_: object) -> str:
+        return files.stamp(_distilled_path(lora))
+
+    @classmethod
+    def execute(
+        cls, model: memory.Model, lora: str, first_pass_strength: float, second_pass_strength: float
+    ) -> io.NodeOutput:
+        path = _distilled_path(lora)
+        loaded, report = _fitting(path, model)
+        strengths = f"strength {first_pass_strength:g} in the first pass, {second_pass_strength:g} in the second"
+        return io.NodeOutput(
+            model.with_lora(loaded, first_pass_strength),
+            model.with_lora(loaded, second_pass_strength),
+            f"{report}; {strengths}",
+        )
+
+
+class LoraLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VLora",
+            display_name="LTX A2V LoRA",
+            category=LOADERS,
+            description="Merges a LoRA into the model, a camera movement for instance. Placed before Distilled LoRA it "
+            "acts in both passes. A file that fits none of the model's weights is an error.",
+            inputs=[
+                ModelIO.Input("model", tooltip="From Load Model or another LoRA."),
+                io.Combo.Input("lora", options=files.model_files("loras"), tooltip="A file of models/loras."),
+                io.Float.Input(
+                    "strength", default=1.0, min=-4.0, max=4.0, step=0.05, tooltip="1 is what it was trained at."
+                ),
+            ],
+            outputs=[
+                ModelIO.Output("merged", display_name="model", tooltip="The model with this LoRA."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="How many of the model's weights it changes."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora: str | None = None) -> bool | str:
+        return files.verdict(_lora_path, lora)
+
+    @classmethod
+    def fingerprint_inputs(cls, lora: str, **_: object) -> str:
+        return files.stamp(_lora_path(lora))
+
+    @classmethod
+    def execute(cls, model: memory.Model, lora: str, strength: float) -> io.NodeOutput:
+        loaded, report = _fitting(_lora_path(lora), model)
+        return io.NodeOutput(model.with_lora(loaded, strength), f"{report}; strength {strength:g}")
+
+
+def _fitting(path: Path, model: memory.Model) -> tuple[Match, str]:
+    """The LoRA in that file, and a sentence on how it fits the model. Errors: it fits nothing."""
+    fit = match(load_lora(path), model.module)
+    if fit.warning:
+        logging.warning(fit.warning)
+    return fit, fit.warning or f"{path.name}: all of its {len(fit.matched)} layers applied"
+
+
+NODES = (ModelLoader, TextEncoderLoader, UpscalerLoader, DistilledLora, LoraLoader)

@@ -1,0 +1,232 @@
+"""Residency: a diffusers or transformers module under ComfyUI's memory management, whole or in part, exactly.
+
+ComfyUI moves a model's weights between memories when this or any other pack needs room, and leaves behind what does
+not fit. A module of its own can compute all the same, because its layers fetch their weights when they are called.
+Here diffusers' and transformers' layers are given the classes of ComfyUI that do this; the numbers stay the same.
+
+Nothing here holds a model by a strong reference: handles travel through the graph, and die with its cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import comfy.model_management as management
+import comfy.model_patcher
+import comfy.ops
+import torch
+from comfy.weight_adapter.base import WeightAdapterBase
+from torch import Tensor, nn
+
+from ..ltx.errors import InputError
+from ..ltx.lora import LowRank, Match, delta
+from ..ltx.text import Gemma
+
+Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+CASTABLE = tuple(
+    (getattr(nn, name), getattr(comfy.ops.manual_cast, name))
+    for name in ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "RMSNorm")
+)
+"""torch's layer → ComfyUI's, which fetches its weights to where its input is. Gemma's table of embeddings is not among
+them: only where its weights are can its input, the first of all, be put."""
+
+DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Holder(nn.Module):
+    """What ComfyUI may write on (`device`, counters of bytes): the `device` of diffusers' modules cannot be set."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+@dataclass(frozen=True, eq=False)
+class Handle:
+    """A model on its way through a graph. The two methods are how ComfyUI counts what its cache keeps alive."""
+
+    patcher: Any
+
+    @property
+    def module(self) -> nn.Module:
+        return self.patcher.model.module
+
+    def get_models(self) -> list[Any]:
+        return [self.patcher]
+
+    def get_ram_usage(self) -> int:
+        return self.patcher.model_size()
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder(Handle):
+    """Gemma with its tokenizer, and the connectors that turn its hidden states into the transformer's context."""
+
+    gemma: Gemma
+    connectors: Handle
+
+    def get_models(self) -> list[Any]:
+        return [self.patcher, self.connectors.patcher]
+
+    def get_ram_usage(self) -> int:
+        return self.patcher.model_size() + self.connectors.get_ram_usage()
+
+
+@dataclass(frozen=True, eq=False)
+class Model(Handle):
+    """The transformer with `loras` merged where it computes; `plain` is the same one without."""
+
+    plain: Any
+    loras: tuple[tuple[Match, float], ...] = ()
+
+    def with_lora(self, fit: Match, strength: float) -> Model:
+        """This model with one LoRA more: another handle on the same weights."""
+        loras = (*self.loras, (fit, strength))
+        patcher = self.plain.clone()
+        patcher.add_patches({f"module.{name}": Merge(terms) for name, terms in _terms(loras).items()})
+        return Model(patcher, self.plain, loras)
+
+
+class Merge(WeightAdapterBase):
+    """ComfyUI's patch of one weight: every LoRA on it in one float32 sum, rounded once, by the engine's own formula."""
+
+    name = "ltxa2v"
+
+    def __init__(self, terms: list[tuple[LowRank, float]]) -> None:
+        self.terms = terms
+        self.weights = [tensor for term, _ in terms for tensor in (term.up, term.down)]
+        self.loaded_keys: set[str] = set()
+
+    def calculate_weight(self, weight: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The merged weight in `weight`'s dtype, which is float32 where the whole weight is in memory."""
+        total = weight.float()
+        for term, strength in self.terms:
+            total = total + delta(term, strength, weight.device).reshape(weight.shape)
+        return total.to(weight.dtype)
+
+
+def _terms(loras: tuple[tuple[Match, float], ...]) -> dict[str, list[tuple[LowRank, float]]]:
+    terms: dict[str, list[tuple[LowRank, float]]] = {}
+    for fit, strength in loras:
+        for name in fit.matched if strength else ():
+            terms.setdefault(name, []).append((fit.lora.targets[name], strength))
+    return terms
+
+
+def hold(module: nn.Module, device: torch.device, offload: torch.device) -> Any:
+    """A patcher that computes on `device` and waits on `offload`. The module's layers are changed in place."""
+    for part in module.modules():
+        _make_castable(part)
+    module.__class__ = _placed(type(module))
+    module.compute_device = device
+    named = type(type(module).__name__, (Holder,), {})  # the name that ComfyUI logs
+    return Patcher(named(module), load_device=device, offload_device=offload)
+
+
+def use(*handles: Handle, memory_required: float = 0) -> list[nn.Module]:
+    """Brings models to their devices, as much of them as fits beside `memory_required` bytes, and returns the modules.
+
+    A module's `.device` then says where it computes and wants its inputs, wherever its weights lie.
+    """
+    patchers = [handle.patcher for handle in handles]
+    management.load_models_gpu(patchers, memory_required=memory_required)
+    for patcher in patchers:
+        settle(patcher.model, patcher.load_device)
+    return [handle.module for handle in handles]
+
+
+def settle(module: nn.Module, device: torch.device) -> None:
+    """Moves to `device` what no layer fetches: buffers, and parameters that a module uses outside a castable layer.
+
+    ComfyUI leaves them behind when it loads a model in part: the modulation tables, the connectors' registers, the
+    latents' statistics, Gemma's norms and embeddings.
+    """
+    for part in module.modules():
+        fetches = hasattr(part, "comfy_cast_weights")
+        own = [*part.buffers(recurse=False), *([] if fetches else part.parameters(recurse=False))]
+        if any(tensor.device != device for tensor in own):
+            part._apply(lambda tensor: tensor.to(device), recurse=False)  # `to` would take the children along
+
+
+def dtype_for(name: str, device: torch.device) -> torch.dtype:
+    """The loaders' dtype widget. auto: bfloat16 where the device computes in it, float32 elsewhere, as on the CPU."""
+    if name not in DTYPES:
+        raise InputError(f"dtype is {name!r}: choose one of {', '.join(DTYPES)}.")
+    return DTYPES[name] or (torch.bfloat16 if management.should_use_bf16(device) else torch.float32)
+
+
+def hold_transformer(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Model:
+    device = management.get_torch_device()
+    patcher = hold(load(dtype_for(dtype, device)), device, management.unet_offload_device())
+    return Model(patcher, patcher)
+
+
+def hold_vae(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Handle:
+    device = management.vae_device()
+    return Handle(hold(load(dtype_for(dtype, device)), device, management.vae_offload_device()))
+
+
+def hold_text(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Handle:
+    device = management.text_encoder_device()
+    return Handle(hold(load(dtype_for(dtype, device)), device, management.text_encoder_offload_device()))
+
+
+def hold_gemma(load: Callable[[torch.dtype], Gemma], dtype: str, connectors: Handle) -> TextEncoder:
+    device = management.text_encoder_device()
+    gemma = load(dtype_for(dtype, device))
+    return TextEncoder(hold(gemma.model, device, management.text_encoder_offload_device()), gemma, connectors)
+
+
+def to_graph(tensor: Tensor) -> Tensor:
+    """Where ComfyUI wants what travels between nodes."""
+    return tensor.to(management.intermediate_device())
+
+
+# Bytes of activations beside the weights: ComfyUI keeps as much room free. Rough, and on the large side.
+
+
+def sampling_memory(module: nn.Module, latent: Tensor) -> float:
+    """One transformer pass over the tokens of `latent` [1, C, F, H, W]: some 32 tensors as wide as the model."""
+    tokens = latent[0, 0].numel()
+    width = module.config.num_attention_heads * module.config.attention_head_dim
+    return 32.0 * tokens * width * module.dtype.itemsize
+
+
+def decoding_memory(module: nn.Module, frames: int, height: int, width: int) -> float:
+    """The video VAE's decoder over one tile of pixels; the factor is the one ComfyUI uses for this family."""
+    return 900.0 * frames / 8 * height / 32 * width / 32 * 512 * module.dtype.itemsize
+
+
+def encoding_memory(module: nn.Module, height: int, width: int) -> float:
+    """The video VAE's encoder over one image; the factor is the one ComfyUI uses for this family."""
+    return 70.0 * 7 * height * width * module.dtype.itemsize
+
+
+def upscaling_memory(module: nn.Module, latent: Tensor) -> float:
+    """The upsampler over `latent` [1, C, F, H, W]: some 8 tensors of its widest stage at the doubled size."""
+    return 8.0 * 4 * latent[0, 0].numel() * module.config.mid_channels * module.dtype.itemsize
+
+
+TEXT_MEMORY = 5e9
+"""Gemma over 1024 tokens, all its hidden states kept, and its table of embeddings, which `settle` places."""
+
+
+def _make_castable(module: nn.Module) -> None:
+    if hasattr(module, "comfy_cast_weights") or not list(module.parameters(recurse=False)):
+        return
+    for theirs, ours in CASTABLE:
+        if type(module) is theirs:
+            module.__class__ = ours
+            if not hasattr(module, "bias"):
+                module.bias = None  # ComfyUI's layers ask every layer for one
+
+
+@cache
+def _placed(theirs: type) -> type:
+    """The class with a `device` that is where the module computes; theirs is where its first weight happens to lie."""
+    device = property(lambda self: self.compute_device)
+    return type(theirs.__name__, (theirs,), {"__module__": theirs.__module__, "device": device})

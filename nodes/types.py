@@ -1,0 +1,18 @@
+"""The types that travel between this pack's nodes. Whatever other packs may use too has ComfyUI's own type instead."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+CATEGORY = "LTX Audio-to-Video"
+
+ModelIO = io.Custom("LTXA2V_MODEL")  # memory.Model: the transformer, with its LoRAs
+ConnectorsIO = io.Custom("LTXA2V_CONNECTORS")  # memory.Handle
+VideoVaeIO = io.Custom("LTXA2V_VIDEO_VAE")  # memory.Handle
+AudioVaeIO = io.Custom("LTXA2V_AUDIO_VAE")  # memory.Handle
+TextEncoderIO = io.Custom("LTXA2V_TEXT_ENCODER")  # memory.TextEncoder: Gemma and the connectors
+UpscalerIO = io.Custom("LTXA2V_UPSCALER")  # memory.Handle
+TextIO = io.Custom("LTXA2V_TEXT")  # ltx.text.TextContext
+AudioIO = io.Custom("LTXA2V_AUDIO")  # ltx.conditioning.AudioCondition
+GuidesIO = io.Custom("LTXA2V_GUIDES")  # tuple of ltx.conditioning.Guide
+GuidanceIO = io.Custom("LTXA2V_GUIDANCE")  # ltx.guidance.Guidance

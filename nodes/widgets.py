@@ -1,0 +1,23 @@
+"""Widgets for the endpoint's parameters: default, range, choices and tooltip come from the place that knows them."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..ltx.request import PARAMETERS
+
+
+def widget(parameter: str, name: str | None = None, *, step: float = 0.05, tooltip: str | None = None) -> io.Input:
+    """The input for an endpoint parameter, under its own name or another. The range is what the engine accepts."""
+    known = PARAMETERS[parameter]
+    options = {"id": name or parameter, "tooltip": tooltip or known.help, "default": known.default}
+    limits = {"min": known.hard_minimum, "max": known.hard_maximum}
+    if known.kind == "switch":
+        return io.Boolean.Input(**options)
+    if known.kind == "choice":
+        return io.Combo.Input(**options, options=list(known.choices))
+    if known.kind == "text":
+        return io.String.Input(**options, multiline=True)
+    if known.kind == "integer":
+        return io.Int.Input(**options, **limits, step=int(step) or 1)
+    return io.Float.Input(**{**options, "default": float(known.default or 0)}, **limits, step=step)

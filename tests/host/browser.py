@@ -1,0 +1,148 @@
+"""ComfyUI's own frontend in a headless browser: what it makes of a workflow file is what a person gets.
+
+Only the server under test is reached: no other name resolves. One page for each `Frontend`; no assertions here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from playwright.sync_api import ConsoleMessage, sync_playwright
+
+Workflow = dict[str, Any]
+OWN_NODE = "LTXA2VSaveVideo"  # a page that knows it knows them all
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # faster than a route through Python for every asset
+)
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,  # or a dialog of templates covers the canvas
+    "Comfy.UseNewMenu": "Top",
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Graph.CanvasMenu": False,
+    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0,  # text in pictures of the whole graph too
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}
+READY_MS = 60_000
+# the page loads a workflow of its own at the end of its start
+READY = """type => window.app?.vueAppReady && window.LiteGraph?.registered_node_types[type]
+    && app.extensionManager.workflow.activeWorkflow && app.graph.nodes.length"""
+LOAD = """async workflow => {
+    await app.loadGraphData(workflow, true, true, null,
+        {showMissingNodesDialog: false, showMissingModelsDialog: false});
+    await new Promise(requestAnimationFrame);
+}"""
+MISSING = """() => app.graph.nodes
+    .filter(node => node.has_errors || !(node.type in LiteGraph.registered_node_types)).map(node => node.type)"""
+SERIALIZE = "() => JSON.stringify(app.graph.serialize({sortNodes: true}))"
+PROMPT = "async () => JSON.stringify((await app.graphToPrompt()).output)"
+# the whole graph in view without menus over it; where it lies on the page, in pixels
+FIT = """async margin => {
+    if (!app.extensionManager.focusMode) await app.extensionManager.command.execute('Workspace.ToggleFocusMode');
+    await new Promise(done => setTimeout(done, 500));
+    app.canvas.resize();
+    const boxes = [...app.graph.nodes, ...app.graph.groups].map(item => item.boundingRect ?? item.boundingBox);
+    const low = [0, 1].map(axis => Math.min(...boxes.map(box => box[axis])) - margin);
+    const high = [0, 1].map(axis => Math.max(...boxes.map(box => box[axis] + box[axis + 2])) + margin);
+    const room = app.canvas.canvas.getBoundingClientRect();
+    const scale = Math.min(room.width / (high[0] - low[0]), room.height / (high[1] - low[1]));
+    app.canvas.ds.scale = scale;
+    app.canvas.ds.offset = low.map(value => -value);
+    app.canvas.setDirty(true, true);
+    await new Promise(done => setTimeout(done, 1000));
+    return {x: room.x, y: room.y, width: scale * (high[0] - low[0]), height: scale * (high[1] - low[1])};
+}"""
+MARGIN = 30  # around the graph, in its own units
+
+
+def browser_path() -> str | None:
+    """Debian's chromium, if it is installed."""
+    return shutil.which("chromium")
+
+
+class Frontend:
+    """A page of the server at `url`, ready once it knows the node type `wait_for`; a context manager.
+
+    `errors` collects what the console and uncaught exceptions say.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        chromium: str,
+        *,
+        wait_for: str = OWN_NODE,
+        width: int = 2560,
+        height: int = 1440,
+    ) -> None:
+        self.errors: list[str] = []
+        self._playwright = sync_playwright().start()
+        try:
+            self._browser = self._playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+            self.page = self._browser.new_page(viewport={"width": width, "height": height})
+            self.page.on("console", self._on_console)
+            self.page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
+            for key, value in SETTINGS.items():
+                self.page.request.post(f"{url}/api/settings/{key}", data=json.dumps(value))
+            self.page.goto(url, wait_until="load", timeout=READY_MS)
+            self.page.wait_for_function(READY, arg=wait_for, timeout=READY_MS)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Frontend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._playwright.stop()
+
+    def load(self, workflow: Workflow) -> list[str]:
+        """Opens a UI workflow, as dropping its file would; the types of nodes that the server does not have.
+
+        `errors` starts anew: a fresh server makes the page itself complain of files that no user has written yet.
+        """
+        self.errors.clear()
+        self.page.evaluate(LOAD, workflow)
+        return self.page.evaluate(MISSING)
+
+    def serialize(self) -> Workflow:
+        """The open graph in UI form."""
+        return json.loads(self.page.evaluate(SERIALIZE))
+
+    def prompt(self) -> dict[str, dict[str, Any]]:
+        """The open graph in API form, as the Queue button sends it."""
+        return json.loads(self.page.evaluate(PROMPT))
+
+    def set_mode(self, ids: Iterable[int], mode: int) -> None:
+        """Switches nodes on (0) or bypasses them (4), as Ctrl+B does."""
+        self.page.evaluate(
+            "([ids, mode]) => app.graph.nodes.filter(node => ids.includes(node.id)).forEach(node => node.mode = mode)",
+            [list(ids), mode],
+        )
+
+    def screenshot(self, path: Path) -> None:
+        """A picture of the whole open graph, as large as the page allows."""
+        self.page.screenshot(path=path, clip=self.page.evaluate(FIT, MARGIN))
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        # the page's own look-ups at the node registry, which nothing here can reach
+        if message.type == "error" and "https://api.comfy.org/" not in message.text:
+            self.errors.append(f"{message.text} ({message.location.get('url', '')})")

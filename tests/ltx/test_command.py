@@ -1,0 +1,474 @@
+"""`python -m ltx`: exit statuses, the sentence on standard error, and what is left at --output.
+
+Most of it calls `main` in this process; programs of their own are started where signals or the start itself are tested.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from a2v.ltx import __main__ as command
+from a2v.ltx import pipeline
+from a2v.ltx.text import TextContext
+from a2v.tests.tiny import TinyFiles, write_tiny
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "prompt": "a woman speaks", "seed": 5, "use_multiscale": False, "video_size": {"width": 64, "height": 64},
+    "num_frames": 9, "match_audio_length": False, "num_inference_steps": 2,
+}  # fmt: skip
+TWO_PASSES = {**SMALL, "use_multiscale": True, "video_size": {"width": 128, "height": 64}}
+
+
+def write_wav(path: Path, seconds: float, rate: int = 16000, channels: int = 1) -> Path:
+    time = np.arange(round(seconds * rate)) / rate
+    samples = np.stack([0.4 * np.sin(2 * np.pi * (220 + 110 * c) * time) for c in range(channels)], axis=1)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
+
+
+def write_encoded(path: Path, codec: str, layout: str, rate: int, seconds: float, picture: bool = False) -> Path:
+    """A tone in another container, with or without a picture."""
+    with av.open(str(path), "w") as container:
+        if picture:
+            video = container.add_stream("libx264", rate=24)
+            video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        if codec:
+            sound = container.add_stream(codec, rate=rate, layout=layout)
+            channels = len(av.AudioLayout(layout).channels)
+            time = np.arange(round(seconds * rate)) / rate
+            tone = np.stack([0.4 * np.sin(2 * np.pi * (200 + 50 * c) * time) for c in range(channels)], axis=1)
+            frame = av.AudioFrame.from_ndarray(tone.astype(np.float32).reshape(1, -1), format="flt", layout=layout)
+            frame.rate, frame.pts = rate, 0
+            container.mux(sound.encode(frame))
+            container.mux(sound.encode(None))
+        if picture:
+            for _ in range(5):
+                container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+            container.mux(video.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def media(tiny: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good and broken inputs."""
+    folder = tmp_path_factory.mktemp("media")
+    voice = write_wav(folder / "voice.wav", 1.0)
+    write_wav(folder / "phone.wav", 0.2, rate=8000)
+    write_encoded(folder / "film.mp4", "aac", "stereo", 44100, 1.0, picture=True)
+    write_encoded(folder / "silent.mp4", "", "", 0, 0, picture=True)
+    write_encoded(folder / "surround.flac", "flac", "5.1", 48000, 0.5)
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "cut.wav").write_bytes(voice.read_bytes()[:30])
+    (folder / "text.mp3").write_text("This is no music at all.\n" * 40, encoding="utf-8")
+    Image.new("RGB", (90, 70), (200, 80, 30)).save(folder / "picture.png")
+    (folder / "no-picture.png").write_text("not an image", encoding="utf-8")
+    tensors = load_file(tiny.checkpoint)
+    with safe_open(tiny.checkpoint, "pt") as file:
+        metadata = file.metadata()
+    for version in ("2.0.0", "2.5.0"):
+        save_file(tensors, folder / f"ltx-{version}.safetensors", metadata={**metadata, "model_version": version})
+    with tiny.checkpoint.open("rb") as file:
+        (folder / "cut.safetensors").write_bytes(file.read(1_000_000))
+    return folder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    error: str
+    folder: Path
+
+    @property
+    def last(self) -> str:
+        """The last line on standard error."""
+        return self.error.strip().splitlines()[-1] if self.error.strip() else ""
+
+    @property
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir())
+
+
+Run = Callable[..., Outcome]
+
+
+def arguments(tiny: TinyFiles, media: Path, folder: Path, request: Any, flags: dict[str, Any]) -> list[str]:
+    """A command line; a flag given as None is left out. `request` is written beside the media."""
+    file = folder.parent / f"{folder.name}.json"
+    file.write_text(request if isinstance(request, str) else json.dumps(request), encoding="utf-8")
+    every: dict[str, Any] = {
+        "checkpoint": tiny.checkpoint, "text-encoder": tiny.gemma, "upscaler": tiny.upscaler,
+        "audio": media / "voice.wav", "request": file, "output": folder / "out.mp4", **flags,
+    }  # fmt: skip
+    line: list[str] = []
+    for flag, value in every.items():
+        if value is not None:
+            line += [f"--{flag}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return line
+
+
+@pytest.fixture
+def run(
+    tiny: TinyFiles, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Outcome]]:
+    """`main` in this process, its output in an empty folder; puts the signal handlers back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    folder = tmp_path / "output"
+    folder.mkdir()
+
+    def call(values: Any = SMALL, **flags: Any) -> Outcome:
+        line = arguments(tiny, media, folder, values, {k.replace("_", "-"): v for k, v in flags.items()})
+        capsys.readouterr()
+        try:
+            status = command.main(line)
+        except SystemExit as end:
+            status = end.code
+        return Outcome(status, *capsys.readouterr(), folder)
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without Gemma: the prompts' contexts are short random ones."""
+    contexts = [TextContext(torch.randn(1, 16, 64), torch.randn(1, 16, 32)) for _ in range(2)]
+    monkeypatch.setattr(pipeline, "encode_prompts", lambda *_: contexts)
+
+
+# What is refused: flags (a text names a file in the media folder), the request, what the sentence says.
+MISSING = "nowhere.safetensors"
+REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "no checkpoint": ({"checkpoint": MISSING}, SMALL, r"nowhere\.safetensors"),
+    "no text encoder": ({"text-encoder": MISSING}, SMALL, r"nowhere\.safetensors"),
+    "no upscaler": ({"upscaler": MISSING}, TWO_PASSES, r"nowhere\.safetensors"),
+    "no distilled LoRA": ({"distill-lora": MISSING}, SMALL, r"nowhere\.safetensors"),
+    "no camera LoRA": ({"camera-lora": MISSING}, SMALL, r"nowhere\.safetensors"),
+    "no LoRA": ({"lora": f"{MISSING}:0.5"}, SMALL, r"nowhere\.safetensors"),
+    "no audio": ({"audio": "nowhere.wav"}, SMALL, r"nowhere\.wav"),
+    "no image": ({"image": "nowhere.png"}, SMALL, r"nowhere\.png"),
+    "no end image": ({"end-image": "nowhere.png"}, SMALL, r"nowhere\.png"),
+    "no request": ({"request": "nowhere.json"}, SMALL, r"nowhere\.json"),
+    "no JSON": ({}, '{"prompt": ', r"is not JSON"),
+    "a list": ({}, "[1]", r"not a JSON object"),
+    "unknown key": ({}, {**SMALL, "num_frame": 9}, r"num_frame\b.*num_frames"),
+    "audio_url": ({}, {**SMALL, "audio_url": "http://x/y"}, r"audio_url.*--audio"),
+    "image_url": ({}, {**SMALL, "image_url": "http://x/y"}, r"image_url.*--image"),
+    "end_image_url": ({}, {**SMALL, "end_image_url": "http://x/y"}, r"end_image_url.*--end-image"),
+    "sync_mode": ({}, {**SMALL, "sync_mode": True}, r"sync_mode.*--output"),
+    "no prompt": ({}, {"seed": 1}, r"prompt"),
+    "negative steps": ({}, {**SMALL, "num_inference_steps": -4}, r"num_inference_steps: -4"),
+    "no steps": ({}, {**SMALL, "num_inference_steps": 0}, r"num_inference_steps: 0"),
+    "no frames": ({}, {**SMALL, "num_frames": 0}, r"num_frames: 0"),
+    "negative strength": ({}, {**SMALL, "image_strength": -1}, r"image_strength: -1"),
+    "scheduler": ({}, {**SMALL, "scheduler": "karras"}, r"scheduler.*ltx2"),
+    "not built": ({}, {**SMALL, "use_restart_sampling": True}, r"use_restart_sampling.*not built"),
+    "NaN": ({}, '{"prompt": "x", "fps": NaN}', r"fps"),
+    "camera movement": ({}, {**SMALL, "camera_lora": "dolly_in"}, r"dolly_in.*--camera-lora"),
+    "two passes": ({"upscaler": None}, TWO_PASSES, r"--upscaler.*use_multiscale"),
+    "LTX-2.0": ({"checkpoint": "ltx-2.0.0.safetensors"}, SMALL, r"2\.0.*2\.3|2\.3.*2\.0"),
+    "LTX-2.5": ({"checkpoint": "ltx-2.5.0.safetensors"}, SMALL, r"2\.5.*2\.3|2\.3.*2\.5"),
+    "cut checkpoint": ({"checkpoint": "cut.safetensors"}, SMALL, r"cut\.safetensors"),
+    "picture as checkpoint": ({"checkpoint": "picture.png"}, SMALL, r"picture\.png"),
+    "checkpoint as upscaler": ({"upscaler": "ltx-2.5.0.safetensors"}, TWO_PASSES, r"no latent upscaler"),
+    "checkpoint as LoRA": ({"distill-lora": "ltx-2.5.0.safetensors"}, SMALL, r"LoRA"),
+    "empty sound": ({"audio": "empty.wav"}, SMALL, r"empty\.wav.*empty"),
+    "cut sound": ({"audio": "cut.wav"}, SMALL, r"cut\.wav"),
+    "text as sound": ({"audio": "text.mp3"}, SMALL, r"text\.mp3"),
+    "film without sound": ({"audio": "silent.mp4"}, SMALL, r"silent\.mp4.*no audio"),
+    "text as image": ({"image": "no-picture.png"}, SMALL, r"no-picture\.png"),
+    "sound as end image": ({"end-image": "voice.wav"}, SMALL, r"voice\.wav"),
+    "end image of one frame": ({"end-image": "picture.png"}, {**SMALL, "num_frames": 1}, r"end image"),
+    "STG block": ({"stg-blocks": [4]}, SMALL, r"block 4"),
+    "STG block below 0": ({"stg-blocks": [-1]}, SMALL, r"stg"),
+    "LoRA without a number": ({"lora": f"{MISSING}:much"}, SMALL, r"nowhere"),
+    "output folder": ({"output": "nowhere/out.mp4"}, SMALL, r"--output.*nowhere"),
+    "output kind": ({"output": "out.avi"}, SMALL, r"--output.*\.mp4"),
+    "trace folder": ({"trace": "nowhere/trace.safetensors"}, SMALL, r"--trace.*nowhere"),
+}
+FILES = {"checkpoint", "text-encoder", "upscaler", "distill-lora", "camera-lora", "lora", "audio", "image"}
+FILES |= {"end-image", "request", "output", "trace"}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_one_sentence(name: str, run: Run, media: Path) -> None:
+    """Status 2, one line that names the cause, nothing written anywhere."""
+    flags, request, sentence = REFUSED[name]
+    before = sorted(path.name for path in media.iterdir())
+    placed = {flag: media / value if flag in FILES and value else value for flag, value in flags.items()}
+    done = run(request, **placed)
+    assert done.status == 2, done.error
+    lines = [line for line in done.error.splitlines() if line.strip() and "encode text" not in line]
+    assert len(lines) == 1, done.error
+    assert re.search(sentence, lines[0]), lines[0]
+    assert "Traceback" not in done.error and not re.search(r"Error\b.*\(|Errno", lines[0]), lines[0]
+    assert done.out == "" and done.left == []
+    assert sorted(path.name for path in media.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "flags", ({"checkpoint": None}, {"dtype": "int8"}, {"device": "tpu"}, {"nonsense": "1"}, {"stg-blocks": ["x"]})
+)
+def test_a_wrong_command_line(run: Run, flags: dict[str, Any]) -> None:
+    done = run(**flags)
+    assert (done.status, done.out, done.left) == (2, "", [])
+    assert re.search(r"error: .*(checkpoint|int8|tpu|nonsense|'x')", done.last)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu(run: Run) -> None:
+    done = run(device="cuda")
+    assert done.status == 2 and "--device" in done.last
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_failure_is_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk while the file is written, memory that runs out: a line, no traceback, the older file as it was."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    good = run()
+    older = (good.folder / "out.mp4").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_video", full)
+        done = run({**SMALL, "seed": 6})
+    assert done.status == 1 and "No space left" in done.last and "Traceback" not in done.error
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "decode_video", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+        done = run({**SMALL, "seed": 6})
+    assert done.status == 1 and "no memory" in done.last and "Traceback" not in done.error
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "decode_video", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        done = run({**SMALL, "seed": 6})
+    assert done.status == 130 and "interrupted" in done.last
+    assert done.left == ["out.mp4"] and (done.folder / "out.mp4").read_bytes() == older
+    assert run({**SMALL, "num_frames": -1}).status == 2
+    assert (done.folder / "out.mp4").read_bytes() == older
+
+
+def stream_facts(path: Path) -> tuple[int, int, int, float, int, int, float]:
+    """Width, height, frames, rate; the sound's rate, channels and seconds, by decoding all of it."""
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        frames = sum(1 for _ in container.decode(video))
+        facts = (video.width, video.height, frames, float(video.average_rate))
+    with av.open(str(path)) as container:
+        sound = container.streams.audio[0]
+        seconds = float(sound.duration * sound.time_base)
+        return (*facts, sound.rate, sound.channels, seconds)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("audio", "request_", "expected"),
+    [
+        ("phone.wav", {**SMALL, "match_audio_length": True}, (64, 64, 9, 24.0, 8000, 1, 0.2)),
+        ("film.mp4", {**SMALL, "fps": 30}, (64, 64, 9, 30.0, 44100, 2, 0.3)),
+        ("surround.flac", {**SMALL, "match_audio_length": True, "fps": 23.976}, (64, 64, 17, 23.976, 48000, 6, 0.5)),
+    ],
+)
+def test_sounds(run: Run, media: Path, audio: str, request_: dict[str, Any], expected: tuple[float, ...]) -> None:
+    """A short telephone recording, a film longer than the video, surround sound: through the whole command."""
+    done = run(request_, audio=media / audio)
+    assert done.status == 0, done.error
+    assert done.left == ["out.mp4"]
+    assert stream_facts(done.folder / "out.mp4") == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_report(run: Run, tiny: TinyFiles, media: Path) -> None:
+    """The last line of standard output is JSON; what was changed or left out stands on standard error."""
+    request = {**TWO_PASSES, "num_frames": 10, "video_size": {"width": 100, "height": 64}, "image_strength": 0}
+    done = run({**request, "audio_cfg_scale": 5}, image=media / "picture.png")
+    assert done.status == 0, done.error
+    report = json.loads(done.out)
+    assert report == {
+        "output": str(done.folder / "out.mp4"), "width": 128, "height": 64, "frames": 17, "fps": "24", "seed": 5,
+        "steps": 2, "passes_per_step": 4, "model_version": "2.3.0",
+    }  # fmt: skip
+    for note in (
+        r"note: no distilled LoRA given: its scales count as 0",
+        r"note: num_frames rounded up from 10 to 17",
+        r"note: size taken from 100×64 to 128×64",
+        r"note: audio_cfg_scale does nothing",
+        r"note: the first image has strength 0",
+        r"note: use_restart_sampling is not built yet",
+        r"note: enable_prompt_expansion is not built yet",
+        r"note: enable_safety_checker is not built yet",
+        r"note: preprocess_audio is not built yet",
+    ):
+        assert re.search(note, done.error), note
+    with_lora = run(TWO_PASSES, distill_lora=tiny.distilled_lora)
+    assert "distilled" not in with_lora.error
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_drawn_seed_is_reported_and_repeats_the_run(run: Run) -> None:
+    drawn = {k: v for k, v in SMALL.items() if k != "seed"}
+    first = run(drawn)
+    content = (first.folder / "out.mp4").read_bytes()
+    seed = json.loads(first.out)["seed"]
+    assert run({**drawn, "seed": seed}).status == 0
+    assert (first.folder / "out.mp4").read_bytes() == content
+    assert json.loads(run(drawn).out)["seed"] != seed
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_the_distilled_lora_its_scales_are_0(run: Run, tiny: TinyFiles) -> None:
+    """No file, and a file at 0: the same frames. The trace lies where it was asked for."""
+    traces = []
+    zero = {**TWO_PASSES, "distill_lora_first_pass_scale": 0, "distill_lora_second_pass_scale": 0}
+    for number, (request, lora) in enumerate(
+        ((TWO_PASSES, None), (zero, tiny.distilled_lora), (TWO_PASSES, tiny.distilled_lora))
+    ):
+        trace = tiny.checkpoint.parent / f"trace{number}.safetensors"
+        done = run(request, distill_lora=lora, trace=trace)
+        assert done.status == 0, done.error
+        traces.append(load_file(trace))
+        assert done.left == ["out.mp4"]
+    assert torch.equal(traces[0]["final/frames_u8"], traces[1]["final/frames_u8"])
+    assert not torch.equal(traces[0]["final/frames_u8"], traces[2]["final/frames_u8"])
+    wanted = {"audio/latent", "s1/sigmas", "s1/step1/x0_video", "s2/step2/out_video", "up/out", "final/video_latent"}
+    assert wanted <= traces[0].keys()
+    assert {tensor.dtype for tensor in traces[0].values()} == {torch.float32, torch.uint8}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("gpu", "flags", "dtype"),
+    [
+        (False, {}, torch.float32),
+        (False, {"dtype": "bfloat16"}, torch.bfloat16),
+        (True, {"device": "cpu"}, torch.float32),
+        (True, {}, torch.bfloat16),
+    ],
+)
+def test_default_dtype_and_device(
+    run: Run, monkeypatch: pytest.MonkeyPatch, gpu: bool, flags: dict[str, Any], dtype: torch.dtype
+) -> None:
+    seen = {}
+
+    def stop(*_: object, **settings: Any) -> None:
+        seen.update(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(command, "run", stop)
+    assert run(**flags).status == 130
+    assert seen["dtype"] is dtype
+    assert seen["device"] == ("cuda" if gpu and not flags else "cpu")
+
+
+@pytest.mark.usefixtures("quick")
+def test_bfloat16_runs(run: Run) -> None:
+    assert run(dtype="bfloat16", device="cpu").status == 0
+
+
+def test_lora_arguments() -> None:
+    assert command.lora_argument("a.safetensors:0.5") == (Path("a.safetensors"), 0.5)
+    assert command.lora_argument("a.safetensors") == (Path("a.safetensors"), 1.0)
+    assert command.lora_argument("C:\\a.safetensors") == (Path("C:\\a.safetensors"), 1.0)
+    assert command.lora_argument("C:\\a.safetensors:-1") == (Path("C:\\a.safetensors"), -1.0)
+
+
+def start(line: list[str]) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "ltx", *line], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+def test_a_signal_in_the_middle(number: int, tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    """While the first pass samples: status 130 soon, and the folder as it was, an older file in it."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    (folder / "out.mp4").write_bytes(b"older")
+    request = {**SMALL, "num_inference_steps": 5000}
+    line = arguments(tiny, media, folder, request, {"trace": folder / "trace.safetensors"})
+    with start(line) as program:
+        try:
+            seen = ""
+            while "sample" not in seen:
+                character = program.stderr.read(1)
+                assert character, seen
+                seen += character
+            program.send_signal(number)
+            out, error = program.communicate(timeout=60)
+        finally:
+            program.kill()
+    assert program.returncode == 130, error
+    assert out == "" and "Traceback" not in error
+    assert error.strip().splitlines()[-1] == "interrupted; nothing was written"
+    assert [path.name for path in folder.iterdir()] == ["out.mp4"]
+    assert (folder / "out.mp4").read_bytes() == b"older"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+def test_a_signal_while_it_starts(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    """Ctrl-C during the seconds that the imports take: no traceback either."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    with start(arguments(tiny, media, folder, SMALL, {})) as program:
+        try:
+            maps = Path(f"/proc/{program.pid}/maps")
+            while maps.exists() and "libtorch" not in maps.read_text():
+                time.sleep(0.02)
+            if not maps.exists():
+                pytest.skip("needs /proc")
+            program.send_signal(signal.SIGINT)
+            out, error = program.communicate(timeout=60)
+        finally:
+            program.kill()
+    assert program.returncode == 130, error
+    assert (out, error) == ("", "interrupted; nothing was written\n")
+    assert list(folder.iterdir()) == []
+
+
+def test_the_program_itself(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    """Everything once from a shell's point of view, with Gemma: status 0 and a file; and 2 with one line."""
+    folder = tmp_path / "out put"
+    folder.mkdir()
+    shutil.copy(media / "voice.wav", folder / "vöice one.wav")
+    line = arguments(tiny, media, folder, SMALL, {"audio": folder / "vöice one.wav", "image": media / "picture.png"})
+    with start(line) as program:
+        out, error = program.communicate(timeout=240)
+    assert program.returncode == 0, error
+    assert json.loads(out)["output"] == str(folder / "out.mp4")
+    assert stream_facts(folder / "out.mp4")[:4] == (64, 64, 9, 24.0)
+    with start(arguments(tiny, media, folder, SMALL, {"audio": media / "empty.wav"})) as program:
+        out, error = program.communicate(timeout=240)
+    assert (program.returncode, out, len(error.splitlines())) == (2, "", 1), error

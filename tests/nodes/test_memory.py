@@ -1,0 +1,259 @@
+"""Models under ComfyUI's memory management: exact whole, in part, with LoRAs, and back.
+
+The second device is simulated (devices.py): an operation that mixes devices fails there as it does on a GPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
+
+import comfy.model_management as management
+from a2v.ltx import audio, decode, images, lora
+from a2v.ltx.checkpoint import load_checkpoint, load_upscaler
+from a2v.ltx.conditioning import AudioCondition, Guide
+from a2v.ltx.guidance import Guidance
+from a2v.ltx.latents import Noise, audio_length
+from a2v.ltx.pipeline import sample
+from a2v.ltx.text import TextContext, encode_text, load_gemma
+from a2v.ltx.upscale import upscale
+from a2v.nodes import memory
+from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
+from a2v.tests.tiny import TinyFiles, write_tiny
+
+CPU = torch.device("cpu")
+FPS, FRAMES = Fraction(24), 9
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    """As ComfyUI runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def run_transformer(model: nn.Module, device: torch.device) -> Tensor:
+    """One step with guidance, a first image and a keyframe."""
+    widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
+    latent, _ = sample(
+        model,
+        latent=torch.zeros(1, 128, 2, 2, 3),
+        sigmas=torch.tensor([0.9, 0.4]),
+        positive=TextContext(noise(1, 6, widths[0]), noise(1, 6, widths[1])),
+        audio=AudioCondition(noise(1, 8, audio_length(FRAMES, FPS), 16), FRAMES, FPS),
+        guides=tuple(Guide(noise(1, 128, 1, 2, 3), frame, 0.8) for frame in (0, FRAMES - 1)),
+        guidance=Guidance(stg=1.0, modality=3.0),
+        noise=Noise(1),
+        device=device,
+    )
+    return latent.cpu()
+
+
+def run_video_vae(vae: nn.Module, device: torch.device) -> Tensor:
+    latent = images.encode_image(vae, noise(1, 3, 1, 64, 64).clamp(-1, 1)).cpu()
+    frames = torch.cat(list(decode.decode_video(vae, torch.cat([latent, latent], dim=2))))
+    return torch.cat([latent.flatten(), frames.flatten()])
+
+
+def run_audio_vae(vae: nn.Module, device: torch.device) -> Tensor:
+    return audio.encode_audio(vae, audio.Track(noise(1, 8000).clamp(-1, 1), 16000), FRAMES, FPS).cpu()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model, how to load it, and something it computes: (module, device) → a tensor on the CPU."""
+
+    load: Callable[[TinyFiles, torch.dtype], nn.Module]
+    run: Callable[[nn.Module, torch.device], Tensor]
+
+
+PARTS = {
+    "transformer": Part(lambda f, t: load_checkpoint(f.checkpoint).transformer(t), run_transformer),
+    "video VAE": Part(lambda f, t: load_checkpoint(f.checkpoint).video_vae(t), run_video_vae),
+    "audio VAE": Part(lambda f, t: load_checkpoint(f.checkpoint).audio_vae(t), run_audio_vae),
+}
+
+
+@pytest.fixture(params=list(PARTS))
+def part(request: pytest.FixtureRequest) -> Part:
+    return PARTS[request.param]
+
+
+def held(module: nn.Module, device: torch.device = CPU) -> memory.Handle:
+    return memory.Handle(memory.hold(module, device, CPU))
+
+
+def on_device(module: nn.Module) -> list[bool]:
+    """Of every layer that ComfyUI may leave behind: whether it is on the simulated device."""
+    return [isinstance(m.weight, Elsewhere) for m in module.modules() if hasattr(m, "comfy_cast_weights")]
+
+
+def assert_same_weights(module: nn.Module, other: nn.Module) -> None:
+    """Bit for bit, and on the CPU."""
+    weights = module.state_dict()
+    assert not any(isinstance(tensor, Elsewhere) for tensor in weights.values())
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(weights[name], tensor), name
+
+
+Room = Callable[..., None]
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Room:
+    """(share, *handles): how much of these models ComfyUI finds room for on the simulated device, beside computing."""
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
+    monkeypatch.setattr(management, "soft_empty_cache", lambda force=False: None)
+
+    def set_share(share: float, *handles: memory.Handle) -> None:
+        weights = share * sum(handle.patcher.model_size() for handle in handles)
+        total = management.minimum_inference_memory() + weights
+
+        def get_free_memory(dev: Any = None, torch_free_too: bool = False) -> Any:
+            free = total - sum(handle.patcher.loaded_size() for handle in handles)
+            return (free, 0) if torch_free_too else free
+
+        monkeypatch.setattr(management, "get_free_memory", get_free_memory)
+
+    return set_share
+
+
+def test_the_number_is_the_same_in_comfyuis_layers(part: Part, files: TinyFiles) -> None:
+    expected = part.run(part.load(files, torch.float32), CPU)
+    handle = held(part.load(files, torch.float32))
+    (module,) = memory.use(handle)
+    assert on_device(module) and not any(on_device(module))
+    assert torch.equal(part.run(module, CPU), expected)
+
+
+def test_a_model_that_does_not_fit_is_loaded_in_part_and_gives_the_same(
+    part: Part, files: TinyFiles, room: Room
+) -> None:
+    expected = part.run(part.load(files, torch.float32), CPU)
+    handle = held(part.load(files, torch.float32), DEVICE)
+    size = handle.get_ram_usage()
+    with simulated():
+        shares = []
+        for share in (0.3, 0.7, 0.5):  # more room than before, then less
+            room(share, handle)
+            (module,) = memory.use(handle)
+            assert module.device == DEVICE
+            assert torch.equal(part.run(module, DEVICE), expected)
+            shares.append(handle.patcher.loaded_size() / size)
+            assert any(on_device(module)) and not all(on_device(module))
+        assert 0 < shares[0] < shares[2] <= shares[1] < 0.7
+        handle.patcher.detach()
+    assert_same_weights(module, part.load(files, torch.float32))
+
+
+def test_the_text_encoder_in_part(files: TinyFiles) -> None:
+    gemma, connectors = load_gemma(files.gemma, torch.float32), load_checkpoint(files.checkpoint).connectors()
+    expected = encode_text(gemma, connectors, "a person speaks")
+    with simulated():
+        patcher = memory.hold(gemma.model, DEVICE, CPU)
+        encoder = memory.TextEncoder(patcher, gemma, memory.Handle(memory.hold(connectors, DEVICE, CPU)))
+        assert encoder.get_models() == [patcher, encoder.connectors.patcher]
+        for each in encoder.get_models():
+            each.partially_load(DEVICE, each.model_size() // 2)
+            memory.settle(each.model, DEVICE)
+        context = encode_text(encoder.gemma, encoder.connectors.module, "a person speaks")
+        for module in (gemma.model, connectors):
+            assert any(on_device(module)) and not all(on_device(module))
+        assert isinstance(context.video, Elsewhere), "it was not computed on the device"
+        assert torch.equal(context.video.cpu(), expected.video) and torch.equal(context.audio.cpu(), expected.audio)
+
+
+def test_the_upscaler_in_part(files: TinyFiles, room: Room) -> None:
+    vae, latent = load_checkpoint(files.checkpoint).video_vae(), noise(1, 128, 2, 2, 2)
+    expected = upscale(load_upscaler(files.upscaler, torch.float32), vae, latent)
+    handle = held(load_upscaler(files.upscaler, torch.float32), DEVICE)
+    with simulated():
+        room(0.5, handle)
+        (module,) = memory.use(handle)
+        result = upscale(module, vae, latent)
+        assert any(on_device(module)) and not all(on_device(module))
+        assert torch.equal(result.cpu(), expected)
+
+
+@pytest.fixture
+def loras(files: TinyFiles) -> list[lora.Lora]:
+    return [lora.load_lora(path) for path in (files.distilled_lora, files.camera_lora)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [1.5, 0.5])
+def test_loras_are_merged_as_the_engine_merges_them(
+    files: TinyFiles, loras: list[lora.Lora], room: Room, dtype: torch.dtype, share: float
+) -> None:
+    checkpoint = load_checkpoint(files.checkpoint)
+    module = checkpoint.transformer(dtype)
+    strengths = (0.2, 0.5)
+    expected = []
+    for strength in strengths:
+        with lora.applied(module, [(loras[1], 0.7), (loras[0], strength)], checkpoint.transformer_weight):
+            expected.append(run_transformer(module, CPU))
+    plain = run_transformer(module, CPU)
+    assert not torch.equal(expected[0], expected[1]) and not torch.equal(expected[0], plain)
+
+    patcher = memory.hold(checkpoint.transformer(dtype), DEVICE, CPU)
+    model = memory.Model(patcher, patcher)
+    fits = [lora.match(each, model.module) for each in loras]
+    camera = model.with_lora(fits[1], 0.7)
+    passes = [camera.with_lora(fits[0], strength) for strength in strengths]
+    with simulated():
+        for handle, wanted in ((passes[0], expected[0]), (passes[1], expected[1]), (passes[0], expected[0])):
+            room(share, handle)
+            memory.use(handle)
+            assert torch.equal(run_transformer(handle.module, DEVICE), wanted)
+            assert all(on_device(handle.module)) == (share > 1)
+        room(share, model)
+        memory.use(model)
+        assert torch.equal(run_transformer(model.module, DEVICE), plain)
+        passes[0].patcher.detach()
+    assert_same_weights(model.module, checkpoint.transformer(dtype))
+
+
+def test_a_lora_at_strength_0_changes_nothing(files: TinyFiles, loras: list[lora.Lora]) -> None:
+    patcher = memory.hold(load_checkpoint(files.checkpoint).transformer(), CPU, CPU)
+    model = memory.Model(patcher, patcher)
+    assert not model.with_lora(lora.match(loras[0], model.module), 0.0).patcher.patches
+
+
+def test_a_model_goes_when_its_handle_goes(files: TinyFiles) -> None:
+    handle = held(load_checkpoint(files.checkpoint).audio_vae())
+    memory.use(handle)
+    assert handle.get_ram_usage() == sum(t.nbytes for t in handle.module.state_dict().values())
+    module = weakref.ref(handle.module)
+    del handle
+    gc.collect()
+    assert module() is None
+    management.cleanup_models()
+    assert all(loaded.real_model() is not None for loaded in management.current_loaded_models)
+
+
+def test_auto_is_float32_on_the_cpu_and_bfloat16_where_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory.dtype_for("auto", CPU) is torch.float32
+    monkeypatch.setattr(management, "should_use_bf16", lambda device: True)
+    assert memory.dtype_for("auto", CPU) is torch.bfloat16
+    assert memory.dtype_for("float32", CPU) is torch.float32
+    with pytest.raises(ValueError, match="dtype"):
+        memory.dtype_for("../float8", CPU)

@@ -1,0 +1,109 @@
+"""What the frontend is told about every node, by the real ComfyUI classes."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
+
+from a2v import nodes
+from a2v.ltx.request import PARAMETERS
+from comfy_api.latest import io
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES = {node.define_schema().node_id: node for node in nodes.NODES}
+
+
+def inputs(node_id: str) -> dict[str, io.Input]:
+    return {each.id: each for each in NODES[node_id].GET_SCHEMA().inputs}
+
+
+def test_the_door_opens_on_the_nodes() -> None:
+    spec = importlib.util.spec_from_file_location("as_comfyui_names_it", ROOT / "__init__.py")
+    door = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = door
+    spec.loader.exec_module(door)
+    extension = asyncio.run(door.comfy_entrypoint())
+    found = asyncio.run(extension.get_node_list())
+    assert [node.GET_SCHEMA().node_id for node in found] == list(NODES)
+    assert (ROOT / door.WEB_DIRECTORY).is_dir()
+
+
+@pytest.mark.parametrize("node_id", NODES)
+def test_every_node_tells_what_a_person_needs(node_id: str) -> None:
+    node = NODES[node_id]
+    schema = node.GET_SCHEMA()  # runs ComfyUI's own checks, of ids that an input and an output share for one
+    assert node_id.startswith("LTXA2V") and schema.category.startswith("LTX Audio-to-Video/")
+    assert schema.display_name.startswith("LTX A2V ") and schema.description.endswith(".")
+    for each in schema.inputs:
+        assert each.tooltip and each.tooltip.endswith("."), each.id
+    for each in schema.outputs:
+        assert each.id and each.display_name and each.tooltip and each.tooltip.endswith("."), each.id
+    ids = [each.id for each in (*schema.inputs, *schema.outputs)]
+    assert len(set(ids)) == len(ids)
+    json.dumps(node.GET_NODE_INFO_V1())  # as /object_info sends it
+
+
+def test_nodes_have_names_of_their_own() -> None:
+    schemas = [node.GET_SCHEMA() for node in NODES.values()]
+    assert len(NODES) == len({schema.display_name for schema in schemas}) == len(nodes.NODES) == 18
+
+
+@pytest.mark.parametrize(
+    ("node_id", "name", "parameter"),
+    [
+        ("LTXA2VFrameCount", "frame_rate", "fps"),
+        ("LTXA2VFrameCount", "match_audio_length", "match_audio_length"),
+        ("LTXA2VFrameCount", "num_frames", "num_frames"),
+        ("LTXA2VEmptyLatent", "frames", "num_frames"),
+        ("LTXA2VEmptyLatent", "two_passes", "use_multiscale"),
+        ("LTXA2VAudioConditioning", "fps", "fps"),
+        ("LTXA2VImageConditioning", "strength", "image_strength"),
+        ("LTXA2VEndImageConditioning", "strength", "end_image_strength"),
+        ("LTXA2VScheduler", "scheduler", "scheduler"),
+        ("LTXA2VScheduler", "steps", "num_inference_steps"),
+        ("LTXA2VGuidance", "cfg", "video_cfg_scale"),
+        ("LTXA2VGuidance", "stg", "video_stg_scale"),
+        ("LTXA2VGuidance", "rescale", "video_rescaling_scale"),
+        ("LTXA2VGuidance", "modality", "video_modality_scale"),
+        ("LTXA2VDistilledLora", "first_pass_strength", "distill_lora_first_pass_scale"),
+        ("LTXA2VDistilledLora", "second_pass_strength", "distill_lora_second_pass_scale"),
+        ("LTXA2VSaveVideo", "fps", "fps"),
+    ],
+)
+def test_defaults_are_the_endpoints(node_id: str, name: str, parameter: str) -> None:
+    assert inputs(node_id)[name].default == PARAMETERS[parameter].default
+
+
+def test_gradient_estimation_is_off_by_default() -> None:
+    assert inputs("LTXA2VSampler")["gradient_estimation_gamma"].default == 0
+
+
+def test_the_default_size_is_the_endpoints() -> None:
+    size = inputs("LTXA2VEmptyLatent")
+    assert (size["width"].default, size["height"].default) == (1024, 576)  # landscape_16_9
+
+
+def test_the_audio_upload_is_what_the_frontend_looks_for() -> None:
+    given = NODES["LTXA2VLoadAudio"].GET_NODE_INFO_V1()["input"]
+    kind, options = given["required"]["audio"]
+    assert kind == "COMBO" and options["audio_upload"] is True
+    assert list(given["optional"])[-1] == "audioUI" and given["optional"]["audioUI"][0] == "AUDIO_UI"
+
+
+def test_edges_have_comfyuis_own_types() -> None:
+    types = {
+        node_id: ([each.get_io_type() for each in schema.inputs], [each.get_io_type() for each in schema.outputs])
+        for node_id, schema in ((node_id, node.GET_SCHEMA()) for node_id, node in NODES.items())
+    }
+    assert {"NOISE", "SIGMAS", "LATENT"} <= set(types["LTXA2VSampler"][0])
+    assert types["LTXA2VSampler"][1] == ["LATENT", "NOISE"]
+    assert types["LTXA2VScheduler"][1] == ["SIGMAS", "SIGMAS"]
+    assert types["LTXA2VLoadAudio"][1] == ["AUDIO"] and types["LTXA2VDecode"][1] == ["IMAGE"]
+    assert types["LTXA2VSaveVideo"][1] == ["VIDEO"] and types["LTXA2VEmptyLatent"][1][:2] == ["LATENT", "LATENT"]

@@ -1,0 +1,90 @@
+"""What an installer finds: `pip install .` brings requirements and nothing else, the registry's metadata is whole."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from email.parser import HeaderParser
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_SOURCE = shutil.ignore_patterns(".git", ".venv", ".host", ".demo", ".*_cache", "__pycache__", "build", "*.egg-info")
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def requirements() -> list[str]:
+    return [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that `pip install .` filled, from a copy: pip builds where the sources lie."""
+    folder = tmp_path_factory.mktemp("install")
+    shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE)
+    pip = [sys.executable, "-m", "pip", "-qq", "install", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*pip, "--target", folder / "target", folder / "source"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "target"
+
+
+def test_pip_install_brings_no_top_level_package(installed: Path, project: dict) -> None:
+    name = project["project"]["name"].replace("-", "_")
+    assert [path.name for path in installed.iterdir()] == [f"{name}-{project['project']['version']}.dist-info"]
+    record = (installed / f"{name}-{project['project']['version']}.dist-info" / "RECORD").read_text()
+    assert not re.search(r"^(?!ltx_audio_to_video-)", record.strip(), re.MULTILINE), record
+
+
+def test_pip_install_asks_for_the_requirements(installed: Path) -> None:
+    (metadata,) = installed.glob("*.dist-info/METADATA")
+    headers = HeaderParser().parsestr(metadata.read_text())
+    assert sorted(headers.get_all("Requires-Dist")) == sorted(requirements())
+    assert headers.get_payload().strip(), "the README is the description"
+    assert headers["License-Expression"] == "Apache-2.0" and headers["License-File"] == "LICENSE"
+
+
+def test_dependencies_are_the_lines_of_requirements_txt(project: dict) -> None:
+    assert project["project"]["dependencies"] == requirements()
+
+
+def test_the_users_torch_is_left_alone() -> None:
+    names = {re.split(r"[<>=!~ \[]", line)[0].lower() for line in requirements()}
+    assert not names & {"torch", "torchvision", "torchaudio", "numpy", "pillow", "xformers"}
+
+
+def test_the_pins_lie_within_what_users_are_asked_for() -> None:
+    from packaging.requirements import Requirement
+
+    pins = dict(
+        line.lower().split("==") for line in (ROOT / "requirements-dev.txt").read_text().splitlines() if "==" in line
+    )
+    for line in requirements():
+        asked = Requirement(line)
+        assert asked.specifier.contains(pins[asked.name]), line
+
+
+def test_registry_metadata(project: dict) -> None:
+    table, comfy = project["project"], project["tool"]["comfy"]
+    assert re.fullmatch(r"[a-z][a-z0-9-]*", table["name"]) and "comfyui" not in table["name"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", table["version"])
+    assert table["urls"]["Repository"].startswith("https://") and table["license"] == "Apache-2.0"
+    assert set(comfy) == {"PublisherId", "DisplayName", "Icon", "requires-comfyui"} and all(comfy.values())
+    assert comfy["Icon"].startswith("https://") and (ROOT / "assets" / comfy["Icon"].rsplit("/", 1)[1]).is_file()
+    assert f"[{table['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_licence_is_apache() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text

@@ -82,7 +82,7 @@ def read_request(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a JSON file with --request.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: is not JSON ({error}); write an object with the endpoint's parameter names."
         ) from error
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A terminated run tidies up as an interrupted one does: the handler raises KeyboardInterrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    bars, recorder = Bars(), Recorder() if arguments.trace else None
+    bars, recorder, written = Bars(), Recorder() if arguments.trace else None, False
     try:
         check_outputs(arguments)
         request = parse(read_request(arguments.request))
@@ -157,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             progress=bars,
         )
         bars.close()
+        written = True
         if recorder is not None:
             recorder.save(arguments.trace)
     except InputError as error:
@@ -165,9 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         bars.close()
-        print(INTERRUPTED, file=sys.stderr)
+        print("interrupted; the video is complete, its trace is not" if written else INTERRUPTED, file=sys.stderr)
         return 130
-    except (OSError, RuntimeError, MemoryError) as error:
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
         bars.close()
         print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1

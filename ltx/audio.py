@@ -264,13 +264,30 @@ def mel_bands() -> Tensor:
 
 def encode_audio(vae: Any, track: Track, frames: int, fps: Fraction) -> Tensor:
     """Normalised latent of the sound beside `frames` of video: float32 [1, 8, T, 16], T = latents.audio_length."""
-    mel = log_mel(conditioning_track(track, frames, fps))
+    latent = encode_mel(vae, log_mel(conditioning_track(track, frames, fps)))
+    length = audio_length(frames, fps)
+    if latent.shape[2] < length:  # the encoder rounds up, so only another encoder can do this
+        raise RuntimeError(
+            f"audio VAE gave {latent.shape[2]} latents for {frames} frames, not {length} ({AUDIO_RATE} Hz)."
+        )
+    return latent[:, :, :length]
+
+
+def encode_mel(vae: Any, mel: Tensor) -> Tensor:
+    """Log-mel [1, 2, T, 64] → normalised latent, float32 [1, 8, about T / 4, 16], all that the encoder gives."""
     latent = vae.encode(mel.to(vae.device, vae.dtype)).latent_dist.mode().float()
     tokens = patchify_audio(latent)  # the statistics are per channel and mel bin
-    tokens = (tokens - vae.latents_mean.to(tokens)) / vae.latents_std.to(tokens)
-    length = audio_length(frames, fps)
-    if tokens.shape[1] < length:  # the encoder rounds up, so only another encoder can do this
-        raise RuntimeError(
-            f"audio VAE gave {tokens.shape[1]} latents for {frames} frames, not {length} ({AUDIO_RATE} Hz)."
-        )
-    return unpatchify_audio(tokens[:, :length])
+    return unpatchify_audio((tokens - vae.latents_mean.to(tokens)) / vae.latents_std.to(tokens))
+
+
+def decode_audio(vae: Any, vocoder: Any, latent: Tensor, frames: int, fps: Fraction) -> Track:
+    """Normalised latent [1, 8, T, 16] → the sound beside `frames` of video, stereo at the vocoder's 48 kHz.
+
+    It ends with the last mel frame that the latents hold, up to 40 ms before the picture does.
+    """
+    tokens = patchify_audio(latent.to(vae.device, torch.float32))
+    raw = unpatchify_audio(tokens * vae.latents_std.to(tokens) + vae.latents_mean.to(tokens))
+    mel = vae.decode(raw.to(vae.dtype)).sample
+    waveform = vocoder(mel.to(vocoder.device, vocoder.dtype))[0].float().cpu()
+    rate = vocoder.config.output_sampling_rate
+    return Track(waveform[:, : _samples(frames, fps, rate)], rate)

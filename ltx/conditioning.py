@@ -1,4 +1,4 @@
-"""Conditioning: what a pass is told to keep. Images become clean tokens, audio a frozen stream, each with a mask.
+"""Conditioning: what a pass is told to keep. Images and audio become clean tokens, each with a mask.
 
 mask 0 keeps a token as it is, 1 leaves it to the model; a strength is 1 - mask. The first image replaces latent frame
 0; an image at any other frame, the end image too, is appended as keyframe tokens and dropped after sampling.
@@ -30,13 +30,18 @@ class Guide:
 
 @dataclass(frozen=True)
 class AudioCondition:
-    """The encoded track: latent [1, 8, T, 16] in model space, and the clip it was cut for."""
+    """The encoded track: latent [1, 8, T, 16] in model space, the clip it was cut for, and how firmly it is kept.
+
+    strength 1 freezes it; below, the model may change it.
+    """
 
     latent: Tensor
     frames: int
     fps: Fraction
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
+        check_strength("audio_strength", self.strength)
         wanted = latents.audio_length(self.frames, self.fps)
         if self.latent.shape[2] != wanted:
             raise InputError(
@@ -108,9 +113,10 @@ def video_stream(latent: Tensor, guides: tuple[Guide, ...], fps: Fraction) -> St
 
 
 def audio_stream(audio: AudioCondition) -> Stream:
-    """The frozen audio's tokens: clean everywhere, mask 0."""
+    """The audio's tokens: the track is what is clean and where noise is added to, under one mask for all of them."""
     tokens = latents.patchify_audio(audio.latent)
-    return Stream(tokens, tokens, torch.zeros_like(tokens[..., :1]), latents.audio_positions(tokens.shape[1]))
+    mask = torch.full_like(tokens[..., :1], 1 - audio.strength)
+    return Stream(tokens, tokens, mask, latents.audio_positions(tokens.shape[1]))
 
 
 def _pixels(latent: Tensor) -> str:

@@ -12,22 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from . import lora, schedules
-from .audio import Track, conditioning_track, encode_audio, load_track, log_mel, soundtrack
+from .audio import Track, conditioning_track, encode_audio, encode_mel, load_track, log_mel, soundtrack
 from .checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from .conditioning import AudioCondition, Guide, Stream, audio_stream, video_stream
 from .decode import Tiling, decode_video, to_uint8
 from .errors import InputError
 from .guidance import NONE, Guidance
 from .images import compress, encode_image, fit, load_image
-from .latents import CHANNELS, Noise, unpatchify_video, video_shape
+from .latents import CHANNELS, Noise, unpatchify_audio, unpatchify_video, video_shape
 from .request import Plan, Request, plan
-from .samplers import Callback, Denoiser, Latents, euler, gradient_estimation
+from .samplers import Callback, Denoiser, Latents, Restart, euler, gradient_estimation, res_2s
 from .text import TextContext, encode_text, load_gemma
-from .transformer import modulation, rotary, spare_audio_from_stg, velocity
+from .transformer import modulation, rotary, separate_stg, velocity
 from .upscale import upscale
 from .video import VideoFile, write_video
 
 TILING = Tiling()
+EULER, RES_2S = SAMPLERS = ("euler", "res_2s")
+RESTART_SEED = 10_000  # what the restart noise's seed adds to the request's
 Trace = Callable[[str, Tensor], None]
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all)."""
@@ -40,24 +42,35 @@ def denoiser(
     positive: TextContext,
     negative: TextContext | None,
     guidance: Guidance,
+    audio_guidance: Guidance = NONE,
     on_block: Callable[[], None] | None = None,
     trace: Trace | None = None,
 ) -> Denoiser:
-    """The transformer as a predictor of x0: the passes that `guidance` asks for, combined and blended by the masks.
+    """The transformer as a predictor of x0: the passes that guidance asks for, combined and blended by the masks.
 
-    The streams' tensors say where it runs. The audio's text context is the positive one in every pass: what the
-    negative prompt says concerns the video alone while the audio is kept.
+    The streams' tensors say where it runs. Frozen audio is not guided, and its text context is the positive one in
+    every pass: what the negative prompt says then concerns the video alone.
     """
     device, dtype = video.latent.device, model.proj_in.weight.dtype
-    if guidance.runs_uncond and negative is None:
+    if not audio.mask.any():
+        audio_guidance = NONE
+    both = (guidance, audio_guidance)
+    runs_uncond, runs_perturbed, runs_isolated = (
+        any(getattr(g, name) for g in both) for name in ("runs_uncond", "runs_perturbed", "runs_isolated")
+    )
+    if runs_uncond and negative is None:
         raise InputError(
             "negative prompt: missing, and a CFG scale other than 1 needs it; connect one or set CFG to 1."
         )
-    spare_audio_from_stg(model)
-    stg_blocks = guidance.blocks(len(model.transformer_blocks)) if guidance.runs_perturbed else ()
+    separate_stg(model)
+    layers = len(model.transformer_blocks)
+    stg_blocks, audio_stg_blocks = (g.blocks(layers) if g.runs_perturbed else () for g in both)
     positions = rotary(model, video.positions, audio.positions, device)
-    hearing = positive.audio.to(device, dtype)
-    contexts = {name: c.video.to(device, dtype) for name, c in (("+", positive), ("-", negative)) if c is not None}
+    seen, heard = (c.to(device, dtype) for c in (positive.video, positive.audio))
+    unseen, unheard = heard, heard
+    if runs_uncond:
+        unseen = negative.video.to(device, dtype)
+        unheard = negative.audio.to(device, dtype) if audio_guidance.runs_uncond else heard
 
     def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
         sigma = sigma.to(device)
@@ -65,11 +78,10 @@ def denoiser(
         audio_sigma = sigma * audio.mask.max()
         adaln = modulation(model, levels.video, levels.audio, sigma[None], audio_sigma[None], dtype)
         entering = Latents(x.video.to(dtype), x.audio.to(dtype))
-        passes = 0
+        predictions: list[Latents] = []
 
-        def predict(context: str, **options: Any) -> Latents:
-            nonlocal passes
-            v = velocity(model, entering, contexts[context], hearing, positions, adaln, on_block=on_block, **options)
+        def predict(see: Tensor, hear: Tensor, **options: Any) -> Latents:
+            v = velocity(model, entering, see, hear, positions, adaln, on_block=on_block, **options)
             x0 = Latents(
                 x.video - v.video.float() * levels.video[..., None], x.audio - v.audio.float() * levels.audio[..., None]
             )
@@ -82,16 +94,21 @@ def denoiser(
                     ("video_sigma", sigma[None]),
                     ("audio_sigma", audio_sigma[None]),
                 ):
-                    trace(f"step{step}/call{passes}/{name}", value)
-            passes += 1
+                    trace(f"step{step}/call{len(predictions)}/{name}", value)
+            predictions.append(x0)
             return x0
 
-        cond = predict("+")
-        uncond = predict("-").video if guidance.runs_uncond else None
-        perturbed = predict("+", perturbed=stg_blocks).video if guidance.runs_perturbed else None
-        isolated = predict("+", isolated=True).video if guidance.runs_isolated else None
-        guided = guidance.combine(cond.video, uncond, perturbed, isolated)
-        return Latents(video.blend(guided), audio.blend(cond.audio))
+        cond = predict(seen, heard)
+        uncond = predict(unseen, unheard) if runs_uncond else None
+        perturbed = (
+            predict(seen, heard, perturbed=stg_blocks, perturbed_audio=audio_stg_blocks) if runs_perturbed else None
+        )
+        isolated = predict(seen, heard, isolated=True) if runs_isolated else None
+        guided = (
+            g.combine(*(None if x0 is None else getattr(x0, stream) for x0 in (cond, uncond, perturbed, isolated)))
+            for g, stream in ((guidance, "video"), (audio_guidance, "audio"))
+        )
+        return Latents(video.blend(next(guided)), audio.blend(next(guided)))
 
     return denoise
 
@@ -108,39 +125,51 @@ def sample(
     negative: TextContext | None = None,
     guides: tuple[Guide, ...] = (),
     guidance: Guidance = NONE,
+    audio_guidance: Guidance = NONE,
     gamma: float = 0.0,
+    restart: Restart | None = None,
+    sampler: str = EULER,
     device: torch.device | str | None = None,
     on_step: Callback | None = None,
     on_block: Callable[[], None] | None = None,
     trace: Trace | None = None,
-) -> tuple[Tensor, Noise]:
-    """One pass. `latent` [1, 128, F, H, W] gives the size and, below sigma 1, the start → float32 latent, later noise.
+) -> tuple[Tensor, AudioCondition, Noise]:
+    """One pass → float32 video latent, the audio for the next pass (frozen), and the noise it goes on with.
 
-    gamma: gradient estimation's, 0 for Euler. device: where to compute, by default where the model is. on_step gets the
-    grid tokens and keyframes of each step's x0 (`preview` makes a latent of them). Errors: InputError.
+    latent: [1, 128, F, H, W]; it gives the size and, below sigma 1, the start. gamma: gradient estimation's, 0 is off.
+    restart: fresh noise on the way. sampler: one of SAMPLERS. device: where to compute, by default where the model is.
+    on_step gets each step's x0 as tokens (`grid` makes a latent of the video's). Errors: InputError.
     """
     if latent.ndim != 5 or latent.shape[:2] != (1, CHANNELS):
         raise InputError(f"the latent is {list(latent.shape)}; an LTX video latent [1, {CHANNELS}, F, H, W] is needed.")
+    if sampler not in SAMPLERS:
+        raise InputError(f"sampler: {sampler!r} is not one of {', '.join(SAMPLERS)}.")
+    if sampler == RES_2S and (gamma or restart):
+        raise InputError(f"sampler: {RES_2S} renews noise by itself; leave out restart and gradient estimation.")
     device = device if device is not None else next(model.parameters()).device
     video = video_stream(latent.float(), guides, audio.fps).to(device)
     sound = audio_stream(audio).to(device)
+    seed = noise.seed + RESTART_SEED
     drawn, noise = noise.draw(tuple(video.latent.shape), tuple(sound.latent.shape))
     # A schedule's 1 may be a hair below it in float32; the noise is whole all the same.
     scale = 1.0 if sigmas[0] > 1 - 1e-6 else float(sigmas[0])
     x = Latents(*(s.noised(n.to(device), scale) for s, n in zip((video, sound), drawn, strict=True)))
     if trace is not None:
-        for name, tensor in (
-            ("sigmas", sigmas),
-            ("positions_video", video.positions),
-            ("positions_audio", sound.positions),
-        ):
-            trace(name, tensor)
-    denoise = denoiser(model, video, sound, positive, negative, guidance, on_block, trace)
-    if gamma:
-        x = gradient_estimation(denoise, x, sigmas, gamma, on_step, trace)
+        trace("sigmas", sigmas)
+        trace("positions_video", video.positions)
+        trace("positions_audio", sound.positions)
+    denoise = denoiser(model, video, sound, positive, negative, guidance, audio_guidance, on_block, trace)
+    masks = Latents(video.mask, sound.mask)
+    if sampler == RES_2S:
+        clean = Latents(video.clean, sound.clean)
+        x = res_2s(denoise, x, sigmas, seed, on_step, trace, clean=clean, masks=masks)
+    elif gamma:
+        x = gradient_estimation(denoise, x, sigmas, gamma, on_step, trace, restart=restart, seed=seed, masks=masks)
     else:
-        x = euler(denoise, x, sigmas, on_step, trace)
-    return grid(x.video, latent), noise
+        x = euler(denoise, x, sigmas, on_step, trace, restart=restart, seed=seed, masks=masks)
+    if audio.strength < 1:
+        audio = replace(audio, latent=unpatchify_audio(x.audio).to(audio.latent.device), strength=1.0)
+    return grid(x.video, latent), audio, noise
 
 
 def grid(tokens: Tensor, like: Tensor) -> Tensor:
@@ -282,12 +311,13 @@ def run(
     say("encode audio and images", 0, 1)
     audio_vae = checkpoint.audio_vae(dtype, device)
     audio = AudioCondition(encode_audio(audio_vae, job.track, clip.frames, clip.fps), clip.frames, clip.fps)
-    del audio_vae
     if trace is not None:
         heard = conditioning_track(job.track, clip.frames, clip.fps)
+        mel = log_mel(heard)
         note("audio/waveform", heard.waveform[None])
-        note("audio/mel", log_mel(heard))
-        note("audio/latent", audio.latent)
+        note("audio/mel", mel)
+        note("audio/latent", encode_mel(audio_vae, mel))  # before the trim, as the official code has it
+    del audio_vae
     vae = checkpoint.video_vae(dtype, device)
     counter = iter(range(2 * len(job.images)))
 
@@ -304,12 +334,13 @@ def run(
     model = checkpoint.transformer(dtype, device)
     merger = lora.Merger(model, checkpoint.transformer_weight)
     merger.set(job.first_loras)
-    common: dict[str, Any] = {"positive": positive, "audio": audio, "gamma": request.gradient_estimation_gamma}
+    common: dict[str, Any] = {"positive": positive, "gamma": request.gradient_estimation_gamma}
     latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
     name = "first pass" if clip.two_passes else "sample"
-    latent, noise = sample(
+    latent, audio, noise = sample(
         model,
         latent=latent,
+        audio=audio,
         sigmas=sigmas,
         negative=negative,
         guides=first_guides,
@@ -324,9 +355,10 @@ def run(
         latent = upscale(upsampler, vae, latent, trace)
         del upsampler, vae
         merger.set(job.second_loras)
-        latent, noise = sample(
+        latent, audio, noise = sample(
             model,
             latent=latent,
+            audio=audio,
             sigmas=torch.tensor(schedules.REFINE),
             guides=second_guides,
             noise=noise,

@@ -24,7 +24,7 @@ TARGET = -16.0  # LUFS: where web video and podcasts lie; speech gets there almo
 CEILING = -1.0  # dBFS, sample peak
 MAX_GAIN = 20.0  # dB: room noise of a usual take, -60 LUFS, stays below -40
 GATE = -70.0  # LUFS: BS.1770's own absolute gate; below it there is nothing to raise
-SUBSONIC = 10  # Hz: below hearing and below the model's first mel band
+SUBSONIC = 10  # Hz: below hearing; the model's lowest band peaks at 46 Hz
 SHORTEST = Fraction(1, 2)  # s: ebur128 needs one block of 0.4 s, in steps it rounds at odd rates
 
 SILENCE = -60.0  # dBFS over 0.1 s: the pauses of a usual take lie above it, and the model hears nothing to move to
@@ -35,6 +35,7 @@ ONE_SIDED = 30.0  # dB between the channels: crosstalk of a real stereo recordin
 CANCELLING = -10.0  # dB, mono mix against the channels: 0 for equal ones, -3 for unrelated ones
 OFFSET = 0.01  # of full scale: as strong as quiet speech
 DROP, STEADY = 50.0, 5  # dB lost in 10 ms, after and before 50 ms so: voices stop by up to 37 dB, starts are natural
+FADING = 6.0  # dB lost over those 50 ms: a fade-out, however short
 FLOOR = -90.0  # dBFS, silence of 16 bits: a drop from hiss to nothing is no break
 STEP, ISOLATED = 0.05, 8.0  # a jump of that much, and so many times as sharp as all within 10 ms; voices reach 5
 BREAKS_A_SECOND = 1.0  # more of them are the sound itself: crackle, a square wave
@@ -60,12 +61,12 @@ def preprocess(track: Track) -> Track:
 
     level = loudness(Track(waveform, track.rate, track.speakers))
     gain = min(TARGET - level, MAX_GAIN) if level > GATE else 0.0
-    for _ in range(2):  # the limiter takes a little loudness away: once more, with that added
+    for last in (False, True):  # the limiter takes a little loudness away: once more, with that added
         result = Track(waveform * 10 ** (gain / 20), track.rate, track.speakers)
         if result.waveform.abs().max() <= ceiling:
             break
         result = Track(_filter(result.waveform, track.rate, limiter), track.rate, track.speakers)
-        if level > GATE:
+        if level > GATE and not last:
             gain = min(gain + TARGET - loudness(result), MAX_GAIN)
     return result
 
@@ -131,8 +132,9 @@ def warnings(track: Track, frames: int, fps: Fraction) -> list[str]:
 
     Silence is looked for in what the model hears, the padding after the track's end included; all else in the track.
     """
+    track = Track(track.waveform.detach().to("cpu", torch.float32), track.rate, track.speakers)
     heard = conditioning_track(track, frames, fps)
-    source = soundtrack(track, frames, fps).waveform.float()
+    source = soundtrack(track, frames, fps).waveform
     if not source.isfinite().all():
         return ["The audio holds samples that are no numbers: export it again as 16- or 24-bit."]
     offset = source.double().mean(dim=1, keepdim=True).float()
@@ -233,8 +235,11 @@ def _drops(stereo: Tensor, rate: int) -> list[float]:
     if len(levels) < 2 * STEADY + 1:
         return []
     windows = levels.unfold(0, STEADY, 1)
-    lost = windows[: -STEADY - 1].amin(dim=1) - windows[STEADY + 1 :].amax(dim=1)
-    return [(int(i) + STEADY + 0.5) * block / rate for i in (lost >= DROP).nonzero()]
+    before, after = windows[: -STEADY - 1], windows[STEADY + 1 :]
+    lost = before.amin(dim=1) - after.amax(dim=1)
+    fading = before[:, -1] < before.amax(dim=1) - FADING
+    lost = lost.masked_fill(fading, 0)
+    return [(int(i) + STEADY + 1) * block / rate for i in (lost >= DROP).nonzero()]
 
 
 def _jumps(stereo: Tensor, rate: int) -> list[float]:

@@ -52,7 +52,6 @@ class Restart:
     comes from a generator of its own, video tokens then audio tokens at each place.
     """
 
-    seed: int
     share: float = RESTART_SHARE
     times: int = 0
     sigma_min: float = 0.3
@@ -93,13 +92,14 @@ def euler(
     trace: Trace | None = None,
     *,
     restart: Restart | None = None,
+    seed: int = 0,
     masks: Latents | None = None,
 ) -> Latents:
     """First-order steps: x += (x - x0)/s * (s' - s), s from `sigmas` [steps + 1]. Unusable sigmas: InputError.
 
-    restart: fresh noise, to each token by its mask [1, N, 1] in `masks`; without masks every token is free.
+    restart: fresh noise, from `seed`, to each token by its mask [1, N, 1] in `masks`; without masks each is free.
     """
-    return _sample(denoise, x, sigmas, None, on_step, trace, restart, masks)
+    return _sample(denoise, x, sigmas, None, on_step, trace, restart, seed, masks)
 
 
 def gradient_estimation(
@@ -111,6 +111,7 @@ def gradient_estimation(
     trace: Trace | None = None,
     *,
     restart: Restart | None = None,
+    seed: int = 0,
     masks: Latents | None = None,
 ) -> Latents:
     """Euler with each velocity extrapolated from the last: gamma * (v - v_last) + v_last; a step to 0 takes x0.
@@ -118,7 +119,7 @@ def gradient_estimation(
     Permenter and Yuan 2024, https://openreview.net/forum?id=o2ND9v0CeK. `gamma` 1 is Euler. The last velocity outlives
     the small noise of a restart, but not its jump. Arguments and errors as in `euler`.
     """
-    return _sample(denoise, x, sigmas, gamma, on_step, trace, restart, masks)
+    return _sample(denoise, x, sigmas, gamma, on_step, trace, restart, seed, masks)
 
 
 def _sample(
@@ -129,12 +130,13 @@ def _sample(
     on_step: Callback | None,
     trace: Trace | None,
     restart: Restart | None,
+    seed: int,
     masks: Latents | None,
 ) -> Latents:
     sigmas = _check(sigmas)
     x = x.float()
     steps = restart.walk(sigmas) if restart else [(step, False) for step in range(len(sigmas) - 1)]
-    fresh = _Fresh(restart.seed) if restart else None
+    fresh = _Fresh(seed)
     masks = masks or _zip(lambda a, _: torch.ones_like(a[..., :1]), x, x)
     last: Latents | None = None  # velocities of the step before
     for done, (step, jump) in enumerate(steps, 1):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoAttnProcessor, LTX2VideoTransformer3DModel
+from diffusers.models.transformers.transformer_ltx2 import LTX2PerturbedAttnProcessor, LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
 from .samplers import Latents
@@ -19,18 +19,26 @@ from .samplers import Latents
 Pair = tuple[Tensor, Tensor]
 
 
-class _Unperturbed(LTX2AudioVideoAttnProcessor):
-    """Plain attention for the audio: it takes STG's arguments, which the block hands to both streams, in vain."""
+class _SelfAttention(LTX2PerturbedAttnProcessor):
+    """Self-attention that STG reduces to its value projection where `all_perturbed` names this stream.
 
-    def __call__(self, *args: object, perturbation_mask: object = None, all_perturbed: object = None, **kwargs: object):
-        return super().__call__(*args, **kwargs)
+    diffusers' block hands the same arguments to both streams' attention; the names keep them apart.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def __call__(self, *args: object, perturbation_mask: object = None, all_perturbed: object = (), **kwargs: object):
+        return super().__call__(*args, all_perturbed=self.stream in (all_perturbed or ()), **kwargs)
 
 
-def spare_audio_from_stg(model: LTX2VideoTransformer3DModel) -> None:
-    """Gives the audio's self-attention a processor that STG does not reach. Doing it again changes nothing."""
+def separate_stg(model: LTX2VideoTransformer3DModel) -> None:
+    """Lets STG perturb the video's and the audio's self-attention each by itself. Doing it again changes nothing."""
     for block in model.transformer_blocks:
-        if not isinstance(block.audio_attn1.processor, _Unperturbed):
-            block.audio_attn1.set_processor(_Unperturbed())
+        for stream, attention in (("video", block.attn1), ("audio", block.audio_attn1)):
+            if not isinstance(attention.processor, _SelfAttention):
+                attention.set_processor(_SelfAttention(stream))
 
 
 @dataclass(frozen=True)
@@ -113,13 +121,14 @@ def velocity(
     levels: Modulation,
     *,
     perturbed: tuple[int, ...] = (),
+    perturbed_audio: tuple[int, ...] = (),
     isolated: bool = False,
     on_block: Callable[[], None] | None = None,
 ) -> Latents:
     """One pass: tokens → velocities, in the model's dtype.
 
-    perturbed: blocks whose video self-attention is only its value projection (STG); isolated: no attention between the
-    streams (modality guidance). on_block is called before each block and may raise to stop.
+    perturbed, perturbed_audio: blocks whose video or audio self-attention is only its value projection (STG); isolated:
+    no attention between the streams (modality guidance). on_block is called before each block and may raise to stop.
     """
     video, audio = model.proj_in(x.video), model.audio_proj_in(x.audio)
     for number, block in enumerate(model.transformer_blocks):
@@ -137,7 +146,7 @@ def velocity(
             ca_audio_rotary_emb=positions.cross_audio,
             use_a2v_cross_attention=not isolated,
             use_v2a_cross_attention=not isolated,
-            all_perturbed=number in perturbed,
+            all_perturbed=[s for s, chosen in (("video", perturbed), ("audio", perturbed_audio)) if number in chosen],
         )
     return Latents(
         _project(video, levels.video_out, model.norm_out, model.scale_shift_table, model.proj_out),

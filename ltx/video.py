@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -31,16 +31,17 @@ from torch import Tensor
 from .audio import Track, conditioning_track
 from .errors import InputError
 
-
+QUALITIES = ("low", "medium", "high", "maximum")
+WRITE_MODES = ("fast", "balanced", "small")
 QP = 118  # FFmpeg's FF_QP2LAMBDA: one step of a quantiser in `global_quality`
 
 
 @dataclass(frozen=True)
 class Format:
-    """How one kind of file is encoded. Options of the quality and of the write mode together make the encoder's.
+    """How one kind of file is encoded: the quality's and the write mode's options together are the encoder's.
 
-    Where the pictures have palettes the options are those of FFmpeg's filters, by their names. rates, channels: what
-    the audio codec takes; no rates: any. audio_bits: bit/s for each channel, 0 where the codec has no choice.
+    Where pictures have palettes they are the arguments of FFmpeg's filters, by their names. rates: what the audio codec
+    takes, none: any. audio_bits: bit/s for each channel, 0 where the codec has no choice.
     """
 
     suffix: str
@@ -52,22 +53,21 @@ class Format:
     audio_codec: str | None = None
     audio_bits: int = 0
     rates: tuple[int, ...] = ()
-    channels: int = 0
     container_options: Mapping[str, str] = field(default_factory=dict)
 
 
-QUALITIES = ("low", "medium", "high", "maximum")
-WRITE_MODES = ("fast", "balanced", "small")
-
-# By the endpoint's names.
+# By the endpoint's names. Every quality is constant, so that size follows the content. "small" makes a smaller file than
+# "fast" at the same quality; in ProRes, whose frames stand alone at a fixed quantiser, the mode changes nothing.
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
+        # 4:2:0 of 8 bits plays everywhere. 17 is taken for visually lossless; a step of 6 doubles the bits.
         "X264 (.mp4)": Format(
             suffix=".mp4",
             container="mp4",
             video_codec="libx264",
             pixel_format="yuv420p",
             qualities={"low": {"crf": "28"}, "medium": {"crf": "23"}, "high": {"crf": "17"}, "maximum": {"crf": "11"}},
+            # veryfast's files are as small as medium's and look worse; only superfast trades size for time.
             write_modes={
                 "fast": {"preset": "superfast"},
                 "balanced": {"preset": "medium"},
@@ -76,26 +76,26 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             audio_codec="aac",
             audio_bits=128_000,
             rates=(7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000),
-            channels=8,
             container_options={"movflags": "+faststart"},
         ),
+        # CRF without a rate limit, at about the .mp4's PSNR. Profile 0, 4:2:0: other profiles lack hardware decoders.
         "VP9 (.webm)": Format(
             suffix=".webm",
             container="webm",
             video_codec="libvpx-vp9",
             pixel_format="yuv420p",
-            qualities={"low": {"crf": "44"}, "medium": {"crf": "34"}, "high": {"crf": "22"}, "maximum": {"crf": "10"}},
+            qualities={"low": {"crf": "46"}, "medium": {"crf": "36"}, "high": {"crf": "26"}, "maximum": {"crf": "13"}},
             write_modes={
-                "fast": {"deadline": "good", "cpu-used": "5", "row-mt": "1"},
+                "fast": {"deadline": "realtime", "cpu-used": "6", "row-mt": "1"},
                 "balanced": {"deadline": "good", "cpu-used": "3", "row-mt": "1"},
                 "small": {"deadline": "good", "cpu-used": "1", "row-mt": "1"},
             },
             audio_codec="libopus",
             audio_bits=96_000,
-            rates=(48000,),
-            channels=8,
+            rates=(48000,),  # it has lower ones, which resample to the same in every player
             container_options={"cues_to_front": "1"},
         ),
+        # The quantiser of every slice, 1 (finest) to 224. 24-bit PCM holds 16 and 24 bits, and so all of float32's, exactly.
         "PRORES4444 (.mov)": Format(
             suffix=".mov",
             container="mov",
@@ -107,11 +107,11 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
                 "high": {"flags": "+qscale", "global_quality": str(4 * QP)},
                 "maximum": {"flags": "+qscale", "global_quality": str(1 * QP)},
             },
-            write_modes=dict.fromkeys(WRITE_MODES, {"profile": "4444", "vendor": "apl0"}),
+            write_modes={mode: {"profile": "4444", "vendor": "apl0"} for mode in WRITE_MODES},
             audio_codec="pcm_s24le",
-            channels=64,
             container_options={"movflags": "+faststart"},
         ),
+        # Colours of a palette; dither: a grid, spread error (looks best, slowest), none (flat areas band).
         "GIF (.gif)": Format(
             suffix=".gif",
             container="gif",
@@ -128,21 +128,22 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
                 "balanced": {"paletteuse": "dither=sierra2_4a"},
                 "small": {"paletteuse": "dither=none"},
             },
-            container_options={"loop": "0"},
+            container_options={"loop": "0"},  # for ever
         ),
     }
 )
 SUFFIXES = MappingProxyType({name: kind.suffix for name, kind in FORMATS.items()})
+PALETTE_FRAMES = 8  # frames of a GIF that share a palette; so many wait in memory
+PALETTE_BITS = 0xFC  # of each colour a GIF's frame keeps 6: FFmpeg finds the nearest in a list of all that occurred
+GIF_RATE = 50  # frames/s; browsers show a delay under 2/100 s as 10/100 s
 
-# AAC has no side pair in five channels: the same samples in the same order go as the back pair, as every encoder does.
+# AAC and Opus have no side pair in up to six channels: the same samples in the same order go as the back pair.
 BACK_NAMES = MappingProxyType({"5.0(side)": "5.0", "5.1(side)": "5.1", "quad(side)": "quad"})
 # Keys with an atom of their own in an mp4; any other needs `use_metadata_tags`, which fewer players read.
 MP4_KEYS = frozenset({"title", "artist", "album", "comment", "date", "description", "copyright"})
 # ITU-T H.273 code points that matrix, primaries and transfer have in common, by ffprobe's names; 2 is "unspecified".
 COLOR_NAMES = MappingProxyType({1: "bt709", 6: "smpte170m"})
 RANGE_NAMES = MappingProxyType({1: "tv", 2: "pc"})
-PALETTE_FRAMES = 8  # of a GIF that share a palette: so many wait in memory
-GIF_RATE = 50  # frames/s; browsers show a delay under 2/100 s as 10/100 s
 SOUND_BLOCK = 4096  # samples encoded at a time
 # Relative distance within which a rate is taken for an NTSC one. 24 and 23.976 are 1e-3 apart, so less than half that;
 # 23.98 and 47.95, as people write them, are 1.7e-4 off.
@@ -234,7 +235,9 @@ def write_video(
         _encode(partial, path, chunks, fps, track, metadata, on_frames, kind, options)
         if kind.container == "gif":
             _append_comment(partial, path, metadata)
-    return probe(path)
+    written = probe(path)
+    # A GIF's header has no rate, only delays in whole hundredths of a second.
+    return replace(written, fps=min(fps, Fraction(GIF_RATE))) if kind.container == "gif" else written
 
 
 def _choose(what: str, name: str, among: Mapping[str, Any]) -> Any:
@@ -274,12 +277,24 @@ def probe(path: str | Path) -> VideoFile:
                 audio_rate=audio.rate if audio else 0,
                 audio_channels=audio.channels if audio else 0,
                 audio_layout=audio.layout.name if audio else None,
-                metadata=dict(container.metadata),
+                metadata=_metadata(container),
             )
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file.") from error
     except av.error.InvalidDataError as error:
         raise InputError(f"{path}: is not a video file that can be read.") from error
+
+
+def _metadata(container: Any) -> dict[str, str]:
+    """The tags as they were given: Matroska writes keys in capitals, and a GIF has one comment for all."""
+    found = dict(container.metadata)
+    if "matroska" in container.format.name:
+        return {key.lower(): value for key, value in found.items()}
+    if container.format.name == "gif":
+        with suppress(ValueError):
+            inside = json.loads(found.get("comment", ""))
+            return inside if isinstance(inside, dict) else found
+    return found
 
 
 def _encode(
@@ -426,7 +441,8 @@ class _Palettes:
             self.count += 1
             if slot > self.slot:
                 self.slot = slot
-                frame = av.VideoFrame.from_ndarray(image.contiguous().numpy(), format="rgb24")
+                few = (image & PALETTE_BITS) + (255 - PALETTE_BITS) // 2
+                frame = av.VideoFrame.from_ndarray(few.contiguous().numpy(), format="rgb24")
                 frame.pts, frame.time_base = slot, 1 / self.rate
                 self.waiting.append(frame)
         if self.waiting and (image is None or len(self.waiting) == PALETTE_FRAMES):
@@ -455,13 +471,15 @@ class _Palettes:
 def _add_picture(
     container: Any, width: int, height: int, fps: Fraction, kind: Format, options: Mapping[str, str]
 ) -> Any:
-    stream = container.add_stream(kind.video_codec, rate=fps, options=dict(options))
+    paletted = kind.pixel_format == "pal8"
+    rate = min(fps, Fraction(GIF_RATE)) if paletted else fps
+    stream = container.add_stream(kind.video_codec, rate=rate, options=dict(options))
     stream.width, stream.height, stream.pix_fmt = width, height, kind.pixel_format
     codec = stream.codec_context
     # PyAV's default, threads within a frame, makes x264 cut each frame into slices: larger, and slower with many cores.
     codec.thread_type = "AUTO"
     codec.bit_rate = 0  # the quality is constant
-    if kind.pixel_format != "pal8":
+    if not paletted:
         codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
         codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
     return stream

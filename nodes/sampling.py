@@ -163,7 +163,7 @@ class Sampler(io.ComfyNode):
         def on_step(done: int, total: int, x0: Latents) -> None:
             progress(done, total, preview(grid(x0.video, samples)))
 
-        denoised, after = sample(
+        denoised, _, after = sample(
             module,
             latent=samples,
             sigmas=sigmas,

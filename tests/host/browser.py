@@ -58,12 +58,13 @@ FIT = """async margin => {
     const low = [0, 1].map(axis => Math.min(...boxes.map(box => box[axis])) - margin);
     const high = [0, 1].map(axis => Math.max(...boxes.map(box => box[axis] + box[axis + 2])) + margin);
     const room = app.canvas.canvas.getBoundingClientRect();
-    const scale = Math.min(room.width / (high[0] - low[0]), room.height / (high[1] - low[1]));
+    const button = 60; // the one that leaves this mode is in the upper right corner
+    const scale = Math.min(room.width / (high[0] - low[0]), (room.height - button) / (high[1] - low[1]));
     app.canvas.ds.scale = scale;
-    app.canvas.ds.offset = low.map(value => -value);
+    app.canvas.ds.offset = [-low[0], button / scale - low[1]];
     app.canvas.setDirty(true, true);
     await new Promise(done => setTimeout(done, 1000));
-    return {x: room.x, y: room.y, width: scale * (high[0] - low[0]), height: scale * (high[1] - low[1])};
+    return {x: room.x, y: room.y + button, width: scale * (high[0] - low[0]), height: scale * (high[1] - low[1])};
 }"""
 MARGIN = 30  # around the graph, in its own units
 

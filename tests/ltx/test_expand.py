@@ -23,10 +23,10 @@ TOKENS = 10
 # The published Gemma 3 has no system turn: its template puts the system text before the first user's words.
 FOLDED = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
-    "{% set first = messages[0]['content'][0]['text'] + '\n\n' %}{% set messages = messages[1:] %}{% endif %}{% for m in messages %}<start_of_turn>{{ m['role'] }}\n"
-    "{{ first if loop.first }}{% for c in m['content'] %}{% if c['type'] == 'image' %}<start_of_image>{% else %}"
-    "{{ c['text'] | trim }}{% endif %}{% endfor %}<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    "{% set first = messages[0]['content'][0]['text'] + '\n\n' %}{% set messages = messages[1:] %}{% endif %}"
+    "{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{{ first if loop.first }}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<start_of_image>{% else %}{{ c['text'] | trim }}"
+    "{% endif %}{% endfor %}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 
 
@@ -178,9 +178,11 @@ def test_the_prompt_cannot_end_its_turn_or_bring_an_image(gemma: Gemma, asked: l
     assert "A man" in text and "<b>talking</b>" in text
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(30, 45, (896, 597)), (2000, 1000, (448, 896)), (1, 3000, 1)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(30, 45, (896, 597)), (2000, 1000, (448, 896)), (20, 3000, (896, 6))]
+)
 def test_the_images_long_side_becomes_896(
-    gemma: Gemma, monkeypatch: pytest.MonkeyPatch, height: int, width: int, size: tuple[int, int] | int
+    gemma: Gemma, monkeypatch: pytest.MonkeyPatch, height: int, width: int, size: tuple[int, int]
 ) -> None:
     seen = []
     original = type(gemma.processor).__call__
@@ -191,7 +193,7 @@ def test_the_images_long_side_becomes_896(
 
     monkeypatch.setattr(type(gemma.processor), "__call__", look)
     assert expand(gemma, PROMPT, seed=1, image=torch.full((height, width, 3), 40, dtype=torch.uint8)).expanded
-    assert seen[0].size == (size if isinstance(size, tuple) else (896, 1))
+    assert seen[0].size == size
     assert seen[0].getextrema() == ((40, 40),) * 3
 
 
@@ -234,7 +236,7 @@ def test_the_answer_ends_at_the_end_of_its_turn(
     says("“**Light” on a man’s face.<end_of_turn>never said")
     calls: list[str] = []
     result = expand(gemma, PROMPT, seed=1, on_token=lambda *call: calls.append(call[2]))
-    assert result == Expansion('Light" on a man\'s face.', expanded=True)
+    assert result == Expansion("Light\" on a man's face.", expanded=True)
     assert calls[-1] == "“**Light” on a man’s face."
 
 
@@ -266,7 +268,7 @@ def test_the_folders_own_settings_do_not_matter(
         ("  \n**A woman**\n", "A woman**"),
         ("“Élan”, she says.", 'Élan", she says.'),
         ("1. ‘Tis a man’s face", "Tis a man's face"),
-        ("„Guten Tag“ ‚und‘ mehr", 'Guten Tag" \'und\' mehr'),
+        ("„Guten Tag“ ‚und‘ mehr", "Guten Tag\" 'und' mehr"),
         ("... 你好,光", "你好,光"),
         ("42 %!\n", ""),
         ("", ""),

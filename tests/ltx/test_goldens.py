@@ -154,7 +154,7 @@ def test_steps(golden: Golden, stage: str, kind: str) -> None:
 
 
 def test_frozen_audio(golden: Golden) -> None:
-    assert worst(golden.differences(r"s[12]/step\d+/(in|x0|out)_audio")) < TIGHT
+    assert worst(golden.differences(r"s[12]/step\d+/(in|x0|out)_audio")) < LIMIT
 
 
 def test_each_guidance_pass(golden: Golden) -> None:
@@ -197,7 +197,9 @@ def test_the_file(golden: Golden) -> None:
         shown = torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video)])
     frames = golden.trace["final/frames_u8"]
     assert shown.shape == frames.shape
-    # The frames are noise and lose their colours to 4:2:0: means of blocks tell frame from frame all the same.
-    shown, frames = (reduce(x.float(), "f (h a) (w b) c -> f h w c", "mean", a=16, b=16) for x in (shown, frames))
-    assert relative(shown, frames) < 0.1 < relative(shown[:-1], frames[1:])
+    # The frames are noise and lose their colours to 4:2:0; the means of blocks still tell a frame from its neighbours.
+    shown, frames = (reduce(x.float(), "f (h a) (w b) c -> f h w c", "mean", a=8, b=8) for x in (shown, frames))
+    apart = relative(shown, frames)
+    assert apart < 0.05
+    assert 2 * apart < min(relative(shown[1:], frames[:-1]), relative(shown[:-1], frames[1:]))
     assert golden.report["seed"] == golden.info["seed"] and golden.report["frames"] == golden.info["frames"]

@@ -479,7 +479,7 @@ def test_neutral_scales_run_no_pass(model: nn.Module, guidance: Guidance, passes
 
 
 def test_neutral_guidance_is_the_plain_prediction(model: nn.Module) -> None:
-    plain, _ = sample(model, negative=None)
+    plain, *_ = sample(model, negative=None)
     assert torch.equal(plain, sample(model, guidance=Guidance(1, 0, 0.5, 1), negative=None)[0])
     assert relative(sample(model, guidance=Guidance(cfg=2))[0], plain) > 1e-3
 
@@ -488,7 +488,7 @@ def test_noise_is_drawn_in_the_official_order(model: nn.Module) -> None:
     """Video tokens (grid, then keyframes), audio tokens, and the same again in the second pass, from one generator."""
     seen = Recorder()
     keyframe = Guide(torch.randn(1, CHANNELS, 1, 2, 3), frame=8, strength=0.25)
-    latent, noise = sample(model, guides=(keyframe,), trace=seen)
+    latent, _, noise = sample(model, guides=(keyframe,), trace=seen)
     first_video = seen.tensors["step0/in_video"]
     start = torch.randn(1, CHANNELS, 2, 4, 6)
     sample(model, latent=start, noise=noise, sigmas=torch.tensor([0.9, 0.0]), trace=seen)

@@ -73,7 +73,7 @@ def measured(heard: Track) -> float:
     stereo = conditioning_track(heard, heard.waveform.shape[1], Fraction(heard.rate)).waveform
     data = stereo.T.contiguous().numpy().tobytes()
     command = [FFMPEG, "-hide_banner", "-nostats", "-f", "f32le", "-ar", str(heard.rate), "-ac", "2", "-i", "-"]
-    command += ["-af", "ebur128=framelog=quiet", "-f", "null", "-"]
+    command += ["-af", "ebur128", "-f", "null", "-"]
     log = subprocess.run(command, input=data, capture_output=True, check=True).stderr.decode()
     return float(re.findall(r"I:\s+(-?[\d.]+) LUFS", log)[-1])
 
@@ -250,7 +250,7 @@ CLEAN = {
     "noise": lambda: np.random.default_rng(0).standard_normal((2, 6 * RATE)) * 0.1,
     "square wave": lambda: 0.3 * np.sign(sine(110)),
     "sudden start": lambda: np.where(TIME < 0.5, 0, sine()),
-    "a pause": lambda: np.where((TIME > 2) & (TIME < 3.5), 0, music()),
+    "a pause": lambda: music() * np.clip(abs(TIME - 2.75) * 20 - 15, 0, 1),  # faded in 50 ms
     "notes with a release": lambda: sine() * np.clip((0.4 - TIME % 0.5) / 0.1, 0, 1),
 }
 
@@ -263,7 +263,7 @@ def test_clean_sound_has_no_warnings(name):
 @pytest.mark.parametrize("rate", [8000, 16_000, 48_000, 192_000])
 def test_speech_has_no_warnings(speech, rate):
     assert warn(Track(resample(speech.waveform, RATE, rate), rate)) == []
-    assert warn(Track(resample(speech.waveform[:, : RATE // 4], RATE, rate), rate)) == []
+    assert warn(Track(resample(speech.waveform[:, RATE // 2 : 3 * RATE // 4], RATE, rate), rate)) == []
 
 
 FAULTS = {
@@ -272,7 +272,7 @@ FAULTS = {
     "silent from 2.0 to 4.5 s:": lambda s: np.concatenate([s[: 2 * RATE], 0 * s[: 5 * RATE // 2], s[2 * RATE :]]),
     "very quiet, -50 dBFS": lambda s: at(track(s), -50.5).waveform[0].numpy(),
     "clipped": lambda s: np.clip(s / abs(s).max() * 2, -1, 1),
-    "29.9% of the audio's samples are clipped": lambda s: np.clip(sine(441, 1.122), -1, 1),
+    "30.0% of the audio's samples are clipped": lambda s: np.clip(sine(441, 1.122), -1, 1),  # 2/π·acos(1/1.122)
     "only the left channel": lambda s: np.stack([s, s * 0.001]),
     "only the right channel": lambda s: np.stack([0 * s, s]),
     "cancel each other": lambda s: np.stack([s, -0.9 * s]),

@@ -17,8 +17,9 @@ from a2v.ltx.guidance import Guidance
 from a2v.ltx.pipeline import denoiser
 from a2v.ltx.samplers import Latents
 from a2v.ltx.text import TextContext
-from a2v.ltx.transformer import modulation, rotary, spare_audio_from_stg, velocity
+from a2v.ltx.transformer import modulation, rotary, separate_stg, velocity
 from a2v.tests.tiny import TinyFiles
+from diffusers.models.transformers.transformer_ltx2 import LTX2PerturbedAttnProcessor
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ CASES = {
     "low sigma": {"sigma": 0.03, "image": 1.0},
     "stg": {"perturbed": (1,)},
     "stg twice": {"perturbed": (0, 1), "frozen": False},
+    "stg of the audio": {"perturbed": (1,), "perturbed_audio": (0,), "frozen": False},
     "isolated": {"isolated": True, "image": 0.4},
 }
 
@@ -47,9 +49,19 @@ class Case:
     """Inputs of one pass; `ours` is what the engine makes of them."""
 
     def __init__(
-        self, model, randn, sigma=0.7, frozen=True, image=0.0, perturbed=(), isolated=False, dtype=torch.float32
+        self,
+        model,
+        randn,
+        sigma=0.7,
+        frozen=True,
+        image=0.0,
+        perturbed=(),
+        perturbed_audio=(),
+        isolated=False,
+        dtype=torch.float32,
     ):
-        self.model, self.perturbed, self.isolated, self.dtype = model, perturbed, isolated, dtype
+        self.model, self.isolated, self.dtype = model, isolated, dtype
+        self.perturbed, self.perturbed_audio = perturbed, perturbed_audio
         count = GRID[0] * GRID[1] * GRID[2]
         self.sigma = torch.tensor([sigma])
         self.sound = torch.zeros(1) if frozen else self.sigma
@@ -63,10 +75,10 @@ class Case:
         self.where = latents.video_positions(GRID, FPS), latents.audio_positions(SOUND)
 
     def ours(self) -> Latents:
-        spare_audio_from_stg(self.model)
+        separate_stg(self.model)
         adaln = modulation(self.model, self.levels, self.sound_levels, self.sigma, self.sound, self.dtype)
         places = rotary(self.model, *self.where, torch.device("cpu"))
-        options = {"perturbed": self.perturbed, "isolated": self.isolated}
+        options = {"isolated": self.isolated, "perturbed": self.perturbed, "perturbed_audio": self.perturbed_audio}
         return velocity(self.model, self.x, self.text, self.heard, places, adaln, **options)
 
 
@@ -102,7 +114,10 @@ def test_equals_ltx_core(
         preprocessor.av_ca_timestep_scale_multiplier = gate_scale
         if not plain:
             preprocessor.prepare = of_version_2
-    kinds = [(stg.PerturbationType.SKIP_VIDEO_SELF_ATTN, list(run.perturbed))]
+    kinds = [
+        (stg.PerturbationType.SKIP_VIDEO_SELF_ATTN, list(run.perturbed)),
+        (stg.PerturbationType.SKIP_AUDIO_SELF_ATTN, list(run.perturbed_audio)),
+    ]
     if run.isolated:
         kinds += [(stg.PerturbationType.SKIP_A2V_CROSS_ATTN, None), (stg.PerturbationType.SKIP_V2A_CROSS_ATTN, None)]
     skipped = stg.BatchedPerturbationConfig([stg.PerturbationConfig([stg.Perturbation(*kind) for kind in kinds])])
@@ -117,6 +132,9 @@ def test_equals_ltx_core(
 def by_diffusers(run: Case, *, gates: bool = True, audio_stg: bool = False, sound: Tensor | None = None) -> tuple:
     """diffusers' own forward. gates: each gate is fed the other stream's sigma; audio_stg: as diffusers perturbs."""
     model, handles = run.model, []
+    for block in model.transformer_blocks:  # as diffusers built them
+        block.attn1.set_processor(LTX2PerturbedAttnProcessor())
+        block.audio_attn1.set_processor(LTX2PerturbedAttnProcessor())
     sound = run.sound if sound is None else sound
     if gates:
         for module, sigma in (
@@ -126,12 +144,14 @@ def by_diffusers(run: Case, *, gates: bool = True, audio_stg: bool = False, soun
             level = sigma * model.config.cross_attn_timestep_scale_multiplier
             handles.append(module.register_forward_pre_hook(lambda _, args, level=level: (level, *args[1:])))
     if not audio_stg:
-        for number in run.perturbed:  # plain attention's arguments only
-            attention = model.transformer_blocks[number].audio_attn1
+        stripped = {"perturbation_mask": None, "all_perturbed": False}  # plain attention's arguments
+        blocks = model.transformer_blocks
+        for attention in [blocks[n].audio_attn1 for n in set(run.perturbed) - set(run.perturbed_audio)] + [
+            blocks[n].attn1 for n in set(run.perturbed_audio) - set(run.perturbed)
+        ]:
             handles.append(
                 attention.register_forward_pre_hook(
-                    lambda _, args, kwargs: (args, {**kwargs, "perturbation_mask": None, "all_perturbed": False}),
-                    with_kwargs=True,
+                    lambda _, args, kwargs: (args, {**kwargs, **stripped}), with_kwargs=True
                 )
             )
     result = model(
@@ -146,7 +166,7 @@ def by_diffusers(run: Case, *, gates: bool = True, audio_stg: bool = False, soun
         video_coords=run.where[0],
         audio_coords=run.where[1],
         isolate_modalities=run.isolated,
-        spatio_temporal_guidance_blocks=list(run.perturbed),
+        spatio_temporal_guidance_blocks=sorted({*run.perturbed, *run.perturbed_audio}),
         return_dict=False,
     )
     for handle in handles:

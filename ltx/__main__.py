@@ -36,10 +36,11 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from .errors import InputError  # noqa: E402
+from .errors import FlaggedError, InputError  # noqa: E402
 from .pipeline import Files, run  # noqa: E402
-from .request import parse  # noqa: E402
+from .request import Request, parse  # noqa: E402
 from .trace import Recorder  # noqa: E402
+from .video import SUFFIXES  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -68,12 +69,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--audio", type=Path, required=True, metavar="F", help="audio, or a video with sound")
     p.add_argument("--image", type=Path, metavar="F", help="first frame")
     p.add_argument("--end-image", type=Path, metavar="F", help="last frame")
+    p.add_argument("--safety-checker", type=Path, metavar="DIR", help="folder of an image classifier of transformers")
     p.add_argument("--request", type=Path, required=True, metavar="FILE.json", help="the endpoint's parameters")
     p.add_argument("--stg-blocks", type=int, nargs="+", default=[], metavar="N", help="blocks that STG perturbs")
     p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     p.add_argument("--trace", type=Path, metavar="FILE.safetensors", help="write the run's tensors")
-    p.add_argument("--output", type=Path, required=True, metavar="FILE.mp4", help="the finished video")
+    p.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the finished video, .mp4 unless the request says else",
+    )
     return p
 
 
@@ -88,10 +96,11 @@ def read_request(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def check_outputs(arguments: argparse.Namespace) -> None:
+def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
     """What would fail after an hour of sampling is said before it."""
-    if arguments.output.suffix.lower() != ".mp4":
-        raise InputError(f"--output: {arguments.output} does not end in .mp4, the one format written.")
+    suffix = SUFFIXES[request.video_output_type]
+    if arguments.output.suffix.lower() != suffix:
+        raise InputError(f"--output: {arguments.output} does not end in {suffix}, as {request.video_output_type} does.")
     for name, path in (("--output", arguments.output), ("--trace", arguments.trace)):
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError(f"{name}: the folder {path.absolute().parent} is not there; make it first.")
@@ -129,8 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     bars, recorder, written = Bars(), Recorder() if arguments.trace else None, False
     try:
-        check_outputs(arguments)
         request = parse(read_request(arguments.request))
+        check_outputs(arguments, request)
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device: cuda is not available here; use --device cpu.")
@@ -146,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             loras=tuple(arguments.lora),
             image=arguments.image,
             end_image=arguments.end_image,
+            safety_checker=arguments.safety_checker,
         )
         result = run(
             files,
@@ -168,6 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         bars.close()
         print("interrupted; the video is complete, its trace is not" if written else INTERRUPTED, file=sys.stderr)
         return 130
+    except FlaggedError as error:
+        bars.close()
+        print(error, file=sys.stderr)
+        return 1
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         bars.close()
         print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)

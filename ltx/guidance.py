@@ -101,3 +101,10 @@ NONE = Guidance()
 def default_stg_blocks(layers: int) -> tuple[int, ...]:
     """The block to perturb: 28 of LTX-2.3's 48, in proportion for another depth."""
     return (min(round(28 / 48 * layers), layers - 1),)
+
+
+def needed(*guidances: Guidance) -> tuple[bool, bool, bool]:
+    """Which passes beside the conditional one streams under these need together: uncond, perturbed, isolated."""
+    return tuple(
+        any(getattr(g, name) for g in guidances) for name in ("runs_uncond", "runs_perturbed", "runs_isolated")
+    )

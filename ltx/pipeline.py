@@ -3,6 +3,8 @@ whole headless job, a part of the model in memory at a time."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,16 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import lora, schedules
-from .audio import Track, conditioning_track, encode_audio, encode_mel, load_track, log_mel, soundtrack
+from . import lora, preprocess, schedules
+from .audio import (
+    Track,
+    conditioning_track,
+    decode_audio,
+    encode_audio,
+    encode_mel,
+    load_track,
+    log_mel,
+    soundtrack,
+)
 from .checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from .conditioning import AudioCondition, Guide, Stream, audio_stream, video_stream
 from .decode import Tiling, decode_video, to_uint8
-from .errors import InputError
-from .guidance import NONE, Guidance
+from .errors import FlaggedError, InputError
+from .expand import expand
+from .guidance import NONE, Guidance, needed
 from .images import compress, encode_image, fit, load_image
 from .latents import CHANNELS, Noise, unpatchify_audio, unpatchify_video, video_shape
 from .request import Plan, Request, plan
+from .safety import Watch, load_checker
 from .samplers import Callback, Denoiser, Latents, Restart, euler, gradient_estimation, res_2s
 from .text import TextContext, encode_text, load_gemma
 from .transformer import modulation, rotary, separate_stg, velocity
@@ -29,6 +42,7 @@ from .video import VideoFile, write_video
 
 TILING = Tiling()
 EULER, RES_2S = SAMPLERS = ("euler", "res_2s")
+SAFETY = "LTX_A2V_SAFETY"  # set to "require", nothing is made without a safety checker
 RESTART_SEED = 10_000  # what the restart noise's seed adds to the request's
 Trace = Callable[[str, Tensor], None]
 Progress = Callable[[str, int, int], None]
@@ -55,9 +69,7 @@ def denoiser(
     if not audio.mask.any():
         audio_guidance = NONE
     both = (guidance, audio_guidance)
-    runs_uncond, runs_perturbed, runs_isolated = (
-        any(getattr(g, name) for g in both) for name in ("runs_uncond", "runs_perturbed", "runs_isolated")
-    )
+    runs_uncond, runs_perturbed, runs_isolated = needed(*both)
     if runs_uncond and negative is None:
         raise InputError(
             "negative prompt: missing, and a CFG scale other than 1 needs it; connect one or set CFG to 1."
@@ -192,6 +204,7 @@ class Files:
     loras: tuple[tuple[Path, float], ...] = ()
     image: Path | None = None
     end_image: Path | None = None
+    safety_checker: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -218,6 +231,13 @@ class Job:
 def prepare(files: Files, request: Request) -> Job:
     """Opens every file and settles every number. What is wrong with the input is said here, before models load."""
     notes = list(request.notes)
+    if request.enable_safety_checker and files.safety_checker is None:
+        if "enable_safety_checker" in request.given or os.environ.get(SAFETY) == "require":
+            raise InputError(
+                "enable_safety_checker: no classifier was named; give --safety-checker a folder with an image "
+                "classifier of transformers, or set it to false."
+            )
+        notes.append("the safety checker did not run: no classifier was named with --safety-checker")
     track = load_track(files.audio)
     pictures = []
     for path, strength, name in (
@@ -252,25 +272,9 @@ def prepare(files: Files, request: Request) -> Job:
         blueprint = checkpoint.blueprint()
         notes += [warning for loaded, _ in second if (warning := lora.match(loaded, blueprint).warning)]
     images = tuple((compress(p), name) for p, name in zip(pictures, ("first", "end"), strict=True) if p is not None)
-    return Job(
-        files, request, track, images, planned, checkpoint, tuple(first), tuple(second), tuple(notes) + planned.notes
-    )
-
-
-def guides_for(
-    job: Job, vae: nn.Module, size: tuple[int, int], encoded: Callable[[Tensor, Tensor], None]
-) -> tuple[Guide, ...]:
-    """The job's images, encoded at a pass's (width, height)."""
-    guides = []
-    for picture, name in job.images:
-        pixels = fit(picture, *size)
-        latent = encode_image(vae, pixels)
-        encoded(pixels, latent)
-        frame = 0 if name == "first" else job.plan.frames - 1
-        guides.append(
-            Guide(latent, frame, getattr(job.request, "image_strength" if frame == 0 else "end_image_strength"))
-        )
-    return tuple(guides)
+    notes += planned.notes
+    notes += preprocess.warnings(track, planned.frames, planned.fps)
+    return Job(files, request, track, images, planned, checkpoint, tuple(first), tuple(second), tuple(notes))
 
 
 @torch.inference_mode()
@@ -297,46 +301,28 @@ def run(
         modality=request.video_modality_scale,
         stg_blocks=stg_blocks,
     )
-    if guidance.runs_perturbed:
+    audio_guidance = Guidance(
+        cfg=request.audio_cfg_scale,
+        stg=request.audio_stg_scale,
+        rescale=request.audio_rescaling_scale,
+        modality=request.audio_modality_scale,
+        stg_blocks=stg_blocks,
+    )
+    if guidance.runs_perturbed or audio_guidance.runs_perturbed:
         guidance.blocks(len(checkpoint.blueprint().transformer_blocks))
     sigmas = schedules.SCHEDULES[request.scheduler](request.num_inference_steps)
+    checker = load_checker(files.safety_checker) if request.enable_safety_checker and files.safety_checker else None
 
-    positive, negative = encode_prompts(job, guidance, dtype, device, note, say)
-    cut = [
-        f"the {name} is longer than 1024 tokens and was cut"
-        for name, context in (("prompt", positive), ("negative prompt", negative))
-        if context is not None and context.truncated
-    ]
-
-    say("encode audio and images", 0, 1)
-    audio_vae = checkpoint.audio_vae(dtype, device)
-    audio = AudioCondition(encode_audio(audio_vae, job.track, clip.frames, clip.fps), clip.frames, clip.fps)
-    if trace is not None:
-        heard = conditioning_track(job.track, clip.frames, clip.fps)
-        mel = log_mel(heard)
-        note("audio/waveform", heard.waveform[None])
-        note("audio/mel", mel)
-        note("audio/latent", encode_mel(audio_vae, mel))  # before the trim, as the official code has it
-    del audio_vae
-    vae = checkpoint.video_vae(dtype, device)
-    counter = iter(range(2 * len(job.images)))
-
-    def encoded(pixels: Tensor, latent: Tensor) -> None:
-        number = next(counter)
-        note(f"cond/{number}/pixels", pixels)
-        note(f"cond/{number}/latent", latent)
-
-    first_guides = guides_for(job, vae, clip.first_size, encoded)
-    second_guides = guides_for(job, vae, (clip.width, clip.height), encoded) if clip.two_passes else ()
-    del vae
-    say("encode audio and images", 1, 1)
+    prompt, positive, negative, notes = encode_prompts(job, dtype, device, note, say)
+    audio = encode_sound(job, dtype, device, trace)
+    first_guides, second_guides = encode_images(job, dtype, device, note)
 
     model = checkpoint.transformer(dtype, device)
     merger = lora.Merger(model, checkpoint.transformer_weight)
     merger.set(job.first_loras)
     common: dict[str, Any] = {"positive": positive, "gamma": request.gradient_estimation_gamma}
     latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
-    name = "first pass" if clip.two_passes else "sample"
+    stage = "first pass" if clip.two_passes else "sample"
     latent, audio, noise = sample(
         model,
         latent=latent,
@@ -345,8 +331,10 @@ def run(
         negative=negative,
         guides=first_guides,
         guidance=guidance,
+        audio_guidance=audio_guidance,
+        restart=Restart() if request.use_restart_sampling else None,
         noise=Noise(request.seed),
-        on_step=lambda done, total, x0: say(name, done, total),
+        on_step=lambda done, total, x0: say(stage, done, total),
         trace=_under("s1", trace),
         **common,
     )
@@ -369,42 +357,112 @@ def run(
     del model, merger
     note("final/video_latent", latent)
 
+    if request.audio_strength == 1:
+        track = soundtrack(job.track, clip.frames, clip.fps)
+    else:
+        note("final/audio_latent", audio.latent)
+        track = decode_audio(
+            checkpoint.audio_vae(dtype, device), checkpoint.vocoder(dtype, device), audio.latent, clip.frames, clip.fps
+        )
     vae = checkpoint.video_vae(dtype, device)
-    report = describe(job, guidance, len(sigmas) - 1, cut)
-    chunks = _frames(decode_video(vae, latent, tiling, lambda done, total: say("decode", done, total)), trace)
+    frames = _frames(decode_video(vae, latent, tiling, lambda done, total: say("decode", done, total)), trace)
+    report = describe(job, prompt, guidance, audio_guidance, len(sigmas) - 1, notes)
     video = write_video(
         files.output,
-        chunks,
+        frames if checker is None else _refuse(Watch(checker, clip.frames), frames),
         clip.fps,
-        soundtrack(job.track, clip.frames, clip.fps),
-        metadata={"comment": request.prompt},
+        track,
+        format=request.video_output_type,
+        quality=request.video_quality,
+        write_mode=request.video_write_mode,
+        metadata={"comment": json.dumps(report, ensure_ascii=False)},
     )
     return Result(video, report)
 
 
 def encode_prompts(
-    job: Job, guidance: Guidance, dtype: torch.dtype | None, device: torch.device | str, note: Trace, say: Progress
-) -> tuple[TextContext, TextContext | None]:
-    """Both prompts through Gemma and the connectors, which leave memory after it. The negative one only if used."""
-    say("encode text", 0, 1)
+    job: Job, dtype: torch.dtype | None, device: torch.device | str, note: Trace, say: Progress
+) -> tuple[str, TextContext, TextContext, list[str]]:
+    """The prompt as used, expanded if asked; its context and the negative one's; what the report says of them.
+
+    Gemma and the connectors leave memory after it.
+    """
+    request = job.request
     gemma = load_gemma(job.files.text_encoder, dtype, device)
+    prompt, notes = request.prompt, []
+    if request.enable_prompt_expansion:
+        image = next((picture for picture, name in job.images if name == "first"), None)
+
+        def on_token(done: int, total: int, text: str) -> None:
+            say("expand prompt", done, total)
+
+        expansion = expand(gemma, prompt, seed=request.seed, image=image, on_token=on_token)
+        prompt = expansion.prompt
+        notes += [expansion.reason] if expansion.reason else []
+    say("encode text", 0, 2)
     connectors = job.checkpoint.connectors(dtype, device)
     contexts = []
-    for number, text in enumerate((job.request.prompt, job.request.negative_prompt)):
-        if number and not guidance.runs_uncond:
-            contexts.append(None)
-            continue
+    for number, (name, text) in enumerate((("prompt", prompt), ("negative prompt", request.negative_prompt))):
         context = encode_text(gemma, connectors, text, trace=_under(f"prompt/{number}", note))
         note(f"prompt/{number}/video_enc", context.video)
         note(f"prompt/{number}/audio_enc", context.audio)
         contexts.append(context)
-    say("encode text", 1, 1)
-    return contexts[0], contexts[1]
+        if context.truncated:
+            notes.append(f"the {name} is longer than 1024 tokens and was cut")
+        say("encode text", number + 1, 2)
+    return prompt, contexts[0], contexts[1], notes
 
 
-def describe(job: Job, guidance: Guidance, steps: int, more: list[str]) -> dict[str, Any]:
-    """What was asked and what was used, for the report beside the file."""
-    asked = {k: v for k, v in asdict(replace(job.request, notes=())).items() if k != "notes"}
+def encode_sound(
+    job: Job, dtype: torch.dtype | None, device: torch.device | str, trace: Trace | None
+) -> AudioCondition:
+    """The track, levelled if asked, as the audio stream's condition. The track that is returned stays as it is."""
+    clip, track = job.plan, job.track
+    if job.request.preprocess_audio:
+        track = preprocess.preprocess(soundtrack(track, clip.frames, clip.fps))
+    vae = job.checkpoint.audio_vae(dtype, device)
+    if trace is not None:
+        heard = conditioning_track(track, clip.frames, clip.fps)
+        mel = log_mel(heard)
+        trace("audio/waveform", heard.waveform[None])
+        trace("audio/mel", mel)
+        trace("audio/latent", encode_mel(vae, mel))  # before the trim, as the official code has it
+    latent = encode_audio(vae, track, clip.frames, clip.fps)
+    return AudioCondition(latent, clip.frames, clip.fps, job.request.audio_strength)
+
+
+def encode_images(
+    job: Job, dtype: torch.dtype | None, device: torch.device | str, note: Trace
+) -> tuple[tuple[Guide, ...], tuple[Guide, ...]]:
+    """The images as guides of the first and of the second pass, each encoded at its pass's size."""
+    clip = job.plan
+    if not job.images:
+        return (), ()
+    vae = job.checkpoint.video_vae(dtype, device)
+    sizes = [clip.first_size, (clip.width, clip.height)][: 2 if clip.two_passes else 1]
+    guides: list[tuple[Guide, ...]] = []
+    for size in sizes:
+        encoded = []
+        for picture, name in job.images:
+            pixels = fit(picture, *size)
+            latent = encode_image(vae, pixels)
+            number = len(guides) * len(job.images) + len(encoded)
+            note(f"cond/{number}/pixels", pixels)
+            note(f"cond/{number}/latent", latent)
+            first = name == "first"
+            strength = job.request.image_strength if first else job.request.end_image_strength
+            encoded.append(Guide(latent, 0 if first else clip.frames - 1, strength))
+        guides.append(tuple(encoded))
+    return guides[0], guides[1] if clip.two_passes else ()
+
+
+def describe(
+    job: Job, prompt: str, guidance: Guidance, audio_guidance: Guidance, steps: int, more: list[str]
+) -> dict[str, Any]:
+    """What was asked and what was used. File names only: a report travels in the file it is about."""
+    asked = asdict(replace(job.request, given=frozenset(), notes=()))
+    del asked["given"], asked["notes"]
+    acting = [guidance] if job.request.audio_strength == 1 else [guidance, audio_guidance]
     return {
         "asked": asked,
         "used": {
@@ -413,12 +471,28 @@ def describe(job: Job, guidance: Guidance, steps: int, more: list[str]) -> dict[
             "frames": job.plan.frames,
             "fps": str(job.plan.fps),
             "seed": job.request.seed,
+            "prompt": prompt,
             "steps": steps,
-            "passes_per_step": guidance.passes,
+            "passes_per_step": 1 + sum(needed(*acting)),
             "model_version": job.checkpoint.version,
+            "loras": [
+                {"file": loaded.path.name, "layers": len(loaded.targets), "first_pass": first, "second_pass": second}
+                for (loaded, first), (_, second) in zip(job.first_loras, job.second_loras, strict=True)
+            ],
         },
         "notes": [*job.notes, *more],
     }
+
+
+def _refuse(watch: Watch, frames: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The frames, until the safety checker flags one."""
+    for chunk in watch(frames):
+        if watch.flagged:
+            raise FlaggedError(
+                "the safety checker flagged the result, and nothing was written; change the prompt or the images, or "
+                "set enable_safety_checker to false."
+            )
+        yield chunk
 
 
 def _under(prefix: str, trace: Trace | None) -> Trace | None:

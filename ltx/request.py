@@ -18,7 +18,7 @@ from typing import Any
 from .audio import Track, frames_for_audio
 from .errors import InputError
 from .latents import SPACE_SCALE, TIME_SCALE
-from .video import frame_rate
+from .video import FORMATS, QUALITIES, WRITE_MODES, frame_rate
 
 NEGATIVE_PROMPT = (
     "news broadcast, 3d animation, computer graphics, pc game, console game, video game, cartoon, childish, watermark, "
@@ -124,11 +124,9 @@ PARAMETERS: dict[str, Parameter] = {
     "enable_prompt_expansion": _switch(True, "The text encoder writes a fuller prompt first."),
     "enable_safety_checker": _switch(True, "An image classifier looks at the result."),
     "preprocess_audio": _switch(True, "Levels the audio that conditions the video; the returned track stays as it is."),
-    "video_output_type": _choice(
-        "X264 (.mp4)", ("X264 (.mp4)", "VP9 (.webm)", "PRORES4444 (.mov)", "GIF (.gif)"), "Container and codec."
-    ),
-    "video_quality": _choice("high", ("low", "medium", "high", "maximum"), "Quality of the encoded video."),
-    "video_write_mode": _choice("balanced", ("fast", "balanced", "small"), "Effort of the encoder."),
+    "video_output_type": _choice("X264 (.mp4)", tuple(FORMATS), "Container and codec. GIF has no sound."),
+    "video_quality": _choice("high", QUALITIES, "Quality of the encoded video."),
+    "video_write_mode": _choice("balanced", WRITE_MODES, "fast encodes sooner, small takes longer for fewer bytes."),
 }  # fmt: skip
 
 FLAGS = {
@@ -139,25 +137,19 @@ FLAGS = {
 }
 """Inputs of the endpoint that are files or delivery here: the command takes them as flags."""
 
-NOT_BUILT: dict[str, Any] = {
-    "use_restart_sampling": False,
-    "acceleration": "none",
-    "enable_prompt_expansion": False,
-    "enable_safety_checker": False,
-    "preprocess_audio": False,
-    "audio_strength": 1.0,
-    "video_output_type": "X264 (.mp4)",
-    "video_quality": "high",
-    "video_write_mode": "balanced",
-}
+NOT_BUILT: dict[str, Any] = {"acceleration": "none"}
 """Features of the endpoint that this version lacks, and the value that leaves each out."""
 
 INERT = ("audio_cfg_scale", "audio_stg_scale", "audio_rescaling_scale", "audio_modality_scale")
+"""What does nothing while the audio is kept."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The endpoint's parameters, checked. Absent ones have its defaults, or are off where the feature is not built."""
+    """The endpoint's parameters, checked. Absent ones have its defaults, or are off where the feature is not built.
+
+    given: the names that the request had; the safety checker is asked for more firmly by name than by default.
+    """
 
     prompt: str
     negative_prompt: str = NEGATIVE_PROMPT
@@ -171,8 +163,13 @@ class Request:
     video_stg_scale: float = 1
     video_rescaling_scale: float = 0.85
     video_modality_scale: float = 3
+    audio_cfg_scale: float = 7
+    audio_stg_scale: float = 0
+    audio_rescaling_scale: float = 0.7
+    audio_modality_scale: float = 3
     audio_strength: float = 1
     gradient_estimation_gamma: float = 0
+    use_restart_sampling: bool = True
     scheduler: str = "beta"
     camera_lora: str = "none"
     camera_lora_scale: float = 1
@@ -181,6 +178,13 @@ class Request:
     image_strength: float = 1
     end_image_strength: float = 1
     seed: int = 0
+    enable_prompt_expansion: bool = True
+    enable_safety_checker: bool = True
+    preprocess_audio: bool = True
+    video_output_type: str = "X264 (.mp4)"
+    video_quality: str = "high"
+    video_write_mode: str = "balanced"
+    given: frozenset[str] = field(default=frozenset(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -266,8 +270,6 @@ def parse(values: Mapping[str, Any]) -> Request:
         checked[name] = check_value(name, value)
         if name in NOT_BUILT and checked[name] != NOT_BUILT[name]:
             raise InputError(f"{name}: {value!r} is not built yet; leave it out or give {NOT_BUILT[name]!r}.")
-        if name in INERT:
-            notes.append(f"{name} does nothing while the audio is kept (audio_strength 1)")
     if "prompt" not in checked:
         raise InputError("prompt: missing; say what is to be seen.")
     for name, off in NOT_BUILT.items():
@@ -275,8 +277,14 @@ def parse(values: Mapping[str, Any]) -> Request:
             notes.append(f"{name} is not built yet and counts as off")
     if "seed" not in checked:
         checked["seed"] = random.SystemRandom().randrange(SEED_BELOW)
-    own = {f.name for f in fields(Request)} - {"notes"}
-    return Request(**{name: value for name, value in checked.items() if name in own}, notes=tuple(notes))
+    if checked.get("audio_strength", 1.0) == 1:
+        notes += [
+            f"{name} does nothing while the audio is kept (audio_strength 1)" for name in INERT if name in checked
+        ]
+    own = {f.name for f in fields(Request)} - {"given", "notes"}
+    return Request(
+        **{name: value for name, value in checked.items() if name in own}, given=frozenset(checked), notes=tuple(notes)
+    )
 
 
 @dataclass(frozen=True)

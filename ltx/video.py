@@ -41,7 +41,8 @@ class Format:
     """How one kind of file is encoded: the quality's and the write mode's options together are the encoder's.
 
     Where pictures have palettes they are the arguments of FFmpeg's filters, by their names. rates: what the audio codec
-    takes, none: any. audio_bits: bit/s for each channel, 0 where the codec has no choice.
+    takes, none: any. audio_bits: bit/s for each channel, 0 where the codec has no choice. downmixed: layouts that the
+    codec takes and gets wrong.
     """
 
     suffix: str
@@ -53,11 +54,12 @@ class Format:
     audio_codec: str | None = None
     audio_bits: int = 0
     rates: tuple[int, ...] = ()
+    downmixed: tuple[str, ...] = ()
     container_options: Mapping[str, str] = field(default_factory=dict)
 
 
-# By the endpoint's names. Every quality is constant, so that size follows the content. "small" makes a smaller file than
-# "fast" at the same quality; in ProRes, whose frames stand alone at a fixed quantiser, the mode changes nothing.
+# By the endpoint's names. Every quality is constant, so that size follows the content. "small" makes a smaller file
+# than "fast" at the same quality; in ProRes, whose frames stand alone at a fixed quantiser, the mode changes nothing.
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         # 4:2:0 of 8 bits plays everywhere. 17 is taken for visually lossless; a step of 6 doubles the bits.
@@ -67,7 +69,6 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             video_codec="libx264",
             pixel_format="yuv420p",
             qualities={"low": {"crf": "28"}, "medium": {"crf": "23"}, "high": {"crf": "17"}, "maximum": {"crf": "11"}},
-            # veryfast's files are as small as medium's and look worse; only superfast trades size for time.
             write_modes={
                 "fast": {"preset": "superfast"},
                 "balanced": {"preset": "medium"},
@@ -93,9 +94,10 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             audio_codec="libopus",
             audio_bits=96_000,
             rates=(48000,),  # it has lower ones, which resample to the same in every player
+            downmixed=("5.0", "6.1"),  # FFmpeg hands libopus their channels in an order that its header does not name
             container_options={"cues_to_front": "1"},
         ),
-        # The quantiser of every slice, 1 (finest) to 224. 24-bit PCM holds 16 and 24 bits, and so all of float32's, exactly.
+        # One quantiser for every slice; 1 is the finest. 24-bit PCM gives sources of 16 and of 24 bits back exactly.
         "PRORES4444 (.mov)": Format(
             suffix=".mov",
             container="mov",
@@ -229,9 +231,9 @@ def write_video(
     path, fps = Path(path).absolute(), Fraction(fps)
     kind = _choose("format", format, FORMATS)
     options = {**_choose("quality", quality, kind.qualities), **_choose("write mode", write_mode, kind.write_modes)}
-    if path.suffix.lower() != kind.suffix:
-        raise InputError(f"{path}: the name of a file in the format {format} must end in {kind.suffix}.")
     with _replacing(path) as partial:
+        if path.suffix.lower() != kind.suffix:
+            raise InputError(f"{path}: the name of a file in the format {format} must end in {kind.suffix}.")
         _encode(partial, path, chunks, fps, track, metadata, on_frames, kind, options)
         if kind.container == "gif":
             _append_comment(partial, path, metadata)
@@ -258,12 +260,15 @@ def probe(path: str | Path) -> VideoFile:
             seconds = (container.duration or 0) / av.time_base
             frames = video.frames or sum(packet.size > 0 for packet in container.demux(video))
             codec = video.codec_context
+            fps = Fraction(video.average_rate or video.base_rate or 0)
+            if fps and "matroska" in container.format.name:
+                fps = frame_rate(float(fps))  # from a frame's duration in nanoseconds
             return VideoFile(
                 path=path,
                 width=video.width,
                 height=video.height,
                 frames=frames,
-                fps=Fraction(video.average_rate or video.base_rate or 0),
+                fps=fps,
                 seconds=seconds,
                 size=path.stat().st_size,
                 container=container.format.name,
@@ -324,18 +329,14 @@ def _encode(
     with _output(partial, path, kind.container, container_options) as container, ThreadPoolExecutor(1) as encoder:
         container.metadata.update(metadata)
         streams = _Streams(container, path, width, height, fps, track, kind, options)
-        running = None
+        tell, running = on_frames or (lambda done: None), None
         for chunk in chain([first], chunks):
             if _size(path, chunk) != (height, width):
                 raise InputError(f"{path}: the frames change size, from {width}x{height} on.")
-            if running is not None and on_frames is not None:
-                on_frames(running.result())
-            elif running is not None:
-                running.result()
+            if running is not None:
+                tell(running.result())
             running = encoder.submit(streams.add, chunk.cpu())
-        done = running.result()
-        if on_frames is not None:
-            on_frames(done)
+        tell(running.result())
         streams.finish()
 
 
@@ -498,7 +499,7 @@ def _fit(track: Track, kind: Format) -> tuple[Track, str]:
     if name == "2.1" and not track.speakers:
         name = "3.0"
     name = BACK_NAMES.get(name, name)
-    if not _holds(kind.audio_codec, name):
+    if name in kind.downmixed or not _holds(kind.audio_codec, name):
         return conditioning_track(track, track.waveform.shape[1], Fraction(track.rate)), "stereo"  # nothing cut
     return track, name
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -224,17 +225,40 @@ def test_short_sound_is_not_padded(tmp_path: Path) -> None:
     assert made.frames == 48
 
 
-def test_frames_are_pulled_one_chunk_at_a_time(tmp_path: Path) -> None:
-    pulled, encoded = [], []
+def test_a_chunk_is_encoded_while_the_next_is_made(tmp_path: Path) -> None:
+    """One chunk, never more, waits for the encoder; chunks and progress run in the caller's thread."""
+    encoded, threads = [], set()
+
+    def tell(frames: int) -> None:
+        threads.add(threading.current_thread())
+        encoded.append(frames)
 
     def chunks() -> Iterator[torch.Tensor]:
         for i in range(6):
-            assert sum(encoded[-1:]) == 8 * i  # the one before is encoded when the next is asked for
-            pulled.append(i)
+            assert encoded == [8 * j for j in range(1, i)]  # all but the latest
+            threads.add(threading.current_thread())
             yield clip(8, 8 * i)
 
-    write_video(tmp_path / "s.mp4", chunks(), Fraction(24), None, on_frames=encoded.append)
-    assert len(pulled) == 6
+    write_video(tmp_path / "s.mp4", chunks(), Fraction(24), None, on_frames=tell)
+    assert encoded == [8, 16, 24, 32, 40, 48] and threads == {threading.current_thread()}
+
+
+def test_the_encoder_works_beside_the_producer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second chunk is asked for before the first is encoded: each waits for the other here."""
+    asked = threading.Event()
+    add = video._Streams.add
+
+    def waiting(self: video._Streams, images: torch.Tensor) -> int:
+        assert asked.wait(30)
+        return add(self, images)
+
+    def chunks() -> Iterator[torch.Tensor]:
+        yield clip(8)
+        asked.set()
+        yield clip(8, 8)
+
+    monkeypatch.setattr(video._Streams, "add", waiting)
+    assert write_video(tmp_path / "s.mp4", chunks(), Fraction(24), None).frames == 16
 
 
 def test_sound_and_picture_lie_side_by_side(tmp_path: Path) -> None:
@@ -272,7 +296,8 @@ def test_a_failure_leaves_the_older_file_and_nothing_else(tmp_path: Path, failur
 
     def chunks() -> Iterator[torch.Tensor]:
         yield clip(8)
-        seen.extend(os.listdir(tmp_path))
+        yield clip(8, 8)
+        seen.extend(os.listdir(tmp_path))  # the first is encoded
         raise failure("stop")
 
     with pytest.raises(failure, match="stop"):
@@ -349,9 +374,3 @@ def test_probe_counts_where_no_header_does(tmp_path: Path) -> None:
         container.mux(stream.encode(None))
     found = probe(path)
     assert (found.frames, found.fps, found.video_codec, found.color_space) == (7, 10, "mpeg4", "")
-
-
-def test_formats_are_data() -> None:
-    for name, kind in video.FORMATS.items():
-        assert kind.suffix.startswith(".") and name and tuple(sorted(kind.rates)) == kind.rates
-        assert set(kind.rates) <= set(av.Codec(kind.audio_codec, "w").audio_rates)

@@ -17,14 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import av
 import torch
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace
 from einops import rearrange
 from torch import Tensor
 
@@ -144,7 +144,8 @@ BACK_NAMES = MappingProxyType({"5.0(side)": "5.0", "5.1(side)": "5.1", "quad(sid
 # Keys with an atom of their own in an mp4; any other needs `use_metadata_tags`, which fewer players read.
 MP4_KEYS = frozenset({"title", "artist", "album", "comment", "date", "description", "copyright"})
 # ITU-T H.273 code points that matrix, primaries and transfer have in common, by ffprobe's names; 2 is "unspecified".
-COLOR_NAMES = MappingProxyType({1: "bt709", 6: "smpte170m"})
+BT709 = 1
+COLOR_NAMES = MappingProxyType({BT709: "bt709", 6: "smpte170m"})
 RANGE_NAMES = MappingProxyType({1: "tv", 2: "pc"})
 SOUND_BLOCK = 4096  # samples encoded at a time
 # Relative distance within which a rate is taken for an NTSC one. 24 and 23.976 are 1e-3 apart, so less than half that;
@@ -408,23 +409,34 @@ class _Yuv:
     """uint8 [H, W, 3] sRGB → BT.709, limited range: converted, not only tagged. Chroma from every pixel, rounded."""
 
     def __init__(self, fps: Fraction, pixel_format: str) -> None:
-        self.fps, self.pixel_format = fps, pixel_format
-        self.reformatter, self.count = VideoReformatter(), 0
+        self.fps, self.pixel_format, self.count = fps, pixel_format, 0
+        self.graph: Any = None
 
     def __call__(self, image: Tensor | None) -> Iterator[av.VideoFrame]:
         if image is None:
             return
-        frame = self.reformatter.reformat(
-            av.VideoFrame.from_ndarray(image.contiguous().numpy(), format="rgb24"),
-            format=self.pixel_format,
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP,
-        )
-        frame.color_primaries, frame.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        frame = av.VideoFrame.from_ndarray(image.contiguous().numpy(), format="rgb24")
         frame.pts, frame.time_base = self.count, 1 / self.fps
         self.count += 1
-        yield frame
+        if self.graph is None:
+            self.graph = self._converter(frame)
+        self.graph.push(frame)
+        yield self.graph.pull()
+
+    def _converter(self, frame: av.VideoFrame) -> Any:
+        # The filter: PyAV's own reformatter has had these flags only since version 18.
+        graph = av.filter.Graph()
+        filters = [
+            graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base),
+            graph.add("scale", "flags=bicubic+accurate_rnd+full_chroma_inp:out_color_matrix=bt709:out_range=tv"),
+            graph.add("format", self.pixel_format),
+            graph.add("setparams", "colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"),
+            graph.add("buffersink"),
+        ]
+        for one, next_ in pairwise(filters):
+            one.link_to(next_)
+        graph.configure()
+        return graph
 
 
 class _Palettes:
@@ -482,7 +494,7 @@ def _add_picture(
     codec.bit_rate = 0  # the quality is constant
     if not paletted:
         codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
-        codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        codec.color_primaries = codec.color_trc = BT709
     return stream
 
 

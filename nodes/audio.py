@@ -1,8 +1,7 @@
-"""The sound: from a file, and how many frames of video it asks for."""
+"""The sound: from a file, how many frames of video it asks for, made ready for the model, and back from latents."""
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -10,14 +9,23 @@ from comfy_api.latest import io
 from einops import rearrange
 
 from ..ltx import audio as engine
+from ..ltx import preprocess
+from ..ltx.conditioning import AudioCondition
 from ..ltx.errors import InputError
-from ..ltx.request import MAX_FRAMES, choose_frames
+from ..ltx.request import MAX_FRAMES, PARAMETERS, choose_frames
 from ..ltx.video import frame_rate
-from . import files
-from .types import CATEGORY
+from . import files, memory
+from .progress import Progress, report
+from .types import CATEGORY, AudioIO, AudioVaeIO, VocoderIO
 from .widgets import widget
 
 AUDIO = f"{CATEGORY}/Audio"
+
+
+def frames_input() -> io.Input:
+    """The number of frames, where a node takes it from Frame Count."""
+    default = PARAMETERS["num_frames"].default
+    return io.Int.Input("frames", default=default, min=1, max=100_000, step=8, tooltip="From Frame Count.")
 
 
 def to_track(audio: dict[str, Any]) -> engine.Track:
@@ -101,7 +109,7 @@ class FrameCount(io.ComfyNode):
             f"to one more than a multiple of 8, as the model needs, and at most {MAX_FRAMES} from audio.",
             inputs=[
                 io.Audio.Input("audio", tooltip="The sound that the video is made for."),
-                widget("fps", "frame_rate", step=0.001),
+                widget("fps", "frame_rate", step=0.001, display_name="fps"),
                 widget("match_audio_length"),
                 widget("num_frames", step=8),
             ],
@@ -110,15 +118,15 @@ class FrameCount(io.ComfyNode):
                 io.Float.Output("fps", display_name="fps", tooltip="Frames a second, as given."),
                 io.String.Output("report", display_name="report", tooltip="What was rounded or cut, and why."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
         cls, audio: dict[str, Any], frame_rate: float, match_audio_length: bool, num_frames: int
     ) -> io.NodeOutput:
-        frames, report = count(to_track(audio), frame_rate, match_audio_length, num_frames)
-        logging.info("LTX A2V: %s", report)
-        return io.NodeOutput(frames, frame_rate, report, ui={"text": [report]})
+        frames, said = count(to_track(audio), frame_rate, match_audio_length, num_frames)
+        return io.NodeOutput(frames, frame_rate, report(cls, said))
 
 
 def count(track: engine.Track, fps: float, match: bool, asked: int) -> tuple[int, str]:
@@ -128,4 +136,97 @@ def count(track: engine.Track, fps: float, match: bool, asked: int) -> tuple[int
     return frames, "; ".join([f"{frames} frames, {seconds:.2f} s", *notes])
 
 
-NODES = (LoadAudio, FrameCount)
+class PreprocessAudio(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VPreprocessAudio",
+            display_name="LTX A2V Preprocess Audio",
+            category=AUDIO,
+            description=f"A copy of the sound for the model to hear: rumble removed, raised or lowered to "
+            f"{preprocess.TARGET:g} LUFS, peaks below {preprocess.CEILING:g} dBFS. Quiet voices then move lips as loud "
+            "ones do. The video keeps the sound as it was loaded: connect Load Audio, not this, where it is saved. Its "
+            "report warns of silence, hard cuts, clipping and the like, which make videos static or jumpy.",
+            inputs=[
+                io.Audio.Input("audio", tooltip="From Load Audio."),
+                frames_input(),
+                widget("fps", step=0.001, tooltip="From Frame Count."),
+                widget(
+                    "preprocess_audio",
+                    "enabled",
+                    tooltip="Off hands the sound on as it is, for a track that is mastered already; the warnings stay.",
+                ),
+            ],
+            outputs=[
+                io.Audio.Output("heard", display_name="audio", tooltip="For Audio Conditioning alone."),
+                io.String.Output("report", display_name="report", tooltip="What was done, and what to watch out for."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, audio: dict[str, Any], frames: int, fps: float, enabled: bool) -> io.NodeOutput:
+        track, rate = to_track(audio), frame_rate(fps)
+        warnings = preprocess.warnings(track, frames, rate)
+        if not enabled:
+            return io.NodeOutput(audio, report(cls, "\n".join(["the audio was not preprocessed", *warnings])))
+        source = engine.soundtrack(track, frames, rate)
+        heard = preprocess.preprocess(source)
+        levels = " to ".join(_level(preprocess.loudness(each)) for each in (source, heard))
+        said = f"the audio for the model was brought from {levels}"
+        return io.NodeOutput(from_track(heard), report(cls, "\n".join([said, *warnings])))
+
+
+def _level(loudness: float) -> str:
+    return f"{loudness:.1f} LUFS" if loudness > preprocess.GATE else "silence"
+
+
+class DecodeAudio(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VDecodeAudio",
+            display_name="LTX A2V Decode Audio",
+            category=AUDIO,
+            description="The sound of the finished video. At audio strength 1 that is the loaded sound, untouched; "
+            "below, what the model made of it, in stereo at 48 kHz.",
+            inputs=[
+                AudioIO.Input("before", tooltip="From Audio Conditioning, whose strength decides."),
+                AudioIO.Input("after", tooltip="The last sampler's next audio."),
+                AudioVaeIO.Input("audio_vae", tooltip="From Load Model."),
+                VocoderIO.Input("vocoder", tooltip="From Load Model."),
+                io.Audio.Input("audio", tooltip="From Load Audio: what is returned at strength 1."),
+            ],
+            outputs=[
+                io.Audio.Output("track", display_name="audio", tooltip="For Save Video."),
+                io.String.Output("report", display_name="report", tooltip="Which of the two it is."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        before: AudioCondition,
+        after: AudioCondition,
+        audio_vae: memory.Handle,
+        vocoder: memory.Handle,
+        audio: dict[str, Any],
+    ) -> io.NodeOutput:
+        if (before.frames, before.fps) != (after.frames, after.fps):
+            raise InputError(
+                f"after: it is of {after.frames} frames at {float(after.fps):g} fps and before of {before.frames} at "
+                f"{float(before.fps):g}; connect the audio of one run."
+            )
+        if before.strength == 1:
+            return io.NodeOutput(audio, report(cls, "the audio is the loaded one, untouched"))
+        progress = Progress(cls.hidden.unique_id)
+        progress(0, 1)
+        vae, voice = memory.use(audio_vae, vocoder)
+        track = engine.decode_audio(vae, voice, after.latent, after.frames, after.fps)
+        progress(1, 1)
+        said = f"the audio was made anew at strength {before.strength:g}, {track.rate} Hz"
+        return io.NodeOutput(from_track(track), report(cls, said))
+
+
+NODES = (LoadAudio, FrameCount, PreprocessAudio, DecodeAudio)

@@ -8,14 +8,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx.audio import encode_audio
-from ..ltx.conditioning import AudioCondition, Guide
+from ..ltx.conditioning import AudioCondition, Guide, check_strength
 from ..ltx.errors import InputError
 from ..ltx.images import CRF, compress, encode_image, fit, from_float
 from ..ltx.latents import SPACE_SCALE, pixel_frames
-from ..ltx.request import PARAMETERS
 from ..ltx.video import frame_rate
 from . import memory
-from .audio import to_track
+from .audio import frames_input, to_track
 from .latents import samples_of
 from .progress import Progress
 from .types import CATEGORY, AudioIO, AudioVaeIO, GuidesIO, VideoVaeIO
@@ -31,34 +30,38 @@ class AudioConditioning(io.ComfyNode):
             node_id="LTXA2VAudioConditioning",
             display_name="LTX A2V Audio Conditioning",
             category=CONDITIONING,
-            description="Encodes the sound that drives the video, cut to the video's length or followed by silence. It "
-            "stays as it is through both passes.",
+            description="Encodes the sound that drives the video, cut to the video's length or followed by silence. At "
+            "strength 1 it stays as it is; below, the first pass may change it, and Decode Audio gives the result.",
             inputs=[
                 AudioVaeIO.Input("audio_vae", tooltip="From Load Model."),
-                io.Audio.Input("audio", tooltip="The sound: any rate, mono to surround."),
-                io.Int.Input(
-                    "frames",
-                    default=PARAMETERS["num_frames"].default,
-                    min=1,
-                    max=100_000,
-                    step=8,
-                    tooltip="Frames of the video, from Frame Count.",
+                io.Audio.Input("audio", tooltip="From Preprocess Audio or Load Audio: any rate, mono to surround."),
+                frames_input(),
+                widget("fps", step=0.001, tooltip="From Frame Count."),
+                widget(
+                    "audio_strength",
+                    "strength",
+                    tooltip="1 keeps the track, and the picture follows it. Lower it to have the model change or renew "
+                    "the sound: 0.9 touches it up, 0 makes another one.",
                 ),
-                widget("fps", step=0.001),
             ],
-            outputs=[AudioIO.Output("condition", display_name="audio", tooltip="For both samplers.")],
+            outputs=[
+                AudioIO.Output("condition", display_name="audio", tooltip="For the first sampler and Decode Audio.")
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, audio_vae: memory.Handle, audio: dict[str, Any], frames: int, fps: float) -> io.NodeOutput:
+    def execute(
+        cls, audio_vae: memory.Handle, audio: dict[str, Any], frames: int, fps: float, strength: float = 1.0
+    ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
+        check_strength("audio_strength", strength)
         track, rate = to_track(audio), frame_rate(fps)
         (vae,) = memory.use(audio_vae)
         latent = memory.to_graph(encode_audio(vae, track, frames, rate))
         progress(1, 1)
-        return io.NodeOutput(AudioCondition(latent, frames, rate))
+        return io.NodeOutput(AudioCondition(latent, frames, rate, strength))
 
 
 def _image_inputs(strength: str, where: str) -> list[io.Input]:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..ltx.errors import InputError
 from ..ltx.latents import CHANNELS, video_shape
-from ..ltx.request import PARAMETERS, SIZES, snap_size
+from ..ltx.request import AUTO, PARAMETERS, SIZES, choose_size
 from ..ltx.upscale import upscale
-from . import memory
-from .progress import Progress
+from . import files, memory
+from .audio import frames_input
+from .progress import Progress, report
 from .types import CATEGORY, UpscalerIO, VideoVaeIO
 from .widgets import widget
 
@@ -31,30 +32,40 @@ def samples_of(latent: dict[str, Any]) -> Tensor:
     return samples
 
 
-class EmptyLatent(io.ComfyNode):
+CUSTOM = "custom"
+
+
+class VideoSize(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        width, height = SIZES[PARAMETERS["video_size"].default]
-        side = {"min": 64, "max": 4096, "step": 32}
+        known = PARAMETERS["video_size"]
+        width, height = SIZES[known.default]
+        side = {"min": int(known.minimum), "max": int(known.maximum), "step": 32}
         return io.Schema(
-            node_id="LTXA2VEmptyLatent",
+            node_id="LTXA2VVideoSize",
             display_name="LTX A2V Video Size",
             category=LATENTS,
             description="Size and length of the video, as empty latents. With two passes the first one works at half "
             "the size. Width and height are rounded up to a multiple of 64 (of 32 with one pass); past the area of "
             "1920×1088 both are scaled down.",
             inputs=[
-                io.Int.Input("width", default=width, **side, tooltip="Pixels across."),
-                io.Int.Input("height", default=height, **side, tooltip="Pixels down."),
-                io.Int.Input(
-                    "frames",
-                    default=PARAMETERS["num_frames"].default,
-                    min=1,
-                    max=100_000,
-                    step=8,
-                    tooltip="From Frame Count. One more than a multiple of 8.",
+                io.Combo.Input(
+                    "video_size",
+                    options=[CUSTOM, *known.choices],
+                    default=known.default,
+                    tooltip="A preset; auto for the size of the connected image; custom for width and height below.",
                 ),
-                widget("use_multiscale", "two_passes"),
+                io.Int.Input("width", default=width, **side, tooltip="Pixels across. Acts at custom."),
+                io.Int.Input("height", default=height, **side, tooltip="Pixels down. Acts at custom."),
+                frames_input(),
+                widget(
+                    "use_multiscale",
+                    "two_passes",
+                    tooltip="On: half the size first, then Latent Upscale and a second sampler. Off, for one sampler "
+                    "alone: full size at once, slower and with more memory.",
+                ),
+                io.Image.Input("first_image", optional=True, tooltip="Its size is taken at auto."),
+                io.Image.Input("end_image", optional=True, tooltip="Its size is taken at auto without a first image."),
             ],
             outputs=[
                 io.Latent.Output(
@@ -71,20 +82,33 @@ class EmptyLatent(io.ComfyNode):
                     "report", display_name="report", tooltip="The size used, and from what it was rounded."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, width: int, height: int, frames: int, two_passes: bool) -> io.NodeOutput:
-        wide, high = snap_size(width, height, two_passes)
+    def execute(
+        cls,
+        video_size: str,
+        width: int,
+        height: int,
+        frames: int,
+        two_passes: bool,
+        first_image: Tensor | None = None,
+        end_image: Tensor | None = None,
+    ) -> io.NodeOutput:
+        files.choice("video_size", video_size, (CUSTOM, *PARAMETERS["video_size"].choices))
+        asked = (width, height) if video_size == CUSTOM else video_size
+        images = tuple(None if image is None else (image.shape[2], image.shape[1]) for image in (first_image, end_image))
+        wide, high, notes = choose_size(asked, two_passes, images)
+        if video_size == AUTO and not any(images):
+            notes.append("no image is connected, so auto is landscape_16_9")
         divisor = 2 if two_passes else 1
         first, second = (
             {"samples": memory.to_graph(torch.zeros(1, CHANNELS, *video_shape(frames, high // d, wide // d)))}
             for d in (divisor, 1)
         )
-        report = f"{wide}×{high}, {frames} frames"
-        if (wide, high) != (width, height):
-            report += f"; size taken from {width}×{height}"
-        return io.NodeOutput(first, second, report, ui={"text": [report]})
+        said = "; ".join([f"{wide}×{high}, {frames} frames", *notes])
+        return io.NodeOutput(first, second, report(cls, said))
 
 
 class LatentUpscale(io.ComfyNode):
@@ -98,23 +122,23 @@ class LatentUpscale(io.ComfyNode):
             inputs=[
                 UpscalerIO.Input("upscaler", tooltip="From Load Upscaler."),
                 VideoVaeIO.Input("video_vae", tooltip="From Load Model: its statistics scale the latents."),
-                io.Latent.Input("samples", tooltip="From the first sampler."),
+                io.Latent.Input("latent", tooltip="From the first sampler."),
             ],
             outputs=[io.Latent.Output("upscaled", display_name="latent", tooltip="Twice as wide and high.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, upscaler: memory.Handle, video_vae: memory.Handle, samples: dict[str, Any]) -> io.NodeOutput:
+    def execute(cls, upscaler: memory.Handle, video_vae: memory.Handle, latent: dict[str, Any]) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
-        latent = samples_of(samples)
-        room = memory.upscaling_memory(upscaler.module, latent)
+        samples = samples_of(latent)
+        room = memory.upscaling_memory(upscaler.module, samples)
         # Of the VAE only two vectors are read, wherever they are: it need not be loaded.
         (upsampler,) = memory.use(upscaler, memory_required=room)
-        result = upscale(upsampler, video_vae.module, latent)
+        result = upscale(upsampler, video_vae.module, samples)
         progress(1, 1)
         return io.NodeOutput({"samples": memory.to_graph(result)})
 
 
-NODES = (EmptyLatent, LatentUpscale)
+NODES = (VideoSize, LatentUpscale)

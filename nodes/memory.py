@@ -87,34 +87,42 @@ class Model(Handle):
         """This model with one LoRA more: another handle on the same weights."""
         loras = (*self.loras, (fit, strength))
         patcher = self.plain.clone()
-        patcher.add_patches({f"module.{name}": Merge(terms) for name, terms in _terms(loras).items()})
+        patcher.add_patches({f"module.{name}": merge for name, merge in _merges(loras).items()})
         return Model(patcher, self.plain, loras)
 
 
+Term = tuple[Tensor, Tensor, float | None, float]
+"""up, down, alpha and strength of one LoRA on one weight."""
+
+
 class Merge(WeightAdapterBase):
-    """ComfyUI's patch of one weight: every LoRA on it in one float32 sum, rounded once, by the engine's own formula."""
+    """ComfyUI's patch of one weight: every LoRA on it in one float32 sum, rounded once, by the engine's own formula.
+
+    Newer versions of ComfyUI move the tensors in `weights` and make another one of this class with them.
+    """
 
     name = "ltxa2v"
 
-    def __init__(self, terms: list[tuple[LowRank, float]]) -> None:
-        self.terms = terms
-        self.weights = [tensor for term, _ in terms for tensor in (term.up, term.down)]
-        self.loaded_keys: set[str] = set()
+    def __init__(self, loaded_keys: set[str], weights: tuple[Term, ...]) -> None:
+        self.loaded_keys = loaded_keys
+        self.weights = weights
 
     def calculate_weight(self, weight: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The merged weight in `weight`'s dtype, which is float32 where the whole weight is in memory."""
         total = weight.float()
-        for term, strength in self.terms:
-            total = total + delta(term, strength, weight.device).reshape(weight.shape)
+        for up, down, alpha, strength in self.weights:
+            total = total + delta(LowRank(down, up, alpha), strength, weight.device).reshape(weight.shape)
         return total.to(weight.dtype)
 
 
-def _terms(loras: tuple[tuple[Match, float], ...]) -> dict[str, list[tuple[LowRank, float]]]:
-    terms: dict[str, list[tuple[LowRank, float]]] = {}
+def _merges(loras: tuple[tuple[Match, float], ...]) -> dict[str, Merge]:
+    """Patches by parameter name. A LoRA at strength 0 is as if it were not there."""
+    terms: dict[str, tuple[Term, ...]] = {}
     for fit, strength in loras:
         for name in fit.matched if strength else ():
-            terms.setdefault(name, []).append((fit.lora.targets[name], strength))
-    return terms
+            pair = fit.lora.targets[name]
+            terms[name] = (*terms.get(name, ()), (pair.up, pair.down, pair.alpha, strength))
+    return {name: Merge(set(), weights) for name, weights in terms.items()}
 
 
 def hold(module: nn.Module, device: torch.device, offload: torch.device) -> Any:

@@ -1,11 +1,15 @@
-"""What a person sees of a running node: its bar, a preview of the latents; and the way to stop it."""
+"""What a person sees of a running node: its bar, a preview of the latents, a text; and the way to stop it."""
 
 from __future__ import annotations
+
+import logging
+import sys
 
 import comfy.latent_formats
 import comfy.model_management
 import comfy.utils
 import latent_preview
+from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
@@ -28,6 +32,23 @@ class Progress:
         if self.bar is None:
             self.bar = comfy.utils.ProgressBar(total, node_id=self.node_id)
         self.bar.update_absolute(done, total, preview and ("JPEG", preview, PREVIEW_SIDE))
+
+
+def show_text(node_id: str, text: str) -> None:
+    """Writes on the node in the browser that queued the run; newer text replaces it. Nothing without a server."""
+    server = sys.modules.get("server")  # not imported: importing ComfyUI's server outside of it starts half of one
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    send = getattr(instance, "send_progress_text", None)
+    if send is not None and text:
+        send(text, node_id, instance.client_id)
+
+
+def report(node: type[io.ComfyNode], text: str) -> str:
+    """Says what a node has to report on the node itself and in the log, and returns it for the output."""
+    if node.hidden is not None:
+        show_text(node.hidden.unique_id, text)
+    logging.info("LTX A2V: %s", text)
+    return text
 
 
 def preview(latent: Tensor) -> Image.Image:

@@ -7,10 +7,18 @@ from comfy_api.latest import io
 from ..ltx.request import PARAMETERS
 
 
-def widget(parameter: str, name: str | None = None, *, step: float = 0.05, tooltip: str | None = None) -> io.Input:
+def widget(
+    parameter: str,
+    name: str | None = None,
+    *,
+    step: float = 0.05,
+    tooltip: str | None = None,
+    display_name: str | None = None,
+) -> io.Input:
     """The input for an endpoint parameter, under its own name or another. The range is what the engine accepts."""
     known = PARAMETERS[parameter]
     options = {"id": name or parameter, "tooltip": tooltip or known.help, "default": known.default}
+    options["display_name"] = display_name
     limits = {"min": known.hard_minimum, "max": known.hard_maximum}
     if known.kind == "switch":
         return io.Boolean.Input(**options)

@@ -6,9 +6,9 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -337,9 +337,29 @@ def test_the_frontend_finds_the_workflow(tmp_path: Path, name: str) -> None:
 # Memory, threads, failures
 
 
-@cache
-def processors() -> int:
-    return os.cpu_count() or 1
+@pytest.mark.skipif(sys.platform == "win32", reason="no ru_maxrss")
+def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
+    """Peak memory of a process after 96 frames, and after 288: 85 MB of pictures more."""
+    script = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import conftest, torch
+from fractions import Fraction
+from a2v.ltx.video import FORMATS, write_video
+torch.set_num_threads(1)
+one = torch.arange(384 * 384 * 3).view(1, 384, 384, 3) // 1152
+def chunks(frames):
+    for start in range(0, frames, 8):
+        yield ((one + torch.arange(start, start + 8).view(-1, 1, 1, 1)) % 256).to(torch.uint8)
+for frames in (96, 288):
+    for name, kind in FORMATS.items():
+        write_video({str(tmp_path)!r} + "/v" + kind.suffix, chunks(frames), Fraction(24), None, format=name,
+                    quality="low", write_mode="fast")
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    short, long = map(int, done.stdout.split())
+    assert long - short < 30_000, (short, long)  # KiB
 
 
 @pytest.mark.parametrize("name", [MP4, WEBM, MOV])

@@ -10,11 +10,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
@@ -25,7 +27,7 @@ from a2v.ltx.conditioning import AudioCondition, Guide
 from a2v.ltx.guidance import Guidance
 from a2v.ltx.latents import Noise, audio_length
 from a2v.ltx.pipeline import sample
-from a2v.ltx.text import TextContext, encode_text, load_gemma
+from a2v.ltx.text import Gemma, TextContext, encode_text, hidden_states, load_gemma
 from a2v.ltx.upscale import upscale
 from a2v.nodes import memory
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
@@ -37,7 +39,7 @@ FPS, FRAMES = Fraction(24), 9
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    return write_tiny(tmp_path_factory.mktemp("tiny"), layers=2)
 
 
 @pytest.fixture(autouse=True)
@@ -54,14 +56,14 @@ def noise(*shape: int) -> Tensor:
 def run_transformer(model: nn.Module, device: torch.device) -> Tensor:
     """One step with guidance, a first image and a keyframe."""
     widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
-    latent, _ = sample(
+    latent, *_ = sample(
         model,
         latent=torch.zeros(1, 128, 2, 2, 3),
         sigmas=torch.tensor([0.9, 0.4]),
         positive=TextContext(noise(1, 6, widths[0]), noise(1, 6, widths[1])),
         audio=AudioCondition(noise(1, 8, audio_length(FRAMES, FPS), 16), FRAMES, FPS),
         guides=tuple(Guide(noise(1, 128, 1, 2, 3), frame, 0.8) for frame in (0, FRAMES - 1)),
-        guidance=Guidance(stg=1.0, modality=3.0),
+        guidance=Guidance(stg=1.0),
         noise=Noise(1),
         device=device,
     )
@@ -78,6 +80,12 @@ def run_audio_vae(vae: nn.Module, device: torch.device) -> Tensor:
     return audio.encode_audio(vae, audio.Track(noise(1, 8000).clamp(-1, 1), 16000), FRAMES, FPS).cpu()
 
 
+def run_gemma(model: nn.Module, device: torch.device) -> Tensor:
+    folder = Path(model.config._name_or_path)
+    states, _ = hidden_states(Gemma(model, AutoTokenizer.from_pretrained(folder), folder), "a person speaks")
+    return states.cpu()
+
+
 @dataclass(frozen=True)
 class Part:
     """A model, how to load it, and something it computes: (module, device) → a tensor on the CPU."""
@@ -90,6 +98,7 @@ PARTS = {
     "transformer": Part(lambda f, t: load_checkpoint(f.checkpoint).transformer(t), run_transformer),
     "video VAE": Part(lambda f, t: load_checkpoint(f.checkpoint).video_vae(t), run_video_vae),
     "audio VAE": Part(lambda f, t: load_checkpoint(f.checkpoint).audio_vae(t), run_audio_vae),
+    "Gemma": Part(lambda f, t: load_gemma(f.gemma, t).model, run_gemma),
 }
 
 
@@ -159,7 +168,8 @@ def test_a_model_that_does_not_fit_is_loaded_in_part_and_gives_the_same(
             assert module.device == DEVICE
             assert torch.equal(part.run(module, DEVICE), expected)
             shares.append(handle.patcher.loaded_size() / size)
-            assert any(on_device(module)) and not all(on_device(module))
+            placed = on_device(module)
+            assert not all(placed) and (any(placed) or share < 0.7)
         assert 0 < shares[0] < shares[2] <= shares[1] < 0.7
         handle.patcher.detach()
     assert_same_weights(module, part.load(files, torch.float32))
@@ -199,8 +209,9 @@ def loras(files: TinyFiles) -> list[lora.Lora]:
     return [lora.load_lora(path) for path in (files.distilled_lora, files.camera_lora)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("share", [1.5, 0.5])
+@pytest.mark.parametrize(
+    ("dtype", "share"), [(torch.bfloat16, 1.5), (torch.bfloat16, 0.5), (torch.float32, 0.5)], ids=str
+)
 def test_loras_are_merged_as_the_engine_merges_them(
     files: TinyFiles, loras: list[lora.Lora], room: Room, dtype: torch.dtype, share: float
 ) -> None:
@@ -230,6 +241,18 @@ def test_loras_are_merged_as_the_engine_merges_them(
         assert torch.equal(run_transformer(model.module, DEVICE), plain)
         passes[0].patcher.detach()
     assert_same_weights(model.module, checkpoint.transformer(dtype))
+
+
+def test_a_merge_can_be_made_again_from_its_tensors(files: TinyFiles, loras: list[lora.Lora]) -> None:
+    """As ComfyUI of 2026 does when it has moved them (`prefetch_prepared_value` in its comfy/lora.py)."""
+    patcher = memory.hold(load_checkpoint(files.checkpoint).transformer(), CPU, CPU)
+    model = memory.Model(patcher, patcher).with_lora(lora.match(loras[0], patcher.model.module), 0.5)
+    name, ((strength, merge, *_),) = next(iter(model.patcher.patches.items()))
+    again = type(merge)(merge.loaded_keys, tuple(tuple(value for value in term) for term in merge.weights))
+    weight = model.patcher.model.state_dict()[name]
+    assert strength == 1
+    assert torch.equal(again.calculate_weight(weight, name), merge.calculate_weight(weight, name))
+    assert not torch.equal(merge.calculate_weight(weight, name), weight)
 
 
 def test_a_lora_at_strength_0_changes_nothing(files: TinyFiles, loras: list[lora.Lora]) -> None:

@@ -1,0 +1,165 @@
+"""What nodes make of the values they are given, without a model."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
+
+import comfy.model_management as management
+from a2v.ltx.audio import Track
+from a2v.ltx.errors import InputError
+from a2v.ltx.latents import Noise
+from a2v.ltx.video import VideoFile
+from a2v.nodes import audio, conditioning, latents, output, progress, sampling
+
+
+def track(seconds: float, rate: int = 48000) -> Track:
+    return Track(torch.zeros(2, round(seconds * rate)), rate)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fps", "match", "asked", "frames", "said"),
+    [
+        (1.0, 24.0, True, 121, 25, "25 frames, 1.04 s"),
+        (1.0, 24.0, False, 121, 121, "silence follows"),
+        (10.0, 24.0, False, 100, 105, "num_frames rounded up from 100 to 105"),
+        (60.0, 24.0, True, 121, 481, "the audio lasts 60.00 s; the video ends after 20.04 s"),
+        (60.0, 24.0, False, 481, 481, "481 frames, 20.04 s"),
+        (0.01, 24.0, True, 121, 9, "9 frames"),
+        (1.001, 23.976, True, 121, 25, "25 frames, 1.04 s"),
+    ],
+)
+def test_frames_and_what_is_said_of_them(
+    seconds: float, fps: float, match: bool, asked: int, frames: int, said: str
+) -> None:
+    counted, report = audio.count(track(seconds), fps, match, asked)
+    assert counted == frames and said in report
+
+
+def test_audio_goes_through_the_graph_whole() -> None:
+    whole = Track(torch.randn(6, 100), 44100, ("FL", "FR", "FC", "LFE", "SL", "SR"))
+    native = audio.from_track(whole)
+    assert native["waveform"].shape == (1, 6, 100) and native["sample_rate"] == 44100
+    back = audio.to_track(native)
+    assert torch.equal(back.waveform, whole.waveform) and (back.rate, back.speakers) == (44100, whole.speakers)
+    del native["speakers"]  # as after another pack's node
+    assert audio.to_track(native).speakers == ()
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 100), (100,), (1, 2, 0)])
+def test_a_batch_of_audio_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="channels, samples"):
+        audio.to_track({"waveform": torch.zeros(shape), "sample_rate": 16000})
+
+
+def test_the_second_pass_draws_what_comes_after_the_first() -> None:
+    shapes = [(1, 5, 8), (1, 3, 8), (1, 20, 8)]
+    generator = torch.Generator().manual_seed(9)
+    expected = [torch.randn(shape, generator=generator) for shape in shapes]
+    drawn, after = Noise(9).draw(*shapes[:2])
+    following = sampling.NextNoise(after)
+    assert following.seed == 9
+    for wanted, got in zip(expected, drawn, strict=False):
+        assert torch.equal(wanted, got)
+    for _ in range(2):  # a NOISE gives the same each time it is asked
+        assert torch.equal(following.generate_noise({"samples": torch.zeros(shapes[2])}), expected[2])
+
+
+def test_stg_blocks_are_read_from_a_text() -> None:
+    assert sampling._blocks("auto") == sampling._blocks("") == ()
+    assert sampling._blocks("28") == (28,) and sampling._blocks(" 27, 28 29") == (27, 28, 29)
+    for text in ("all", "28;29", "-1", "2.5", "auto, 3"):
+        with pytest.raises(InputError, match="stg_blocks"):
+            sampling._blocks(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "two_passes", "first", "second"),
+    [
+        ((1024, 576), True, (16, 9, 16), (16, 18, 32)),
+        ((1000, 500), True, (16, 8, 16), (16, 16, 32)),
+        ((1000, 500), False, (16, 16, 32), (16, 16, 32)),
+        ((4096, 4096), True, (16, 22, 22), (16, 44, 44)),
+    ],
+)
+def test_sizes_of_both_passes(
+    size: tuple[int, int], two_passes: bool, first: tuple[int, ...], second: tuple[int, ...]
+) -> None:
+    made = latents.EmptyLatent.execute(*size, 121, two_passes).args
+    assert [tuple(latent["samples"].shape) for latent in made[:2]] == [(1, 128, *first), (1, 128, *second)]
+    changed = second[1] * 32 != size[1] or second[2] * 32 != size[0]
+    assert ("size taken from" in made[2]) == changed
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 64, 64), (2, 128, 2, 4, 4), (1, 16, 2, 4, 4)])
+def test_another_models_latent_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="LTX video latent"):
+        latents.samples_of({"samples": torch.zeros(shape)})
+
+
+@pytest.mark.parametrize("node", [conditioning.ImageConditioning, conditioning.EndImageConditioning])
+def test_an_image_at_strength_0_is_left_out_and_not_even_encoded(node: type) -> None:
+    latent = {"samples": torch.zeros(1, 128, 2, 2, 2)}
+    others = (object(),)
+    assert node.execute(None, torch.zeros(1, 8, 8, 3), latent, 0.0, guides=others).args == (others,)
+
+
+def test_an_end_image_needs_another_frame() -> None:
+    latent = {"samples": torch.zeros(1, 128, 1, 2, 2)}
+    with pytest.raises(InputError, match="one frame"):
+        conditioning.EndImageConditioning.execute(None, torch.zeros(1, 8, 8, 3), latent, 1.0)
+
+
+def test_the_graph_is_embedded_as_comfyui_embeds_it_unless_it_is_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded = output._metadata({"1": {"class_type": "é"}}, {"workflow": {"nodes": []}})
+    assert embedded == {"workflow": '{"nodes": []}', "prompt": '{"1": {"class_type": "\\u00e9"}}'}
+    assert output._metadata(None, None) == {}
+    monkeypatch.setattr(output.args, "disable_metadata", True)
+    assert output._metadata({"1": {}}, {"workflow": {}}) == {}
+
+
+def test_files_are_numbered_and_stay_in_the_output_folder(base: Path) -> None:
+    folder, name, subfolder = output._destination("clips/%width%x%height%", 64, 32)
+    assert (folder, name, subfolder) == (base / "output" / "clips", "64x32_00001_.mp4", "clips")
+    (folder / name).touch()
+    assert output._destination("clips/%width%x%height%", 64, 32)[1] == "64x32_00002_.mp4"
+    for prefix in ("../x", "/tmp/x", "a/../../x"):
+        with pytest.raises(InputError, match="leads out"):
+            output._destination(prefix, 64, 32)
+    for prefix in ("", ".", "a/.."):
+        with pytest.raises(InputError, match="names no file"):
+            output._destination(prefix, 64, 32)
+
+
+def test_the_report_is_json_without_paths_or_the_graph() -> None:
+    facts = dict.fromkeys(VideoFile.__dataclass_fields__, "x")
+    video = VideoFile(**{**facts, "frames": 48, "fps": Fraction(24000, 1001), "path": Path("/secret/x.mp4")})
+    report = output._report(video, "x.mp4", "clips")
+    assert (report["filename"], report["subfolder"], report["fps"]) == ("x.mp4", "clips", "24000/1001")
+    assert report["duration"] == pytest.approx(2.002) and "metadata" not in report
+    assert all(isinstance(value, (str, int, float)) for value in report.values()) and "/secret" not in str(report)
+
+
+def test_frames_of_8_bits_are_written_as_they_were() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
+    (chunk,) = output._chunks(levels.float() / 255)
+    assert torch.equal(chunk, levels)
+
+
+def test_a_preview_has_the_videos_shape() -> None:
+    picture = progress.preview(torch.randn(1, 128, 3, 9, 16))
+    assert picture.size == (512, 288) and picture.mode == "RGB"
+
+
+def test_progress_is_where_an_interrupt_takes_hold() -> None:
+    bar = progress.Progress("1")
+    bar(1, 2)
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        bar(2, 2)
+    bar.check()  # it is raised once

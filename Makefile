@@ -23,8 +23,9 @@ help:
 demo: setup
 	@exec .venv/bin/python tests/host/demo.py
 
+# Two workers, one thread each: the tests' tensors are too small to share between threads.
 test: setup debian
-	@exec .venv/bin/pytest $(ARGS)
+	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(PACKAGES)
 	@exec .venv/bin/ruff check .

@@ -283,7 +283,7 @@ def encode_mel(vae: Any, mel: Tensor) -> Tensor:
 def decode_audio(vae: Any, vocoder: Any, latent: Tensor, frames: int, fps: Fraction) -> Track:
     """Normalised latent [1, 8, T, 16] → the sound beside `frames` of video, stereo at the vocoder's 48 kHz.
 
-    It ends with the last mel frame that the latents hold, up to 40 ms before the picture does.
+    It ends with the last mel frame that the latents hold (10 ms each, 4T - 3 of them), 10 to 50 ms before the picture.
     """
     tokens = patchify_audio(latent.to(vae.device, torch.float32))
     raw = unpatchify_audio(tokens * vae.latents_std.to(tokens) + vae.latents_mean.to(tokens))

@@ -78,11 +78,13 @@ def expand(
     seed: int,
     image: Tensor | None = None,
     on_token: Callable[[int, int, str], None] | None = None,
+    interrupts: tuple[type[Exception], ...] = (),
 ) -> Expansion:
     """The prompt as Gemma would write it; the same seed gives the same text. `image` is uint8 [H, W, 3].
 
     `on_token` is called before the first token and after each with (tokens done, at most, the text so far). What it
-    raises ends the writing at that token and leaves this function; any other failure gives the prompt back unchanged.
+    raises ends the writing at that token and leaves this function, and so does any of `interrupts`, which the model's
+    own layers may raise; any other failure gives the prompt back unchanged.
     """
     if not prompt.strip() and image is None:
         return _unchanged(prompt, "it is empty and there is no image to describe.")
@@ -90,7 +92,7 @@ def expand(
     try:
         written = tidy(_generate(gemma, prompt, seed, image, progress))
     except Exception as error:
-        if progress.interrupted:  # an interrupt, which in ComfyUI 0.3.75 is a plain Exception
+        if progress.interrupted or isinstance(error, interrupts):  # in ComfyUI 0.3.75 it is a plain Exception
             raise
         if isinstance(error, torch.cuda.OutOfMemoryError):
             return _unchanged(prompt, "the text encoder ran out of memory.")

@@ -266,6 +266,8 @@ def prepare(files: Files, request: Request) -> Job:
         distilled = lora.load_lora(files.distill_lora)
         first.append((distilled, request.distill_lora_first_pass_scale))
         second.append((distilled, request.distill_lora_second_pass_scale))
+        if "distilled" in checkpoint.path.name.lower() and (first[-1][1] or (planned.two_passes and second[-1][1])):
+            notes.append("the checkpoint is distilled already (by its name); the distilled LoRA on top overdoes it")
     else:
         notes.append("no distilled LoRA given: its scales count as 0 in both passes")
     if second:
@@ -273,7 +275,7 @@ def prepare(files: Files, request: Request) -> Job:
         notes += [warning for loaded, _ in second if (warning := lora.match(loaded, blueprint).warning)]
     images = tuple((compress(p), name) for p, name in zip(pictures, ("first", "end"), strict=True) if p is not None)
     notes += planned.notes
-    notes += preprocess.warnings(track, planned.frames, planned.fps)
+    notes += preprocess.warnings(track, planned.frames, planned.fps, levelled=request.preprocess_audio)
     return Job(files, request, track, images, planned, checkpoint, tuple(first), tuple(second), tuple(notes))
 
 

@@ -127,10 +127,11 @@ def _filtered(graph: av.filter.Graph) -> list[np.ndarray]:
 # What spoils a video
 
 
-def warnings(track: Track, frames: int, fps: Fraction) -> list[str]:
+def warnings(track: Track, frames: int, fps: Fraction, *, levelled: bool = False) -> list[str]:
     """One sentence for each thing in the sound beside `frames` of video that makes videos static or jumpy.
 
     Silence is looked for in what the model hears, the padding after the track's end included; all else in the track.
+    levelled: `preprocess` is going to run, and what it takes away, a DC offset, needs no sentence.
     """
     track = Track(track.waveform.detach().to("cpu", torch.float32), track.rate, track.speakers)
     heard = conditioning_track(track, frames, fps)
@@ -149,7 +150,7 @@ def warnings(track: Track, frames: int, fps: Fraction) -> list[str]:
     clipped = _clipped(source, heard.rate)
     if clipped > CLIPPED:
         found.append(f"{clipped:.1%} of the audio's samples are clipped: record it again at a lower level.")
-    if offset.abs().max() > OFFSET:
+    if not levelled and offset.abs().max() > OFFSET:
         strongest = float(offset.flatten()[offset.abs().argmax()])
         found.append(f"The audio has a DC offset of {strongest:+.1%} of full scale: switch preprocess_audio on.")
     return found

@@ -60,7 +60,7 @@ class Restart:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise InputError(f"restart noise is {self.share}: give a number from 0 to 1.")
-        if self.times < 0:
+        if not isinstance(self.times, int) or self.times < 0:
             raise InputError(f"restarts is {self.times}: give a whole number of at least 0.")
         if self.times and not 0 < self.sigma_min < self.sigma_max <= 1:
             raise InputError(
@@ -157,7 +157,7 @@ def _sample(
             last = velocity
         if to_zero:
             out = x0
-        elif restart and restart.share and after:
+        elif restart and restart.share and done < len(steps):
             out = _renew(x, x0, masks, sigma, after, restart.share, fresh)
         else:
             out = _zip(lambda a, b, s=sigma, d=delta: a + (a - b) / s * d, x, x0)
@@ -221,12 +221,18 @@ def res_2s(
     """Second order, two predictions a step: the exponential Runge-Kutta method with c2 = 1/2 (Hochbruck and Ostermann
     2005), half of the noise renewed at the middle and the end of each step, as in the official two-stage HQ pipeline.
 
-    clean, masks: what to blend back after noise was added. The state is float64 inside. Errors as in `euler`.
+    clean, masks: what to blend back after noise was added. The state is float64 inside. Errors as in `euler`, and
+    sigmas that do not fall.
     """
     sigmas = _check(sigmas)
     total = len(sigmas) - 1
     if sigmas[-1] == 0:  # logarithms need a last step above 0; one prediction more ends it
         sigmas = torch.cat([sigmas[:-1], torch.tensor([RES_LAST, 0.0])])
+    if not (sigmas.diff() < 0).all():
+        raise InputError(
+            f"sigmas is {sigmas.tolist()}: res_2s needs each value lower than the one before, and the last one above 0 "
+            f"higher than {RES_LAST}."
+        )
     at_end, at_middle = _Fresh(seed), _Fresh(seed + SUBSTEP_SEED)
     x = x.float()
 

@@ -111,7 +111,7 @@ def hidden_states(gemma: Gemma, text: str) -> tuple[Tensor, Tensor]:
     Returns states [layers + 1, 1, 1024, D] in the model's dtype, zero at the padding, and mask [1, 1024], 1 at tokens.
     """
     language = gemma.model.model.language_model  # neither the vision tower nor the head's 262k logits
-    device = language.embed_tokens.weight.device
+    device = gemma.model.device
     ids = torch.tensor([tokenize(gemma, text)[:LENGTH]], device=device)
     # The padding is masked and later zeroed: running the tokens alone, at their padded positions, gives the same.
     start = LENGTH - ids.shape[1]

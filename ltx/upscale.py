@@ -14,10 +14,9 @@ def upscale(
     upsampler: nn.Module, vae: nn.Module, latent: Tensor, trace: Callable[[str, Tensor], None] | None = None
 ) -> Tensor:
     """Latent [1, 128, F, H, W] in model space → float32 [1, 128, F, 2H, 2W] in model space."""
-    weight = next(upsampler.parameters())
     raw = denormalize_video(vae, latent)
     with torch.inference_mode():
-        large = upsampler(raw.to(weight.device, weight.dtype)).float().to(latent.device)
+        large = upsampler(raw.to(upsampler.device, upsampler.dtype)).float().to(latent.device)
     result = normalize_video(vae, large)
     if trace is not None:
         for name, tensor in (("in", latent), ("unnorm_in", raw), ("unnorm_out", large), ("out", result)):

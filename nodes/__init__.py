@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import audio, conditioning, latents, loaders, output, sampling, text
+from . import audio, conditioning, latents, loaders, output, safety, sampling, text
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *loaders.NODES,
@@ -17,6 +17,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *latents.NODES,
     *conditioning.NODES,
     *sampling.NODES,
+    *safety.NODES,
     *output.NODES,
 )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..ltx.errors import InputError
 from ..ltx.latents import CHANNELS, video_shape
-from ..ltx.request import AUTO, PARAMETERS, SIZES, choose_size
+from ..ltx.request import AUTO, PARAMETERS, SIZES, check_value, choose_size
 from ..ltx.upscale import upscale
 from . import files, memory
 from .audio import frames_input
@@ -97,8 +97,9 @@ class VideoSize(io.ComfyNode):
         end_image: Tensor | None = None,
     ) -> io.NodeOutput:
         files.choice("video_size", video_size, (CUSTOM, *PARAMETERS["video_size"].choices))
-        asked = (width, height) if video_size == CUSTOM else video_size
-        images = tuple(None if image is None else (image.shape[2], image.shape[1]) for image in (first_image, end_image))
+        custom = {"width": width, "height": height}
+        asked = check_value("video_size", custom if video_size == CUSTOM else video_size)
+        images = tuple(None if image is None else tuple(image.shape[2:0:-1]) for image in (first_image, end_image))
         wide, high, notes = choose_size(asked, two_passes, images)
         if video_size == AUTO and not any(images):
             notes.append("no image is connected, so auto is landscape_16_9")

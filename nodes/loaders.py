@@ -6,15 +6,18 @@ A loader runs again whenever ComfyUI's cache has dropped its output, and when th
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from comfy_api.latest import io
 
 from ..ltx.checkpoint import Checkpoint, load_checkpoint, load_upscaler
+from ..ltx.errors import InputError
 from ..ltx.lora import Match, load_lora, match
+from ..ltx.request import PARAMETERS
 from ..ltx.text import load_gemma
 from . import files, memory
-from .types import CATEGORY, AudioVaeIO, ConnectorsIO, ModelIO, TextEncoderIO, UpscalerIO, VideoVaeIO
+from .progress import report
+from .types import CATEGORY, AudioVaeIO, ConnectorsIO, ModelIO, TextEncoderIO, UpscalerIO, VideoVaeIO, VocoderIO
 from .widgets import widget
 
 LOADERS = f"{CATEGORY}/Loaders"
@@ -23,8 +26,11 @@ WANTED_GEMMA = "put the whole repository https://huggingface.co/google/gemma-3-1
 WANTED_UPSCALER = "get ltx-2.3-spatial-upscaler-x2-1.1.safetensors from https://huggingface.co/Lightricks/LTX-2.3"
 WANTED_DISTILLED = "get ltx-2.3-22b-distilled-lora-384-1.1.safetensors from https://huggingface.co/Lightricks/LTX-2.3"
 WANTED_LORA = "choose one that is there"
+CAMERA_FILE = "ltx-2-19b-lora-camera-control-{}.safetensors"
+CAMERA_REPOSITORY = "https://huggingface.co/Lightricks/LTX-2-19b-LoRA-Camera-Control-{}"
 DIFFUSERS_MARK = "transformer/config.json"
 GEMMA_MARK = "config.json"
+NO_CAMERA = "none"
 
 
 def _checkpoint_path(name: str) -> Path:
@@ -49,6 +55,20 @@ def _distilled_path(name: str) -> Path:
     return files.model_file("loras", name, WANTED_DISTILLED)
 
 
+def _camera_path(movement: str) -> Path | None:
+    """The camera LoRA of that movement, in whatever folder below models/loras; None for none."""
+    if files.choice("camera_lora", movement, PARAMETERS["camera_lora"].choices) == NO_CAMERA:
+        return None
+    dashed = movement.replace("_", "-")
+    wanted = CAMERA_FILE.format(dashed)
+    for name in files.model_files("loras"):
+        if PureWindowsPath(name).name.lower() == wanted:  # knows both kinds of slashes
+            return files.model_file("loras", name, WANTED_LORA)
+    raise InputError(
+        f"camera_lora: {wanted} is not in models/loras: get it from {CAMERA_REPOSITORY.format(dashed.title())}."
+    )
+
+
 def _lora_path(name: str) -> Path:
     return files.model_file("loras", name, WANTED_LORA)
 
@@ -60,8 +80,8 @@ class ModelLoader(io.ComfyNode):
             node_id="LTXA2VModelLoader",
             display_name="LTX A2V Load Model",
             category=LOADERS,
-            description="Opens an LTX-2.3 checkpoint: the transformer, the text connectors and both VAEs. Weights are "
-            "read when a node first computes with them.",
+            description="Opens an LTX-2.3 checkpoint: the transformer, the text connectors, both VAEs and the vocoder. "
+            "Weights are read when a node first computes with them.",
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
@@ -82,6 +102,7 @@ class ModelLoader(io.ComfyNode):
                 ConnectorsIO.Output("text_connectors", display_name="connectors", tooltip="For Load Text Encoder."),
                 VideoVaeIO.Output("video_autoencoder", display_name="video_vae", tooltip="Pixels to latents and back."),
                 AudioVaeIO.Output("audio_autoencoder", display_name="audio_vae", tooltip="For Audio Conditioning."),
+                VocoderIO.Output("sound_decoder", display_name="vocoder", tooltip="For Decode Audio."),
             ],
         )
 
@@ -101,6 +122,7 @@ class ModelLoader(io.ComfyNode):
             memory.hold_text(opened.connectors, dtype),
             memory.hold_vae(opened.video_vae, dtype),
             memory.hold_vae(opened.audio_vae, dtype),
+            memory.hold_vae(opened.vocoder, dtype),
         )
 
 
@@ -199,7 +221,7 @@ class DistilledLora(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "lora",
-                    options=files.model_files("loras"),
+                    options=sorted(files.model_files("loras"), key=lambda name: "distilled" not in name.lower()),
                     tooltip="A file of models/loras: ltx-2.3-22b-distilled-lora-384-1.1.safetensors.",
                 ),
                 widget("distill_lora_first_pass_scale", "first_pass_strength"),
@@ -212,6 +234,7 @@ class DistilledLora(io.ComfyNode):
                     "report", display_name="report", tooltip="How many of the model's weights it changes."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -227,12 +250,12 @@ class DistilledLora(io.ComfyNode):
         cls, model: memory.Model, lora: str, first_pass_strength: float, second_pass_strength: float
     ) -> io.NodeOutput:
         path = _distilled_path(lora)
-        loaded, report = _fitting(path, model)
+        loaded, fit = _fitting(path, model)
         strengths = f"strength {first_pass_strength:g} in the first pass, {second_pass_strength:g} in the second"
         return io.NodeOutput(
             model.with_lora(loaded, first_pass_strength),
             model.with_lora(loaded, second_pass_strength),
-            f"{report}; {strengths}",
+            report(cls, f"{fit}; {strengths}"),
         )
 
 
@@ -258,6 +281,7 @@ class LoraLoader(io.ComfyNode):
                     "report", display_name="report", tooltip="How many of the model's weights it changes."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -270,8 +294,57 @@ class LoraLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: memory.Model, lora: str, strength: float) -> io.NodeOutput:
-        loaded, report = _fitting(_lora_path(lora), model)
-        return io.NodeOutput(model.with_lora(loaded, strength), f"{report}; strength {strength:g}")
+        loaded, fit = _fitting(_lora_path(lora), model)
+        return io.NodeOutput(model.with_lora(loaded, strength), report(cls, f"{fit}; strength {strength:g}"))
+
+
+class CameraLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VCameraLora",
+            display_name="LTX A2V Camera LoRA",
+            category=LOADERS,
+            description="Moves the camera, by the LoRA made for that movement. The file is found by its official name, "
+            "in models/loras or any folder in it. Placed before Distilled LoRA it acts in both passes.",
+            inputs=[
+                ModelIO.Input("model", tooltip="From Load Model or another LoRA."),
+                widget(
+                    "camera_lora",
+                    tooltip="dolly moves the camera in, out or sideways, jib up or down, static holds it still; none "
+                    "leaves the model as it is.",
+                ),
+                widget(
+                    "camera_lora_scale",
+                    "strength",
+                    tooltip="1 is the whole movement; lower it where the picture loses detail or the lips stop moving.",
+                ),
+            ],
+            outputs=[
+                ModelIO.Output("merged", display_name="model", tooltip="The model with this LoRA."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="How many of the model's weights it changes."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, camera_lora: str | None = None) -> bool | str:
+        return files.verdict(_camera_path, camera_lora)
+
+    @classmethod
+    def fingerprint_inputs(cls, camera_lora: str, **_: object) -> str:
+        path = _camera_path(camera_lora)
+        return files.stamp(path) if path else NO_CAMERA
+
+    @classmethod
+    def execute(cls, model: memory.Model, camera_lora: str, strength: float) -> io.NodeOutput:
+        path = _camera_path(camera_lora)
+        if path is None:
+            return io.NodeOutput(model, "")
+        loaded, fit = _fitting(path, model)
+        return io.NodeOutput(model.with_lora(loaded, strength), report(cls, f"{fit}; strength {strength:g}"))
 
 
 def _fitting(path: Path, model: memory.Model) -> tuple[Match, str]:
@@ -282,4 +355,4 @@ def _fitting(path: Path, model: memory.Model) -> tuple[Match, str]:
     return fit, fit.warning or f"{path.name}: all of its {len(fit.matched)} layers applied"
 
 
-NODES = (ModelLoader, TextEncoderLoader, UpscalerLoader, DistilledLora, LoraLoader)
+NODES = (ModelLoader, TextEncoderLoader, UpscalerLoader, DistilledLora, LoraLoader, CameraLora)

@@ -1,9 +1,10 @@
-"""The way out: latents to frames, frames and sound to a file."""
+"""The way out: latents to frames, frames and sound to a file, and what the file says of itself."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,93 @@ from ..ltx.audio import soundtrack
 from ..ltx.decode import Tiling, decode_video, to_uint8
 from ..ltx.errors import InputError
 from ..ltx.latents import SPACE_SCALE, pixel_frames
-from ..ltx.video import VideoFile, frame_rate, write_video
-from . import memory
+from ..ltx.safety import Watch
+from ..ltx.video import VideoFile, frame_rate, suffix, write_video
+from . import files, memory, safety
 from .audio import to_track
 from .latents import samples_of
 from .progress import Progress
+from .progress import report as announce
+from .safety import chunks as _chunks
 from .types import CATEGORY, VideoVaeIO
 from .widgets import widget
 
 OUTPUT = f"{CATEGORY}/Output"
-CHUNK = 16  # frames handed to the encoder at a time
+REPORTS = 8  # texts that one Report joins
+
+
+def _tiling_inputs() -> list[io.Input]:
+    usual = Tiling()
+    return [
+        io.Int.Input(
+            "tile_size",
+            default=usual.pixels,
+            min=64,
+            max=8192,
+            step=32,
+            tooltip="Long side of a tile in pixels. Lower it where the memory runs out.",
+        ),
+        io.Int.Input(
+            "tile_overlap",
+            default=usual.pixel_overlap,
+            min=0,
+            max=4096,
+            step=32,
+            tooltip="Pixels that neighbouring tiles share. Raise it where seams show.",
+        ),
+        io.Int.Input(
+            "tile_frames",
+            default=usual.frames,
+            min=16,
+            max=8192,
+            step=8,
+            tooltip="Frames of a tile. Lower it where the memory runs out.",
+        ),
+        io.Int.Input(
+            "tile_frame_overlap",
+            default=usual.frame_overlap,
+            min=0,
+            max=4096,
+            step=8,
+            tooltip="Frames that successive tiles share. Raise it where the picture jumps between them.",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """A latent that is ready to be decoded, and the size of the frames it gives."""
+
+    vae: Any
+    latent: Tensor
+    tiling: Tiling
+    frames: int
+    height: int
+    width: int
+
+
+def _decoder(
+    video_vae: memory.Handle,
+    latent: dict[str, Any],
+    tile_size: int,
+    tile_overlap: int,
+    tile_frames: int,
+    tile_frame_overlap: int,
+) -> _Decoder:
+    tiling = Tiling(tile_frames, tile_frame_overlap, tile_size, tile_overlap)
+    samples = samples_of(latent)
+    height, width = (side * SPACE_SCALE for side in samples.shape[3:])
+    frames = pixel_frames(samples)
+    room = memory.decoding_memory(
+        video_vae.module, min(frames, tile_frames), min(height, tile_size), min(width, tile_size)
+    )
+    (vae,) = memory.use(video_vae, memory_required=room)
+    return _Decoder(vae, samples, tiling, frames, height, width)
 
 
 class Decode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        usual = Tiling()
         return io.Schema(
             node_id="LTXA2VDecode",
             display_name="LTX A2V Decode",
@@ -41,34 +113,8 @@ class Decode(io.ComfyNode):
             "take less memory. A clip that fits into one tile is decoded whole.",
             inputs=[
                 VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
-                io.Latent.Input("samples", tooltip="From the last sampler."),
-                io.Int.Input(
-                    "tile_size",
-                    default=usual.pixels,
-                    min=64,
-                    max=8192,
-                    step=32,
-                    tooltip="Long side of a tile in pixels.",
-                ),
-                io.Int.Input(
-                    "tile_overlap",
-                    default=usual.pixel_overlap,
-                    min=0,
-                    max=4096,
-                    step=32,
-                    tooltip="Pixels that neighbouring tiles share; less than half the tile.",
-                ),
-                io.Int.Input(
-                    "tile_frames", default=usual.frames, min=16, max=8192, step=8, tooltip="Frames of a tile."
-                ),
-                io.Int.Input(
-                    "tile_frame_overlap",
-                    default=usual.frame_overlap,
-                    min=0,
-                    max=4096,
-                    step=8,
-                    tooltip="Frames that successive tiles share; less than half the tile.",
-                ),
+                io.Latent.Input("latent", tooltip="From the last sampler."),
+                *_tiling_inputs(),
             ],
             outputs=[io.Image.Output("images", display_name="images", tooltip="The frames.")],
             hidden=[io.Hidden.unique_id],
@@ -78,28 +124,105 @@ class Decode(io.ComfyNode):
     def execute(
         cls,
         video_vae: memory.Handle,
-        samples: dict[str, Any],
+        latent: dict[str, Any],
         tile_size: int,
         tile_overlap: int,
         tile_frames: int,
         tile_frame_overlap: int,
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
-        tiling = Tiling(tile_frames, tile_frame_overlap, tile_size, tile_overlap)
-        latent = samples_of(samples)
-        height, width = (side * SPACE_SCALE for side in latent.shape[3:])
-        frames = pixel_frames(latent)
-        room = memory.decoding_memory(
-            video_vae.module, min(frames, tile_frames), min(height, tile_size), min(width, tile_size)
-        )
-        (vae,) = memory.use(video_vae, memory_required=room)
+        clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap)
         progress.check()
-        images = torch.empty(frames, height, width, 3)
+        images = torch.empty(clip.frames, clip.height, clip.width, 3)
         done = 0
-        for chunk in decode_video(vae, latent, tiling, progress):
+        for chunk in decode_video(clip.vae, clip.latent, clip.tiling, progress):
             images[done : done + len(chunk)] = chunk
             done += len(chunk)
         return io.NodeOutput(memory.to_graph(images))
+
+
+def _file_inputs() -> list[io.Input]:
+    return [
+        widget("fps", step=0.001, tooltip="From Frame Count."),
+        io.String.Input(
+            "filename_prefix",
+            default="video/ltx-a2v",
+            tooltip="Name of the file, with folders; a number is added. %year%, %month%, %day%, %width% and "
+            "the like are filled in.",
+        ),
+        widget(
+            "video_output_type",
+            "format",
+            tooltip="X264 plays everywhere; VP9 is for the web; PRORES4444 is for editing, large, and not shown by "
+            "browsers; GIF has no sound.",
+        ),
+        widget(
+            "video_quality",
+            "quality",
+            tooltip="high looks as the frames do; lower it for small files, maximum to edit.",
+        ),
+        widget("video_write_mode", "write_mode"),
+    ]
+
+
+def _optional_inputs() -> list[io.Input]:
+    return [
+        io.Audio.Input("audio", optional=True, tooltip="The sound: from Decode Audio, or as it was loaded."),
+        io.String.Input(
+            "report", optional=True, force_input=True, tooltip="From Report: is kept with the file and shown in it."
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A file to be written: its name, what goes into it and how."""
+
+    prefix: str
+    frames: int
+    height: int
+    width: int
+    fps: float
+    audio: dict[str, Any] | None
+    format: str
+    quality: str
+    write_mode: str
+
+    def write(
+        self, node: type[io.ComfyNode], chunks: Iterable[Tensor], notes: str, on_frames: Callable[[int], None]
+    ) -> io.NodeOutput:
+        """Frames uint8 [n, H, W, 3] and the sound into the next file of that name; what the node returns.
+
+        notes: lines of the report, kept in the file and in ComfyUI's history.
+        """
+        rate = frame_rate(self.fps)
+        folder, name, subfolder = _destination(self.prefix, self.width, self.height, suffix(self.format))
+        track = None if self.audio is None else soundtrack(to_track(self.audio), self.frames, rate)
+        lines = [line for line in notes.splitlines() if line.strip()]
+        used = {
+            "width": self.width,
+            "height": self.height,
+            "frames": self.frames,
+            "fps": str(rate),
+            "duration": float(self.frames / rate),
+            "format": self.format,
+            "quality": self.quality,
+            "write_mode": self.write_mode,
+        }
+        written = write_video(
+            folder / name,
+            chunks,
+            rate,
+            track,
+            format=self.format,
+            quality=self.quality,
+            write_mode=self.write_mode,
+            metadata=_metadata(node.hidden.prompt, node.hidden.extra_pnginfo, {"used": used, "notes": lines}),
+            on_frames=on_frames,
+        )
+        shown = ui.PreviewVideo([ui.SavedResult(name, subfolder, io.FolderType.output)])
+        facts = {**used, **_report(written, name, subfolder), "notes": lines}
+        return io.NodeOutput(InputImpl.VideoFromFile(str(written.path)), ui={**shown.as_dict(), "report": [facts]})
 
 
 class SaveVideo(io.ComfyNode):
@@ -109,18 +232,13 @@ class SaveVideo(io.ComfyNode):
             node_id="LTXA2VSaveVideo",
             display_name="LTX A2V Save Video",
             category=OUTPUT,
-            description="Writes an .mp4 (H.264, AAC) into ComfyUI's output folder, with the sound from its first "
-            "sample on, untouched and cut to the video's length.",
+            description="Writes .mp4, .webm, .mov or .gif into ComfyUI's output folder, with the sound from its first "
+            "sample on, untouched and cut to the video's length. Dropped on the canvas, the file brings its graph "
+            "back.",
             inputs=[
                 io.Image.Input("images", tooltip="The frames, from Decode or any other node."),
-                widget("fps", step=0.001),
-                io.String.Input(
-                    "filename_prefix",
-                    default="video/ltx-a2v",
-                    tooltip="Name of the file, with folders; a number is added. %year%, %month%, %day%, %width% and "
-                    "the like are filled in.",
-                ),
-                io.Audio.Input("audio", optional=True, tooltip="The sound, as it was loaded."),
+                *_file_inputs(),
+                *_optional_inputs(),
             ],
             outputs=[io.Video.Output("video", display_name="video", tooltip="The file that was written.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -129,29 +247,125 @@ class SaveVideo(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images: Tensor, fps: float, filename_prefix: str, audio: dict[str, Any] | None = None
+        cls,
+        images: Tensor,
+        fps: float,
+        filename_prefix: str,
+        format: str = "X264 (.mp4)",
+        quality: str = "high",
+        write_mode: str = "balanced",
+        audio: dict[str, Any] | None = None,
+        report: str = "",
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
         frames, height, width = images.shape[:3]
-        folder, name, subfolder = _destination(filename_prefix, width, height)
-        rate = frame_rate(fps)
-        track = None if audio is None else soundtrack(to_track(audio), frames, rate)
-        written = write_video(
-            folder / name,
-            _chunks(images),
-            rate,
-            track,
-            metadata=_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo),
-            on_frames=lambda done: progress(done, frames),
-        )
-        shown = ui.PreviewVideo([ui.SavedResult(name, subfolder, io.FolderType.output)])
-        return io.NodeOutput(
-            InputImpl.VideoFromFile(str(written.path)),
-            ui={**shown.as_dict(), "report": [_report(written, name, subfolder)]},
-        )
+        target = _Target(filename_prefix, frames, height, width, fps, audio, format, quality, write_mode)
+        return target.write(cls, _chunks(images), report, lambda done: progress(done, frames))
 
 
-def _destination(prefix: str, width: int, height: int) -> tuple[Path, str, str]:
+class SaveLatentVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VSaveLatentVideo",
+            display_name="LTX A2V Decode and Save",
+            category=OUTPUT,
+            description="Decode, Safety Checker and Save Video in one, for long or large clips: each part is written "
+            "while the next one is decoded, and the whole clip is never in memory.",
+            inputs=[
+                VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
+                io.Latent.Input("latent", tooltip="From the last sampler."),
+                *_tiling_inputs(),
+                *_file_inputs(),
+                safety.checker_input(safety.FIRST, safety.OFF),
+                safety.threshold_input(),
+                safety.action_input(),
+                *_optional_inputs(),
+            ],
+            outputs=[io.Video.Output("video", display_name="video", tooltip="The file that was written.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, checker: str | None = None) -> bool | str:
+        return files.verdict(safety.check_choice, checker)
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: object) -> str:
+        return safety.stamp()
+
+    @classmethod
+    def execute(
+        cls,
+        video_vae: memory.Handle,
+        latent: dict[str, Any],
+        tile_size: int,
+        tile_overlap: int,
+        tile_frames: int,
+        tile_frame_overlap: int,
+        fps: float,
+        filename_prefix: str,
+        format: str,
+        quality: str,
+        write_mode: str,
+        checker: str,
+        threshold: float,
+        action: str,
+        audio: dict[str, Any] | None = None,
+        report: str = "",
+    ) -> io.NodeOutput:
+        files.choice("action", action, safety.ACTIONS)
+        opened = safety.open_checker(checker)
+        progress = Progress(cls.hidden.unique_id)
+        clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap)
+        target = _Target(filename_prefix, clip.frames, clip.height, clip.width, fps, audio, format, quality, write_mode)
+        frames = (to_uint8(chunk) for chunk in decode_video(clip.vae, clip.latent, clip.tiling, progress))
+
+        def write(chunks: Iterable[Tensor], said: str) -> io.NodeOutput:
+            return target.write(cls, chunks, f"{report}\n{said}", lambda done: progress.check())
+
+        if opened.checker is None:
+            return write(frames, announce(cls, opened.reason))
+        watch = Watch(opened.checker, clip.frames, threshold=threshold)
+        try:
+            return write(safety.stop_at_flag(watch, frames), safety.passed(watch))
+        except safety.Flagged:
+            said = announce(cls, safety.flagged(watch, action))
+            black = torch.zeros(1, clip.height, clip.width, 3, dtype=torch.uint8)
+            return write((black for _ in range(clip.frames)), said)
+
+
+class Report(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VReport",
+            display_name="LTX A2V Report",
+            category=OUTPUT,
+            description="Joins what the other nodes have to report, for Save Video: what was asked and what was made "
+            "of it then stays with the file.",
+            inputs=[
+                io.String.Input(
+                    f"report_{number}",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Any node's report, or another text. Empty ones are left out.",
+                )
+                for number in range(1, REPORTS + 1)
+            ],
+            outputs=[io.String.Output("joined", display_name="report", tooltip="One line for each thing said.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, **reports: str) -> io.NodeOutput:
+        named = (reports.get(f"report_{number}", "") for number in range(1, REPORTS + 1))
+        lines = [line.strip() for text in named for line in text.splitlines() if line.strip()]
+        return io.NodeOutput("\n".join(lines))
+
+
+def _destination(prefix: str, width: int, height: int, ending: str = ".mp4") -> tuple[Path, str, str]:
     """Folder, file name and subfolder of the next video under that prefix. Errors: outside the output folder."""
     output = folder_paths.get_output_directory()
     outside = InputError(f"filename_prefix: {prefix!r} leads out of the output folder; give a name inside it.")
@@ -160,19 +374,19 @@ def _destination(prefix: str, width: int, height: int) -> tuple[Path, str, str]:
     if not Path(output, prefix).resolve().is_relative_to(Path(output).resolve()):
         raise outside
     folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
-    return Path(folder), f"{stem}_{counter:05}_.mp4", subfolder
+    return Path(folder), f"{stem}_{counter:05}_{ending}", subfolder
 
 
-def _chunks(images: Tensor) -> Iterator[Tensor]:
-    for start in range(0, len(images), CHUNK):
-        yield to_uint8(images[start : start + CHUNK, ..., :3].float().clamp(0, 1)).cpu()
+def _metadata(prompt: Any, extra: dict[str, Any] | None, made: dict[str, Any] | None = None) -> dict[str, str]:
+    """The graph, for dropping the file back into ComfyUI: as its own Save Video embeds it, unless it is told not to.
 
-
-def _metadata(prompt: Any, extra: dict[str, Any] | None) -> dict[str, str]:
-    """The graph, for dropping the file back into ComfyUI: as its own Save Video embeds it, unless it is told not to."""
+    made: what the file is and how it came about, as its comment; the command writes the same there.
+    """
     if args.disable_metadata:
         return {}
     found = {**(extra or {}), **({"prompt": prompt} if prompt is not None else {})}
+    if made:
+        found["comment"] = made
     return {key: json.dumps(value) for key, value in found.items()}
 
 
@@ -182,4 +396,4 @@ def _report(video: VideoFile, name: str, subfolder: str) -> dict[str, Any]:
     return {"filename": name, "subfolder": subfolder, **facts, "fps": str(video.fps), "duration": float(video.duration)}
 
 
-NODES = (Decode, SaveVideo)
+NODES = (Decode, SaveVideo, SaveLatentVideo, Report)

@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 PREVIEW_SIDE = 512
+INTERRUPTS = (comfy.model_management.InterruptProcessingException,)
+"""What an interrupt is: raised by `check`, and by every layer that fetches its weights."""
 
 
 class Progress:

@@ -1,4 +1,4 @@
-"""Sampling: the schedule, the guidance, and one pass of the transformer. The sampler is used twice."""
+"""Sampling: the schedule, what steers it, and one pass of the transformer. The sampler is used twice."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor
 
 from ..ltx.conditioning import AudioCondition, Guide
 from ..ltx.errors import InputError
-from ..ltx.guidance import NONE
+from ..ltx.guidance import NONE, needed
 from ..ltx.guidance import Guidance as Scales
 from ..ltx.latents import Noise, pixel_frames
-from ..ltx.pipeline import grid, sample
+from ..ltx.pipeline import EULER, SAMPLERS, grid, sample
 from ..ltx.samplers import Latents
+from ..ltx.samplers import Restart as Renewal
 from ..ltx.schedules import REFINE, SCHEDULES
 from ..ltx.text import TextContext
 from . import files, memory
 from .latents import samples_of
-from .progress import Progress, preview
-from .types import CATEGORY, AudioIO, GuidanceIO, GuidesIO, ModelIO, TextIO
+from .progress import Progress, preview, report
+from .types import CATEGORY, AudioIO, GuidanceIO, GuidesIO, ModelIO, RestartIO, TextIO
 from .widgets import widget
 
 SAMPLING = f"{CATEGORY}/Sampling"
@@ -69,6 +70,15 @@ class Scheduler(io.ComfyNode):
         return io.NodeOutput(schedule(steps), torch.tensor(REFINE))
 
 
+def _blocks_input() -> io.Input:
+    return io.String.Input(
+        "stg_blocks",
+        default=AUTO,
+        tooltip="Transformer blocks that STG perturbs, for instance 28 or 27, 28. auto: block 28 of 48, in proportion "
+        "for another depth.",
+    )
+
+
 class Guidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -83,12 +93,7 @@ class Guidance(io.ComfyNode):
                 widget("video_stg_scale", "stg", step=0.1),
                 widget("video_rescaling_scale", "rescale"),
                 widget("video_modality_scale", "modality", step=0.1),
-                io.String.Input(
-                    "stg_blocks",
-                    default=AUTO,
-                    tooltip="Transformer blocks that STG perturbs, for instance 28 or 27, 28. auto: block 28 of 48, in "
-                    "proportion for another depth.",
-                ),
+                _blocks_input(),
             ],
             outputs=[GuidanceIO.Output("scales", display_name="guidance", tooltip="For the first sampler.")],
         )
@@ -96,6 +101,95 @@ class Guidance(io.ComfyNode):
     @classmethod
     def execute(cls, cfg: float, stg: float, rescale: float, modality: float, stg_blocks: str) -> io.NodeOutput:
         return io.NodeOutput(Scales(cfg, stg, rescale, modality, _blocks(stg_blocks)))
+
+
+class AudioGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VAudioGuidance",
+            display_name="LTX A2V Audio Guidance",
+            category=SAMPLING,
+            description="How the sound is guided while the first pass renews it. It acts only at an audio strength "
+            "below 1; at 1 the track is kept, and this does nothing.",
+            inputs=[
+                widget(
+                    "audio_cfg_scale",
+                    "cfg",
+                    step=0.1,
+                    tooltip="How strongly the sound follows the prompt. 1 leaves that pass out.",
+                ),
+                widget(
+                    "audio_stg_scale",
+                    "stg",
+                    step=0.1,
+                    tooltip="Raise it to 1 where the sound is blurred or drones. 0 leaves that pass out.",
+                ),
+                widget("audio_rescaling_scale", "rescale", tooltip="Higher tames a sound that is harsh or too loud."),
+                widget(
+                    "audio_modality_scale",
+                    "modality",
+                    step=0.1,
+                    tooltip="How far the sound follows the picture. 1 leaves that pass out.",
+                ),
+                _blocks_input(),
+            ],
+            outputs=[GuidanceIO.Output("scales", display_name="audio guidance", tooltip="For the first sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, cfg: float, stg: float, rescale: float, modality: float, stg_blocks: str) -> io.NodeOutput:
+        return io.NodeOutput(Scales(cfg, stg, rescale, modality, _blocks(stg_blocks)))
+
+
+class Restart(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        usual = Renewal()
+        level = {"min": 0.0, "max": 1.0, "step": 0.05}
+        return io.Schema(
+            node_id="LTXA2VRestart",
+            display_name="LTX A2V Restart Sampling",
+            category=SAMPLING,
+            description="Fresh noise on the way down, so that later steps can correct what earlier ones settled "
+            "wrongly. Two kinds: a little after each step, which costs nothing, or restarts, which go back and take "
+            "part of the steps again.",
+            inputs=[
+                io.Float.Input(
+                    "noise",
+                    default=usual.share,
+                    **level,
+                    tooltip="Of the noise left after each step this share is drawn anew. The usual choice, at 0.2: "
+                    "livelier motion and fewer frozen faces. 0 leaves it out; above 0.5 details boil.",
+                ),
+                io.Int.Input(
+                    "restarts",
+                    default=usual.times,
+                    min=0,
+                    max=20,
+                    tooltip="Restart proper (Xu et al. 2023): so many times back from sigma_min to sigma_max and down "
+                    "again. For hands, crowds and other hard motion that comes out wrong; 1 or 2, with noise at 0. "
+                    "Each one takes the steps in between once more.",
+                ),
+                io.Float.Input(
+                    "sigma_min",
+                    default=usual.sigma_min,
+                    **level,
+                    tooltip="Where a restart turns back: lower reworks details too. Acts where restarts is not 0.",
+                ),
+                io.Float.Input(
+                    "sigma_max",
+                    default=usual.sigma_max,
+                    **level,
+                    tooltip="To where it goes back: higher changes more of the motion. Acts where restarts is not 0.",
+                ),
+            ],
+            outputs=[RestartIO.Output("renewal", display_name="restart", tooltip="For the first sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, noise: float, restarts: int, sigma_min: float, sigma_max: float) -> io.NodeOutput:
+        return io.NodeOutput(Renewal(noise, restarts, sigma_min, sigma_max))
 
 
 def _blocks(text: str) -> tuple[int, ...]:
@@ -122,16 +216,33 @@ class Sampler(io.ComfyNode):
                 io.Noise.Input("noise", tooltip="First pass: RandomNoise. Second pass: the first sampler's noise."),
                 io.Sigmas.Input("sigmas", tooltip="From Scheduler, or any schedule that falls from 1."),
                 TextIO.Input("positive", tooltip="What is to be seen."),
-                AudioIO.Input("audio", tooltip="From Audio Conditioning."),
+                AudioIO.Input("audio", tooltip="First pass: Audio Conditioning. Second pass: the first's next audio."),
                 io.Latent.Input("latent", tooltip="First pass: the empty latent. Second pass: the upscaled one."),
                 TextIO.Input("negative", optional=True, tooltip="What is not to be seen; needed where cfg is not 1."),
                 GuidanceIO.Input("guidance", optional=True, tooltip="From Guidance; without it one pass a step."),
                 GuidesIO.Input("guides", optional=True, tooltip="Images, encoded at this pass's size."),
-                widget("gradient_estimation_gamma", step=0.1),
+                GuidanceIO.Input(
+                    "audio_guidance", optional=True, tooltip="From Audio Guidance, for an audio strength below 1."
+                ),
+                RestartIO.Input("restart", optional=True, tooltip="From Restart Sampling; for the first pass."),
+                io.Combo.Input(
+                    "sampler",
+                    options=list(SAMPLERS),
+                    default=EULER,
+                    tooltip="euler is the endpoint's. res_2s, of the official HQ pipeline, is finer in few steps: two "
+                    "predictions a step, twice the time; without restart and gamma.",
+                ),
+                widget("gradient_estimation_gamma", step=0.1, display_name="gamma (0 = Euler)"),
             ],
             outputs=[
                 io.Latent.Output("denoised", display_name="latent", tooltip="For Latent Upscale or Decode."),
                 io.Noise.Output("next_noise", display_name="next noise", tooltip="For the second sampler."),
+                AudioIO.Output(
+                    "next_audio",
+                    display_name="next audio",
+                    tooltip="The sound after this pass, kept from here on. For the second sampler and Decode Audio.",
+                ),
+                io.String.Output("report", display_name="report", tooltip="Seed, steps and what did nothing."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -148,6 +259,9 @@ class Sampler(io.ComfyNode):
         negative: TextContext | None = None,
         guidance: Scales | None = None,
         guides: tuple[Guide, ...] = (),
+        audio_guidance: Scales | None = None,
+        restart: Renewal | None = None,
+        sampler: str = EULER,
         gradient_estimation_gamma: float = 0.0,
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
@@ -163,7 +277,10 @@ class Sampler(io.ComfyNode):
         def on_step(done: int, total: int, x0: Latents) -> None:
             progress(done, total, preview(grid(x0.video, samples)))
 
-        denoised, _, after = sample(
+        files.choice("sampler", sampler, SAMPLERS)
+        if restart is not None and not (restart.share or restart.times):
+            restart = None
+        denoised, next_audio, after = sample(
             module,
             latent=samples,
             sigmas=sigmas,
@@ -172,13 +289,20 @@ class Sampler(io.ComfyNode):
             audio=audio,
             guides=guides,
             guidance=guidance or NONE,
+            audio_guidance=audio_guidance or NONE,
+            restart=restart,
+            sampler=sampler,
             gamma=gradient_estimation_gamma,
             noise=noise.noise if isinstance(noise, NextNoise) else Noise(noise.seed),
             device=module.device,
             on_step=on_step,
             on_block=progress.check,
         )
-        return io.NodeOutput({"samples": memory.to_graph(denoised)}, NextNoise(after))
+        acting = [guidance or NONE] if audio.strength == 1 else [guidance or NONE, audio_guidance or NONE]
+        said = f"seed {noise.seed}, {len(sigmas) - 1} steps of {sampler}, {1 + sum(needed(*acting))} passes each"
+        if audio_guidance is not None and audio.strength == 1:
+            said += "; the audio guidance did nothing, for the audio is kept (audio strength 1)"
+        return io.NodeOutput({"samples": memory.to_graph(denoised)}, NextNoise(after), next_audio, report(cls, said))
 
 
-NODES = (Scheduler, Guidance, Sampler)
+NODES = (Scheduler, Guidance, AudioGuidance, Restart, Sampler)

@@ -1,4 +1,4 @@
-"""The prompt: a text into what the transformer reads. ComfyUI keeps the result, so Gemma can leave memory behind it."""
+"""The prompt: written out by Gemma, and made what the transformer reads. ComfyUI keeps both, so Gemma may leave."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import logging
 from dataclasses import replace
 
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..ltx.expand import expand
+from ..ltx.images import compress, from_float
 from ..ltx.text import LENGTH, encode_text
 from . import memory
-from .progress import Progress
+from .progress import INTERRUPTS, Progress, show_text
 from .types import CATEGORY, TextEncoderIO, TextIO
+from .widgets import widget
 
 
 class TextEncode(io.ComfyNode):
@@ -51,4 +55,80 @@ class TextEncode(io.ComfyNode):
         return io.NodeOutput(placed)
 
 
-NODES = (TextEncode,)
+class ExpandPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VExpandPrompt",
+            display_name="LTX A2V Expand Prompt",
+            category=f"{CATEGORY}/Conditioning",
+            description="Gemma writes a full prompt from a short one, for a shot that is driven by sound; with a first "
+            "image it looks at that too. What it writes appears here as it writes. Where it fails, your own prompt "
+            "is used, and the report says why.",
+            inputs=[
+                TextEncoderIO.Input("text_encoder", tooltip="From Load Text Encoder."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    dynamic_prompts=True,
+                    tooltip="The idea of the shot: who, where, and whether the sound is speech, song, music or noise, "
+                    "for Gemma does not hear it.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same text; another one another wording. Link it with the noise's "
+                    "seed, and one number stands for the whole video.",
+                ),
+                widget(
+                    "enable_prompt_expansion",
+                    "enabled",
+                    tooltip="Off uses the prompt as it is: for one that is written out already.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The first image, unless its strength is 0. Of a batch the first is taken.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("expanded", display_name="prompt", tooltip="For the positive Text Encode."),
+                io.String.Output("report", display_name="report", tooltip="The prompt as used, or why it is yours."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, text_encoder: memory.TextEncoder, prompt: str, seed: int, enabled: bool, image: Tensor | None = None
+    ) -> io.NodeOutput:
+        if not enabled:
+            return io.NodeOutput(prompt, f"prompt: {_line(prompt)}")
+        progress = Progress(cls.hidden.unique_id)
+        memory.use(text_encoder, memory_required=memory.TEXT_MEMORY)
+        picture = None if image is None else compress(from_float(image[0].cpu()))
+
+        def on_token(done: int, total: int, text: str) -> None:
+            progress(done, total)
+            show_text(cls.hidden.unique_id, text)
+
+        expansion = expand(
+            text_encoder.gemma, prompt, seed=seed, image=picture, on_token=on_token, interrupts=INTERRUPTS
+        )
+        show_text(cls.hidden.unique_id, expansion.reason or expansion.prompt)
+        if expansion.reason:
+            logging.warning("LTX A2V: %s", expansion.reason)
+        said = [f"prompt: {_line(expansion.prompt)}", *filter(None, [expansion.reason])]
+        return io.NodeOutput(expansion.prompt, "\n".join(said))
+
+
+def _line(text: str) -> str:
+    """A text on one line, as a report has it."""
+    return " ".join(text.split())
+
+
+NODES = (TextEncode, ExpandPrompt)

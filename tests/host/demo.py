@@ -38,6 +38,7 @@ WORKFLOW = ROOT / "workflows" / "api" / "audio_to_video.json"
 SPEECH = ROOT / "assets" / "speech.opus"
 SIZE = 256  # pixels a side: the tiny model's work is done in seconds
 STEPS = 8
+POSITIVE = "Positive prompt"  # title of the node that takes it
 RUN_SECONDS = 1800
 
 
@@ -54,15 +55,15 @@ def fill(prompt: Prompt, models: TinyFiles, audio: str, text: str | None, image:
         "LTXA2VUpscalerLoader": {"file": models.upscaler.name},
         "LTXA2VDistilledLora": {"lora": models.distilled_lora.name},
         "LTXA2VLoadAudio": {"audio": audio},
-        "LTXA2VEmptyLatent": {"width": SIZE, "height": SIZE},
+        "LTXA2VVideoSize": {"video_size": "custom", "width": SIZE, "height": SIZE},
         "LTXA2VScheduler": {"steps": STEPS},
     }
     for class_type, inputs in values.items():
         for node in nodes(prompt, class_type):
             node.update(inputs)
-    for sampler in nodes(prompt, "LTXA2VSampler"):
-        if text:
-            prompt[sampler["positive"][0]]["inputs"]["text"] = text
+    if text:
+        (asked,) = (node["inputs"] for node in prompt.values() if node["_meta"]["title"] == POSITIVE)
+        asked["prompt" if "prompt" in asked else "text"] = text
     if image:
         add_image(prompt, image)
     return prompt

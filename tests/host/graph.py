@@ -28,10 +28,33 @@ def audio_to_video(
     frames: int | None = 9,
     dtype: str = "float32",
     prefix: str = "a2v",
+    video_size: str = "custom",
+    two_passes: bool = True,
+    camera: tuple[str, float] | None = None,
+    audio_strength: float = 1.0,
+    audio_guidance: dict[str, float] | None = None,
+    preprocess: bool = False,
+    restart: dict[str, float] | None = None,
+    sampler: str = "euler",
+    expand: bool = False,
+    safety: dict[str, Any] | None = None,
+    output: dict[str, str] | None = None,
+    stream: bool = False,
     **scales: Any,
 ) -> Prompt:
-    """Two passes over the tiny model. `frames` None: as many as the audio lasts. `scales`: other inputs, by name."""
+    """Two passes over the tiny model. `frames` None: as many as the audio lasts. `scales`: other inputs, by name.
+
+    The parts of the endpoint that are off here: camera (movement, strength), preprocess, expand; audio_guidance,
+    restart and safety (inputs of their nodes, {} for the defaults). An audio strength below 1 brings the decoded track.
+    two_passes False leaves the second sampler out. stream: one node decodes, checks and saves. output: format, quality,
+    write_mode. `save` is the node that writes, `joined` all reports in one.
+    """
     graph: Prompt = {}
+    reports: list[Link] = []
+    seed_of: Any = seed
+    if expand:
+        graph["seed"] = {"class_type": "PrimitiveInt", "inputs": {"value": seed}, "_meta": {"title": "seed"}}
+        seed_of = ["seed", 0]
 
     def node(name: str, kind: str, **inputs: Any) -> Prompt:
         graph[name] = {"class_type": kind, "inputs": inputs, "_meta": {"title": name}}
@@ -43,11 +66,14 @@ def audio_to_video(
     node(
         "distilled",
         "LTXA2VDistilledLora",
-        model=["model", 0],
+        model=["camera" if camera else "model", 0],
         lora=models.distilled_lora.name,
         first_pass_strength=scales.pop("first_pass_strength", 0.2),
         second_pass_strength=scales.pop("second_pass_strength", 0.5),
     )
+    if camera:
+        node("camera", "LTXA2VCameraLora", model=["model", 0], camera_lora=camera[0], strength=camera[1])
+        reports.append(["camera", 1])
     node("audio", "LTXA2VLoadAudio", audio=audio)
     node(
         "frames",
@@ -57,11 +83,22 @@ def audio_to_video(
         match_audio_length=frames is None,
         num_frames=frames or 121,
     )
-    node("size", "LTXA2VEmptyLatent", width=size[0], height=size[1], frames=["frames", 0], two_passes=True)
-    node("positive", "LTXA2VTextEncode", text_encoder=["gemma", 0], text=prompt)
+    node("size", "LTXA2VVideoSize", video_size=video_size, width=size[0], height=size[1], frames=["frames", 0],
+         two_passes=two_passes)  # fmt: skip
+    reports += [["frames", 2], ["size", 2]]
+    text: Any = prompt
+    if expand:
+        node("expand", "LTXA2VExpandPrompt", text_encoder=["gemma", 0], prompt=prompt, seed=seed_of, enabled=True)
+        text = ["expand", 0]
+        reports.append(["expand", 1])
+    node("positive", "LTXA2VTextEncode", text_encoder=["gemma", 0], text=text)
     node("negative", "LTXA2VTextEncode", text_encoder=["gemma", 0], text=negative)
-    node("sound", "LTXA2VAudioConditioning", audio_vae=["model", 3], audio=["audio", 0], frames=["frames", 0],
-         fps=["frames", 1])  # fmt: skip
+    clip = {"frames": ["frames", 0], "fps": ["frames", 1]}
+    if preprocess:
+        node("preprocess", "LTXA2VPreprocessAudio", audio=["audio", 0], enabled=True, **clip)
+        reports.append(["preprocess", 1])
+    heard = "preprocess" if preprocess else "audio"
+    node("sound", "LTXA2VAudioConditioning", audio_vae=["model", 3], audio=[heard, 0], strength=audio_strength, **clip)
     guides: dict[str, dict[str, Link]] = {"first": {}, "second": {}}
     for file, kind, strength in (
         (image, "LTXA2VImageConditioning", scales.pop("image_strength", 1.0)),
@@ -71,6 +108,10 @@ def audio_to_video(
             continue
         name = "image" if file is image else "end image"
         node(name, "LoadImage", image=file)
+        if video_size == "auto":
+            graph["size"]["inputs"]["first_image" if file is image else "end_image"] = [name, 0]
+        if expand and file is image:
+            graph["expand"]["inputs"]["image"] = [name, 0]
         for number, which in enumerate(guides):
             node(
                 f"{name} {which}",
@@ -89,32 +130,68 @@ def audio_to_video(
         "LTXA2VGuidance",
         **{"cfg": 3.0, "stg": 1.0, "rescale": 0.85, "modality": 3.0, "stg_blocks": "auto", **scales},
     )
-    common = {"positive": ["positive", 0], "audio": ["sound", 0], **gamma}
-    node("noise", "RandomNoise", noise_seed=seed)
+    first = {**guides["first"]}
+    if audio_guidance is not None:
+        scale = {"cfg": 7.0, "stg": 0.0, "rescale": 0.7, "modality": 3.0, "stg_blocks": "auto", **audio_guidance}
+        node("audio guidance", "LTXA2VAudioGuidance", **scale)
+        first["audio_guidance"] = ["audio guidance", 0]
+    if restart is not None:
+        node("restart", "LTXA2VRestart", **{"noise": 0.2, "restarts": 0, "sigma_min": 0.3, "sigma_max": 0.7, **restart})
+        first["restart"] = ["restart", 0]
+    common = {"positive": ["positive", 0], **gamma}
+    node("noise", "RandomNoise", noise_seed=seed_of)
     node(
         "first",
         "LTXA2VSampler",
         model=["distilled", 0],
         noise=["noise", 0],
         sigmas=["sigmas", 0],
+        audio=["sound", 0],
         latent=["size", 0],
         negative=["negative", 0],
         guidance=["guidance", 0],
-        **guides["first"],
+        sampler=sampler,
+        **first,
         **common,
     )
-    node("upscale", "LTXA2VLatentUpscale", upscaler=["upscaler", 0], video_vae=["model", 2], samples=["first", 0])
-    node(
-        "second",
-        "LTXA2VSampler",
-        model=["distilled", 1],
-        noise=["first", 1],
-        sigmas=["sigmas", 1],
-        latent=["upscale", 0],
-        **guides["second"],
-        **common,
-    )
-    node("decode", "LTXA2VDecode", video_vae=["model", 2], samples=["second", 0], tile_size=768, tile_overlap=64,
-         tile_frames=80, tile_frame_overlap=24)  # fmt: skip
-    node("save", "LTXA2VSaveVideo", images=["decode", 0], fps=["frames", 1], filename_prefix=prefix, audio=["audio", 0])
+    reports.append(["first", 3])
+    last = "first"
+    if two_passes:
+        node("upscale", "LTXA2VLatentUpscale", upscaler=["upscaler", 0], video_vae=["model", 2], latent=["first", 0])
+        node(
+            "second",
+            "LTXA2VSampler",
+            model=["distilled", 1],
+            noise=["first", 1],
+            sigmas=["sigmas", 1],
+            audio=["first", 2],
+            latent=["upscale", 0],
+            sampler="euler",
+            **guides["second"],
+            **common,
+        )
+        last = "second"
+    track: Link = ["audio", 0]
+    if audio_strength < 1:
+        node("track", "LTXA2VDecodeAudio", before=["sound", 0], after=[last, 2], audio_vae=["model", 3],
+             vocoder=["model", 4], audio=["audio", 0])  # fmt: skip
+        track = ["track", 0]
+        reports.append(["track", 1])
+    tiles = {"tile_size": 768, "tile_overlap": 64, "tile_frames": 80, "tile_frame_overlap": 24}
+    source = {"video_vae": ["model", 2], "latent": [last, 0], **tiles}
+    check = {"checker": "first found", "threshold": 0.5, "action": "replace", **(safety or {})}
+    target = {"fps": ["frames", 1], "filename_prefix": prefix, "audio": track, "format": "X264 (.mp4)"}
+    target |= {"quality": "high", "write_mode": "balanced", "report": ["joined", 0], **(output or {})}
+    if stream:
+        node("save", "LTXA2VSaveLatentVideo", **source, **check, **target)
+    else:
+        node("decode", "LTXA2VDecode", **source)
+        images: Link = ["decode", 0]
+        if safety is not None:
+            node("safety", "LTXA2VSafetyChecker", images=images, **{"frames_looked_at": 16, **check})
+            images = ["safety", 0]
+            reports.append(["safety", 2])
+        node("save", "LTXA2VSaveVideo", images=images, **target)
+    reports.append(["distilled", 2])
+    node("joined", "LTXA2VReport", **{f"report_{number}": said for number, said in enumerate(reports[:8], 1)})
     return graph

@@ -17,6 +17,7 @@ from a2v.tests.tiny import TinyFiles
 from PIL import Image
 
 FAST = {"size": (64, 64), "steps": 2, "frames": 9}
+FILE = {"format": "X264 (.mp4)", "quality": "high", "write_mode": "balanced"}
 
 
 def tone(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
@@ -109,7 +110,7 @@ def test_a_video_and_its_report(comfy: Comfy, models: TinyFiles, sound: str, pic
     assert (report["filename"], report["subfolder"]) == (path.name, "nested")
     facts = {"width": 64, "height": 64, "frames": 9, "fps": "24", "duration": 0.375, "size": path.stat().st_size}
     assert facts.items() <= report.items() and str(comfy.base) not in str(report)
-    assert run.outputs["frames"]["text"] == ["9 frames, 0.38 s"]
+    assert "9 frames, 0.38 s" in report["notes"]
     with av.open(str(path)) as container:
         embedded = container.metadata["prompt"]
     assert '"LTXA2VSampler"' in embedded and str(comfy.base) not in embedded
@@ -127,7 +128,7 @@ def test_another_seed_encodes_nothing_again(
     seeds = (11, 12, 11)
     prompts = [with_frames(audio_to_video(models, sound, image=pictures[0], seed=seed, **FAST)) for seed in seeds]
     _, second, _ = runs = [comfy.run(prompt) for prompt in prompts]
-    again = {"noise", "first", "upscale", "second", "decode", "save", "png"}
+    again = {"noise", "first", "upscale", "second", "decode", "joined", "save", "png"}
     assert set(second.executed) == again
     assert set(second.cached) == set(prompts[1]) - again
     frames = [saved_frames(comfy, run) for run in runs]
@@ -260,12 +261,13 @@ def test_stock_nodes_plug_in_at_every_edge(
     stock("same", "LatentMultiply", samples=["first", 0], multiplier=1.0)
     stock("video", "CreateVideo", images=["decode", 0], fps=24.0, audio=["audio", 0])
     stock("stock save", "SaveVideo", video=["video", 0], filename_prefix="stock", format="mp4", codec="h264")
-    stock("our save", "LTXA2VSaveVideo", images=["decode", 0], fps=24.0, filename_prefix="ours", audio=["audio", 0])
+    stock("our save", "LTXA2VSaveVideo", images=["decode", 0], fps=24.0, filename_prefix="ours", audio=["audio", 0],
+          **FILE)  # fmt: skip
     stock("taken apart", "GetVideoComponents", video=["our save", 0])
     stock("seen", "SaveImage", images=["taken apart", 0], filename_prefix="taken-apart")
     prompt["sound"]["inputs"].update(frames=9, fps=24.0)
     prompt["first"]["inputs"].update(sigmas=["split", 0], guides=["image first", 0])
-    prompt["decode"]["inputs"]["samples"] = ["same", 0]
+    prompt["decode"]["inputs"]["latent"] = ["same", 0]
     run = comfy.run(prompt)
     stock_video, our_video = video_of(comfy, run, "stock save"), video_of(comfy, run, "our save")
     assert frames_of(stock_video).shape == frames_of(our_video).shape == (9, 96, 64, 3)
@@ -298,6 +300,7 @@ def sound_only(audio: str, frames: int | None = None, prefix: str = "sound") -> 
                 "fps": ["frames", 1],
                 "filename_prefix": prefix,
                 "audio": ["audio", 0],
+                **FILE,
             },
         },
     }
@@ -311,7 +314,13 @@ def heard(graph: Prompt, models: TinyFiles) -> Prompt:
     }
     graph["sound"] = {
         "class_type": "LTXA2VAudioConditioning",
-        "inputs": {"audio_vae": ["model", 3], "audio": ["audio", 0], "frames": ["frames", 0], "fps": ["frames", 1]},
+        "inputs": {
+            "audio_vae": ["model", 3],
+            "audio": ["audio", 0],
+            "frames": ["frames", 0],
+            "fps": ["frames", 1],
+            "strength": 1.0,
+        },
     }
     graph["seen"] = {"class_type": "PreviewAny", "inputs": {"source": ["sound", 0]}}
     return graph

@@ -1,4 +1,7 @@
-"""The graph and the command are one pipeline: the same request gives the same frames through both, bit for bit."""
+"""The graph and the command are one pipeline: the same request gives the same frames through both, bit for bit.
+
+Here with what the endpoint adds switched off; test_endpoint_graph.py has it on.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,9 @@ from a2v.tests.tiny import TinyFiles
 from PIL import Image
 from safetensors.torch import load_file
 
+OFF = dict.fromkeys(
+    ("use_restart_sampling", "preprocess_audio", "enable_prompt_expansion", "enable_safety_checker"), False
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -101,6 +107,7 @@ def test_graph_and_command_give_the_same_frames(
         "gradient_estimation_gamma": case.get("gamma", 0.0),
         "image_strength": first,
         "end_image_strength": end,
+        **OFF,
     }
     (tmp_path / "request.json").write_text(json.dumps(request))
     command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu"]

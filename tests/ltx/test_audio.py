@@ -473,3 +473,76 @@ def test_encode_audio_of_a_very_short_track_has_its_full_length(tmp_path):
     assert latent.shape == (1, 8, 34, 16)
     assert latent.dtype == torch.float32
     assert torch.isfinite(latent).all()
+
+
+# Sound out
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(9, Fraction(24)), (17, Fraction(24000, 1001)), (9, Fraction(60))])
+def test_decoded_audio_is_the_official_decoders(tiny_default, peer, off, randn, frames, fps):
+    """ltx-core's decoder, which takes normalised latents, and its vocoder with bandwidth extension on the same file."""
+    from a2v.ltx.checkpoint import load_checkpoint
+
+    latent = randn(1, 8, audio_length(frames, fps), 16)
+    files = load_checkpoint(tiny_default.checkpoint)
+    with torch.inference_mode():
+        ours = audio.decode_audio(files.audio_vae(torch.float32), files.vocoder(torch.float32), latent, frames, fps)
+        theirs = peer(tiny_default, "vocoder")(peer(tiny_default, "audio_decoder")(latent))[0]
+    assert ours.rate == 48_000 and ours.waveform.dtype == torch.float32
+    assert ours.waveform.shape == theirs.shape and ours.waveform.shape[0] == 2
+    assert off(ours.waveform, theirs) < 1e-5
+    assert ours.waveform.std() > 1e-4 and not torch.equal(*ours.waveform)
+
+
+class Decoder(torch.nn.Module):
+    """A VAE that shows what reaches it, and decodes T latents to as many mel frames as the real one, or more."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, more: int = 0):
+        super().__init__()
+        draw = torch.Generator().manual_seed(2)
+        self.more = more
+        self.latents_mean, self.latents_std = torch.randn(128, generator=draw), torch.rand(128, generator=draw) + 0.5
+
+    def decode(self, latent):
+        self.seen = latent
+        mel = torch.zeros(1, 2, 4 * latent.shape[2] - 3 + self.more, 64)
+        return type("Output", (), {"sample": mel})()
+
+
+class Voice(torch.nn.Module):
+    """A vocoder whose samples count from 0: 480 for each mel frame."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+    config = type("Config", (), {"output_sampling_rate": 48_000})()
+
+    def forward(self, mel):
+        return torch.arange(mel.shape[2] * 480.0).expand(1, 2, -1)
+
+
+@pytest.mark.parametrize(
+    "fps", [Fraction(1), Fraction(10), Fraction(24000, 1001), Fraction(24), Fraction(25), Fraction(60)]
+)
+def test_decoded_audio_ends_with_its_last_mel_frame(fps):
+    """T latents hold 4T - 3 mel frames of 10 ms: 10 to 50 ms less than the video, never more."""
+    for frames in (9, 17, 121, 241, 481):
+        length = audio_length(frames, fps)
+        sound = audio.decode_audio(Decoder(), Voice(), torch.zeros(1, 8, length, 16), frames, fps)
+        assert sound.waveform.shape == (2, (4 * length - 3) * 480)
+        assert Fraction(1, 100) <= frames / fps - sound.seconds <= Fraction(5, 100)
+        assert torch.equal(sound.waveform[0], torch.arange(sound.waveform.shape[1]).float()), "from the start"
+
+
+def test_decoded_audio_is_cut_where_the_picture_ends():
+    sound = audio.decode_audio(Decoder(more=10), Voice(), torch.zeros(1, 8, 9, 16), 9, Fraction(24000, 1001))
+    assert sound.waveform.shape[1] == round(Fraction(9 * 1001, 24000) * 48_000)
+    assert torch.equal(sound.waveform[1], torch.arange(sound.waveform.shape[1]).float())
+
+
+def test_decoding_undoes_the_statistics_of_encoding(randn):
+    """Per channel and mel bin, 128 of them: x · s[c·16 + f] + m[c·16 + f]."""
+    vae, latent = Decoder(), randn(1, 8, 9, 16)
+    audio.decode_audio(vae, Voice(), latent, 9, Fraction(24))
+    mean, deviation = vae.latents_mean.reshape(1, 8, 1, 16), vae.latents_std.reshape(1, 8, 1, 16)
+    torch.testing.assert_close(vae.seen, latent * deviation + mean)

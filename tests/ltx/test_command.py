@@ -25,11 +25,13 @@ import pytest
 import torch
 from a2v.ltx import __main__ as command
 from a2v.ltx import pipeline
+from a2v.ltx.request import PARAMETERS
 from a2v.ltx.text import TextContext
 from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import ResNetConfig, ResNetForImageClassification
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -163,7 +165,7 @@ def run(
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without Gemma: the prompts' contexts are short random ones."""
     contexts = [TextContext(torch.randn(1, 16, 64), torch.randn(1, 16, 32)) for _ in range(2)]
-    monkeypatch.setattr(pipeline, "encode_prompts", lambda *_: contexts)
+    monkeypatch.setattr(pipeline, "encode_prompts", lambda job, *_: (job.request.prompt, *contexts, []))
 
 
 # What is refused: flags (a text names a file in the media folder), the request, what the sentence says.
@@ -192,8 +194,10 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "no frames": ({}, {**SMALL, "num_frames": 0}, r"num_frames: 0"),
     "negative strength": ({}, {**SMALL, "image_strength": -1}, r"image_strength: -1"),
     "scheduler": ({}, {**SMALL, "scheduler": "karras"}, r"scheduler.*ltx2"),
-    "not built": ({}, {**SMALL, "use_restart_sampling": True}, r"use_restart_sampling.*not built"),
+    "not built": ({}, {**SMALL, "acceleration": "full"}, r"acceleration.*'full'.*not built"),
     "NaN": ({}, '{"prompt": "x", "fps": NaN}', r"fps"),
+    "no safety checker": ({}, {**SMALL, "enable_safety_checker": True}, r"enable_safety_checker.*--safety-checker"),
+    "safety checker": ({"safety-checker": "voice.wav"}, SMALL, r"voice\.wav"),
     "camera movement": ({}, {**SMALL, "camera_lora": "dolly_in"}, r"dolly_in.*--camera-lora"),
     "two passes": ({"upscaler": None}, TWO_PASSES, r"--upscaler.*use_multiscale"),
     "LTX-2.0": ({"checkpoint": "ltx-2.0.0.safetensors"}, SMALL, r"2\.0.*2\.3|2\.3.*2\.0"),
@@ -214,10 +218,11 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "LoRA without a number": ({"lora": f"{MISSING}:much"}, SMALL, r"nowhere"),
     "output folder": ({"output": "nowhere/out.mp4"}, SMALL, r"--output.*nowhere"),
     "output kind": ({"output": "out.avi"}, SMALL, r"--output.*\.mp4"),
+    "another output kind": ({}, {**SMALL, "video_output_type": "VP9 (.webm)"}, r"--output.*\.webm.*VP9"),
     "trace folder": ({"trace": "nowhere/trace.safetensors"}, SMALL, r"--trace.*nowhere"),
 }
 FILES = {"checkpoint", "text-encoder", "upscaler", "distill-lora", "camera-lora", "lora", "audio", "image"}
-FILES |= {"end-image", "request", "output", "trace"}
+FILES |= {"end-image", "request", "output", "trace", "safety-checker"}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -315,7 +320,7 @@ def test_the_report(run: Run, tiny: TinyFiles, media: Path) -> None:
     report = json.loads(done.out)
     assert report == {
         "output": str(done.folder / "out.mp4"), "width": 128, "height": 64, "frames": 17, "fps": "24", "seed": 5,
-        "steps": 2, "passes_per_step": 4, "model_version": "2.3.0",
+        "prompt": "a woman speaks", "steps": 2, "passes_per_step": 4, "model_version": "2.3.0", "loras": [],
     }  # fmt: skip
     for note in (
         r"note: no distilled LoRA given: its scales count as 0",
@@ -323,14 +328,79 @@ def test_the_report(run: Run, tiny: TinyFiles, media: Path) -> None:
         r"note: size taken from 100×64 to 128×64",
         r"note: audio_cfg_scale does nothing",
         r"note: the first image has strength 0",
-        r"note: use_restart_sampling is not built yet",
-        r"note: enable_prompt_expansion is not built yet",
-        r"note: enable_safety_checker is not built yet",
-        r"note: preprocess_audio is not built yet",
+        r"note: the safety checker did not run",
     ):
         assert re.search(note, done.error), note
-    with_lora = run(TWO_PASSES, distill_lora=tiny.distilled_lora)
+    assert "not built" not in done.error
+    with_lora = run({**TWO_PASSES, "distill_lora_second_pass_scale": 0.75}, distill_lora=tiny.distilled_lora)
     assert "distilled" not in with_lora.error
+    (lora,) = json.loads(with_lora.out)["loras"]
+    pairs = sum(key.endswith("lora_A.weight") for key in load_file(tiny.distilled_lora))
+    assert lora == {"file": tiny.distilled_lora.name, "layers": pairs, "first_pass": 0.2, "second_pass": 0.75}
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_report_travels_in_the_file(run: Run, media: Path) -> None:
+    """The comment of the file: what was asked, what was used, the notes; names of files, never their folders."""
+    request = {**TWO_PASSES, "num_frames": 10, "audio_cfg_scale": 5}
+    done = run(request, image=media / "picture.png")
+    assert done.status == 0, done.error
+    with av.open(str(done.folder / "out.mp4")) as container:
+        comment = container.metadata["comment"]
+    report = json.loads(comment)
+    assert report.keys() == {"asked", "used", "notes"}
+    assert {"output": str(done.folder / "out.mp4"), **report["used"]} == json.loads(done.out)
+    assert [f"note: {note}" for note in report["notes"]] == re.findall(r"^note: .*$", done.error, re.M)
+    asked = {**request, "video_size": [128, 64]}
+    assert {name: report["asked"][name] for name in request} == asked
+    assert report["asked"].keys() == PARAMETERS.keys() - {"acceleration"}
+    assert str(media) not in comment and str(done.folder) not in comment
+
+
+# The safety checker: a classifier that finds everything unsafe, or nothing.
+
+
+@pytest.fixture(scope="module")
+def checkers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders "strict" and "mild"."""
+    folder = tmp_path_factory.mktemp("checkers")
+    labels = {"id2label": {0: "normal", 1: "nsfw"}, "label2id": {"normal": 0, "nsfw": 1}}
+    for name, bias in (("strict", 9.0), ("mild", -9.0)):
+        widths = {"embedding_size": 2, "hidden_sizes": [2], "depths": [1], "layer_type": "basic"}
+        model = ResNetForImageClassification(ResNetConfig(**widths, **labels))
+        for parameter in model.classifier.parameters():
+            torch.nn.init.zeros_(parameter)
+        torch.nn.init.constant_(model.classifier[1].bias[1:], bias)
+        model.save_pretrained(folder / name)
+        document = {"image_processor_type": "ConvNextImageProcessor", "do_resize": True, "crop_pct": 1.0}
+        document |= {"size": {"shortest_edge": 8}, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": False}
+        (folder / name / "preprocessor_config.json").write_text(json.dumps(document), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_flagged_result_is_not_written(run: Run, checkers: Path) -> None:
+    """Status 1 and a sentence; the older file stays. Switched off, the checker is not asked."""
+    for request in (SMALL, {**SMALL, "enable_safety_checker": True}):
+        good = run(request, safety_checker=checkers / "mild")
+        assert good.status == 0 and "safety" not in good.error
+    older = (good.folder / "out.mp4").read_bytes()
+    done = run({**SMALL, "seed": 6}, safety_checker=checkers / "strict")
+    assert done.status == 1 and done.out == ""
+    assert re.search(r"safety checker flagged.*nothing was written.*enable_safety_checker", done.last)
+    assert "Traceback" not in done.error
+    assert done.left == ["out.mp4"] and (done.folder / "out.mp4").read_bytes() == older
+    assert run({**SMALL, "seed": 6, "enable_safety_checker": False}, safety_checker=checkers / "strict").status == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_safety_checker_can_be_required(run: Run, monkeypatch: pytest.MonkeyPatch, checkers: Path) -> None:
+    """LTX_A2V_SAFETY=require: its absence is an error even where nobody named it."""
+    monkeypatch.setenv("LTX_A2V_SAFETY", "require")
+    for request in (SMALL, {**SMALL, "enable_safety_checker": True}):
+        done = run(request)
+        assert done.status == 2 and "enable_safety_checker" in done.last and done.left == []
+    assert run(safety_checker=checkers / "mild").status == 0
 
 
 @pytest.mark.usefixtures("quick")

@@ -284,7 +284,7 @@ def reference(
     waveform = waveform.expand(1, 2, samples)  # mono is doubled, where the peer fails
     heard = peer.audio_vae.encode_audio(replace(sound, waveform=waveform), ledger.audio_encoder())
     length = peer.shapes.AudioLatentShape.from_duration(batch=1, duration=frames / fps, channels=8, mel_bins=16).frames
-    heard = heard[:, :, :length]
+    whole, heard = heard, heard[:, :, :length]
 
     images = []
     for key, name, frame in (("image_strength", "first.png", 0), ("end_image_strength", "last.png", frames - 1)):
@@ -331,7 +331,7 @@ def reference(
     )
     size = (height // 2, width // 2) if two_passes else (height, width)
     sigmas = scheduler.execute(steps=r["num_inference_steps"])
-    result = {"audio/latent": heard, "s1/sigmas": sigmas}
+    result = {"audio/latent": whole, "s1/sigmas": sigmas}
     latent = one_pass(size, sigmas, guided)
     if two_passes:
         result["up/in"] = latent
@@ -367,6 +367,8 @@ def case(width: int, height: int, frames: int, fps: float, steps: int, **more: A
         "scheduler": "ltx2",
         "distill_lora_first_pass_scale": 0.0,
         "distill_lora_second_pass_scale": 1.0,
+        # Not in the official pipeline:
+        **dict.fromkeys(("use_restart_sampling", "enable_prompt_expansion", "preprocess_audio"), False),
         **more,
     }
 
@@ -444,7 +446,7 @@ def hearing(frames: int = 9) -> AudioCondition:
     return AudioCondition(torch.randn(shape, generator=torch.Generator().manual_seed(8)), frames, Fraction(24))
 
 
-def sample(model: nn.Module, **more: Any) -> tuple[Tensor, Noise]:
+def sample(model: nn.Module, **more: Any) -> tuple[Tensor, AudioCondition, Noise]:
     settings: dict[str, Any] = {
         "latent": torch.zeros(1, CHANNELS, 2, 2, 3),
         "sigmas": torch.tensor([1.0, 0.6, 0.0]),
@@ -543,7 +545,7 @@ def test_interrupted_within_one_block(model: nn.Module, blocks: int) -> None:
 
 def test_steps_are_told(model: nn.Module) -> None:
     told = []
-    latent, _ = sample(model, on_step=lambda done, total, x0: told.append((done, total, x0.video.shape[1])))
+    latent, *_ = sample(model, on_step=lambda done, total, x0: told.append((done, total, x0.video.shape[1])))
     assert told == [(1, 2, 12), (2, 2, 12)]
     assert latent.dtype == torch.float32
 
@@ -568,7 +570,14 @@ def test_what_does_not_fit_is_said(model: nn.Module, more: dict[str, Any], sente
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without Gemma: the prompts' contexts are short random ones."""
-    monkeypatch.setattr(pipeline, "encode_prompts", lambda *_: (text(1), text(2)))
+
+    def encode_prompts(
+        job: pipeline.Job, _dtype: object, _device: object, _note: object, say: pipeline.Progress
+    ) -> tuple[str, TextContext, TextContext, list[str]]:
+        say("encode text", 0, 2)
+        return job.request.prompt, text(1), text(2), []
+
+    monkeypatch.setattr(pipeline, "encode_prompts", encode_prompts)
 
 
 SMALL = {

@@ -62,12 +62,16 @@ def test_defaults_in_numbers() -> None:
         "video_rescaling_scale": 0.85, "video_modality_scale": 3, "audio_strength": 1, "gradient_estimation_gamma": 0,
         "scheduler": "beta", "camera_lora": "none", "camera_lora_scale": 1, "distill_lora_first_pass_scale": 0.2,
         "distill_lora_second_pass_scale": 0.5, "image_strength": 1, "end_image_strength": 1, "seed": 5,
+        "audio_cfg_scale": 7, "audio_stg_scale": 0, "audio_rescaling_scale": 0.7, "audio_modality_scale": 3,
+        "use_restart_sampling": True, "enable_prompt_expansion": True, "enable_safety_checker": True,
+        "preprocess_audio": True, "video_output_type": "X264 (.mp4)", "video_quality": "high",
+        "video_write_mode": "balanced",
     }  # fmt: skip
     assert {k: getattr(request, k) for k in wanted} == wanted
     assert request.negative_prompt.startswith("news broadcast, 3d") and request.negative_prompt.endswith("static")
     # One home: the dataclass' own defaults are the parameters'.
     for field in dataclasses.fields(Request):
-        if field.name not in ("prompt", "seed", "notes"):
+        if field.name not in ("prompt", "seed", "given", "notes"):
             assert field.default == (PARAMETERS[field.name].default or 0), field.name
     assert SIZES == {
         "square_hd": (1024, 1024), "square": (512, 512), "portrait_4_3": (768, 1024), "portrait_16_9": (576, 1024),
@@ -142,18 +146,26 @@ def test_no_object(values: object) -> None:
 def test_not_built_is_refused_only_when_on(name: str) -> None:
     off, default = NOT_BUILT[name], PARAMETERS[name].default
     parse({"prompt": "x", name: off})
-    on = {True: False, False: True}.get(off) if isinstance(off, bool) else None
-    on = 0.5 if name == "audio_strength" else on
-    on = next(c for c in PARAMETERS[name].choices if c != off) if on is None else on
-    with pytest.raises(InputError, match=rf"^{name}: .*not built"):
-        parse({"prompt": "x", name: on})
+    for on in (choice for choice in PARAMETERS[name].choices if choice != off):
+        with pytest.raises(InputError, match=rf"^{name}: .*not built"):
+            parse({"prompt": "x", name: on})
     noted = any(note.startswith(f"{name} ") for note in parse({"prompt": "x"}).notes)
     assert noted == (default != off), "a default that this version cannot keep is reported"
 
 
+def test_what_was_given() -> None:
+    """A default that is spelled out is given; a null that stands for absent is not."""
+    request = parse({"prompt": "x", "enable_safety_checker": True, "fps": 24, "seed": None, "audio_stg_scale": None})
+    assert request.given - {"seed"} == {"prompt", "enable_safety_checker", "fps"}
+    assert request == parse({"prompt": "x", "seed": request.seed}), "and is the same request"
+
+
 def test_notes() -> None:
     assert any("audio_cfg_scale does nothing" in note for note in parse({"prompt": "x", "audio_cfg_scale": 7}).notes)
-    assert not any("audio_cfg" in note for note in parse({"prompt": "x"}).notes)
+    assert not parse({"prompt": "x"}).notes
+    inert = {"audio_cfg_scale": 7, "audio_stg_scale": 1, "audio_rescaling_scale": 0.5, "audio_modality_scale": 2}
+    assert [note.split()[0] for note in parse({"prompt": "x", **inert}).notes] == list(inert)
+    assert not parse({"prompt": "x", **inert, "audio_strength": 0.99}).notes
     notes = " ".join(planned({"match_audio_length": False, "num_frames": 30, "video_size": "portrait_16_9"}, 1).notes)
     assert "from 30 to 33" in notes and "silence follows" in notes and "size" not in notes
     notes = " ".join(planned({"video_size": {"width": 1280, "height": 720}}, 30).notes)

@@ -14,6 +14,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 
 from a2v import nodes
 from a2v.ltx.request import PARAMETERS
+from a2v.ltx.samplers import Restart
 from comfy_api.latest import io
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +53,7 @@ def test_every_node_tells_what_a_person_needs(node_id: str) -> None:
 
 def test_nodes_have_names_of_their_own() -> None:
     schemas = [node.GET_SCHEMA() for node in NODES.values()]
-    assert len(NODES) == len({schema.display_name for schema in schemas}) == len(nodes.NODES) == 18
+    assert len(NODES) == len({schema.display_name for schema in schemas}) == len(nodes.NODES) == 27
 
 
 @pytest.mark.parametrize(
@@ -61,9 +62,11 @@ def test_nodes_have_names_of_their_own() -> None:
         ("LTXA2VFrameCount", "frame_rate", "fps"),
         ("LTXA2VFrameCount", "match_audio_length", "match_audio_length"),
         ("LTXA2VFrameCount", "num_frames", "num_frames"),
-        ("LTXA2VEmptyLatent", "frames", "num_frames"),
-        ("LTXA2VEmptyLatent", "two_passes", "use_multiscale"),
+        ("LTXA2VVideoSize", "video_size", "video_size"),
+        ("LTXA2VVideoSize", "frames", "num_frames"),
+        ("LTXA2VVideoSize", "two_passes", "use_multiscale"),
         ("LTXA2VAudioConditioning", "fps", "fps"),
+        ("LTXA2VAudioConditioning", "strength", "audio_strength"),
         ("LTXA2VImageConditioning", "strength", "image_strength"),
         ("LTXA2VEndImageConditioning", "strength", "end_image_strength"),
         ("LTXA2VScheduler", "scheduler", "scheduler"),
@@ -74,19 +77,69 @@ def test_nodes_have_names_of_their_own() -> None:
         ("LTXA2VGuidance", "modality", "video_modality_scale"),
         ("LTXA2VDistilledLora", "first_pass_strength", "distill_lora_first_pass_scale"),
         ("LTXA2VDistilledLora", "second_pass_strength", "distill_lora_second_pass_scale"),
-        ("LTXA2VSaveVideo", "fps", "fps"),
+        ("LTXA2VAudioGuidance", "cfg", "audio_cfg_scale"),
+        ("LTXA2VAudioGuidance", "rescale", "audio_rescaling_scale"),
+        ("LTXA2VAudioGuidance", "modality", "audio_modality_scale"),
+        ("LTXA2VCameraLora", "camera_lora", "camera_lora"),
+        ("LTXA2VCameraLora", "strength", "camera_lora_scale"),
+        ("LTXA2VPreprocessAudio", "frames", "num_frames"),
+        ("LTXA2VPreprocessAudio", "fps", "fps"),
+        ("LTXA2VPreprocessAudio", "enabled", "preprocess_audio"),
+        ("LTXA2VExpandPrompt", "enabled", "enable_prompt_expansion"),
+        *(
+            (node_id, name, parameter)
+            for node_id in ("LTXA2VSaveVideo", "LTXA2VSaveLatentVideo")
+            for name, parameter in (
+                ("fps", "fps"),
+                ("format", "video_output_type"),
+                ("quality", "video_quality"),
+                ("write_mode", "video_write_mode"),
+            )
+        ),
     ],
 )
 def test_defaults_are_the_endpoints(node_id: str, name: str, parameter: str) -> None:
     assert inputs(node_id)[name].default == PARAMETERS[parameter].default
 
 
-def test_gradient_estimation_is_off_by_default() -> None:
+def test_what_the_endpoint_leaves_out_is_off_by_default() -> None:
     assert inputs("LTXA2VSampler")["gradient_estimation_gamma"].default == 0
+    assert inputs("LTXA2VAudioGuidance")["stg"].default == 0
+
+
+@pytest.mark.parametrize(
+    ("node_id", "name", "choices"),
+    [
+        ("LTXA2VVideoSize", "video_size", ("custom", *PARAMETERS["video_size"].choices)),
+        ("LTXA2VCameraLora", "camera_lora", PARAMETERS["camera_lora"].choices),
+        ("LTXA2VScheduler", "scheduler", PARAMETERS["scheduler"].choices),
+        ("LTXA2VSampler", "sampler", ("euler", "res_2s")),
+        ("LTXA2VSaveVideo", "format", ("X264 (.mp4)", "VP9 (.webm)", "PRORES4444 (.mov)", "GIF (.gif)")),
+        ("LTXA2VSaveVideo", "quality", ("low", "medium", "high", "maximum")),
+        ("LTXA2VSaveVideo", "write_mode", ("fast", "balanced", "small")),
+        ("LTXA2VSafetyChecker", "action", ("replace", "refuse")),
+    ],
+)
+def test_choices_are_the_endpoints(node_id: str, name: str, choices: tuple[str, ...]) -> None:
+    assert tuple(inputs(node_id)[name].options) == choices
+
+
+def test_the_restart_node_is_the_endpoints_restart_sampling() -> None:
+    widgets = {name: each.default for name, each in inputs("LTXA2VRestart").items()}
+    assert nodes.sampling.Restart.execute(**widgets).args == (Restart(),)
+    assert widgets["noise"] == 0.2 and widgets["restarts"] == 0
+
+
+def test_saving_from_frames_and_from_latents_take_the_same() -> None:
+    saving, streaming = inputs("LTXA2VSaveVideo"), inputs("LTXA2VSaveLatentVideo")
+    assert set(saving) - set(streaming) == {"images"}
+    assert {"latent", "video_vae", "checker", "threshold", "action"} <= set(streaming)
+    for name in set(saving) - {"images"}:
+        assert saving[name].as_dict() == streaming[name].as_dict()
 
 
 def test_the_default_size_is_the_endpoints() -> None:
-    size = inputs("LTXA2VEmptyLatent")
+    size = inputs("LTXA2VVideoSize")
     assert (size["width"].default, size["height"].default) == (1024, 576)  # landscape_16_9
 
 
@@ -103,7 +156,10 @@ def test_edges_have_comfyuis_own_types() -> None:
         for node_id, schema in ((node_id, node.GET_SCHEMA()) for node_id, node in NODES.items())
     }
     assert {"NOISE", "SIGMAS", "LATENT"} <= set(types["LTXA2VSampler"][0])
-    assert types["LTXA2VSampler"][1] == ["LATENT", "NOISE"]
+    assert types["LTXA2VSampler"][1] == ["LATENT", "NOISE", "LTXA2V_AUDIO", "STRING"]
     assert types["LTXA2VScheduler"][1] == ["SIGMAS", "SIGMAS"]
     assert types["LTXA2VLoadAudio"][1] == ["AUDIO"] and types["LTXA2VDecode"][1] == ["IMAGE"]
-    assert types["LTXA2VSaveVideo"][1] == ["VIDEO"] and types["LTXA2VEmptyLatent"][1][:2] == ["LATENT", "LATENT"]
+    assert types["LTXA2VSaveVideo"][1] == ["VIDEO"] and types["LTXA2VVideoSize"][1][:2] == ["LATENT", "LATENT"]
+    assert types["LTXA2VPreprocessAudio"][1] == types["LTXA2VDecodeAudio"][1] == ["AUDIO", "STRING"]
+    assert types["LTXA2VExpandPrompt"][1] == ["STRING", "STRING"] and types["LTXA2VReport"][1] == ["STRING"]
+    assert types["LTXA2VSafetyChecker"][1] == ["IMAGE", "BOOLEAN", "STRING"]

@@ -90,7 +90,7 @@ def test_stg_blocks_are_read_from_a_text() -> None:
 def test_sizes_of_both_passes(
     size: tuple[int, int], two_passes: bool, first: tuple[int, ...], second: tuple[int, ...]
 ) -> None:
-    made = latents.EmptyLatent.execute(*size, 121, two_passes).args
+    made = latents.VideoSize.execute("custom", *size, 121, two_passes).args
     assert [tuple(latent["samples"].shape) for latent in made[:2]] == [(1, 128, *first), (1, 128, *second)]
     changed = second[1] * 32 != size[1] or second[2] * 32 != size[0]
     assert ("size taken from" in made[2]) == changed

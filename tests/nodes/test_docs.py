@@ -1,0 +1,155 @@
+"""What a user reads says what is there: a help page for every node, the table of parameters, the README's commands."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from a2v.ltx.__main__ import parser
+from a2v.ltx.request import FLAGS, NOT_BUILT, PARAMETERS, Parameter
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ROOT / "web" / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "docs" / "parameters.md", *sorted(PAGES.glob("*.md"))]
+Row = tuple[str, ...]
+
+
+def schemas() -> dict[str, str]:
+    """Node id → display name, as the sources have them: no ComfyUI is needed."""
+    found = {}
+    for file in sorted((ROOT / "nodes").glob("*.py")):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call):
+                given = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
+                if "node_id" in given:
+                    found[given["node_id"]] = given["display_name"]
+    return found
+
+
+NODES = schemas()
+
+
+def page(node_id: str) -> str:
+    return (PAGES / f"{node_id}.md").read_text(encoding="utf-8")
+
+
+def rows(text: str, header: str) -> list[Row]:
+    """The cells of the first table whose header row begins with that cell, without code marks."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.startswith(f"| {header} |"):
+            break
+    next(lines)  # the rule below the header
+    table = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        table.append(tuple(re.sub("^`([^`]*)`$", r"\1", cell.strip()) for cell in line[1:-1].split("|")))
+    return table
+
+
+def test_every_node_has_a_page_and_every_page_a_node() -> None:
+    assert len(NODES) > 20
+    assert {file.name for file in PAGES.iterdir()} == {f"{node_id}.md" for node_id in NODES}
+
+
+@pytest.mark.parametrize("node_id", NODES)
+def test_a_page_has_the_parts_that_an_artist_looks_for(node_id: str) -> None:
+    text = page(node_id)
+    titles = [line for line in text.splitlines() if line.startswith("#")]
+    parts = ["## Inputs", "## Outputs", "## What to try", "## Common mistakes"]
+    assert titles == [f"# {NODES[node_id]}", *parts]
+    assert all(rows(text, "input") and rows(text, "output"))
+    assert 15 <= len(text.splitlines()) <= 50
+    for name in re.findall(r"(?<!\*)\*([A-Z][\w ]+)\*(?!\*)", text):  # another node, in italics
+        assert f"LTX A2V {name}" in NODES.values() or name in STOCK, name
+
+
+STOCK = {"RandomNoise", "Load Image", "Preview Audio", "String"}
+
+
+def shown(each: object) -> str:
+    """An input's default as a page has it; nothing for a socket, or for a list of the user's own files."""
+    default = getattr(each, "default", None)
+    if default is True or default is False:
+        return "on" if default else "off"
+    return f"{default:g}" if isinstance(default, (int, float)) else str(default or "")
+
+
+@pytest.mark.parametrize("node_id", NODES)
+def test_a_page_names_each_input_with_its_default_and_each_output(node_id: str) -> None:
+    pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
+    from a2v import nodes
+
+    (node,) = (node for node in nodes.NODES if node.GET_SCHEMA().node_id == node_id)
+    schema = node.GET_SCHEMA()
+    assert [row[:2] for row in rows(page(node_id), "input")] == [
+        (each.display_name or each.id, shown(each)) for each in schema.inputs
+    ]
+    assert [row[0] for row in rows(page(node_id), "output")] == [each.display_name for each in schema.outputs]
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
+def test_a_text_is_plain_markdown_whose_links_lead_somewhere(file: Path) -> None:
+    text = re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert not re.search(r"<[a-zA-Z/!]", text), "raw HTML"
+    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
+        assert target.startswith("https://") or (file.parent / target).exists(), target
+
+
+def span(parameter: Parameter) -> str:
+    """What a parameter takes, as the table has it."""
+    if parameter.kind == "switch":
+        return "true, false"
+    if parameter.kind == "size":
+        return f"{', '.join(parameter.choices)}, or {{width, height}}, {parameter.minimum:g}–{parameter.maximum:g} each"
+    if parameter.kind == "number" or parameter.kind == "integer":
+        return f"{parameter.minimum:g}–{parameter.maximum:g}"
+    return ", ".join(parameter.choices) or {"seed": "whole number"}.get(parameter.kind, parameter.kind)
+
+
+def usual(parameter: Parameter) -> str:
+    if isinstance(parameter.default, bool):
+        return str(parameter.default).lower()
+    return f"{parameter.default:g}" if isinstance(parameter.default, (int, float)) else str(parameter.default or "")
+
+
+def test_the_table_of_parameters_is_the_one_in_the_code() -> None:
+    text = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
+    table = {name: (default, takes) for name, default, takes, *_ in rows(text, "parameter")}
+    assert list(table) == list(PARAMETERS)
+    for name, parameter in PARAMETERS.items():
+        default, takes = table[name]
+        assert takes == span(parameter), name
+        if parameter.kind != "text":
+            assert default == usual(parameter), name
+    assert PARAMETERS["negative_prompt"].default in text
+    assert dict(rows(text, "file")) == FLAGS
+
+
+def test_the_table_of_parameters_names_inputs_that_the_nodes_have() -> None:
+    text = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
+    nodes = {title.removeprefix("LTX A2V "): node_id for node_id, title in NODES.items()}
+    for name, _, _, _, where in rows(text, "parameter"):
+        places = re.findall(r"\*([^*]+)\* → `([^`]+)`", where)
+        assert places or name in NOT_BUILT, name
+        for title, each in places:
+            assert each in {row[0] for row in rows(page(nodes[title]), "input")}, (name, where)
+
+
+def test_the_readme_names_flags_and_targets_that_exist() -> None:
+    flags = {option for action in parser()._actions for option in action.option_strings}
+    foreign = {"--lowvram", "--disable-metadata"}  # ComfyUI's own
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= flags | foreign
+    for action in parser()._actions:
+        assert not action.required or action.option_strings[0] in README
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)\b(?=[ `]*(?:$|[#`A-Z]))", README, re.MULTILINE)) <= targets
+
+
+def test_the_readme_lists_the_workflows() -> None:
+    listed = {row[0] for row in rows(README, "workflow")}
+    assert listed == {file.stem for file in (ROOT / "workflows").glob("*.json")}

@@ -50,7 +50,8 @@ class LoadAudio(io.ComfyNode):
             node_id="LTXA2VLoadAudio",
             display_name="LTX A2V Load Audio",
             category=AUDIO,
-            description="Reads the audio of any sound or video file, at its own rate and with all its channels.",
+            description="Reads the audio of any sound or video file, at its own rate and with all its channels: "
+            "speech, voice, song or music, as mp3, wav, flac, m4a, opus, mp4 and the like.",
             inputs=[
                 io.Combo.Input(
                     "audio",

@@ -90,8 +90,8 @@ class ImageConditioning(io.ComfyNode):
             node_id="LTXA2VImageConditioning",
             display_name="LTX A2V First Image",
             category=CONDITIONING,
-            description="The video begins with this image. One node for each pass, since each has its own size. At "
-            "strength 0 the image is left out.",
+            description="The video begins with this image: image to video (i2v), a start frame, a portrait. One node "
+            "for each pass, since each has its own size. At strength 0 the image is left out.",
             inputs=_image_inputs("image_strength", "The first frame."),
             outputs=[GuidesIO.Output("images", display_name="guides", tooltip="For the pass's sampler.")],
         )
@@ -116,8 +116,8 @@ class EndImageConditioning(io.ComfyNode):
             node_id="LTXA2VEndImageConditioning",
             display_name="LTX A2V End Image",
             category=CONDITIONING,
-            description="The video ends with this image. One node for each pass, since each has its own size. At "
-            "strength 0 the image is left out.",
+            description="The video ends with this image, its last frame: a keyframe. One node for each pass, since each "
+            "has its own size. At strength 0 the image is left out.",
             inputs=_image_inputs("end_image_strength", "The last frame."),
             outputs=[GuidesIO.Output("images", display_name="guides", tooltip="For the pass's sampler.")],
         )

@@ -47,7 +47,7 @@ class VideoSize(io.ComfyNode):
             category=LATENTS,
             description="Size and length of the video, as empty latents. With two passes the first one works at half "
             "the size. Width and height are rounded up to a multiple of 64 (of 32 with one pass); past the area of "
-            "1920×1088 both are scaled down.",
+            "1920×1088 both are scaled down. Resolution, aspect ratio, duration.",
             inputs=[
                 io.Combo.Input(
                     "video_size",

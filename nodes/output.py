@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -387,7 +388,15 @@ def _metadata(prompt: Any, extra: dict[str, Any] | None, made: dict[str, Any] | 
     found = {**(extra or {}), **({"prompt": prompt} if prompt is not None else {})}
     if made:
         found["comment"] = made
-    return {key: json.dumps(value) for key, value in found.items()}
+    return {key: _json(value) for key, value in found.items()}
+
+
+def _json(value: Any) -> str:
+    """JSON whose strings hold no bare brace: the frontend's reader of .webm counts those, too."""
+    escaped = {"{": "\\u007b", "}": "\\u007d"}
+    return re.sub(
+        r'"(?:[^"\\]|\\.)*"', lambda text: re.sub("[{}]", lambda brace: escaped[brace[0]], text[0]), json.dumps(value)
+    )
 
 
 def _report(video: VideoFile, name: str, subfolder: str) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class SafetyChecker(io.ComfyNode):
             display_name="LTX A2V Safety Checker",
             category=f"{CATEGORY}/Output",
             description="Looks at frames spread evenly over the clip with an image classifier of your own, and "
-            "replaces or refuses a clip that it flags. Place it between Decode and Save Video.",
+            "replaces or refuses a clip that it flags: an NSFW filter. Place it between Decode and Save Video.",
             inputs=[
                 io.Image.Input("images", tooltip="The frames, from Decode."),
                 checker_input(FIRST),

@@ -87,7 +87,8 @@ class Guidance(io.ComfyNode):
             display_name="LTX A2V Guidance",
             category=SAMPLING,
             description="How the first pass is guided. Each scale that is not neutral costs one more pass of the "
-            "transformer in every step; a sampler without guidance takes one.",
+            "transformer in every step; a sampler without guidance takes one. CFG, STG (perturbed attention), rescale "
+            "and modality: lips that do not move want more of the last.",
             inputs=[
                 widget("video_cfg_scale", "cfg", step=0.1),
                 widget("video_stg_scale", "stg", step=0.1),
@@ -210,7 +211,8 @@ class Sampler(io.ComfyNode):
             display_name="LTX A2V Sampler",
             category=SAMPLING,
             description="One pass: from noise to a video latent that moves with the audio. Used twice: at half the "
-            "size with guidance, then, from the upscaled latent and the first sampler's noise, at full size without.",
+            "size with guidance, then, from the upscaled latent and the first sampler's noise, at full size without. "
+            "Audio to video (a2v): lip sync, talking heads, singing, dance, music videos.",
             inputs=[
                 ModelIO.Input("model", tooltip="From Load Model or a LoRA."),
                 io.Noise.Input("noise", tooltip="First pass: RandomNoise. Second pass: the first sampler's noise."),

@@ -64,7 +64,7 @@ class ExpandPrompt(io.ComfyNode):
             category=f"{CATEGORY}/Conditioning",
             description="Gemma writes a full prompt from a short one, for a shot that is driven by sound; with a first "
             "image it looks at that too. What it writes appears here as it writes. Where it fails, your own prompt "
-            "is used, and the report says why.",
+            "is used, and the report says why. A prompt enhancer.",
             inputs=[
                 TextEncoderIO.Input("text_encoder", tooltip="From Load Text Encoder."),
                 io.String.Input(

@@ -364,7 +364,11 @@ def run(
     else:
         note("final/audio_latent", audio.latent)
         track = decode_audio(
-            checkpoint.audio_vae(dtype, device), checkpoint.vocoder(dtype, device), audio.latent, clip.frames, clip.fps
+            checkpoint.audio_vae(dtype, device),
+            checkpoint.vocoder(torch.float32, device),  # small, and bfloat16 is heard
+            audio.latent,
+            clip.frames,
+            clip.fps,
         )
     vae = checkpoint.video_vae(dtype, device)
     frames = _frames(decode_video(vae, latent, tiling, lambda done, total: say("decode", done, total)), trace)

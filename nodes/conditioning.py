@@ -116,8 +116,8 @@ class EndImageConditioning(io.ComfyNode):
             node_id="LTXA2VEndImageConditioning",
             display_name="LTX A2V End Image",
             category=CONDITIONING,
-            description="The video ends with this image, its last frame: a keyframe. One node for each pass, since each "
-            "has its own size. At strength 0 the image is left out.",
+            description="The video ends with this image, its last frame: a keyframe. One node for each pass, since "
+            "each has its own size. At strength 0 the image is left out.",
             inputs=_image_inputs("end_image_strength", "The last frame."),
             outputs=[GuidesIO.Output("images", display_name="guides", tooltip="For the pass's sampler.")],
         )

@@ -122,7 +122,7 @@ class ModelLoader(io.ComfyNode):
             memory.hold_text(opened.connectors, dtype),
             memory.hold_vae(opened.video_vae, dtype),
             memory.hold_vae(opened.audio_vae, dtype),
-            memory.hold_vae(opened.vocoder, dtype),
+            memory.hold_vae(opened.vocoder, "float32"),  # small, and bfloat16 is heard
         )
 
 

@@ -70,6 +70,13 @@ class Match:
         )
 
 
+def overdone(checkpoint: str, strengths: Sequence[float]) -> str | None:
+    """One sentence where a distilled LoRA acts on a checkpoint that is distilled already, going by its file's name."""
+    if "distilled" in checkpoint.lower() and any(strengths):
+        return "the checkpoint is distilled already (by its name); the distilled LoRA on top overdoes it"
+    return None
+
+
 def load_lora(path: str | Path) -> Lora:
     """Opens a LoRA; the tensors map the file. Raises InputError: not there, cut short, not safetensors, no LoRA."""
     path = Path(path)

@@ -266,8 +266,9 @@ def prepare(files: Files, request: Request) -> Job:
         distilled = lora.load_lora(files.distill_lora)
         first.append((distilled, request.distill_lora_first_pass_scale))
         second.append((distilled, request.distill_lora_second_pass_scale))
-        if "distilled" in checkpoint.path.name.lower() and (first[-1][1] or (planned.two_passes and second[-1][1])):
-            notes.append("the checkpoint is distilled already (by its name); the distilled LoRA on top overdoes it")
+        acting = [first[-1][1], second[-1][1] if planned.two_passes else 0]
+        if warning := lora.overdone(checkpoint.path.name, acting):
+            notes.append(warning)
     else:
         notes.append("no distilled LoRA given: its scales count as 0 in both passes")
     if second:

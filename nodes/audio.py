@@ -168,7 +168,7 @@ class PreprocessAudio(io.ComfyNode):
     @classmethod
     def execute(cls, audio: dict[str, Any], frames: int, fps: float, enabled: bool) -> io.NodeOutput:
         track, rate = to_track(audio), frame_rate(fps)
-        warnings = preprocess.warnings(track, frames, rate)
+        warnings = preprocess.warnings(track, frames, rate, levelled=enabled)
         if not enabled:
             return io.NodeOutput(audio, report(cls, "\n".join(["the audio was not preprocessed", *warnings])))
         source = engine.soundtrack(track, frames, rate)

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..ltx.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from ..ltx.errors import InputError
-from ..ltx.lora import Match, load_lora, match
+from ..ltx.lora import Match, load_lora, match, overdone
 from ..ltx.request import PARAMETERS
 from ..ltx.text import load_gemma
 from . import files, memory
@@ -118,7 +118,7 @@ class ModelLoader(io.ComfyNode):
     def execute(cls, checkpoint: str, dtype: str) -> io.NodeOutput:
         opened = _checkpoint(checkpoint)
         return io.NodeOutput(
-            memory.hold_transformer(opened.transformer, dtype),
+            memory.hold_transformer(opened.transformer, dtype, opened.path.name),
             memory.hold_text(opened.connectors, dtype),
             memory.hold_vae(opened.video_vae, dtype),
             memory.hold_vae(opened.audio_vae, dtype),
@@ -251,11 +251,14 @@ class DistilledLora(io.ComfyNode):
     ) -> io.NodeOutput:
         path = _distilled_path(lora)
         loaded, fit = _fitting(path, model)
+        warning = overdone(model.checkpoint, (first_pass_strength, second_pass_strength))
+        if warning:
+            logging.warning(warning)
         strengths = f"strength {first_pass_strength:g} in the first pass, {second_pass_strength:g} in the second"
         return io.NodeOutput(
             model.with_lora(loaded, first_pass_strength),
             model.with_lora(loaded, second_pass_strength),
-            report(cls, f"{fit}; {strengths}"),
+            report(cls, "\n".join([f"{fit}; {strengths}", *([warning] if warning else [])])),
         )
 
 

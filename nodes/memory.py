@@ -78,17 +78,21 @@ class TextEncoder(Handle):
 
 @dataclass(frozen=True, eq=False)
 class Model(Handle):
-    """The transformer with `loras` merged where it computes; `plain` is the same one without."""
+    """The transformer with `loras` merged where it computes; `plain` is the same one without.
+
+    checkpoint: the name of the file it came from.
+    """
 
     plain: Any
     loras: tuple[tuple[Match, float], ...] = ()
+    checkpoint: str = ""
 
     def with_lora(self, fit: Match, strength: float) -> Model:
         """This model with one LoRA more: another handle on the same weights."""
         loras = (*self.loras, (fit, strength))
         patcher = self.plain.clone()
         patcher.add_patches({f"module.{name}": merge for name, merge in _merges(loras).items()})
-        return Model(patcher, self.plain, loras)
+        return Model(patcher, self.plain, loras, self.checkpoint)
 
 
 Term = tuple[Tensor, Tensor, float | None, float]
@@ -167,10 +171,10 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name] or (torch.bfloat16 if management.should_use_bf16(device) else torch.float32)
 
 
-def hold_transformer(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Model:
+def hold_transformer(load: Callable[[torch.dtype], nn.Module], dtype: str, checkpoint: str = "") -> Model:
     device = management.get_torch_device()
     patcher = hold(load(dtype_for(dtype, device)), device, management.unet_offload_device())
-    return Model(patcher, patcher)
+    return Model(patcher, patcher, checkpoint=checkpoint)
 
 
 def hold_vae(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Handle:

@@ -232,8 +232,8 @@ class Sampler(io.ComfyNode):
                     options=list(SAMPLERS),
                     default=EULER,
                     tooltip="euler is the endpoint's. res_2s, of the official HQ pipeline, is finer in few steps: two "
-                    "predictions a step, twice the time; without restart and gamma. Strengths below 1 hold far more firmly "
-                    "with it.",
+                    "predictions a step, twice the time; without restart and gamma. Strengths below 1 hold far more "
+                    "firmly with it.",
                 ),
                 widget("gradient_estimation_gamma", step=0.1, display_name="gamma (0 = Euler)"),
             ],

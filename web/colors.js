@@ -16,10 +16,10 @@ const COLORS = {
   LTXA2V_RESTART: "#D4C35A",
 };
 
-app.registerExtension({
-  name: "LTXA2V.LinkColors",
-  setup() {
-    Object.assign(app.canvas.default_connection_color_byType, COLORS);
-    Object.assign(window.LGraphCanvas.link_type_colors, COLORS);
-  },
-});
+function paint() {
+  Object.assign(app.canvas.default_connection_color_byType, COLORS);
+  Object.assign(window.LGraphCanvas.link_type_colors, COLORS);
+}
+
+// The frontend's palette, loaded after the extensions, empties the colours of types that it does not know.
+app.registerExtension({ name: "LTXA2V.LinkColors", setup: paint, beforeConfigureGraph: paint });

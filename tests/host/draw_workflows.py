@@ -18,6 +18,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ NOTE, POSITIVE, NEGATIVE = ("#432", "#653"), ("#232", "#353"), ("#322", "#533")
 PAD, HEAD, FOOT = 24, 88, 24  # inside a group: left and right, above its first node's body, below its last
 GUTTER, BETWEEN = 96, 44  # between columns, and more than that between groups
 STACK = 64  # between the bodies of two nodes in a column: a title bar and a badge
+REPORT = 52  # what a node grows by to show its report after a run
+SAMPLER = 560  # with its preview and its report
 LANE, MARGIN = 14, 40  # between lanes, and between these and a group
 TURN, FAN = 18, 6  # from a node to the first corner beside it, and from there to the next link's
 
@@ -82,7 +85,7 @@ class Node:
 class Group:
     title: str
     color: str
-    row: int  # 0 above, 1 below, 2 over both
+    row: int  # 0 above, 1 below, 2 right of both
     columns: list[list[Node]]
 
 
@@ -154,11 +157,11 @@ VARIANTS = (
 )
 
 
-def note(key: str, text: str, width: int = 340, height: int = 0, title: str | None = None) -> Node:
+def note(key: str, text: str, width: int = 340, height: int = 0) -> Node:
     """A note; its height follows from its text where none is given."""
     lines = sum(-(-len(line) * 6 // (width - 40)) if line else 0.5 for line in text.split("\n"))
-    return Node(f"note: {key}", "MarkdownNote", title or f"Note: {key}", {None: text}, {}, width, height or round(52 + 15 * lines),
-                color=NOTE)  # fmt: skip
+    height = height or round(52 + 15 * lines)
+    return Node(f"note: {key}", "MarkdownNote", f"Note: {key}", {None: text}, {}, width, height, color=NOTE)
 
 
 def url(file: File) -> str:
@@ -212,7 +215,7 @@ def groups(v: Variant) -> list[Group]:
                     "LoRA lets 15 steps do: without it take 30 or more.", 280)]]  # fmt: skip
     found = [Group("1 · Models", BLUE, 0, columns)]
 
-    number = iter(range(2, 10))
+    number = count(2)
     labels = {"first": "First image", "end": "End image"}
     if v.images:
         loaded = [
@@ -227,8 +230,8 @@ def groups(v: Variant) -> list[Group]:
         "**strength** 1 keeps the track; 0.9 touches it up, 0.5 makes it anew along yours, 0 makes another one. "
         "**Audio Guidance** acts below 1 only."
         if strength
-        else "**Preprocess** evens out the loudness for the model alone; the video keeps your sound. Its report warns of "
-        "what makes videos static: silence, hard cuts, clipping."
+        else "**Preprocess** evens out the loudness for the model alone; the video keeps your sound. Its report warns "
+        "of what makes videos static: silence, hard cuts, clipping."
     )
     found += [
         Group(
@@ -242,8 +245,11 @@ def groups(v: Variant) -> list[Group]:
                 ],
                 [
                     Node("frames", "LTXA2VFrameCount", None, {}, {"audio": "audio.audio"}),
-                    note("length", "**Length** follows the audio, at most 481 frames (20 s at 24 fps); switch "
-                         "*match_audio_length* off to set it. Start and duration are in Load Audio."),  # fmt: skip
+                    note(
+                        "length",
+                        "**Length** follows the audio, at most 481 frames (20 s at 24 fps); switch "
+                        "*match_audio_length* off to set it. Start and duration are in Load Audio.",
+                    ),
                 ],
                 [
                     Node("preprocess", "LTXA2VPreprocessAudio", None, {}, {"audio": "audio.audio", **clip}),
@@ -263,9 +269,17 @@ def groups(v: Variant) -> list[Group]:
                         strength,
                         {"audio_vae": "model.audio_vae", "audio": "preprocess.audio", **clip},
                     ),
-                    note("sound and size", hint + "\n\n**Size**: "
-                         + ("*auto* takes it from the image. " if v.images else "a preset, or *custom* for width and "
-                            "height. ") + "*square* is quick to try with."),  # fmt: skip
+                    note(
+                        "sound and size",
+                        hint
+                        + "\n\n**Size**: "
+                        + (
+                            "*auto* takes it from the image. "
+                            if v.images
+                            else "a preset, or *custom* for width and height. "
+                        )
+                        + "*square* is quick to try with.",
+                    ),
                 ],
             ],
         )
@@ -287,8 +301,8 @@ def groups(v: Variant) -> list[Group]:
         columns += [[note("image", "**strength** 1 keeps the image; lower it to let the model depart from it.\n\n"
                           "**compression** makes a clean image look like video; at 0 the motion may freeze.\n\n"
                           "Describe the image in the prompt too, or the model works against it.", 280)]]  # fmt: skip
-        title = "frames" if len(v.images) > 1 else "frame"
-        found += [Group(f"{next(number)} · {title.title()[:1]}{title[1:]} to keep", GREY, 1, columns)]
+        title = "Frames" if len(v.images) > 1 else "Frame"
+        found += [Group(f"{next(number)} · {title} to keep", GREY, 1, columns)]
 
     expand = {"text_encoder": "gemma.text_encoder", "seed": "seed.INT"}
     if "first" in v.images:
@@ -308,13 +322,33 @@ def groups(v: Variant) -> list[Group]:
             0,
             [
                 [Node("seed", "PrimitiveInt", "Seed", {"value": 42}, {}, 280), note("prompt", hint, 280)],
-                [Node("expand", "LTXA2VExpandPrompt", "Positive prompt", {"prompt": v.prompt}, expand, 440, 430, (),
-                      POSITIVE)],  # fmt: skip
                 [
-                    Node("positive", "LTXA2VTextEncode", "Encode prompt", {}, {**text, "text": "expand.prompt"}, 300,
-                         120, (), POSITIVE),
+                    Node(
+                        "expand",
+                        "LTXA2VExpandPrompt",
+                        "Positive prompt",
+                        {"prompt": v.prompt},
+                        expand,
+                        440,
+                        430,
+                        (),
+                        POSITIVE,
+                    )
+                ],
+                [
+                    Node(
+                        "positive",
+                        "LTXA2VTextEncode",
+                        "Encode prompt",
+                        {},
+                        {**text, "text": "expand.prompt"},
+                        300,
+                        120,
+                        (),
+                        POSITIVE,
+                    ),
                     *([] if v.distilled else [negative]),
-                ],  # fmt: skip
+                ],
             ],
         )
     ]
@@ -355,7 +389,7 @@ def groups(v: Variant) -> list[Group]:
             f"{next(number)} · {title}",
             VIOLET,
             0,
-            [steering, extra, [Node("first", "LTXA2VSampler", "First pass", {}, first, 340, 520)]],
+            [steering, extra, [Node("first", "LTXA2VSampler", "First pass", {}, first, 340, SAMPLER)]],
         )
     ]
     second = {
@@ -376,11 +410,15 @@ def groups(v: Variant) -> list[Group]:
             [
                 [
                     Node("upscale", "LTXA2VLatentUpscale", None, {}, upscale, 300),
-                    note("one pass only", "The first pass works at half the size; this one doubles it and refines it "
-                         "in three steps.\n\nFor one pass: switch *two_passes* off in Video Size, and bypass Latent "
-                         "Upscale and Second pass (**Ctrl+B**).", 300),  # fmt: skip
+                    note(
+                        "one pass only",
+                        "The first pass works at half the size; this one doubles it and refines it "
+                        "in three steps.\n\nFor one pass: switch *two_passes* off in Video Size, and bypass Latent "
+                        "Upscale and Second pass (**Ctrl+B**).",
+                        300,
+                    ),
                 ],
-                [Node("second", "LTXA2VSampler", "Second pass", {}, second, 340, 520)],
+                [Node("second", "LTXA2VSampler", "Second pass", {}, second, 340, SAMPLER)],
             ],
         )
     ]
@@ -395,10 +433,10 @@ def groups(v: Variant) -> list[Group]:
         decode = {"before": "sound.audio", "after": "second.next audio", "audio_vae": "model.audio_vae"}
         decode |= {"vocoder": "model.vocoder", "audio": "audio.audio"}
         columns = [[Node("track", "LTXA2VDecodeAudio", None, {}, decode, 300)], []]
-    reports = {f"report_{count}": f"{key}.report" for count, key in enumerate(said, 1)}
+    reports = {f"report_{place}": f"{key}.report" for place, key in enumerate(said, 1)}
     columns[-1] += [Node("report", "LTXA2VReport", None, {}, reports, 300)]
-    memory = note("memory and files", "Out of memory here: smaller tiles, 512 and 48. While sampling: a smaller size or "
-                  "less audio.\n\n**format**: mp4, webm, ProRes .mov or GIF. **checker** takes a classifier from "
+    memory = note("memory and files", "Out of memory here: smaller tiles, 512 and 48. While sampling: a smaller size "
+                  "or less audio.\n\n**format**: mp4, webm, ProRes .mov or GIF. **checker** takes a classifier from "
                   "`models/safety_checker`; without one nothing is checked, and the report says so.", 300)  # fmt: skip
     save = {
         "video_vae": "model.video_vae",
@@ -407,7 +445,7 @@ def groups(v: Variant) -> list[Group]:
         "audio": track,
         "report": "report.report",
     }
-    saver = Node("save", "LTXA2VSaveLatentVideo", None, {}, save, 560)
+    saver = Node("save", "LTXA2VSaveLatentVideo", None, {}, save, 560, 960)
     columns[0] += [memory]
     columns += [[saver]]
     return [*found, Group(f"{next(number)} · Output", ORANGE, 2, columns)]
@@ -427,9 +465,10 @@ CREATE = """specs => {
             widget.value = value;
         }
         const [least, height] = node.computeSize();
-        return [Math.max(least, width), height];
+        const reports = kind !== 'LTXA2VReport' && node.outputs.some(output => output.name === 'report');
+        return [Math.max(least, width), height + reports * REPORT];
     });
-}"""
+}""".replace("REPORT]", f"{REPORT}]")
 CONNECT = """links => links.map(([source, output, target, input]) => {
     const [from, to] = [source, target].map(id => app.graph.getNodeById(id));
     const [out, into] = [from.findOutputSlot(output), to.findInputSlot(input)];
@@ -437,7 +476,7 @@ CONNECT = """links => links.map(([source, output, target, input]) => {
     return from.connect(out, to, into).id;
 })"""
 # a note or prompt that would have to be scrolled
-CUT = """() => [...document.querySelectorAll('.comfy-markdown-content, .comfy-multiline-input')]
+CUT = """() => [...document.querySelectorAll('.comfy-markdown .tiptap, .comfy-multiline-input')]
     .filter(text => text.scrollHeight > text.clientHeight + 2)
     .map(text => [text.scrollHeight - text.clientHeight, (text.value ?? text.innerText).slice(0, 60)])"""
 
@@ -463,7 +502,7 @@ def lay_out(graph: list[Group], sizes: dict[str, tuple[float, float]], ids: dict
     lefts: dict[str, float] = {}
     spans: list[tuple[float, float]] = []
     columns: dict[str, tuple[int, int]] = {}  # row and number in it
-    count = [0, 0, 0]
+    counted = [0, 0, 0]
     for group in graph:
         offset, offsets = PAD, []
         for column in group.columns:
@@ -483,8 +522,8 @@ def lay_out(graph: list[Group], sizes: dict[str, tuple[float, float]], ids: dict
             for node in column:
                 lefts[node.key] = x + at
                 rights[node.key] = x + at + sizes[node.key][0]
-                columns[node.key] = (group.row, count[group.row])
-            count[group.row] += 1
+                columns[node.key] = (group.row, counted[group.row])
+            counted[group.row] += 1
         cursor[group.row] = x + width + BETWEEN
         spans.append((x, width))
 
@@ -497,7 +536,8 @@ def lay_out(graph: list[Group], sizes: dict[str, tuple[float, float]], ids: dict
                 outputs[source, output].append((node.key, name))
     lanes: list[list[list[float]]] = [[], [], []]  # of each row: the ends of what runs in each lane
     routes = []
-    for (source, output), targets in sorted(outputs.items(), key=lambda item: (rights[item[0][0]], list(nodes).index(item[0][0]))):
+    order = list(nodes)
+    for (source, _), targets in sorted(outputs.items(), key=lambda item: (rights[item[0][0]], order.index(item[0][0]))):
         row = columns[source][0]
         end = max(lefts[key] for key, _ in targets)
         lane = next((n for n, taken in enumerate(lanes[row]) if taken[-1] < rights[source]), len(lanes[row]))
@@ -515,11 +555,10 @@ def lay_out(graph: list[Group], sizes: dict[str, tuple[float, float]], ids: dict
         )
         + HEAD
         + FOOT
-        for row in (0, 1)
+        for row in (0, 1, 2)
     ]
     total = len(lanes[0]) + len(lanes[1])
     tops = [0.0, heights[0] + 2 * MARGIN + LANE * total, 0.0]
-    heights.append(tops[1] + heights[1])
     for group, (x, width) in zip(graph, spans, strict=True):
         layout.groups.append((x, tops[group.row], width, heights[group.row]))
         for column in group.columns:
@@ -528,10 +567,6 @@ def lay_out(graph: list[Group], sizes: dict[str, tuple[float, float]], ids: dict
             for node in column:
                 layout.boxes[node.key] = (lefts[node.key], y, wide, sizes[node.key][1])
                 y += sizes[node.key][1] + STACK
-        if group.row == 2:  # the preview takes what room there is
-            last = group.columns[-1][-1].key
-            left, top, wide, _ = layout.boxes[last]
-            layout.boxes[last] = (left, top, wide, heights[2] - top - FOOT)
     for source, row, lane, targets in routes:
         y = heights[0] + MARGIN + LANE * (lane if row == 0 else total - 1 - lane)
         turn = FAN * (lane % 5)

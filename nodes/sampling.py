@@ -208,7 +208,8 @@ class Sampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTXA2VSampler",
-            display_name="LTX A2V Sampler",
+            # The frontend of 0.3.75 searches names alone: what people type has to be in one.
+            display_name="LTX A2V Sampler (audio to video, lip sync)",
             category=SAMPLING,
             description="One pass: from noise to a video latent that moves with the audio. Used twice: at half the "
             "size with guidance, then, from the upscaled latent and the first sampler's noise, at full size without. "

@@ -234,8 +234,8 @@ class SaveVideo(io.ComfyNode):
             display_name="LTX A2V Save Video",
             category=OUTPUT,
             description="Writes .mp4, .webm, .mov or .gif into ComfyUI's output folder, with the sound from its first "
-            "sample on, untouched and cut to the video's length. Dropped on the canvas, the file brings its graph "
-            "back.",
+            "sample on, untouched and cut to the video's length. Dropped on the canvas, any but a .gif brings its "
+            "graph back.",
             inputs=[
                 io.Image.Input("images", tooltip="The frames, from Decode or any other node."),
                 *_file_inputs(),

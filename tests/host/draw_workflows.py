@@ -3,7 +3,8 @@
 Each is a list of groups of columns of nodes below, the endpoint's defaults but for what its purpose changes. ComfyUI's
 real frontend makes the nodes, so that sizes, sockets and the order of widgets are its own; the layout follows from the
 sizes, and links over more than one column run in lanes between the two rows. Written are workflows/NAME.json as the
-frontend serialises it, workflows/api/NAME.json as it queues it, and workflows/NAME.jpg for the template browser.
+frontend serialises it, workflows/api/NAME.json as it queues it, and workflows/NAME.jpg for the template browser; with
+ltx_audio_to_video, too, the default one's pipeline as a subgraph.
 Exit status: 0, 1 where the pack does not load, a node or input does not exist, or there is no browser.
 """
 
@@ -11,6 +12,7 @@ Exit status: 0, 1 where the pack does not load, a node or input does not exist, 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 import types
@@ -48,7 +50,7 @@ CAMERA = (
     "ltx-2-19b-lora-camera-control-dolly-in.safetensors",
     "Lightricks/LTX-2-19b-LoRA-Camera-Control-Dolly-In",
     "loras",
-    "0.3 GB",
+    "below 1 GB",
 )
 GEMMA = "gemma-3-12b-it-qat-q4_0-unquantized"
 File = tuple[str, str, str, str]
@@ -480,6 +482,43 @@ CUT = """() => [...document.querySelectorAll('.comfy-markdown .tiptap, .comfy-mu
     .filter(text => text.scrollHeight > text.clientHeight + 2)
     .map(text => [text.scrollHeight - text.clientHeight, (text.value ?? text.innerText).slice(0, 60)])"""
 
+# its name in the node library is the file's
+BLUEPRINT = ROOT / "subgraphs" / "ltx_audio_to_video.json"
+BLUEPRINT_ABOUT = (
+    "Audio to video in one node: Load Audio goes in, LTX A2V Decode and Save takes what comes out, and the audio. Open "
+    "it for all settings."
+)
+OUTSIDE = ("LTXA2VLoadAudio", "LTXA2VSaveLatentVideo", "MarkdownNote")
+PROMOTED = (  # what the closed node shows: node's type or title, widget
+    ("Positive prompt", "prompt"),
+    ("Negative prompt", "text"),
+    ("PrimitiveInt", "value"),
+    ("LTXA2VVideoSize", "video_size"),
+    ("LTXA2VFrameCount", "frame_rate"),
+    ("LTXA2VFrameCount", "match_audio_length"),
+    ("LTXA2VFrameCount", "num_frames"),
+    ("LTXA2VScheduler", "steps"),
+    ("LTXA2VModelLoader", "checkpoint"),
+    ("LTXA2VTextEncoderLoader", "folder"),
+    ("LTXA2VDistilledLora", "lora"),
+    ("LTXA2VUpscalerLoader", "file"),
+)
+WRAP = """([outside, promoted, name]) => {
+    const {graph} = app;
+    const inside = graph.nodes.filter(node => !outside.includes(node.type));
+    const {node, subgraph} = graph.convertToSubgraph(new Set([...inside, ...graph.reroutes.values(), ...graph.groups]));
+    graph.nodes.filter(other => other !== node).forEach(other => graph.remove(other));
+    subgraph.name = node.title = name;
+    node.properties.proxyWidgets = promoted.map(([which, widget]) => {
+        const found = subgraph.nodes.find(one => [one.type, one.title].includes(which));
+        if (!found?.widgets.some(one => one.name === widget)) throw new Error(`no widget ${widget} at ${which}`);
+        return [String(found.id), widget];
+    });
+    node.pos = [0, 0];
+    const [, height] = node.computeSize();
+    node.setSize([420, height + 160]); // room for the two prompts
+}"""
+
 Box = tuple[float, float, float, float]  # left, top of the body, width, height
 
 
@@ -664,6 +703,25 @@ def export(frontend: Frontend, workflow: Workflow) -> tuple[str, str]:
     return text(frontend.serialize()), api_text(frontend.prompt())
 
 
+def blueprint(frontend: Frontend, workflow: Workflow) -> str:
+    """A workflow's pipeline as a subgraph for the node library: from the audio to what Decode and Save takes.
+
+    All stays within but the loading and the saving; the notes, which speak of the whole graph, are left out.
+    """
+    frontend.load(workflow)
+    frontend.page.evaluate(WRAP, [list(OUTSIDE), PROMOTED, BLUEPRINT.stem])
+    made = frontend.serialize()
+    made["extra"] = {"BlueprintDescription": BLUEPRINT_ABOUT}
+    made["last_link_id"] = 0
+    written = text(made)
+    # the frontend's ids are random; a file that is drawn anew must be the same
+    random_ids = dict.fromkeys(re.findall(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", written))
+    for number, found in enumerate(random_ids):
+        name = f"ltx-audio-to-video/{BLUEPRINT.name}/{number}"
+        written = written.replace(found, str(uuid.uuid5(uuid.NAMESPACE_URL, name)))
+    return written
+
+
 def _write(path: Path, content: str) -> Iterator[str]:
     if not path.exists() or path.read_text(encoding="utf-8") != content:
         path.parent.mkdir(exist_ok=True)
@@ -702,6 +760,10 @@ def main(names: list[str]) -> int:
                 for trouble in [*troubles, *frontend.errors]:
                     sys.stderr.write(f"draw: {variant.name}: {trouble}\n")
                     failed = True
+            if not names or BLUEPRINT.stem in names:
+                default = json.loads((WORKFLOWS / f"{DEFAULT}.json").read_text(encoding="utf-8"))
+                for line in _write(BLUEPRINT, blueprint(frontend, default)):
+                    sys.stdout.write(line)
     return int(failed)
 
 

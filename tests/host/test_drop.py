@@ -1,0 +1,91 @@
+"""A saved file dropped on the canvas of the real frontend brings its graph back, whatever the prompt says."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+
+import pytest
+from a2v.tests.host import demo
+from a2v.tests.host.browser import Frontend, Workflow
+from a2v.tests.host.comfy import Comfy, Prompt
+from a2v.tests.host.draw_workflows import DEFAULT, INPUTS, WORKFLOWS
+from a2v.tests.tiny import TinyFiles
+
+# two more braces closed than opened: the frontend's reader of .webm counts them to find the graph's end
+TEXT = 'a { b }} c "quoted" \\" "}" é 日本'
+# by the file's ending, what a browser says of the file
+FORMATS = {
+    "X264 (.mp4)": "video/mp4",
+    "VP9 (.webm)": "video/webm",
+    "PRORES4444 (.mov)": "video/quicktime",
+}
+EMPTY = {"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": []}
+ALERT = ".p-toast-message"
+TYPE = """text => {
+    const node = app.graph.nodes.find(node => node.title === 'Positive prompt');
+    node.widgets.find(widget => widget.name === 'prompt').value = text;
+}"""
+# the workflow names models that a fresh server lacks, and the dialog that offers them looks them up
+QUIET = "() => app.extensionManager.setting.set('Comfy.Workflow.ShowMissingModelsWarning', false)"
+DROP = """async ([data, name, type]) => {
+    app.extensionManager.toast.removeAll();
+    const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+    await app.handleFile(new File([bytes], name, {type}));
+    await new Promise(requestAnimationFrame);
+}"""
+
+
+@pytest.fixture(scope="module")
+def frontend(comfy: Comfy, chromium: str) -> Iterator[Frontend]:
+    for file in INPUTS:
+        comfy.upload(file)
+    with Frontend(comfy.url, chromium) as opened:
+        opened.page.evaluate(QUIET)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def asked(frontend: Frontend) -> tuple[Workflow, Prompt]:
+    """The default workflow with that text in it, in both forms."""
+    frontend.load(json.loads((WORKFLOWS / f"{DEFAULT}.json").read_text(encoding="utf-8")))
+    frontend.page.evaluate(TYPE, TEXT)
+    return frontend.serialize(), frontend.prompt()
+
+
+def tiny(prompt: Prompt, models: TinyFiles, file_format: str) -> Prompt:
+    """On the tiny files, one pass of the work that a real run has; all but the saving is the same for every format."""
+    prompt = demo.fill(json.loads(json.dumps(prompt)), models, "speech.opus", None, None)
+    for kind, values in {
+        "LTXA2VVideoSize": {"width": 64, "height": 64},
+        "LTXA2VScheduler": {"steps": 2},
+        "LTXA2VFrameCount": {"match_audio_length": False, "num_frames": 9},
+        "LTXA2VExpandPrompt": {"enabled": False},
+        "LTXA2VSaveLatentVideo": {"format": file_format},
+    }.items():
+        for inputs in demo.nodes(prompt, kind):
+            inputs.update(values)
+    return prompt
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_dropped_file_brings_its_graph_back(
+    file_format: str, comfy: Comfy, models: TinyFiles, frontend: Frontend, asked: tuple[Workflow, Prompt]
+) -> None:
+    workflow, prompt = asked
+    run = comfy.run(tiny(prompt, models, file_format), extra_data={"extra_pnginfo": {"workflow": workflow}})
+    assert run.error is None, run.message
+    (result,) = (item for output in run.outputs.values() for item in output.get("images", ()) if "filename" in item)
+    path = comfy.path(result)
+    assert f"({path.suffix})" in file_format
+    frontend.load(EMPTY)
+    assert frontend.serialize()["nodes"] == []
+    frontend.page.evaluate(DROP, [base64.b64encode(path.read_bytes()).decode(), path.name, FORMATS[file_format]])
+    assert frontend.errors == [] and frontend.page.locator(ALERT).count() == 0
+    found = frontend.serialize()
+    (positive,) = (node for node in found["nodes"] if node.get("title") == "Positive prompt")
+    assert TEXT in positive["widgets_values"]
+    assert [node["type"] for node in found["nodes"]] == [node["type"] for node in workflow["nodes"]]
+    assert found == workflow
+    assert frontend.prompt() == prompt

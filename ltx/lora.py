@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import open_safetensors, rename_transformer
+from .configs import rename_transformer
 from .errors import InputError
+from .weights import open_safetensors
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 HALF = re.compile(r"(?P<module>.+?)[._]lora[._](?P<half>A|B|down|up)(\.default)?(\.weight)?")
@@ -70,9 +71,14 @@ class Match:
         )
 
 
+def distilled(name: str) -> bool:
+    """Whether a file's name says that it is distilled: nothing in the published files does."""
+    return "distilled" in name.lower()
+
+
 def overdone(checkpoint: str, strengths: Sequence[float]) -> str | None:
     """One sentence where a distilled LoRA acts on a checkpoint that is distilled already, going by its file's name."""
-    if "distilled" in checkpoint.lower() and any(strengths):
+    if distilled(checkpoint) and any(strengths):
         return "the checkpoint is distilled already (by its name); the distilled LoRA on top overdoes it"
     return None
 

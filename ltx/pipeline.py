@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import lora, preprocess, schedules
+from .acceleration import EXACT, LEVELS, Acceleration, check_level, full_strength
 from .audio import (
     Track,
     conditioning_track,
@@ -36,7 +37,7 @@ from .request import Plan, Request, plan
 from .safety import Watch, load_checker
 from .samplers import Callback, Denoiser, Latents, Restart, euler, gradient_estimation, res_2s
 from .text import TextContext, encode_text, load_gemma
-from .transformer import modulation, rotary, separate_stg, velocity
+from .transformer import Levels, Pass, Reuse, adopt, batch_room, modulation, rotary, velocities, working_set
 from .upscale import upscale
 from .video import VideoFile, write_video
 
@@ -59,14 +60,20 @@ def denoiser(
     audio_guidance: Guidance = NONE,
     on_block: Callable[[], None] | None = None,
     trace: Trace | None = None,
+    *,
+    guided: Callable[[float], bool] = lambda sigma: True,
+    reuse: Reuse | None = None,
+    room: float = 0.0,
 ) -> Denoiser:
     """The transformer as a predictor of x0: the passes that guidance asks for, combined and blended by the masks.
 
     The streams' tensors say where it runs. Frozen audio is not guided, and its text context is the positive one in
-    every pass: what the negative prompt says then concerns the video alone.
+    every pass: what the negative prompt says then concerns the video alone. guided: whether a step at that sigma is
+    guided; reuse: the cache of this run, if any; room: free bytes beside the weights, for the passes as one batch.
     """
     device, dtype = video.latent.device, model.proj_in.weight.dtype
-    if not audio.mask.any():
+    frozen = not audio.mask.any()
+    if frozen:
         audio_guidance = NONE
     both = (guidance, audio_guidance)
     runs_uncond, runs_perturbed, runs_isolated = needed(*both)
@@ -74,53 +81,66 @@ def denoiser(
         raise InputError(
             "negative prompt: missing, and a CFG scale other than 1 needs it; connect one or set CFG to 1."
         )
-    separate_stg(model)
+    adopt(model)
     layers = len(model.transformer_blocks)
     stg_blocks, audio_stg_blocks = (g.blocks(layers) if g.runs_perturbed else () for g in both)
     positions = rotary(model, video.positions, audio.positions, device)
     seen, heard = (c.to(device, dtype) for c in (positive.video, positive.audio))
-    unseen, unheard = heard, heard
+    passes: dict[str, Pass] = {"cond": Pass(seen, heard)}
     if runs_uncond:
-        unseen = negative.video.to(device, dtype)
         unheard = negative.audio.to(device, dtype) if audio_guidance.runs_uncond else heard
+        passes["uncond"] = Pass(negative.video.to(device, dtype), unheard)
+    if runs_perturbed:
+        passes["perturbed"] = Pass(seen, heard, stg_blocks, audio_stg_blocks)
+    if runs_isolated:
+        passes["isolated"] = Pass(seen, heard, isolated=True)
+    masks = Latents(video.mask[..., 0], audio.mask[..., 0])
+    levels = Levels.of(masks.video), Levels.of(masks.audio)
+    batched = len(passes) * working_set(model, masks.video.shape[1] + masks.audio.shape[1]) < room
 
     def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+        full = guided(float(sigma))
         sigma = sigma.to(device)
-        levels = Latents(video.mask[..., 0] * sigma, audio.mask[..., 0] * sigma)
         audio_sigma = sigma * audio.mask.max()
-        adaln = modulation(model, levels.video, levels.audio, sigma[None], audio_sigma[None], dtype)
+        adaln = modulation(model, levels[0] * sigma, levels[1] * sigma, sigma[None], audio_sigma[None], dtype)
+        running = list(passes.items()) if full else [("cond", passes["cond"])]
         entering = Latents(x.video.to(dtype), x.audio.to(dtype))
-        predictions: list[Latents] = []
-
-        def predict(see: Tensor, hear: Tensor, **options: Any) -> Latents:
-            v = velocity(model, entering, see, hear, positions, adaln, on_block=on_block, **options)
+        results = velocities(
+            model,
+            entering,
+            [p for _, p in running],
+            positions,
+            adaln,
+            audio_read=not frozen,
+            batched=batched,
+            reuse=reuse if reuse is not None and float(sigma) > reuse.last else None,
+            on_block=on_block,
+        )
+        times = Latents(masks.video * sigma, masks.audio * sigma)
+        predictions: dict[str, Latents] = {}
+        for number, ((name, _), (v, a)) in enumerate(zip(running, results, strict=True)):
             x0 = Latents(
-                x.video - v.video.float() * levels.video[..., None], x.audio - v.audio.float() * levels.audio[..., None]
+                x.video - v.float() * times.video[..., None],
+                x.audio if a is None else x.audio - a.float() * times.audio[..., None],
             )
+            predictions[name] = x0
             if trace is not None:
-                for name, value in (
+                for label, value in (
                     ("video_x0", x0.video),
                     ("audio_x0", x0.audio),
-                    ("video_timesteps", levels.video[..., None]),
-                    ("audio_timesteps", levels.audio[..., None]),
+                    ("video_timesteps", times.video[..., None]),
+                    ("audio_timesteps", times.audio[..., None]),
                     ("video_sigma", sigma[None]),
                     ("audio_sigma", audio_sigma[None]),
                 ):
-                    trace(f"step{step}/call{len(predictions)}/{name}", value)
-            predictions.append(x0)
-            return x0
-
-        cond = predict(seen, heard)
-        uncond = predict(unseen, unheard) if runs_uncond else None
-        perturbed = (
-            predict(seen, heard, perturbed=stg_blocks, perturbed_audio=audio_stg_blocks) if runs_perturbed else None
-        )
-        isolated = predict(seen, heard, isolated=True) if runs_isolated else None
-        guided = (
-            g.combine(*(None if x0 is None else getattr(x0, stream) for x0 in (cond, uncond, perturbed, isolated)))
+                    trace(f"step{step}/call{number}/{label}", value)
+        if not full:
+            return Latents(video.blend(predictions["cond"].video), audio.blend(predictions["cond"].audio))
+        guide = (
+            g.combine(**{name: getattr(x0, stream) for name, x0 in predictions.items()})
             for g, stream in ((guidance, "video"), (audio_guidance, "audio"))
         )
-        return Latents(video.blend(next(guided)), audio.blend(next(guided)))
+        return Latents(video.blend(next(guide)), audio.blend(next(guide)))
 
     return denoise
 
@@ -141,6 +161,8 @@ def sample(
     gamma: float = 0.0,
     restart: Restart | None = None,
     sampler: str = EULER,
+    acceleration: Acceleration = EXACT,
+    room: float | None = None,
     device: torch.device | str | None = None,
     on_step: Callback | None = None,
     on_block: Callable[[], None] | None = None,
@@ -149,8 +171,10 @@ def sample(
     """One pass → float32 video latent, the audio for the next pass (frozen), and the noise it goes on with.
 
     latent: [1, 128, F, H, W]; it gives the size and, below sigma 1, the start. gamma: gradient estimation's, 0 is off.
-    restart: fresh noise on the way. sampler: one of SAMPLERS. device: where to compute, by default where the model is.
-    on_step gets each step's x0 as tokens (`grid` makes a latent of the video's). Errors: InputError.
+    restart: fresh noise on the way. sampler: one of SAMPLERS. acceleration: what to leave out of which steps; its
+    distilled recipe is the caller's to set up. device: where to compute, by default where the model is; room: bytes
+    there for the passes of a step as one batch, by default what the device says. on_step gets each step's x0 as tokens
+    (`grid` makes a latent of the video's). Errors: InputError.
     """
     if latent.ndim != 5 or latent.shape[:2] != (1, CHANNELS):
         raise InputError(f"the latent is {list(latent.shape)}; an LTX video latent [1, {CHANNELS}, F, H, W] is needed.")
@@ -170,7 +194,21 @@ def sample(
         trace("sigmas", sigmas)
         trace("positions_video", video.positions)
         trace("positions_audio", sound.positions)
-    denoise = denoiser(model, video, sound, positive, negative, guidance, audio_guidance, on_block, trace)
+    unguided, last = acceleration.guided_above(sigmas), float(sigmas[-2])
+    denoise = denoiser(
+        model,
+        video,
+        sound,
+        positive,
+        negative,
+        guidance,
+        audio_guidance,
+        on_block,
+        trace,
+        guided=lambda sigma: sigma > unguided,
+        reuse=Reuse(acceleration.reuse, last) if acceleration.reuse else None,
+        room=batch_room(torch.device(device)) if room is None else room,
+    )
     masks = Latents(video.mask, sound.mask)
     if sampler == RES_2S:
         clean = Latents(video.clean, sound.clean)
@@ -262,14 +300,17 @@ def prepare(files: Files, request: Request) -> Job:
     if files.camera_lora is not None:
         both.append((lora.load_lora(files.camera_lora), request.camera_lora_scale))
     first, second = list(both), list(both)
+    scales = request.distill_lora_first_pass_scale, request.distill_lora_second_pass_scale
+    if LEVELS[request.acceleration].distilled:
+        scales = (full_strength(checkpoint.path.name, files.distill_lora is not None),) * 2
     if files.distill_lora is not None:
         distilled = lora.load_lora(files.distill_lora)
-        first.append((distilled, request.distill_lora_first_pass_scale))
-        second.append((distilled, request.distill_lora_second_pass_scale))
+        first.append((distilled, scales[0]))
+        second.append((distilled, scales[1]))
         acting = [first[-1][1], second[-1][1] if planned.two_passes else 0]
         if warning := lora.overdone(checkpoint.path.name, acting):
             notes.append(warning)
-    else:
+    elif not lora.distilled(checkpoint.path.name):
         notes.append("no distilled LoRA given: its scales count as 0 in both passes")
     if second:
         blueprint = checkpoint.blueprint()
@@ -311,9 +352,16 @@ def run(
         modality=request.audio_modality_scale,
         stg_blocks=stg_blocks,
     )
-    if guidance.runs_perturbed or audio_guidance.runs_perturbed:
+    if LEVELS[request.acceleration].distilled:
+        guidance, audio_guidance = NONE, NONE
+        sigmas = torch.tensor(schedules.DISTILLED)
+    else:
+        sigmas = schedules.SCHEDULES[request.scheduler](request.num_inference_steps)
+    acting = (guidance,) if request.audio_strength == 1 else (guidance, audio_guidance)
+    acceleration = LEVELS[request.acceleration]
+    check_level(acceleration, *acting)
+    if any(needed(guidance, audio_guidance)):
         guidance.blocks(len(checkpoint.blueprint().transformer_blocks))
-    sigmas = schedules.SCHEDULES[request.scheduler](request.num_inference_steps)
     checker = load_checker(files.safety_checker) if request.enable_safety_checker and files.safety_checker else None
 
     prompt, positive, negative, notes = encode_prompts(job, dtype, device, note, say)
@@ -335,6 +383,7 @@ def run(
         guides=first_guides,
         guidance=guidance,
         audio_guidance=audio_guidance,
+        acceleration=acceleration,
         restart=Restart() if request.use_restart_sampling else None,
         noise=Noise(request.seed),
         on_step=lambda done, total, x0: say(stage, done, total),
@@ -481,6 +530,7 @@ def describe(
             "prompt": prompt,
             "steps": steps,
             "passes_per_step": 1 + sum(needed(*acting)),
+            "acceleration": job.request.acceleration,
             "model_version": job.checkpoint.version,
             "loras": [
                 {"file": loaded.path.name, "layers": len(loaded.targets), "first_pass": first, "second_pass": second}

@@ -33,6 +33,7 @@ SIZES = {
     "landscape_16_9": (1024, 576),
 }
 AUTO = "auto"
+ACCELERATIONS = ("none", "regular", "high", "full")
 SIDE = 512  # of a custom size that names only the other side
 MAX_AREA = 1920 * 1088
 MAX_FRAMES = 481
@@ -109,7 +110,7 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "use_restart_sampling": _switch(True, "Adds a little noise after each step of the first pass."),
     "scheduler": _choice("beta", ("ltx2", "linear_quadratic", "beta"), "How the noise falls in the first pass."),
-    "acceleration": _choice("none", ("none", "regular", "high", "full"), "Speed for exactness; none is exact."),
+    "acceleration": _choice("none", ACCELERATIONS, "Speed for exactness; none is exact."),
     "camera_lora": _choice(
         "none",
         ("dolly_in", "dolly_out", "dolly_left", "dolly_right", "jib_up", "jib_down", "static", "none"),
@@ -137,16 +138,20 @@ FLAGS = {
 }
 """Inputs of the endpoint that are files or delivery here: the command takes them as flags."""
 
-NOT_BUILT: dict[str, Any] = {"acceleration": "none"}
-"""Features of the endpoint that this version lacks, and the value that leaves each out."""
-
 INERT = ("audio_cfg_scale", "audio_stg_scale", "audio_rescaling_scale", "audio_modality_scale")
 """What does nothing while the audio is kept."""
+
+DISTILLED_INERT = (
+    "num_inference_steps", "scheduler", "negative_prompt", "video_cfg_scale", "video_stg_scale",
+    "video_rescaling_scale", "video_modality_scale", *INERT, "distill_lora_first_pass_scale",
+    "distill_lora_second_pass_scale",
+)  # fmt: skip
+"""What the distilled recipe of acceleration `full` sets by itself."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The endpoint's parameters, checked. Absent ones have its defaults, or are off where the feature is not built.
+    """The endpoint's parameters, checked. Absent ones have its defaults.
 
     given: the names that the request had; the safety checker is asked for more firmly by name than by default.
     """
@@ -171,6 +176,7 @@ class Request:
     gradient_estimation_gamma: float = 0
     use_restart_sampling: bool = True
     scheduler: str = "beta"
+    acceleration: str = "none"
     camera_lora: str = "none"
     camera_lora_scale: float = 1
     distill_lora_first_pass_scale: float = 0.2
@@ -268,19 +274,16 @@ def parse(values: Mapping[str, Any]) -> Request:
         if value is None and name in ("seed", "gradient_estimation_gamma", "audio_stg_scale"):
             continue
         checked[name] = check_value(name, value)
-        if name in NOT_BUILT and checked[name] != NOT_BUILT[name]:
-            raise InputError(f"{name}: {value!r} is not built yet; leave it out or give {NOT_BUILT[name]!r}.")
     if "prompt" not in checked:
         raise InputError("prompt: missing; say what is to be seen.")
-    for name, off in NOT_BUILT.items():
-        if name not in checked and PARAMETERS[name].default != off:
-            notes.append(f"{name} is not built yet and counts as off")
     if "seed" not in checked:
         checked["seed"] = random.SystemRandom().randrange(SEED_BELOW)
     if checked.get("audio_strength", 1.0) == 1:
         notes += [
             f"{name} does nothing while the audio is kept (audio_strength 1)" for name in INERT if name in checked
         ]
+    if checked.get("acceleration") == "full":
+        notes += [f"{name} does nothing under acceleration full" for name in DISTILLED_INERT if name in checked]
     own = {f.name for f in fields(Request)} - {"given", "notes"}
     return Request(
         **{name: value for name, value in checked.items() if name in own}, given=frozenset(checked), notes=tuple(notes)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ltx.acceleration import LEVELS, check_level, full_strength
 from ..ltx.conditioning import AudioCondition, Guide
 from ..ltx.errors import InputError
 from ..ltx.guidance import NONE, needed
 from ..ltx.guidance import Guidance as Scales
 from ..ltx.latents import Noise, pixel_frames
+from ..ltx.lora import distilled
 from ..ltx.pipeline import EULER, SAMPLERS, grid, sample
+from ..ltx.request import ACCELERATIONS
 from ..ltx.samplers import Latents
 from ..ltx.samplers import Restart as Renewal
-from ..ltx.schedules import REFINE, SCHEDULES
+from ..ltx.schedules import DISTILLED, REFINE, SCHEDULES
 from ..ltx.text import TextContext
+from ..ltx.transformer import compile_blocks
 from . import files, memory
 from .latents import samples_of
 from .progress import Progress, preview, report
@@ -141,6 +146,81 @@ class AudioGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, cfg: float, stg: float, rescale: float, modality: float, stg_blocks: str) -> io.NodeOutput:
         return io.NodeOutput(Scales(cfg, stg, rescale, modality, _blocks(stg_blocks)))
+
+
+class Accelerate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VAcceleration",
+            display_name="LTX A2V Acceleration",
+            category=SAMPLING,
+            description="Speed for exactness, in one place: it sits between the models, schedule and guidance and the "
+            "samplers. none changes nothing; the report says what a level does.",
+            inputs=[
+                widget(
+                    "acceleration",
+                    "level",
+                    tooltip="none: exact. regular: the last 40 % of the steps without guidance. high: also reuses what "
+                    "the transformer did a step before where little changes. full: the distilled recipe, 8 steps "
+                    "without guidance; needs the distilled LoRA or a distilled checkpoint.",
+                ),
+                io.Boolean.Input(
+                    "torch_compile",
+                    default=False,
+                    tooltip="Compiles the transformer's blocks with torch.compile: the first step takes a minute or "
+                    "more, each later one less time. Needs a compiler (Triton on a GPU). Not bit for bit the same.",
+                ),
+                ModelIO.Input("first_model", tooltip="The first pass's model, from Distilled LoRA or Load Model."),
+                ModelIO.Input("second_model", tooltip="The second pass's; the first one's again where there is one."),
+                io.Sigmas.Input("schedule", tooltip="The first pass's sigmas, from Scheduler."),
+                GuidanceIO.Input("scales", optional=True, tooltip="The first pass's guidance."),
+            ],
+            outputs=[
+                ModelIO.Output("first_pass", display_name="first pass model", tooltip="For the first sampler."),
+                ModelIO.Output("second_pass", display_name="second pass model", tooltip="For the second sampler."),
+                io.Sigmas.Output("sigmas", display_name="first pass sigmas", tooltip="For the first sampler."),
+                GuidanceIO.Output("guidance", display_name="guidance", tooltip="For the first sampler."),
+                io.String.Output("report", display_name="report", tooltip="What this level does."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        level: str,
+        torch_compile: bool,
+        first_model: memory.Model,
+        second_model: memory.Model,
+        schedule: Tensor,
+        scales: Scales | None = None,
+    ) -> io.NodeOutput:
+        chosen = LEVELS[files.choice("acceleration", level, ACCELERATIONS)]
+        models = [replace(model, compiled=torch_compile) for model in (first_model, second_model)]
+        scales = scales or NONE
+        if chosen.distilled:
+            models = [_distilled(model) for model in models]
+            schedule, scales = torch.tensor(DISTILLED), NONE
+        models[0] = replace(models[0], acceleration=chosen)
+        steps = len(schedule) - 1
+        guided = math.ceil(chosen.guided * steps)
+        said = [f"acceleration {level}"]
+        if chosen.distilled:
+            said.append(f"{steps} distilled steps without guidance")
+        if chosen.guided < 1:
+            said.append(f"{guided} of {steps} steps guided")
+        if chosen.reuse:
+            said.append(f"blocks reused where the first one changes by less than {chosen.reuse:g}")
+        return io.NodeOutput(*models, schedule, scales, report(cls, "; ".join(said)))
+
+
+def _distilled(model: memory.Model) -> memory.Model:
+    """The model as the distilled recipe wants it: its distilled LoRA at 1, and none on a distilled checkpoint."""
+    own = [distilled(fit.lora.path.name) for fit, _ in model.loras]
+    strength = full_strength(model.checkpoint, any(own))
+    loras = zip(model.loras, own, strict=True)
+    return model.with_loras(tuple((fit, strength if is_own else old) for (fit, old), is_own in loras))
 
 
 class Restart(io.ComfyNode):
@@ -282,6 +362,9 @@ class Sampler(io.ComfyNode):
             progress(done, total, preview(grid(x0.video, samples)))
 
         files.choice("sampler", sampler, SAMPLERS)
+        acting = [guidance or NONE] if audio.strength == 1 else [guidance or NONE, audio_guidance or NONE]
+        check_level(model.acceleration, *acting)
+        compile_blocks(module, model.compiled)
         if restart is not None and not (restart.share or restart.times):
             restart = None
         denoised, next_audio, after = sample(
@@ -296,17 +379,17 @@ class Sampler(io.ComfyNode):
             audio_guidance=audio_guidance or NONE,
             restart=restart,
             sampler=sampler,
+            acceleration=model.acceleration,
             gamma=gradient_estimation_gamma,
             noise=noise.noise if isinstance(noise, NextNoise) else Noise(noise.seed),
             device=module.device,
             on_step=on_step,
             on_block=progress.check,
         )
-        acting = [guidance or NONE] if audio.strength == 1 else [guidance or NONE, audio_guidance or NONE]
         said = f"seed {noise.seed}, {len(sigmas) - 1} steps of {sampler}, {1 + sum(needed(*acting))} passes each"
         if audio_guidance is not None and audio.strength == 1:
             said += "; the audio guidance did nothing, for the audio is kept (audio strength 1)"
         return io.NodeOutput({"samples": memory.to_graph(denoised)}, NextNoise(after), next_audio, report(cls, said))
 
 
-NODES = (Scheduler, Guidance, AudioGuidance, Restart, Sampler)
+NODES = (Scheduler, Guidance, AudioGuidance, Accelerate, Restart, Sampler)

@@ -199,19 +199,17 @@ def test_what_makes_a_jump(model: nn.Module, video: Guidance, audio: Guidance) -
 
 
 class Spy:
-    """Stands in for `velocity`: the arguments of each pass, and the real result."""
+    """Stands in for `velocities`: the passes of each step, and the real result."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: list[dict[str, object]] = []
-        real = pipeline.velocity
+        self.calls: list[pipeline.Pass] = []
+        real = pipeline.velocities
 
-        def velocity(
-            model: nn.Module, x: object, see: Tensor, hear: Tensor, *rest: object, **options: object
-        ) -> object:
-            self.calls.append({"see": see, "hear": hear, **options})
-            return real(model, x, see, hear, *rest, **options)
+        def velocities(model: nn.Module, x: object, passes: list[pipeline.Pass], *rest: object, **options: object):
+            self.calls += passes
+            return real(model, x, passes, *rest, **options)
 
-        monkeypatch.setattr(pipeline, "velocity", velocity)
+        monkeypatch.setattr(pipeline, "velocities", velocities)
 
     def one_step(self, model: nn.Module, strength: float, **settings: object) -> list[str]:
         """The step's passes in words: their contexts (+ or - for video and audio) and what is taken out."""
@@ -220,14 +218,14 @@ class Spy:
         words = []
         for call in self.calls:
             signs = ""
-            for given, name in ((call["see"], "video"), (call["hear"], "audio")):
+            for given, name in ((call.video_context, "video"), (call.audio_context, "audio")):
                 which = [s for s, t in (("+", text(1)), ("-", text(2))) if torch.equal(given, getattr(t, name))]
                 signs += which[0]
-            video, audio = call.get("perturbed", ()), call.get("perturbed_audio", ())
+            video, audio = call.perturbed, call.perturbed_audio
             words.append(
                 signs
                 + (f" stg {list(video)}{list(audio)}" if video or audio else "")
-                + (" isolated" if call.get("isolated") else "")
+                + (" isolated" if call.isolated else "")
             )
         return words
 

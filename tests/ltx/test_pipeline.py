@@ -472,12 +472,12 @@ def sample(model: nn.Module, **more: Any) -> tuple[Tensor, AudioCondition, Noise
 )
 def test_neutral_scales_run_no_pass(model: nn.Module, guidance: Guidance, passes: int) -> None:
     calls = []
-    hook = model.proj_in.register_forward_pre_hook(lambda *_: calls.append(1))
+    hook = model.transformer_blocks[-1].register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     try:
         sample(model, guidance=guidance)
     finally:
         hook.remove()
-    assert len(calls) == 2 * passes == 2 * guidance.passes
+    assert sum(calls) == 2 * passes == 2 * guidance.passes
 
 
 def test_neutral_guidance_is_the_plain_prediction(model: nn.Module) -> None:
@@ -522,7 +522,7 @@ def test_an_image_holds_its_frame(model: nn.Module, strength: float) -> None:
     assert (apart[1] == 0) if strength == 1 else (apart[1] < apart[0] * 0.8)
 
 
-@pytest.mark.parametrize("blocks", (1, 3, 7, 21))
+@pytest.mark.parametrize("blocks", (1, 3, 6, 7))
 def test_interrupted_within_one_block(model: nn.Module, blocks: int) -> None:
     """What on_block raises comes through before another block runs."""
     begun, ran = 0, []

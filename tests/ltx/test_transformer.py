@@ -17,9 +17,9 @@ from a2v.ltx.guidance import Guidance
 from a2v.ltx.pipeline import denoiser
 from a2v.ltx.samplers import Latents
 from a2v.ltx.text import TextContext
-from a2v.ltx.transformer import modulation, rotary, separate_stg, velocity
-from a2v.tests.tiny import TinyFiles
-from diffusers.models.transformers.transformer_ltx2 import LTX2PerturbedAttnProcessor
+from a2v.ltx.transformer import Levels, Pass, adopt, modulation, rotary, velocities
+from a2v.tests.tiny import TinyFiles, write_tiny
+from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformerBlock
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -75,11 +75,15 @@ class Case:
         self.where = latents.video_positions(GRID, FPS), latents.audio_positions(SOUND)
 
     def ours(self) -> Latents:
-        separate_stg(self.model)
-        adaln = modulation(self.model, self.levels, self.sound_levels, self.sigma, self.sound, self.dtype)
+        one = Pass(self.text, self.heard, self.perturbed, self.perturbed_audio, self.isolated)
+        return self.run([one])[0]
+
+    def run(self, passes: list[Pass], **options: object) -> list[Latents]:
+        adopt(self.model)
+        levels = Levels.of(self.levels), Levels.of(self.sound_levels)
+        adaln = modulation(self.model, *levels, self.sigma, self.sound, self.dtype)
         places = rotary(self.model, *self.where, torch.device("cpu"))
-        options = {"isolated": self.isolated, "perturbed": self.perturbed, "perturbed_audio": self.perturbed_audio}
-        return velocity(self.model, self.x, self.text, self.heard, places, adaln, **options)
+        return [Latents(*pair) for pair in velocities(self.model, self.x, passes, places, adaln, **options)]
 
 
 @pytest.fixture
@@ -132,9 +136,8 @@ def test_equals_ltx_core(
 def by_diffusers(run: Case, *, gates: bool = True, audio_stg: bool = False, sound: Tensor | None = None) -> tuple:
     """diffusers' own forward. gates: each gate is fed the other stream's sigma; audio_stg: as diffusers perturbs."""
     model, handles = run.model, []
-    for block in model.transformer_blocks:  # as diffusers built them
-        block.attn1.set_processor(LTX2PerturbedAttnProcessor())
-        block.audio_attn1.set_processor(LTX2PerturbedAttnProcessor())
+    for block in model.transformer_blocks:
+        block.__class__ = LTX2VideoTransformerBlock  # with diffusers' own forward
     sound = run.sound if sound is None else sound
     if gates:
         for module, sigma in (
@@ -215,10 +218,8 @@ def test_stop_before_a_block(tiny_default: TinyFiles, randn: Callable) -> None:
             raise KeyboardInterrupt
 
     run = Case(model, randn)
-    adaln = modulation(model, run.levels, run.sound_levels, run.sigma, run.sound, torch.float32)
     with pytest.raises(KeyboardInterrupt):
-        places = rotary(model, *run.where, torch.device("cpu"))
-        velocity(model, run.x, run.text, run.heard, places, adaln, on_block=stop)
+        run.run([Pass(run.text, run.heard)], on_block=stop)
 
 
 @pytest.mark.parametrize("name", ["ltx2", "endpoint_defaults", "linear_quadratic_ge"])
@@ -251,3 +252,78 @@ def test_goldens(oracle: Path, off: Callable, name: str, step: str) -> None:
         for key, tensor in traced.items():
             expected = get(key.replace("step0", step))
             assert torch.equal(tensor, expected) or off(tensor, expected) < 2e-5, key
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    """As many blocks as the real model has, narrow ones."""
+    return write_tiny(tmp_path_factory.mktemp("deep"), seed=5, layers=48, heads=2, head_dim=16, connector_layers=1)
+
+
+def guided_step(run: Case) -> list[Pass]:
+    """The passes of a guided step: cond, uncond, STG of block 28 of 48 (1 of 4), isolated."""
+    other = run.text.flip(1)
+    stg = (28,) if len(run.model.transformer_blocks) == 48 else (1,)
+    return [
+        Pass(run.text, run.heard),
+        Pass(other, run.heard),
+        Pass(run.text, run.heard, stg),
+        Pass(run.text, run.heard, isolated=True),
+    ]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_passes_together_are_the_passes_alone(
+    tiny_default: TinyFiles, off: Callable, randn: Callable, frozen: bool
+) -> None:
+    """In lockstep one by one: to the bit. As one batch: up to how matrix products round. Audio unread: not computed."""
+    run = Case(load_checkpoint(tiny_default.checkpoint).transformer(torch.float32), randn, image=0.4, frozen=frozen)
+    passes = guided_step(run) if frozen else [*guided_step(run), Pass(run.text, run.heard, (2,), (1,))]
+    alone = [run.run([one])[0] for one in passes]
+    for batched in (False, True):
+        for ours, expected in zip(run.run(passes, batched=batched), alone, strict=True):
+            if batched:
+                assert off(ours.video, expected.video) < 1e-6 and off(ours.audio, expected.audio) < 1e-6
+            else:
+                assert torch.equal(ours.video, expected.video) and torch.equal(ours.audio, expected.audio)
+        for ours, expected in zip(run.run(passes, batched=batched, audio_read=False), alone, strict=True):
+            assert ours.audio is None
+            assert off(ours.video, expected.video) < 1e-6
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_guided_step_runs_164_blocks_of_192(deep: TinyFiles, off: Callable, randn: Callable, batched: bool) -> None:
+    """One call of a block on one row counts one; the same step by diffusers' own forward has the same numbers."""
+    run = Case(load_checkpoint(deep.checkpoint).transformer(torch.float32), randn)
+    calls: list[tuple[int, int]] = []  # rows with video, rows with audio
+    adopt(run.model)
+    hooks = [
+        block.register_forward_pre_hook(
+            lambda _, args: calls.append((len(args[0]), 0 if args[1] is None else len(args[1])))
+        )
+        for block in run.model.transformer_blocks
+    ]
+    ours = run.run(guided_step(run), batched=batched, audio_read=False)
+    for hook in hooks:
+        hook.remove()
+    assert sum(rows for rows, _ in calls) == 3 * 48 + 20 == 164
+    assert sum(rows for _, rows in calls) == 2 * 48 + 20  # the isolated pass has no sound to run
+    for result, one in zip(ours, guided_step(run), strict=True):
+        alone = Case.__new__(Case)
+        alone.__dict__ |= run.__dict__ | {
+            "text": one.video_context,
+            "perturbed": one.perturbed,
+            "perturbed_audio": (),
+            "isolated": one.isolated,
+        }
+        assert off(result.video, by_diffusers(alone)[0]) < 1e-5
+
+
+def test_no_tensor_of_tokens_times_parameters(tiny_default: TinyFiles, randn: Callable) -> None:
+    """AdaLN is kept for the distinct levels: two for a clip with a first image, one for the frozen sound."""
+    model = load_checkpoint(tiny_default.checkpoint).transformer(torch.float32)
+    run = Case(model, randn, image=0.4)
+    adaln = modulation(model, Levels.of(run.levels), Levels.of(run.sound_levels), run.sigma, run.sound, torch.float32)
+    width = model.config.num_attention_heads * model.config.attention_head_dim
+    assert adaln.video.own.shape == (2, 9, width) and adaln.video.index.shape == (GRID[0] * GRID[1] * GRID[2],)
+    assert adaln.audio.own.shape[:2] == (1, 9) and adaln.audio.index is None

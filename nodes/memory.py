@@ -10,9 +10,10 @@ Nothing here holds a model by a strong reference: handles travel through the gra
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.model_management as management
 import comfy.model_patcher
@@ -21,20 +22,57 @@ import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor, nn
 
+from ..ltx.acceleration import EXACT, Acceleration
 from ..ltx.errors import InputError
-from ..ltx.lora import LowRank, Match, delta
+from ..ltx.lora import LowRank, Match, factor, merged
+from ..ltx.nvfp4 import NVFP4Linear
+from ..ltx.quantized import Branch, QuantizedLinear
 from ..ltx.text import Gemma
 
 Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 
-CASTABLE = tuple(
-    (getattr(nn, name), getattr(comfy.ops.manual_cast, name))
-    for name in ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "RMSNorm")
+
+class FetchingLinear(QuantizedLinear, comfy.ops.CastWeightBiasOp):
+    """A quantized layer that fetches its bytes to where its input is, as ComfyUI's layers do, and decodes them there.
+
+    ComfyUI's patches are never put on its weight: LoRAs on it are branches.
+    """
+
+    comfy_cast_weights = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        data, bias, stream = comfy.ops.cast_bias_weight(
+            self, dtype=self.weight.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True
+        )
+        y = self.compute(x, data, bias)
+        comfy.ops.uncast_bias_weight(self, data, bias, stream)
+        return y
+
+
+class FetchingNVFP4Linear(FetchingLinear, NVFP4Linear):
+    """The same of a layer in NVFP4; its scales it fetches itself."""
+
+
+class FetchingBranch(Branch):
+    """A LoRA pair that ComfyUI may leave behind: it is fetched when it is called."""
+
+    comfy_cast_weights = True
+
+
+CASTABLE = (
+    *(
+        (getattr(nn, name), getattr(comfy.ops.manual_cast, name))
+        for name in ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "RMSNorm")
+    ),
+    (QuantizedLinear, FetchingLinear),
+    (NVFP4Linear, FetchingNVFP4Linear),
 )
 """torch's layer → ComfyUI's, which fetches its weights to where its input is. Gemma's table of embeddings is not among
 them: only where its weights are can its input, the first of all, be put."""
 
 DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+MODEL_DTYPES = (*DTYPES, "fp8")
+"""Of the transformer and of Gemma: fp8 keeps the blocks' weights in 8 bits, and computes as auto does."""
 
 
 class Holder(nn.Module):
@@ -80,19 +118,64 @@ class TextEncoder(Handle):
 class Model(Handle):
     """The transformer with `loras` merged where it computes; `plain` is the same one without.
 
-    checkpoint: the name of the file it came from.
+    checkpoint: the name of the file it came from. acceleration: what a sampler leaves out; compiled: whether its blocks
+    are compiled. branches: of each LoRA, its pairs for quantized layers, which every handle on these weights shares:
+    a module whose children are Branches, under ComfyUI's memory management like any model.
     """
 
     plain: Any
     loras: tuple[tuple[Match, float], ...] = ()
     checkpoint: str = ""
+    acceleration: Acceleration = EXACT
+    compiled: bool = False
+    branches: WeakKeyDictionary[Match, Handle] = field(default_factory=WeakKeyDictionary, repr=False)
+
+    def get_models(self) -> list[Any]:
+        return [self.patcher, *(self.branches[fit].patcher for fit, _ in self._branching)]
+
+    def get_ram_usage(self) -> int:
+        return sum(patcher.model_size() for patcher in self.get_models())
+
+    @property
+    def _branching(self) -> list[tuple[Match, float]]:
+        return [(fit, strength) for fit, strength in self.loras if strength and fit in self.branches]
+
+    def attach(self) -> None:
+        """Gives the quantized layers, which all handles share, the branches of this one."""
+        layers = {name: m for name, m in self.module.named_modules() if isinstance(m, QuantizedLinear)}
+        chosen: dict[str, tuple[tuple[Branch, float], ...]] = dict.fromkeys(layers, ())
+        for fit, strength in self._branching:
+            pairs = self.branches[fit].module
+            for name in layers.keys() & pairs.index.keys():
+                pair = fit.lora.targets[f"{name}.weight"]
+                chosen[name] = (*chosen[name], (pairs[pairs.index[name]], factor(pair, strength)))
+        for name, layer in layers.items():
+            layer.branches = chosen[name]
 
     def with_lora(self, fit: Match, strength: float) -> Model:
         """This model with one LoRA more: another handle on the same weights."""
-        loras = (*self.loras, (fit, strength))
+        return self.with_loras((*self.loras, (fit, strength)))
+
+    def with_loras(self, loras: tuple[tuple[Match, float], ...]) -> Model:
+        """This model with these LoRAs in place of its own."""
+        layers = {f"{n}.weight" for n, m in self.module.named_modules() if isinstance(m, QuantizedLinear)}
+        for fit, _ in loras:
+            if fit not in self.branches and not layers.isdisjoint(fit.matched):
+                pairs = Pairs({name: fit.lora.targets[name] for name in fit.matched if name in layers})
+                self.branches[fit] = Handle(hold(pairs, self.plain.load_device, self.plain.offload_device))
+        merges = {f"module.{name}": merge for name, merge in _merges(loras).items() if name not in layers}
         patcher = self.plain.clone()
-        patcher.add_patches({f"module.{name}": merge for name, merge in _merges(loras).items()})
-        return Model(patcher, self.plain, loras, self.checkpoint)
+        if merges:
+            patcher.add_patches(merges)
+        return replace(self, patcher=patcher, loras=loras)
+
+
+class Pairs(nn.ModuleList):
+    """The branches of one LoRA; `index`: module name of the layer → place in the list."""
+
+    def __init__(self, pairs: dict[str, LowRank]) -> None:
+        super().__init__(FetchingBranch(pair.down, pair.up) for pair in pairs.values())
+        self.index = {name.removesuffix(".weight"): i for i, name in enumerate(pairs)}
 
 
 Term = tuple[Tensor, Tensor, float | None, float]
@@ -113,10 +196,8 @@ class Merge(WeightAdapterBase):
 
     def calculate_weight(self, weight: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The merged weight in `weight`'s dtype, which is float32 where the whole weight is in memory."""
-        total = weight.float()
-        for up, down, alpha, strength in self.weights:
-            total = total + delta(LowRank(down, up, alpha), strength, weight.device).reshape(weight.shape)
-        return total.to(weight.dtype)
+        terms = ((LowRank(down, up, alpha), strength) for up, down, alpha, strength in self.weights)
+        return merged(weight, terms).to(weight.dtype)
 
 
 def _merges(loras: tuple[tuple[Match, float], ...]) -> dict[str, Merge]:
@@ -144,10 +225,13 @@ def use(*handles: Handle, memory_required: float = 0) -> list[nn.Module]:
 
     A module's `.device` then says where it computes and wants its inputs, wherever its weights lie.
     """
-    patchers = [handle.patcher for handle in handles]
+    patchers = list(dict.fromkeys(patcher for handle in handles for patcher in handle.get_models()))
     management.load_models_gpu(patchers, memory_required=memory_required)
     for patcher in patchers:
         settle(patcher.model, patcher.load_device)
+    for handle in handles:
+        if isinstance(handle, Model):
+            handle.attach()
     return [handle.module for handle in handles]
 
 
@@ -171,9 +255,12 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name] or (torch.bfloat16 if management.should_use_bf16(device) else torch.float32)
 
 
-def hold_transformer(load: Callable[[torch.dtype], nn.Module], dtype: str, checkpoint: str = "") -> Model:
+def hold_transformer(load: Callable[..., nn.Module], dtype: str, checkpoint: str = "") -> Model:
+    """load: (dtype, fp8=device that rounds) → the transformer; see Checkpoint.transformer."""
     device = management.get_torch_device()
-    patcher = hold(load(dtype_for(dtype, device)), device, management.unet_offload_device())
+    fp8 = {"fp8": device} if dtype == "fp8" else {}
+    module = load(dtype_for("auto" if fp8 else dtype, device), **fp8)
+    patcher = hold(module, device, management.unet_offload_device())
     return Model(patcher, patcher, checkpoint=checkpoint)
 
 
@@ -187,9 +274,11 @@ def hold_text(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Handle:
     return Handle(hold(load(dtype_for(dtype, device)), device, management.text_encoder_offload_device()))
 
 
-def hold_gemma(load: Callable[[torch.dtype], Gemma], dtype: str, connectors: Handle) -> TextEncoder:
+def hold_gemma(load: Callable[..., Gemma], dtype: str, connectors: Handle) -> TextEncoder:
+    """load: (dtype, fp8=device that rounds) → Gemma; see `load_gemma`."""
     device = management.text_encoder_device()
-    gemma = load(dtype_for(dtype, device))
+    fp8 = {"fp8": device} if dtype == "fp8" else {}
+    gemma = load(dtype_for("auto" if fp8 else dtype, device), **fp8)
     return TextEncoder(hold(gemma.model, device, management.text_encoder_offload_device()), gemma, connectors)
 
 

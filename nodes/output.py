@@ -31,7 +31,7 @@ from .types import CATEGORY, VideoVaeIO
 from .widgets import widget
 
 OUTPUT = f"{CATEGORY}/Output"
-REPORTS = 8  # texts that one Report joins
+REPORTS = 12  # texts that one Report joins
 
 
 def _tiling_inputs() -> list[io.Input]:

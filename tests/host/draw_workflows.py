@@ -362,13 +362,17 @@ def groups(v: Variant) -> list[Group]:
         Node("sigmas", "LTXA2VScheduler", None, schedule),
     ]
     steer: dict[str, str] = {}
+    sigmas, faster = "sigmas.first pass sigmas", None
     if v.distilled:
         extra = [note("steps", "**linear_quadratic** in **8** steps is the schedule that this checkpoint was distilled "
                       "for: leave both as they are. A higher number does not make it better.")]  # fmt: skip
     else:
         steering += [Node("guidance", "LTXA2VGuidance")]
         extra = [Node("restart", "LTXA2VRestart")]
-        steer = {"negative": "negative.text", "guidance": "guidance.guidance", "restart": "restart.restart"}
+        links = {"first_model": passes[0], "second_model": passes[1], "schedule": "sigmas.first pass sigmas"}
+        faster = Node("faster", "LTXA2VAcceleration", None, {}, {**links, "scales": "guidance.guidance"}, 340)
+        passes, sigmas = ("faster.first pass model", "faster.second pass model"), "faster.first pass sigmas"
+        steer = {"negative": "negative.text", "guidance": "faster.guidance", "restart": "restart.restart"}
         if strength:
             extra += [Node("audio guidance", "LTXA2VAudioGuidance")]
             steer["audio_guidance"] = "audio guidance.audio guidance"
@@ -378,7 +382,7 @@ def groups(v: Variant) -> list[Group]:
     first = {
         "model": passes[0],
         "noise": "noise.NOISE",
-        "sigmas": "sigmas.first pass sigmas",
+        "sigmas": sigmas,
         "positive": "positive.text",
         "audio": "sound.audio",
         "latent": "size.first pass",
@@ -391,7 +395,11 @@ def groups(v: Variant) -> list[Group]:
             f"{next(number)} · {title}",
             VIOLET,
             0,
-            [steering, extra, [Node("first", "LTXA2VSampler", "First pass", {}, first, 340, SAMPLER)]],
+            [
+                steering,
+                extra,
+                [*([faster] if faster else []), Node("first", "LTXA2VSampler", "First pass", {}, first, 340, SAMPLER)],
+            ],
         )
     ]
     second = {
@@ -426,7 +434,7 @@ def groups(v: Variant) -> list[Group]:
     ]
 
     said = ["frames", "size", "preprocess", "expand", *(["camera"] if v.camera else [])]
-    said += [*([] if v.distilled else ["lora"]), "first", "second"]
+    said += [*([] if v.distilled else ["lora", "faster"]), "first", "second"]
     track = "audio.audio"
     columns = [[]]
     if strength:

@@ -40,6 +40,7 @@ def audio_to_video(
     safety: dict[str, Any] | None = None,
     output: dict[str, str] | None = None,
     stream: bool = False,
+    acceleration: str | None = None,
     **scales: Any,
 ) -> Prompt:
     """Two passes over the tiny model. `frames` None: as many as the audio lasts. `scales`: other inputs, by name.
@@ -47,7 +48,7 @@ def audio_to_video(
     The parts of the endpoint that are off here: camera (movement, strength), preprocess, expand; audio_guidance,
     restart and safety (inputs of their nodes, {} for the defaults). An audio strength below 1 brings the decoded track.
     two_passes False leaves the second sampler out. stream: one node decodes, checks and saves. output: format, quality,
-    write_mode. `save` is the node that writes, `joined` all reports in one.
+    write_mode. acceleration: its node with that level. `save` is the node that writes, `joined` all reports in one.
     """
     graph: Prompt = {}
     reports: list[Link] = []
@@ -138,19 +139,24 @@ def audio_to_video(
     if restart is not None:
         node("restart", "LTXA2VRestart", **{"noise": 0.2, "restarts": 0, "sigma_min": 0.3, "sigma_max": 0.7, **restart})
         first["restart"] = ["restart", 0]
+    models_of, steer = (["distilled", 0], ["distilled", 1]), {"sigmas": ["sigmas", 0], "guidance": ["guidance", 0]}
+    if acceleration:
+        node("faster", "LTXA2VAcceleration", level=acceleration, torch_compile=False, first_model=models_of[0],
+             second_model=models_of[1], schedule=["sigmas", 0], scales=["guidance", 0])  # fmt: skip
+        models_of, steer = (["faster", 0], ["faster", 1]), {"sigmas": ["faster", 2], "guidance": ["faster", 3]}
+        reports.append(["faster", 4])
     common = {"positive": ["positive", 0], **gamma}
     node("noise", "RandomNoise", noise_seed=seed_of)
     node(
         "first",
         "LTXA2VSampler",
-        model=["distilled", 0],
+        model=models_of[0],
         noise=["noise", 0],
-        sigmas=["sigmas", 0],
         audio=["sound", 0],
         latent=["size", 0],
         negative=["negative", 0],
-        guidance=["guidance", 0],
         sampler=sampler,
+        **steer,
         **first,
         **common,
     )
@@ -161,7 +167,7 @@ def audio_to_video(
         node(
             "second",
             "LTXA2VSampler",
-            model=["distilled", 1],
+            model=models_of[1],
             noise=["first", 1],
             sigmas=["sigmas", 1],
             audio=["first", 2],
@@ -193,5 +199,5 @@ def audio_to_video(
             reports.append(["safety", 2])
         node("save", "LTXA2VSaveVideo", images=images, **target)
     reports.append(["distilled", 2])
-    node("joined", "LTXA2VReport", **{f"report_{number}": said for number, said in enumerate(reports[:8], 1)})
+    node("joined", "LTXA2VReport", **{f"report_{number}": said for number, said in enumerate(reports, 1)})
     return graph

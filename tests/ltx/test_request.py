@@ -13,7 +13,7 @@ import torch
 from a2v.ltx import request as api
 from a2v.ltx.audio import Track
 from a2v.ltx.errors import InputError
-from a2v.ltx.request import FLAGS, NOT_BUILT, PARAMETERS, SIZES, Request, parse, plan, snap_size
+from a2v.ltx.request import FLAGS, PARAMETERS, SIZES, Request, parse, plan, snap_size
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -140,17 +140,6 @@ def test_no_object(values: object) -> None:
         parse(values)
     with pytest.raises(InputError, match=r"^prompt: missing"):
         parse({})
-
-
-@pytest.mark.parametrize("name", NOT_BUILT)
-def test_not_built_is_refused_only_when_on(name: str) -> None:
-    off, default = NOT_BUILT[name], PARAMETERS[name].default
-    parse({"prompt": "x", name: off})
-    for on in (choice for choice in PARAMETERS[name].choices if choice != off):
-        with pytest.raises(InputError, match=rf"^{name}: .*not built"):
-            parse({"prompt": "x", name: on})
-    noted = any(note.startswith(f"{name} ") for note in parse({"prompt": "x"}).notes)
-    assert noted == (default != off), "a default that this version cannot keep is reported"
 
 
 def test_what_was_given() -> None:

@@ -51,6 +51,9 @@ CASES = {
         "gamma": 2.0,
         "scales": {"cfg": 2.5, "stg": 0.5, "rescale": 0.4, "modality": 1.5},
     },
+    "regular": {"scheduler": "beta", "steps": 3, "size": (128, 128), "seed": 6, "acceleration": "regular"},
+    "high": {"scheduler": "ltx2", "steps": 5, "size": (128, 128), "seed": 7, "acceleration": "high"},
+    "full": {"scheduler": "beta", "steps": 2, "size": (128, 128), "seed": 8, "acceleration": "full"},
 }
 
 
@@ -80,6 +83,7 @@ def test_graph_and_command_give_the_same_frames(
         end_image_strength=end,
         gradient_estimation_gamma=case.get("gamma", 0.0),
         prefix="parity",
+        acceleration=case.get("acceleration"),
         **scales,
     )
     prompt["frames as png"] = {
@@ -107,6 +111,7 @@ def test_graph_and_command_give_the_same_frames(
         "gradient_estimation_gamma": case.get("gamma", 0.0),
         "image_strength": first,
         "end_image_strength": end,
+        "acceleration": case.get("acceleration", "none"),
         **OFF,
     }
     (tmp_path / "request.json").write_text(json.dumps(request))

@@ -145,7 +145,7 @@ def test_refusals() -> None:
 @pytest.mark.timeout(600)
 def test_compiled_blocks(tmp_path: Path, off: Callable) -> None:
     """torch.compile of the block, whole; the perturbed pass comes out as without it."""
-    files = write_tiny(tmp_path, seed=3, layers=2, connector_layers=1)
+    files = write_tiny(tmp_path, seed=3, layers=1, connector_layers=1)
     model = load_checkpoint(files.checkpoint).transformer(torch.float32)
     one = {"sigmas": torch.tensor([1.0, 0.0])}
     plain = sample(model, LEVELS["none"], **one)
@@ -154,7 +154,6 @@ def test_compiled_blocks(tmp_path: Path, off: Callable) -> None:
     counters = torch._dynamo.utils.counters
     counters.clear()
     assert 0 < off(sample(model, LEVELS["none"], **one), plain) < 1e-5
-    # Three rows; then, in the last block, four, one of them perturbed.
-    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
     compile_blocks(model, False)
     assert torch.equal(sample(model, LEVELS["none"], **one), plain)

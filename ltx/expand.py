@@ -1,8 +1,8 @@
 """A short prompt to a full one, written by the text encoder itself: Gemma's own chat, with the first image if any.
 
 It never stops a run: what goes wrong leaves the prompt as the user wrote it, with the reason. Only an interrupt passes
-through. Gemma cannot hear, so the soundtrack is known to it by the user's words alone. Loading Gemma, and turning the
-final prompt into a context, is text.py's business.
+through. Gemma cannot hear, so the soundtrack is known to it by the user's words alone. Loading Gemma is gemma.py's
+business, and turning the final prompt into a context text.py's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from .text import Gemma
+from .gemma import Gemma
 
 NEW_TOKENS = 512
 IMAGE_SIDE = 896  # pixels, the longer side; what Gemma's vision tower takes
@@ -64,7 +64,7 @@ SYSTEM_IMAGE = (
 
 @dataclass(frozen=True)
 class Expansion:
-    """The prompt to use. Where it is the user's own (`expanded` False), `reason` says why in one sentence."""
+    """The prompt to use. `reason`, one sentence: why it is the user's own (`expanded` False), or what it leaves out."""
 
     prompt: str
     expanded: bool
@@ -84,8 +84,14 @@ def expand(
 
     `on_token` is called before the first token and after each with (tokens done, at most, the text so far). What it
     raises ends the writing at that token and leaves this function, and so does any of `interrupts`, which the model's
-    own layers may raise; any other failure gives the prompt back unchanged.
+    own layers may raise; any other failure gives the prompt back unchanged. A Gemma without its vision tower goes by
+    the words alone.
     """
+    unseen = None
+    if image is not None and not gemma.sees:
+        image, unseen = None, f"The image is not described: {gemma.path.name} has no vision tower."
+    if not prompt.strip() and unseen:
+        return Expansion(prompt, expanded=False, reason=unseen)
     if not prompt.strip() and image is None:
         return _unchanged(prompt, "it is empty and there is no image to describe.")
     progress = _Progress(gemma, on_token)
@@ -100,7 +106,7 @@ def expand(
         return _unchanged(prompt, message.rstrip(".") + ".")
     if not written:
         return _unchanged(prompt, "the text encoder's answer has no letters.")
-    return Expansion(written, expanded=True)
+    return Expansion(written, expanded=True, reason=unseen)
 
 
 def tidy(text: str) -> str:

@@ -1,8 +1,9 @@
 """LoRA files for the transformer: read, matched against the model, merged into its weights and taken out again.
 
 Merging computes W + sum of strength * (alpha / rank) * (up @ down) in float32 from the checkpoint's own W and rounds
-once to the parameter's dtype, so that it neither drifts nor needs peft, and undoing it is exact to the bit. Merge
-before offload hooks are put on: they keep copies of the weights. Read are plain low-rank pairs of linear layers under
+once to the parameter's dtype, so that it neither drifts nor needs peft, and undoing it is exact to the bit. A weight
+that stays quantized is not written: the pair becomes a branch beside it (quantized.py). Merge before offload hooks are
+put on: they keep copies of the weights. Read are plain low-rank pairs of linear layers under
 the names in use (lora_A/lora_B, lora_down/lora_up; original or diffusers' module names). Safetensors only.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from .configs import rename_transformer
 from .errors import InputError
+from .quantized import Branch, QuantizedLinear, weight_shape
 from .weights import open_safetensors
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
@@ -125,14 +127,13 @@ def load_lora(path: str | Path) -> Lora:
 
 def match(lora: Lora, module: nn.Module) -> Match:
     """Compares names and shapes. Raises InputError where nothing fits."""
-    parameters = dict(module.named_parameters())
     matched, skipped = [], {}
     for name, low_rank in lora.targets.items():
-        parameter = parameters.get(name)
-        if parameter is None:
+        shape = weight_shape(module, name)
+        if shape is None:
             skipped[name] = "no such layer"
-        elif (*parameter.shape[:2],) != low_rank.shape or parameter.numel() != math.prod(low_rank.shape):
-            skipped[name] = f"shape {_text(low_rank.shape)} in the file, {_text(parameter.shape)} in the model"
+        elif (*shape[:2],) != low_rank.shape or shape.numel() != math.prod(low_rank.shape):
+            skipped[name] = f"shape {_text(low_rank.shape)} in the file, {_text(shape)} in the model"
         else:
             matched.append(name)
     if not matched:
@@ -144,12 +145,18 @@ def match(lora: Lora, module: nn.Module) -> Match:
     return Match(lora, tuple(matched), skipped)
 
 
-def delta(low_rank: LowRank, scale: float, device: torch.device | str = "cpu") -> Tensor:
-    """scale * (alpha / rank) * (up @ down): float32 [out, in]; no alpha means alpha = rank."""
-    if low_rank.alpha is not None:
-        scale *= low_rank.alpha / low_rank.down.shape[0]
-    up, down = (tensor.to(device, torch.float32) for tensor in (low_rank.up, low_rank.down))
-    return (up @ down).mul_(scale)
+def factor(low_rank: LowRank, scale: float) -> float:
+    """scale * alpha / rank, what up @ down is multiplied by; no alpha means alpha = rank. Ranks differ by layer."""
+    return scale if low_rank.alpha is None else scale * (low_rank.alpha / low_rank.down.shape[0])
+
+
+def merged(weight: Tensor, terms: Iterable[tuple[LowRank, float]]) -> Tensor:
+    """weight [out, in, …] + each pair at its strength, in float32 on weight's device; `weight` is not written."""
+    total = weight.to(torch.float32).flatten(1)
+    for pair, strength in terms:
+        up, down = (half.to(weight.device, torch.float32) for half in (pair.up, pair.down))
+        total = torch.addmm(total, up, down, alpha=factor(pair, strength))
+    return total.reshape(weight.shape)
 
 
 class Merger:
@@ -169,6 +176,7 @@ class Merger:
         self.original = original
         self.device = device
         self._changed: set[str] = set()  # parameters that are not, or may not be, W
+        self._branches: dict[int, tuple[LowRank, Branch]] = {}  # by the pair's id, where its layer is
         self._current: tuple[tuple[Lora, float], ...] | None = ()  # None: between two states
 
     @torch.no_grad()
@@ -191,22 +199,32 @@ class Merger:
             for name in fit.matched:
                 terms.setdefault(name, []).append((lora.targets[name], strength))
         self._current = None
+        self._branch(terms)
         for name, parameter in self.module.named_parameters():
             if name in terms:
                 self._changed.add(name)
-                _write(parameter, self._merged(name, parameter, terms[name]))
+                device = parameter.device if self.device is None else self.device
+                _write(parameter, merged(self.original(name).to(device), terms[name]))
             elif name in self._changed:
                 _write(parameter, self.original(name))
                 self._changed.remove(name)
         self._current = active
         return warnings
 
-    def _merged(self, name: str, parameter: nn.Parameter, terms: list[tuple[LowRank, float]]) -> Tensor:
-        device = parameter.device if self.device is None else self.device
-        weight = self.original(name).to(device, torch.float32)
-        for low_rank, strength in terms:
-            weight = weight + delta(low_rank, strength, device).reshape(weight.shape)
-        return weight
+    def _branch(self, terms: dict[str, list[tuple[LowRank, float]]]) -> None:
+        """Gives each quantized layer its branches, and takes its name out of `terms`. What was placed stays placed."""
+        placed, self._branches = self._branches, {}
+        for name, layer in self.module.named_modules():
+            if not isinstance(layer, QuantizedLinear):
+                continue
+            branches = []
+            for pair, strength in terms.pop(f"{name}.weight", ()):
+                _, branch = placed.get(id(pair), (pair, None))
+                if branch is None:
+                    branch = Branch(pair.down, pair.up).to(layer.weight.device)
+                self._branches[id(pair)] = (pair, branch)
+                branches.append((branch, factor(pair, strength)))
+            layer.branches = tuple(branches)
 
 
 @contextmanager

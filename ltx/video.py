@@ -217,7 +217,7 @@ def write_video(
     format: str = "X264 (.mp4)",
     quality: str = "high",
     write_mode: str = "balanced",
-    metadata: Mapping[str, str] = MappingProxyType({}),
+    metadata: Mapping[str, str] | Callable[[], Mapping[str, str]] = MappingProxyType({}),
     on_frames: Callable[[int], None] | None = None,
 ) -> VideoFile:
     """Encode uint8 frames [n, H, W, 3] as they come, with the track from frame 0 on; the file appears when complete.
@@ -226,6 +226,7 @@ def write_video(
     50 frames/s drops some. The sound keeps its rate and channels where the codec has them; else it is resampled to the
     next higher rate it has, or downmixed to stereo. It is neither cut nor padded. A chunk is encoded in a thread while
     `chunks` makes the next: at most two are in memory. `on_frames(n)`: n frames encoded so far, in the caller's thread.
+    metadata: the file's tags, or what gives them once the first chunk is there.
     Whatever `chunks` or `on_frames` raise goes through. Errors: InputError (unknown format, quality or mode, a suffix
     not the format's, no frames, odd or changing size, no such folder), OSError (disk full).
     """
@@ -235,9 +236,9 @@ def write_video(
     with _replacing(path) as partial:
         if path.suffix.lower() != kind.suffix:
             raise InputError(f"{path}: the name of a file in the format {format} must end in {kind.suffix}.")
-        _encode(partial, path, chunks, fps, track, metadata, on_frames, kind, options)
+        tags = _encode(partial, path, chunks, fps, track, metadata, on_frames, kind, options)
         if kind.container == "gif":
-            _append_comment(partial, path, metadata)
+            _append_comment(partial, path, tags)
     written = probe(path)
     # A GIF's header has no rate, only delays in whole hundredths of a second.
     return replace(written, fps=min(fps, Fraction(GIF_RATE))) if kind.container == "gif" else written
@@ -309,17 +310,18 @@ def _encode(
     chunks: Iterable[Tensor],
     fps: Fraction,
     track: Track | None,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, str] | Callable[[], Mapping[str, str]],
     on_frames: Callable[[int], None] | None,
     kind: Format,
     options: Mapping[str, str],
-) -> None:
-    """The file's whole content, at `partial`; `path` is what errors name."""
+) -> Mapping[str, str]:
+    """The file's whole content, at `partial`; `path` is what errors name. Returns the tags."""
     chunks = iter(chunks)
     first = next(chunks, None)
     if first is None:
         raise InputError(f"{path}: there are no frames to write.")
     height, width = _size(path, first)
+    metadata = metadata() if callable(metadata) else metadata
     track = track if kind.audio_codec else None
     container_options = dict(kind.container_options)
     if kind.container in ("mp4", "mov"):
@@ -339,6 +341,7 @@ def _encode(
             running = encoder.submit(streams.add, chunk.cpu())
         tell(running.result())
         streams.finish()
+    return metadata
 
 
 class _Streams:

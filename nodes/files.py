@@ -30,6 +30,21 @@ def model_file(kind: str, name: str, wanted: str) -> Path:
     return Path(path)
 
 
+def gguf_files(kind: str) -> list[str]:
+    """Names of the GGUF files in a models folder, which ComfyUI itself does not list."""
+    bases = folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else []
+    found = (name for base in bases for name in folder_paths.recursive_search(base)[0])
+    return sorted({name for name in found if name.lower().endswith(".gguf")})
+
+
+def gguf_file(kind: str, name: str, wanted: str) -> Path:
+    """The file of that name. Errors: not among `gguf_files`."""
+    path = folder_paths.get_full_path(kind, name) if name in gguf_files(kind) else None
+    if path is None:
+        raise InputError(f"{name!r} is not in models/{kind}: {wanted}.")
+    return Path(path)
+
+
 def model_folders(kind: str, mark: str) -> list[str]:
     """Names of the folders in a models folder that hold the file `mark`, and so are one model each."""
     return sorted(_folders(kind, mark))

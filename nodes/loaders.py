@@ -12,9 +12,10 @@ from comfy_api.latest import io
 
 from ..ltx.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from ..ltx.errors import InputError
+from ..ltx.gemma import load_gemma
+from ..ltx.gemma_file import GemmaFile
 from ..ltx.lora import Match, load_lora, match, overdone
 from ..ltx.request import PARAMETERS
-from ..ltx.text import load_gemma
 from . import files, memory
 from .progress import report
 from .types import CATEGORY, AudioVaeIO, ConnectorsIO, ModelIO, TextEncoderIO, UpscalerIO, VideoVaeIO, VocoderIO
@@ -22,7 +23,10 @@ from .widgets import widget
 
 LOADERS = f"{CATEGORY}/Loaders"
 WANTED_CHECKPOINT = "get ltx-2.3-22b-dev.safetensors from https://huggingface.co/Lightricks/LTX-2.3"
-WANTED_GEMMA = "put the whole repository https://huggingface.co/google/gemma-3-12b-it-qat-q4_0-unquantized there"
+WANTED_GEMMA = (
+    "put the whole repository https://huggingface.co/google/gemma-3-12b-it-qat-q4_0-unquantized there, or "
+    "gemma_3_12B_it_fp4_mixed.safetensors of https://huggingface.co/Comfy-Org/ltx-2"
+)
 WANTED_UPSCALER = "get ltx-2.3-spatial-upscaler-x2-1.1.safetensors from https://huggingface.co/Lightricks/LTX-2.3"
 WANTED_DISTILLED = "get ltx-2.3-22b-distilled-lora-384-1.1.safetensors from https://huggingface.co/Lightricks/LTX-2.3"
 WANTED_LORA = "choose one that is there"
@@ -31,20 +35,80 @@ CAMERA_REPOSITORY = "https://huggingface.co/Lightricks/LTX-2-19b-LoRA-Camera-Con
 DIFFUSERS_MARK = "transformer/config.json"
 GEMMA_MARK = "config.json"
 NO_CAMERA = "none"
+SAME = "from the checkpoint"
+PART_FOLDERS = {
+    "video_vae": ("vae", "checkpoints"),
+    "audio_vae": ("vae", "checkpoints"),
+    "connectors": ("text_encoders", "diffusion_models", "checkpoints"),
+}
+"""Where people keep the parts that have files of their own; a whole checkpoint has them, too."""
+
+
+def _checkpoint_names() -> list[str]:
+    """Files and folders that may hold the transformer: LTX's first, of these those with all the parts."""
+    names = [
+        *files.model_files("checkpoints"),
+        *files.model_folders("diffusers", DIFFUSERS_MARK),
+        *files.model_files("diffusion_models"),
+        *files.gguf_files("diffusion_models"),
+    ]
+    return sorted(dict.fromkeys(names), key=lambda name: "ltx" not in name.lower())
 
 
 def _checkpoint_path(name: str) -> Path:
     if name in files.model_folders("diffusers", DIFFUSERS_MARK):
         return files.model_folder("diffusers", name, DIFFUSERS_MARK, WANTED_CHECKPOINT)
-    return files.model_file("checkpoints", name, WANTED_CHECKPOINT)
+    if name in files.gguf_files("diffusion_models"):
+        return files.gguf_file("diffusion_models", name, WANTED_CHECKPOINT)
+    kind = "checkpoints" if name in files.model_files("checkpoints") else "diffusion_models"
+    if name not in files.model_files(kind):
+        kind = "checkpoints"
+    return files.model_file(kind, name, WANTED_CHECKPOINT)
 
 
-def _checkpoint(name: str) -> Checkpoint:
-    return load_checkpoint(_checkpoint_path(name))
+def _part_names(part: str) -> list[str]:
+    names = (name for kind in PART_FOLDERS[part] for name in files.model_files(kind))
+    return [SAME, *dict.fromkeys(names)]
+
+
+def _part_paths(**names: str | None) -> dict[str, Path]:
+    """part=value of its widget → the files that are named."""
+    paths = {}
+    for part, name in names.items():
+        if name is None or name == SAME:
+            continue
+        kinds = PART_FOLDERS[part]
+        kind = next((kind for kind in kinds if name in files.model_files(kind)), kinds[0])
+        paths[part] = files.model_file(kind, name, f"choose {SAME!r} or a file that has it")
+    return paths
+
+
+def _checkpoint(name: str, **parts: str | None) -> Checkpoint:
+    return load_checkpoint(_checkpoint_path(name), **_part_paths(**parts))
+
+
+def _gemma_names() -> list[str]:
+    """Folders of models/text_encoders that hold a model, and the files that are in none of them; Gemmas first."""
+    folders = files.model_folders("text_encoders", GEMMA_MARK)
+    single = [
+        name
+        for name in files.model_files("text_encoders")
+        if not any(PureWindowsPath(name).as_posix().startswith(f"{folder}/") for folder in folders)
+    ]
+    return sorted([*folders, *single], key=lambda name: "gemma" not in name.lower())
 
 
 def _gemma_path(name: str) -> Path:
+    if name in files.model_files("text_encoders"):
+        return files.model_file("text_encoders", name, WANTED_GEMMA)
     return files.model_folder("text_encoders", name, GEMMA_MARK, WANTED_GEMMA)
+
+
+def _check_gemma(name: str) -> None:
+    """InputError where the file is no Gemma; a folder is looked into when it is loaded."""
+    path = _gemma_path(name)
+    if path.is_file():
+        GemmaFile(path)
 
 
 def _upscaler_path(name: str) -> Path:
@@ -85,16 +149,43 @@ class ModelLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=files.model_files("checkpoints") + files.model_folders("diffusers", DIFFUSERS_MARK),
-                    tooltip="An LTX-2.3 file of models/checkpoints, for instance ltx-2.3-22b-dev.safetensors, or a "
-                    "diffusers folder of models/diffusers.",
+                    options=_checkpoint_names(),
+                    tooltip="An LTX-2.3 file of models/checkpoints (bf16 or fp8), for instance "
+                    "ltx-2.3-22b-dev.safetensors; a diffusers folder of models/diffusers; or the transformer alone, "
+                    "safetensors or GGUF, of models/diffusion_models.",
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=list(memory.DTYPES),
+                    options=list(memory.MODEL_DTYPES),
                     default="auto",
                     tooltip="Precision of weights and computation. auto: bfloat16 where the device supports it, "
-                    "float32 on the CPU.",
+                    "float32 on the CPU. fp8: as auto, with the weights of the transformer's blocks rounded to 8 bits. "
+                    "What is fp8 or GGUF in its file stays so.",
+                ),
+                io.Combo.Input(
+                    "video_vae",
+                    options=_part_names("video_vae"),
+                    default=SAME,
+                    optional=True,
+                    tooltip="Where the video VAE is, if not in the checkpoint: a file of models/vae, for instance "
+                    "LTX23_video_vae_bf16.safetensors, or a whole checkpoint.",
+                ),
+                io.Combo.Input(
+                    "audio_vae",
+                    options=_part_names("audio_vae"),
+                    default=SAME,
+                    optional=True,
+                    tooltip="Where the audio VAE and the vocoder are, if not in the checkpoint: a file of models/vae, "
+                    "for instance LTX23_audio_vae_bf16.safetensors, or a whole checkpoint.",
+                ),
+                io.Combo.Input(
+                    "connectors",
+                    options=_part_names("connectors"),
+                    default=SAME,
+                    optional=True,
+                    tooltip="Where the text connectors or their projection are, if not in the checkpoint: a file of "
+                    "models/text_encoders, for instance ltx-2.3_text_projection_bf16.safetensors, of "
+                    "models/diffusion_models, or a whole checkpoint.",
                 ),
             ],
             outputs=[
@@ -107,21 +198,39 @@ class ModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
-        return files.verdict(_checkpoint, checkpoint)
+    def validate_inputs(
+        cls,
+        checkpoint: str | None = None,
+        video_vae: str | None = None,
+        audio_vae: str | None = None,
+        connectors: str | None = None,
+    ) -> bool | str:
+        parts = {"video_vae": video_vae, "audio_vae": audio_vae, "connectors": connectors}
+
+        def check(name: str) -> None:
+            opened = _checkpoint(name, **parts)
+            if None not in parts.values():  # one that is linked is not known yet
+                opened.check()
+
+        return files.verdict(check, checkpoint)
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, dtype: str) -> str:
-        return files.stamp(_checkpoint_path(checkpoint))
+    def fingerprint_inputs(cls, checkpoint: str, dtype: str, **parts: str) -> str:
+        paths = [_checkpoint_path(checkpoint), *_part_paths(**parts).values()]
+        return " ".join(map(files.stamp, paths))
 
     @classmethod
-    def execute(cls, checkpoint: str, dtype: str) -> io.NodeOutput:
-        opened = _checkpoint(checkpoint)
+    def execute(
+        cls, checkpoint: str, dtype: str, video_vae: str = SAME, audio_vae: str = SAME, connectors: str = SAME
+    ) -> io.NodeOutput:
+        opened = _checkpoint(checkpoint, video_vae=video_vae, audio_vae=audio_vae, connectors=connectors)
+        opened.check()
+        other = "auto" if dtype == "fp8" else dtype
         return io.NodeOutput(
             memory.hold_transformer(opened.transformer, dtype, opened.path.name),
-            memory.hold_text(opened.connectors, dtype),
-            memory.hold_vae(opened.video_vae, dtype),
-            memory.hold_vae(opened.audio_vae, dtype),
+            memory.hold_text(opened.connectors, other),
+            memory.hold_vae(opened.video_vae, other),
+            memory.hold_vae(opened.audio_vae, other),
             memory.hold_vae(opened.vocoder, "float32"),  # small, and bfloat16 is heard
         )
 
@@ -137,17 +246,19 @@ class TextEncoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=files.model_folders("text_encoders", GEMMA_MARK),
-                    tooltip="A folder of models/text_encoders with Gemma's config.json, tokenizer and safetensors "
-                    "files, for instance gemma-3-12b-it-qat-q4_0-unquantized.",
+                    options=_gemma_names(),
+                    tooltip="Gemma 3 12B in models/text_encoders: a folder with its config.json, tokenizer and "
+                    "safetensors files, for instance gemma-3-12b-it-qat-q4_0-unquantized, or one of ComfyUI's files, "
+                    "for instance gemma_3_12B_it_fp4_mixed.safetensors.",
                 ),
                 ConnectorsIO.Input("connectors", tooltip="From Load Model."),
                 io.Combo.Input(
                     "dtype",
-                    options=list(memory.DTYPES),
+                    options=list(memory.MODEL_DTYPES),
                     default="auto",
                     tooltip="Precision of weights and computation. auto: bfloat16 where the device supports it, "
-                    "float32 on the CPU.",
+                    "float32 on the CPU. fp8: weights that the file has in 16 bits are kept in 8, half the memory. "
+                    "What a file has in 8 or 4 bits stays so with any of them.",
                 ),
             ],
             outputs=[TextEncoderIO.Output("encoder", display_name="text_encoder", tooltip="For Text Encode.")],
@@ -155,16 +266,19 @@ class TextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: str | None = None) -> bool | str:
-        return files.verdict(_gemma_path, folder)
+        return files.verdict(_check_gemma, folder)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_: object) -> str:
-        return files.stamp(_gemma_path(folder) / GEMMA_MARK)
+        path = _gemma_path(folder)
+        return files.stamp(path if path.is_file() else path / GEMMA_MARK)
 
     @classmethod
     def execute(cls, folder: str, connectors: memory.Handle, dtype: str) -> io.NodeOutput:
         path = _gemma_path(folder)
-        return io.NodeOutput(memory.hold_gemma(lambda chosen: load_gemma(path, chosen, "cpu"), dtype, connectors))
+        return io.NodeOutput(
+            memory.hold_gemma(lambda chosen, **fp8: load_gemma(path, chosen, **fp8), dtype, connectors)
+        )
 
 
 class UpscalerLoader(io.ComfyNode):

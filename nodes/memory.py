@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,9 +24,16 @@ from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor, nn
 
 from ..ltx.acceleration import EXACT, Acceleration
+from ..ltx.conditioning import AudioCondition
+from ..ltx.decode import Tiling, decode_tile, largest_tile
 from ..ltx.errors import InputError
+from ..ltx.guidance import Guidance
+from ..ltx.images import encode_image
+from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, audio_length, pixel_frames
 from ..ltx.lora import LowRank, Match, factor, merged
+from ..ltx.memory import peak, rehearse_step, twin
 from ..ltx.nvfp4 import NVFP4Linear
+from ..ltx.pipeline import sample
 from ..ltx.quantized import Branch, QuantizedLinear
 from ..ltx.text import Gemma
 
@@ -256,10 +264,10 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
 
 
 def hold_transformer(load: Callable[..., nn.Module], dtype: str, checkpoint: str = "") -> Model:
-    """load: (dtype, fp8=device that rounds) → the transformer; see Checkpoint.transformer."""
+    """load: (dtype, fp8=…, on=…) → the transformer, in host memory: Checkpoint.transformer."""
     device = management.get_torch_device()
-    fp8 = {"fp8": device} if dtype == "fp8" else {}
-    module = load(dtype_for("auto" if fp8 else dtype, device), **fp8)
+    rounding = {"fp8": True, "on": device} if dtype == "fp8" else {}
+    module = load(dtype_for("auto" if rounding else dtype, device), **rounding)
     patcher = hold(module, device, management.unet_offload_device())
     return Model(patcher, patcher, checkpoint=checkpoint)
 
@@ -287,29 +295,42 @@ def to_graph(tensor: Tensor) -> Tensor:
     return tensor.to(management.intermediate_device())
 
 
-# Bytes of activations beside the weights: ComfyUI keeps as much room free. Rough, and on the large side.
+# Bytes of activations beside the weights: ComfyUI keeps as much room free. On a CPU none is kept: nothing moves there.
 
 
-def sampling_memory(module: nn.Module, latent: Tensor) -> float:
-    """One transformer pass over the tokens of `latent` [1, C, F, H, W]: some 32 tensors as wide as the model."""
-    tokens = latent[0, 0].numel()
-    width = module.config.num_attention_heads * module.config.attention_head_dim
-    return 32.0 * tokens * width * module.dtype.itemsize
+def sampling_memory(module: nn.Module, latent: Tensor) -> int:
+    """One guided step over `latent` [1, C, F, H, W], its passes one after the other."""
+    frames, fps = pixel_frames(latent), Fraction(24)
+    sound = torch.zeros(1, AUDIO_CHANNELS, audio_length(frames, fps), AUDIO_BINS)
+
+    def step(twin: nn.Module) -> None:
+        audio = AudioCondition(sound, frames, fps)
+        rehearse_step(sample, twin, torch.empty_like(latent, device="meta"), audio, Guidance(), images=[True])
+
+    return _activations(module, step, num_layers=3)
 
 
-def decoding_memory(module: nn.Module, frames: int, height: int, width: int) -> float:
-    """The video VAE's decoder over one tile of pixels; the factor is the one ComfyUI uses for this family."""
-    return 900.0 * frames / 8 * height / 32 * width / 32 * 512 * module.dtype.itemsize
+def decoding_memory(module: nn.Module, latent: Tensor, tiling: Tiling) -> int:
+    """The video VAE's decoder over the largest tile of `latent` [1, C, F, H, W]."""
+    tile = torch.empty(1, CHANNELS, *largest_tile(tuple(latent.shape[2:]), tiling), device="meta")
+    return _activations(module, lambda twin: decode_tile(twin, tile))
 
 
-def encoding_memory(module: nn.Module, height: int, width: int) -> float:
-    """The video VAE's encoder over one image; the factor is the one ComfyUI uses for this family."""
-    return 70.0 * 7 * height * width * module.dtype.itemsize
+def encoding_memory(module: nn.Module, height: int, width: int) -> int:
+    """The video VAE's encoder over one image."""
+    return _activations(module, lambda twin: encode_image(twin, torch.zeros(1, 3, 1, height, width)))
 
 
-def upscaling_memory(module: nn.Module, latent: Tensor) -> float:
-    """The upsampler over `latent` [1, C, F, H, W]: some 8 tensors of its widest stage at the doubled size."""
-    return 8.0 * 4 * latent[0, 0].numel() * module.config.mid_channels * module.dtype.itemsize
+def upscaling_memory(module: nn.Module, latent: Tensor) -> int:
+    """The upsampler over `latent` [1, C, F, H, W]."""
+    return _activations(module, lambda twin: twin(torch.empty_like(latent, dtype=twin.dtype, device="meta")))
+
+
+def _activations(module: nn.Module, work: Callable[[nn.Module], object], **changes: object) -> int:
+    if module.device.type == "cpu":
+        return 0
+    like = twin(module, **changes)
+    return peak(lambda: work(like), module.device.type)
 
 
 TEXT_MEMORY = 5e9

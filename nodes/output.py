@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management as management
 import folder_paths
 import torch
 from comfy.cli_args import args
@@ -82,6 +84,17 @@ class _Decoder:
     frames: int
     height: int
     width: int
+    notes: list[str] = field(default_factory=list)  # what became of the tiles where memory ran out
+
+    def chunks(self, progress: Progress) -> Iterator[Tensor]:
+        """Its frames, float32 [n, H, W, 3] in 0..1, some at a time."""
+        return decode_video(
+            self.vae, self.latent, self.tiling, progress, on_retry=self._retry, free=management.soft_empty_cache
+        )
+
+    def _retry(self, note: str) -> None:
+        logging.warning("LTX A2V: %s", note)
+        self.notes[:] = [note]  # the newest tells of those before it
 
 
 def _decoder(
@@ -96,10 +109,7 @@ def _decoder(
     samples = samples_of(latent)
     height, width = (side * SPACE_SCALE for side in samples.shape[3:])
     frames = pixel_frames(samples)
-    room = memory.decoding_memory(
-        video_vae.module, min(frames, tile_frames), min(height, tile_size), min(width, tile_size)
-    )
-    (vae,) = memory.use(video_vae, memory_required=room)
+    (vae,) = memory.use(video_vae, memory_required=memory.decoding_memory(video_vae.module, samples, tiling))
     return _Decoder(vae, samples, tiling, frames, height, width)
 
 
@@ -136,9 +146,11 @@ class Decode(io.ComfyNode):
         progress.check()
         images = torch.empty(clip.frames, clip.height, clip.width, 3)
         done = 0
-        for chunk in decode_video(clip.vae, clip.latent, clip.tiling, progress):
+        for chunk in clip.chunks(progress):
             images[done : done + len(chunk)] = chunk
             done += len(chunk)
+        for note in clip.notes:
+            announce(cls, note)
         return io.NodeOutput(memory.to_graph(images))
 
 
@@ -190,16 +202,24 @@ class _Target:
     write_mode: str
 
     def write(
-        self, node: type[io.ComfyNode], chunks: Iterable[Tensor], notes: str, on_frames: Callable[[int], None]
+        self,
+        node: type[io.ComfyNode],
+        chunks: Iterable[Tensor],
+        notes: Callable[[], str],
+        on_frames: Callable[[int], None],
     ) -> io.NodeOutput:
         """Frames uint8 [n, H, W, 3] and the sound into the next file of that name; what the node returns.
 
-        notes: lines of the report, kept in the file and in ComfyUI's history.
+        notes: gives lines of the report, those that are known with the first frames for the file, and at the end all
+        of them for ComfyUI's history.
         """
         rate = frame_rate(self.fps)
         folder, name, subfolder = _destination(self.prefix, self.width, self.height, suffix(self.format))
         track = None if self.audio is None else soundtrack(to_track(self.audio), self.frames, rate)
-        lines = [line for line in notes.splitlines() if line.strip()]
+
+        def lines() -> list[str]:
+            return [line for line in notes().splitlines() if line.strip()]
+
         used = {
             "width": self.width,
             "height": self.height,
@@ -218,11 +238,11 @@ class _Target:
             format=self.format,
             quality=self.quality,
             write_mode=self.write_mode,
-            metadata=_metadata(node.hidden.prompt, node.hidden.extra_pnginfo, {"used": used, "notes": lines}),
+            metadata=lambda: _metadata(node.hidden.prompt, node.hidden.extra_pnginfo, {"used": used, "notes": lines()}),
             on_frames=on_frames,
         )
         shown = ui.PreviewVideo([ui.SavedResult(name, subfolder, io.FolderType.output)])
-        facts = {**used, **_report(written, name, subfolder), "notes": lines}
+        facts = {**used, **_report(written, name, subfolder), "notes": lines()}
         return io.NodeOutput(InputImpl.VideoFromFile(str(written.path)), ui={**shown.as_dict(), "report": [facts]})
 
 
@@ -261,7 +281,7 @@ class SaveVideo(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id)
         frames, height, width = images.shape[:3]
         target = _Target(filename_prefix, frames, height, width, fps, audio, format, quality, write_mode)
-        return target.write(cls, _chunks(images), report, lambda done: progress(done, frames))
+        return target.write(cls, _chunks(images), lambda: report, lambda done: progress(done, frames))
 
 
 class SaveLatentVideo(io.ComfyNode):
@@ -321,10 +341,13 @@ class SaveLatentVideo(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id)
         clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap)
         target = _Target(filename_prefix, clip.frames, clip.height, clip.width, fps, audio, format, quality, write_mode)
-        frames = (to_uint8(chunk) for chunk in decode_video(clip.vae, clip.latent, clip.tiling, progress))
+        frames = (to_uint8(chunk) for chunk in clip.chunks(progress))
 
         def write(chunks: Iterable[Tensor], said: str) -> io.NodeOutput:
-            return target.write(cls, chunks, f"{report}\n{said}", lambda done: progress.check())
+            def notes() -> str:
+                return "\n".join((report, said, *clip.notes))
+
+            return target.write(cls, chunks, notes, lambda done: progress.check())
 
         if opened.checker is None:
             return write(frames, announce(cls, opened.reason))

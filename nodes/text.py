@@ -1,4 +1,8 @@
-"""The prompt: written out by Gemma, and made what the transformer reads. ComfyUI keeps both, so Gemma may leave."""
+"""The prompt: written out by Gemma, and made what the transformer reads. Both are kept, so that Gemma may leave.
+
+ComfyUI keeps the last result of a node. Here the last few texts of each text encoder are kept beside it, so that going
+back to an earlier one does not bring Gemma to the device again.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import replace
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ltx.contexts import Recent, image_digest
 from ..ltx.expand import expand
 from ..ltx.images import compress, from_float
 from ..ltx.text import LENGTH, encode_text
@@ -15,6 +20,8 @@ from . import memory
 from .progress import INTERRUPTS, Progress, show_text
 from .types import CATEGORY, TextEncoderIO, TextIO
 from .widgets import widget
+
+_recent = Recent()
 
 
 class TextEncode(io.ComfyNode):
@@ -45,14 +52,18 @@ class TextEncode(io.ComfyNode):
     def execute(cls, text_encoder: memory.TextEncoder, text: str) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
-        memory.use(text_encoder, text_encoder.connectors, memory_required=memory.TEXT_MEMORY)
-        context = encode_text(text_encoder.gemma, text_encoder.connectors.module, text)
+        asked = ("context", text.strip())
+        context = _recent.get(text_encoder, asked)
+        if context is None:
+            memory.use(text_encoder, text_encoder.connectors, memory_required=memory.TEXT_MEMORY)
+            context = encode_text(text_encoder.gemma, text_encoder.connectors.module, text)
+            context = replace(context, video=memory.to_graph(context.video), audio=memory.to_graph(context.audio))
+            _recent.put(text_encoder, asked, context)
         progress(1, 1)
         if context.truncated:
             logging.warning("The prompt has %d tokens; the %d after the first %d are left out.", context.tokens,
                             context.tokens - LENGTH, LENGTH)  # fmt: skip
-        placed = replace(context, video=memory.to_graph(context.video), audio=memory.to_graph(context.audio))
-        return io.NodeOutput(placed)
+        return io.NodeOutput(context)
 
 
 class ExpandPrompt(io.ComfyNode):
@@ -109,17 +120,22 @@ class ExpandPrompt(io.ComfyNode):
         if not enabled:
             return io.NodeOutput(prompt, f"prompt: {_line(prompt)}")
         progress = Progress(cls.hidden.unique_id)
-        memory.use(text_encoder, memory_required=memory.TEXT_MEMORY)
         picture = None if image is None else compress(from_float(image[0].cpu()))
+        asked = ("expansion", prompt, seed, image_digest(picture))
 
         def on_token(done: int, total: int, text: str) -> None:
             progress(done, total)
             show_text(cls.hidden.unique_id, text)
 
-        expansion = expand(
-            text_encoder.gemma, prompt, seed=seed, image=picture, on_token=on_token, interrupts=INTERRUPTS
-        )
-        show_text(cls.hidden.unique_id, expansion.reason or expansion.prompt)
+        expansion = _recent.get(text_encoder, asked)
+        if expansion is None:
+            memory.use(text_encoder, memory_required=memory.TEXT_MEMORY)
+            expansion = expand(
+                text_encoder.gemma, prompt, seed=seed, image=picture, on_token=on_token, interrupts=INTERRUPTS
+            )
+            if expansion.expanded:  # what failed is tried again
+                _recent.put(text_encoder, asked, expansion)
+        show_text(cls.hidden.unique_id, expansion.prompt if expansion.expanded else expansion.reason)
         if expansion.reason:
             logging.warning("LTX A2V: %s", expansion.reason)
         said = [f"prompt: {_line(expansion.prompt)}", *filter(None, [expansion.reason])]

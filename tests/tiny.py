@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -690,6 +690,121 @@ def _tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return tokenizer
+
+
+# Gemma in one file, as ComfyUI has it.
+
+E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+MIXED = {"mlp": "nvfp4", "self_attn": "float8_e4m3fn"}
+
+
+def write_gemma_file(folder: Path, path: Path, precision: str = "bf16", *, vision: bool = True) -> Tensors:
+    """Write the Gemma of `folder` as ComfyUI's text encoders are; returns its weights as the file gives them, by the
+    folder's names. precision: bf16, fp8 (scaled), fp8_old (with the marks of 2025), fp8_plain (cast), fp4_mixed.
+    """
+    weights = load_file(folder / "model.safetensors")
+    tensors: Tensors = {"spiece_model": torch.frombuffer(bytearray(sentencepiece_model()), dtype=torch.uint8)}
+    given: Tensors = {}
+    layers: dict[str, dict[str, str]] = {}
+    for name, weight in weights.items():
+        if not vision and not name.startswith("language_model."):
+            continue
+        given[name] = weight
+        key = name.removeprefix("language_model.")
+        key = key.replace("vision_tower.vision_model.", "vision_model.")
+        layer = key.removesuffix(".weight")
+        linear = weight.ndim == 2 and "proj" in layer.rpartition(".")[2] and not key.startswith("multi_modal")
+        kind = _stored_as(layer, precision) if linear and not key.startswith("vision") else None
+        if kind is None:
+            tensors[key] = weight
+            if precision == "fp8_plain" and weight.ndim > 1:
+                tensors[key] = weight.to(torch.float8_e4m3fn)
+                given[name] = tensors[key].float()
+            continue
+        if kind == "nvfp4":
+            tensors[key], tensors[f"{layer}.weight_scale"], scale, given[name] = _nvfp4(weight.float())
+            tensors[f"{layer}.weight_scale_2"] = scale
+        elif precision == "fp8_plain":
+            tensors[key] = weight.to(torch.float8_e4m3fn)
+            given[name] = tensors[key].float()
+        else:
+            scale = weight.float().abs().max() / 448
+            tensors[key] = (weight.float() / scale).to(torch.float8_e4m3fn)
+            tensors[f"{layer}.{'scale_weight' if precision == 'fp8_old' else 'weight_scale'}"] = scale
+            given[name] = tensors[key].float() * scale
+        if precision == "fp8_old":
+            tensors[f"{layer}.scale_input"] = torch.tensor(1.0)
+        elif precision != "fp8_plain":
+            layers[layer] = {"format": kind}
+            mark = json.dumps({"format": kind, "full_precision_matrix_mult": True}).encode()
+            tensors[f"{layer}.comfy_quant"] = torch.frombuffer(bytearray(mark), dtype=torch.uint8)
+    if precision == "fp8_old":
+        tensors["scaled_fp8"] = torch.zeros(2).to(torch.float8_e4m3fn)
+    metadata = {"format": "pt"}
+    if layers:
+        metadata["_quantization_metadata"] = json.dumps({"format_version": "1.0", "layers": layers})
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata=metadata)
+    return given
+
+
+def _stored_as(layer: str, precision: str) -> str | None:
+    """What a linear layer of the language model is stored as; None: as it is."""
+    if precision == "fp4_mixed":
+        return None if ".layers.0." in layer else next(kind for part, kind in MIXED.items() if f".{part}." in layer)
+    return "float8_e4m3fn" if precision.startswith("fp8") else None
+
+
+def _nvfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(packed, block scales in tiles, scale of all, the weight that these give); both sides divide by 16."""
+    rows, columns = weight.shape
+    scale = weight.abs().max() / (6 * 448)
+    blocks = weight.view(rows, columns // 16, 16)
+    scales = (blocks.abs().amax(-1) / 6 / scale).to(torch.float8_e4m3fn)
+    factors = (scales.float() * scale).unsqueeze(-1)
+    codes = ((blocks / factors).abs().unsqueeze(-1) - E2M1).abs().argmin(-1)
+    given = (E2M1[codes] * blocks.sign() * factors).view(rows, columns)
+    codes = (codes + 8 * (blocks < 0)).view(rows, columns).to(torch.uint8)
+    tiled = torch.zeros(-(-rows // 128) * 128 * -(-columns // 64) * 4, dtype=torch.uint8)
+    flat = scales.view(torch.uint8)
+    for row in range(rows):  # the offset is the one in cuBLAS's documentation of block scales
+        for column in range(columns // 16):
+            tile = row // 128 * -(-columns // 64) + column // 4
+            tiled[tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + column % 4] = flat[row, column]
+    packed = codes[:, 0::2] * 16 + codes[:, 1::2]
+    tiled = tiled.view(torch.float8_e4m3fn).view(-(-rows // 128) * 128, -(-columns // 64) * 4)
+    return packed, tiled, scale, given
+
+
+def sentencepiece_model() -> bytes:
+    """The vocabulary of `_tokenizer` as a SentencePiece model, a protocol buffer: pieces, then how it was trained."""
+    vocabulary = json.loads(_tokenizer().to_str())["model"]["vocab"]
+    pieces = b""
+    for i, text in enumerate(sorted(vocabulary, key=vocabulary.__getitem__)):
+        kind = 6 if text.startswith("<0x") else 1
+        if text in SPECIAL:
+            kind = {"<unk>": 2, "<pad>": 3, "<eos>": 3, "<bos>": 3}.get(text, 4)
+        score = float(-i) if kind == 1 else 0.0
+        body = _field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind])
+        pieces += _field(1, body)
+    trainer = (
+        b"\x18\x02"
+        + _varint(35 << 3)
+        + b"\x01"
+        + b"".join(  # BPE, with bytes for what is in no piece
+            _varint(field << 3) + bytes([i]) for field, i in ((40, 3), (41, 2), (42, 1), (43, 0))
+        )
+    )
+    normalizer = _field(1, b"identity") + b"\x18\x00" + b"\x20\x00" + b"\x28\x01"  # spaces to ▁ and nothing else
+    return pieces + _field(2, trainer) + _field(3, normalizer)
+
+
+def _field(number: int, body: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(body)) + body
+
+
+def _varint(number: int) -> bytes:
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from a2v.ltx import checkpoint as reader
+from a2v.ltx import configs
 from a2v.ltx.checkpoint import load_checkpoint, load_upscaler
 from a2v.tests.tiny import TinyFiles, write_tiny
 from safetensors.torch import save_file
@@ -142,12 +143,12 @@ def test_upscaler(tiny_any: TinyFiles, peer: Callable, off: Callable, randn: Cal
 @pytest.mark.parametrize(
     ("cls", "arguments", "table"),
     [
-        (reader.LTX2VideoTransformer3DModel, lambda: reader.transformer_config({}), TRANSFORMER),
-        (reader.LTX2TextConnectors, lambda: reader.connectors_config({}, 49, 3840), CONNECTORS),
-        (reader.AutoencoderKLLTX2Video, lambda: reader.video_vae_config({}, ""), VIDEO_VAE),
-        (reader.AutoencoderKLLTX2Audio, lambda: reader.audio_vae_config({}), AUDIO_VAE),
-        (reader.LTX2VocoderWithBWE, lambda: reader.vocoder_config({}), VOCODER),
-        (reader.LTX2LatentUpsamplerModel, lambda: reader.upscaler_config({}), UPSAMPLER),
+        (reader.LTX2VideoTransformer3DModel, lambda: configs.transformer_config({}), TRANSFORMER),
+        (reader.LTX2TextConnectors, lambda: configs.connectors_config({}, 49, 3840), CONNECTORS),
+        (reader.AutoencoderKLLTX2Video, lambda: configs.video_vae_config({}, ""), VIDEO_VAE),
+        (reader.AutoencoderKLLTX2Audio, lambda: configs.audio_vae_config({}), AUDIO_VAE),
+        (reader.LTX2VocoderWithBWE, lambda: configs.vocoder_config({}), VOCODER),
+        (reader.LTX2LatentUpsamplerModel, lambda: configs.upscaler_config({}), UPSAMPLER),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -187,7 +188,7 @@ def test_metadata_is_read(tmp_path: Path) -> None:
 
 def test_gate_timestep_scale_missing_from_metadata() -> None:
     """ltx-core's own default, 1, where a file has metadata without the entry."""
-    assert reader.transformer_config({"num_layers": 2})["cross_attn_timestep_scale_multiplier"] == 1
+    assert configs.transformer_config({"num_layers": 2})["cross_attn_timestep_scale_multiplier"] == 1
 
 
 def test_one_dtype(tiny_default: TinyFiles, tmp_path: Path, read: Callable) -> None:

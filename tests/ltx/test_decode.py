@@ -117,6 +117,91 @@ def test_uint8_is_truncated() -> None:
     assert to_uint8(torch.tensor([0.0, 0.9999, 1.0, 0.5, 1 / 255 - 1e-6])).tolist() == [0, 254, 255, 127, 0]
 
 
+# Where memory runs out
+
+
+class Cramped(Ruler):
+    """A Ruler with room for tiles of so many latents and no more; `refuse(call, shape)` overrides."""
+
+    def __init__(self, shape: tuple[int, int, int], room: int, error: Exception | None = None) -> None:
+        super().__init__(shape)
+        self.room, self.error, self.refused = room, error or torch.OutOfMemoryError("CUDA out of memory."), []
+        self.decoded: list[int] = []  # frames from the clip's start, of each tile that fitted
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> tuple[torch.Tensor]:
+        if z[0, 0].numel() > self.room:
+            self.refused.append(tuple(z.shape[2:]))
+            raise self.error
+        self.decoded.append(int(z[0, 0, 0, 0, 0]))
+        return super().decode(z)
+
+
+ERRORS = {
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "Python": MemoryError(),
+    "torch on the CPU": RuntimeError(
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 17179869184 bytes."
+    ),
+    "torch on Linux": RuntimeError(
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1"
+    ),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+@pytest.mark.parametrize(
+    ("shape", "tiling", "room"),
+    [
+        ((16, 4, 6), Tiling(80, 24, 192, 64), 100),
+        ((16, 4, 6), Tiling(80, 24, 192, 64), 60),
+        ((12, 3, 4), Tiling(80, 24, 128, 64), 12),  # the smallest
+        ((9, 2, 2), Tiling(80, 24, 64, 0), 21),  # frames alone can shrink
+        ((2, 6, 4), Tiling(80, 24, 192, 64), 20),  # pixels alone
+        ((12, 3, 5), None, 50),
+    ],
+)
+def test_where_a_tile_does_not_fit_smaller_ones_give_every_pixel(
+    shape: tuple[int, int, int], tiling: Tiling | None, room: int, error: Exception
+) -> None:
+    vae, notes, freed, progress = Cramped(shape, room, error), [], [], []
+    chunks = decode_video(
+        vae,
+        vae.latent(),
+        tiling,
+        lambda *state: progress.append(state),
+        on_retry=notes.append,
+        free=lambda: freed.append(len(vae.refused)),
+    )
+    frames = torch.cat(list(chunks))
+    expected = rearrange((vae.pixels(0, 0, 0, *shape) + 1) / 2, "c f h w -> f h w c")
+    torch.testing.assert_close(frames, expected, atol=1e-6, rtol=0)
+    assert vae.refused and len(notes) == len(vae.refused) and freed == [n + 1 for n in range(len(notes))]
+    assert [done for done, _ in progress] == list(range(1, vae.tiles + 1)) and progress[-1][1] == vae.tiles
+
+
+def test_tiles_halve_in_pixels_and_in_frames_by_turns() -> None:
+    latent, tiling, seen = torch.zeros(1, 3, 61, 18, 32), Tiling(), []
+    while tiling is not None:
+        seen.append((tiling.pixels, tiling.pixel_overlap, tiling.frames, tiling.frame_overlap))
+        tiling = tiling.smaller(latent)
+    assert seen == [
+        (768, 64, 80, 24), (384, 64, 80, 24), (384, 64, 40, 16), (192, 64, 40, 16),
+        (192, 64, 16, 8), (96, 32, 16, 8), (64, 32, 16, 8),
+    ]  # fmt: skip
+    # What is larger than the clip counts as the clip.
+    assert Tiling(800, 24, 2048, 64).smaller(torch.zeros(1, 3, 2, 4, 6)) == Tiling(16, 8, 96, 32)
+
+
+def test_the_note_says_what_was_asked_and_what_was_done() -> None:
+    vae, notes = Cramped((31, 16, 24), 12 * 8 * 6), []
+    for _ in decode_video(vae, vae.latent(), Tiling(), on_retry=notes.append):
+        pass
+    assert notes == [
+        "decoded in tiles of 384 px and 80 frames: 768 and 80 did not fit",
+        "decoded in tiles of 384 px and 40 frames: 768 and 80 did not fit",
+    ]
+
+
 # The decoder itself, on weights made here
 
 
@@ -197,6 +282,89 @@ def test_the_model_s_dtype_is_used_and_floats_come_back(checkpoint: Path, vae: t
         half = decoded(load_checkpoint(checkpoint).video_vae(dtype=torch.bfloat16), latent, Tiling(16, 8, 64, 32))
     assert half.dtype == torch.float32
     assert 0 < (half - decoded(vae, latent, Tiling(16, 8, 64, 32))).abs().mean() < 2e-2
+
+
+class Failing:
+    """A decoder whose memory runs out once, at its `at`-th tile."""
+
+    def __init__(self, vae: torch.nn.Module, at: int) -> None:
+        self.vae, self.at, self.calls = vae, at, []
+        self.device, self.dtype = vae.device, vae.dtype
+        self.latents_mean, self.latents_std = vae.latents_mean, vae.latents_std
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> tuple[torch.Tensor]:
+        self.calls.append(z)
+        if len(self.calls) == self.at:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.vae.decode(z, return_dict=return_dict)
+
+
+@pytest.fixture(scope="module")
+def retiled(vae: torch.nn.Module) -> tuple[torch.Tensor, Tiling, torch.Tensor, torch.Tensor]:
+    """A latent of 3 time tiles of 2 latents, each 4 tiles; the tiling; its frames; those of the next smaller one."""
+    latent, first = noise(4, 3, 7, seed=6), Tiling(16, 8, 160, 32)
+    second = first.smaller(latent)
+    assert second == Tiling(16, 8, 64, 32)  # on the same grid in time
+    return latent, first, decoded(vae, latent, first), decoded(vae, latent, second)
+
+
+@pytest.mark.parametrize("at", [1, 5, 12])
+def test_what_has_left_is_neither_changed_nor_decoded_again(
+    vae: torch.nn.Module, retiled: tuple[torch.Tensor, Tiling, torch.Tensor, torch.Tensor], at: int
+) -> None:
+    """Memory runs out at the `at`-th tile: what is before its time tile is the first tiling's, what is behind the
+    overlap the second's, bit for bit, and each is decoded once."""
+    latent, first, before, after = retiled
+    failing = Failing(vae, at)
+    frames = torch.cat(list(decode_video(failing, latent, first)))
+    whole = (at - 1) // 4  # time tiles that were finished
+    start, stop = (0, 0) if not whole else (8 * whole - 7, 8 * whole + 1)
+    assert torch.equal(frames[:start], before[:start]) and torch.equal(frames[stop:], after[stop:])
+    assert not torch.equal(before[stop:], after[stop:])
+    times, rows, columns = decode._spans(4, 3, 7, first.smaller(latent))
+    assert len(failing.calls) == at + (len(times) - whole) * len(rows) * len(columns)
+
+
+def test_two_tilings_meet_in_a_ramp() -> None:
+    """Large tiles are dark and small ones light: the step between them is the ramp of any two tiles."""
+
+    class Shade(Failing):
+        def decode(self, z: torch.Tensor, return_dict: bool = True) -> tuple[torch.Tensor]:
+            if len(self.calls) >= self.at and z.shape[2] > 6:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            self.calls.append(z)
+            f, h, w = z.shape[2:]
+            return (torch.full((1, 3, 8 * f - 7, 32 * h, 32 * w), -1.0 if z.shape[2] > 6 else 1.0),)
+
+    vae = Shade(Ruler((31, 1, 1)), 2)
+    frames = torch.cat(list(decode_video(vae, noise(31, 1, 1)[:, :3], Tiling(80, 24))))
+    # Two time tiles, [0, 10) and [7, 17): the third begins at latent 14, whose first frame is 8 * 13 + 1.
+    expected = torch.cat((torch.zeros(105), torch.arange(1, 25) / 25, torch.ones(112)))
+    torch.testing.assert_close(frames.mean((1, 2, 3)), expected, atol=1e-6, rtol=0)
+
+
+def test_a_tile_smaller_than_what_two_tilings_share() -> None:
+    """Frames already decoded in part, and weighted, may last longer than a new tile."""
+    vae = Cramped((31, 1, 1), 100)
+    chunks = decode_video(vae, vae.latent(), Tiling(160, 144))
+    seen = [next(chunks)]
+    vae.room = 4
+    frames = torch.cat([*seen, *chunks])
+    expected = rearrange((vae.pixels(0, 0, 0, 31, 1, 1) + 1) / 2, "c f h w -> f h w c")
+    torch.testing.assert_close(frames, expected, atol=1e-6, rtol=0)
+
+
+def test_where_the_smallest_tile_does_not_fit_one_sentence_says_so() -> None:
+    vae = Cramped((3, 4, 4), 1)
+    with pytest.raises(InputError, match=r"^decode: memory .* 64 px and 16 frames; .*smaller video\.$"):
+        next(decode_video(vae, vae.latent()))
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
+    vae = Cramped((3, 4, 4), 1, RuntimeError("Given groups=1, weight of size [1]"))
+    with pytest.raises(RuntimeError, match="groups"):
+        next(decode_video(vae, vae.latent()))
+    assert len(vae.refused) == 1
 
 
 # ltx-core 1.0.0 on the same weights

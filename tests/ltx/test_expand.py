@@ -13,7 +13,7 @@ import pytest
 import torch
 from a2v.ltx import expand as module
 from a2v.ltx.expand import SYSTEM, SYSTEM_IMAGE, Expansion, expand, tidy
-from a2v.ltx.text import Gemma, load_gemma
+from a2v.ltx.gemma import Gemma, load_gemma
 from a2v.tests.tiny import TinyFiles
 from torch import Tensor
 from transformers import GenerationConfig
@@ -301,10 +301,10 @@ def test_an_empty_prompt_needs_an_image(gemma: Gemma, picture: Tensor, asked: li
 
 
 def test_without_a_processor_an_image_cannot_be_described(gemma: Gemma, picture: Tensor, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(gemma.folder, tmp_path / "gemma"))
+    folder = Path(shutil.copytree(gemma.path, tmp_path / "gemma"))
     for name in ("processor_config.json", "preprocessor_config.json"):
         (folder / name).unlink()
-    bare = replace(gemma, folder=folder)
+    bare = replace(gemma, path=folder)
     assert_unchanged(expand(bare, PROMPT, seed=1, image=picture), PROMPT, str(folder), "preprocessor_config.json")
     assert expand(bare, PROMPT, seed=1).expanded
 

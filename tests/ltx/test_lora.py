@@ -10,7 +10,10 @@ import pytest
 import torch
 from a2v.ltx.checkpoint import load_checkpoint
 from a2v.ltx.errors import InputError
-from a2v.ltx.lora import Merger, applied, delta, load_lora, match
+from a2v.ltx.lora import Merger, applied, load_lora, match, merged
+from a2v.ltx.quantized import Branch, QuantizedLinear, to_float8
+from a2v.tests import layouts
+from a2v.tests.tiny import TinyFiles
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -206,12 +209,13 @@ def test_bfloat16_rounds_once(model: Model, write: Callable) -> None:
     assert identical(snapshot(model), stored)
 
 
-def test_delta_of_half_precision_is_float32(write: Callable) -> None:
+def test_halves_of_half_precision_are_merged_in_float32(write: Callable) -> None:
     down, up = (t.bfloat16() for t in pair())
     lora = load_lora(write({"proj_in.lora_A.weight": down, "proj_in.lora_B.weight": up}))
-    change = delta(lora.targets[PROJ], 0.5)
-    assert change.dtype == torch.float32
-    torch.testing.assert_close(change, 0.5 * (up.float() @ down.float()), rtol=1e-6, atol=1e-6)
+    weight = torch.ones(16, 8)
+    total = merged(weight, [(lora.targets[PROJ], 0.5)])
+    assert total.dtype == torch.float32 and torch.equal(weight, torch.ones(16, 8))
+    torch.testing.assert_close(total, 1 + 0.5 * (up.float() @ down.float()), rtol=1e-6, atol=1e-6)
 
 
 def test_partial_match_warns(model: Model, original: Callable, write: Callable) -> None:
@@ -334,6 +338,100 @@ def test_tiny_checkpoint(oracle: Path, tmp_path: Path, dtype: torch.dtype | None
         assert len(changed) > 90
     assert identical(snapshot(transformer), before)
     assert identical(snapshot(load_checkpoint(file).transformer(dtype)), before)
+
+
+@pytest.fixture
+def resized(tiny_default: TinyFiles, write: Callable) -> tuple[Path, dict[str, Tensor]]:
+    """A distilled LoRA as the resizing scripts leave it: of another rank in every layer, some layers with their alpha;
+    and the change of each of the transformer's weights by the formula."""
+    tensors, changes = {}, {}
+    source = load_file(tiny_default.distilled_lora)
+    generator = torch.Generator().manual_seed(6)
+    names = sorted(key.removesuffix(".lora_A.weight") for key in source if key.endswith(".lora_A.weight"))
+    for i, name in enumerate(names):
+        rank = 1 + i % 9
+        down = torch.randn(rank, source[f"{name}.lora_A.weight"].shape[1], generator=generator).bfloat16()
+        up = (0.1 * torch.randn(source[f"{name}.lora_B.weight"].shape[0], rank, generator=generator)).bfloat16()
+        tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+        change = up.double() @ down.double()
+        if i % 3 == 0:
+            tensors[f"{name}.alpha"] = torch.tensor(4.0)
+            change *= 4 / rank
+        changes[name.replace("diffusion_model.", layouts.PREFIX) + ".weight"] = change
+    return write(tensors, "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors"), changes
+
+
+def reference(files: TinyFiles, folder: Path, changes: dict[str, Tensor], meaning: dict[str, Tensor]) -> nn.Module:
+    """The transformer in float32 with weights that were changed in the file."""
+    tensors, _ = layouts.read(files.checkpoint)
+    weights = {name: (meaning.get(name, tensors[name]).double() + change) for name, change in changes.items()}
+    path = layouts.write_meaning(
+        files.checkpoint, folder / "changed.safetensors", {k: w.float() for k, w in weights.items()}
+    )
+    return load_checkpoint(path).transformer(torch.float32)
+
+
+def test_ranks_that_differ_by_layer(tiny_default: TinyFiles, resized: tuple, tmp_path: Path) -> None:
+    path, changes = resized
+    checkpoint = load_checkpoint(tiny_default.checkpoint)
+    transformer, lora = checkpoint.transformer(torch.float32), load_lora(path)
+    assert len({pair.down.shape[0] for pair in lora.targets.values()}) == 9
+    expected = reference(tiny_default, tmp_path, {k: 0.4 * c for k, c in changes.items()}, {})
+    with applied(transformer, [(lora, 0.4)], checkpoint.transformer_weight) as warnings:
+        assert warnings == []
+        for name, tensor in expected.state_dict().items():
+            torch.testing.assert_close(transformer.state_dict()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("layout", ["fp8", "gguf"])
+def test_on_quantized_weights(tiny_default: TinyFiles, resized: tuple, tmp_path: Path, layout: str) -> None:
+    """Decoded weight + the formula; the stored bytes are not touched; a switch of strength places nothing anew."""
+    path, changes = resized
+    file = tmp_path / ("q.gguf" if layout == "gguf" else "q.safetensors")
+    write = {"fp8": layouts.write_fp8, "gguf": lambda *paths: layouts.write_gguf(*paths, "Q8_0")}[layout]
+    meaning = write(tiny_default.checkpoint, file)
+    checkpoint = load_checkpoint(file)
+    transformer, lora = checkpoint.transformer(torch.float32), load_lora(path)
+    before = snapshot(transformer)
+    expected = reference(tiny_default, tmp_path, {k: 0.3 * c for k, c in changes.items()}, meaning)
+    merger = Merger(transformer, checkpoint.transformer_weight)
+    assert merger.set([(lora, 0.9)]) == []
+    layers = {n: m for n, m in transformer.named_modules() if isinstance(m, QuantizedLinear)}
+    assert len(layers) > 80
+    placed = {name: layer.branches[0][0] for name, layer in layers.items()}
+    merger.set([(lora, 0.3)])
+    generator = torch.Generator().manual_seed(8)
+    for name, module in expected.named_modules():
+        if isinstance(module, nn.Linear):
+            x = torch.randn(2, 3, module.in_features, generator=generator)
+            ours = transformer.get_submodule(name)
+            torch.testing.assert_close(ours(x), module(x), rtol=1e-4, atol=1e-5, msg=name)
+            if name in layers:
+                assert ours.branches[0][0] is placed[name] and torch.equal(ours.weight, before[f"{name}.weight"])
+    merger.set([])
+    assert not any(layer.branches for layer in layers.values()) and identical(snapshot(transformer), before)
+
+
+def test_a_branch_keeps_what_rounding_into_the_weight_loses() -> None:
+    """Why LoRAs are not written into quantized weights: of a change of 5 % of the weight, errors against its effect."""
+    generator = torch.Generator().manual_seed(0)
+    weight = 0.02 * torch.randn(256, 256, generator=generator)
+    stored = to_float8(weight)
+    down, up = torch.randn(24, 256, generator=generator), torch.randn(256, 24, generator=generator)
+    up *= 0.05 * weight.norm() / (up @ down).norm()
+    x = torch.randn(64, 256, generator=generator)
+    effect = x @ (up @ down).T
+    wanted = x @ stored.decode().T + effect
+
+    def error(y: Tensor) -> float:
+        return ((y - wanted).norm() / effect.norm()).item()
+
+    layer = QuantizedLinear(stored, None)
+    layer.branches = ((Branch(down, up), 1.0),)
+    again = to_float8(stored.decode() + up @ down)
+    assert error(layer(x)) < 1e-5
+    assert error(layer.bfloat16()(x.bfloat16()).float()) < 0.1  # what bfloat16 makes of any output
+    assert error(x @ again.decode().T) > 0.4
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

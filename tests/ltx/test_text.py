@@ -11,7 +11,8 @@ import pytest
 import torch
 from a2v.ltx.checkpoint import load_checkpoint
 from a2v.ltx.errors import InputError
-from a2v.ltx.text import LENGTH, Gemma, TextContext, encode_text, hidden_states, load_gemma, tokenize
+from a2v.ltx.gemma import Gemma, load_gemma
+from a2v.ltx.text import LENGTH, TextContext, encode_text, hidden_states, tokenize
 from a2v.tests.tiny import TinyFiles, write_tiny
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from safetensors import safe_open
@@ -210,10 +211,11 @@ def test_missing_file_is_named(folder: Path, name: str) -> None:
         load_gemma(folder, None, "cpu")
 
 
-def test_missing_folder_and_file_for_a_folder(tmp_path: Path, folder: Path) -> None:
-    for path in (tmp_path / "absent", folder / "model.safetensors"):
-        with pytest.raises(InputError, match="not a folder"):
+def test_missing_folder_and_a_file_that_needs_its_folder(tmp_path: Path, folder: Path) -> None:
+    for path, match in ((tmp_path / "absent", "not found"), (folder / "model.safetensors", "holds no tokenizer")):
+        with pytest.raises(InputError, match=match) as error:
             load_gemma(path, None, "cpu")
+        assert str(path) in str(error.value) and "folder" in str(error.value)
 
 
 @pytest.mark.parametrize("broken", ["missing", "truncated", "pointer"])

@@ -30,6 +30,7 @@ from a2v.ltx.pipeline import sample
 from a2v.ltx.text import Gemma, TextContext, encode_text, hidden_states, load_gemma
 from a2v.ltx.upscale import upscale
 from a2v.nodes import memory
+from a2v.tests import layouts
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_tiny
 
@@ -39,7 +40,14 @@ FPS, FRAMES = Fraction(24), 9
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
-    return write_tiny(tmp_path_factory.mktemp("tiny"), layers=2)
+    files = write_tiny(tmp_path_factory.mktemp("tiny"), layers=2)
+    layouts.write_fp8(files.checkpoint, files.checkpoint.with_name("fp8.safetensors"), "rows")
+    layouts.write_gguf(files.checkpoint, files.checkpoint.with_name("q8.gguf"), "Q8_0")
+    return files
+
+
+def transformer(files: TinyFiles, dtype: torch.dtype, name: str) -> nn.Module:
+    return load_checkpoint(files.checkpoint.with_name(name)).transformer(dtype)
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +104,8 @@ class Part:
 
 PARTS = {
     "transformer": Part(lambda f, t: load_checkpoint(f.checkpoint).transformer(t), run_transformer),
+    "fp8 transformer": Part(lambda f, t: transformer(f, t, "fp8.safetensors"), run_transformer),
+    "GGUF transformer": Part(lambda f, t: transformer(f, t, "q8.gguf"), run_transformer),
     "video VAE": Part(lambda f, t: load_checkpoint(f.checkpoint).video_vae(t), run_video_vae),
     "audio VAE": Part(lambda f, t: load_checkpoint(f.checkpoint).audio_vae(t), run_audio_vae),
     "Gemma": Part(lambda f, t: load_gemma(f.gemma, t).model, run_gemma),
@@ -241,6 +251,59 @@ def test_loras_are_merged_as_the_engine_merges_them(
         assert torch.equal(run_transformer(model.module, DEVICE), plain)
         passes[0].patcher.detach()
     assert_same_weights(model.module, checkpoint.transformer(dtype))
+
+
+@pytest.mark.parametrize("share", [1.5, 0.5])
+@pytest.mark.parametrize("name", ["fp8.safetensors", "q8.gguf"])
+def test_loras_on_quantized_weights(
+    files: TinyFiles, loras: list[lora.Lora], room: Room, name: str, share: float
+) -> None:
+    """Branches: what the engine gives, the same pairs in both passes, and gone from the model without."""
+    checkpoint = load_checkpoint(files.checkpoint.with_name(name))
+    module, expected = checkpoint.transformer(torch.float32), []
+    for strength in (0.2, 0.5):
+        with lora.applied(module, [(loras[1], 0.7), (loras[0], strength)], checkpoint.transformer_weight):
+            expected.append(run_transformer(module, CPU))
+    plain = run_transformer(module, CPU)
+    assert not torch.equal(expected[0], expected[1]) and not torch.equal(expected[0], plain)
+
+    patcher = memory.hold(checkpoint.transformer(torch.float32), DEVICE, CPU)
+    model = memory.Model(patcher, patcher)
+    fits = [lora.match(each, model.module) for each in loras]
+    camera = model.with_lora(fits[1], 0.7)
+    passes = [camera.with_lora(fits[0], strength) for strength in (0.2, 0.5)]
+    assert len(passes[0].get_models()) == 3 and passes[0].get_models()[1:] == passes[1].get_models()[1:]
+    assert model.get_models() == [patcher]
+    assert camera.with_lora(fits[0], 0.0).get_models()[1:] == camera.get_models()[1:]
+    with simulated():
+        for handle, wanted in ((passes[0], expected[0]), (passes[1], expected[1]), (model, plain)):
+            room(share, *(memory.Handle(each) for each in handle.get_models()))
+            memory.use(handle)
+            assert torch.equal(run_transformer(handle.module, DEVICE), wanted)
+        for each in passes[0].get_models():
+            each.detach()
+    assert_same_weights(model.module, checkpoint.transformer(torch.float32))
+
+
+def test_branches_go_when_their_lora_goes(files: TinyFiles, loras: list[lora.Lora]) -> None:
+    patcher = memory.hold(transformer(files, torch.float32, "q8.gguf"), CPU, CPU)
+    model = memory.Model(patcher, patcher)
+    merged = model.with_lora(lora.match(loras[0], model.module), 0.5)
+    pairs = weakref.ref(merged.branches[merged.loras[0][0]].module)
+    assert pairs() is not None
+    del merged
+    gc.collect()
+    assert pairs() is None and not model.branches
+
+
+def test_fp8_of_a_bfloat16_file(files: TinyFiles) -> None:
+    """The loader's choice: the blocks' weights in a byte each; the rest computes as with auto, float32 on this CPU."""
+    model = memory.hold_transformer(load_checkpoint(files.checkpoint).transformer, "fp8", "tiny")
+    assert isinstance(model.module.transformer_blocks[0].attn1.to_q, memory.FetchingLinear)
+    assert model.module.proj_in.weight.dtype == torch.float32
+    memory.use(model)
+    expected = load_checkpoint(files.checkpoint).transformer(torch.float32, fp8=True)
+    assert torch.equal(run_transformer(model.module, CPU), run_transformer(expected, CPU))
 
 
 def test_a_merge_can_be_made_again_from_its_tensors(files: TinyFiles, loras: list[lora.Lora]) -> None:

@@ -1,0 +1,235 @@
+"""Whom the API talks to on a user's word: public addresses, and private ones that the administrator allowed.
+
+A URL's host is resolved once, every answer is judged, and the connection goes to an address that was judged: nothing
+asks the DNS a second time. Redirects are judged again, hop by hop. No proxy from the environment, no cookies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import re
+import socket
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from ..ltx.errors import InputError
+from .settings import Settings
+
+MAX_REDIRECTS = 5
+CONNECT_SECONDS = 10.0
+IDLE_SECONDS = 15.0
+"""How long a server may send nothing. `Settings.fetch_seconds` bounds the whole, for one that sends drop by drop."""
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# IANA's special-purpose registries; Python's own `is_global` differs between its versions
+NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",  # carrier-grade NAT
+        "127.0.0.0/8",
+        "168.63.129.16/32",  # Azure's host, seen from each of its machines
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",  # 6to4 relays
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "2001::/23",  # Teredo and its like
+        "2001:db8::/32",
+        "2002::/16",  # 6to4
+        "3fff::/20",
+    )
+)
+GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
+"""All of IPv6 that is handed out. Mapped (::ffff:…) and NAT64 (64:ff9b::) addresses lie outside."""
+
+LEGAL = re.compile(r"([A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*")
+"""Of RFC 3986. Such a URL is sent as it stands: a signature in it may be over its very letters."""
+NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
+
+
+def public(address: Address) -> bool:
+    """Whether anyone on the internet may be there."""
+    if address.version == 6 and (address not in GLOBAL_IPV6 or address.scope_id):
+        return False
+    return not any(address in network for network in NOT_PUBLIC if network.version == address.version)
+
+
+def parse(text: str | URL, field: str) -> URL:
+    """An absolute http(s) URL. Errors: another scheme, no host, or an address in a form that hides what it is."""
+    try:
+        url = text if isinstance(text, URL) else _url(text.strip())
+        port = url.port
+    except ValueError as error:
+        raise InputError(f"{field}: that is no URL ({error}); give http://… or https://….") from error
+    if url.scheme not in ("http", "https") or not url.raw_host or not port:
+        raise InputError(f"{field}: only http:// and https:// URLs are fetched; give one of these.")
+    host = url.raw_host
+    if _literal(host) is None:
+        if not NAME.fullmatch(host) or len(host) > 253:
+            raise InputError(f"{field}: {host!r} is no host name; give http://host/path or https://host/path.")
+        if NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):  # the system would read 127.1, 0177.0.0.1, 0x7f000001
+            raise InputError(f"{field}: {host!r} is an address in an unusual form; write it as a.b.c.d.")
+    return url
+
+
+def _url(text: str) -> URL:
+    return URL(text, encoded=LEGAL.fullmatch(text) is not None)
+
+
+def _literal(host: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def allowed(host: str, address: Address, hosts: Collection[str]) -> bool:
+    """Whether an administrator's list names that host, that address or a network around it."""
+    for entry in hosts:
+        if entry.lower().rstrip(".") == host.lower().rstrip("."):
+            return True
+        with contextlib.suppress(ValueError):  # a host name is no network
+            if address in ipaddress.ip_network(entry, strict=False):
+                return True
+    return False
+
+
+async def judge(url: URL, field: str, hosts: Collection[str], seconds: float) -> list[Address]:
+    """The addresses behind a parsed URL, each of which may be connected to. Errors: none is found, or one may not."""
+    host = url.raw_host or ""
+    literal = _literal(host)
+    addresses = [literal] if literal else await _resolve(host, url.port or 0, field, seconds)
+    if any(not public(address) and not allowed(host, address, hosts) for address in addresses):
+        raise InputError(
+            f"{field}: {host} is a private, local or reserved address, which this server does not call; give a public "
+            "one, or let the administrator add the host to LTX_A2V_ALLOW_HOSTS."
+        )
+    return addresses
+
+
+class UnresolvedError(InputError):
+    """The DNS has no answer, perhaps only for now."""
+
+
+async def _resolve(host: str, port: int, field: str, seconds: float) -> list[Address]:
+    lookup = asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await asyncio.wait_for(lookup, max(0.0, seconds))
+        addresses = [ipaddress.ip_address(answer[4][0]) for answer in found]
+    except (OSError, UnicodeError, ValueError, asyncio.TimeoutError) as error:
+        raise UnresolvedError(f"{field}: the host {host} cannot be resolved; check the URL.") from error
+    if not addresses:
+        raise UnresolvedError(f"{field}: the host {host} has no address; check the URL.")
+    return addresses
+
+
+class _Pinned(AbstractResolver):
+    """Answers with what was judged, whatever is asked."""
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        self.addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address),
+                port=port,
+                family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
+                proto=0,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for address in dict.fromkeys(self.addresses)
+        ]
+
+    async def close(self) -> None:
+        return None
+
+
+@contextlib.asynccontextmanager
+async def request(
+    method: str, url: URL, field: str, hosts: Collection[str], seconds: float, **options: Any
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """One exchange with a parsed URL, redirects not followed; certificates are checked for the URL's name.
+
+    seconds: for the name, the connection and the whole answer. options: of aiohttp's `request`. Errors: the address
+    may not be talked to, or the exchange fails; the body of the `async with` may let aiohttp's errors through, too.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    try:
+        addresses = await judge(url, field, hosts, seconds)
+        connector = aiohttp.TCPConnector(resolver=_Pinned(addresses), use_dns_cache=False, force_close=True)
+        async with (
+            aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+                auto_decompress=False,
+                timeout=aiohttp.ClientTimeout(
+                    total=max(0.001, deadline - loop.time()), sock_connect=CONNECT_SECONDS, sock_read=IDLE_SECONDS
+                ),
+            ) as session,
+            session.request(method, url, allow_redirects=False, **options) as response,
+        ):
+            yield response
+    except asyncio.TimeoutError as error:
+        raise InputError(f"{field}: {url.raw_host} took too long to answer; try again, or upload the file.") from error
+    except aiohttp.ClientError as error:
+        raise InputError(f"{field}: {url.raw_host} could not be read ({_reason(error)}); check the URL.") from error
+
+
+def _reason(error: aiohttp.ClientError) -> str:
+    if isinstance(error, aiohttp.ClientResponseError):  # quotes what the server sent
+        return type(error).__name__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+@contextlib.asynccontextmanager
+async def fetch(text: str, field: str, settings: Settings) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The answer 200 to a GET after at most `MAX_REDIRECTS` redirects, its body yet to be read. Errors: InputError."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + settings.fetch_seconds
+    url = parse(text, field)
+    for _ in range(MAX_REDIRECTS + 1):
+        exchange = request(
+            "GET",
+            url,
+            field,
+            settings.allowed_hosts,
+            deadline - loop.time(),
+            headers={"Accept-Encoding": "identity", "User-Agent": "ltx-audio-to-video"},
+        )
+        async with exchange as response:
+            location = response.headers.get("Location")
+            if response.status not in (301, 302, 303, 307, 308) or location is None:
+                if response.status != 200:
+                    raise InputError(f"{field}: {url.raw_host} answered {response.status}; check the URL.")
+                if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+                    raise InputError(f"{field}: {url.raw_host} sends the file compressed; upload the file instead.")
+                yield response
+                return
+            try:
+                url = url.join(_url(location))
+            except ValueError as error:
+                raise InputError(f"{field}: {url.raw_host} redirects to what is no URL; check the URL.") from error
+            url = parse(url, field)
+    raise InputError(f"{field}: more than {MAX_REDIRECTS} redirects; give the URL of the file itself.")

@@ -1,0 +1,113 @@
+"""What an administrator sets: read once, from the environment and ComfyUI's folders. No other file reads either."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..ltx.errors import InputError
+
+PREFIX = "/fal"
+APP = "fal-ai/ltx-2.3-22b/audio-to-video"
+SUBFOLDER = "ltx_a2v_api"
+"""Of ComfyUI's input, output and temp folders: all that the API writes there, and all it ever deletes there."""
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Folders, the key, who may be talked to, and caps in bytes and seconds.
+
+    system: the folder of database, uploads and keys; ComfyUI serves nothing below it. key: None leaves the API as open
+    as ComfyUI itself. allowed_hosts: hosts, addresses or networks (CIDR) that media and webhooks may live on although
+    they are private. origins: of browser pages that may call the API. expire_hours: 0 keeps results for ever.
+    """
+
+    system: Path
+    input: Path
+    output: Path
+    temp: Path
+    key: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    require_safety: bool = False
+    expire_hours: float = 0
+    max_body: int = 128 * MIB  # of a JSON request, data URIs included
+    max_media: int = 512 * MIB  # of one file that a request names
+    max_upload: int = 2048 * MIB
+    max_inline: int = 64 * MIB  # of a result as a data URI
+    inline_unread_seconds: float = 3600  # how long a sync_mode result waits for its first reader
+    inline_read_seconds: float = 600  # and how long it stays after that
+    fetch_seconds: float = 120
+    webhook_seconds: float = 10
+    lease_seconds: float = 30  # after which a server that is not heard of counts as dead
+    prefix: str = PREFIX
+
+    @property
+    def database(self) -> Path:
+        return self.system / "requests.sqlite"
+
+    @property
+    def heartbeat_seconds(self) -> float:
+        return self.lease_seconds / 6
+
+    @property
+    def input_folder(self) -> Path:
+        """Where media of requests go for the graph's loaders."""
+        return self.input / SUBFOLDER
+
+    @property
+    def output_folder(self) -> Path:
+        return self.output / SUBFOLDER
+
+    def prepare(self) -> None:
+        """Makes the system folder, for this user alone."""
+        self.system.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.system.chmod(0o700)
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _number(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise InputError(f"{name} is {text!r}: give a number, 0 or more.")
+    return value
+
+
+def system_folder(folder_paths: Any) -> Path:
+    """A folder that ComfyUI serves to nobody: names with two underscores are no users of it."""
+    own = getattr(folder_paths, "get_system_user_directory", None)
+    return Path(own("ltx_a2v") if own else Path(folder_paths.get_user_directory(), "__ltx_a2v"))
+
+
+def read_settings(folder_paths: Any, environment: Mapping[str, str] = os.environ) -> Settings:
+    """folder_paths: ComfyUI's module. Errors: a number in the environment that is none."""
+    defaults = Settings
+    return Settings(
+        system=system_folder(folder_paths),
+        input=Path(folder_paths.get_input_directory()),
+        output=Path(folder_paths.get_output_directory()),
+        temp=Path(folder_paths.get_temp_directory()),
+        key=environment.get("LTX_A2V_API_KEY", "").strip() or None,
+        allowed_hosts=_list(environment.get("LTX_A2V_ALLOW_HOSTS", "")),
+        origins=tuple(origin.rstrip("/") for origin in _list(environment.get("LTX_A2V_ORIGINS", ""))),
+        require_safety=environment.get("LTX_A2V_SAFETY") == "require",
+        expire_hours=_number(environment, "LTX_A2V_EXPIRE_HOURS", defaults.expire_hours),
+        lease_seconds=max(_number(environment, "LTX_A2V_LEASE_SECONDS", defaults.lease_seconds), 1.0),
+        max_body=int(_number(environment, "LTX_A2V_MAX_BODY_MB", defaults.max_body / MIB) * MIB),
+        max_media=int(_number(environment, "LTX_A2V_MAX_MEDIA_MB", defaults.max_media / MIB) * MIB),
+        max_upload=int(_number(environment, "LTX_A2V_MAX_UPLOAD_MB", defaults.max_upload / MIB) * MIB),
+    )

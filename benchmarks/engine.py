@@ -1,0 +1,74 @@
+"""The engine's side of host.py: what a graph runs again when only its seed changes, without ComfyUI.
+
+The calls are those of `pipeline.run` from the noise to the file; models and conditions are ready before, as in a server
+that has run the graph once.
+"""
+
+from __future__ import annotations
+
+import time
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import torch
+from a2v.benchmarks.work import Clip, stg_block
+from a2v.ltx import lora, pipeline, schedules
+from a2v.ltx.audio import encode_audio, load_track, soundtrack
+from a2v.ltx.checkpoint import load_checkpoint, load_upscaler
+from a2v.ltx.conditioning import AudioCondition
+from a2v.ltx.decode import Tiling, decode_video, to_uint8
+from a2v.ltx.guidance import Guidance
+from a2v.ltx.latents import CHANNELS, Noise, video_shape
+from a2v.ltx.text import encode_text, load_gemma
+from a2v.ltx.upscale import upscale
+from a2v.ltx.video import write_video
+
+
+@cache
+def ready(checkpoint: str, gemma: str, upscaler: str, distilled: str, prompts: tuple[str, str]) -> dict[str, Any]:
+    """The models, and both prompts' contexts."""
+    file, dtype = load_checkpoint(checkpoint), torch.float32
+    encoder, connectors = load_gemma(gemma, dtype), file.connectors(dtype)
+    model = file.transformer(dtype)
+    return {
+        "contexts": [encode_text(encoder, connectors, text) for text in prompts],
+        "model": model,
+        "merger": lora.Merger(model, file.transformer_weight),
+        "lora": lora.load_lora(distilled),
+        "vae": file.video_vae(dtype),
+        "audio vae": file.audio_vae(dtype),
+        "upscaler": load_upscaler(upscaler, dtype),
+    }
+
+
+@torch.inference_mode()
+def again(
+    models: dict[str, str], prompts: list[str], audio: str, clip: list[int], steps: int, seed: int, output: str
+) -> dict[str, Any]:
+    """From the seed to the file. "engine": its seconds, without what was ready."""
+    parts = ready(**models, prompts=tuple(prompts))
+    size, fps, track = Clip(*clip), Fraction(clip[3]), load_track(audio)
+    sound = AudioCondition(encode_audio(parts["audio vae"], track, size.frames, fps), size.frames, fps)
+    (seen, unseen), model, merger = parts["contexts"], parts["model"], parts["merger"]
+    start = time.perf_counter()
+    merger.set([(parts["lora"], 0.2)])
+    latent, sound, noise = pipeline.sample(
+        model,
+        latent=torch.zeros(1, CHANNELS, *video_shape(size.frames, size.height // 2, size.width // 2)),
+        audio=sound,
+        sigmas=schedules.SCHEDULES["beta"](steps),
+        positive=seen,
+        negative=unseen,
+        noise=Noise(seed),
+        guidance=Guidance(
+            cfg=3.0, stg=1.0, rescale=0.85, modality=3.0, stg_blocks=(stg_block(len(model.transformer_blocks)),)
+        ),
+    )
+    latent = upscale(parts["upscaler"], parts["vae"], latent)
+    merger.set([(parts["lora"], 0.5)])
+    refine = torch.tensor(schedules.REFINE)
+    latent, _, _ = pipeline.sample(model, latent=latent, audio=sound, sigmas=refine, positive=seen, noise=noise)
+    frames = map(to_uint8, decode_video(parts["vae"], latent, Tiling()))
+    write_video(output, frames, fps, soundtrack(track, size.frames, fps), metadata={"comment": "{}"})
+    return {"engine": time.perf_counter() - start}

@@ -1,0 +1,330 @@
+"""The real shape on a GPU: 22B's transformer in bfloat16 with random weights, both passes of a 1024×576×121 clip with
+frozen audio; ours exact and at each acceleration level, the official code eager. Seconds a step and peak memory.
+
+It reads no checkpoint: both sides make the same weights from the parameters' names. It needs CUDA and about 90 GB of
+its memory, for two models; `python benchmarks --small gpu` runs all of it at a toy size on a CPU.
+
+On the device machine, which has torch, transformers and einops but neither diffusers, PyAV nor the peers. Once, in the
+repository's root:
+
+    echo /.whl/ >> .git/info/exclude
+    python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \\
+        --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d .whl \\
+        diffusers==0.42.1 av==18.1.0 ltx-core==1.0.0 ltx-pipelines==1.0.0 importlib-metadata==10.2.0 zipp==4.1.2
+
+and then, with `.whl` in `carry`:
+
+    python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl &&
+    PYTHONPATH=/tmp/site python3 benchmarks gpu && cp benchmarks/results/gpu.json $OUT
+
+Copy gpu.json into benchmarks/results/ and run `make bench ARGS=--page` for the page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+import zlib
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from a2v.benchmarks.measure import MISSING, Ratio, Table, middle, say, sides
+from a2v.benchmarks.work import GUIDANCE, WHOLE, Clip, contexts, sound, stg_block
+from a2v.ltx.schedules import DISTILLED, REFINE, SCHEDULES
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+CLIP = Clip(121, 576, 1024)
+TOY = Clip(9, 128, 128)
+STEPS = 15
+# The published transformer's sizes; toy ones for a CPU.
+LARGE = {"layers": 48, "heads": 32, "head_dim": 128}
+LITTLE = {"layers": 3, "heads": 2, "head_dim": 16}
+SPREAD = 0.02  # of the random weights: activations stay of unit size
+CLOSE = 0.05  # relative L2 of equal algorithms in bfloat16, with room; in float32 they agree to 1e-6
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype() -> torch.dtype:
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def randomise(model: nn.Module, rename: Any = str) -> nn.Module:
+    """A meta module → the same random weights whichever side builds it; rename: its names → those of ours."""
+    model = model.to(dtype()).to_empty(device=device()).eval().requires_grad_(False)
+    generator = torch.Generator(device())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.normal_(0, SPREAD, generator=generator.manual_seed(zlib.crc32(rename(name).encode())))
+            if "norm_q" in rename(name) or "norm_k" in rename(name):
+                weight += 1
+    return model
+
+
+# The official names that differ → diffusers' (model.md §1), in this order.
+NAMES = (
+    (r"^(audio_)?patchify_proj", r"\1proj_in"),
+    (r"av_ca_(video|audio)_scale_shift_adaln_single", r"av_cross_attn_\1_scale_shift"),
+    (r"av_ca_a2v_gate_adaln_single", "av_cross_attn_video_a2v_gate"),
+    (r"av_ca_v2a_gate_adaln_single", "av_cross_attn_audio_v2a_gate"),
+    (r"scale_shift_table_a2v_ca_(video|audio)", r"\1_a2v_cross_attn_scale_shift_table"),
+    (r"^(audio_)?prompt_adaln_single", r"\1prompt_adaln"),
+    (r"^(audio_)?adaln_single", r"\1time_embed"),
+    (r"([qk])_norm", r"norm_\1"),
+)
+
+
+def renamed(name: str) -> str:
+    for pattern, replacement in NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+@contextlib.contextmanager
+def clock(steps: int) -> Iterator[dict[str, float]]:
+    """Seconds a step and the peak of allocated memory (GPU only) of what runs inside."""
+    found: dict[str, float] = {}
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    yield found
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        found["allocated"] = torch.cuda.max_memory_allocated()
+    found["step"] = (time.perf_counter() - start) / steps
+
+
+def texts(size: dict[str, int]) -> list[Tensor]:
+    """The contexts, positive and negative, video and audio."""
+    width = size["heads"] * size["head_dim"]
+    return [text.to(device(), dtype()) for text in contexts(width, width // 2)]
+
+
+def halved(clip: Clip) -> Clip:
+    return Clip(clip.frames, clip.height // 2, clip.width // 2, clip.fps)
+
+
+def schedule(level: str, steps: int) -> Tensor:
+    """First-pass sigmas of a level."""
+    return torch.tensor(DISTILLED) if level == "full" else SCHEDULES["beta"](steps)
+
+
+@cache
+def our_model(layers: int, heads: int, head_dim: int) -> nn.Module:
+    from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
+
+    with torch.device("meta"):
+        model = LTX2VideoTransformer3DModel(
+            num_layers=layers, num_attention_heads=heads, attention_head_dim=head_dim,
+            cross_attention_dim=heads * head_dim, audio_num_attention_heads=heads,
+            audio_attention_head_dim=head_dim // 2, audio_cross_attention_dim=heads * head_dim // 2,
+            in_channels=128, out_channels=128, patch_size=1, patch_size_t=1, vae_scale_factors=(8, 32, 32),
+            pos_embed_max_pos=20, base_height=2048, base_width=2048, gated_attn=True, cross_attn_mod=True,
+            audio_in_channels=128, audio_out_channels=128, audio_patch_size=1, audio_patch_size_t=1,
+            audio_scale_factor=4, audio_pos_embed_max_pos=20, audio_sampling_rate=16000, audio_hop_length=160,
+            audio_gated_attn=True, audio_cross_attn_mod=True, activation_fn="gelu-approximate",
+            qk_norm="rms_norm_across_heads", norm_elementwise_affine=False, norm_eps=1e-6, caption_channels=3840,
+            attention_bias=True, attention_out_bias=True, rope_theta=10000.0, rope_double_precision=True,
+            causal_offset=1, timestep_scale_multiplier=1000, cross_attn_timestep_scale_multiplier=1000,
+            rope_type="split", use_prompt_embeddings=False, perturbed_attn=True,
+        )  # fmt: skip
+    return randomise(model)
+
+
+@torch.inference_mode()
+def ours(size: dict[str, int], clip: list[int], level: str, steps: int, save: str | None = None) -> dict[str, Any]:
+    """Both passes at a level. `save`: one exact guided step to sigma 0 alone, its latent written."""
+    from a2v.ltx import pipeline
+    from a2v.ltx.acceleration import LEVELS
+    from a2v.ltx.conditioning import AudioCondition
+    from a2v.ltx.guidance import NONE, Guidance
+    from a2v.ltx.latents import CHANNELS, Noise, video_shape
+    from a2v.ltx.text import TextContext
+
+    model, whole = our_model(**size), Clip(*clip)
+    first = halved(whole)
+    seen, heard, unseen, unheard = texts(size)
+    scales = {name.removesuffix("_scale"): value for name, value in GUIDANCE.items()}
+    guidance = Guidance(**scales, stg_blocks=(stg_block(size["layers"]),))
+    common = {"positive": TextContext(seen, heard), "device": device()}
+    sigmas = schedule(level, steps)
+    guided = {"negative": TextContext(unseen, unheard), "guidance": NONE if level == "full" else guidance}
+    condition = AudioCondition(sound(whole.frames), whole.frames, Fraction(whole.fps))
+    blank = torch.zeros(1, CHANNELS, *video_shape(first.frames, first.height, first.width))
+    if save:
+        latent, _, _ = pipeline.sample(
+            model, latent=blank, sigmas=torch.tensor(WHOLE), audio=condition, noise=Noise(1), **guided, **common
+        )
+        save_file({"latent": latent.float().cpu().contiguous()}, save)
+        return {}
+    with clock(len(sigmas) - 1) as one:
+        latent, after, noise = pipeline.sample(
+            model, latent=blank, sigmas=sigmas, audio=condition, noise=Noise(1), acceleration=LEVELS[level], **guided,
+            **common,
+        )  # fmt: skip
+    with clock(len(REFINE) - 1) as two:
+        pipeline.sample(model, latent=doubled(latent), sigmas=torch.tensor(REFINE), audio=after, noise=noise, **common)
+    return both(one, two, len(sigmas) - 1)
+
+
+def doubled(latent: Tensor) -> Tensor:
+    """In place of the upscaler, which both sides share."""
+    return nn.functional.interpolate(latent.float(), scale_factor=(1, 2, 2))
+
+
+def both(one: dict[str, float], two: dict[str, float], steps: int) -> dict[str, Any]:
+    return {
+        "first": one["step"],
+        "second": two["step"],
+        "passes": one["step"] * steps + two["step"] * (len(REFINE) - 1),
+        "allocated": max(one.get("allocated", 0), two.get("allocated", 0)),
+    }
+
+
+@cache
+def official_model(layers: int, heads: int, head_dim: int) -> nn.Module:
+    from ltx_core.model.transformer import LTXModelConfigurator, X0Model
+
+    config = {
+        "num_layers": layers, "num_attention_heads": heads, "attention_head_dim": head_dim,
+        "cross_attention_dim": heads * head_dim, "audio_num_attention_heads": heads,
+        "audio_attention_head_dim": head_dim // 2, "audio_cross_attention_dim": heads * head_dim // 2,
+        "dropout": 0.0, "attention_bias": True, "num_vector_embeds": None, "activation_fn": "gelu-approximate",
+        "num_embeds_ada_norm": 1000, "use_linear_projection": False, "only_cross_attention": False,
+        "cross_attention_norm": True, "double_self_attention": False, "upcast_attention": False,
+        "standardization_norm": "rms_norm", "norm_elementwise_affine": False, "qk_norm": "rms_norm",
+        "positional_embedding_type": "rope", "use_audio_video_cross_attention": True, "share_ff": False,
+        "av_cross_ada_norm": True, "use_middle_indices_grid": True, "rope_type": "split",
+        "frequencies_precision": "float64", "apply_gated_attention": True, "cross_attention_adaln": True,
+        "av_ca_timestep_scale_multiplier": 1000, "timestep_scale_multiplier": 1000,
+        "caption_proj_before_connector": True, "caption_projection_first_linear": False,
+        "caption_projection_second_linear": False, "caption_proj_input_norm": False,
+    }  # fmt: skip
+    with torch.device("meta"):
+        model = LTXModelConfigurator.from_config({"transformer": config})
+    return X0Model(randomise(model, renamed)).eval()
+
+
+@torch.inference_mode()
+def official(size: dict[str, int], clip: list[int], steps: int, save: str | None = None) -> dict[str, Any]:
+    """As ours, by ltx-pipelines 1.0.0's own helpers. `save`: with the rules of version 1.2."""
+    from a2v.benchmarks import official as peer
+
+    model, whole = official_model(**size), Clip(*clip)
+    first = halved(whole)
+    seen, heard, unseen, _ = texts(size)
+    guided = peer.helpers.multi_modal_guider_denoising_func(
+        video_guider=peer.MultiModalGuider(params=peer.guider(size["layers"]), negative_context=unseen),
+        audio_guider=peer.MultiModalGuider(params=peer.MultiModalGuiderParams()),
+        v_context=seen,
+        a_context=heard,
+        transformer=model,
+    )
+    plain = peer.helpers.simple_denoising_func(video_context=seen, audio_context=heard, transformer=model)
+    # Its noise on the CPU, as ours is: the same on both sides.
+    generator = torch.Generator().manual_seed(1)
+
+    def noiser(state: Any, noise_scale: float = 1.0) -> Any:
+        noise = torch.randn(state.latent.shape, generator=generator).to(state.latent)
+        share = state.denoise_mask * noise_scale
+        return peer.replace(state, latent=(noise * share + state.latent * (1 - share)).to(state.latent.dtype))
+
+    def one_pass(clip: Clip, sigmas: Tensor, function: Any, **start: Any) -> Tensor:
+        return peer.helpers.denoise_video_only(
+            output_shape=peer.VideoPixelShape(1, clip.frames, clip.height, clip.width, float(clip.fps)),
+            conditionings=[],
+            noiser=noiser,
+            sigmas=sigmas.to(device()),
+            stepper=peer.EulerDiffusionStep(),
+            denoising_loop_fn=lambda sigmas, video, audio, stepper: peer.euler_denoising_loop(
+                sigmas, video, audio, stepper, function
+            ),
+            components=peer.PipelineComponents(dtype(), device()),
+            dtype=dtype(),
+            device=device(),
+            initial_audio_latent=sound(clip.frames).to(device(), dtype()),
+            **start,
+        ).latent
+
+    sigmas = schedule("none", steps)
+    if save:
+        with peer.version_1_2():
+            latent = one_pass(first, torch.tensor(WHOLE), guided)
+        save_file({"latent": latent.float().cpu().contiguous()}, save)
+        return {}
+    with clock(steps) as one:
+        latent = one_pass(first, sigmas, guided)
+    refine = torch.tensor(REFINE)
+    with clock(len(REFINE) - 1) as two:
+        one_pass(whole, refine, plain, noise_scale=REFINE[0], initial_video_latent=doubled(latent).to(dtype()))
+    return both(one, two, steps)
+
+
+def gpu(folder: Path, small: bool = False, rounds: int = 2) -> Table | None:
+    """None without CUDA, unless it is small."""
+    if not small and not torch.cuda.is_available():
+        return None
+    size, clip, steps = (LITTLE, TOY, 2) if small else (LARGE, CLIP, STEPS)
+    levels = ("none", "regular", "high", "full")
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("official", *levels)}
+    job = {"size": size, "clip": clip.plain, "steps": steps}
+    with sides("gpu", "gpu", log=folder / "sides.log") as (us, them):
+        say("  the same numbers?")
+        us("ours", **job, level="none", save=str(folder / "ours.safetensors"))
+        them("official", **job, save=str(folder / "official.safetensors"))
+        one, other = (load_file(folder / f"{name}.safetensors")["latent"] for name in ("ours", "official"))
+        error = float((one - other).norm() / other.norm())
+        if not error < CLOSE:
+            raise AssertionError(f"a guided step is {error:.3f} off the official one")
+        for number in range(1 if small else rounds):
+            say(f"  round {number + 1}")
+            found["official"].append(them("official", **job))
+            for level in levels:
+                found[level].append(us("ours", **job, level=level))
+    wanted = {"none": "≤ 0.85", "regular": "≤ 0.65", "high": "≤ 0.45"}
+    base, rows, numbers = found["official"], [], {"error": error}
+    for name, runs in found.items():
+        # A level leaves out work in some steps, so that a step's time is their mean.
+        first = Ratio([r["first"] for r in runs], [r["first"] for r in base])
+        passes = Ratio([r["passes"] for r in runs], [r["passes"] for r in base])
+        ours = name != "official"
+        rows.append(
+            (
+                f"ours, {name}" if ours else "official, eager",
+                f"{middle([r['first'] for r in runs], 3)} s",
+                str(first) if ours else MISSING,
+                wanted.get(name, MISSING),
+                f"{middle([r['second'] for r in runs], 3)} s",
+                f"{middle([r['passes'] for r in runs], 1)} s",
+                str(passes) if ours else MISSING,
+                f"{max(r['allocated'] for r in runs) / 1e9:.1f} GB" if runs[0]["allocated"] else MISSING,
+            )
+        )
+        numbers |= {f"{name} first": first.median, f"{name} passes": passes.median}
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    notes = (
+        f"{name}; {clip.width}×{clip.height}×{clip.frames}, {steps} + 3 steps, {size['layers']} blocks, random "
+        f"weights in {str(dtype()).removeprefix('torch.')}, frozen audio; `full` takes the 8 distilled steps. Peak: "
+        "allocated, weights included; upscaler, text encoder and decoder are not. The guided x0 is "
+        f"{error:.1e} off the official code's with the rules of its version 1.2.",
+    )
+    columns = (
+        "transformer",
+        "first pass, a step",
+        "ratio",
+        "wanted",
+        "second pass, a step",
+        "2 passes",
+        "ratio",
+        "peak",
+    )
+    return Table("The published size on a GPU", columns, tuple(rows), notes, numbers)

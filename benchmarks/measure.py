@@ -1,0 +1,204 @@
+"""What every benchmark shares: sides in processes of their own, run in turns; ratios with their spread; the table.
+
+It measures nothing by itself, and the engine is not imported here: a side's memory is its own process's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
+PACKAGES = ("torch", "diffusers", "transformers", "av", "ltx-core", "ltx-pipelines")
+THREADS = int(os.environ.get("BENCH_THREADS") or os.cpu_count() or 1)
+MISSING = "—"
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def resident(field: str) -> int:
+    """VmRSS (now) or VmHWM (the peak since `forget_peak`) in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"the system does not tell {field}")
+
+
+class SideError(RuntimeError):
+    """A side's process failed; the text is the end of what it printed."""
+
+
+class Side:
+    """A process that runs functions of one module of this folder, one at a time; a context manager.
+
+    `side("step", frames=9)` → the function's result, a dict, with "seconds" (wall time of the call), "peak" and "grown"
+    added (bytes: the call's peak of resident memory and what is resident after it, both less what the imports left).
+    """
+
+    def __init__(self, module: str, threads: int = THREADS, log: Path | None = None) -> None:
+        self.module = module
+        self._log = (log or Path(os.devnull)).open("ab")
+        env = dict(os.environ)
+        env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, str(ROOT / "benchmarks" / "child.py"), module]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=env, text=True
+        )
+
+    def __call__(self, function: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            self._process.stdin.write(json.dumps([function, arguments]) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise SideError(f"{self.module}.{function}: its process ended with status {self._process.wait()}.")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise SideError(f"{self.module}.{function}: {answer['error']}")
+        return answer
+
+    def __enter__(self) -> Side:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+
+@contextmanager
+def sides(*modules: str, threads: int = THREADS, log: Path | None = None) -> Iterator[list[Side]]:
+    """Fresh processes, one a module."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(Side(module, threads, log)) for module in modules]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """ours / other of runs taken in turns, a pair at a time."""
+
+    ours: Sequence[float]
+    other: Sequence[float]
+
+    @property
+    def pairs(self) -> list[float]:
+        return [a / b for a, b in zip(self.ours, self.other, strict=True)]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.pairs)
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({min(self.pairs):.2f}–{max(self.pairs):.2f})"
+
+
+def middle(values: Sequence[float], digits: int = 2, factor: float = 1.0) -> str:
+    """Median, with the extremes where they differ."""
+    shown = [f"{v * factor:.{digits}f}" for v in (statistics.median(values), min(values), max(values))]
+    return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]}–{shown[2]})"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A benchmark's result: what the document shows, and `numbers`, the same figures by name for programs."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"{self.title}: a row has not {len(self.columns)} cells")
+
+    def markdown(self) -> str:
+        lines = [" | ".join(self.columns), " | ".join(["---"] + ["---:"] * (len(self.columns) - 1))]
+        lines += [" | ".join(row) for row in self.rows]
+        return "\n".join([f"| {line} |" for line in lines] + [""] + [f"{note}" for note in self.notes])
+
+
+def machine(threads: int = THREADS) -> str:
+    """Processor, memory, system and versions, in a line."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model n")]
+        name = names[0] if names else name
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES if version(package))
+    return (
+        f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB; {threads} threads; Python {platform.python_version()}, "
+        f"{versions}"
+    )
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def save(name: str, table: Table, where: str, folder: Path = RESULTS) -> Path:
+    """Writes the table with the date and the machine, for `document`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    content = {**asdict(table), "date": datetime.date.today().isoformat(), "machine": where}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def load(path: Path) -> tuple[Table, str, str]:
+    """A saved table, its date and its machine."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    date, where = content.pop("date"), content.pop("machine")
+    rows = tuple(tuple(row) for row in content.pop("rows"))
+    return Table(rows=rows, **{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}), date, where
+
+
+INTRODUCTION = """\
+# Benchmarks
+
+`make bench` takes these figures and writes this page; `make bench ARGS="peer encode"` takes some of them. Nothing is
+downloaded: the models have random weights. What is compared runs in turns (A B A B …), each side in a process of its
+own, with the same threads. A ratio is the median over pairs of runs, its extremes in brackets; below 1, this pack is
+the faster or the smaller one. Memory is the peak of resident memory less what the imports alone take.
+"""
+
+
+def document(names: Sequence[str], folder: Path = RESULTS) -> str:
+    """The page of all saved tables, in the order of `names`."""
+    parts = [INTRODUCTION]
+    for name in names:
+        path = folder / f"{name}.json"
+        if path.is_file():
+            table, date, where = load(path)
+            parts.append(f"## {table.title}\n\n{date}; {where}.\n\n{table.markdown().rstrip()}\n")
+    return "\n".join(parts)

@@ -1,0 +1,93 @@
+"""This pack's side: the same work as official.py, through the engine's public calls.
+
+Every function runs in a process of its own (`measure.Side`), takes and returns plain values, and keeps what it loaded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from a2v.benchmarks.work import GUIDANCE, WHOLE, Clip, Counter, contexts, sound, stg_block
+from a2v.ltx import pipeline, schedules
+from a2v.ltx.checkpoint import load_checkpoint
+from a2v.ltx.conditioning import AudioCondition
+from a2v.ltx.guidance import Guidance
+from a2v.ltx.latents import CHANNELS, Noise, video_shape
+from a2v.ltx.request import parse
+from a2v.ltx.text import TextContext
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+@cache
+def transformer(checkpoint: str) -> nn.Module:
+    return load_checkpoint(checkpoint).transformer(torch.float32)
+
+
+def load(checkpoint: str) -> None:
+    transformer(checkpoint)
+
+
+def step(checkpoint: str, clip: list[int], steps: int, save: str | None = None, count: bool = False) -> dict[str, Any]:
+    """Guided steps of a first pass. save: one step to sigma 0 instead, its latent written. count: block runs, too."""
+    model, size = transformer(checkpoint), Clip(*clip)
+    seen, heard, unseen, unheard = contexts(model.config.cross_attention_dim, model.config.audio_cross_attention_dim)
+    with Counter(model.transformer_blocks, enabled=count) as counter:
+        start = time.perf_counter()
+        latent, _, _ = pipeline.sample(
+            model,
+            latent=torch.zeros(1, CHANNELS, *video_shape(size.frames, size.height, size.width)),
+            sigmas=torch.tensor(WHOLE) if save else schedules.SCHEDULES["ltx2"](15)[: steps + 1],
+            positive=TextContext(seen, heard),
+            negative=TextContext(unseen, unheard),
+            audio=AudioCondition(sound(size.frames), size.frames, Fraction(size.fps)),
+            noise=Noise(1),
+            guidance=Guidance(
+                cfg=GUIDANCE["cfg_scale"],
+                stg=GUIDANCE["stg_scale"],
+                rescale=GUIDANCE["rescale_scale"],
+                modality=GUIDANCE["modality_scale"],
+                stg_blocks=(stg_block(len(model.transformer_blocks)),),
+            ),
+        )
+        seconds = time.perf_counter() - start
+    if save:
+        save_file({"latent": latent.contiguous()}, save)
+    return {"step": seconds / steps, "runs": counter.runs / steps, "finite": bool(latent.isfinite().all())}
+
+
+class Kept:
+    """A trace that keeps the tensors of some names, and when each name came."""
+
+    def __init__(self, *names: str) -> None:
+        self.names, self.tensors, self.times = names, {}, {}
+
+    def __call__(self, name: str, tensor: Tensor) -> None:
+        self.times[name] = time.perf_counter()
+        if name in self.names:
+            self.tensors[name] = tensor.detach().clone().contiguous()
+
+
+def whole(
+    files: dict[str, str], values: dict[str, Any], layers: int, save: str | None = None, names: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The whole job, from files to a file. `save`: writes those of its trace's tensors that `names` names.
+
+    "sampling": seconds from the first pass's start to the second one's end, where a trace was asked for.
+    """
+    paths = pipeline.Files(**{name: Path(path) for name, path in files.items()})
+    kept: Callable | None = Kept(*names) if save else None
+    start = time.perf_counter()
+    result = pipeline.run(paths, parse(values), stg_blocks=(stg_block(layers),), dtype=torch.float32, trace=kept)
+    seconds = time.perf_counter() - start
+    facts = {"run": seconds, "frames": result.video.frames, "width": result.video.width, "height": result.video.height}
+    if kept is not None:
+        save_file(kept.tensors, save)
+        facts["sampling"] = kept.times["final/video_latent"] - kept.times["s1/sigmas"]
+    return facts

@@ -1,0 +1,183 @@
+"""What Gemma made of a prompt, kept: the same files do not encode or expand the same prompt twice, nor are they loaded.
+
+On disk between runs (`ContextCache`), in memory within a graph (`Recent`). Neither knows how it is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from . import expand
+from .expand import Expansion
+from .text import LENGTH, TextContext
+
+FORMAT = 1  # one more where the same files and text give other numbers than before
+WRITER = (expand.SYSTEM, expand.SYSTEM_IMAGE, expand.NEW_TOKENS, expand.TEMPERATURE, expand.TOP_K, expand.TOP_P)
+"""What an expansion depends on beside its files and what it is asked."""
+LIMIT = 1 << 30  # bytes on disk: some 80 contexts of the published checkpoint in bfloat16
+KEPT = 16  # results in memory; a context is 13 MB in bfloat16
+WEIGHTS = (".safetensors", ".gguf", ".json", ".model")
+
+
+def fingerprint(*paths: Path, device: torch.device | str = "cpu", dtype: object = None) -> str:
+    """What the numbers of a context depend on beside its text: the files (names, sizes, times) and how it is computed.
+
+    A folder counts by the weights and configurations in it, at any depth.
+    """
+    described: list[object] = [FORMAT, torch.device(device).type, str(dtype)]
+    for path in paths:
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in WEIGHTS) if path.is_dir() else [path]
+        for file in inside:
+            status = file.stat()
+            described.append((file.relative_to(path.parent).as_posix(), status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+class ContextCache:
+    """Contexts and expansions in a folder, a file each, by what they were made of; the ones used longest ago go first.
+
+    What cannot be read or written is as if it were not there: a cache never stops a run. Runs may share a folder.
+    `identity` is always a `fingerprint` of the files that would make what is asked for.
+    """
+
+    def __init__(self, folder: str | Path, limit: int = LIMIT) -> None:
+        self.folder, self.limit = Path(folder), limit
+
+    def context(
+        self, text: str, identity: str, encode: Callable[[], TextContext], device: torch.device | str = "cpu"
+    ) -> TextContext:
+        """The context of a text on `device`: kept, or made by `encode` and kept. Gemma belongs inside `encode`."""
+        path = self._path("safetensors", identity, text.strip())
+        data = self._read(path)
+        context = None if data is None else _parse_context(data)
+        if context is None:
+            context = encode()
+            tensors = {"video": context.video, "audio": context.audio, "tokens": torch.tensor(context.tokens)}
+            self._write(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+        return replace(context, video=context.video.to(device), audio=context.audio.to(device))
+
+    def expansion(
+        self, prompt: str, seed: int, image: Tensor | None, identity: str, write: Callable[[], Expansion]
+    ) -> Expansion:
+        """A prompt as Gemma has expanded it before, or as `write` does now. What failed is tried again."""
+        path = self._path("json", identity, prompt, seed % 2**64, image_digest(image), WRITER)
+        data = self._read(path)
+        expansion = None if data is None else _parse_expansion(data)
+        if expansion is None:
+            expansion = write()
+            if expansion.expanded:
+                self._write(path, json.dumps({"prompt": expansion.prompt, "reason": expansion.reason}).encode())
+        return expansion
+
+    def _path(self, kind: str, *made_of: object) -> Path:
+        return self.folder / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.{kind}"
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        _try(lambda: os.utime(path))  # used now
+        return data
+
+    def _write(self, path: Path, data: bytes) -> None:
+        if len(data) > self.limit:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(len(data))
+            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                os.replace(temporary, path)
+            except BaseException:
+                _try(lambda: os.unlink(temporary))
+                raise
+        except OSError as error:
+            logging.warning("%s: what was encoded cannot be kept (%s).", self.folder, error)
+
+    def _make_room(self, size: int) -> None:
+        found = []
+        for path in (*self.folder.glob("*.safetensors"), *self.folder.glob("*.json")):
+            status = _try(path.stat)  # another run may have taken it
+            if status is not None:
+                found.append((status.st_mtime_ns, status.st_size, path))
+        total = size + sum(each for _, each, _ in found)
+        for _, each, path in sorted(found):
+            if total <= self.limit:
+                break
+            _try(path.unlink)
+            total -= each
+
+
+class Recent:
+    """The last few results of each owner, by what was asked. The owner is not kept alive; when it goes, they go."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self.kept = kept
+        self._owners: WeakKeyDictionary[object, OrderedDict[Hashable, Any]] = WeakKeyDictionary()
+
+    def get(self, owner: object, asked: Hashable) -> Any | None:
+        results = self._owners.get(owner)
+        if results is None or asked not in results:
+            return None
+        results.move_to_end(asked)
+        return results[asked]
+
+    def put(self, owner: object, asked: Hashable, result: Any) -> None:
+        results = self._owners.setdefault(owner, OrderedDict())
+        results[asked] = result
+        results.move_to_end(asked)
+        while len(results) > self.kept:
+            results.popitem(last=False)
+
+
+def image_digest(image: Tensor | None) -> str | None:
+    """What stands for an image's pixels."""
+    if image is None:
+        return None
+    return hashlib.sha256(str(tuple(image.shape)).encode() + image.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _parse_context(data: bytes) -> TextContext | None:
+    """None: damaged."""
+    try:
+        tensors = load(data)
+        context = TextContext(tensors["video"], tensors["audio"], int(tensors["tokens"]))
+    except (SafetensorError, KeyError, ValueError, RuntimeError):
+        return None
+    both = (context.video, context.audio)
+    return context if all(t.shape[:2] == (1, LENGTH) and t.is_floating_point() for t in both) else None
+
+
+def _parse_expansion(data: bytes) -> Expansion | None:
+    """None: damaged."""
+    try:
+        found = json.loads(data)
+        prompt, reason = found["prompt"], found["reason"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return Expansion(prompt, expanded=True, reason=reason) if isinstance(prompt, str) and prompt else None
+
+
+def _try(act: Callable[[], object]) -> object | None:
+    try:
+        return act()
+    except OSError:
+        return None

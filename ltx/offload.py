@@ -1,0 +1,132 @@
+"""Blocks that wait in host memory and visit the device one at a time, while the next one is on its way.
+
+A model larger than the device computes so, and gives the same numbers. diffusers' group offloading moves a block at
+every call, and learns what comes next from the model's own forward; here the passes of a step call a block several
+times in a row, under a forward of this pack's (transformer.py), so a block stays until another one is called.
+
+Weights are changed, a LoRA merged for instance, while all of them are home: `rest` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Home = list[tuple[nn.Module, str, Tensor]]
+"""Where each tensor of a block belongs, its name there, and the tensor in host memory."""
+
+
+class Offload:
+    """Puts a model on `device`, but for `blocks`, which go there when they are called, in turns.
+
+    The model's blocks must be in host memory. Two of them are on the device at a time. On CUDA the next one is copied
+    on a stream of its own, from page-locked memory: from all of it at once with `pinned`, which takes as much host
+    memory as the blocks have bytes; else from a copy of each made as it goes.
+    """
+
+    def __init__(
+        self, module: nn.Module, blocks: Iterable[nn.Module], device: torch.device | str, *, pinned: bool = False
+    ) -> None:
+        self.module, self.blocks, self.device = module, list(blocks), torch.device(device)
+        self.pinned = pinned
+        self.fetched = 0  # blocks copied to the device so far
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._homes: dict[int, Home] = {}  # of the blocks that are away from home
+        self._coming: dict[int, tuple[list[Tensor], Any]] = {}  # copies on their way, and the event that they are there
+        inside = {id(part) for block in self.blocks for part in block.modules()}
+        moved: dict[int, Tensor] = {}  # what two modules share stays shared
+        for part in module.modules():
+            if id(part) not in inside:
+                for name, tensor in _own(part):
+                    if id(tensor) not in moved:
+                        moved[id(tensor)] = _like(tensor, tensor.to(self.device))
+                    setattr(part, name, moved[id(tensor)])
+        self._hooks = [
+            block.register_forward_pre_hook(partial(self._enter, number)) for number, block in enumerate(self.blocks)
+        ]
+
+    def rest(self) -> None:
+        """All blocks home; after it their weights may be changed."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+        self._coming.clear()
+        for number in list(self._homes):
+            self._leave(number)
+
+    def release(self) -> None:
+        """All blocks home, and the hooks gone."""
+        self.rest()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def __enter__(self) -> Offload:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _enter(self, number: int, block: nn.Module, inputs: Sequence[object]) -> None:
+        if number in self._homes:
+            return
+        for other in list(self._homes):
+            self._leave(other)
+        if number not in self._coming:
+            self._fetch(number)
+        copies, there = self._coming.pop(number)
+        if there is not None:
+            torch.cuda.current_stream(self.device).wait_event(there)
+        home = [(part, name, tensor) for part in block.modules() for name, tensor in _own(part)]
+        self._homes[number] = home
+        for (part, name, tensor), copy in zip(home, copies, strict=True):
+            setattr(part, name, _like(tensor, copy))
+        if len(self.blocks) > 1:
+            self._fetch((number + 1) % len(self.blocks))
+
+    def _leave(self, number: int) -> None:
+        for part, name, tensor in self._homes.pop(number):
+            setattr(part, name, tensor)
+
+    def _fetch(self, number: int) -> None:
+        """Begins to copy a block; it is there when its event has come."""
+        tensors = [tensor for part in self.blocks[number].modules() for _, tensor in _own(part)]
+        self._coming.clear()  # of a block that was not called after all
+        self.fetched += 1
+        if self._stream is None:
+            self._coming[number] = [tensor.to(self.device) for tensor in tensors], None
+            return
+        # What this copy writes over may be read by kernels in the queue: of the block before the one that computes.
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            copies = []
+            for tensor in tensors:
+                locked = tensor.data.pin_memory()
+                if self.pinned:
+                    tensor.data = locked
+                copies.append(locked.to(self.device, non_blocking=True))
+            self._coming[number] = copies, self._stream.record_event()
+
+
+def _own(part: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+
+
+def _like(tensor: Tensor, copy: Tensor) -> Tensor:
+    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
+
+
+def offload_transformer(model: nn.Module, device: torch.device | str, *, pinned: bool = False) -> Offload:
+    """The transformer, loaded on the CPU, with its blocks in host memory."""
+    return Offload(model, model.transformer_blocks, device, pinned=pinned)
+
+
+def offload_gemma(model: nn.Module, device: torch.device | str, *, pinned: bool = False) -> Offload:
+    """Gemma's conditional-generation model, loaded on the CPU, with the language model's layers in host memory."""
+    return Offload(model, model.model.language_model.layers, device, pinned=pinned)

@@ -1,0 +1,315 @@
+"""Media in: every way a request may name a file, right and wrong. Media out: results over HTTP, and as data URIs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from urllib.parse import quote
+
+import av
+import numpy as np
+import pytest
+import requests
+from a2v.api import media
+from a2v.api.media import inline_gone, localize
+from a2v.api.settings import SUBFOLDER, Settings
+from a2v.api.store import Store
+from a2v.ltx.audio import load_track
+from a2v.ltx.errors import InputError
+from a2v.ltx.images import load_image
+from a2v.tests.api.edges import answering, make_settings, opened, png, serving, wav
+from aiohttp import web
+from PIL import Image
+
+HERE = "127.0.0.1"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return make_settings(tmp_path, allowed_hosts=(HERE,), fetch_seconds=5)
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    with opened(settings) as store:
+        yield store
+
+
+def bring(value: str, settings: Settings, store: Store, kind: str = "audio") -> str:
+    return asyncio.run(localize(value, f"{kind}_url", kind, settings, store))
+
+
+def uri(data: bytes, content_type: str = "audio/wav") -> str:
+    return f"data:{content_type};base64,{base64.b64encode(data).decode()}"
+
+
+def left(settings: Settings) -> list[str]:
+    return sorted(os.listdir(settings.input_folder)) if settings.input_folder.exists() else []
+
+
+def silent_video() -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(8))
+        stream.width = stream.height = 32
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+DATA_URIS = {
+    "base64": lambda data: uri(data),
+    "upper case": lambda data: uri(data).replace("data:", "DATA:").replace("base64", "BASE64"),
+    "no type": lambda data: uri(data, ""),
+    "charset": lambda data: uri(data, "audio/wav;charset=utf-8"),
+    "codecs in quotes": lambda data: uri(data, 'audio/wav;codecs="1"'),
+    "no padding": lambda data: uri(data).rstrip("="),
+    "white space": lambda data: "\n ".join(uri(data)[start : start + 76] for start in range(0, len(uri(data)), 76)),
+    "base64, quoted": lambda data: "data:audio/wav;base64," + quote(base64.b64encode(data), safe=""),
+    "percent": lambda data: "data:audio/wav," + quote(data),
+    "percent, no type": lambda data: "data:," + quote(data, safe=""),
+}
+
+
+@pytest.mark.parametrize("form", DATA_URIS)
+def test_every_form_of_data_uri_is_the_same_file(form: str, settings: Settings, store: Store) -> None:
+    data = wav(0.11)[:-1]  # a length that base64 must pad
+    name = bring(DATA_URIS[form](data), settings, store)
+    assert name == f"{SUBFOLDER}/{hashlib.sha256(data).hexdigest()[:32]}.wav"
+    assert (settings.input / name).read_bytes() == data
+    assert left(settings) == [Path(name).name]
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("data:audio/wav;base64", "no comma"),
+        ("data:", "no comma"),
+        ("data:audio/wav;base64,", "empty"),
+        ("data:,", "empty"),
+        ("data:audio/wav;base64,!!!!", "base64 is broken"),
+        ("data:audio/wav;base64,AAAAA", "base64 is broken"),
+        ("data:audio/wav;base64,AA=A", "base64 is broken"),
+        ("data:audio/wav;base64,ÄÄÄÄ", "base64 is broken"),
+        (uri(b"plain text, of no use"), "no audio"),
+        (uri(b"RIFF"), "no audio"),
+        (uri(png()), "no sound"),
+    ],
+)
+def test_a_wrong_data_uri_says_what_is_wrong_and_leaves_nothing(
+    value: str, sentence: str, settings: Settings, store: Store
+) -> None:
+    with pytest.raises(InputError, match=rf"^audio_url: .*{sentence}"):
+        bring(value, settings, store)
+    assert left(settings) == []
+
+
+def test_the_cap_holds_for_data_uris_to_the_byte(tmp_path: Path, store: Store) -> None:
+    data = wav()
+    fits = make_settings(tmp_path, max_media=len(data))
+    for value in (uri(data), "data:audio/wav," + quote(data)):
+        assert bring(value, fits, store)
+        with pytest.raises(InputError, match=r"^audio_url: .* larger than .* upload"):
+            bring(value, make_settings(tmp_path, max_media=len(data) - 1), store)
+
+
+def test_what_was_brought_is_what_the_engine_reads(settings: Settings, store: Store) -> None:
+    track = load_track(settings.input / bring(uri(wav(0.5)), settings, store))
+    assert track.rate == 16000 and track.waveform.shape == (1, 7936)  # edges.wav writes whole blocks of 256 bytes
+    assert load_image(settings.input / bring(uri(png(9), "image/png"), settings, store, "image")).shape == (9, 9, 3)
+
+
+def test_a_playlist_does_not_make_the_server_read_other_files(settings: Settings, store: Store) -> None:
+    (settings.input / "secret.wav").write_bytes(wav())
+    secret = settings.input / "secret.wav"
+    with answering(lambda _: web.Response(body=wav())) as (port, got):
+        for target in (f"file:{secret}", str(secret), f"http://{HERE}:{port}/a.wav", "../secret.wav"):
+            playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n"
+            with pytest.raises(InputError, match=r"^audio_url: .*no audio"):
+                bring(uri(playlist.encode(), "audio/mpegurl"), settings, store)
+        concat = f"ffconcat version 1.0\nfile '{secret}'\n"
+        with pytest.raises(InputError, match=r"^audio_url: .*no audio"):
+            bring(uri(concat.encode()), settings, store)
+        assert not got
+    assert left(settings) == []
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_images_keep_their_kind(format: str, settings: Settings, store: Store) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 90, 200)).save(file, format)
+    name = bring(uri(file.getvalue(), ""), settings, store, "image")
+    assert Image.registered_extensions()[Path(name).suffix] == format
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+        wav(),
+    ],
+)
+def test_what_is_no_image_is_refused(data: bytes, settings: Settings, store: Store) -> None:
+    with pytest.raises(InputError, match=r"^image_url: .*no image"):
+        bring(uri(data, "image/png"), settings, store, "image")
+    assert left(settings) == []
+
+
+def test_the_sound_of_a_video_is_audio_and_a_silent_one_is_not(settings: Settings, store: Store) -> None:
+    with pytest.raises(InputError, match=r"^audio_url: .*no sound"):
+        bring(uri(silent_video(), "video/mp4"), settings, store)
+
+
+# over HTTP
+
+
+def test_a_file_is_fetched_once_named_by_content(settings: Settings, store: Store) -> None:
+    with answering(lambda _: web.Response(body=wav(), content_type="audio/x-wav")) as (port, _):
+        names = {
+            bring(f"http://{HERE}:{port}/{path}", settings, store) for path in ("a.wav", "b", "c.php?x=1", "d.exe")
+        }
+    assert names == {f"{SUBFOLDER}/{hashlib.sha256(wav()).hexdigest()[:32]}.wav"}
+    assert len(left(settings)) == 1
+
+
+@pytest.mark.parametrize(
+    "path", ["..%2f..%2fevil.wav", "a.wav%00.png", "x.wav%20[output]", "%0d%0aSet-Cookie", ".wav", "a.w/v"]
+)
+def test_a_name_in_a_url_decides_nothing_but_a_known_suffix(path: str, settings: Settings, store: Store) -> None:
+    with answering(lambda _: web.Response(body=wav())) as (port, _):
+        name = bring(f"http://{HERE}:{port}/{path}", settings, store)
+    assert name == f"{SUBFOLDER}/{hashlib.sha256(wav()).hexdigest()[:32]}.wav"
+    assert sorted(path.name for path in settings.input.iterdir()) == [SUBFOLDER]
+
+
+def test_a_file_above_the_cap_is_refused_by_its_length_or_on_its_way(tmp_path: Path, store: Store) -> None:
+    settings = make_settings(tmp_path, allowed_hosts=(HERE,), max_media=200_000)
+    sent = 0
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while sent < 2**30:
+                await response.write(bytes(2**16))
+                sent += 2**16
+        except ConnectionError:
+            pass
+        return response
+
+    for answer in (lambda _: web.Response(body=bytes(200_001)), endless):
+        with answering(answer) as (port, _), pytest.raises(InputError, match=r"^audio_url: .*larger than"):
+            bring(f"http://{HERE}:{port}/a.wav", settings, store)
+    assert sent < 2**26  # what the sockets hold, and no more
+    assert left(settings) == []
+
+
+def test_a_transfer_that_breaks_leaves_nothing(settings: Settings, store: Store) -> None:
+    async def broken(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "100000"})
+        await response.prepare(request)
+        await response.write(wav())
+        request.transport.close()
+        return response
+
+    with answering(broken) as (port, _), pytest.raises(InputError, match=r"^audio_url: .*could not be read"):
+        bring(f"http://{HERE}:{port}/a.wav", settings, store)
+    assert left(settings) == []
+
+
+@pytest.mark.parametrize(
+    "value", ["", "a.wav", "../../etc/passwd", "file:///etc/passwd", "/etc/passwd", "C:\\a.wav", "http://["]
+)
+def test_a_value_that_is_no_url_is_refused(value: str, settings: Settings, store: Store) -> None:
+    with pytest.raises(InputError, match=r"^audio_url: "):
+        bring(value, settings, store)
+
+
+# out
+
+
+@pytest.fixture
+def result(settings: Settings) -> Path:
+    settings.output_folder.mkdir()
+    path = settings.output_folder / ("0123456789abcdef" * 2 + "_00001_.mp4")
+    path.write_bytes(os.urandom(5000))
+    return path
+
+
+@pytest.fixture
+def base(settings: Settings) -> Iterator[str]:
+    def make() -> web.Application:
+        app = web.Application()
+        app.add_routes(media.routes(settings))
+        return app
+
+    with serving(make) as port:
+        yield f"http://{HERE}:{port}"
+
+
+def test_a_result_is_served_whole_and_in_ranges(settings: Settings, result: Path, base: str) -> None:
+    url = media.result_url(result.name, base, settings)
+    whole = requests.get(url, timeout=10)
+    assert whole.status_code == 200 and whole.content == result.read_bytes()
+    assert whole.headers["Content-Type"] == "video/mp4" and whole.headers["Accept-Ranges"] == "bytes"
+    assert whole.headers["Content-Disposition"] == f'inline; filename="{result.name}"'
+    part = requests.get(url, headers={"Range": "bytes=100-299"}, timeout=10)
+    assert part.status_code == 206 and part.content == result.read_bytes()[100:300]
+    assert part.headers["Content-Range"] == "bytes 100-299/5000"
+    assert requests.get(url, headers={"Range": "bytes=9000-"}, timeout=10).status_code == 416
+    assert requests.head(url, timeout=10).headers["Content-Length"] == "5000"
+
+
+def test_nothing_but_results_is_served(settings: Settings, result: Path, base: str) -> None:
+    (settings.output / "other.mp4").write_bytes(b"other")
+    (settings.output_folder / "plain.mp4").write_bytes(b"plain")
+    (settings.output_folder / ("a" * 32 + ".json")).write_bytes(b"{}")
+    (settings.output_folder / ("b" * 32 + ".mp4")).symlink_to(settings.output / "other.mp4")
+    names = ["other.mp4", "../other.mp4", "..%2fother.mp4", "%2e%2e%2fother.mp4", "plain.mp4", "a" * 32 + ".json"]
+    names += [
+        "b" * 32 + ".mp4",
+        "c" * 32 + ".mp4",
+        result.name + "%00",
+        result.name.upper(),
+        "",
+        "..",
+        "%2fetc%2fpasswd",
+    ]
+    names += [f"../{SUBFOLDER}/{result.name}", result.name + "/", "..%5cother.mp4"]
+    with requests.Session() as session:
+        for name in names:
+            request = requests.Request("GET", base).prepare()
+            request.url = f"{base}/fal/cdn/results/{name}"
+            assert session.send(request, timeout=10).status_code == 404, name
+
+
+def test_a_result_can_be_the_next_requests_input(settings: Settings, store: Store, result: Path) -> None:
+    with pytest.raises(InputError, match="no audio"):  # random bytes, but they were read
+        bring(f"http://unreachable.invalid:1/fal/cdn/results/{result.name}", settings, store)
+    result.write_bytes(wav())
+    assert bring(f"https://any.host/fal/cdn/results/{result.name}", settings, store).startswith(SUBFOLDER)
+
+
+def test_a_data_uri_holds_the_result_up_to_the_cap(tmp_path: Path, result: Path) -> None:
+    fits = make_settings(tmp_path, max_inline=5000)
+    head, _, body = asyncio.run(media.data_uri(result, fits)).partition(",")
+    assert head == "data:video/mp4;base64" and base64.b64decode(body) == result.read_bytes()
+    with pytest.raises(InputError, match=r"^sync_mode: .*larger than"):
+        asyncio.run(media.data_uri(result, make_settings(tmp_path, max_inline=4999)))
+
+
+def test_an_inline_result_stays_ten_minutes_after_its_first_reader_or_an_hour(settings: Settings) -> None:
+    assert not inline_gone(1000, None, 1000 + 3599, settings) and inline_gone(1000, None, 1000 + 3600, settings)
+    assert not inline_gone(1000, 4000, 4000 + 599, settings) and inline_gone(1000, 4000, 4000 + 600, settings)
+    assert inline_gone(1000, 1001, 1000 + 700, settings)

@@ -1,0 +1,155 @@
+"""The request's model against the endpoint's page and table, and errors in the form that the clients read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from a2v.api.schema import Input, Invalid, Output, VideoFile, check, digest, read_json
+from a2v.ltx.request import PARAMETERS
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAST = {"prompt": "A woman speaks", "audio_url": "https://host/a.mp3"}
+# name: (default, least, most) or (default, choices), from the endpoint's public page and its ranges
+PAGE: dict[str, tuple[Any, ...]] = {
+    "match_audio_length": (True,),
+    "num_frames": (121, 9, 481),
+    "use_multiscale": (True,),
+    "fps": (24, 1, 60),
+    "num_inference_steps": (15, 8, 50),
+    "video_cfg_scale": (3, 1, 20),
+    "video_stg_scale": (1, 0, 20),
+    "video_rescaling_scale": (0.85, 0, 1),
+    "video_modality_scale": (3, 0, 10),
+    "audio_cfg_scale": (7, 1, 20),
+    "audio_stg_scale": (None, 0, 20),
+    "audio_rescaling_scale": (0.7, 0, 1),
+    "audio_modality_scale": (3, 0, 10),
+    "gradient_estimation_gamma": (None, 0, 10),
+    "use_restart_sampling": (True,),
+    "scheduler": ("beta", ("ltx2", "linear_quadratic", "beta")),
+    "acceleration": ("none", ("none", "regular", "high", "full")),
+    "camera_lora": (
+        "none",
+        ("dolly_in", "dolly_out", "dolly_left", "dolly_right", "jib_up", "jib_down", "static", "none"),
+    ),
+    "camera_lora_scale": (1, 0, 1),
+    "seed": (None,),
+    "enable_prompt_expansion": (True,),
+    "enable_safety_checker": (True,),
+    "video_output_type": ("X264 (.mp4)", ("X264 (.mp4)", "VP9 (.webm)", "PRORES4444 (.mov)", "GIF (.gif)")),
+    "video_quality": ("high", ("low", "medium", "high", "maximum")),
+    "video_write_mode": ("balanced", ("fast", "balanced", "small")),
+    "sync_mode": (False,),
+    "distill_lora_first_pass_scale": (0.2, 0, 1),
+    "distill_lora_second_pass_scale": (0.5, 0, 1),
+    "image_strength": (1, 0, 1),
+    "end_image_strength": (1, 0, 1),
+    "audio_strength": (1, 0, 1),
+    "preprocess_audio": (True,),
+}
+
+
+def problems(body: Any) -> list[dict[str, Any]]:
+    with pytest.raises(Invalid) as refused:
+        check(body)
+    json.dumps(refused.value.detail)
+    return refused.value.detail
+
+
+def places(body: Any) -> list[list[Any]]:
+    return [problem["loc"] for problem in problems(body)]
+
+
+def test_the_inputs_are_the_page_s() -> None:
+    other = {"prompt", "negative_prompt", "audio_url", "image_url", "end_image_url", "video_size", "image_size"}
+    assert Input.model_fields.keys() == PAGE.keys() | other
+    assert PARAMETERS.keys() <= Input.model_fields.keys()
+    assert {name for name, field in Input.model_fields.items() if field.is_required()} == {"prompt", "audio_url"}
+
+
+@pytest.mark.parametrize("name", PAGE)
+def test_default_and_range(name: str) -> None:
+    default, *limits = PAGE[name]
+    assert Input.model_fields[name].default == default
+    if not limits:
+        return
+    if isinstance(limits[0], tuple):
+        assert get_args(Input.model_fields[name].annotation) == limits[0]
+        assert places({**LEAST, name: "other"}) == [["body", name]]
+        return
+    low, high = limits
+    step = 1 if isinstance(default, int) and name.startswith("num_") else 0.001
+    for value in (low, high):
+        check({**LEAST, name: value})
+    for value in (low - step, high + step, "x", None if default is not None else [], float("nan"), float("inf")):
+        assert places({**LEAST, name: value}) == [["body", name]], value
+
+
+def test_the_page_s_first_example_and_a_drawn_seed() -> None:
+    first, second = check(LEAST), check(LEAST)
+    assert first.media == {"audio_url": "https://host/a.mp3"} and not first.sync_mode
+    assert 0 <= first.request.seed < 2**31 and first.request.seed != second.request.seed
+    assert first.arguments == {**LEAST, "seed": first.request.seed}
+    assert check({**LEAST, "seed": 2**70}).request.seed == 2**70
+
+
+def test_the_page_s_whole_example() -> None:
+    example = json.loads((ROOT / "tests" / "api" / "example.json").read_text())
+    job = check(example)
+    assert job.media.keys() == {"audio_url", "image_url"} and job.notes[0].endswith("(audio_strength 1)")
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ({}, [["body", "audio_url"], ["body", "prompt"]]),
+        ([], [["body"]]),
+        ("x", [["body"]]),
+        (None, [["body"]]),
+        ({**LEAST, "audio_url": ""}, [["body", "audio_url"]]),
+        ({**LEAST, "audio_url": None}, [["body", "audio_url"]]),
+        ({**LEAST, "prompt": 1}, [["body", "prompt"]]),
+        ({**LEAST, "video_size": "huge"}, [["body", "video_size"]]),
+        ({**LEAST, "video_size": 5}, [["body", "video_size"]]),
+        ({**LEAST, "video_size": {"width": 63}}, [["body", "video_size", "width"]]),
+        ({**LEAST, "image_size": {"height": 4097}}, [["body", "image_size", "height"]]),
+        ({**LEAST, "video_size": "auto", "image_size": "auto"}, [["body", "video_size"], ["body", "image_size"]]),
+        ({**LEAST, "fps": 0, "num_frames": 5.5}, [["body", "num_frames"], ["body", "fps"]]),
+    ],
+)
+def test_places_of_mistakes(body: Any, where: list[list[Any]]) -> None:
+    assert places(body) == where
+    for problem in problems(body):
+        assert problem["msg"] and problem["type"]
+
+
+def test_both_names_of_the_size() -> None:
+    assert check({**LEAST, "image_size": "square"}).request.video_size == "square"
+    assert check({**LEAST, "image_size": {"width": 1280}}).request.video_size == (1280, 512)
+    assert check({**LEAST, "video_size": {"width": 1280, "height": 720}}).request.video_size == (1280, 720)
+
+
+def test_strange_names_are_passed_over_and_named() -> None:
+    (note,) = check({**LEAST, "num_frame": 9}).notes
+    assert note == "'num_frame' is no input and was passed over; did you mean num_frames?"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"{'a': 1}", b'{"a": NaN}', b'{"a": "\\ud800"}', b"\xff", b"[" * 100_000])
+def test_what_is_no_json(body: bytes) -> None:
+    with pytest.raises(Invalid) as refused:
+        read_json(body)
+    assert refused.value.detail[0]["type"] == "json_invalid"
+
+
+def test_the_digest_tells_meanings_apart_and_not_spellings() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+
+
+def test_the_output_is_the_page_s() -> None:
+    assert Output.model_fields.keys() == {"video", "seed", "prompt"}
+    assert list(VideoFile.model_fields) == [
+        "url", "content_type", "file_name", "file_size", "width", "height", "fps", "duration", "num_frames"
+    ]  # fmt: skip

@@ -1,0 +1,209 @@
+"""Requests as graphs: against the committed workflows themselves, and links that all lead somewhere."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from a2v.api import workflow
+from a2v.api.workflow import Graph, ModelMissing, Models, Prompt, compose, find_models, read
+from a2v.ltx.request import parse
+
+MODELS = Models(
+    "ltx-2.3-22b-dev.safetensors",
+    "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+    "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
+    "gemma-3-12b-it-qat-q4_0-unquantized",
+)
+ADDED = {"PreviewAny"}
+
+
+def named(prompt: Prompt) -> dict[tuple[str, str], dict[str, Any]]:
+    """Inputs by class and title, links by theirs: the graph without its numbers."""
+    names = {key: (node["class_type"], node["_meta"]["title"]) for key, node in prompt.items()}
+    assert len(set(names.values())) == len(names)
+    return {
+        names[key]: {
+            name: (*names[value[0]], value[1]) if isinstance(value, list) else value
+            for name, value in node["inputs"].items()
+        }
+        for key, node in prompt.items()
+        if node["class_type"] not in ADDED
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "images"),
+    [
+        ("audio_to_video", {}, {}),
+        ("image_and_audio", {"video_size": "auto"}, {"image": "example.png"}),
+        ("first_and_last_image", {"video_size": "auto"}, {"image": "example.png", "end_image": "example.png"}),
+        ("camera_move", {"camera_lora": "dolly_in"}, {}),
+        ("audio_regeneration", {"audio_strength": 0.5}, {}),
+    ],
+)
+def test_the_endpoint_s_defaults_are_the_committed_workflow(
+    name: str, asked: dict[str, Any], images: dict[str, str]
+) -> None:
+    committed = read(name)
+    prompt = Graph(committed).inputs(workflow.EXPAND)["prompt"]
+    request = parse({"prompt": prompt, "seed": 42, **asked})
+    made = compose(request, MODELS, audio="speech.opus", **images, prefix="video/ltx-a2v")
+    assert named(made) == named(committed)
+
+
+FEATURES: dict[str, tuple[Any, ...]] = {
+    "images": ({}, {"image": "a.png"}, {"end_image": "b.png"}, {"image": "a.png", "end_image": "b.png"}),
+    "camera_lora": ("none", "jib_up"),
+    "audio_strength": (1, 0.5),
+    "use_multiscale": (True, False),
+    "use_restart_sampling": (True, False),
+    "seed": (1, 2**64 - 5, -5),
+}
+
+
+def test_every_combination_hangs_together() -> None:
+    for values in itertools.product(*FEATURES.values()):
+        asked = dict(zip(FEATURES, values, strict=True))
+        images = asked.pop("images")
+        prompt = compose(parse({"prompt": "x", **asked}), MODELS, audio="a.wav", **images, prefix="p")
+        graph = Graph(prompt)
+        for key, node in prompt.items():
+            for name, value in node["inputs"].items():
+                assert not isinstance(value, list) or value[0] in prompt, (asked, key, name)
+        used = {value[0] for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list)}
+        ends = {graph.find(workflow.SAVE), graph.find("PreviewAny")}
+        assert prompt.keys() - used == ends, asked
+        assert len(graph.all("LoadImage")) == len(images)
+        passes = 2 if asked["use_multiscale"] else 1
+        assert len(graph.all(workflow.SAMPLER)) == passes
+        assert len(graph.all(workflow.IMAGE)) == passes * ("image" in images)
+        assert len(graph.all(workflow.END_IMAGE)) == passes * ("end_image" in images)
+        seed = asked["seed"] % 2**64
+        seeds = [graph.inputs("RandomNoise")["noise_seed"], graph.inputs(workflow.EXPAND)["seed"]]
+        if graph.has("PrimitiveInt"):
+            assert seeds == [[graph.find("PrimitiveInt"), 0]] * 2 and graph.inputs("PrimitiveInt")["value"] == seed
+        else:
+            assert seeds == [seed, seed] and seed > 2**63 - 1
+        texts = reports(graph, graph.inputs(workflow.SAVE)["report"])
+        assert len(texts) == len(set(texts)) and len(texts) >= 6 + passes - 1
+        assert ("LTXA2VCameraLora" in texts, "LTXA2VDecodeAudio" in texts) == (
+            asked["camera_lora"] != "none",
+            asked["audio_strength"] < 1,
+        )
+
+
+def reports(graph: Graph, link: list[Any]) -> list[str]:
+    """Whose reports reach the file's."""
+    nodes = [graph.prompt[value[0]] for value in graph.prompt[link[0]]["inputs"].values()]
+    return [node["class_type"] + node["_meta"]["title"] * (node["class_type"] == workflow.SAMPLER) for node in nodes]
+
+
+# Parameter → the class, title and input in which its value must be found.
+PLACES: dict[str, tuple[Any, str, str | None, str]] = {
+    "negative_prompt": ("blue", workflow.ENCODE, workflow.NEGATIVE, "text"),
+    "match_audio_length": (False, "LTXA2VFrameCount", None, "match_audio_length"),
+    "num_frames": (33, "LTXA2VFrameCount", None, "num_frames"),
+    "fps": (23.976, "LTXA2VFrameCount", None, "frame_rate"),
+    "video_size": ("square", "LTXA2VVideoSize", None, "video_size"),
+    "use_multiscale": (False, "LTXA2VVideoSize", None, "two_passes"),
+    "num_inference_steps": (9, "LTXA2VScheduler", None, "steps"),
+    "acceleration": ("full", workflow.ACCELERATION, None, "level"),
+    "scheduler": ("ltx2", "LTXA2VScheduler", None, "scheduler"),
+    "video_cfg_scale": (2.5, "LTXA2VGuidance", None, "cfg"),
+    "video_stg_scale": (0.5, "LTXA2VGuidance", None, "stg"),
+    "video_rescaling_scale": (0.25, "LTXA2VGuidance", None, "rescale"),
+    "video_modality_scale": (1.5, "LTXA2VGuidance", None, "modality"),
+    "audio_cfg_scale": (2.5, "LTXA2VAudioGuidance", None, "cfg"),
+    "audio_stg_scale": (0.5, "LTXA2VAudioGuidance", None, "stg"),
+    "audio_rescaling_scale": (0.25, "LTXA2VAudioGuidance", None, "rescale"),
+    "audio_modality_scale": (1.5, "LTXA2VAudioGuidance", None, "modality"),
+    "audio_strength": (0.75, "LTXA2VAudioConditioning", None, "strength"),
+    "gradient_estimation_gamma": (2.0, workflow.SAMPLER, workflow.FIRST, "gradient_estimation_gamma"),
+    "camera_lora": ("jib_down", "LTXA2VCameraLora", None, "camera_lora"),
+    "camera_lora_scale": (0.5, "LTXA2VCameraLora", None, "strength"),
+    "distill_lora_first_pass_scale": (0.1, workflow.LORA, None, "first_pass_strength"),
+    "distill_lora_second_pass_scale": (0.6, workflow.LORA, None, "second_pass_strength"),
+    "image_strength": (0.5, workflow.IMAGE, "First image, second pass", "strength"),
+    "end_image_strength": (0.5, workflow.END_IMAGE, "End image, first pass", "strength"),
+    "enable_prompt_expansion": (False, workflow.EXPAND, None, "enabled"),
+    "preprocess_audio": (False, "LTXA2VPreprocessAudio", None, "enabled"),
+    "video_output_type": ("VP9 (.webm)", workflow.SAVE, None, "format"),
+    "video_quality": ("low", workflow.SAVE, None, "quality"),
+    "video_write_mode": ("small", workflow.SAVE, None, "write_mode"),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_each_parameter_reaches_its_widget(name: str) -> None:
+    value, kind, title, place = PLACES[name]
+    base = {"prompt": "x", "audio_strength": 0.5, "camera_lora": "dolly_in"}
+    request = parse({**base, name: value})
+    graph = Graph(compose(request, MODELS, audio="a.wav", image="a.png", end_image="b.png", prefix="p"))
+    assert graph.inputs(kind, title)[place] == value
+    usual = Graph(compose(parse(base), MODELS, audio="a.wav", image="a.png", end_image="b.png", prefix="p"))
+    if name not in ("audio_strength", "camera_lora"):
+        assert usual.inputs(kind, title)[place] != value
+
+
+def test_switches_of_whole_nodes() -> None:
+    request = parse({"prompt": "x", "use_restart_sampling": False, "enable_safety_checker": False})
+    graph = Graph(compose(request, MODELS, audio="a.wav", prefix="p"))
+    assert not graph.has("LTXA2VRestart") and "restart" not in graph.inputs(workflow.SAMPLER, workflow.FIRST)
+    assert graph.inputs(workflow.SAVE)["checker"] == "off"
+    custom = parse({"prompt": "x", "video_size": {"width": 640}})
+    size = Graph(compose(custom, MODELS, audio="a.wav", prefix="p")).inputs("LTXA2VVideoSize")
+    assert (size["video_size"], size["width"], size["height"]) == ("custom", 640, 512)
+
+
+def test_an_image_at_strength_0_is_not_shown_to_the_prompt() -> None:
+    request = parse({"prompt": "x", "image_strength": 0, "video_size": "auto"})
+    graph = Graph(compose(request, MODELS, audio="a.wav", image="a.png", prefix="p"))
+    assert "image" not in graph.inputs(workflow.EXPAND)
+    assert graph.inputs("LTXA2VVideoSize")["first_image"] == [graph.find("LoadImage"), 0]
+
+
+def test_models_are_found_by_their_official_names_in_any_folder() -> None:
+    there = {
+        "checkpoints": ["other.safetensors", "LTX\\LTX-2.3-22b-dev.safetensors"],
+        "latent_upscale_models": ["ltx-2.3-spatial-upscaler-x2-1.0.safetensors"],
+        "loras": ["a/ltx-2.3-22b-distilled-lora-384.safetensors", "ltx-2.3-22b-distilled-lora-384-1.1.safetensors"],
+        "text_encoders": ["google/gemma-3-12b-it-qat-q4_0-unquantized"],
+    }
+    found = find_models(there.__getitem__, there.__getitem__)
+    assert found == Models(
+        "LTX\\LTX-2.3-22b-dev.safetensors",
+        "ltx-2.3-spatial-upscaler-x2-1.0.safetensors",
+        "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
+        "google/gemma-3-12b-it-qat-q4_0-unquantized",
+    )
+    for kind, name in (
+        ("checkpoints", "ltx-2.3-22b-dev.safetensors"),
+        ("text_encoders", "gemma-3-12b-it-qat-q4_0-unquantized"),
+    ):
+        without = {**there, kind: []}
+        with pytest.raises(ModelMissing, match=rf"{name} is not in ComfyUI's models/{kind}: get it from https://"):
+            find_models(without.__getitem__, without.__getitem__)
+
+
+def test_a_node_s_mistake_is_a_field_s() -> None:
+    request = parse({"prompt": "x", "camera_lora": "dolly_in"})
+    prompt = compose(request, MODELS, audio="a.wav", image="a.png", end_image="b.png", prefix="p")
+    graph = Graph(prompt)
+    fields = {
+        graph.find("LTXA2VLoadAudio"): "audio_url",
+        graph.find("LoadImage", "First image"): "image_url",
+        graph.find("LoadImage", "End image"): "end_image_url",
+        graph.find("LTXA2VCameraLora"): "camera_lora",
+        graph.find(workflow.SAVE): None,
+        "gone": None,
+    }
+    assert {key: workflow.field_of(prompt, key) for key in fields} == fields
+
+
+def test_composing_changes_no_committed_workflow() -> None:
+    before = json.dumps(read("audio_to_video"))
+    compose(parse({"prompt": "x", "audio_strength": 0.5, "use_multiscale": False}), MODELS, audio="a", prefix="p")
+    assert json.dumps(read("audio_to_video")) == before

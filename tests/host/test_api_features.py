@@ -1,0 +1,268 @@
+"""What requests can ask for, over HTTP on a real server: every feature, the same numbers as the command, refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import fal_client
+import numpy as np
+import pytest
+import requests
+import torch
+from a2v.ltx import audio
+from a2v.tests.host.api import APP, LONG, SMALL, SPEECH, client_of, environment, write_published
+from a2v.tests.host.comfy import Comfy
+from a2v.tests.ltx.test_safety import write as write_classifier
+from a2v.tests.tiny import TinyFiles
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture(scope="module")
+def files(base: Path) -> TinyFiles:
+    return write_published(base)
+
+
+@pytest.fixture(scope="module")
+def server(base: Path, files: TinyFiles) -> Iterator[Comfy]:
+    with Comfy(base) as comfy:
+        yield comfy
+
+
+@pytest.fixture(scope="module")
+def client(server: Comfy) -> Iterator[Any]:
+    with client_of(server) as fal:
+        yield fal.SyncClient(key="any")
+
+
+@pytest.fixture(scope="module")
+def sound() -> str:
+    return fal_client.encode_file(SPEECH)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image that is neither a multiple of the grid nor as flat as one colour."""
+    small = torch.randint(0, 256, (5, 7, 3), generator=torch.Generator().manual_seed(8), dtype=torch.uint8).numpy()
+    path = tmp_path_factory.mktemp("pictures") / "first.png"
+    Image.fromarray(small).resize((120, 70), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def download(result: dict[str, Any], folder: Path) -> Path:
+    path = folder / result["video"]["file_name"]
+    path.write_bytes(requests.get(result["video"]["url"], timeout=20).content)
+    return path
+
+
+def frames_of(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "end image alone": {"end_image_url": True, "video_size": "auto", "end_image_strength": 0.8},
+    "both images, one pass, huge seed": {
+        "image_url": True,
+        "end_image_url": True,
+        "use_multiscale": False,
+        "seed": 2**64 - 3,
+        "video_output_type": "VP9 (.webm)",
+    },
+    "all reports": {"camera_lora": "dolly_in", "audio_strength": 0.5, "image_url": True, "scheduler": "ltx2"},
+    "one pass, new sound": {"use_multiscale": False, "audio_strength": 0, "video_output_type": "PRORES4444 (.mov)"},
+    "distilled recipe": {"acceleration": "full"},
+    "negative seed, no restart": {"seed": -5, "use_restart_sampling": False, "video_output_type": "GIF (.gif)"},
+    "written prompt": {"enable_prompt_expansion": True, "image_url": True, "image_strength": 0},
+}
+SUFFIXES = {"VP9 (.webm)": "webm", "PRORES4444 (.mov)": "mov", "GIF (.gif)": "gif"}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_features(client: Any, sound: str, picture: Path, tmp_path: Path, case: dict[str, Any]) -> None:
+    image = fal_client.encode_file(picture)
+    media = {name: image for name in ("image_url", "end_image_url") if case.get(name)}
+    result = client.subscribe(APP, {**SMALL, "audio_url": sound, **case, **media})
+    video = result["video"]
+    size = (128, 128) if case.get("video_size") == "auto" else (64, 64)
+    assert (video["width"], video["height"], video["num_frames"]) == (*size, 9)
+    assert video["file_name"].endswith("." + SUFFIXES.get(case.get("video_output_type", ""), "mp4"))
+    assert frames_of(download(result, tmp_path)).shape == (9, *size[::-1], 3)
+    assert result["seed"] == case.get("seed", 7)
+    assert (result["prompt"] != "a person speaks") == case.get("enable_prompt_expansion", False)
+
+
+def test_a_request_is_the_command_bit_for_bit(
+    client: Any, files: TinyFiles, sound: str, picture: Path, tmp_path: Path
+) -> None:
+    request = {
+        "prompt": "a woman speaks",
+        "negative_prompt": "static",
+        "video_size": "auto",
+        "seed": 2**33 + 3,
+        "num_inference_steps": 8,
+        "num_frames": 17,
+        "match_audio_length": False,
+        "camera_lora": "dolly_in",
+        "camera_lora_scale": 0.8,
+        "audio_strength": 0.6,
+        "image_strength": 0.9,
+        "gradient_estimation_gamma": 1.5,
+        "enable_safety_checker": False,
+        "video_cfg_scale": 2.5,
+        "audio_cfg_scale": 3.0,
+        "video_output_type": "PRORES4444 (.mov)",
+    }
+    image = fal_client.encode_file(picture)
+    result = client.subscribe(APP, {**request, "audio_url": sound, "image_url": image})
+    ours = download(result, tmp_path)
+
+    theirs = tmp_path / "command.mov"
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu"]
+    for flag, value in (
+        ("--checkpoint", files.checkpoint),
+        ("--text-encoder", files.gemma),
+        ("--upscaler", files.upscaler),
+        ("--distill-lora", files.distilled_lora),
+        ("--camera-lora", files.camera_lora),
+        ("--audio", SPEECH),
+        ("--image", picture),
+        ("--request", tmp_path / "request.json"),
+        ("--output", theirs),
+    ):
+        command += [flag, str(value)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=240)
+    assert np.array_equal(frames_of(ours), frames_of(theirs))
+    assert torch.equal(audio.load_track(ours).waveform, audio.load_track(theirs).waveform)
+
+
+def refusal(client: Any, **arguments: Any) -> dict[str, Any]:
+    with pytest.raises(fal_client.FalClientHTTPError) as refused:
+        client.submit(APP, {**SMALL, **arguments})
+    assert refused.value.status_code == 422
+    (problem,) = refused.value.message
+    return problem
+
+
+def safety_of(client: Any, **arguments: Any) -> str:
+    handle = client.submit(APP, {**SMALL, **arguments})
+    handle.get()
+    return requests.get(handle.response_url, timeout=10).headers["x-ltx-safety"]
+
+
+def test_the_safety_checker_is_never_silently_absent(server: Comfy, client: Any, sound: str, tmp_path: Path) -> None:
+    assert safety_of(client, audio_url=sound, seed=31) == "not-installed"
+    assert safety_of(client, audio_url=sound, seed=32, enable_safety_checker=False) == "off"
+    problem = refusal(client, audio_url=sound, enable_safety_checker=True)
+    assert problem["loc"] == ["body", "enable_safety_checker"] and "huggingface.co" in problem["msg"]
+    folder = write_classifier(server.base / "models" / "safety_checker" / "bright")
+    try:
+        time.sleep(3.1)  # a look at the folders is believed for so long
+        handle = client.submit(APP, {**SMALL, "audio_url": sound, "seed": 33, "enable_safety_checker": True})
+        handle.get()
+        assert any("the safety checker bright" in line["message"] for line in handle.status(with_logs=True).logs)
+        assert requests.get(handle.response_url, timeout=10).headers["x-ltx-safety"] == "checked"
+    finally:
+        shutil.rmtree(folder.parent)
+
+
+def test_a_camera_lora_that_is_not_there_is_named(client: Any, sound: str) -> None:
+    problem = refusal(client, audio_url=sound, camera_lora="jib_up")
+    assert problem["loc"] == ["body", "camera_lora"]
+    assert "ltx-2-19b-lora-camera-control-jib-up.safetensors is not in models/loras" in problem["msg"]
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_cancelling_touches_no_other_prompt(server: Comfy, client: Any, sound: str) -> None:
+    """Somebody else's prompt runs while ours waits behind it in ComfyUI's queue."""
+    done = client.submit(APP, {**SMALL, "audio_url": sound, "seed": 34})
+    done.get()
+    graph = requests.get(done.response_url + "/workflow", timeout=10).json()
+    for node in graph.values():
+        node["inputs"].update({"steps": 50} if "steps" in node["inputs"] else {})
+        node["inputs"].update({"filename_prefix": "theirs"} if "filename_prefix" in node["inputs"] else {})
+    theirs = server.queue(graph)
+    until(lambda: server.get("/queue")["queue_running"])
+    ours = client.submit(APP, {**SMALL, "audio_url": sound, "seed": 35})
+    until(lambda: server.get("/queue")["queue_pending"])
+    ours.cancel()
+    until(lambda: not server.get("/queue")["queue_pending"])
+    until(lambda: theirs in server.get("/history"))
+    assert server.get(f"/history/{theirs}")[theirs]["status"]["status_str"] == "success"
+
+
+def test_stopped_or_taken_out_in_comfyui(server: Comfy, client: Any, sound: str) -> None:
+    handle = client.submit(APP, {**LONG, "audio_url": sound, "seed": 36})
+    until(
+        lambda: any(
+            "First pass: step" in line["message"] for line in getattr(handle.status(with_logs=True), "logs", [])
+        )
+    )
+    server.interrupt()
+    with pytest.raises(fal_client.FalClientHTTPError, match=re.escape("Somebody stopped")) as stopped:
+        handle.get()
+    assert stopped.value.error_type == "interrupted"
+
+
+def test_what_was_sent_once_goes(server: Comfy, client: Any, sound: str) -> None:
+    handle = client.submit(APP, {**SMALL, "audio_url": sound, "seed": 37, "sync_mode": True})
+    name = handle.get()["video"]["file_name"]
+    assert (server.base / "temp" / "ltx_a2v_api" / name).is_file()
+    with sqlite3.connect(server.base / "user" / "__ltx_a2v" / "requests.sqlite") as database:
+        set_back = "UPDATE requests SET read = read - 601 WHERE id = ?"
+        assert database.execute(set_back, (handle.request_id,)).rowcount == 1
+    time.sleep(0.1)
+    with pytest.raises(fal_client.FalClientHTTPError, match="sync_mode") as gone:
+        handle.get()
+    assert gone.value.status_code == 410
+
+
+def test_expiry_takes_what_the_api_made_and_nothing_else(tmp_path: Path, sound: str) -> None:
+    write_published(tmp_path)
+    with Comfy(tmp_path) as comfy, client_of(comfy) as fal:
+        handle = fal.SyncClient(key="any").submit(APP, {**SMALL, "audio_url": sound})
+        handle.get()
+    others = [tmp_path / kind / "ltx_a2v_api" / "other.mp4" for kind in ("output", "input")]
+    for other in others:
+        other.write_bytes(b"other")
+    assert all(len(list(other.parent.iterdir())) == 2 for other in others)
+    with environment(LTX_A2V_EXPIRE_HOURS="0.00001"), Comfy(tmp_path) as comfy, client_of(comfy) as fal:
+        again = fal.SyncClient(key="any").get_handle(APP, handle.request_id)
+        until(lambda: all(list(other.parent.iterdir()) == [other] for other in others))
+        with pytest.raises(fal_client.FalClientHTTPError, match="deleted") as gone:
+            again.get()
+        assert gone.value.status_code == 410
+
+
+def test_without_models_a_submission_says_what_is_missing(tmp_path: Path, sound: str) -> None:
+    (tmp_path / "models").mkdir()
+    with environment(LTX_A2V_SAFETY="require"), Comfy(tmp_path) as comfy, client_of(comfy) as fal:
+        with pytest.raises(fal_client.FalClientHTTPError) as missing:
+            fal.SyncClient(key="any").submit(APP, {**SMALL, "audio_url": sound})
+        assert missing.value.status_code == 424 and missing.value.error_type == "model_missing"
+        assert str(missing.value).startswith(
+            "ltx-2.3-22b-dev.safetensors is not in ComfyUI's models/checkpoints: get it from https://huggingface.co/"
+        )

@@ -1,0 +1,118 @@
+"""The official JavaScript client, unmodified, against a real server with the pack and the tiny models."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from a2v.tests.host.api import APP, LONG, SMALL, SPEECH, write_published
+from a2v.tests.host.comfy import Comfy
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = Path(__file__).parent / "js"
+INSTALLED = ROOT / ".host" / "js"
+
+Call = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    """Node, with the pinned client in .host/js."""
+    found = shutil.which("node")
+    if not found:
+        pytest.skip("no node on this machine")
+    lock = (SOURCES / "package-lock.json").read_bytes()
+    done = INSTALLED / "node_modules" / "@fal-ai" / "client"
+    if not done.is_dir() or (INSTALLED / "package-lock.json").read_bytes() != lock:
+        INSTALLED.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(SOURCES / name, INSTALLED / name)
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        subprocess.run(command, cwd=INSTALLED, check=True, capture_output=True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
+    base = tmp_path_factory.mktemp("api")
+    write_published(base)
+    with Comfy(base) as comfy:
+        yield comfy
+
+
+@pytest.fixture(scope="module", params=["proxy", "middleware"])
+def call(request: pytest.FixtureRequest, server: Comfy, node: str) -> Call:
+    def run(what: str, **arguments: Any) -> dict[str, Any]:
+        text = json.dumps({"app": APP, **arguments})
+        command = [node, str(SOURCES / "client.mjs"), server.url, request.param, what, text]
+        done = subprocess.run(command, cwd=INSTALLED, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def sound() -> str:
+    return base64.b64encode(SPEECH.read_bytes()).decode()
+
+
+@pytest.fixture(scope="module")
+def small(sound: str) -> dict[str, Any]:
+    return {**SMALL, "audio_url": f"data:audio/ogg;base64,{sound}"}
+
+
+@pytest.mark.parametrize("mode", ["poll", "stream"])
+def test_subscribe(call: Call, small: dict[str, Any], mode: str) -> None:
+    done = call(mode, input=small)
+    value, updates = done["value"], done["updates"]
+    assert value["data"]["seed"] == 7 and value["data"]["video"]["num_frames"] == 9
+    assert len(value["requestId"]) == 36
+    assert updates[-1]["status"] == "COMPLETED" and updates[-1]["logs"] > 10
+    assert [update["logs"] for update in updates] == sorted(update["logs"] for update in updates)
+    answer = requests.get(value["data"]["video"]["url"], headers={"Range": "bytes=4-7"}, timeout=10)
+    assert (answer.status_code, answer.content) == (206, b"ftyp")
+
+
+def test_run(call: Call, small: dict[str, Any]) -> None:
+    value = call("run", input=small)["value"]
+    assert value["data"]["seed"] == 7 and len(value["requestId"]) == 36
+
+
+def test_submit_status_cancel_result(call: Call, small: dict[str, Any]) -> None:
+    queued = call("submit", input={**LONG, "audio_url": small["audio_url"]})["value"]
+    assert queued["status"] == "IN_QUEUE" and queued["request_id"] == queued["gateway_request_id"]
+    which = queued["request_id"]
+    assert call("status", requestId=which)["value"]["status"] in ("IN_QUEUE", "IN_PROGRESS")
+    early = call("result", requestId=which)
+    assert (early["error"], early["status"], early["requestId"]) == ("ApiError", 400, which)
+    assert call("cancel", requestId=which)["value"] is None
+    assert call("status", requestId=which)["value"]["error_type"] == "client_cancelled"
+    ended = call("result", requestId=which)
+    assert (ended["status"], ended["body"]["error_type"]) == (400, "client_cancelled")
+
+
+def test_what_is_wrong_is_the_client_s_own_validation_error(call: Call) -> None:
+    done = call("poll", input={"prompt": "x", "fps": 0})
+    assert (done["error"], done["status"]) == ("ValidationError", 422)
+    assert [field["loc"] for field in done["fields"]] == [["body", "audio_url"], ["body", "fps"]]
+
+
+def test_a_request_that_may_not_wait(call: Call, small: dict[str, Any]) -> None:
+    first = call("submit", input={**LONG, "audio_url": small["audio_url"]})["value"]["request_id"]
+    done = call("impatient", input=small, seconds=1.1)
+    assert (done["status"], done["userTimeout"]) == (504, True)
+    call("cancel", requestId=first)
+
+
+def test_a_file_in_the_input_is_uploaded_here(server: Comfy, call: Call, sound: str) -> None:
+    url = call("upload", bytes=sound)["value"]
+    assert url.startswith(server.url) and requests.get(url, timeout=10).content == SPEECH.read_bytes()
+    assert call("file", input=SMALL, bytes=sound)["value"]["data"]["video"]["num_frames"] == 9

@@ -1,0 +1,116 @@
+"""A queue that loses nothing: servers that are killed, and two that share one folder. Through the Python client."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fal_client
+import pytest
+from a2v.tests.host.api import APP, SMALL, SPEECH, client_of, environment, write_published
+from a2v.tests.host.comfy import Comfy
+
+LEASE = 6
+COUNT = 20
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Path]:
+    write_published(tmp_path)
+    with environment(LTX_A2V_LEASE_SECONDS=str(LEASE), LTX_A2V_ALLOW_HOSTS="127.0.0.1"):
+        yield tmp_path
+
+
+class Receiver:
+    """Counts the webhooks it is sent."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        received = self.bodies
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    found = Receiver()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+def submit(fal: Any, count: int, receiver: Receiver, steps: int = 8) -> list[str]:
+    client, sound = fal.SyncClient(key="any"), fal_client.encode_file(SPEECH)
+
+    def one(seed: int) -> str:
+        arguments = {**SMALL, "audio_url": sound, "seed": seed, "num_inference_steps": steps}
+        return client.submit(APP, arguments, webhook_url=receiver.url).request_id
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def wait(condition: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def check_ends(fal: Any, base: Path, ids: list[str], receiver: Receiver) -> None:
+    """Each request has its own result, told once, in a file of its own; and there is no other file."""
+    client = fal.SyncClient(key="any")
+    results = [client.result(APP, request_id) for request_id in ids]
+    assert sorted(result["seed"] for result in results) == list(range(len(ids)))
+    names = [result["video"]["file_name"] for result in results]
+    assert sorted(path.name for path in (base / "output" / "ltx_a2v_api").iterdir()) == sorted(names)
+    wait(lambda: len(receiver.bodies) >= len(ids), 30)
+    assert Counter(body["request_id"] for body in receiver.bodies) == Counter(ids)
+    assert {body["status"] for body in receiver.bodies} == {"OK"}
+
+
+def test_twenty_requests_outlive_a_kill(base: Path, receiver: Receiver) -> None:
+    with Comfy(base) as comfy, client_of(comfy) as fal:
+        ids = submit(fal, COUNT, receiver)
+        assert len(set(ids)) == COUNT
+        wait(lambda: len(receiver.bodies) >= 5)
+        os.killpg(comfy.pid, signal.SIGKILL)
+    assert 5 <= len(receiver.bodies) < COUNT
+    with Comfy(base) as comfy, client_of(comfy) as fal:
+        check_ends(fal, base, ids, receiver)
+
+
+def test_two_servers_share_the_work_and_do_not_rob_each_other(base: Path, receiver: Receiver) -> None:
+    with Comfy(base) as first, Comfy(base) as second, client_of(first) as fal:
+        ids = submit(fal, 8, receiver, steps=30)
+        check_ends(fal, base, ids, receiver)
+        counts = [len(server.get("/history")) for server in (first, second)]
+    assert sum(counts) == 8 and min(counts) >= 2
+
+
+def test_one_of_two_servers_dies(base: Path, receiver: Receiver) -> None:
+    with Comfy(base) as first, Comfy(base) as second, client_of(first) as fal:
+        ids = submit(fal, 6, receiver, steps=30)
+        wait(lambda: all(server.get("/queue")["queue_running"] for server in (first, second)))
+        os.killpg(second.pid, signal.SIGKILL)
+        check_ends(fal, base, ids, receiver)

@@ -1,0 +1,169 @@
+"""Rewrites a tiny checkpoint into the layouts that people have: fp8 files, GGUF files, parts in files of their own.
+
+Layouts after the published files (Lightricks/LTX-2.3, Kijai/LTX2.3_comfy, QuantStack/LTX-2.3-GGUF) and the converters
+that wrote them. Each writer returns what the quantized weights mean, by the original file's names, computed here or by
+the gguf package and not by the pack.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+PREFIX = "model.diffusion_model."
+CONNECTORS = (PREFIX + "video_embeddings_connector.", PREFIX + "audio_embeddings_connector.")
+PROJECTION = "text_embedding_projection."
+SCALE_AT = {  # where a block's float16 scales stand, by the format's definition
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+}  # fmt: skip
+
+
+def read(path: Path) -> tuple[Tensors, dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return load_file(path), file.metadata()
+
+
+def transformer_only(name: str) -> bool:
+    return name.startswith(PREFIX) and not name.startswith(CONNECTORS)
+
+
+def block_layer(name: str) -> bool:
+    """A linear layer's weight of a block."""
+    inside = re.fullmatch(rf"{re.escape(PREFIX)}transformer_blocks\.\d+\..*\.weight", name)
+    return bool(inside) and "norm" not in name
+
+
+def write_fp8(
+    source: Path,
+    target: Path,
+    style: str = "official",
+    keep: Callable[[str], bool] = lambda name: True,
+    strip: str = "",
+) -> Tensors:
+    """style: official (weight_scale, input_scale, a list in the header; the first block stays as it is), marked (the
+    same, told by comfy_quant tensors), scaled_fp8 (scale_weight and a marker), plain (cast), rows (a scale a row)."""
+    tensors, metadata = read(source)
+    written: Tensors = {}
+    meaning: Tensors = {}
+    layers = {}
+    for name, tensor in tensors.items():
+        if not keep(name):
+            continue
+        key = name.removeprefix(strip)
+        first = ".transformer_blocks.0." in name
+        if not (block_layer(name) and not (style in ("official", "marked") and first)):
+            written[key] = tensor
+            continue
+        layer = key.removesuffix(".weight")
+        weight = tensor.float()
+        if style == "plain":
+            scale = torch.ones(())
+        elif style == "rows":
+            scale = weight.abs().amax(dim=1, keepdim=True) / 448
+        else:
+            scale = weight.abs().amax() / 448
+        written[key] = (weight / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+        meaning[name] = written[key].float() * scale
+        if style in ("official", "marked"):
+            written[layer + ".weight_scale"], written[layer + ".input_scale"] = scale, torch.tensor(0.0157)
+            layers[layer] = {"format": "float8_e4m3fn"}
+            if style == "marked":
+                note = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
+                written[layer + ".comfy_quant"] = torch.tensor(list(note), dtype=torch.uint8)
+        elif style in ("scaled_fp8", "rows"):
+            written[layer + ".scale_weight"] = scale
+    if style == "scaled_fp8":
+        written[("" if strip == PREFIX else PREFIX) + "scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    if style == "official":
+        metadata = {**metadata, "_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    save_file(written, target, metadata)
+    return meaning
+
+
+def write_gguf(
+    source: Path,
+    target: Path,
+    kind: str,
+    keep: Callable[[str], bool] = transformer_only,
+    strip: str = PREFIX,
+    config: bool = True,
+) -> Tensors:
+    """As City96's converter writes them: tensors of one dimension in F32; `kind` where its block divides the rows, else
+    F16. Kinds that the gguf package cannot write get random blocks, so that the whole range of their bits is met."""
+    import gguf
+    import numpy
+
+    tensors, metadata = read(source)
+    generator = numpy.random.default_rng(7)
+    writer = gguf.GGUFWriter(target, "ltxv")
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    if config:
+        writer.add_string("config", metadata["config"])
+    meaning: Tensors = {}
+    for name, tensor in tensors.items():
+        if not keep(name):
+            continue
+        values = tensor.float().numpy()
+        chosen = gguf.GGMLQuantizationType[kind]
+        if values.ndim == 1:
+            chosen = gguf.GGMLQuantizationType.F32
+        elif values.shape[-1] % gguf.GGML_QUANT_SIZES[chosen][0]:
+            chosen = gguf.GGMLQuantizationType.F16
+        if chosen.name in SCALE_AT:
+            data = _random_blocks(gguf, numpy, generator, chosen, values)
+        else:
+            data = gguf.quants.quantize(values, chosen)
+        writer.add_tensor(name.removeprefix(strip), data, raw_dtype=chosen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            meaning[name] = torch.from_numpy(numpy.array(gguf.quants.dequantize(data, chosen), dtype=numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return meaning
+
+
+def _random_blocks(gguf, numpy, generator, kind, values):
+    count, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = generator.integers(0, 256, (values.size // count, size), dtype=numpy.uint8)
+    for start in SCALE_AT[kind.name]:
+        scales = (generator.uniform(0.5, 1.5, len(blocks)) * 1e-4).astype(numpy.float16)
+        blocks[:, start : start + 2] = scales[:, None].view(numpy.uint8)
+    return blocks.reshape(values.shape[0], -1)
+
+
+def write_meaning(source: Path, target: Path, meaning: Tensors) -> Path:
+    """The checkpoint in float32 with these weights in the place of its own: what a quantized file must compute like."""
+    tensors, metadata = read(source)
+    save_file({**{k: t.float() for k, t in tensors.items()}, **meaning}, target, metadata)
+    return target
+
+
+def write_split(source: Path, folder: Path) -> dict[str, Path]:
+    """Video VAE (bare names), audio VAE with the vocoder (prefixed), text projection, connectors, transformer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, metadata = read(source)
+    parts = {
+        "transformer": ("ltx-2.3_transformer_only_bf16.safetensors", transformer_only, ""),
+        "video_vae": ("LTX23_video_vae_bf16.safetensors", lambda n: n.startswith("vae."), "vae."),
+        "audio_vae": ("LTX23_audio_vae_bf16.safetensors", lambda n: n.startswith(("audio_vae.", "vocoder.")), ""),
+        "projection": ("ltx-2.3_text_projection_bf16.safetensors", lambda n: n.startswith(PROJECTION), ""),
+        "connectors": ("connectors.safetensors", lambda n: n.startswith((*CONNECTORS, PROJECTION)), ""),
+        "with_connectors": ("ltx-2.3_diffusion_model.safetensors", lambda n: n.startswith(PREFIX), PREFIX),
+    }
+    files = {}
+    for part, (file, keep, strip) in parts.items():
+        files[part] = folder / file
+        chosen = {name.removeprefix(strip): tensor for name, tensor in tensors.items() if keep(name)}
+        save_file(chosen, files[part], {"config": metadata["config"]})
+    return files

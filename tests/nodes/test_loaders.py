@@ -1,0 +1,111 @@
+"""The model loader on files as people keep them: offered, found, refused with the name of what has the missing part."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
+
+from a2v.nodes import files, loaders, memory
+from a2v.tests import layouts
+from a2v.tests.tiny import write_tiny
+
+LOADER = loaders.ModelLoader
+SAME = loaders.SAME
+
+
+@pytest.fixture(scope="module")
+def kept(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Files in ComfyUI's folders: name of the part → name as it is offered."""
+    folder = tmp_path_factory.mktemp("loaders")
+    tiny = write_tiny(folder, layers=2).checkpoint
+    split = layouts.write_split(tiny, folder / "split")
+    layouts.write_gguf(tiny, folder / "split" / "LTX-2.3-Q8_0.gguf", "Q8_0")
+    split["gguf"] = folder / "split" / "LTX-2.3-Q8_0.gguf"
+    layouts.write_fp8(tiny, folder / "split" / "ltx-2.3-fp8.safetensors")
+    split["fp8"] = folder / "split" / "ltx-2.3-fp8.safetensors"
+    places = {
+        "transformer": "diffusion_models",
+        "with_connectors": "diffusion_models",
+        "gguf": "diffusion_models/sub",
+        "video_vae": "vae",
+        "audio_vae": "vae",
+        "projection": "text_encoders",
+        "connectors": "text_encoders",
+        "fp8": "checkpoints",
+    }
+    written, names = [], {}
+    for part, place in places.items():
+        target = base / "models" / place / split[part].name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(split[part], target)
+        written.append(target)
+        names[part] = target.relative_to(base / "models" / place.split("/")[0]).as_posix()
+    yield names
+    for path in written:
+        path.unlink()
+
+
+@pytest.fixture(autouse=True)
+def run(fresh_lists: None) -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def offered(name: str) -> list[str]:
+    return next(each for each in LOADER.define_schema().inputs if each.id == name).options
+
+
+def test_files_are_offered_where_they_are_kept(kept: dict[str, str]) -> None:
+    assert {kept[part] for part in ("fp8", "transformer", "with_connectors", "gguf")} <= set(offered("checkpoint"))
+    for part in ("video_vae", "audio_vae", "connectors"):
+        options = offered(part)
+        assert options[0] == SAME and {kept[part], kept["fp8"]} <= set(options)
+    assert "fp8" in offered("dtype")
+
+
+def load(checkpoint: str, dtype: str = "auto", **parts: str) -> tuple[memory.Handle, ...]:
+    chosen = {"video_vae": SAME, "audio_vae": SAME, "connectors": SAME, **parts}
+    assert LOADER.validate_inputs(checkpoint=checkpoint, **chosen) is True
+    assert LOADER.fingerprint_inputs(checkpoint=checkpoint, dtype=dtype, **chosen)
+    return LOADER.execute(checkpoint, dtype, **chosen).args
+
+
+def test_split_files_and_gguf(kept: dict[str, str]) -> None:
+    parts = {part: kept[part] for part in ("video_vae", "audio_vae", "connectors")}
+    whole = load(kept["fp8"])
+    for handles in (load(kept["transformer"], **parts), load(kept["gguf"], **{**parts, "video_vae": kept["fp8"]})):
+        for ours, theirs in zip(handles[1:], whole[1:], strict=True):
+            expected = theirs.module.state_dict()
+            assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.module.state_dict().items())
+    assert handles[0].checkpoint == "LTX-2.3-Q8_0.gguf"
+    load(kept["with_connectors"], **{**parts, "connectors": kept["projection"]})
+
+
+@pytest.mark.parametrize("lacking", ["video_vae", "audio_vae", "connectors"])
+def test_a_part_that_lacks_is_named_before_anything_runs(kept: dict[str, str], lacking: str) -> None:
+    parts = {part: kept[part] for part in ("video_vae", "audio_vae", "connectors") if part != lacking}
+    verdict = LOADER.validate_inputs(checkpoint=kept["gguf"], **{lacking: SAME, **parts})
+    assert isinstance(verdict, str) and lacking in verdict and ".safetensors" in verdict
+    wrong = kept["audio_vae" if lacking == "video_vae" else "video_vae"]
+    verdict = LOADER.validate_inputs(checkpoint=kept["fp8"], **{**dict.fromkeys(parts, SAME), lacking: wrong})
+    assert isinstance(verdict, str) and wrong in verdict and ("has no" in verdict or "is not in" in verdict)
+
+
+def test_saved_graphs_without_the_new_widgets(kept: dict[str, str]) -> None:
+    assert LOADER.validate_inputs(checkpoint=kept["fp8"]) is True
+    assert len(LOADER.execute(kept["fp8"], "auto").args) == 5
+
+
+def test_other_names_are_refused(kept: dict[str, str]) -> None:
+    for name in ("../../etc/passwd", "missing.gguf", "../secret.gguf", "sub/../../vae/x.gguf"):
+        for values in ({"checkpoint": name}, {"checkpoint": kept["fp8"], "video_vae": name}):
+            verdict = LOADER.validate_inputs(**values)
+            assert isinstance(verdict, str) and name in verdict and "models/" in verdict
+        with pytest.raises(ValueError, match=r"models/diffusion_models: get it\.$"):
+            files.gguf_file("diffusion_models", name, "get it")

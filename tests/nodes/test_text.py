@@ -1,0 +1,279 @@
+"""Texts in the graph: encoded once, and Gemma's quantized files under ComfyUI's memory management."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
+
+import comfy.model_management as management
+from a2v.ltx import expand as expansion
+from a2v.ltx.checkpoint import load_checkpoint
+from a2v.ltx.contexts import KEPT
+from a2v.ltx.gemma import load_gemma
+from a2v.ltx.nvfp4 import NVFP4Linear
+from a2v.ltx.quantized import QuantizedLinear
+from a2v.ltx.text import TextContext, encode_text
+from a2v.nodes import loaders, memory, text
+from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
+from a2v.tests.tiny import TinyFiles, write_gemma_file, write_tiny
+
+CPU = torch.device("cpu")
+PROMPT = "a person speaks"
+PRECISIONS = ("bf16", "fp8", "fp4_mixed")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    return write_tiny(tmp_path_factory.mktemp("tiny"), layers=1)
+
+
+@pytest.fixture(params=PRECISIONS)
+def single(request: pytest.FixtureRequest, files: TinyFiles, tmp_path: Path) -> Path:
+    path = tmp_path / f"gemma_{request.param}.safetensors"
+    write_gemma_file(files.gemma, path, request.param)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    """As ComfyUI runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+def connectors(files: TinyFiles) -> memory.Handle:
+    return memory.hold_text(load_checkpoint(files.checkpoint).connectors, "float32")
+
+
+@pytest.fixture
+def encoder(files: TinyFiles) -> memory.TextEncoder:
+    return memory.hold_gemma(lambda dtype: load_gemma(files.gemma, dtype), "float32", connectors(files))
+
+
+def run(node: type, *args: Any, **kwargs: Any) -> tuple:
+    """A node as ComfyUI calls it: on a class that knows its id in the graph."""
+    return node.execute.__func__(SimpleNamespace(hidden=SimpleNamespace(unique_id="1")), *args, **kwargs).args
+
+
+def encode(encoder: memory.TextEncoder, prompt: str) -> TextContext:
+    (context,) = run(text.TextEncode, encoder, prompt)
+    return context
+
+
+@pytest.fixture
+def brought(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was brought to its device, call after call."""
+    calls: list[Any] = []
+    use = memory.use
+
+    def counting(*handles: memory.Handle, **options: Any) -> list[nn.Module]:
+        calls.append(handles)
+        return use(*handles, **options)
+
+    monkeypatch.setattr(memory, "use", counting)
+    return calls
+
+
+@pytest.fixture
+def forwards(encoder: memory.TextEncoder) -> Iterator[list[int]]:
+    calls: list[int] = []
+    hook = encoder.gemma.model.model.language_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    yield calls
+    hook.remove()
+
+
+def test_a_text_is_encoded_once(
+    encoder: memory.TextEncoder, files: TinyFiles, brought: list[Any], forwards: list[int]
+) -> None:
+    expected = encode_text(
+        load_gemma(files.gemma, torch.float32), load_checkpoint(files.checkpoint).connectors(torch.float32), PROMPT
+    )
+    first, other, again = (encode(encoder, prompt) for prompt in (PROMPT, "a man", f" {PROMPT}\n"))
+    assert len(brought) == len(forwards) == 2
+    for context in (first, again):
+        assert torch.equal(context.video, expected.video) and torch.equal(context.audio, expected.audio)
+        assert context.tokens == expected.tokens
+    assert not torch.equal(first.video, other.video)
+
+
+def test_the_texts_used_last_are_kept(encoder: memory.TextEncoder, brought: list[Any]) -> None:
+    for i in range(KEPT):
+        encode(encoder, f"man {i}")
+    encode(encoder, "man 0")  # used again, so not the oldest any more
+    encode(encoder, "one more")
+    assert len(brought) == KEPT + 1
+    encode(encoder, "man 0")
+    assert len(brought) == KEPT + 1
+    encode(encoder, "man 1")
+    assert len(brought) == KEPT + 2
+
+
+def test_a_cut_text_is_told_each_time(encoder: memory.TextEncoder, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert encode(encoder, "$" * 1100).truncated
+    assert [r.message for r in caplog.records if "1101 tokens" in r.message] == [
+        "The prompt has 1101 tokens; the 77 after the first 1024 are left out."
+    ] * 2
+
+
+def test_another_encoder_has_its_own_and_none_is_kept_alive(files: TinyFiles, brought: list[Any]) -> None:
+    encoders = [
+        memory.hold_gemma(lambda dtype: load_gemma(files.gemma, dtype), "float32", connectors(files)) for _ in range(2)
+    ]
+    contexts = [encode(each, PROMPT) for each in encoders]
+    assert len(brought) == 2 and contexts[0] is not contexts[1]
+    module = weakref.ref(encoders[0].module)
+    kept = weakref.ref(contexts[0].video)
+    brought.clear()
+    del encoders[0], contexts[0]
+    gc.collect()
+    management.cleanup_models()
+    assert module() is None and kept() is None
+
+
+def test_an_expansion_is_written_once(
+    encoder: memory.TextEncoder, brought: list[Any], forwards: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expansion, "NEW_TOKENS", 6)
+    picture = torch.rand(1, 30, 40, 3, generator=torch.Generator().manual_seed(1))
+    asked = [(1, None), (2, None), (1, picture), (1, 1 - picture), (1, None), (1, picture), (2, None)]
+    written = [run(text.ExpandPrompt, encoder, PROMPT, seed, True, image) for seed, image in asked]
+    assert len(brought) == 4
+    assert written[4] == written[0] and written[5] == written[2] and written[6] == written[1]
+    before = len(forwards)
+    assert run(text.ExpandPrompt, encoder, PROMPT, 1, False) == (PROMPT, f"prompt: {PROMPT}")
+    assert len(forwards) == before and len(brought) == 4
+
+
+def test_an_expansion_that_failed_is_tried_again(
+    encoder: memory.TextEncoder, brought: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expansion, "NEW_TOKENS", 6)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the kernel failed")
+
+    hook = encoder.gemma.model.model.language_model.register_forward_pre_hook(fail)
+    prompt, report = run(text.ExpandPrompt, encoder, PROMPT, 1, True)
+    hook.remove()
+    assert prompt == PROMPT and "the kernel failed" in report
+    prompt, report = run(text.ExpandPrompt, encoder, PROMPT, 1, True)
+    assert "the kernel failed" not in report and len(brought) == 2
+
+
+def test_a_gemma_that_cannot_see_says_so(files: TinyFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expansion, "NEW_TOKENS", 6)
+    path = tmp_path / "blind.safetensors"
+    write_gemma_file(files.gemma, path, vision=False)
+    encoder = memory.hold_gemma(lambda dtype: load_gemma(path, dtype), "float32", connectors(files))
+    shown: list[str] = []
+    monkeypatch.setattr(text, "show_text", lambda _, said: shown.append(said))
+    for _ in range(2):
+        prompt, report = run(text.ExpandPrompt, encoder, PROMPT, 1, True, torch.rand(1, 30, 40, 3))
+        assert prompt != PROMPT and "no vision tower" in report and shown[-1] == prompt
+
+
+# Quantized files under ComfyUI's memory management.
+
+
+def placed(module: nn.Module, kind: type = nn.Module) -> list[bool]:
+    """Of every layer that ComfyUI may leave behind: whether it is on the simulated device."""
+    found = (m for m in module.modules() if hasattr(m, "comfy_cast_weights") and isinstance(m, kind))
+    return [isinstance(m.weight, Elsewhere) for m in found]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
+def test_a_single_file_in_part(single: Path, files: TinyFiles, share: float) -> None:
+    gemma = load_gemma(single, torch.float32)
+    theirs = load_checkpoint(files.checkpoint).connectors(torch.float32)
+    expected = encode_text(gemma, theirs, PROMPT)
+    before = {name: tensor.clone() for name, tensor in gemma.model.state_dict().items()}
+    with simulated():
+        patcher = memory.hold(gemma.model, DEVICE, CPU)
+        encoder = memory.TextEncoder(patcher, gemma, memory.Handle(memory.hold(theirs, DEVICE, CPU)))
+        for each in encoder.get_models():
+            each.partially_load(DEVICE, int(each.model_size() * share * 2))
+            memory.settle(each.model, DEVICE)
+        context = encode_text(encoder.gemma, encoder.connectors.module, PROMPT)
+        assert isinstance(context.video, Elsewhere), "it was not computed on the device"
+        assert torch.equal(context.video.cpu(), expected.video) and torch.equal(context.audio.cpu(), expected.audio)
+        quantized = placed(gemma.model, QuantizedLinear)
+        assert bool(quantized) == ("bf16" not in single.name)
+        assert any(isinstance(m, NVFP4Linear) for m in gemma.model.modules()) == ("fp4" in single.name)
+        if share == 1.0:
+            assert all(placed(gemma.model))
+            scales = [m.weight_scale for m in gemma.model.modules() if isinstance(m, NVFP4Linear)]
+            assert all(isinstance(scale, Elsewhere) for scale in scales)
+        elif share == 0.3:
+            assert not all(placed(gemma.model)) and (not quantized or not all(quantized))
+        patcher.detach()
+    for name, tensor in gemma.model.state_dict().items():
+        assert not isinstance(tensor, Elsewhere) and torch.equal(tensor, before[name]), name
+
+
+def test_whole_in_comfyuis_layers(single: Path, files: TinyFiles) -> None:
+    expected = encode_text(
+        load_gemma(single, torch.float32), load_checkpoint(files.checkpoint).connectors(torch.float32), PROMPT
+    )
+    encoder = memory.hold_gemma(lambda dtype: load_gemma(single, dtype), "float32", connectors(files))
+    assert torch.equal(encode(encoder, PROMPT).video, expected.video)
+    size = sum(p.nbytes for p in load_gemma(single, torch.float32).model.state_dict().values())
+    assert encoder.patcher.model_size() == size
+
+
+def test_fp8_from_the_widget(files: TinyFiles) -> None:
+    encoder = memory.hold_gemma(lambda dtype, **fp8: load_gemma(files.gemma, dtype, **fp8), "fp8", connectors(files))
+    assert placed(encoder.module, QuantizedLinear)
+    assert encode(encoder, PROMPT).video.isfinite().all()
+
+
+# The loader.
+
+
+@pytest.fixture
+def models(base: Path, fresh_lists: None, files: TinyFiles) -> Iterator[Path]:
+    """models/text_encoders with two folders, three files, and a file of something else."""
+    folder = base / "models" / "text_encoders" / "mine"
+    shutil.copytree(files.gemma, folder / "gemma-folder")
+    shutil.copy(files.checkpoint, folder / "a-checkpoint.safetensors")
+    write_gemma_file(files.gemma, folder / "gemma_3_12B_it_fp4_mixed.safetensors", "fp4_mixed")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_the_loader_offers_folders_and_files(models: Path) -> None:
+    mine = [name.replace("\\", "/") for name in loaders._gemma_names() if "mine" in name]
+    assert mine == ["mine/gemma-folder", "mine/gemma_3_12B_it_fp4_mixed.safetensors", "mine/a-checkpoint.safetensors"]
+
+
+Check = Callable[[str], bool | str]
+
+
+def test_the_loader_looks_at_a_file_before_anything_runs(models: Path) -> None:
+    check: Check = loaders.TextEncoderLoader.validate_inputs
+    assert check("mine/gemma-folder") is True and check("mine/gemma_3_12B_it_fp4_mixed.safetensors") is True
+    assert "no Gemma 3" in check("mine/a-checkpoint.safetensors")
+    assert "models/text_encoders" in check("mine/absent.safetensors")
+
+
+@pytest.mark.parametrize("name", ["gemma-folder", "gemma_3_12B_it_fp4_mixed.safetensors"])
+def test_the_loader_loads_both(models: Path, files: TinyFiles, name: str) -> None:
+    stamp = loaders.TextEncoderLoader.fingerprint_inputs(f"mine/{name}", dtype="auto")
+    assert stamp == loaders.TextEncoderLoader.fingerprint_inputs(f"mine/{name}")
+    (encoder,) = loaders.TextEncoderLoader.execute(f"mine/{name}", connectors(files), "float32").args
+    context: Tensor = encode(encoder, PROMPT).video
+    expected = encode_text(
+        load_gemma(models / name, torch.float32), load_checkpoint(files.checkpoint).connectors(torch.float32), PROMPT
+    )
+    assert torch.equal(context, expected.video)

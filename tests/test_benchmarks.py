@@ -1,0 +1,146 @@
+"""Every benchmark runs at its smallest size, its sides compute the same, its table is whole. Times are not judged."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from a2v.benchmarks import measure
+from a2v.benchmarks.work import Counter
+from torch import nn
+
+LEVELS = ("none", "regular", "high", "full")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """name → the table of that benchmark at its smallest size, after a journey through its file."""
+    monkeypatch.setattr(measure, "THREADS", 1)
+
+    def run(name: str, module: str | None = None) -> measure.Table:
+        function = getattr(importlib.import_module(f"a2v.benchmarks.{module or name}"), name)
+        table = function(tmp_path, small=True)
+        path = measure.save(name, table, measure.machine(), tmp_path / "results")
+        assert measure.load(path)[0] == table
+        lines = table.markdown().splitlines()
+        assert len(lines) >= 2 + len(table.rows)
+        assert all(line.count("|") == len(table.columns) + 1 for line in lines[: 2 + len(table.rows)])
+        assert all(isinstance(number, float | int) for number in table.numbers.values())
+        assert f"## {table.title}" in measure.document([name], tmp_path / "results")
+        return table
+
+    return run
+
+
+@pytest.fixture
+def peers() -> None:
+    pytest.importorskip("ltx_pipelines", reason="the peer is not installed")
+
+
+def test_peer(take, peers: None) -> None:
+    """48 blocks, STG in block 28: 164 block runs where the official code has 192, and the same numbers."""
+    numbers = take("peer").numbers
+    assert numbers["official block runs"] == 192
+    assert numbers["our block runs"] <= 164
+    assert numbers["step error"] < 1e-5
+    assert numbers["whole error"] < 1e-5
+    assert min(numbers.values()) > 0
+
+
+def test_growth(take, peers: None) -> None:
+    table = take("growth", "peer")
+    assert [row[1] for row in table.rows] == ["32", "48"]
+
+
+def test_levels(take) -> None:
+    table = take("levels")
+    assert [row[0] for row in table.rows] == list(LEVELS)
+    assert table.numbers["none error"] == 0
+    for level in ("regular", "full"):
+        assert 0 < table.numbers[f"{level} error"] < 2, f"{level} is exact, or far off"
+
+
+@pytest.mark.skipif(not (ROOT / ".host" / "comfyui").is_dir(), reason="no ComfyUI in .host")
+def test_host(take) -> None:
+    """It compares the frames of both files itself."""
+    assert take("host").numbers["trivial seconds"] < 60
+
+
+def test_load(take) -> None:
+    assert take("load").numbers["resident"] > 0.5
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg on this machine")
+def test_encode(take) -> None:
+    """At the same settings both files have about the same quality and size."""
+    numbers = take("encode").numbers
+    for mode in ("balanced", "fast"):
+        assert abs(numbers[f"{mode} PSNR difference"]) < 0.5
+        assert 0.7 < numbers[f"{mode} size"] < 1.4
+
+
+def test_gpu_at_a_toy_size_on_a_cpu(take, peers: None) -> None:
+    table = take("gpu")
+    assert table.numbers["error"] < (0.05 if torch.cuda.is_available() else 1e-5)
+    assert [row[0] for row in table.rows] == ["official, eager", *(f"ours, {n}" for n in LEVELS)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_says_that_there_is_none(tmp_path: Path) -> None:
+    before = measure.DOCUMENT.read_bytes()
+    done = subprocess.run([sys.executable, ROOT / "benchmarks", "gpu"], cwd=tmp_path, capture_output=True, text=True)
+    assert measure.DOCUMENT.read_bytes() == before
+    assert done.returncode == 2
+    assert "there is no CUDA here" in done.stdout + done.stderr
+
+
+def test_a_side_that_fails_is_told() -> None:
+    with measure.Side("encode") as side, pytest.raises(measure.SideError, match=r"quality: .*nowhere"):
+        side("quality", size=[1, 32, 32], path="/nowhere.mp4")
+
+
+def test_ratio_is_over_pairs() -> None:
+    ratio = measure.Ratio([1.0, 4.0, 3.0], [2.0, 4.0, 4.0])
+    assert ratio.pairs == [0.5, 1.0, 0.75]
+    assert str(ratio) == "0.75 (0.50–1.00)"
+
+
+def test_counter_counts_rows() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ff = nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.ff(x)
+
+    blocks = nn.ModuleList(Block() for _ in range(3))
+    with Counter(blocks) as counter:
+        for block in blocks:
+            block(x=torch.zeros(2, 5))
+        blocks[0].ff(torch.zeros(4, 5))  # parts of a block that is not called itself
+    blocks[0](torch.zeros(1, 5))
+    assert counter.calls == {"block": 6, "feed forward": 10}
+    assert counter.runs == 10
+
+
+def test_the_page_is_the_results() -> None:
+    """docs/benchmarks.md is written by the benchmarks, every figure with its date and machine."""
+    results = sorted(measure.RESULTS.glob("*.json"))
+    assert results, "no results are committed"
+    page = measure.DOCUMENT.read_text(encoding="utf-8")
+    order = importlib.import_module("a2v.benchmarks.names").BENCHMARKS
+    assert page == measure.document(order)
+    for path in results:
+        assert path.stem in order
+        content = json.loads(path.read_text(encoding="utf-8"))
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", content["date"])
+        assert content["machine"] in page

@@ -76,7 +76,7 @@ $(HOST): $(VENV)
 # A browser, and a decoder that shares no code path with the pack: where they cannot be had, the tests that use them are
 # skipped by name.
 debian:
-	@missing=; for tool in chromium ffmpeg; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	@missing=; for tool in chromium ffmpeg nodejs npm; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	if [ -n "$$missing" ]; then \
 	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	        echo "setup:$$missing from Debian's packages"; \

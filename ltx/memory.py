@@ -177,7 +177,8 @@ def blueprint(load: Callable[[], nn.Module]) -> nn.Module:
 
 def twin(module: nn.Module, dtype: torch.dtype | None = None, **changes: object) -> nn.Module:
     """A model like this diffusers one, with sizes for numbers. changes: what is another in its configuration."""
-    cls = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("diffusers."))
+    # A class of that name may be one that a host put over diffusers' own.
+    cls = [cls for cls in type(module).__mro__ if cls.__name__ == type(module).__name__][-1]
     return _built(cls, json.dumps({**module.config, **changes}, default=str), dtype or module.dtype)
 
 

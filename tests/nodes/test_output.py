@@ -1,0 +1,130 @@
+"""Decode, and Decode and Save, where memory runs out: smaller tiles, the same clip, and the report says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import pytest
+import torch
+
+pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
+
+import comfy.model_management as management
+import folder_paths
+from a2v.ltx.checkpoint import load_checkpoint
+from a2v.ltx.decode import Tiling, decode_video
+from a2v.ltx.errors import InputError
+from a2v.nodes import memory, output
+from a2v.tests.tiny import write_tiny
+
+NOTE = "decoded in tiles of 64 px and 16 frames: 96 and 16 did not fit"
+
+
+@pytest.fixture(scope="module")
+def handle(tmp_path_factory: pytest.TempPathFactory) -> memory.Handle:
+    files = write_tiny(tmp_path_factory.mktemp("tiny"), layers=1, vae_width=4)
+    cpu = torch.device("cpu")
+    return memory.Handle(memory.hold(load_checkpoint(files.checkpoint).video_vae(torch.float32), cpu, cpu))
+
+
+@pytest.fixture
+def latent() -> dict[str, torch.Tensor]:
+    return {"samples": torch.randn(1, 128, 2, 2, 3, generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.fixture
+def freed(handle: memory.Handle, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A VAE with room for tiles of two latents' width; grows with each time that ComfyUI is asked to free its cache."""
+    decode, freed = type(handle.module).decode, []
+
+    def cramped(self: torch.nn.Module, z: torch.Tensor, return_dict: bool = True) -> object:
+        if z.shape[4] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(self, z, return_dict=return_dict)
+
+    monkeypatch.setattr(type(handle.module), "decode", cramped)
+    monkeypatch.setattr(management, "soft_empty_cache", lambda force=False: freed.append(1))
+    return freed
+
+
+def as_run(node: type) -> type:
+    """The node as ComfyUI calls it: with a place for what is hidden."""
+    hidden = SimpleNamespace(unique_id="1", prompt=None, extra_pnginfo=None)
+    return type(node.__name__, (node,), {"hidden": hidden})
+
+
+def test_decode_goes_on_in_smaller_tiles(
+    handle: memory.Handle, latent: dict[str, torch.Tensor], freed: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    images = as_run(output.Decode).execute(handle, latent, 96, 32, 16, 8).args[0]
+    small = torch.cat(list(decode_video(handle.module, latent["samples"], Tiling(16, 8, 64, 32))))
+    assert torch.equal(images, small) and len(freed) == 1
+    assert NOTE in caplog.text
+
+
+def test_decode_and_save_says_so_in_the_file(
+    handle: memory.Handle,
+    latent: dict[str, torch.Tensor],
+    freed: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    made = as_run(output.SaveLatentVideo).execute(
+        handle,
+        latent,
+        96,
+        32,
+        16,
+        8,
+        24.0,
+        "clip",
+        "X264 (.mp4)",
+        "high",
+        "fast",
+        "off",
+        0.5,
+        "replace",
+        report="asked",
+    )
+    facts = made.ui["report"][0]
+    assert facts["frames"] == 9 and NOTE in facts["notes"] and facts["notes"][0] == "asked" and len(freed) == 1
+    (file,) = tmp_path.glob("*.mp4")
+    with av.open(str(file)) as container:
+        assert NOTE in json.loads(container.metadata["comment"])["notes"]
+
+
+def test_where_nothing_fits_there_is_one_sentence_and_no_file(
+    handle: memory.Handle,
+    latent: dict[str, torch.Tensor],
+    freed: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(type(handle.module), "decode", full)
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    with pytest.raises(InputError, match="smallest tile"):
+        as_run(output.SaveLatentVideo).execute(
+            handle, latent, 96, 32, 16, 8, 24.0, "clip", "X264 (.mp4)", "high", "fast", "off", 0.5, "replace"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_a_gpu_room_is_asked_for_what_computing_takes(
+    handle: memory.Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latent, tiling = torch.zeros(1, 128, 16, 18, 32), Tiling()
+    assert memory.decoding_memory(handle.module, latent, tiling) == 0  # on a CPU nothing moves
+    monkeypatch.setattr(handle.module, "compute_device", torch.device("cuda"))
+    whole = memory.decoding_memory(handle.module, latent, tiling)
+    tile = 4 * 4 * 81 * 112 * 192  # of the last layers' width 4, in float32: 81 frames of 448 × 768 in patches of 4
+    assert 5 * tile < whole < 16 * tile
+    halved = memory.decoding_memory(handle.module, latent, Tiling(80, 24, 384, 64))
+    assert 0.2 < halved / whole < 0.3
+    assert memory.encoding_memory(handle.module, 576, 1024) > 4 * 3 * 576 * 1024

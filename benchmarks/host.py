@@ -21,7 +21,7 @@ from a2v.tests.host import graph
 from a2v.tests.host.comfy import Comfy, Run, write_models
 
 LONG = Clip(49, 512, 512)
-STEPS = 30  # of the long run, which then takes about a minute
+STEPS = 40  # of the long run, which then takes about a minute
 PROMPTS = ("a woman speaks to the camera", "static")
 
 

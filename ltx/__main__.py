@@ -37,6 +37,7 @@ import transformers  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from .errors import FlaggedError, InputError  # noqa: E402
+from .memory import AUTO, OFFLOAD  # noqa: E402
 from .pipeline import Files, run  # noqa: E402
 from .request import Request, parse  # noqa: E402
 from .trace import Recorder  # noqa: E402
@@ -59,13 +60,18 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m ltx", description="Makes a video that moves with an audio file, with LTX-2.3, without ComfyUI."
     )
     p.add_argument("--checkpoint", type=Path, required=True, metavar="F", help="LTX-2.3 file, or a diffusers folder")
-    p.add_argument("--text-encoder", type=Path, required=True, metavar="DIR", help="folder of Gemma 3 12B")
+    p.add_argument(
+        "--text-encoder", type=Path, required=True, metavar="PATH", help="Gemma 3 12B: folder, or single file"
+    )
     p.add_argument("--upscaler", type=Path, metavar="F", help="latent upscaler x2; needed for two passes")
     p.add_argument("--distill-lora", type=Path, metavar="F", help="distilled LoRA, at the request's two strengths")
     p.add_argument("--camera-lora", type=Path, metavar="F", help="camera LoRA, at camera_lora_scale in both passes")
     p.add_argument(
         "--lora", type=lora_argument, action="append", default=[], metavar="F:SCALE", help="another LoRA, both passes"
     )
+    p.add_argument("--video-vae", type=Path, metavar="F", help="video VAE, where the checkpoint has none")
+    p.add_argument("--audio-vae", type=Path, metavar="F", help="audio VAE and vocoder, where the checkpoint has none")
+    p.add_argument("--connectors", type=Path, metavar="F", help="text connectors, where the checkpoint has none")
     p.add_argument("--audio", type=Path, required=True, metavar="F", help="audio, or a video with sound")
     p.add_argument("--image", type=Path, metavar="F", help="first frame")
     p.add_argument("--end-image", type=Path, metavar="F", help="last frame")
@@ -73,6 +79,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--request", type=Path, required=True, metavar="FILE.json", help="the endpoint's parameters")
     p.add_argument("--stg-blocks", type=int, nargs="+", default=[], metavar="N", help="blocks that STG perturbs")
     p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
+    p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
+    p.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks")
+    p.add_argument(
+        "--offload", choices=OFFLOAD, default=AUTO, help="blocks wait in host memory; default: where the GPU is small"
+    )
+    p.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep encoded prompts here, for later runs")
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     p.add_argument("--trace", type=Path, metavar="FILE.safetensors", help="write the run's tensors")
     p.add_argument(
@@ -156,6 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             image=arguments.image,
             end_image=arguments.end_image,
             safety_checker=arguments.safety_checker,
+            video_vae=arguments.video_vae,
+            audio_vae=arguments.audio_vae,
+            connectors=arguments.connectors,
+            contexts=arguments.cache_dir,
         )
         result = run(
             files,
@@ -163,6 +179,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             stg_blocks=tuple(arguments.stg_blocks),
             dtype=dtype,
             device=device,
+            fp8=arguments.fp8,
+            compiled=arguments.compile,
+            offload=arguments.offload,
+            announce=lambda forecast: print(forecast, file=sys.stderr),
             trace=recorder,
             progress=bars,
         )

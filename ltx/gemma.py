@@ -52,6 +52,12 @@ class Gemma:
         return AutoProcessor.from_pretrained(self.path, local_files_only=True)
 
 
+def check_gemma(path: Path) -> None:
+    """InputError where nothing is there."""
+    if not path.exists():
+        raise InputError(f"{path}: not found; give the folder that holds the whole {WANTED}, or {gemma_file.WANTED}.")
+
+
 def load_gemma(
     path: str | Path,
     dtype: torch.dtype | None = None,
@@ -66,17 +72,16 @@ def load_gemma(
     InputError: a file missing or damaged, another model.
     """
     path = Path(path)
+    check_gemma(path)
     first = dtype if fp8 is None else None  # what is rounded needs no copy in `dtype` before
     if path.is_dir():
         gemma = _from_folder(path, first)
     elif path.suffix.lower() == ".gguf":
         raise InputError(f"{path}: a GGUF text encoder is not read; use {gemma_file.WANTED}.")
-    elif path.is_file():
+    else:
         opened = gemma_file.GemmaFile(path)
         tokenizer = opened.tokenizer()
         gemma = Gemma(opened.model(tokenizer, first), tokenizer, path)
-    else:
-        raise InputError(f"{path}: not found; give the folder that holds the whole {WANTED}, or {gemma_file.WANTED}.")
     if fp8 is not None:
         quantize(gemma.model, on=fp8, prefix=LAYERS)
         _cast(gemma.model, dtype)

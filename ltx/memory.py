@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .pipeline import Job
 
 AUTO, NEVER, BLOCKS = OFFLOAD = ("auto", "none", "blocks")
+GEMMA, TRANSFORMER = "Gemma", "transformer"  # the parts whose blocks can wait in host memory
 TILING = Tiling()
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of the types that are converted to the one that computes; what is quantised stays as it is stored."""
@@ -342,7 +343,7 @@ def estimate(
         )
 
     model = blueprint(lambda: checkpoint.transformer(dtype, fp8=fp8) if fp8 else checkpoint.transformer(dtype))
-    transformer = part("transformer", model, model.transformer_blocks)
+    transformer = part(TRANSFORMER, model, model.transformer_blocks)
     side = ()
     if device.type == "cpu" and (files := {loaded.path: loaded for loaded, _ in job.second_loras}):
         pairs = [
@@ -461,7 +462,7 @@ def rehearse_step(
     images: Iterable[bool] = (),
     room: float = 0.0,
 ) -> None:
-    """One step of `sample` as a rehearsal runs it, on a model of at least three blocks, of which STG takes the second.
+    """One step of `sample` as a rehearsal runs it, on a model of at least two blocks, of which STG takes the second.
 
     images: for each, whether it is the first frame. room: bytes free for the passes as one batch.
     """
@@ -510,7 +511,7 @@ def text_encoder(path: Path, dtype: torch.dtype | None) -> tuple[Part, nn.Module
     try:
         entries = headers(path)
         size, blocks = _stored(entries, dtype)
-        return Part("Gemma", size, blocks), _language(entries, len(blocks), dtype)
+        return Part(GEMMA, size, blocks), _language(entries, len(blocks), dtype)
     except (OSError, KeyError, ValueError, struct.error) as error:
         raise InputError(f"{path}: its headers cannot be read ({error}); download the text encoder again.") from error
 

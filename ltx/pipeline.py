@@ -3,6 +3,7 @@ whole headless job, a part of the model in memory at a time."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import lora, preprocess, schedules
+from . import lora, memory, preprocess, schedules
 from .acceleration import EXACT, LEVELS, Acceleration, check_level, full_strength
 from .audio import (
     Track,
@@ -27,17 +28,31 @@ from .audio import (
 )
 from .checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from .conditioning import AudioCondition, Guide, Stream, audio_stream, video_stream
+from .contexts import ContextCache, fingerprint
 from .decode import Tiling, decode_video, to_uint8
 from .errors import FlaggedError, InputError
-from .expand import expand
+from .expand import Expansion, expand
+from .gemma import Gemma, check_gemma, load_gemma
 from .guidance import NONE, Guidance, needed
 from .images import compress, encode_image, fit, load_image
 from .latents import CHANNELS, Noise, unpatchify_audio, unpatchify_video, video_shape
+from .offload import Offload, offload_gemma, offload_transformer
 from .request import Plan, Request, plan
 from .safety import Watch, load_checker
 from .samplers import Callback, Denoiser, Latents, Restart, euler, gradient_estimation, res_2s
-from .text import TextContext, encode_text, load_gemma
-from .transformer import Levels, Pass, Reuse, adopt, batch_room, modulation, rotary, velocities, working_set
+from .text import TextContext, encode_text
+from .transformer import (
+    Levels,
+    Pass,
+    Reuse,
+    adopt,
+    batch_room,
+    compile_blocks,
+    modulation,
+    rotary,
+    velocities,
+    working_set,
+)
 from .upscale import upscale
 from .video import VideoFile, write_video
 
@@ -243,6 +258,10 @@ class Files:
     image: Path | None = None
     end_image: Path | None = None
     safety_checker: Path | None = None
+    video_vae: Path | None = None  # these three: where that part is not in the checkpoint
+    audio_vae: Path | None = None
+    connectors: Path | None = None
+    contexts: Path | None = None  # a folder that keeps encoded prompts
 
 
 @dataclass(frozen=True)
@@ -295,7 +314,11 @@ def prepare(files: Files, request: Request) -> Job:
         load_upscaler(files.upscaler)  # maps the file, and says what is wrong with it before the first pass, not after
     if request.camera_lora != "none" and files.camera_lora is None:
         raise InputError(f"camera_lora: {request.camera_lora} needs its file; name it with --camera-lora.")
-    checkpoint = load_checkpoint(files.checkpoint)
+    checkpoint = load_checkpoint(
+        files.checkpoint, video_vae=files.video_vae, audio_vae=files.audio_vae, connectors=files.connectors
+    )
+    checkpoint.check()
+    check_gemma(files.text_encoder)
     both = [(lora.load_lora(path), scale) for path, scale in files.loras]
     if files.camera_lora is not None:
         both.append((lora.load_lora(files.camera_lora), request.camera_lora_scale))
@@ -330,10 +353,18 @@ def run(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     tiling: Tiling | None = TILING,
+    fp8: bool = False,
+    compiled: bool = False,
+    offload: str = memory.AUTO,
+    announce: Callable[[memory.Preflight], None] | None = None,
     trace: Trace | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """The whole job, from files to a finished file. Errors: InputError, before models load where that can be."""
+    """The whole job, from files to a finished file. Errors: InputError, before models load where that can be.
+
+    fp8: transformer and Gemma are stored in float8 and compute in `dtype`. compiled: torch.compile of the transformer's
+    block. offload: one of memory.OFFLOAD, for a GPU. announce: is told what each stage takes before anything loads.
+    """
     say = progress or (lambda stage, done, total: None)
     note = trace or (lambda name, tensor: None)
     job = prepare(files, request)
@@ -364,14 +395,35 @@ def run(
         guidance.blocks(len(checkpoint.blueprint().transformer_blocks))
     checker = load_checker(files.safety_checker) if request.enable_safety_checker and files.safety_checker else None
 
-    prompt, positive, negative, notes = encode_prompts(job, dtype, device, note, say)
+    forecast = None
+    if announce is not None or torch.device(device).type == "cuda":
+        forecast = memory.estimate(
+            job,
+            sample,
+            guidance=guidance,
+            audio_guidance=audio_guidance,
+            dtype=dtype,
+            device=device,
+            tiling=tiling,
+            offload=offload,
+            fp8=fp8,
+        )
+        tiling = forecast.tiling
+        if announce is not None:
+            announce(forecast)
+    away = {name for name in (memory.GEMMA, memory.TRANSFORMER) if forecast is not None and forecast.offloaded(name)}
+
+    prompt, positive, negative, notes = encode_prompts(job, dtype, device, note, say, fp8, memory.GEMMA in away)
     audio = encode_sound(job, dtype, device, trace)
     first_guides, second_guides = encode_images(job, dtype, device, note)
 
-    model = checkpoint.transformer(dtype, device)
+    model = checkpoint.transformer(dtype, "cpu" if memory.TRANSFORMER in away else device, fp8, device)
     merger = lora.Merger(model, checkpoint.transformer_weight)
     merger.set(job.first_loras)
-    common: dict[str, Any] = {"positive": positive, "gamma": request.gradient_estimation_gamma}
+    visiting = offload_transformer(model, device) if memory.TRANSFORMER in away else None
+    if compiled:
+        compile_blocks(model)
+    common: dict[str, Any] = {"positive": positive, "gamma": request.gradient_estimation_gamma, "device": device}
     latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
     stage = "first pass" if clip.two_passes else "sample"
     latent, audio, noise = sample(
@@ -394,6 +446,8 @@ def run(
         upsampler, vae = load_upscaler(files.upscaler, dtype, device), checkpoint.video_vae(dtype, device)
         latent = upscale(upsampler, vae, latent, trace)
         del upsampler, vae
+        if visiting is not None:
+            visiting.rest()
         merger.set(job.second_loras)
         latent, audio, noise = sample(
             model,
@@ -406,7 +460,9 @@ def run(
             trace=_under("s2", trace),
             **common,
         )
-    del model, merger
+    if visiting is not None:
+        visiting.release()
+    del model, merger, visiting
     note("final/video_latent", latent)
 
     if request.audio_strength == 1:
@@ -421,7 +477,11 @@ def run(
             clip.fps,
         )
     vae = checkpoint.video_vae(dtype, device)
-    frames = _frames(decode_video(vae, latent, tiling, lambda done, total: say("decode", done, total)), trace)
+    retried: list[str] = []  # the last one says it all
+    decoded = decode_video(
+        vae, latent, tiling, lambda done, total: say("decode", done, total), on_retry=lambda said: retried.append(said)
+    )
+    frames = _frames(decoded, trace)
     report = describe(job, prompt, guidance, audio_guidance, len(sigmas) - 1, notes)
     video = write_video(
         files.output,
@@ -433,39 +493,76 @@ def run(
         write_mode=request.video_write_mode,
         metadata={"comment": json.dumps(report, ensure_ascii=False)},
     )
+    report["notes"] += retried[-1:]
     return Result(video, report)
 
 
 def encode_prompts(
-    job: Job, dtype: torch.dtype | None, device: torch.device | str, note: Trace, say: Progress
+    job: Job,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    note: Trace,
+    say: Progress,
+    fp8: bool = False,
+    offload: bool = False,
 ) -> tuple[str, TextContext, TextContext, list[str]]:
     """The prompt as used, expanded if asked; its context and the negative one's; what the report says of them.
 
-    Gemma and the connectors leave memory after it.
+    Gemma and the connectors leave memory after it. What the job's folder of contexts has is not made again, and Gemma
+    not loaded where it has everything.
     """
-    request = job.request
-    gemma = load_gemma(job.files.text_encoder, dtype, device)
+    request, files = job.request, job.files
     prompt, notes = request.prompt, []
+    visiting: list[Offload] = []
+
+    @functools.cache
+    def gemma() -> Gemma:
+        loaded = load_gemma(files.text_encoder, dtype, "cpu" if offload else device, **({"fp8": device} if fp8 else {}))
+        if offload:
+            visiting.append(offload_gemma(loaded.model, device))
+        return loaded
+
+    @functools.cache
+    def connectors() -> nn.Module:
+        return job.checkpoint.connectors(dtype, device)
+
+    cache = ContextCache(files.contexts) if files.contexts is not None else None
+    how = {"device": device, "dtype": f"{dtype} fp8" if fp8 else dtype}
     if request.enable_prompt_expansion:
         image = next((picture for picture, name in job.images if name == "first"), None)
 
         def on_token(done: int, total: int, text: str) -> None:
             say("expand prompt", done, total)
 
-        expansion = expand(gemma, prompt, seed=request.seed, image=image, on_token=on_token)
+        def write() -> Expansion:
+            return expand(gemma(), prompt, seed=request.seed, image=image, on_token=on_token)
+
+        if cache is None:
+            expansion = write()
+        else:
+            expansion = cache.expansion(prompt, request.seed, image, fingerprint(files.text_encoder, **how), write)
         prompt = expansion.prompt
         notes += [expansion.reason] if expansion.reason else []
     say("encode text", 0, 2)
-    connectors = job.checkpoint.connectors(dtype, device)
     contexts = []
     for number, (name, text) in enumerate((("prompt", prompt), ("negative prompt", request.negative_prompt))):
-        context = encode_text(gemma, connectors, text, trace=_under(f"prompt/{number}", note))
+
+        def encode(text: str = text, number: int = number) -> TextContext:
+            return encode_text(gemma(), connectors(), text, trace=_under(f"prompt/{number}", note))
+
+        if cache is None:
+            context = encode()
+        else:
+            own = [files.text_encoder, files.checkpoint, *([files.connectors] if files.connectors else [])]
+            context = cache.context(text, fingerprint(*own, **how), encode, device)
         note(f"prompt/{number}/video_enc", context.video)
         note(f"prompt/{number}/audio_enc", context.audio)
         contexts.append(context)
         if context.truncated:
             notes.append(f"the {name} is longer than 1024 tokens and was cut")
         say("encode text", number + 1, 2)
+    for away in visiting:
+        away.release()
     return prompt, contexts[0], contexts[1], notes
 
 

@@ -295,6 +295,8 @@ def to_graph(tensor: Tensor) -> Tensor:
     return tensor.to(management.intermediate_device())
 
 
+FOUR_PASSES = Guidance(cfg=3.0, stg=1.0, modality=3.0)
+
 # Bytes of activations beside the weights: ComfyUI keeps as much room free. On a CPU none is kept: nothing moves there.
 
 
@@ -305,9 +307,9 @@ def sampling_memory(module: nn.Module, latent: Tensor) -> int:
 
     def step(twin: nn.Module) -> None:
         audio = AudioCondition(sound, frames, fps)
-        rehearse_step(sample, twin, torch.empty_like(latent, device="meta"), audio, Guidance(), images=[True])
+        rehearse_step(sample, twin, torch.empty_like(latent, device="meta"), audio, FOUR_PASSES, images=[True])
 
-    return _activations(module, step, num_layers=3)
+    return _activations(module, step, num_layers=2)
 
 
 def decoding_memory(module: nn.Module, latent: Tensor, tiling: Tiling) -> int:

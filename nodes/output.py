@@ -45,7 +45,7 @@ def _tiling_inputs() -> list[io.Input]:
             min=64,
             max=8192,
             step=32,
-            tooltip="Long side of a tile in pixels. Lower it where the memory runs out.",
+            tooltip="Long side of a tile in pixels. Halved where the memory runs out.",
         ),
         io.Int.Input(
             "tile_overlap",
@@ -61,7 +61,7 @@ def _tiling_inputs() -> list[io.Input]:
             min=16,
             max=8192,
             step=8,
-            tooltip="Frames of a tile. Lower it where the memory runs out.",
+            tooltip="Frames of a tile. Halved where the memory runs out.",
         ),
         io.Int.Input(
             "tile_frame_overlap",

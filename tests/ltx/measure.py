@@ -14,6 +14,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ if "a2v" not in sys.modules:
 import torch
 from a2v.ltx import lora, pipeline
 from a2v.ltx.checkpoint import load_checkpoint
+from a2v.ltx.conditioning import AudioCondition
 from a2v.ltx.decode import decode_video, to_uint8
 from a2v.ltx.guidance import Guidance
 from a2v.ltx.latents import CHANNELS, Noise, audio_length, video_shape
@@ -33,7 +35,7 @@ from a2v.ltx.safety import Watch, load_checker
 from a2v.ltx.text import LENGTH, TextContext
 from a2v.ltx.video import write_video
 
-GUIDANCE = Guidance(stg=1.0, stg_blocks=(1,))
+GUIDANCE = Guidance(cfg=3.0, stg=1.0, rescale=0.85, modality=3.0, stg_blocks=(1,))
 
 
 def job_of(described: dict[str, Any]) -> pipeline.Job:
@@ -60,7 +62,7 @@ def first_pass(job: pipeline.Job, dtype: torch.dtype | None) -> None:
         sigmas=torch.tensor([1.0, 0.0]),
         positive=positive,
         negative=negative,
-        audio=pipeline.AudioCondition(torch.zeros(1, 8, sound, 16), clip.frames, clip.fps),
+        audio=AudioCondition(torch.zeros(1, 8, sound, 16), clip.frames, clip.fps),
         guidance=GUIDANCE,
         noise=Noise(0),
         room=0.0,
@@ -79,17 +81,40 @@ def stream(described: dict[str, Any]) -> None:
     """Decode, the safety checker and the file, as `pipeline.run` and Decode and Save do it."""
     vae = load_checkpoint(Path(described["checkpoint"])).video_vae(torch.float32)
     checker = load_checker(described["checker"])
-    frames, height, width = described["size"]
-    latent = torch.randn(1, CHANNELS, *video_shape(frames, height, width), generator=torch.Generator().manual_seed(0))
 
-    def work() -> None:
+    def work(frames: int, height: int, width: int) -> None:
+        latent = torch.randn(
+            1, CHANNELS, *video_shape(frames, height, width), generator=torch.Generator().manual_seed(0)
+        )
         with torch.inference_mode():
-            chunks = (to_uint8(chunk) for chunk in decode_video(vae, latent))
-            write_video(
-                described["output"], Watch(checker, frames)(chunks), pipeline.Fraction(24), None, write_mode="fast"
-            )
+            chunks = Watch(checker, frames)(to_uint8(chunk) for chunk in decode_video(vae, latent))
+            write_video(described["output"], chunks, Fraction(24), None, write_mode="fast")
 
-    print(measured(work))
+    work(9, 64, 64)
+    print(measured(lambda: work(*described["size"])))
+
+
+def node(described: dict[str, Any]) -> None:
+    """The same through Decode and Save, in ComfyUI's own memory management."""
+    sys.path.append(described["host"])
+    from comfy.cli_args import args
+
+    args.cpu, args.base_directory = True, described["output"]
+    from a2v.nodes import memory, output
+
+    vae, cpu = load_checkpoint(Path(described["checkpoint"])).video_vae(torch.float32), torch.device("cpu")
+    handle = memory.Handle(memory.hold(vae, cpu, cpu))
+    hidden = types.SimpleNamespace(unique_id="1", prompt=None, extra_pnginfo=None)
+    save = type("Save", (output.SaveLatentVideo,), {"hidden": hidden})
+
+    def work(frames: int, height: int, width: int) -> None:
+        latent = {"samples": torch.zeros(1, CHANNELS, *video_shape(frames, height, width))}
+        rest = 768, 64, 80, 24, 24.0, "clip", "X264 (.mp4)", "high", "fast", "off", 0.5, "replace"
+        with torch.inference_mode():
+            save.execute(handle, latent, *rest)
+
+    work(9, 64, 64)
+    print(measured(lambda: work(*described["size"])))
 
 
 def measured(work: Callable[[], object]) -> int:
@@ -137,8 +162,8 @@ def status(name: str) -> int:
 
 def main(stage: str, described: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    if stage == "stream":
-        stream(described)
+    if stage in ("stream", "node"):
+        {"stream": stream, "node": node}[stage](described)
         return
     work = {"encode text": text, "sample": first_pass, "decode": decode}[stage]
     dtype = getattr(torch, described["dtype"]) if described["dtype"] else None

@@ -194,7 +194,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "no frames": ({}, {**SMALL, "num_frames": 0}, r"num_frames: 0"),
     "negative strength": ({}, {**SMALL, "image_strength": -1}, r"image_strength: -1"),
     "scheduler": ({}, {**SMALL, "scheduler": "karras"}, r"scheduler.*ltx2"),
-    "not built": ({}, {**SMALL, "acceleration": "full"}, r"acceleration.*'full'.*not built"),
+    "nothing distilled": ({}, {**SMALL, "acceleration": "full"}, r"^acceleration: full needs a distilled model"),
     "NaN": ({}, '{"prompt": "x", "fps": NaN}', r"fps"),
     "no safety checker": ({}, {**SMALL, "enable_safety_checker": True}, r"enable_safety_checker.*--safety-checker"),
     "safety checker": ({"safety-checker": "voice.wav"}, SMALL, r"voice\.wav"),
@@ -270,11 +270,12 @@ def test_a_failure_is_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         done = run({**SMALL, "seed": 6})
     assert done.status == 1 and "No space left" in done.last and "Traceback" not in done.error
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "decode_video", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+        full = torch.OutOfMemoryError("no memory")
+        patch.setattr(pipeline, "decode_video", lambda *_, **__: (_ for _ in ()).throw(full))
         done = run({**SMALL, "seed": 6})
     assert done.status == 1 and "no memory" in done.last and "Traceback" not in done.error
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "decode_video", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(pipeline, "decode_video", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         done = run({**SMALL, "seed": 6})
     assert done.status == 130 and "interrupted" in done.last
     assert done.left == ["out.mp4"] and (done.folder / "out.mp4").read_bytes() == older
@@ -320,7 +321,8 @@ def test_the_report(run: Run, tiny: TinyFiles, media: Path) -> None:
     report = json.loads(done.out)
     assert report == {
         "output": str(done.folder / "out.mp4"), "width": 128, "height": 64, "frames": 17, "fps": "24", "seed": 5,
-        "prompt": "a woman speaks", "steps": 2, "passes_per_step": 4, "model_version": "2.3.0", "loras": [],
+        "prompt": "a woman speaks", "steps": 2, "passes_per_step": 4, "acceleration": "none",
+        "model_version": "2.3.0", "loras": [],
     }  # fmt: skip
     for note in (
         r"note: no distilled LoRA given: its scales count as 0",
@@ -353,7 +355,7 @@ def test_the_report_travels_in_the_file(run: Run, media: Path) -> None:
     assert [f"note: {note}" for note in report["notes"]] == re.findall(r"^note: .*$", done.error, re.M)
     asked = {**request, "video_size": [128, 64]}
     assert {name: report["asked"][name] for name in request} == asked
-    assert report["asked"].keys() == PARAMETERS.keys() - {"acceleration"}
+    assert report["asked"].keys() == PARAMETERS.keys()
     assert str(media) not in comment and str(done.folder) not in comment
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from a2v.ltx import memory, pipeline
 from a2v.ltx.checkpoint import load_checkpoint
+from a2v.ltx.conditioning import AudioCondition
 from a2v.ltx.decode import Tiling
 from a2v.ltx.errors import InputError
 from a2v.ltx.memory import Part, Stage, bytes_of, estimate, peak
@@ -118,7 +119,7 @@ def test_the_estimate_is_what_is_allocated_on_a_gpu(folder: Path, wide: TinyFile
         else:
             model = job.checkpoint.transformer(torch.bfloat16, "cuda")
             latent = torch.zeros(1, 128, 9, 16, 16)
-            audio = pipeline.AudioCondition(torch.zeros(1, 8, 68, 16), 65, job.plan.fps)
+            audio = AudioCondition(torch.zeros(1, 8, 68, 16), 65, job.plan.fps)
             memory.rehearse_step(pipeline.sample, model, latent, audio, GUIDANCE, room=0.0)
     took = torch.cuda.max_memory_allocated() - before
     assert abs(stage_of(preflight, stage).peak / took - 1) <= WITHIN

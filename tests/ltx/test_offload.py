@@ -55,7 +55,7 @@ def two_steps(model: nn.Module, device: torch.device | str, room: float = 0.0) -
         positive=positive,
         negative=negative,
         audio=AudioCondition(noise(1, 8, audio_length(FRAMES, FPS), 16), FRAMES, FPS),
-        guidance=Guidance(stg=1.0, stg_blocks=(2,)),
+        guidance=Guidance(cfg=3.0, stg=1.0, modality=3.0, stg_blocks=(2,)),
         noise=Noise(1),
         device=device,
         room=room,

@@ -572,7 +572,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without Gemma: the prompts' contexts are short random ones."""
 
     def encode_prompts(
-        job: pipeline.Job, _dtype: object, _device: object, _note: object, say: pipeline.Progress
+        job: pipeline.Job, _dtype: object, _device: object, _note: object, say: pipeline.Progress, *_: object
     ) -> tuple[str, TextContext, TextContext, list[str]]:
         say("encode text", 0, 2)
         return job.request.prompt, text(1), text(2), []

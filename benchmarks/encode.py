@@ -16,7 +16,7 @@ from typing import Any
 
 import av
 import torch
-from a2v.benchmarks.measure import THREADS, Ratio, Table, middle, say, sides
+from a2v.benchmarks.measure import Ratio, Table, middle, say, sides, threads
 from a2v.ltx.video import FORMATS, write_video
 from torch import Tensor
 
@@ -100,7 +100,7 @@ def encode(folder: Path, small: bool = False, rounds: int = 3) -> Table | None:
             times, sizes = ([], []), [0, 0]
             for number in range(-1, 1 if small else rounds):
                 answers = (
-                    us("ours", size=size, mode=mode, output=paths[0], threads=THREADS),
+                    us("ours", size=size, mode=mode, output=paths[0], threads=threads()),
                     them("ffmpeg", size=size, mode=mode, output=paths[1]),
                 )
                 for which, answer in enumerate(answers):

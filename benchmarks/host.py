@@ -14,7 +14,7 @@ from unittest.mock import patch
 import av
 import numpy as np
 from a2v.benchmarks import files as made
-from a2v.benchmarks.measure import THREADS, Table, middle, say, sides
+from a2v.benchmarks.measure import Table, middle, say, sides, threads
 from a2v.benchmarks.peer import SMALL, Differs
 from a2v.benchmarks.work import Clip, stg_block
 from a2v.tests.host import graph
@@ -22,6 +22,7 @@ from a2v.tests.host.comfy import Comfy, Run, write_models
 
 LONG = Clip(49, 512, 512)
 STEPS = 40  # of the long run, which then takes about a minute
+STRAY = 0.05  # of 255, on average: how several threads share a sum differs from one process to the next
 PROMPTS = ("a woman speaks to the camera", "static")
 
 
@@ -51,8 +52,8 @@ def host(folder: Path, small: bool = False, rounds: int = 2) -> Table:
     }
     runs = {"trivial": (SMALL, 1, 1 if small else 5)} | ({} if small else {"long": (LONG, STEPS, rounds)})
     seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in runs}
-    threads = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
-    with patch.dict(os.environ, threads), Comfy(base) as server, sides("engine", log=folder / "sides.log") as (side,):
+    share = {"OMP_NUM_THREADS": str(threads()), "MKL_NUM_THREADS": str(threads())}
+    with patch.dict(os.environ, share), Comfy(base) as server, sides("engine", log=folder / "sides.log") as (side,):
         audio = server.upload(sound)
 
         def both(clip: Clip, steps: int, seed: int) -> tuple[float, float]:
@@ -68,8 +69,9 @@ def host(folder: Path, small: bool = False, rounds: int = 2) -> Table:
                 seed=seed, output=str(output),
             )  # fmt: skip
             (saved,) = [item for node in done.outputs.values() for item in node.get("images", ())]
-            if not np.array_equal(pixels(server.path(saved)), pixels(output)):
-                raise Differs("the graph and the engine make different videos")
+            apart = np.abs(pixels(server.path(saved)).astype(int) - pixels(output)).mean()
+            if apart > (0 if threads() == 1 else STRAY):
+                raise Differs(f"the graph and the engine make different videos: {apart:.3f} of 255 apart on average")
             return execution(done), answer["engine"]
 
         for name, (clip, steps, times) in runs.items():
@@ -94,7 +96,7 @@ def host(folder: Path, small: bool = False, rounds: int = 2) -> Table:
         numbers |= {f"{name} seconds": median(over), f"{name} share": median(share)}
     notes = (
         "Graph: a second queue with a new seed, from execution_start to execution_success by ComfyUI's own clock. "
-        "Engine: the same calls, from noise to file, with models and conditions ready. The frames are the same.",
+        "Engine: the same calls, from noise to file, with models and conditions ready. The frames are compared.",
     )
     columns = ("run", "graph", "engine", "graph − engine", "share", "wanted")
     return Table("Host overhead", columns, tuple(rows), notes, numbers)

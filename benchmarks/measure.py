@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 PACKAGES = ("torch", "diffusers", "transformers", "av", "ltx-core", "ltx-pipelines")
-THREADS = int(os.environ.get("BENCH_THREADS") or os.cpu_count() or 1)
+def threads() -> int:
+    """Of each side: BENCH_THREADS, by default one a core."""
+    return int(os.environ.get("BENCH_THREADS") or os.cpu_count() or 1)
 MISSING = "—"
 
 
@@ -52,11 +54,11 @@ class Side:
     added (bytes: the call's peak of resident memory and what is resident after it, both less what the imports left).
     """
 
-    def __init__(self, module: str, threads: int = THREADS, log: Path | None = None) -> None:
+    def __init__(self, module: str, log: Path | None = None) -> None:
         self.module = module
         self._log = (log or Path(os.devnull)).open("ab")
         env = dict(os.environ)
-        env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        env |= {"OMP_NUM_THREADS": str(threads()), "MKL_NUM_THREADS": str(threads()), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, str(ROOT / "benchmarks" / "child.py"), module]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=env, text=True
@@ -93,10 +95,10 @@ class Side:
 
 
 @contextmanager
-def sides(*modules: str, threads: int = THREADS, log: Path | None = None) -> Iterator[list[Side]]:
+def sides(*modules: str, log: Path | None = None) -> Iterator[list[Side]]:
     """Fresh processes, one a module."""
     with ExitStack() as stack:
-        yield [stack.enter_context(Side(module, threads, log)) for module in modules]
+        yield [stack.enter_context(Side(module, log)) for module in modules]
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Table:
         return "\n".join([f"| {line} |" for line in lines] + [""] + [f"{note}" for note in self.notes])
 
 
-def machine(threads: int = THREADS) -> str:
+def machine() -> str:
     """Processor, memory, system and versions, in a line."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -154,7 +156,7 @@ def machine(threads: int = THREADS) -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES if version(package))
     return (
-        f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB; {threads} threads; Python {platform.python_version()}, "
+        f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB; {threads()} threads; Python {platform.python_version()}, "
         f"{versions}"
     )
 

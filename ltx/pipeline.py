@@ -39,7 +39,7 @@ from .latents import CHANNELS, Noise, unpatchify_audio, unpatchify_video, video_
 from .offload import Offload, offload_gemma, offload_transformer
 from .request import Plan, Request, plan
 from .safety import Watch, load_checker
-from .samplers import Callback, Denoiser, Latents, Restart, euler, gradient_estimation, res_2s
+from .samplers import Callback, Denoiser, Latents, Restart, checked, euler, gradient_estimation, res_2s
 from .text import TextContext, encode_text
 from .transformer import (
     Levels,
@@ -193,6 +193,7 @@ def sample(
     """
     if latent.ndim != 5 or latent.shape[:2] != (1, CHANNELS):
         raise InputError(f"the latent is {list(latent.shape)}; an LTX video latent [1, {CHANNELS}, F, H, W] is needed.")
+    sigmas = checked(sigmas)
     if sampler not in SAMPLERS:
         raise InputError(f"sampler: {sampler!r} is not one of {', '.join(SAMPLERS)}.")
     if sampler == RES_2S and (gamma or restart):

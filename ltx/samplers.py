@@ -133,7 +133,7 @@ def _sample(
     seed: int,
     masks: Latents | None,
 ) -> Latents:
-    sigmas = _check(sigmas)
+    sigmas = checked(sigmas)
     x = x.float()
     steps = restart.walk(sigmas) if restart else [(step, False) for step in range(len(sigmas) - 1)]
     fresh = _Fresh(seed)
@@ -224,7 +224,7 @@ def res_2s(
     clean, masks: what to blend back after noise was added. The state is float64 inside. Errors as in `euler`, and
     sigmas that do not fall.
     """
-    sigmas = _check(sigmas)
+    sigmas = checked(sigmas)
     total = len(sigmas) - 1
     if sigmas[-1] == 0:  # logarithms need a last step above 0; one prediction more ends it
         sigmas = torch.cat([sigmas[:-1], torch.tensor([RES_LAST, 0.0])])
@@ -296,7 +296,8 @@ def _report(trace: Trace, step: int, name: str, latents: Latents) -> None:
     trace(f"step{step}/{name}_audio", latents.audio)
 
 
-def _check(sigmas: Tensor) -> Tensor:
+def checked(sigmas: Tensor) -> Tensor:
+    """The schedule [steps + 1] as float32 on the CPU. Errors: InputError where it has no step or does not fall to its end."""
     sigmas = torch.as_tensor(sigmas, dtype=torch.float32, device="cpu")  # scalars on the CPU cost no synchronisation
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise InputError("sigmas has no step: give a schedule of at least two values.")

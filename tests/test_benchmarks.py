@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """name → the table of that benchmark at its smallest size, after a journey through its file."""
-    monkeypatch.setattr(measure, "THREADS", 1)
+    monkeypatch.setenv("BENCH_THREADS", "1")
 
     def run(name: str, module: str | None = None) -> measure.Table:
         function = getattr(importlib.import_module(f"a2v.benchmarks.{module or name}"), name)
@@ -60,6 +60,7 @@ def test_growth(take, peers: None) -> None:
     assert [row[1] for row in table.rows] == ["32", "48"]
 
 
+@pytest.mark.soak
 def test_levels(take) -> None:
     table = take("levels")
     assert [row[0] for row in table.rows] == list(LEVELS)
@@ -69,11 +70,13 @@ def test_levels(take) -> None:
 
 
 @pytest.mark.skipif(not (ROOT / ".host" / "comfyui").is_dir(), reason="no ComfyUI in .host")
+@pytest.mark.soak
 def test_host(take) -> None:
     """It compares the frames of both files itself."""
     assert take("host").numbers["trivial seconds"] < 60
 
 
+@pytest.mark.soak
 def test_load(take) -> None:
     assert take("load").numbers["resident"] > 0.5
 

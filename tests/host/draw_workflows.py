@@ -362,15 +362,15 @@ def groups(v: Variant) -> list[Group]:
         Node("sigmas", "LTXA2VScheduler", None, schedule),
     ]
     steer: dict[str, str] = {}
-    sigmas, faster = "sigmas.first pass sigmas", None
+    sigmas = "sigmas.first pass sigmas"
     if v.distilled:
         extra = [note("steps", "**linear_quadratic** in **8** steps is the schedule that this checkpoint was distilled "
                       "for: leave both as they are. A higher number does not make it better.")]  # fmt: skip
     else:
         steering += [Node("guidance", "LTXA2VGuidance")]
-        extra = [Node("restart", "LTXA2VRestart")]
         links = {"first_model": passes[0], "second_model": passes[1], "schedule": "sigmas.first pass sigmas"}
         faster = Node("faster", "LTXA2VAcceleration", None, {}, {**links, "scales": "guidance.guidance"}, 340)
+        extra = [faster, Node("restart", "LTXA2VRestart")]
         passes, sigmas = ("faster.first pass model", "faster.second pass model"), "faster.first pass sigmas"
         steer = {"negative": "negative.text", "guidance": "faster.guidance", "restart": "restart.restart"}
         if strength:
@@ -398,7 +398,7 @@ def groups(v: Variant) -> list[Group]:
             [
                 steering,
                 extra,
-                [*([faster] if faster else []), Node("first", "LTXA2VSampler", "First pass", {}, first, 340, SAMPLER)],
+                [Node("first", "LTXA2VSampler", "First pass", {}, first, 340, SAMPLER)],
             ],
         )
     ]

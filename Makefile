@@ -1,6 +1,7 @@
 # make demo   an audio file becomes a video, on a tiny model in a real ComfyUI; AUDIO=path PROMPT=… IMAGE=path replace its input
 # make test   the tests, 15 minutes; ARGS="tests/ltx -x" goes to pytest
 # make soak   the tests that take minutes each: fuzzing, endurance, clusters, the larger benchmarks
+# make matrix a part of the tests with the lowest and the newest packages that requirements.txt allows
 # make lint   ruff
 # make bench  the benchmarks and docs/benchmarks.md, 15 minutes; ARGS="peer encode" takes some, ARGS=--small the smallest
 # make clean  remove what these made
@@ -17,7 +18,7 @@ PACKAGES := .venv/.done-packages-$(call sum,requirements-dev.txt)
 PEERS := .venv/.done-peers-$(call sum,tests/requirements-peers.txt)
 HOST := .host/.done-$(call sum,tests/host/requirements.txt tests/host/setup_host.py)
 
-.PHONY: help demo test soak lint bench clean setup debian
+.PHONY: help demo test soak matrix lint bench clean setup debian
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -31,6 +32,9 @@ test: setup debian
 
 soak: setup debian
 	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -m soak --timeout 3600 $(ARGS)
+
+matrix: setup
+	@exec nice .venv/bin/python tests/versions.py $(ARGS)
 
 lint: $(PACKAGES)
 	@exec .venv/bin/ruff check .

@@ -1,24 +1,50 @@
 """The door ComfyUI knocks at: the nodes' extension, the folder of their help pages, and the API's routes.
 
 The nodes are imported when ComfyUI asks for them, so that tests can import this package without ComfyUI. The routes
-are registered as ComfyUI imports the pack, before its server starts.
+are registered as ComfyUI imports the pack, before its server starts. Where a needed package is missing, too old or
+broken, the pack is off: one line in the log says what to install, and ComfyUI starts as it would without the pack.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from comfy_api.latest import ComfyExtension
 
 WEB_DIRECTORY = "./web"
+LONGEST = 300  # characters of another package's error in the log
+
+
+@cache
+def _extension() -> type[ComfyExtension] | None:
+    """The nodes' extension; None where they cannot be imported here, which is logged once."""
+    try:
+        from .ltx import versions
+
+        if wrong := versions.problem():
+            logging.error("LTX A2V: the pack is off: %s", wrong)
+            return None
+        from .nodes import Extension
+    except Exception as error:  # a broken installation raises nearly anything
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
+        logging.error("LTX A2V: the pack is off: %s: %s.", said, versions.remedy())
+        logging.debug("LTX A2V: where that comes from", exc_info=True)
+        return None
+    return Extension
 
 
 async def comfy_entrypoint() -> ComfyExtension:
-    from .nodes import Extension
+    from comfy_api.latest import ComfyExtension
 
-    return Extension()
+    class Off(ComfyExtension):
+        async def get_node_list(self) -> list:
+            return []
+
+    return (_extension() or Off)()
 
 
 def _running_server() -> Any:
@@ -26,7 +52,7 @@ def _running_server() -> Any:
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
-if (_server := _running_server()) is not None:
+if (_server := _running_server()) is not None and _extension() is not None:
     from .api import register
 
     register(_server)

@@ -17,8 +17,10 @@ def register(server: Any) -> None:
     if _registered:
         return
     try:
-        from . import routes  # aiohttp, pydantic and SQLAlchemy are the server's; the nodes do without
+        from . import cluster, routes  # aiohttp, pydantic and SQLAlchemy are the server's; the nodes do without
 
-        _registered.append(routes.install(server))
+        jobs = routes.install(server)
+        _registered.append(jobs)
+        cluster.install(server, jobs)
     except Exception:
         logging.exception("LTX A2V: the HTTP API could not be set up, and is off; the nodes are not touched by that")

@@ -20,6 +20,7 @@ from yarl import URL
 
 from ..ltx.errors import InputError
 from .settings import Settings
+from .waiting import wait_for
 
 MAX_REDIRECTS = 5
 CONNECT_SECONDS = 10.0
@@ -130,7 +131,7 @@ class UnresolvedError(InputError):
 async def _resolve(host: str, port: int, field: str, seconds: float) -> list[Address]:
     lookup = asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     try:
-        found = await asyncio.wait_for(lookup, max(0.0, seconds))
+        found = await wait_for(lookup, max(0.0, seconds))
         addresses = [ipaddress.ip_address(answer[4][0]) for answer in found]
     except (OSError, UnicodeError, ValueError, asyncio.TimeoutError) as error:
         raise UnresolvedError(f"{field}: the host {host} cannot be resolved; check the URL.") from error

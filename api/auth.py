@@ -102,9 +102,8 @@ def base_url(request: web.Request) -> str:
     return f"{request.scheme}://{request.host}"
 
 
-async def read_json(request: web.Request, settings: Settings) -> Any:
-    """The body of a JSON route. Errors: 415 for another type, which a foreign page could send unasked; 413; 400."""
-
+async def read_body(request: web.Request, settings: Settings) -> bytes:
+    """The body of a JSON route. Errors: 415 for another type, which a foreign page could send unasked; 413."""
     if request.content_type != "application/json":
         raise _refusal(web.HTTPUnsupportedMediaType, "Send Content-Type: application/json.")
     body = bytearray()
@@ -117,6 +116,12 @@ async def read_json(request: web.Request, settings: Settings) -> Any:
                 max_size=settings.max_body,
                 actual_size=len(body),
             )
+    return bytes(body)
+
+
+async def read_json(request: web.Request, settings: Settings) -> Any:
+    """What is in the body of a JSON route. Errors: 415, 413, 400."""
+    body = await read_body(request, settings)
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:

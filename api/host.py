@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..ltx.errors import InputError
+from .waiting import is_set_within
 from .workflow import GEMMA_FOLDER, Models, Prompt, find_models
 
 LOOK_SECONDS = 1.0  # between looks at the queue, for what no event tells: a prompt that a person took out of it
@@ -156,9 +157,7 @@ class Host:
 
     async def _wait(self, prompt_id: str, ended: asyncio.Event) -> Outcome:
         while True:
-            try:
-                await asyncio.wait_for(ended.wait(), LOOK_SECONDS)
-            except asyncio.TimeoutError:
+            if not await is_set_within(ended, LOOK_SECONDS):
                 running, queued = self.server.prompt_queue.get_current_queue_volatile()
                 if any(item[1] == prompt_id for item in (*running, *queued)):
                     continue

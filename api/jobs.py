@@ -1,6 +1,7 @@
-"""From a submitted request to its end: claimed, its media fetched, its graph run, its log written, its result kept.
+"""From a submitted request to its end: its media fetched, claimed, its graph run, its log written, its result kept.
 
-One request at a time runs here, in order of priority and arrival; what ComfyUI's queue holds of other people's prompts
+Media are fetched while a request waits, so that a slow address holds up nobody else. One request at a time runs here,
+in order of priority and arrival; what ComfyUI's queue holds of other people's prompts
 goes its own way in between. All that must outlive this process is in the store; a lease says who runs what.
 """
 
@@ -11,13 +12,12 @@ import atexit
 import logging
 import os
 import secrets
-import shutil
 import socket
 import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,22 +33,15 @@ from . import media, store, uploads, workflow
 from .host import Host, NodeError, Outcome, Rejected
 from .schema import MEDIA, Invalid, Job, check, invalid_from
 from .settings import APP, MIB, SUBFOLDER, Settings
-from .store import DONE, QUEUED, RUNNING, Request, Store
+from .snapshots import Snapshot, Snapshots
+from .store import DONE, RUNNING, Request, Store
+from .waiting import is_set_within
 from .webhooks import Webhooks
 
 TICK_SECONDS = 1.0  # between looks at what other servers and the clock have done
-FRESH_SECONDS = 0.5  # how old a status may be that another server changes
+FETCHES = 8  # requests whose media are fetched at once
 ATTEMPTS = 3  # starts of a request whose server died under it each time
 UNPROCESSABLE, MISSING_MODEL, CANCELLED, TIMED_OUT, FAILED = 422, 424, 400, 504, 500
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A request as pollers see it, with the id of the last line of its log that is in it."""
-
-    request: Request
-    position: int
-    logs: tuple[tuple[int, dict[str, Any]], ...]
 
 
 @dataclass(frozen=True)
@@ -90,11 +83,12 @@ class Jobs:
         self.server_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._busy: asyncio.Task[None] | None = None
         self._busy_with: Request | None = None
+        self._fetching: dict[str, tuple[Request, asyncio.Task[dict[str, str] | Failure]]] = {}
         self._started = False
         self._ending: Failure | None = None  # why the running one is being stopped
         self._wake = asyncio.Event()
         self._watched: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self._snapshots: dict[str, tuple[float, Snapshot]] = {}
+        self.snapshots = Snapshots(database)
         self._pending: list[tuple[str, Callable[[Session], object]]] = []
         self._writing = asyncio.Lock()
         self._deciding = asyncio.Lock()
@@ -111,7 +105,8 @@ class Jobs:
 
     async def close(self) -> None:
         self._stopped.set()
-        for task in [*self._tasks, *([self._busy] if self._busy else [])]:
+        fetches = [task for _, task in self._fetching.values()]
+        for task in [*self._tasks, *fetches, *([self._busy] if self._busy else [])]:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -186,6 +181,7 @@ class Jobs:
             app=APP,
             arguments=arguments,
             media=there,
+            ready=there.keys() == job.media.keys(),
             sync_mode=job.sync_mode,
             digest=digest,
             priority=submission.priority,
@@ -202,7 +198,7 @@ class Jobs:
             if not found:
                 raise
             return found
-        self._snapshots.clear()
+        self.snapshots.outdate()
         self._wake.set()
         return request, position
 
@@ -210,17 +206,8 @@ class Jobs:
         return await media.localize(value, field, MEDIA[field], self.settings, self.store)
 
     async def look(self, request_id: str) -> Snapshot | None:
-        """A request as it stands. Many pollers of one request cost one look at the store."""
-        now = time.monotonic()
-        kept = self._snapshots.get(request_id)
-        if kept and kept[0] > now:
-            return kept[1]
-        snapshot = await self.store.run(_snapshot, request_id)
-        if snapshot:
-            if len(self._snapshots) > 1000:
-                self._snapshots.clear()
-            self._snapshots[request_id] = (now + FRESH_SECONDS, snapshot)
-        return snapshot
+        """A request as it stands."""
+        return await self.snapshots.look(request_id)
 
     async def find(self, request_id: str) -> Request | None:
         """A request with all of its columns."""
@@ -250,8 +237,7 @@ class Jobs:
                 snapshot = await self.look(request_id)
                 if snapshot is None or snapshot.request.status == DONE:
                     return await self.find(request_id)
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(changed.wait(), TICK_SECONDS)
+                await is_set_within(changed, TICK_SECONDS)
         return None
 
     async def cancel(self, request_id: str) -> bool | None:
@@ -262,6 +248,8 @@ class Jobs:
                 return None if request is None else False
             if self._busy_with and self._busy_with.id == request_id:
                 await self._stop(_cancelled())
+            elif request_id in self._fetching:
+                await self._stop_fetch(request_id, _cancelled())
             elif request.lease_server is None:
                 await self._finish(request, _cancelled())
         return True  # where another server has it, that one sees the mark
@@ -283,26 +271,69 @@ class Jobs:
                     await self._tick()
             except (SQLAlchemyError, OSError) as error:
                 logging.error("LTX A2V: the request database failed: %s", error)
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), TICK_SECONDS)
+            await is_set_within(self._wake, TICK_SECONDS)
 
     async def _tick(self) -> None:
         now = time.time()
         if await self.store.run(store.release_expired, now, self.server_id):
-            self._snapshots.clear()
+            self.snapshots.outdate()
         for request in await self.store.run(store.overdue, now):
             await self._finish(request, _late(request))
+        held = self._busy or self._fetching
+        marked = await self.store.run(store.marked, self.server_id) if held else set()
+        await self._tick_fetches(now, marked)
         if self._busy:
             mine = self._busy_with
-            if mine and not self._started and mine.start_timeout and mine.created + mine.start_timeout < now:
+            if mine and not self._started and _is_late(mine, now):
                 await self._stop(_late(mine))
-            elif mine and await self.store.run(_is_cancelled, mine.id):
+            elif mine and mine.id in marked:
                 await self._stop(_cancelled())
             return
         request = await self.store.run(store.claim, self.server_id, now, self.settings.lease_seconds)
         if request:
             self._busy_with, self._started, self._ending = request, False, None
             self._busy = asyncio.create_task(self._run(request))
+
+    async def _tick_fetches(self, now: float, marked: Set[str]) -> None:
+        """Media that have come make their requests ready to run; others are begun with."""
+        for request_id, (request, task) in list(self._fetching.items()):
+            if request_id in marked:
+                await self._stop_fetch(request_id, _cancelled())
+            elif task.done():
+                del self._fetching[request_id]
+                found = task.result()
+                if isinstance(found, Failure):
+                    await self._finish(request, found)
+                else:
+                    await self.store.run(store.make_ready, request_id, self.server_id, found)
+            elif _is_late(request, now):
+                await self._stop_fetch(request_id, _late(request))
+        lease = (self.server_id, now, self.settings.lease_seconds)
+        while len(self._fetching) < FETCHES and (request := await self.store.run(store.claim, *lease, ready=False)):
+            task = asyncio.create_task(self._fetch(request))
+            task.add_done_callback(lambda _: self._wake.set())
+            self._fetching[request.id] = (request, task)
+
+    async def _stop_fetch(self, request_id: str, ending: Failure) -> None:
+        request, task = self._fetching.pop(request_id)
+        task.cancel()
+        await asyncio.wait({task})
+        await self._finish(request, ending)
+
+    async def _fetch(self, request: Request) -> dict[str, str] | Failure:
+        """Field → name in the input folder, of all that a request brings."""
+        there = dict(request.media)
+        if request.attempts > ATTEMPTS:
+            return _lost()
+        for field in MEDIA:
+            if field in request.arguments and field not in there:
+                try:
+                    there[field] = await self._localize(field, request.arguments[field])
+                except InputError as error:
+                    return refused(invalid_from(error, field))
+                except Exception as error:  # a bug must end this request, and not the queue
+                    return _broken(request, error)
+        return there
 
     async def _run(self, request: Request) -> None:
         """A claimed request, from its media to its end."""
@@ -328,13 +359,12 @@ class Jobs:
         except LeaseLost:
             raise
         except Exception as error:  # a bug must end this request, and not the queue
-            logging.exception("LTX A2V: request %s failed", request.id)
-            return Failure(f"{type(error).__name__}: {error}", "internal_error", FAILED)
+            return _broken(request, error)
 
     async def _result(self, request: Request) -> dict[str, Any]:
         """What the store is to keep of a request that succeeds. Errors: Failure, LeaseLost."""
         if request.attempts > ATTEMPTS:
-            raise Failure(f"The server died {ATTEMPTS} times while it ran this request.", "server_lost", FAILED)
+            raise _lost()
         await asyncio.to_thread(self._discard_files, request.token)  # of an attempt whose server died
         request.token = secrets.token_hex(16)
         prompt, seed = await self._prepare(request)
@@ -358,15 +388,10 @@ class Jobs:
         return await self._collect(request, prompt, outcome, seed)
 
     async def _prepare(self, request: Request) -> tuple[workflow.Prompt, int]:
-        """Media fetched, the graph put together and noted; the seed beside it. Errors: Failure."""
-        there = dict(request.media)
-        arguments = {name: value for name, value in request.arguments.items() if name not in there}
-        fields = [name for name in MEDIA if name in request.arguments]
+        """The graph put together and noted; the seed beside it. Errors: Failure, LeaseLost."""
+        there = request.media
         try:
-            job = check({**arguments, **dict.fromkeys(there, "there")})
-            for field in fields:
-                if field not in there:
-                    there[field] = await self._localize(field, request.arguments[field])
+            job = check({**request.arguments, **there})
             await asyncio.to_thread(self._check_host, job)
             prompt = await asyncio.to_thread(self._compose, job, there, f"{SUBFOLDER}/{request.token}")
         except Invalid as error:
@@ -377,7 +402,7 @@ class Jobs:
             raise refused(invalid_from(error)) from None
         missing = await asyncio.to_thread(self.host.safety_missing)
         safety = "off" if not job.request.enable_safety_checker else "not-installed" if missing else "checked"
-        values = {"media": there, "workflow": prompt, "safety": safety, "token": request.token}
+        values = {"workflow": prompt, "safety": safety, "token": request.token}
         if not await self.store.run(self._set, request.id, values):
             raise LeaseLost
         return prompt, job.request.seed
@@ -391,6 +416,7 @@ class Jobs:
             image=there.get("image_url"),
             end_image=there.get("end_image_url"),
             prefix=prefix,
+            folder="temp" if job.sync_mode else "output",  # a result that is sent but once stays nowhere
         )
 
     async def _collect(self, request: Request, prompt: workflow.Prompt, outcome: Outcome, seed: int) -> dict[str, Any]:
@@ -405,9 +431,9 @@ class Jobs:
         if not saved.get("report") or not texts:
             raise Failure("ComfyUI ended the run without its outputs.", "internal_error", FAILED)
         facts = saved["report"][0]
-        path = self.settings.output / facts["subfolder"] / facts["filename"]
+        folder = self.settings.temp if request.sync_mode else self.settings.output
+        path = folder / facts["subfolder"] / facts["filename"]
         if request.sync_mode:
-            path = await asyncio.to_thread(self._to_temp, path)
             self.host.forget(request.prompt_id or "")
             if path.stat().st_size > self.settings.max_inline:
                 path.unlink()
@@ -417,12 +443,6 @@ class Jobs:
         for line in facts["notes"]:
             self._log(request.id, line)
         return {"result": {"video": _video(facts, path), "seed": seed, "prompt": texts[0]}}
-
-    def _to_temp(self, path: Path) -> Path:
-        """A result that is sent but once does not stay among the outputs; ComfyUI empties this folder by itself."""
-        folder = self.settings.temp / SUBFOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        return Path(shutil.move(path, folder / path.name))
 
     async def _finish(self, request: Request, ending: Failure | dict[str, Any]) -> None:
         """Ends a request once, and tells whoever is to be told, in one transaction."""
@@ -436,14 +456,14 @@ class Jobs:
             await asyncio.to_thread(self._discard_files, request.token)
         if request.webhook_url:
             self.webhooks.wake()
-        self._snapshots.clear()
+        self.snapshots.outdate()
         self._notify(request.id)
 
     def _discard_files(self, token: str | None) -> None:
         """Removes what an attempt left that came to no result."""
         if token:
             for folder in (self.settings.output_folder, self.settings.temp / SUBFOLDER):
-                for path in folder.glob(f"{token}*"):
+                for path in folder.glob(f"*{token}*"):  # half-written ones begin with a dot
                     path.unlink(missing_ok=True)
 
     def _set(self, session: Session, request_id: str, values: dict[str, Any]) -> bool:
@@ -467,7 +487,7 @@ class Jobs:
             if pending:
                 await self.store.run(_write, [work for _, work in pending])
         for request_id in {request_id for request_id, _ in pending}:
-            self._snapshots.pop(request_id, None)
+            self.snapshots.outdate(request_id)
             self._notify(request_id)
 
     def _notify(self, request_id: str) -> None:
@@ -537,6 +557,19 @@ def _cancelled() -> Failure:
     return Failure("The request was cancelled.", "client_cancelled", CANCELLED)
 
 
+def _lost() -> Failure:
+    return Failure(f"The server died {ATTEMPTS} times while it had this request in hand.", "server_lost", FAILED)
+
+
+def _broken(request: Request, error: Exception) -> Failure:
+    logging.error("LTX A2V: request %s failed", request.id, exc_info=error)
+    return Failure(f"{type(error).__name__}: {error}", "internal_error", FAILED)
+
+
+def _is_late(request: Request, now: float) -> bool:
+    return request.start_timeout is not None and request.created + request.start_timeout < now
+
+
 def _late(request: Request) -> Failure:
     return Failure(f"The request did not start within {request.start_timeout:g} s.", "request_timeout", TIMED_OUT)
 
@@ -572,21 +605,6 @@ def _retried(session: Session, key: str, digest: str) -> tuple[Request, int] | N
     return (found, store.position(session, found)) if found else None
 
 
-def _snapshot(session: Session, request_id: str) -> Snapshot | None:
-    request = store.find(session, request_id)
-    if request is None:
-        return None
-    lines = tuple((log.id, log_line(log)) for log in store.logs_after(session, request_id))
-    return Snapshot(request, store.position(session, request) if request.status == QUEUED else 0, lines)
-
-
-def log_line(log: store.Log) -> dict[str, Any]:
-    """A line as the clients read it."""
-    seconds, fraction = divmod(log.timestamp, 1)
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(fraction * 1e6):06d}Z"
-    return {"message": log.message, "level": log.level, "source": log.source, "timestamp": stamp}
-
-
 def _ask_cancel(session: Session, request_id: str) -> Request | None:
     request = store.find(session, request_id)
     if request and request.status != DONE:
@@ -598,11 +616,6 @@ def _note_read(session: Session, request_id: str) -> None:
     request = store.find(session, request_id)
     if request and request.read is None:
         request.read = time.time()
-
-
-def _is_cancelled(session: Session, request_id: str) -> bool:
-    request = store.find(session, request_id)
-    return request is None or request.cancel
 
 
 def _write(session: Session, works: list[Callable[[Session], object]]) -> None:

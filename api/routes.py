@@ -21,10 +21,12 @@ from aiohttp import web
 from ..ltx.errors import InputError
 from . import auth, media, openapi, schema, uploads
 from .host import Host
-from .jobs import Jobs, ReusedKey, Snapshot, Submission, result_file, with_url
+from .jobs import Jobs, ReusedKey, Submission, result_file, with_url
 from .schema import Invalid, problem
 from .settings import APP, Settings, read_settings
+from .snapshots import Snapshot
 from .store import DONE, PRIORITIES, QUEUED, Request, Store
+from .waiting import is_set_within
 from .webhooks import Webhooks
 from .webhooks import check as check_webhook
 from .workflow import ModelMissing
@@ -49,7 +51,8 @@ def install(server: Any) -> Jobs:
     jobs = Jobs(Host(server), database, settings, webhooks)
     endpoint = Endpoint(jobs, settings)
     own = [*endpoint.routes(), *uploads.routes(settings, database)]
-    server.app.add_routes([*own, *media.routes(settings), *webhooks.routes(), *auth.proxy_routes(settings, own)])
+    proxied = auth.proxy_routes(settings, [*own, endpoint.other_applications()])
+    server.app.add_routes([*own, *media.routes(settings), *webhooks.routes(), *proxied])
     server.app.add_routes(endpoint.rest())
     auth.install_cors(server.app, settings)
     server.app.on_startup.append(lambda _: jobs.start())
@@ -97,29 +100,22 @@ class Endpoint:
                 found.append(web.RouteDef(operation.method, self.settings.prefix + path, handler, options))
         return found
 
+    def other_applications(self) -> web.RouteDef:
+        """Whatever looks like a call of an application. To be registered after `routes`, which have those of ours."""
+        return web.route("*", self.settings.prefix + "/{kind:run|queue}/{path:[^/]+/[^/]+[\\s\\S]*}", self.unknown)
+
     def rest(self) -> list[web.RouteDef]:
         """What there is none of. To be registered after everything else."""
-        return [web.route("*", f"{self.settings.prefix}/{{path:[\\s\\S]*}}", self.unknown)]
+        everything = web.route("*", f"{self.settings.prefix}/{{path:[\\s\\S]*}}", self.unknown)
+        return [self.other_applications(), everything]
 
     async def unknown(self, request: web.Request) -> web.Response:
-        kind, _, path = request.match_info["path"].partition("/")
-        app = path.split("/requests/")[0]
-        if kind in ("queue", "run") and app not in (APP, OWNER):
+        app = request.match_info["path"].split("/requests/")[0]
+        if "kind" in request.match_info and app not in (APP, OWNER):
             return auth.problem(404, f"Application {app[:200]!r} not found; this server has {APP}.")
         return auth.problem(404, f"{request.method} {request.path[:200]!r} is nothing of this API; see openapi.json.")
 
     # --- into the queue ---
-
-    async def _read(self, request: web.Request) -> bytes:
-        """A JSON body, up to the settings' size. Errors: 415, 413."""
-        if request.content_type != "application/json":
-            raise Refused(415, "Send Content-Type: application/json.")
-        body = bytearray()
-        async for piece in request.content.iter_any():  # ComfyUI's own limit on bodies may be smaller
-            body += piece
-            if len(body) > self.settings.max_body:
-                raise Refused(413, "The body is too large: upload the media and send their URLs.")
-        return bytes(body)
 
     async def _submit(self, request: web.Request, webhook: str | None) -> tuple[Request, int]:
         submission = Submission(
@@ -129,7 +125,7 @@ class Endpoint:
             idempotency_key=_idempotency_key(request),
             start_timeout=_timeout(request),
         )
-        body = await self._read(request)
+        body = await auth.read_body(request, self.settings)
         value, digest = await asyncio.to_thread(_parsed, body) if len(body) > LARGE_BODY else _parsed(body)
         try:
             return await self.jobs.submit(value, digest, submission)
@@ -225,9 +221,7 @@ class Endpoint:
                     quiet = 0.0
                 if snapshot.request.status == DONE:
                     break
-                try:
-                    await asyncio.wait_for(changed.wait(), 1.0)
-                except asyncio.TimeoutError:
+                if not await is_set_within(changed, 1.0):
                     quiet += 1.0
                 snapshot = await self._snapshot(request)
             await response.write_eof()

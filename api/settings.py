@@ -46,6 +46,9 @@ class Settings:
     webhook_seconds: float = 10
     lease_seconds: float = 30  # after which a server that is not heard of counts as dead
     prefix: str = PREFIX
+    ray_address: str | None = None  # of the cluster that this server is the head of
+    cluster_port: int = 0  # where its workers get media and leave results; 0 takes any that is free
+    is_worker: bool = False  # does what the head of a cluster orders
 
     @property
     def database(self) -> Path:
@@ -110,4 +113,7 @@ def read_settings(folder_paths: Any, environment: Mapping[str, str] = os.environ
         max_body=int(_number(environment, "LTX_A2V_MAX_BODY_MB", defaults.max_body / MIB) * MIB),
         max_media=int(_number(environment, "LTX_A2V_MAX_MEDIA_MB", defaults.max_media / MIB) * MIB),
         max_upload=int(_number(environment, "LTX_A2V_MAX_UPLOAD_MB", defaults.max_upload / MIB) * MIB),
+        ray_address=environment.get("LTX_A2V_RAY_ADDRESS", "").strip() or None,
+        cluster_port=int(_number(environment, "LTX_A2V_CLUSTER_PORT", defaults.cluster_port)),
+        is_worker=environment.get("LTX_A2V_WORKER", "").strip().lower() in ("1", "true", "yes"),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ from sqlalchemy import (
     ColumnElement,
     ForeignKey,
     Index,
+    Row,
     Text,
     UniqueConstraint,
     create_engine,
@@ -59,6 +60,7 @@ class Request(Base):
     app: Mapped[str]
     arguments: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # as they were sent, the seed filled in
     media: Mapped[dict[str, Any]] = mapped_column(default=dict)  # field → name in the input folder, once it is there
+    ready: Mapped[bool] = mapped_column(default=True)  # all of its media are there
     status: Mapped[str] = mapped_column(default=QUEUED)
     priority: Mapped[int] = mapped_column(default=0)
     idempotency_key: Mapped[str | None]
@@ -106,6 +108,10 @@ def find(session: Session, request_id: str, *, whole: bool = False) -> Request |
     return session.scalar(select(Request).where(Request.id == request_id).options(*loading))
 
 
+def find_all(session: Session, ids: Collection[str]) -> list[Request]:
+    return list(session.scalars(select(Request).where(Request.id.in_(ids))))
+
+
 def find_retried(session: Session, app: str, key: str) -> Request | None:
     """The request that was submitted under that idempotency key."""
     return session.scalar(select(Request).where(Request.app == app, Request.idempotency_key == key))
@@ -119,11 +125,23 @@ def position(session: Session, request: Request) -> int:
     return session.scalar(select(func.count()).where(Request.status == QUEUED, before)) or 0
 
 
-def claim(session: Session, server: str, now: float, seconds: float) -> Request | None:
-    """The next request in the queue, from now on this server's for that long; None where none waits."""
+def positions(session: Session, ids: Collection[str]) -> dict[str, int]:
+    """`position` of many that are in the queue."""
+    if not ids:
+        return {}
+    place = func.row_number().over(order_by=(Request.priority, Request.number)) - 1
+    queue = select(Request.id, place.label("place")).where(Request.status == QUEUED).subquery()
+    return dict(session.execute(select(queue).where(queue.c.id.in_(ids))).all())
+
+
+def claim(session: Session, server: str, now: float, seconds: float, *, ready: bool = True) -> Request | None:
+    """The next request in the queue, from now on this server's for that long; None where none waits.
+
+    ready: one to be run; otherwise one whose media are to be fetched, which stays in the queue meanwhile.
+    """
     first = (
         select(Request.number)
-        .where(Request.status == QUEUED, Request.lease_server.is_(None))
+        .where(Request.status == QUEUED, Request.lease_server.is_(None), Request.ready.is_(ready))
         .order_by(Request.priority, Request.number)
         .limit(1)
         .scalar_subquery()
@@ -158,6 +176,18 @@ def change(session: Session, request_id: str, server: str, **values: Any) -> boo
     """Changes a request whose lease the server holds, and says whether it does."""
     mine = (Request.id == request_id, Request.lease_server == server, Request.status != DONE)
     return bool(session.execute(update(Request).where(*mine).values(**values)).rowcount)
+
+
+def make_ready(session: Session, request_id: str, server: str, media: dict[str, Any]) -> bool:
+    """A request whose media are all there goes back into the queue, to be run by whoever is free."""
+    back = {"lease_server": None, "lease_until": None, "attempts": 0}
+    return change(session, request_id, server, media=media, ready=True, **back)
+
+
+def marked(session: Session, server: str) -> set[str]:
+    """The requests held by that server whose end was asked for."""
+    held = (Request.lease_server == server, Request.status != DONE, Request.cancel.is_(True))
+    return set(session.scalars(select(Request.id).where(*held)))
 
 
 def finish(session: Session, request: Request, now: float, **values: Any) -> bool:
@@ -196,9 +226,12 @@ def add_log(session: Session, request_id: str, message: str, timestamp: float, l
     session.add(Log(request_id=request_id, message=message, timestamp=timestamp, level=level, source="USER"))
 
 
-def logs_after(session: Session, request_id: str, last: int = 0) -> list[Log]:
-    """The lines of a request's log after the one of that id, in order."""
-    return list(session.scalars(select(Log).where(Log.request_id == request_id, Log.id > last).order_by(Log.id)))
+def logs_of(session: Session, ids: Collection[str]) -> list[Row[Any]]:
+    """The lines of these requests' logs, in order: rows with the columns of `Log`."""
+    if not ids:
+        return []
+    columns = (Log.id, Log.request_id, Log.timestamp, Log.level, Log.source, Log.message)
+    return list(session.execute(select(*columns).where(Log.request_id.in_(ids)).order_by(Log.id)))
 
 
 class Store:

@@ -28,6 +28,7 @@ from ..ltx.errors import InputError
 from . import addresses
 from .settings import Settings
 from .store import Base, Store
+from .waiting import is_set_within
 
 FIELD = "fal_webhook"
 JWKS = "/rest/.well-known/jwks.json"
@@ -131,7 +132,6 @@ class Webhooks:
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._trying: set[asyncio.Task[None]] = set()
-        self._stopping = False
 
     def routes(self) -> list[web.RouteDef]:
         """The published key, for anyone."""
@@ -147,7 +147,6 @@ class Webhooks:
 
     async def stop(self) -> None:
         """What was not delivered stays for the next run."""
-        self._stopping = True  # Python before 3.12 may lose a cancellation that comes while it is being woken
         tasks = [*self._trying, *([self._loop] if self._loop else [])]
         for task in tasks:
             task.cancel()
@@ -163,7 +162,7 @@ class Webhooks:
         self._wake.set()
 
     async def _run(self) -> None:
-        while not self._stopping:
+        while True:
             self._wake.clear()
             try:
                 for row in await self.store.run(_claim, time.time(), AT_ONCE - len(self._trying)):
@@ -174,8 +173,7 @@ class Webhooks:
             except Exception:  # the database may be busy; deliveries must not end with one bad look at it
                 log.exception("webhooks: a look at the deliveries failed; the next is in %s s", IDLE_SECONDS)
                 wait = IDLE_SECONDS
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait)
+            await is_set_within(self._wake, wait)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._trying.discard(task)

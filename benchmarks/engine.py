@@ -18,9 +18,10 @@ from a2v.ltx.audio import encode_audio, load_track, soundtrack
 from a2v.ltx.checkpoint import load_checkpoint, load_upscaler
 from a2v.ltx.conditioning import AudioCondition
 from a2v.ltx.decode import Tiling, decode_video, to_uint8
+from a2v.ltx.gemma import load_gemma
 from a2v.ltx.guidance import Guidance
 from a2v.ltx.latents import CHANNELS, Noise, video_shape
-from a2v.ltx.text import encode_text, load_gemma
+from a2v.ltx.text import encode_text
 from a2v.ltx.upscale import upscale
 from a2v.ltx.video import write_video
 

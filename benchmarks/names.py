@@ -7,6 +7,7 @@ BENCHMARKS = {
     "growth": "peer",
     "levels": "levels",
     "host": "host",
+    "api": "api",
     "load": "load",
     "encode": "encode",
     "gpu": "gpu",

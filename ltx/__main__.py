@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed, 2 bad input (one sentence on standard error), 130
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -29,6 +30,31 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, _end)
     signal.signal(signal.SIGTERM, _end)
 
+from . import doctor, download, versions  # noqa: E402 - of Python's own library, no more
+
+COMMANDS = {"doctor": doctor.main, "download": download.main}
+
+
+def command(name: str, argv: Sequence[str]) -> int:
+    """Runs one of COMMANDS; the exit status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return COMMANDS[name](list(argv), functools.partial(print, flush=True))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `… | head`; nothing can be said any more
+        os._exit(1)
+
+
+if __name__ == "__main__" and sys.argv[1:2] and sys.argv[1] in COMMANDS:  # they run where the imports below fail
+    sys.exit(command(sys.argv[1], sys.argv[2:]))
+
+if __name__ == "__main__" and (wrong := versions.problem()):
+    print(wrong, file=sys.stderr)
+    sys.exit(1)
+
 # Before torch and transformers are imported: their warnings are for programmers, this command's output for users.
 warnings.filterwarnings("ignore")
 
@@ -37,7 +63,7 @@ import transformers  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from .errors import FlaggedError, InputError  # noqa: E402
-from .memory import AUTO, OFFLOAD  # noqa: E402
+from .memory import AUTO, BLOCKS, OFFLOAD  # noqa: E402
 from .pipeline import Files, run  # noqa: E402
 from .request import Request, parse  # noqa: E402
 from .trace import Recorder  # noqa: E402
@@ -57,7 +83,9 @@ def lora_argument(text: str) -> tuple[Path, float]:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m ltx", description="Makes a video that moves with an audio file, with LTX-2.3, without ComfyUI."
+        prog="python -m ltx",
+        description="Makes a video that moves with an audio file, with LTX-2.3, without ComfyUI.",
+        epilog="python -m ltx doctor says what is installed, found and missing; python -m ltx download gets models.",
     )
     p.add_argument("--checkpoint", type=Path, required=True, metavar="F", help="LTX-2.3 file, or a diffusers folder")
     p.add_argument(
@@ -120,6 +148,8 @@ def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
             raise InputError(f"{name}: {path} is a folder; name a file in it.")
         if path is not None and not os.access(path.absolute().parent, os.W_OK):
             raise InputError(f"{name}: the folder {path.absolute().parent} cannot be written to; choose another.")
+    if (cache := arguments.cache_dir) is not None and cache.exists() and not cache.is_dir():
+        raise InputError(f"--cache-dir: {cache} is a file; name a folder, which need not exist yet.")
 
 
 class Bars:
@@ -155,6 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device: cuda is not available here; use --device cpu.")
+        if device == "cpu" and arguments.offload == BLOCKS:
+            raise InputError("--offload: blocks wait in host memory for a GPU, and this runs on the CPU; leave it out.")
         dtype = DTYPES[arguments.dtype or ("float32" if device == "cpu" else "bfloat16")]
         files = Files(
             checkpoint=arguments.checkpoint,

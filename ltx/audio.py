@@ -24,7 +24,8 @@ from .errors import InputError
 from .latents import AUDIO_RATE, TIME_SCALE, audio_length, patchify_audio, unpatchify_audio
 
 MAX_SECONDS = 600  # the longest video is 481 frames at 1 fps; what lies beyond can never be needed
-MAX_RATE = 768_000  # Hz, the fastest PCM anyone records
+MIN_RATE, MAX_RATE = 1000, 768_000  # Hz: below, nothing can be heard; above, nobody records
+MAX_VALUES = 2**28  # samples times channels of one file: 1 GiB, ten minutes of 48 kHz in nine channels
 MAX_SAMPLE = 1e6  # full scale is 1; beyond this a float file is damaged, and squares overflow
 
 MEL_RATE = 16_000
@@ -58,7 +59,7 @@ class Track:
     def __post_init__(self) -> None:
         if self.waveform.ndim != 2 or not self.waveform.numel():
             raise InputError(f"audio: its shape is {tuple(self.waveform.shape)}; [channels, samples] is needed.")
-        if not 0 < self.rate <= MAX_RATE:
+        if not MIN_RATE <= self.rate <= MAX_RATE:
             raise InputError(f"audio: {self.rate} Hz is not a usable sample rate; resample it to 48000 Hz.")
 
     @property
@@ -116,7 +117,7 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction) -> Tra
         now = (frame.sample_rate, frame.layout.name, frame.format.name)
         if kind is None:
             kind = now
-            if not 0 < frame.sample_rate <= MAX_RATE:
+            if not MIN_RATE <= frame.sample_rate <= MAX_RATE:
                 raise InputError(f"{name}: {frame.sample_rate} Hz is not a usable sample rate; convert it to 48000 Hz.")
             speakers = tuple(channel.name for channel in frame.layout.channels)
             first = round(start * frame.sample_rate)
@@ -131,6 +132,10 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction) -> Tra
                 samples = rearrange(block.to_ndarray(), "1 (n c) -> c n", c=len(speakers))
                 blocks.append(samples[:, max(0, first - position) : last - position])
             position += block.samples
+        if (min(position, last) - first) * len(speakers) > MAX_VALUES:
+            raise InputError(
+                f"{name}: holds more than {MAX_VALUES // 10**6} million samples; cut it, or convert it to 48000 Hz stereo."
+            )
         if position >= last:
             break
     if kind is None:

@@ -53,9 +53,22 @@ class Gemma:
 
 
 def check_gemma(path: Path) -> None:
-    """InputError where nothing is there."""
+    """InputError for what no text encoder can be loaded from, going by names and headers; no weights are read."""
     if not path.exists():
         raise InputError(f"{path}: not found; give the folder that holds the whole {WANTED}, or {gemma_file.WANTED}.")
+    if not path.is_dir():
+        if path.suffix.lower() == ".gguf":
+            raise InputError(f"{path}: a GGUF text encoder is not read; use {gemma_file.WANTED}.")
+        gemma_file.GemmaFile(path)
+        return
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        if not (path / name).is_file():
+            raise InputError(f"{path / name}: not found; download the whole {WANTED} into that folder.")
+    model_type = _read_json(path / "config.json").get("model_type")
+    if model_type != "gemma3":
+        raise InputError(f"{path / 'config.json'}: its model_type is {model_type!r}, not 'gemma3'; use {WANTED}.")
+    for weights in _weight_files(path):
+        _check_weights(weights)
 
 
 def load_gemma(
@@ -76,8 +89,6 @@ def load_gemma(
     first = dtype if fp8 is None else None  # what is rounded needs no copy in `dtype` before
     if path.is_dir():
         gemma = _from_folder(path, first)
-    elif path.suffix.lower() == ".gguf":
-        raise InputError(f"{path}: a GGUF text encoder is not read; use {gemma_file.WANTED}.")
     else:
         opened = gemma_file.GemmaFile(path)
         tokenizer = opened.tokenizer()
@@ -100,14 +111,6 @@ def _cast(model: Gemma3ForConditionalGeneration, dtype: torch.dtype | None) -> N
 
 
 def _from_folder(folder: Path, dtype: torch.dtype | None) -> Gemma:
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: not found; download the whole {WANTED} into that folder.")
-    model_type = _read_json(folder / "config.json").get("model_type")
-    if model_type != "gemma3":
-        raise InputError(f"{folder / 'config.json'}: its model_type is {model_type!r}, not 'gemma3'; use {WANTED}.")
-    for path in _weight_files(folder):
-        _check_weights(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises no narrower class

@@ -27,6 +27,7 @@ from .weights import open_safetensors
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 HALF = re.compile(r"(?P<module>.+?)[._]lora[._](?P<half>A|B|down|up)(\.default)?(\.weight)?")
 ALPHA = ".alpha"
+CHUNK = 1 << 20  # values summed at once
 UNREAD = re.compile(r"(?P<module>.+?)\.(dora_scale|lora_mid\.weight|lora_magnitude_vector(\.weight)?)")
 """Tensors that change what a pair means (DoRA, Tucker): the pair is not used without them."""
 
@@ -150,13 +151,24 @@ def factor(low_rank: LowRank, scale: float) -> float:
     return scale if low_rank.alpha is None else scale * (low_rank.alpha / low_rank.down.shape[0])
 
 
-def merged(weight: Tensor, terms: Iterable[tuple[LowRank, float]]) -> Tensor:
-    """weight [out, in, …] + each pair at its strength, in float32 on weight's device; `weight` is not written."""
-    total = weight.to(torch.float32).flatten(1)
-    for pair, strength in terms:
-        up, down = (half.to(weight.device, torch.float32) for half in (pair.up, pair.down))
-        total = torch.addmm(total, up, down, alpha=factor(pair, strength))
-    return total.reshape(weight.shape)
+def merged(weight: Tensor, terms: Iterable[tuple[LowRank, float]], dtype: torch.dtype = torch.float32) -> Tensor:
+    """weight [out, in, …] + each pair at its strength, in float32 on weight's device, rounded once to `dtype`.
+
+    `weight` is not written. Some rows at a time: what is summed stays in the cache, and takes no memory to speak of.
+    """
+    halves = [
+        (*(half.to(weight.device, torch.float32) for half in (pair.up, pair.down)), factor(pair, strength))
+        for pair, strength in terms
+    ]
+    total = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    rows = max(CHUNK // max(weight[0].numel(), 1), 1)
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        sums = weight[part].to(torch.float32, copy=True).flatten(1)
+        for up, down, scale in halves:
+            sums.addmm_(up[part], down, alpha=scale)
+        total[part] = sums.view_as(total[part])
+    return total
 
 
 class Merger:
@@ -204,7 +216,7 @@ class Merger:
             if name in terms:
                 self._changed.add(name)
                 device = parameter.device if self.device is None else self.device
-                _write(parameter, merged(self.original(name).to(device), terms[name]))
+                _write(parameter, merged(self.original(name).to(device), terms[name], parameter.dtype))
             elif name in self._changed:
                 _write(parameter, self.original(name))
                 self._changed.remove(name)

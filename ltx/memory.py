@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,16 @@ from .decode import Tiling, decode_tile, held_frames, largest_tile
 from .errors import InputError
 from .guidance import NONE, Guidance
 from .images import encode_image
-from .latents import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, Noise, audio_length, video_shape
+from .latents import (
+    AUDIO_BINS,
+    AUDIO_CHANNELS,
+    CHANNELS,
+    MEL_FRAMES_PER_LATENT,
+    SPACE_SCALE,
+    Noise,
+    audio_length,
+    video_shape,
+)
 from .text import LENGTH, TextContext, encode_text
 from .upscale import upscale
 
@@ -75,16 +84,17 @@ class Rehearsal(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        twins: set[int] = set()  # storages that stand for those of real arguments
+        twins: list[Tensor] = []  # kept until the result is counted: the storage of a freed one may become the result's
         result = self._run(func, args, kwargs, given, twins)
+        outside = {tensor.untyped_storage()._cdata for tensor in (*given, *twins)} - self._known.keys()
         within = self._convolution(given, result) if func.__name__.startswith("conv") else 0
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage(), twins)
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in outside:
+                self._count(leaf.untyped_storage())
         self.peak = max(self.peak, self.alive + within)
         return result
 
-    def _run(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], twins: set[int]) -> Any:
+    def _run(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], twins: list[Tensor]) -> Any:
         def sized(value: Any) -> Any:
             if isinstance(value, torch.device):
                 return META
@@ -92,9 +102,8 @@ class Rehearsal(TorchDispatchMode):
                 return None
             if not isinstance(value, Tensor) or value.is_meta:
                 return value
-            twin = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
-            twins.add(twin.untyped_storage()._cdata)
-            return twin
+            twins.append(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META))
+            return twins[-1]
 
         if any(tensor.is_meta or tensor.numel() > SMALL for tensor in given):
             result = func(*tree_map(sized, args), **tree_map(sized, kwargs))
@@ -110,13 +119,12 @@ class Rehearsal(TorchDispatchMode):
         large = any(isinstance(leaf, Tensor) and leaf.numel() > SMALL for leaf in tree_leaves(result))
         return result if large else func(*tree_map(_here, args), **tree_map(_here, kwargs))
 
-    def _count(self, storage: Any, twins: set[int]) -> None:
+    def _count(self, storage: Any) -> None:
         key = storage._cdata
-        if key in self._known:
-            return
-        self._known[key] = 0 if key in twins else storage.nbytes()
-        self.alive += self._known[key]
-        weakref.finalize(storage, self._forget, key)
+        if key not in self._known:
+            self._known[key] = storage.nbytes()
+            self.alive += self._known[key]
+            weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
         self.alive -= self._known.pop(key, 0)
@@ -338,9 +346,7 @@ def estimate(
     full, first = (clip.height, clip.width), clip.first_size[::-1]
     if job.images:
         size = full if clip.two_passes else first
-        plan.add(
-            "encode images", (video_vae,), peak(lambda: encode_image(vae, torch.zeros(1, 3, 1, *size)), device.type)
-        )
+        plan.add("encode images", (video_vae,), image_encoding(vae, *size, device.type))
 
     model = blueprint(lambda: checkpoint.transformer(dtype, fp8=fp8) if fp8 else checkpoint.transformer(dtype))
     transformer = part(TRANSFORMER, model, model.transformer_blocks)
@@ -384,8 +390,7 @@ def estimate(
     pass_("first pass" if clip.two_passes else "sample", first, True)
     if clip.two_passes:
         upsampler = blueprint(lambda: load_upscaler(job.files.upscaler, dtype))
-        latent = video_shape(clip.frames, *first)
-        work = peak(lambda: upscale(upsampler, vae, torch.zeros(1, CHANNELS, *latent)), device.type)
+        work = upscaling(upsampler, vae, video_shape(clip.frames, *first), device.type)
         plan.add("upscale", (transformer, Part("upscaler", weights(upsampler)), video_vae), work)
         pass_("second pass", full, False)
 
@@ -434,9 +439,7 @@ class _Planner:
         clip = torch.empty(1, CHANNELS, *latent, device=META)
         asked = tiling
         while True:
-            tile = torch.empty(1, CHANNELS, *largest_tile(latent, tiling), device=META)
-            host = held_frames(latent, tiling) * 3 * 4 * latent[1] * latent[2] * 32 * 32
-            work = peak(partial(decode_tile, vae, tile), self.device)
+            work, host = decoding(vae, latent, tiling, self.device)
             on_host = self.device == "cpu"
             stage = Stage("decode", (part,), work + host if on_host else work, host=0 if on_host else host)
             following = (tiling or Tiling.whole(clip)).smaller(clip)
@@ -449,6 +452,23 @@ class _Planner:
 
     def _fits(self, stage: Stage) -> bool:
         return stage.peak <= self.room
+
+
+def decoding(vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling | None, on: str = "cpu") -> tuple[int, int]:
+    """Bytes that the largest tile takes where the VAE computes, and those of the frames that are held on the CPU."""
+    tile = torch.empty(1, CHANNELS, *largest_tile(latent, tiling), device=META)
+    frame = 3 * torch.float32.itemsize * latent[1] * latent[2] * SPACE_SCALE**2
+    return peak(lambda: decode_tile(vae, tile), on), held_frames(latent, tiling) * frame
+
+
+def image_encoding(vae: nn.Module, height: int, width: int, on: str = "cpu") -> int:
+    """Bytes that the encoder takes over one image."""
+    return peak(lambda: encode_image(vae, torch.zeros(1, 3, 1, height, width)), on)
+
+
+def upscaling(upsampler: nn.Module, vae: nn.Module, latent: tuple[int, int, int], on: str = "cpu") -> int:
+    """Bytes that doubling a latent of that grid takes."""
+    return peak(lambda: upscale(upsampler, vae, torch.zeros(1, CHANNELS, *latent)), on)
 
 
 def rehearse_step(

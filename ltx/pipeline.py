@@ -419,7 +419,7 @@ def run(
     first_guides, second_guides = encode_images(job, dtype, device, note)
 
     model = checkpoint.transformer(dtype, "cpu" if memory.TRANSFORMER in away else device, fp8, device)
-    merger = lora.Merger(model, checkpoint.transformer_weight)
+    merger = lora.Merger(model, checkpoint.transformer_weight, device)  # blocks that wait on the host, too
     merger.set(job.first_loras)
     visiting = offload_transformer(model, device) if memory.TRANSFORMER in away else None
     if compiled:

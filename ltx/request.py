@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
-from .audio import Track, frames_for_audio
+from .audio import MAX_SECONDS, Track, frames_for_audio
 from .errors import InputError
 from .latents import SPACE_SCALE, TIME_SCALE
 from .video import FORMATS, QUALITIES, WRITE_MODES, frame_rate
@@ -39,6 +39,7 @@ MAX_AREA = 1920 * 1088
 MAX_FRAMES = 481
 SEED_BELOW = 2**31
 MOST = 2**16  # frames or pixels of a side: past any machine, and small enough to calculate with
+MAX_SAMPLES = 2**27  # of the sound beside a video, which is padded to its end: ten minutes at 192 kHz, 1 GiB in stereo
 
 
 @dataclass(frozen=True)
@@ -336,8 +337,10 @@ def choose_frames(track: Track, fps: Fraction, match: bool, num_frames: int) -> 
             kept = float(MAX_FRAMES / fps)
             notes.append(f"the audio lasts {float(track.seconds):.2f} s; the video ends after {kept:.2f} s")
             frames = MAX_FRAMES
+        _check_length(frames, fps, track)
         return frames, notes
     frames = round_frames(num_frames)
+    _check_length(frames, fps, track)
     if frames != num_frames:
         notes.append(f"num_frames rounded up from {num_frames} to {frames}")
     if float(track.seconds) < float(frames / fps):
@@ -345,6 +348,20 @@ def choose_frames(track: Track, fps: Fraction, match: bool, num_frames: int) -> 
             f"the audio ends after {float(track.seconds):.2f} s of {float(frames / fps):.2f} s; silence follows"
         )
     return frames, notes
+
+
+def _check_length(frames: int, fps: Fraction, track: Track) -> None:
+    """The sound has to fit into memory from the first frame to the last."""
+    seconds = frames / fps
+    if seconds > MAX_SECONDS:
+        raise InputError(
+            f"fps: {frames} frames at {float(fps):g} fps last {float(seconds):.0f} s, and {MAX_SECONDS} s is the most; "
+            "raise fps or ask for fewer frames."
+        )
+    if seconds * track.rate > MAX_SAMPLES:
+        raise InputError(
+            f"audio: {track.rate} Hz is too much for a video of {float(seconds):.0f} s; convert it to 48000 Hz."
+        )
 
 
 def choose_size(

@@ -14,9 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .errors import InputError
-from .gemma import WANTED, Gemma, load_gemma
-
-__all__ = ["LENGTH", "Gemma", "TextContext", "encode_text", "hidden_states", "load_gemma", "tokenize"]
+from .gemma import WANTED, Gemma
 
 LENGTH = 1024  # tokens of the context, <bos> and padding included
 

@@ -106,6 +106,8 @@ def original_names(keys: Iterable[str]) -> dict[str, str]:
 
 def open_safetensors(path: Path, wanted: str) -> safe_open:
     """A mapped safetensors file. Errors: not there, empty, truncated, another format, each in one sentence."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file in it, {wanted}.")
     if not path.is_file():
         raise InputError(f"{path}: no such file; get {wanted} and name it here.")
     try:

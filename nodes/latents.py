@@ -134,7 +134,7 @@ class LatentUpscale(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
         samples = samples_of(latent)
-        room = memory.upscaling_memory(upscaler.module, samples)
+        room = memory.upscaling_memory(upscaler.module, video_vae.module, samples)
         # Of the VAE only two vectors are read, wherever they are: it need not be loaded.
         (upsampler,) = memory.use(upscaler, memory_required=room)
         result = upscale(upsampler, video_vae.module, samples)

@@ -25,17 +25,16 @@ from torch import Tensor, nn
 
 from ..ltx.acceleration import EXACT, Acceleration
 from ..ltx.conditioning import AudioCondition
-from ..ltx.decode import Tiling, decode_tile, largest_tile
+from ..ltx.decode import Tiling
 from ..ltx.errors import InputError
+from ..ltx.gemma import Gemma
 from ..ltx.guidance import Guidance
-from ..ltx.images import encode_image
-from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, audio_length, pixel_frames
+from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
 from ..ltx.lora import LowRank, Match, factor, merged
-from ..ltx.memory import peak, rehearse_step, twin
+from ..ltx.memory import decoding, image_encoding, peak, rehearse_step, twin, upscaling
 from ..ltx.nvfp4 import NVFP4Linear
 from ..ltx.pipeline import sample
 from ..ltx.quantized import Branch, QuantizedLinear
-from ..ltx.text import Gemma
 
 Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 
@@ -205,7 +204,7 @@ class Merge(WeightAdapterBase):
     def calculate_weight(self, weight: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The merged weight in `weight`'s dtype, which is float32 where the whole weight is in memory."""
         terms = ((LowRank(down, up, alpha), strength) for up, down, alpha, strength in self.weights)
-        return merged(weight, terms).to(weight.dtype)
+        return merged(weight, terms, weight.dtype)
 
 
 def _merges(loras: tuple[tuple[Match, float], ...]) -> dict[str, Merge]:
@@ -303,36 +302,34 @@ FOUR_PASSES = Guidance(cfg=3.0, stg=1.0, modality=3.0)
 def sampling_memory(module: nn.Module, latent: Tensor) -> int:
     """One guided step over `latent` [1, C, F, H, W], its passes one after the other."""
     frames, fps = pixel_frames(latent), Fraction(24)
-    sound = torch.zeros(1, AUDIO_CHANNELS, audio_length(frames, fps), AUDIO_BINS)
+    audio = AudioCondition(torch.zeros(1, AUDIO_CHANNELS, audio_length(frames, fps), AUDIO_BINS), frames, fps)
+    empty = torch.empty_like(latent, device="meta")
 
-    def step(twin: nn.Module) -> None:
-        audio = AudioCondition(sound, frames, fps)
-        rehearse_step(sample, twin, torch.empty_like(latent, device="meta"), audio, FOUR_PASSES, images=[True])
+    def step(twin: nn.Module, on: str) -> int:
+        return peak(lambda: rehearse_step(sample, twin, empty, audio, FOUR_PASSES, images=[True]), on)
 
-    return _activations(module, step, num_layers=2)
+    return _room(module, step, num_layers=2)
 
 
 def decoding_memory(module: nn.Module, latent: Tensor, tiling: Tiling) -> int:
     """The video VAE's decoder over the largest tile of `latent` [1, C, F, H, W]."""
-    tile = torch.empty(1, CHANNELS, *largest_tile(tuple(latent.shape[2:]), tiling), device="meta")
-    return _activations(module, lambda twin: decode_tile(twin, tile))
+    return _room(module, lambda twin, on: decoding(twin, tuple(latent.shape[2:]), tiling, on)[0])
 
 
 def encoding_memory(module: nn.Module, height: int, width: int) -> int:
     """The video VAE's encoder over one image."""
-    return _activations(module, lambda twin: encode_image(twin, torch.zeros(1, 3, 1, height, width)))
+    return _room(module, lambda twin, on: image_encoding(twin, height, width, on))
 
 
-def upscaling_memory(module: nn.Module, latent: Tensor) -> int:
+def upscaling_memory(module: nn.Module, vae: nn.Module, latent: Tensor) -> int:
     """The upsampler over `latent` [1, C, F, H, W]."""
-    return _activations(module, lambda twin: twin(torch.empty_like(latent, dtype=twin.dtype, device="meta")))
+    return _room(module, lambda like, on: upscaling(like, twin(vae), tuple(latent.shape[2:]), on))
 
 
-def _activations(module: nn.Module, work: Callable[[nn.Module], object], **changes: object) -> int:
-    if module.device.type == "cpu":
-        return 0
-    like = twin(module, **changes)
-    return peak(lambda: work(like), module.device.type)
+def _room(module: nn.Module, rehearse: Callable[[nn.Module, str], int], **changes: object) -> int:
+    """What `rehearse` tells of a twin of the module, on the kind of device that it computes on."""
+    on = module.device.type
+    return 0 if on == "cpu" else rehearse(twin(module, **changes), on)
 
 
 TEXT_MEMORY = 5e9

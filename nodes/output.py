@@ -34,6 +34,7 @@ from .widgets import widget
 
 OUTPUT = f"{CATEGORY}/Output"
 REPORTS = 12  # texts that one Report joins
+FOLDERS = ("output", "temp")  # of ComfyUI's, for a file
 
 
 def _tiling_inputs() -> list[io.Input]:
@@ -200,6 +201,7 @@ class _Target:
     format: str
     quality: str
     write_mode: str
+    kind: io.FolderType = io.FolderType.output
 
     def write(
         self,
@@ -214,7 +216,7 @@ class _Target:
         of them for ComfyUI's history.
         """
         rate = frame_rate(self.fps)
-        folder, name, subfolder = _destination(self.prefix, self.width, self.height, suffix(self.format))
+        folder, name, subfolder = _destination(self.prefix, self.width, self.height, suffix(self.format), self.kind)
         track = None if self.audio is None else soundtrack(to_track(self.audio), self.frames, rate)
 
         def lines() -> list[str]:
@@ -241,7 +243,7 @@ class _Target:
             metadata=lambda: _metadata(node.hidden.prompt, node.hidden.extra_pnginfo, {"used": used, "notes": lines()}),
             on_frames=on_frames,
         )
-        shown = ui.PreviewVideo([ui.SavedResult(name, subfolder, io.FolderType.output)])
+        shown = ui.PreviewVideo([ui.SavedResult(name, subfolder, self.kind)])
         facts = {**used, **_report(written, name, subfolder), "notes": lines()}
         return io.NodeOutput(InputImpl.VideoFromFile(str(written.path)), ui={**shown.as_dict(), "report": [facts]})
 
@@ -302,6 +304,13 @@ class SaveLatentVideo(io.ComfyNode):
                 safety.threshold_input(),
                 safety.action_input(),
                 *_optional_inputs(),
+                io.Combo.Input(
+                    "folder",
+                    options=list(FOLDERS),
+                    default=FOLDERS[0],
+                    optional=True,
+                    tooltip="output keeps the file. temp is for one look: ComfyUI empties that folder when it starts.",
+                ),
             ],
             outputs=[io.Video.Output("video", display_name="video", tooltip="The file that was written.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -335,12 +344,16 @@ class SaveLatentVideo(io.ComfyNode):
         action: str,
         audio: dict[str, Any] | None = None,
         report: str = "",
+        folder: str = FOLDERS[0],
     ) -> io.NodeOutput:
         files.choice("action", action, safety.ACTIONS)
+        kind = io.FolderType(files.choice("folder", folder, FOLDERS))
         opened = safety.open_checker(checker)
         progress = Progress(cls.hidden.unique_id)
         clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap)
-        target = _Target(filename_prefix, clip.frames, clip.height, clip.width, fps, audio, format, quality, write_mode)
+        target = _Target(
+            filename_prefix, clip.frames, clip.height, clip.width, fps, audio, format, quality, write_mode, kind
+        )
         frames = (to_uint8(chunk) for chunk in clip.chunks(progress))
 
         def write(chunks: Iterable[Tensor], said: str) -> io.NodeOutput:
@@ -389,10 +402,12 @@ class Report(io.ComfyNode):
         return io.NodeOutput("\n".join(lines))
 
 
-def _destination(prefix: str, width: int, height: int, ending: str = ".mp4") -> tuple[Path, str, str]:
-    """Folder, file name and subfolder of the next video under that prefix. Errors: outside the output folder."""
-    output = folder_paths.get_output_directory()
-    outside = InputError(f"filename_prefix: {prefix!r} leads out of the output folder; give a name inside it.")
+def _destination(
+    prefix: str, width: int, height: int, ending: str = ".mp4", kind: io.FolderType = io.FolderType.output
+) -> tuple[Path, str, str]:
+    """Folder, file name and subfolder of the next video under that prefix. Errors: outside that folder of ComfyUI's."""
+    output = folder_paths.get_directory_by_type(kind.value)
+    outside = InputError(f"filename_prefix: {prefix!r} leads out of the {kind.value} folder; give a name inside it.")
     if Path(output, prefix).resolve() == Path(output).resolve():
         raise InputError(f"filename_prefix: {prefix!r} names no file; give a name like video/ltx-a2v.")
     if not Path(output, prefix).resolve().is_relative_to(Path(output).resolve()):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from email.parser import HeaderParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -50,7 +51,8 @@ def test_pip_install_brings_no_top_level_package(installed: Path, project: dict)
 def test_pip_install_asks_for_the_requirements(installed: Path) -> None:
     (metadata,) = installed.glob("*.dist-info/METADATA")
     headers = HeaderParser().parsestr(metadata.read_text())
-    assert sorted(headers.get_all("Requires-Dist")) == sorted(requirements())
+    extra = ['ray>=2.52; extra == "cluster"']
+    assert sorted(headers.get_all("Requires-Dist")) == sorted(requirements() + extra)
     assert headers.get_payload().strip(), "the README is the description"
     assert headers["License-Expression"] == "Apache-2.0" and headers["License-File"] == "LICENSE"
 
@@ -66,13 +68,14 @@ def test_the_users_torch_is_left_alone() -> None:
 
 def test_the_pins_lie_within_what_users_are_asked_for() -> None:
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     pins = dict(
         line.lower().split("==") for line in (ROOT / "requirements-dev.txt").read_text().splitlines() if "==" in line
     )
     for line in requirements():
         asked = Requirement(line)
-        assert asked.specifier.contains(pins[asked.name]), line
+        assert asked.specifier.contains(pins[canonicalize_name(asked.name)]), line
 
 
 def test_registry_metadata(project: dict) -> None:
@@ -82,7 +85,30 @@ def test_registry_metadata(project: dict) -> None:
     assert table["urls"]["Repository"].startswith("https://") and table["license"] == "Apache-2.0"
     assert set(comfy) == {"PublisherId", "DisplayName", "Icon", "requires-comfyui"} and all(comfy.values())
     assert comfy["Icon"].startswith("https://") and (ROOT / "assets" / comfy["Icon"].rsplit("/", 1)[1]).is_file()
+    icon = ElementTree.parse(ROOT / "assets" / comfy["Icon"].rsplit("/", 1)[1]).getroot()
+    assert icon.get("viewBox") == "0 0 256 256", "square; the registry takes up to 400 pixels a side"
+    assert set(table["urls"]) == {"Repository", "Documentation", "Bug Tracker", "Changelog"}
     assert f"[{table['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_a_reporter_finds() -> None:
+    """Each template asks for what a report needs; the pages are there that they and the registry lead to."""
+    import yaml
+
+    templates = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/ISSUE_TEMPLATE").iterdir()}
+    assert set(templates) == {"bug", "idea", "config"}
+    for name in ("bug", "idea"):
+        form = templates[name]
+        assert form["name"] and form["description"] and any(e.get("validations") for e in form["body"])
+        assert len({entry["id"] for entry in form["body"]}) == len(form["body"])
+    assert "python -m ltx doctor" in (ROOT / ".github/ISSUE_TEMPLATE/bug.yml").read_text()
+    readme = (ROOT / "README.md").read_text()
+    for link in templates["config"]["contact_links"]:
+        heading = link["url"].partition("#")[2].replace("-", " ")
+        assert not heading or f"## {heading}" in readme.lower()
+    for page in ("CONTRIBUTING.md", "SECURITY.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
+            assert (ROOT / target).exists(), f"{page}: {target}"
 
 
 def test_the_licence_is_apache() -> None:

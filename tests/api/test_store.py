@@ -51,6 +51,8 @@ def test_order_is_by_priority_and_arrival(database: Store) -> None:
         put(database, name, priority=priority)
     with database.session() as session:
         positions = {name: store.position(session, store.find(session, name)) for name in ("low", "first", "second")}
+        assert store.positions(session, [*positions, "none"]) == positions
+        assert store.positions(session, []) == {}
     assert positions == {"first": 0, "second": 1, "low": 2}
     assert [claim(database, "s").id for _ in range(3)] == ["first", "second", "low"]
     assert claim(database, "s") is None
@@ -157,15 +159,18 @@ def test_one_key_one_request(database: Store) -> None:
         assert store.find_retried(session, "app", "k").id == "a"
 
 
-def test_logs_come_in_order_and_after_a_line(database: Store) -> None:
-    put(database, "a")
+def test_logs_come_in_order(database: Store) -> None:
+    for name in "ab":
+        put(database, name)
     with database.session() as session:
         for number in range(3):
-            store.add_log(session, "a", str(number), 1.0)
+            store.add_log(session, "ab"[number % 2], str(number), 1.0)
     with database.session() as session:
-        lines = store.logs_after(session, "a")
-        assert [line.message for line in lines] == ["0", "1", "2"]
-        assert [line.message for line in store.logs_after(session, "a", lines[0].id)] == ["1", "2"]
+        lines = store.logs_of(session, ["a"])
+        assert [line.message for line in lines] == ["0", "2"]
+        both = store.logs_of(session, ["a", "b", "c"])
+        assert [(line.request_id, line.message) for line in both] == [("a", "0"), ("b", "1"), ("a", "2")]
+        assert store.logs_of(session, []) == []
 
 
 def test_media_that_another_request_needs_are_kept(database: Store) -> None:

@@ -1,11 +1,15 @@
-"""A ComfyUI server whose tiny models have the published names, as a user's have them; and the Python client on it."""
+"""What tests of the API share: a ComfyUI server with the published names, the Python client on it, others' servers."""
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +34,12 @@ SMALL: dict[str, Any] = {
 LONG = {**SMALL, "video_size": {"width": 256, "height": 256}, "num_inference_steps": 50, "num_frames": 241}
 """One that others can wait behind; to be cancelled."""
 
-__all__ = ["APP", "LONG", "SMALL", "SPEECH", "client_of", "environment", "write_published"]
+__all__ = ["APP", "LONG", "SMALL", "SPEECH", "Outside", "client_of", "environment", "outside", "write_published"]
 
 
-def write_published(base: Path) -> TinyFiles:
+def write_published(base: Path, **sizes: int | str) -> TinyFiles:
     """The tiny set in the server's model folders, under the names that the workflows ask for; their paths there."""
-    files = write_models(base)
+    files = write_models(base, **sizes)
     names = {
         "checkpoint": CHECKPOINT_FILE.names[0],
         "upscaler": UPSCALER_FILE.names[0],
@@ -80,3 +84,59 @@ def client_of(comfy: Comfy) -> Iterator[Any]:
     finally:
         for name, value in before.items():
             setattr(client, name, value)
+
+
+class Outside:
+    """A web server of somebody's on this machine: it takes webhooks, and gives files once it is open."""
+
+    def __init__(self) -> None:
+        self.posts: list[tuple[Message, bytes]] = []
+        self.files: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        self.open = threading.Event()
+        self.open.set()
+        here = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                here.posts.append((self.headers, self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(200)
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                here.asked.append(self.path)
+                here.open.wait(60)
+                found = here.files.get(self.path)
+                self.send_response(404 if found is None else 200)
+                self.send_header("Content-Length", str(len(found or b"")))
+                self.end_headers()
+                self.wfile.write(found or b"")
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://localhost:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        """What the webhooks said."""
+        return [json.loads(body) for _, body in self.posts]
+
+    def close(self) -> None:
+        self.open.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@contextmanager
+def outside() -> Iterator[Outside]:
+    """Servers that start meanwhile may call it, and nothing else on this machine."""
+    found = Outside()
+    try:
+        with environment(LTX_A2V_ALLOW_HOSTS="localhost"):
+            yield found
+    finally:
+        found.close()

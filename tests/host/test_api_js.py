@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from a2v.tests.host.api import APP, LONG, SMALL, SPEECH, write_published
+from a2v.tests.host.api import APP, LONG, SMALL, SPEECH, Outside, outside, write_published
 from a2v.tests.host.comfy import Comfy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,9 +24,8 @@ INSTALLED = ROOT / ".host" / "js"
 Call = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def node() -> str:
-    """Node, with the pinned client in .host/js."""
+def install_client() -> tuple[str, Path]:
+    """Node, and the folder whose node_modules has the pinned client: .host/js."""
     found = shutil.which("node")
     if not found:
         pytest.skip("no node on this machine")
@@ -36,11 +37,22 @@ def node() -> str:
             shutil.copy(SOURCES / name, INSTALLED / name)
         command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
         subprocess.run(command, cwd=INSTALLED, check=True, capture_output=True)
-    return found
+    return found, INSTALLED
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
+def node() -> str:
+    return install_client()[0]
+
+
+@pytest.fixture(scope="module")
+def others() -> Iterator[Outside]:
+    with outside() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, others: Outside) -> Iterator[Comfy]:
     base = tmp_path_factory.mktemp("api")
     write_published(base)
     with Comfy(base) as comfy:
@@ -116,3 +128,27 @@ def test_a_file_in_the_input_is_uploaded_here(server: Comfy, call: Call, sound: 
     url = call("upload", bytes=sound)["value"]
     assert url.startswith(server.url) and requests.get(url, timeout=10).content == SPEECH.read_bytes()
     assert call("file", input=SMALL, bytes=sound)["value"]["data"]["video"]["num_frames"] == 9
+
+
+@pytest.mark.parametrize("size", [10**6, 10**8])
+def test_uploads_whole_and_in_parts(server: Comfy, call: Call, size: int) -> None:
+    """100 MB are above the client's 90 MiB, from which on it sends parts."""
+    url = call("large", size=size)["value"]
+    with requests.get(url, stream=True, timeout=60) as answer:
+        found = hashlib.sha256()
+        for piece in answer.iter_content(2**20):
+            found.update(piece)
+    assert url.startswith(server.url) and found.digest() == hashlib.sha256(b"audio" * (size // 5)).digest()
+
+
+def test_a_webhook_is_told(server: Comfy, call: Call, small: dict[str, Any], others: Outside) -> None:
+    """Its signature is checked in test_api_media.py."""
+    others.posts.clear()
+    queued = call("submit", input=small, webhookUrl=f"{others.url}/hook")["value"]
+    deadline = time.monotonic() + 60
+    while not others.posts:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (said,) = others.bodies
+    assert (said["request_id"], said["status"]) == (queued["request_id"], "OK")
+    assert said["payload"]["video"]["url"].startswith(f"{server.url}/fal/cdn/results/")

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import threading
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import fal_client
 import pytest
-from a2v.tests.host.api import APP, SMALL, SPEECH, client_of, environment, write_published
+from a2v.tests.host.api import APP, SMALL, SPEECH, Outside, client_of, environment, outside, write_published
 from a2v.tests.host.comfy import Comfy
 
 LEASE = 6
@@ -24,47 +23,24 @@ COUNT = 20
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Iterator[Path]:
-    write_published(tmp_path)
-    with environment(LTX_A2V_LEASE_SECONDS=str(LEASE), LTX_A2V_ALLOW_HOSTS="127.0.0.1"):
-        yield tmp_path
-
-
-class Receiver:
-    """Counts the webhooks it is sent."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        received = self.bodies
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+def receiver() -> Iterator[Outside]:
+    with outside() as found:
+        yield found
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    found = Receiver()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+def base(tmp_path: Path, receiver: Outside) -> Iterator[Path]:
+    write_published(tmp_path)
+    with environment(LTX_A2V_LEASE_SECONDS=str(LEASE)):
+        yield tmp_path
 
 
-def submit(fal: Any, count: int, receiver: Receiver, steps: int = 8) -> list[str]:
+def submit(fal: Any, count: int, receiver: Outside, steps: int = 8) -> list[str]:
     client, sound = fal.SyncClient(key="any"), fal_client.encode_file(SPEECH)
 
     def one(seed: int) -> str:
         arguments = {**SMALL, "audio_url": sound, "seed": seed, "num_inference_steps": steps}
-        return client.submit(APP, arguments, webhook_url=receiver.url).request_id
+        return client.submit(APP, arguments, webhook_url=receiver.url + "/").request_id
 
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(one, range(count)))
@@ -77,7 +53,7 @@ def wait(condition: Any, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-def check_ends(fal: Any, base: Path, ids: list[str], receiver: Receiver) -> None:
+def check_ends(fal: Any, base: Path, ids: list[str], receiver: Outside) -> None:
     """Each request has its own result, told once, in a file of its own; and there is no other file."""
     client = fal.SyncClient(key="any")
     results = [client.result(APP, request_id) for request_id in ids]
@@ -89,18 +65,21 @@ def check_ends(fal: Any, base: Path, ids: list[str], receiver: Receiver) -> None
     assert {body["status"] for body in receiver.bodies} == {"OK"}
 
 
-def test_twenty_requests_outlive_a_kill(base: Path, receiver: Receiver) -> None:
+def test_twenty_requests_outlive_a_kill(base: Path, receiver: Outside) -> None:
     with Comfy(base) as comfy, client_of(comfy) as fal:
         ids = submit(fal, COUNT, receiver)
         assert len(set(ids)) == COUNT
         wait(lambda: len(receiver.bodies) >= 5)
         os.killpg(comfy.pid, signal.SIGKILL)
-    assert 5 <= len(receiver.bodies) < COUNT
+    with closing(sqlite3.connect(base / "user" / "__ltx_a2v" / "requests.sqlite")) as database:
+        (left,) = database.execute("SELECT count(*) FROM requests WHERE status != 'COMPLETED'").fetchone()
+    assert 0 < left <= COUNT - 5
     with Comfy(base) as comfy, client_of(comfy) as fal:
         check_ends(fal, base, ids, receiver)
+        assert len(comfy.get("/history")) == left
 
 
-def test_two_servers_share_the_work_and_do_not_rob_each_other(base: Path, receiver: Receiver) -> None:
+def test_two_servers_share_the_work_and_do_not_rob_each_other(base: Path, receiver: Outside) -> None:
     with Comfy(base) as first, Comfy(base) as second, client_of(first) as fal:
         ids = submit(fal, 8, receiver, steps=30)
         check_ends(fal, base, ids, receiver)
@@ -108,9 +87,23 @@ def test_two_servers_share_the_work_and_do_not_rob_each_other(base: Path, receiv
     assert sum(counts) == 8 and min(counts) >= 2
 
 
-def test_one_of_two_servers_dies(base: Path, receiver: Receiver) -> None:
+def test_one_of_two_servers_dies(base: Path, receiver: Outside) -> None:
     with Comfy(base) as first, Comfy(base) as second, client_of(first) as fal:
         ids = submit(fal, 6, receiver, steps=30)
         wait(lambda: all(server.get("/queue")["queue_running"] for server in (first, second)))
         os.killpg(second.pid, signal.SIGKILL)
         check_ends(fal, base, ids, receiver)
+
+
+def test_a_server_that_dies_while_media_are_fetched(base: Path, receiver: Outside) -> None:
+    receiver.files["/speech.opus"] = SPEECH.read_bytes()
+    receiver.open.clear()
+    with Comfy(base) as comfy, client_of(comfy) as fal:
+        arguments = {**SMALL, "audio_url": receiver.url + "/speech.opus", "seed": 0}
+        ids = [fal.SyncClient(key="any").submit(APP, arguments, webhook_url=receiver.url + "/").request_id]
+        wait(lambda: receiver.asked)
+        os.killpg(comfy.pid, signal.SIGKILL)
+    receiver.open.set()
+    with Comfy(base) as comfy, client_of(comfy) as fal:
+        check_ends(fal, base, ids, receiver)
+    assert len(receiver.asked) == 2

@@ -16,7 +16,7 @@ import pytest
 import torch
 from a2v.ltx import audio, video
 from a2v.ltx.expand import expand
-from a2v.ltx.text import load_gemma
+from a2v.ltx.gemma import load_gemma
 from a2v.tests.host import graph
 from a2v.tests.host.comfy import Comfy, Event, Prompt, PromptRejected, Run
 from a2v.tests.ltx.test_safety import write as write_classifier

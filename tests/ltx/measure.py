@@ -1,8 +1,7 @@
-"""Runs one stage of a job in a process of its own and prints the most memory it took beside what was there before.
+"""Runs stages of jobs in a process of their own and prints the most memory each took beside what was there before.
 
-python measure.py STAGE JOB: JOB is JSON with the paths of Files, the fields of Request, dtype. A tiny job of the same
-kind runs first, so that what libraries set up once is not counted. Not a test: test_memory.py and test_long_clips.py
-start it.
+python measure.py [[STAGE, JOB], …]: JOB has the paths of Files, the fields of Request, dtype, and as `warm` another job
+that runs first, so that what libraries set up once is not counted. `run` is how tests start it; it is no test.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
+import subprocess
 import sys
-import threading
 import types
 from collections.abc import Callable
 from fractions import Fraction
@@ -38,17 +38,32 @@ from a2v.ltx.video import write_video
 GUIDANCE = Guidance(cfg=3.0, stg=1.0, rescale=0.85, modality=3.0, stg_blocks=(1,))
 
 
+def run(*asked: tuple[str, dict[str, Any]]) -> list[int]:
+    """Bytes by stage, from a fresh process."""
+    # Freed memory goes back at once, so that what is resident is what is in use.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.split()]
+
+
 def job_of(described: dict[str, Any]) -> pipeline.Job:
     files = {name: None if path is None else Path(path) for name, path in described["files"].items()}
     request = {"enable_safety_checker": False, "enable_prompt_expansion": False, **described["request"]}
     return pipeline.prepare(pipeline.Files(**files), Request(**request))
 
 
-def text(job: pipeline.Job, dtype: torch.dtype | None) -> None:
-    pipeline.encode_prompts(job, dtype, "cpu", lambda *_: None, lambda *_: None)
+Loaded = Callable[[], object]
+"""What is measured, with what it needs in memory already."""
 
 
-def first_pass(job: pipeline.Job, dtype: torch.dtype | None) -> None:
+def text(job: pipeline.Job, dtype: torch.dtype | None) -> Loaded:
+    """Loaded as it goes, and its weights map the files: their pages count."""
+    return lambda: pipeline.encode_prompts(job, dtype, "cpu", lambda *_: None, lambda *_: None)
+
+
+def first_pass(job: pipeline.Job, dtype: torch.dtype | None) -> Loaded:
     """One guided step."""
     clip, model = job.plan, job.checkpoint.transformer(dtype)
     merger = lora.Merger(model, job.checkpoint.transformer_weight)
@@ -56,7 +71,7 @@ def first_pass(job: pipeline.Job, dtype: torch.dtype | None) -> None:
     widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
     positive, negative = (TextContext(*(torch.zeros(1, LENGTH, width) for width in widths)) for _ in range(2))
     sound = audio_length(clip.frames, clip.fps)
-    pipeline.sample(
+    return lambda: pipeline.sample(
         model,
         latent=torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1])),
         sigmas=torch.tensor([1.0, 0.0]),
@@ -69,12 +84,16 @@ def first_pass(job: pipeline.Job, dtype: torch.dtype | None) -> None:
     )
 
 
-def decode(job: pipeline.Job, dtype: torch.dtype | None) -> None:
-    clip = job.plan
-    latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, clip.height, clip.width))
-    with torch.inference_mode():
-        for _ in decode_video(job.checkpoint.video_vae(dtype), latent):
-            pass
+def decode(job: pipeline.Job, dtype: torch.dtype | None) -> Loaded:
+    clip, vae = job.plan, job.checkpoint.video_vae(dtype)
+
+    def work() -> None:
+        latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, clip.height, clip.width))
+        with torch.inference_mode():
+            for _ in decode_video(vae, latent):
+                pass
+
+    return work
 
 
 def stream(described: dict[str, Any]) -> None:
@@ -90,8 +109,7 @@ def stream(described: dict[str, Any]) -> None:
             chunks = Watch(checker, frames)(to_uint8(chunk) for chunk in decode_video(vae, latent))
             write_video(described["output"], chunks, Fraction(24), None, write_mode="fast")
 
-    work(9, 64, 64)
-    print(measured(lambda: work(*described["size"])))
+    each(work, described["sizes"])
 
 
 def node(described: dict[str, Any]) -> None:
@@ -113,32 +131,29 @@ def node(described: dict[str, Any]) -> None:
         with torch.inference_mode():
             save.execute(handle, latent, *rest)
 
-    work(9, 64, 64)
-    print(measured(lambda: work(*described["size"])))
+    each(work, described["sizes"])
 
 
-def measured(work: Callable[[], object]) -> int:
-    """The most bytes of memory that is no file's, while it ran, above those before it."""
+def each(work: Callable[..., None], sizes: list[list[int]]) -> None:
+    """Prints the peak of each, after the first has run once."""
+    work(*sizes[0])
+    for size in sizes:
+        print(peak(lambda size=size: work(*size)))
+
+
+def measured(load: Callable[[], Loaded]) -> int:
+    """What loading leaves, pages of files apart, and on top of it the most that the work takes at once.
+
+    The system counts the peak itself: nothing that lasts a moment is missed, however busy the machine is.
+    """
     settle()
-    before, most, done = anonymous(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.002):
-            most = max(most, anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        work()
-    finally:
-        done.set()
-        watcher.join()
-    return most - before
+    before = status("RssAnon")
+    work = load()
+    settle()
+    return status("RssAnon") - before + peak(work)
 
 
-def mapped(work: Callable[[], object]) -> int:
-    """The same with the pages of files that it touched."""
+def peak(work: Callable[[], object]) -> int:
     settle()
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     before = status("VmRSS")
@@ -151,26 +166,23 @@ def settle() -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def anonymous() -> int:
-    return status("RssAnon")
-
-
 def status(name: str) -> int:
     with open("/proc/self/status", encoding="ascii") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def main(stage: str, described: dict[str, Any]) -> None:
+def main(asked: list[tuple[str, dict[str, Any]]]) -> None:
     torch.set_num_threads(1)
-    if stage in ("stream", "node"):
-        {"stream": stream, "node": node}[stage](described)
-        return
-    work = {"encode text": text, "sample": first_pass, "decode": decode}[stage]
-    dtype = getattr(torch, described["dtype"]) if described["dtype"] else None
-    work(job_of(described["warm"]), dtype)
-    job = job_of(described)
-    print((measured if dtype else mapped)(lambda: work(job, dtype)))
+    for stage, described in asked:
+        if stage in ("stream", "node"):
+            {"stream": stream, "node": node}[stage](described)
+            continue
+        work = {"encode text": text, "sample": first_pass, "decode": decode}[stage]
+        dtype = getattr(torch, described["dtype"]) if described["dtype"] else None
+        work(job_of(described["warm"]), dtype)()
+        job = job_of(described)
+        print(measured(lambda work=work, job=job, dtype=dtype: work(job, dtype)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main(json.loads(sys.argv[1]))

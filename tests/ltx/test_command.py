@@ -27,6 +27,7 @@ from a2v.ltx import __main__ as command
 from a2v.ltx import pipeline
 from a2v.ltx.request import PARAMETERS
 from a2v.ltx.text import TextContext
+from a2v.tests import layouts
 from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image
 from safetensors import safe_open
@@ -100,6 +101,7 @@ def media(tiny: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_file(tensors, folder / f"ltx-{version}.safetensors", metadata={**metadata, "model_version": version})
     with tiny.checkpoint.open("rb") as file:
         (folder / "cut.safetensors").write_bytes(file.read(1_000_000))
+    layouts.write_split(tiny.checkpoint, folder / "split")
     return folder
 
 
@@ -170,6 +172,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # What is refused: flags (a text names a file in the media folder), the request, what the sentence says.
 MISSING = "nowhere.safetensors"
+ALONE, CONNECTORS = "split/ltx-2.3_transformer_only_bf16.safetensors", "split/connectors.safetensors"
+AUDIO_VAE, PROJECTION = "split/LTX23_audio_vae_bf16.safetensors", "split/ltx-2.3_text_projection_bf16.safetensors"
 REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "no checkpoint": ({"checkpoint": MISSING}, SMALL, r"nowhere\.safetensors"),
     "no text encoder": ({"text-encoder": MISSING}, SMALL, r"nowhere\.safetensors"),
@@ -220,9 +224,30 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "output kind": ({"output": "out.avi"}, SMALL, r"--output.*\.mp4"),
     "another output kind": ({}, {**SMALL, "video_output_type": "VP9 (.webm)"}, r"--output.*\.webm.*VP9"),
     "trace folder": ({"trace": "nowhere/trace.safetensors"}, SMALL, r"--trace.*nowhere"),
+    "file as cache": ({"cache-dir": "voice.wav"}, SMALL, r"--cache-dir.*voice\.wav is a file"),
+    "offload without a GPU": ({"offload": "blocks", "device": "cpu"}, SMALL, r"--offload.*CPU"),
+    "sound as text encoder": ({"text-encoder": "voice.wav"}, SMALL, r"voice\.wav.*gemma_3_12B"),
+    "checkpoint as text encoder": ({"text-encoder": "ltx-2.0.0.safetensors"}, SMALL, r"ltx-2\.0\.0.*is no Gemma 3"),
+    "no video VAE": ({"video-vae": MISSING}, SMALL, r"nowhere\.safetensors.*LTX23_video_vae"),
+    "folder as audio VAE": ({"audio-vae": "split"}, SMALL, r"split: is a folder.*LTX23_audio_vae"),
+    "audio VAE as video VAE": ({"video-vae": AUDIO_VAE}, SMALL, r"audio_vae\S+ has no video VAE.*LTX23_video_vae"),
+    "transformer alone": ({"checkpoint": ALONE}, SMALL, r"transformer_only\S+ has no text connectors"),
+    "no VAE": ({"checkpoint": ALONE, "connectors": CONNECTORS}, SMALL, r"transformer_only\S+ has no video VAE"),
+    "half of the connectors": ({"checkpoint": ALONE, "connectors": PROJECTION}, SMALL, r"has no text connectors"),
+    "VAE as checkpoint": ({"checkpoint": AUDIO_VAE}, SMALL, r"audio_vae\S+ holds no LTX transformer"),
 }
 FILES = {"checkpoint", "text-encoder", "upscaler", "distill-lora", "camera-lora", "lora", "audio", "image"}
-FILES |= {"end-image", "request", "output", "trace", "safety-checker"}
+FILES |= {
+    "end-image",
+    "request",
+    "output",
+    "trace",
+    "safety-checker",
+    "cache-dir",
+    "video-vae",
+    "audio-vae",
+    "connectors",
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -465,6 +490,110 @@ def test_default_dtype_and_device(
 @pytest.mark.usefixtures("quick")
 def test_bfloat16_runs(run: Run) -> None:
     assert run(dtype="bfloat16", device="cpu").status == 0
+
+
+# Where the weights come from, and how they are kept: with the text encoder, since these flags concern it too.
+
+UNEXPANDED = {**TWO_PASSES, "enable_prompt_expansion": False}
+
+
+@pytest.fixture
+def traced(run: Run, tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
+    """The trace of a run that succeeds."""
+
+    def call(values: Any = UNEXPANDED, **flags: Any) -> dict[str, torch.Tensor]:
+        done = run(values, trace=tmp_path / "trace.safetensors", **flags)
+        assert done.status == 0, done.error
+        return load_file(tmp_path / "trace.safetensors")
+
+    return call
+
+
+def differ(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> list[str]:
+    assert ours.keys() == theirs.keys()
+    return [name for name in theirs if not torch.equal(ours[name], theirs[name])]
+
+
+def test_split_files_give_the_same_frames(traced: Callable, tiny: TinyFiles, tmp_path: Path) -> None:
+    """With the LoRA, which is matched and merged from the split file, and with connectors in two files."""
+    parts = layouts.write_split(tiny.checkpoint, tmp_path / "split")
+    whole = traced(distill_lora=tiny.distilled_lora)
+    named = {part: parts[part] for part in ("video_vae", "audio_vae", "connectors")}
+    assert differ(traced(distill_lora=tiny.distilled_lora, checkpoint=parts["transformer"], **named), whole) == []
+    mixed = traced(distill_lora=tiny.distilled_lora, checkpoint=parts["with_connectors"], **named)
+    assert differ(mixed, whole) == []
+
+
+def test_fp8_stays_close(traced: Callable, tiny: TinyFiles) -> None:
+    """test_modes.py has the bounds. What is encoded from media is not in float8, and equal."""
+    plain, small = traced(distill_lora=tiny.distilled_lora), traced(distill_lora=tiny.distilled_lora, fp8=[])
+    changed = differ(small, plain)
+    assert "final/video_latent" in changed and "prompt/0/video_enc" in changed and "audio/latent" not in changed
+    ours, theirs = small["final/video_latent"], plain["final/video_latent"]
+    assert 1e-3 < float((ours - theirs).norm() / theirs.norm()) < 0.05
+
+
+def test_fp8_halves_the_forecast(run: Run, tmp_path: Path) -> None:
+    """Of a transformer whose blocks are most of it."""
+    wide, sizes = write_tiny(tmp_path, layers=3, heads=4, head_dim=64), []
+    for flags in ({}, {"fp8": []}):
+        files = {"checkpoint": wide.checkpoint, "text_encoder": wide.gemma}
+        request = {**SMALL, "enable_prompt_expansion": False, "num_inference_steps": 1}
+        done = run(request, dtype="bfloat16", device="cpu", **files, **flags)
+        assert done.status == 0, done.error
+        sizes.append(int(re.search(r"^sample: transformer (\d+) MB", done.error, re.M)[1]))
+    assert sizes[0] > 10 and 0.45 < sizes[1] / sizes[0] < 0.75, sizes
+
+
+def test_the_forecast_comes_before_the_models(run: Run, tiny: TinyFiles) -> None:
+    done = run(UNEXPANDED, distill_lora=tiny.distilled_lora)
+    lines = [line for line in done.error.splitlines() if line]
+    assert re.match(r"memory on cpu, .* free; the most at once \d+ MB$", lines[0]), done.error
+    stages = [line.partition(":")[0] for line in lines[1:7]]
+    assert stages == ["encode text", "encode sound", "first pass", "upscale", "second pass", "decode"]
+
+
+def spoiled(file: Path) -> None:
+    """Other bytes, of the same size and time: the file seems as it was, and cannot be read."""
+    status = file.stat()
+    file.write_bytes(b"?" * status.st_size)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_kept_prompt_needs_no_gemma(run: Run, traced: Callable, tiny: TinyFiles, tmp_path: Path) -> None:
+    """With the tokenizer spoiled, no Gemma can be loaded: what is kept runs, expanded prompt and all, and no other."""
+    gemma, cache = tmp_path / "gemma", tmp_path / "cache"
+    shutil.copytree(tiny.gemma, gemma)
+    request = {**TWO_PASSES, "enable_prompt_expansion": True}
+    first = traced(request, text_encoder=gemma, cache_dir=cache)
+    assert sorted({path.suffix for path in cache.iterdir()}) == [".json", ".safetensors"]
+    spoiled(gemma / "tokenizer.json")
+    again = traced(request, text_encoder=gemma, cache_dir=cache)
+    assert differ(again, {name: first[name] for name in again}) == []
+    assert {name for name in first if name not in again} == {
+        f"prompt/{i}/{k}" for i in "01" for k in ("hidden_states", "mask")
+    }
+    for values, flags in (
+        ({**request, "prompt": "another"}, {"cache_dir": cache}),
+        (request, {"cache_dir": tmp_path / "other"}),
+        (request, {"cache_dir": cache, "fp8": []}),
+        (request, {}),
+    ):
+        done = run(values, text_encoder=gemma, **flags)
+        assert done.status == 2 and "tokenizer.json" in done.last, done.error
+
+
+def test_a_cache_knows_the_files_it_is_of(traced: Callable, tiny: TinyFiles, tmp_path: Path) -> None:
+    """Other connectors, other contexts, though the text encoder and the prompt are the same."""
+    parts = layouts.write_split(tiny.checkpoint, tmp_path / "split")
+    tensors = {name: 2 * tensor for name, tensor in load_file(parts["connectors"]).items()}
+    with safe_open(parts["connectors"], "pt") as file:
+        save_file(tensors, tmp_path / "other.safetensors", file.metadata())
+    flags = {"cache_dir": tmp_path / "cache", "connectors": parts["connectors"]}
+    first, again = traced(**flags), traced(**flags)
+    other = traced(**{**flags, "connectors": tmp_path / "other.safetensors"})
+    assert torch.equal(first["prompt/0/video_enc"], again["prompt/0/video_enc"])
+    assert not torch.equal(first["prompt/0/video_enc"], other["prompt/0/video_enc"])
 
 
 def test_lora_arguments() -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from a2v.ltx import decode
+from a2v.ltx import decode, memory
 from a2v.ltx.checkpoint import load_checkpoint
+from a2v.ltx.configs import video_vae_config
 from a2v.ltx.decode import Tiling, decode_video, to_uint8
 from a2v.ltx.errors import InputError
 from a2v.tests.tiny import write_tiny
+from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
 from einops import rearrange
 from safetensors import safe_open
 
@@ -274,6 +276,24 @@ def test_what_fits_one_tile_is_untiled_bit_for_bit(vae: torch.nn.Module) -> None
     plain = rearrange(((plain + 1) / 2).clamp(0, 1), "1 c f h w -> f h w c")
     assert torch.equal(decoded(vae, latent, Tiling()), plain)
     assert torch.equal(decoded(vae, latent, None), plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_decoder_is_diffusers_own_to_the_bit_in_less_memory(checkpoint: Path, dtype: torch.dtype) -> None:
+    original, ours = (load_checkpoint(checkpoint).video_vae(dtype=dtype) for _ in range(2))
+    decode.slim(ours)
+    blocks = {type(block) for block in ours.modules() if isinstance(block, decode.LTX2VideoResnetBlock3d)}
+    assert blocks == {decode.ResnetBlock}
+    latent, image = noise(3, 2, 3, seed=3).to(dtype), torch.rand(1, 3, 9, 64, 64).to(dtype)
+    assert torch.equal(ours.decode(latent).sample, original.decode(latent).sample)
+    assert torch.equal(ours.encode(image).latent_dist.mode(), original.encode(image).latent_dist.mode())
+    with torch.device("meta"):  # as wide as the published one
+        real = [AutoencoderKLLTX2Video(**video_vae_config({}, "")).eval() for _ in range(2)]
+    decode.slim(real[1])
+    tile = torch.empty(1, 128, 11, 14, 24, device="meta")
+    before, after = (memory.peak(lambda vae=vae: vae.decode(tile)) for vae in real)
+    assert after < 0.85 * before
 
 
 def test_the_model_s_dtype_is_used_and_floats_come_back(checkpoint: Path, vae: torch.nn.Module) -> None:

@@ -69,8 +69,8 @@ def _run(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     named = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
     owners = {id(tensor.inner): tensor for tensor in tensors if isinstance(tensor, Elsewhere)}
-    if name == "_has_compatible_shallow_copy_type":  # whether `.data` may be set: not across kinds of tensor
-        return False
+    if name == "_has_compatible_shallow_copy_type":  # whether `.data` may be set: not of what lies elsewhere
+        return not owners
     if named:
         target = named[0]
     elif name == "to" and len(tensors) == 2:

@@ -24,10 +24,11 @@ import comfy.model_management as management
 from a2v.ltx import audio, decode, images, lora
 from a2v.ltx.checkpoint import load_checkpoint, load_upscaler
 from a2v.ltx.conditioning import AudioCondition, Guide
+from a2v.ltx.gemma import Gemma, load_gemma
 from a2v.ltx.guidance import Guidance
 from a2v.ltx.latents import Noise, audio_length
 from a2v.ltx.pipeline import sample
-from a2v.ltx.text import Gemma, TextContext, encode_text, hidden_states, load_gemma
+from a2v.ltx.text import TextContext, encode_text, hidden_states
 from a2v.ltx.upscale import upscale
 from a2v.nodes import memory
 from a2v.tests import layouts

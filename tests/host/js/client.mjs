@@ -4,7 +4,7 @@ import { createRequire } from "node:module";
 
 const { fal, ApiError, ValidationError } = createRequire(`${process.cwd()}/`)("@fal-ai/client");
 const [url, way, call, text] = process.argv.slice(2);
-const { app, input, requestId, bytes, seconds } = JSON.parse(text);
+const { app, input, requestId, bytes, seconds, size, webhookUrl } = JSON.parse(text);
 
 const rewritten = (target) =>
   target.replace(/^https:\/\/(?:(queue|rest)\.)?fal\.(?:run|ai)/, (_, kind) => `${url}/fal/${kind ?? "run"}`);
@@ -23,13 +23,14 @@ const calls = {
   poll: () => fal.subscribe(app, { input, logs: true, pollInterval: 50, onQueueUpdate }),
   stream: () => fal.subscribe(app, { input, mode: "streaming", logs: true, onQueueUpdate }),
   run: () => fal.run(app, { input }),
-  submit: () => fal.queue.submit(app, { input }),
+  submit: () => fal.queue.submit(app, { input, webhookUrl }),
   status: () => fal.queue.status(app, { requestId, logs: true }),
   result: () => fal.queue.result(app, { requestId }),
   cancel: () => fal.queue.cancel(app, { requestId }),
   impatient: () => fal.subscribe(app, { input, startTimeout: seconds }),
   upload: () =>
     fal.storage.upload(new File([Buffer.from(bytes, "base64")], "speech.opus", { type: "audio/ogg" })),
+  large: () => fal.storage.upload(new File([Buffer.alloc(size, "audio")], "large.bin")),
   file: () =>
     fal.subscribe(app, {
       input: { ...input, audio_url: new File([Buffer.from(bytes, "base64")], "speech.opus", { type: "audio/ogg" }) },

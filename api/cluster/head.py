@@ -1,0 +1,323 @@
+"""The head of a cluster: the bridge kept running, a lane for each worker it tells of, and a request on each free lane.
+
+A lane is one more server on the store: it claims a request with a lease of its own and ends it as `Jobs` does, and only
+the graph runs elsewhere. A request whose worker is lost goes back into the queue, and whoever is free takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import hashlib
+import json
+import logging
+import secrets
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Set
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any
+
+from .. import store, workflow
+from ..host import Host, NodeError, OnEvent, Outcome, Rejected
+from ..jobs import Jobs, LeaseLost
+from ..settings import SUBFOLDER
+from ..store import Request
+from .door import Door
+from .worker import IDENTITY, MEDIA, PROTOCOL
+
+BRIDGE = Path(__file__).with_name("bridge.py")
+RETRY_SECONDS = 10.0
+LOST_SECONDS = 6.0  # until what is seen of a worker is newer than its loss
+ASIDE_SECONDS = 60.0  # that a worker gets nothing which could not even start what it got
+STALE_SECONDS = 30.0
+ARRIVAL_SECONDS = 15.0  # for a result in a shared folder to be seen here
+LONGEST_LINE = 2**26
+
+
+class WorkerLost(Exception):
+    """Why an order came to no outcome."""
+
+
+class Cluster:
+    """All workers of this server. `start` and `close` on the loop that answers requests."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+        self.door = Door(jobs.settings)
+        self.lanes: dict[str, Lane] = {}
+        self.probe = _probe(jobs.settings.system)
+        self._orders: dict[str, asyncio.Queue[dict[str, Any]]] = {}
+        self._bridge: asyncio.subprocess.Process | None = None
+        self._complaint = ""
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._keep())
+
+    async def close(self) -> None:
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        for lane in self.lanes.values():
+            await lane.close()
+        await self.door.close()
+        (self.jobs.settings.output_folder / self.probe["name"]).unlink(missing_ok=True)
+
+    async def _keep(self) -> None:
+        """The bridge, started anew whenever it ends: Ray ends it where the cluster is gone for a minute."""
+        while True:
+            try:
+                await self._serve()
+            except (OSError, ValueError) as error:
+                self._complain(f"the cluster cannot be used: {error}")
+            finally:
+                self._bridge = None
+                for lane in self.lanes.values():
+                    lane.state = {"error": "the connection to Ray's cluster is gone"}
+                for lines in self._orders.values():
+                    lines.put_nowait({"kind": "lost", "why": "the connection to Ray's cluster is gone"})
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _serve(self) -> None:
+        pipe = asyncio.subprocess.PIPE
+        command = (sys.executable, str(BRIDGE), str(self.jobs.settings.ray_address))
+        bridge = await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, limit=LONGEST_LINE, start_new_session=True
+        )  # it ends as its input does; Ctrl-C is not for it
+        try:
+            self._bridge = bridge
+            async for line in bridge.stdout:
+                await self._hear(json.loads(line))
+        finally:
+            if bridge.returncode is None:
+                with suppress(ProcessLookupError):
+                    bridge.kill()  # its agents end with it, and their orders with them
+            await bridge.wait()
+
+    async def _hear(self, message: dict[str, Any]) -> None:
+        if message["say"] == "line":
+            if message["id"] in self._orders:
+                self._orders[message["id"]].put_nowait(message["line"])
+        elif message["say"] == "workers":
+            await self._show(message["workers"])
+        elif message["say"] == "joined":
+            await self.door.open(message["ip"])
+            await asyncio.to_thread(self._write_probe)
+            logging.info("LTX A2V: head of Ray's cluster; workers get their files from %s", self.door.url)
+        else:
+            self._complain(message["why"])
+
+    def _complain(self, sentence: str) -> None:
+        """Once, however often it is tried."""
+        if sentence != self._complaint:
+            self._complaint = sentence
+            logging.error("LTX A2V: %s", sentence)
+
+    def _write_probe(self) -> None:
+        folder = self.jobs.settings.output_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / self.probe["name"]).write_text(self.probe["says"])
+
+    async def _show(self, workers: list[dict[str, Any]]) -> None:
+        told = {worker["key"]: worker for worker in workers if worker.get("identity") != IDENTITY}
+        for key, lane in list(self.lanes.items()):
+            if key not in told:
+                lane.state = {"error": "its machine has left the cluster"}
+                if lane.is_idle:
+                    del self.lanes[key]
+                    await lane.close()
+                    logging.warning("LTX A2V: %s has left the cluster", lane.name)
+        for key, state in told.items():
+            if key not in self.lanes:
+                self.lanes[key] = Lane(self, key, state["name"])
+                await self.lanes[key].start()
+            self.lanes[key].show(state)
+            if self.lanes[key].is_ready:
+                self._complaint = ""
+
+    async def follow(self, worker: str, order: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """An order's lines until the consumer has enough, which ends it. Errors: WorkerLost."""
+        lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        order_id = order["id"]
+        self._orders[order_id] = lines
+        try:
+            self._tell(do="run", id=order_id, worker=worker, order=order)
+            while True:
+                line = await lines.get()
+                if line["kind"] == "lost":
+                    raise WorkerLost(line["why"])
+                yield line
+        finally:
+            del self._orders[order_id]
+            with suppress(WorkerLost):
+                self._tell(do="stop", id=order_id)
+
+    def _tell(self, **message: Any) -> None:
+        if self._bridge is None or self._bridge.stdin is None or self._bridge.stdin.is_closing():
+            raise WorkerLost("the connection to Ray's cluster is gone")
+        self._bridge.stdin.write(json.dumps(message).encode() + b"\n")
+
+
+class Remote(Host):
+    """A worker's ComfyUI. What is asked of models and installations, this server's own answers."""
+
+    def __init__(self, cluster: Cluster, key: str) -> None:
+        super().__init__(cluster.jobs.host.server)
+        self._cluster, self._key = cluster, key
+
+    async def run(self, prompt: workflow.Prompt, on_queued: Callable[[str], None], on_event: OnEvent) -> Outcome:
+        """Errors: Rejected; WorkerLost. Ending the task that awaits this stops the run there."""
+        settings = self._cluster.jobs.settings
+        names = {text for text in _strings(prompt) if MEDIA.fullmatch(text)}
+        prefix = workflow.Graph(prompt).inputs(workflow.SAVE)["filename_prefix"]
+        token = prefix.removeprefix(f"{SUBFOLDER}/")
+        order_id = str(uuid.uuid4())
+        on_queued(order_id)
+        with self._cluster.door.order({name: settings.input / name for name in names}, token) as (media, result):
+            order = {
+                "protocol": PROTOCOL,
+                "id": order_id,
+                "prompt": prompt,
+                "media": media,
+                "token": token,
+                "result": result,
+                "probe": self._cluster.probe,
+            }
+            async with aclosing(self._cluster.follow(self._key, order)) as lines:
+                async for line in lines:
+                    if line["kind"] == "event":
+                        on_event(line["name"], line["data"])
+                    elif line["kind"] == "rejected":
+                        await self._judge(prompt, line["errors"])
+                    else:
+                        return await self._outcome(line)
+        raise WorkerLost("it said nothing")
+
+    async def _judge(self, prompt: workflow.Prompt, errors: dict[str, str]) -> None:
+        """Errors: Rejected where this server rejects the graph too; else WorkerLost, the worker is set up otherwise."""
+        import execution
+
+        valid, _, _, node_errors = await execution.validate_prompt(str(uuid.uuid4()), prompt, None)
+        if not valid or node_errors:
+            raise Rejected(errors)
+        raise WorkerLost(f"it refused a graph that this server takes: {'; '.join(errors.values())}")
+
+    async def _outcome(self, line: dict[str, Any]) -> Outcome:
+        error = NodeError(**line["error"]) if line["error"] else None
+        outcome = Outcome(line["outputs"], error, line["interrupted"], line["removed"])
+        facts = next((found["report"][0] for found in outcome.outputs.values() if found.get("report")), None)
+        if facts and not error and not outcome.interrupted:
+            path = self._cluster.jobs.settings.output_folder / Path(facts["filename"]).name
+            until = time.monotonic() + ARRIVAL_SECONDS
+            while not await asyncio.to_thread(path.is_file):
+                if time.monotonic() > until:
+                    raise WorkerLost("its result did not arrive")
+                await asyncio.sleep(0.5)
+        return outcome
+
+    def forget(self, prompt_id: str) -> None:
+        """A worker keeps nothing by itself."""
+
+
+class Lane(Jobs):
+    """The work that one worker gets. Media are fetched and old results removed by the server's own `Jobs`."""
+
+    def __init__(self, cluster: Cluster, key: str, name: str) -> None:
+        jobs = cluster.jobs
+        super().__init__(Remote(cluster, key), jobs.store, jobs.settings, jobs.webhooks)
+        self.name = name
+        self.state: dict[str, Any] = {}
+        self._seen = 0.0
+        self._aside = 0.0
+        self._problem: str | None = ""
+
+    async def start(self) -> None:
+        threading.Thread(target=self._heartbeat, name="ltx-a2v-lease", daemon=True).start()
+        atexit.register(self._leave)
+        self._tasks = [asyncio.create_task(self._work())]
+
+    async def close(self) -> None:
+        self._stopped.set()
+        for task in [*self._tasks, *([self._busy] if self._busy else [])]:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await asyncio.to_thread(self._leave)
+        atexit.unregister(self._leave)
+
+    @property
+    def is_idle(self) -> bool:
+        return self._busy is None
+
+    def show(self, state: dict[str, Any]) -> None:
+        """What was last seen of the worker; what keeps it from working is logged once."""
+        self.state, self._seen = state, time.monotonic()
+        problem = self._unfit()
+        if problem != self._problem:
+            self._problem = problem
+            if problem:
+                logging.warning("LTX A2V: worker %s gets no requests: %s", self.name, problem)
+            else:
+                logging.info("LTX A2V: worker %s is ready", self.name)
+        if self.is_ready:
+            self._wake.set()
+
+    def _unfit(self) -> str | None:
+        if "error" in self.state:
+            return self.state["error"]
+        if self.state.get("protocol") != PROTOCOL:
+            return "it has another version of this pack"
+        if not self.state["safety"] and self.host.safety_missing() is None:
+            return "it has no safety checker, and this server has one"
+        return None
+
+    @property
+    def is_ready(self) -> bool:
+        now = time.monotonic()
+        fresh = now < self._seen + STALE_SECONDS and now >= self._aside
+        return fresh and self._unfit() is None and bool(self.state["free"])
+
+    async def _tick(self) -> None:
+        if self._busy or self.is_ready:
+            await super()._tick()
+
+    async def _tick_fetches(self, now: float, marked: Set[str]) -> None:
+        """Not here."""
+
+    async def _result(self, request: Request) -> dict[str, Any]:
+        self._log(request.id, f"Sent to {self.name}")
+        try:
+            result = await super()._result(request)
+            self.state = {**self.state, "free": True}
+            return result
+        except WorkerLost as error:
+            reason = str(error)
+        logging.warning("LTX A2V: %s did not finish request %s, another one will: %s", self.name, request.id, reason)
+        self.state = {"error": reason}
+        self._aside = time.monotonic() + (LOST_SECONDS if self._started else ASIDE_SECONDS)
+        self._log(request.id, f"{self.name} did not finish it, another one will: {reason}", "WARN")
+        await self._flush()
+        if not self._started:  # only starts are counted
+            await self.store.run(self._set, request.id, {"attempts": request.attempts - 1})
+        await self.store.run(store.release, server=self.server_id)
+        raise LeaseLost
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for part in value.values() for text in _strings(part)]
+    if isinstance(value, list):
+        return [text for part in value for text in _strings(part)]
+    return [value] if isinstance(value, str) else []
+
+
+def _probe(system: Path) -> dict[str, str]:
+    """A file by which a worker sees that the output folder is the head's; its name stays, so that only one is there."""
+    name = hashlib.sha256(f"{socket.gethostname()}:{system.resolve()}".encode()).hexdigest()[:16]
+    return {"name": f".cluster-{name}", "says": secrets.token_hex(16)}

@@ -1,0 +1,214 @@
+"""What a worker's ComfyUI answers: whether it is free, and orders, which it runs as it runs its own requests.
+
+The agent that Ray runs on the machine asks; nobody else may, unless LTX_A2V_API_KEY is set and given. An order's
+connection is its life: whoever hangs up stops the run. Of an order nothing stays here, neither files nor history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from .. import auth, workflow
+from ..host import Host, Outcome, Rejected
+from ..incoming import CHUNK, Incoming, TooLargeError
+from ..settings import SUBFOLDER, Settings
+from ..waiting import wait_for
+
+PATH = "/ltx-a2v/worker"
+PROTOCOL = 1
+IDENTITY = secrets.token_hex(16)
+"""Of this process, by which a head knows itself among its workers."""
+BEAT_SECONDS = 1.0
+SILENT_SECONDS = 60.0
+TOLD = ("execution_start", "execution_cached", "executing", "progress")
+MEDIA = re.compile(rf"{SUBFOLDER}/([0-9a-f]{{32}}\.[a-z0-9]{{1,5}})")
+"""The names of a request's media in the input folder; they hold the content's hash."""
+
+TOKEN = re.compile(r"[0-9a-f]{32}")
+"""With which the names of an order's results begin."""
+
+Say = Callable[[dict[str, Any]], None]
+
+
+class Undone(Exception):
+    """Why an order came to no outcome, which is not the request's fault."""
+
+
+class Worker:
+    """The routes of a worker. host: its own ComfyUI."""
+
+    def __init__(self, host: Host, settings: Settings) -> None:
+        self._host, self._settings = host, settings
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get(PATH, auth.guard(self.look, self._settings), allow_head=False),
+            web.post(f"{PATH}/run", auth.guard(self.run, self._settings)),
+        ]
+
+    async def look(self, request: web.Request) -> web.Response:
+        missing = await asyncio.to_thread(self._host.safety_missing)
+        waiting = self._host.server.prompt_queue.get_tasks_remaining()
+        told = {"protocol": PROTOCOL, "identity": IDENTITY, "free": waiting == 0, "safety": missing is None}
+        return web.json_response(told)
+
+    async def run(self, request: web.Request) -> web.StreamResponse:
+        """One order; lines of JSON until its outcome, an empty one every second."""
+        order = await auth.read_json(request, self._settings)
+        if not _is_order(order):
+            return web.Response(status=409)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        work = asyncio.create_task(self._work(order, lines.put_nowait))
+        work.add_done_callback(lambda _: lines.put_nowait(None))
+        with suppress(ConnectionError):
+            try:
+                while True:
+                    try:
+                        line = await wait_for(lines.get(), BEAT_SECONDS)
+                    except asyncio.TimeoutError:
+                        await response.write(b"\n")
+                        continue
+                    if line is None:
+                        break
+                    await response.write(json.dumps(line).encode() + b"\n")
+                await response.write_eof()
+            finally:
+                work.cancel()
+                with suppress(asyncio.CancelledError):
+                    await work
+        return response
+
+    async def _work(self, order: dict[str, Any], say: Say) -> None:
+        token = order["token"]
+        media = self._settings.input_folder / f"order-{token}"
+        shared = _is_shared(order["probe"], self._settings)
+        done = False
+        queued: list[str] = []
+        try:
+            prompt = await self._fetch(order, media)
+            outcome = await self._run(prompt, queued.append, say)
+            outputs = _wanted(prompt, outcome)
+            if not shared and (name := _result_name(outputs)):
+                await self._send(name, order["result"])
+            error = asdict(outcome.error) if outcome.error else None
+            ended = {"error": error, "interrupted": outcome.interrupted, "removed": outcome.removed}
+            say({"kind": "outcome", "outputs": outputs, **ended})
+            done = True
+        except Rejected as error:
+            say({"kind": "rejected", "errors": error.errors})
+        except Undone as error:
+            say({"kind": "lost", "why": str(error)})
+        except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
+            say({"kind": "lost", "why": f"media or result could not be handed over ({type(error).__name__}: {error})"})
+        except Exception as error:  # a bug must end this order, and not the head's request
+            logging.exception("LTX A2V: an order of the cluster failed")
+            say({"kind": "lost", "why": f"{type(error).__name__}: {error}"})
+        finally:
+            leaving = asyncio.create_task(self._leave(queued, media, None if shared and done else token))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    async def _leave(self, queued: list[str], media: Path, token: str | None) -> None:
+        """Removes what an order brought and made, once ComfyUI has done with it."""
+        queue = self._host.server.prompt_queue
+        for prompt_id in queued:
+            while any(item[1] == prompt_id for part in queue.get_current_queue_volatile() for item in part):
+                await asyncio.sleep(BEAT_SECONDS)
+            self._host.forget(prompt_id)
+        await asyncio.to_thread(self._clear, media, token)
+
+    async def _fetch(self, order: dict[str, Any], folder: Path) -> workflow.Prompt:
+        """The graph, with the media where they lie here: in a shared folder, or fetched for this order alone."""
+        text = json.dumps(order["prompt"])
+        for name, url in order["media"].items():
+            match = MEDIA.fullmatch(name)
+            if not match:
+                raise Undone(f"the head named {name!r}, which is no name of media")
+            if (self._settings.input / name).is_file():
+                continue
+            await self._get(url, folder / match[1])
+            text = text.replace(json.dumps(name), json.dumps(f"{SUBFOLDER}/{folder.name}/{match[1]}"))
+        return json.loads(text)
+
+    async def _get(self, url: str, path: Path) -> None:
+        async with (
+            _session() as session,
+            session.get(url, allow_redirects=False, raise_for_status=True) as response,
+            Incoming(path.parent, self._settings.max_media) as file,
+        ):
+            try:
+                async for piece in response.content.iter_chunked(CHUNK):
+                    await file.write(piece)
+            except TooLargeError:
+                raise Undone("a file is larger than LTX_A2V_MAX_MEDIA_MB allows here") from None
+            if file.digest[:32] != path.stem:
+                raise Undone("a file arrived damaged")
+            await file.keep(path, 0o644)
+
+    async def _run(self, prompt: workflow.Prompt, on_queued: Callable[[str], None], say: Say) -> Outcome:
+        def on_event(kind: str, data: dict[str, Any]) -> None:
+            if kind in TOLD:
+                say({"kind": "event", "name": kind, "data": data})
+
+        return await self._host.run(prompt, on_queued, on_event)
+
+    async def _send(self, name: str, url: str) -> None:
+        path = self._settings.output_folder / name
+        with path.open("rb") as file:
+            headers = {"Content-Length": str(path.stat().st_size)}
+            async with _session() as session, session.put(f"{url}/{name}", data=file, headers=headers) as response:
+                if response.status != 204:
+                    raise Undone(f"the head did not take the result (status {response.status})")
+
+    def _clear(self, media: Path, token: str | None) -> None:
+        shutil.rmtree(media, ignore_errors=True)
+        if token:
+            for path in self._settings.output_folder.glob(f"*{token}*"):
+                path.unlink(missing_ok=True)
+
+
+def _is_order(order: Any) -> bool:
+    """Of this version, from a head: the rest of it is taken as it comes."""
+    known = isinstance(order, dict) and order.get("protocol") == PROTOCOL
+    return known and bool(TOKEN.fullmatch(str(order.get("token"))))
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=SILENT_SECONDS))
+
+
+def _is_shared(probe: dict[str, str], settings: Settings) -> bool:
+    """Whether the head's output folder is this one: what it wrote there can be read here."""
+    try:
+        return (settings.output_folder / Path(probe["name"]).name).read_text() == probe["says"]
+    except OSError:
+        return False
+
+
+def _wanted(prompt: workflow.Prompt, outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """What the head reads of the outputs."""
+    return {
+        key: value
+        for key, value in outcome.outputs.items()
+        if prompt.get(key, {}).get("class_type") in (workflow.SAVE, "PreviewAny")
+    }
+
+
+def _result_name(outputs: dict[str, dict[str, Any]]) -> str | None:
+    return next((found["report"][0]["filename"] for found in outputs.values() if found.get("report")), None)

@@ -1,0 +1,102 @@
+"""Requests as pollers see them. Many pollers of many requests cost one look at the store in each half second.
+
+A look takes along all requests that were lately asked for and are not fresh; what this server changes is outdated at
+once, and what another one changes after that half second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from . import store
+from .store import QUEUED, Request, Store
+
+FRESH_SECONDS = 0.5
+LATELY = 1.0  # seconds within which a poller asks again
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A request, how many wait before it, and its log: each line with its id, by which streams know what they sent."""
+
+    request: Request
+    position: int
+    logs: tuple[tuple[int, dict[str, Any]], ...]
+
+
+class Snapshots:
+    """What was looked up just now."""
+
+    def __init__(self, database: Store) -> None:
+        self.store = database
+        self._known: dict[str, tuple[float, Snapshot]] = {}  # with the time until which it is fresh
+        self._asked: dict[str, float] = {}
+        self._looking: dict[str, asyncio.Task[dict[str, Snapshot]]] = {}
+
+    async def look(self, request_id: str) -> Snapshot | None:
+        """A request as it stands; None where there is none."""
+        now = time.monotonic()
+        self._asked[request_id] = now
+        kept = self._known.get(request_id)
+        if kept and kept[0] > now:
+            return kept[1]
+        task = self._looking.get(request_id)
+        if task is None:
+            task = self._begin(request_id, now)
+        return (await asyncio.shield(task)).get(request_id)
+
+    def _begin(self, request_id: str, now: float) -> asyncio.Task[dict[str, Snapshot]]:
+        self._asked = {each: at for each, at in self._asked.items() if at > now - LATELY}
+        self._known = {each: kept for each, kept in self._known.items() if each in self._asked}
+        stale = {each for each, (until, _) in self._known.items() if until <= now and each not in self._looking}
+        ids = stale | {request_id}
+        task = asyncio.create_task(self._look(ids))
+        self._looking |= dict.fromkeys(ids, task)
+        return task
+
+    async def _look(self, ids: Collection[str]) -> dict[str, Snapshot]:
+        this, found = asyncio.current_task(), {}
+        try:
+            found = await self.store.run(_look_up, ids)
+            return found
+        finally:
+            until = time.monotonic() + FRESH_SECONDS
+            for each in ids:
+                if self._looking.get(each) is this:  # otherwise it was outdated meanwhile
+                    del self._looking[each]
+                    if each in found:
+                        self._known[each] = (until, found[each])
+
+    def outdate(self, request_id: str | None = None) -> None:
+        """That request has changed, or any may have: whoever asks from now on gets what is in the store by now."""
+        if request_id is None:
+            self._known.clear()
+            self._looking.clear()
+        else:
+            self._known.pop(request_id, None)
+            self._looking.pop(request_id, None)
+
+
+def _look_up(session: Session, ids: Collection[str]) -> dict[str, Snapshot]:
+    requests = store.find_all(session, ids)
+    positions = store.positions(session, [request.id for request in requests if request.status == QUEUED])
+    logs: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for line in store.logs_of(session, [request.id for request in requests if request.status != QUEUED]):
+        logs.setdefault(line.request_id, []).append((line.id, log_line(line)))
+    return {
+        request.id: Snapshot(request, positions.get(request.id, 0), tuple(logs.get(request.id, ())))
+        for request in requests
+    }
+
+
+def log_line(log: Any) -> dict[str, Any]:
+    """A line as the clients read it; log: a row of `Log`."""
+    seconds, fraction = divmod(log.timestamp, 1)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(fraction * 1e6):06d}Z"
+    return {"message": log.message, "level": log.level, "source": log.source, "timestamp": stamp}

@@ -1,0 +1,181 @@
+"""The HTTP API while a job runs: how long a submission takes, and what fifty pollers cost the job.
+
+A real ComfyUI server and the official Python client. The pollers ask as the official clients do: half of them as often
+as Python's, half as JavaScript's with their logs, each after a request of its own, of which the first runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from threading import Thread
+from typing import Any
+from unittest.mock import patch
+
+import aiohttp
+import requests
+from a2v.benchmarks import files as made
+from a2v.benchmarks.measure import Ratio, Table, middle, say, threads
+from a2v.benchmarks.peer import Differs
+from a2v.tests.host.api import APP, client_of, write_published
+from a2v.tests.host.api import SMALL as REQUEST
+from a2v.tests.host.comfy import Comfy
+
+POLLERS = 50
+INTERVALS = ((0.1, "0"), (0.5, "1"))
+"""Seconds between questions, and whether for logs: fal-client 1.0.3, and @fal-ai/client 1.10.1 as the page has it."""
+LONG = {"video_size": {"width": 512, "height": 512}, "num_frames": 49, "num_inference_steps": 20}
+SUBMISSIONS = 30
+WANTED_SHARE, WANTED_MS = 3, 50
+
+
+class Pollers:
+    """Asks after requests from a thread of its own, until it is stopped; counts the answers."""
+
+    def __init__(self, urls: list[str]) -> None:
+        self.urls, self.answers = urls, 0
+        self._stopped = False
+        self._thread = Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> Pollers:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        self._thread.join()
+
+    async def _run(self) -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            asking = [
+                self._poll(session, url, *INTERVALS[number % len(INTERVALS)]) for number, url in enumerate(self.urls)
+            ]
+            await asyncio.gather(*asking)
+
+    async def _poll(self, session: aiohttp.ClientSession, url: str, interval: float, logs: str) -> None:
+        while not self._stopped:
+            async with session.get(url, params={"logs": logs}) as response:
+                await response.json()
+                if response.status not in (200, 202):
+                    raise Differs(f"a poller was answered {response.status}")
+            self.answers += 1
+            await asyncio.sleep(interval)
+
+
+@contextmanager
+def running(client: Any, arguments: dict[str, Any], others: int = 0) -> Iterator[list[Any]]:
+    """A job that has begun with its steps, and requests that wait behind it; the handles. All are ended with it."""
+    handles = [client.submit(APP, arguments)]
+    try:
+        handles += [client.submit(APP, {**arguments, "seed": 0}, priority="low") for _ in range(others)]
+        yield handles
+    finally:
+        for handle in handles[::-1]:
+            requests.put(handle.cancel_url, timeout=30)
+
+
+def events(url: str) -> Iterator[str]:
+    """Lines of a request's stream, as they come."""
+    with requests.get(url + "/status/stream", params={"logs": "1"}, stream=True, timeout=1800) as answer:
+        yield from (line for line in answer.iter_lines(decode_unicode=True) if line.startswith("data: "))
+
+
+def begun(handle: Any) -> None:
+    """Returns as soon as the job's first step is done."""
+    if not any("First pass: step 1/" in line for line in events(handle.response_url)):
+        raise Differs("the job ended without a step")
+
+
+def one_job(client: Any, arguments: dict[str, Any], polled: bool) -> tuple[float, float]:
+    """Seconds that the job took by the server's clock, and questions a second that were answered meanwhile."""
+    with running(client, arguments, POLLERS - 1) as handles:
+        if not polled:
+            for _ in events(handles[0].response_url):
+                pass
+            return seconds_of(handles[0]), 0.0
+        start = time.perf_counter()
+        with Pollers([handle.status_url for handle in handles]) as pollers:
+            for _ in events(handles[0].response_url):
+                pass
+        return seconds_of(handles[0]), pollers.answers / (time.perf_counter() - start)
+
+
+def seconds_of(handle: Any) -> float:
+    """How long a request that has ended ran. Errors: Differs where it failed."""
+    handle.get()
+    return handle.status().metrics["inference_time"]
+
+
+def submissions(client: Any, arguments: dict[str, Any], url: str, count: int) -> list[float]:
+    """Milliseconds of each submission while a job runs; they are all cancelled with it."""
+    with running(client, arguments) as handles:
+        begun(handles[0])
+        spent = []
+        for seed in range(count):
+            start = time.perf_counter()
+            handles.append(client.submit(APP, {**arguments, "audio_url": url, "seed": seed}, priority="low"))
+            spent.append(1000 * (time.perf_counter() - start))
+            time.sleep(0.2)
+        if handles[0].status().__class__.__name__ != "InProgress":
+            raise Differs("the job ended before the last submission")
+    return spent
+
+
+def api(folder: Path, small: bool = False, rounds: int = 3) -> Table:
+    base = folder / "comfy"
+    write_published(base, **(made.SMALL if small else made.NARROW))
+    arguments = {**REQUEST, **({} if small else LONG)}
+    sound = made.sound_file(folder / "sound.wav", 3)
+    computing = str(max(1, threads() - 1))  # one core is the server's and the pollers', as where a GPU computes
+    plain: list[float] = []
+    polled: list[float] = []
+    rates: list[float] = []
+    spent: dict[str, list[float]] = {}
+    with (
+        patch.dict(os.environ, {"OMP_NUM_THREADS": computing, "MKL_NUM_THREADS": computing}),
+        Comfy(base) as server,
+        client_of(server) as fal,
+    ):
+        client = fal.SyncClient(key="any")
+        url = client.upload_file(sound)
+        arguments["audio_url"] = url
+        client.subscribe(APP, {**arguments, "num_inference_steps": 8})  # models and conditions are there from here on
+        for number in range(1 if small else rounds):
+            say(f"  round {number + 1}")
+            for found, asked in ((plain, False), (polled, True)):
+                seconds, rate = one_job(client, {**arguments, "seed": 10 + number}, asked)
+                found.append(seconds)
+                rates += [rate] if asked else []
+        say("  submissions")
+        for name, value in (("a URL", url), ("a data URI", fal.encode_file(sound))):
+            long = {**arguments, "num_inference_steps": 50, "seed": 5}
+            spent[name] = submissions(client, long, value, 5 if small else SUBMISSIONS)
+    slower = Ratio(polled, plain)
+    share = 100 * (slower.median - 1)
+    rows = [
+        ("a job alone", f"{middle(plain)} s", ""),
+        (f"the same with {POLLERS} pollers", f"{middle(polled)} s", ""),
+        ("slower by", f"{share:.1f} %", f"< {WANTED_SHARE} %"),
+        ("questions answered a second", middle(rates, 0), ""),
+        *(
+            (f"a submission with {name}", f"{middle(values, 1)} ms", f"< {WANTED_MS} ms")
+            for name, values in spent.items()
+        ),
+    ]
+    notes = (
+        f"A real ComfyUI; the job computes with {computing} of {threads()} threads. Half of the pollers ask every "
+        f"{INTERVALS[0][0]} s as fal-client does, half every {INTERVALS[1][0]} s for logs too as @fal-ai/client does, "
+        f"each after another request; they run on the same machine. Submissions come one after another through "
+        "fal-client while a job runs.",
+    )
+    numbers = {
+        "slower share": share,
+        "questions a second": median(rates),
+        **{f"submission with {name}": median(values) for name, values in spent.items()},
+    }
+    return Table("The HTTP API while a job runs", ("what", "found", "wanted"), tuple(rows), notes, numbers)

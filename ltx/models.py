@@ -1,0 +1,166 @@
+"""The published files that the pack works with, and ComfyUI's folders that models lie in. Nothing is opened here.
+
+The one home of names, repositories, sizes and folders. Only Python's own library is imported at the top, so that
+`doctor` can read it whatever else is broken.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import InputError
+
+HUB = "https://huggingface.co"
+LTX = "Lightricks/LTX-2.3"
+GEMMA = "google/gemma-3-12b-it-qat-q4_0-unquantized"
+CAMERA_FILE = "ltx-2-19b-lora-camera-control-{}.safetensors"
+CAMERA_REPOSITORY = "Lightricks/LTX-2-19b-LoRA-Camera-Control-{}"
+CAMERA_MOVES = ("dolly-in", "dolly-out", "dolly-left", "dolly-right", "jib-up", "jib-down", "static")
+PARTS_OF_A_FOLDER = ("*.json", "*.safetensors", "*.model", "*.jinja")
+"""What of a whole repository is fetched: no pickles, no other framework's weights."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file of the hub, or a whole repository where `file` is empty, which then is a folder of its own.
+
+    size: bytes, about. folder: below ComfyUI's models. terms: whether these must be accepted on its page first.
+    """
+
+    what: str
+    repository: str
+    file: str
+    folder: str
+    size: int
+    terms: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the file, or of the folder, in ComfyUI's folder."""
+        return self.file or self.repository.rpartition("/")[2]
+
+    @property
+    def page(self) -> str:
+        return f"{HUB}/{self.repository}"
+
+    @property
+    def url(self) -> str:
+        """Where a browser gets it: the file, or the page of the repository."""
+        return f"{self.page}/resolve/main/{self.file}" if self.file else self.page
+
+
+MODELS: Mapping[str, Published] = {
+    "dev": Published("checkpoint", LTX, "ltx-2.3-22b-dev.safetensors", "checkpoints", 46_150_000_000),
+    "distilled": Published(
+        "distilled checkpoint", LTX, "ltx-2.3-22b-distilled-1.1.safetensors", "checkpoints", 46_149_345_334
+    ),
+    "upscaler": Published(
+        "latent upscaler", LTX, "ltx-2.3-spatial-upscaler-x2-1.1.safetensors", "latent_upscale_models", 995_743_560
+    ),
+    "distilled-lora": Published(
+        "distilled LoRA", LTX, "ltx-2.3-22b-distilled-lora-384-1.1.safetensors", "loras", 7_605_507_256
+    ),
+    "gemma": Published("text encoder", GEMMA, "", "text_encoders", 24_400_000_000, terms=True),
+    "safety-checker": Published("safety checker", "Falconsai/nsfw_image_detection", "", "safety_checker", 344_000_000),
+    **{
+        move: Published(
+            f"camera LoRA {move}",
+            CAMERA_REPOSITORY.format(move.title()),
+            CAMERA_FILE.format(move),
+            "loras",
+            400_000_000,
+        )
+        for move in CAMERA_MOVES
+    },
+}
+DEFAULT = ("dev", "distilled-lora", "upscaler", "gemma")
+"""What the first workflow loads."""
+
+ALSO = {"text_encoders": ("clip",), "diffusion_models": ("unet",)}
+"""Older names of ComfyUI's folders, which it still looks into."""
+KINDS = (
+    "checkpoints",
+    "diffusion_models",
+    "diffusers",
+    "vae",
+    "text_encoders",
+    "latent_upscale_models",
+    "loras",
+    "safety_checker",
+)
+EXTRA = "extra_model_paths.yaml"
+DEPTH = 4  # how deep below such a folder a model is looked for
+
+
+def around(pack: Path) -> Path | None:
+    """The models folder of the ComfyUI that a pack in custom_nodes/ belongs to."""
+    models = pack.parent.parent / "models"
+    return models if pack.parent.name == "custom_nodes" and models.is_dir() else None
+
+
+def folders(models: Path) -> dict[str, list[Path]]:
+    """kind → where ComfyUI looks for such models; the first is where new ones go. Errors: an unreadable EXTRA."""
+    found = {kind: [models / name for name in (kind, *ALSO.get(kind, ()))] for kind in KINDS}
+    for kind, path, first in _extra(models.parent / EXTRA):
+        if kind in found and path not in found[kind]:
+            found[kind].insert(0 if first else len(found[kind]), path)
+    return found
+
+
+def _extra(file: Path) -> list[tuple[str, Path, bool]]:
+    """(kind, folder, whether it goes first) of ComfyUI's file of further folders; nothing where there is none."""
+    if not file.is_file():
+        return []
+    wrong = f"{file}: cannot be read as ComfyUI's list of model folders ({{}}); correct it, or move it away."
+    try:
+        import yaml  # ComfyUI's own requirement
+    except (ImportError, OSError) as error:
+        raise InputError(wrong.format(f"PyYAML cannot be imported: {error}")) from error
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(wrong.format(" ".join(str(error).split()))) from error
+    sections = content.values() if isinstance(content, dict) else [] if content is None else [content]
+    found = []
+    for section in sections:
+        if section is None:
+            continue
+        if not isinstance(section, dict):
+            raise InputError(wrong.format("it holds no lists of folders"))
+        section = dict(section)
+        base = os.path.expandvars(os.path.expanduser(str(section.pop("base_path", ""))))
+        first = section.pop("is_default", False) is True
+        for kind, lines in section.items():
+            for line in filter(None, str(lines).split("\n")):
+                path = Path(os.path.normpath(file.parent / base / line.strip()))
+                found += [(name, path, first) for name in KINDS if kind in (name, *ALSO.get(name, ()))]
+    return found
+
+
+def files(folder: Path, *suffixes: str) -> list[Path]:
+    """Files with these endings at most DEPTH folders deep, in order. A folder that cannot be read counts as empty."""
+    found = []
+    for root, below, names in os.walk(folder, followlinks=True):
+        if len(Path(root).relative_to(folder).parts) >= DEPTH:
+            below.clear()
+        below.sort()
+        found += [Path(root) / name for name in sorted(names) if name.lower().endswith(suffixes)]
+    return found
+
+
+def present(model: Published, places: Mapping[str, list[Path]]) -> Path | None:
+    """Where a published file of that name lies already, in any folder of its kind; a folder by its config.json."""
+    for folder in places[model.folder]:
+        if not model.file and (folder / model.name / "config.json").is_file():
+            return folder / model.name
+        for path in files(folder, model.file.lower()) if model.file else ():
+            if path.name == model.file:
+                return path
+    return None
+
+
+def size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

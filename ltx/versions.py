@@ -1,0 +1,66 @@
+"""Which of the needed packages are installed, and in which version; requirements.txt says what is needed.
+
+Only Python's own library is imported, for this is asked before anything else is.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
+PYTHON = (3, 10)
+LINE = re.compile(r"([A-Za-z0-9_.-]+)((?:(?:>=|<)[\d.]+,?)*)")
+
+
+@dataclass(frozen=True)
+class Package:
+    """wanted: as requirements.txt has it, ">=1.0,<2". version: what is installed, None for nothing."""
+
+    name: str
+    wanted: str
+    version: str | None
+
+    @property
+    def supported(self) -> bool:
+        if self.version is None:
+            return False
+        have = _numbers(self.version)
+        bounds = re.findall(r"(>=|<)([\d.]+)", self.wanted)
+        return all(have >= _numbers(bound) if sign == ">=" else have < _numbers(bound) for sign, bound in bounds)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version or 'is not installed'}"
+
+
+def installed() -> Iterator[Package]:
+    """Every package of requirements.txt, in its order."""
+    for line in REQUIREMENTS.read_text("utf-8").splitlines():
+        if found := LINE.fullmatch(line.strip()):
+            try:
+                version = metadata.version(found[1])
+            except (metadata.PackageNotFoundError, KeyError, TypeError):  # the last two: a damaged one
+                version = None
+            yield Package(found[1], found[2], version)
+
+
+def problem() -> str | None:
+    """One sentence where Python or a package is not one that the pack runs with: what is wrong, what to install."""
+    if sys.version_info < PYTHON:
+        return f"Python {sys.version.split()[0]} is too old; run ComfyUI with {'.'.join(map(str, PYTHON))} or newer."
+    wrong = [f"{package} (needed: {package.wanted})" for package in installed() if not package.supported]
+    return f"{', '.join(wrong)}; {remedy()}." if wrong else None
+
+
+def remedy() -> str:
+    return f'run "{sys.executable}" -m pip install -r "{REQUIREMENTS}"'
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The release, of the same length for all: 5.0.0rc1 counts as 5.0.0, and a local part does not count."""
+    release = [int(number) for number in re.match(r"\d*(?:\.\d+)*", version)[0].split(".") if number]
+    return tuple([*release, 0, 0, 0, 0][:4])

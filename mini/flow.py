@@ -1,0 +1,253 @@
+"""The transformer's training: flow matching on both streams, under every condition that the pack can set.
+
+A row of a batch has its own noise level, its tokens their own share of it: none for a first or an end image, none for a
+sound that is given. Captions are dropped for CFG, the attention between the streams is cut off in some steps for modality
+guidance. Contexts are 128 tokens long for most of the time, with the weight of the 1024 that the pack uses, and 1024 at
+the end.
+
+diffusers' forward is used as it is, but for the gates of the attention between streams: those see the other stream's
+noise level, as in ltx/transformer.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..ltx.latents import audio_length, audio_positions, patchify_audio, patchify_video, video_positions
+from ..ltx.request import NEGATIVE_PROMPT
+from ..ltx.text import LENGTH
+from . import dataset, sizes
+from .text import Prompts
+from .training import Options, Stage
+
+SHORT = sizes.REGISTERS  # tokens of a context, for most of the training
+FPS = Fraction(24)
+FIRST, LAST, GIVEN, DROPPED, EMPTY, ISOLATED = 0.3, 0.2, 0.85, 0.12, 0.5, 0.1  # shares
+AUDIO_WEIGHT = 0.1
+
+
+class Model(nn.Module):
+    """Transformer and connectors, trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer, self.connectors = sizes.module("transformer"), sizes.module("connectors")
+        t, live = self.transformer, (sizes.LIVE, 16 * sizes.AUDIO_LIVE)
+        with torch.no_grad():
+            for inner, out, alive in zip(
+                (t.proj_in, t.audio_proj_in), (t.proj_out, t.audio_proj_out), live, strict=True
+            ):
+                inner.weight[:, alive:] = 0
+                out.weight.zero_()
+                out.bias.zero_()
+            for name, p in self.named_parameters():
+                if "scale_shift_table" in name:
+                    p.zero_()
+                    if p.shape[0] in (6, 9):  # gates of attention, feed-forward and text
+                        p[2::3] = 0.5
+                    elif p.shape[0] == 5:
+                        p[4] = 0.5
+                elif "adaln" in name or "time_embed" in name or "av_cross_attn" in name:
+                    if ".linear.weight" in name or name.endswith("linear.bias"):
+                        p.mul_(0.1)
+            self.connectors.video_connector.learnable_registers.normal_()
+            self.connectors.audio_connector.learnable_registers.normal_()
+
+
+@dataclass
+class Batch:
+    """Noisy tokens and what to predict. video [B, N, 128], audio [B, T, 128]; *_mask [B, N, 1]; *_sigma [B]."""
+
+    video: Tensor
+    audio: Tensor
+    video_target: Tensor
+    audio_target: Tensor
+    video_mask: Tensor
+    audio_mask: Tensor
+    video_sigma: Tensor
+    audio_sigma: Tensor
+    video_positions: Tensor
+    audio_positions: Tensor
+    texts: tuple[str, ...]
+    isolated: bool = False
+
+
+def levels(generator: torch.Generator, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Noise levels 0..1: half of them uniform, half where structure is decided."""
+    uniform = torch.rand(count, generator=generator)
+    normal = torch.sigmoid(torch.randn(count, generator=generator) * 1.0 + 1.0)
+    sigma = torch.where(torch.rand(count, generator=generator) < 0.5, uniform, normal)
+    return low + (high - low) * sigma.clamp(0.002, 1)
+
+
+def make_batch(
+    clips: list[dataset.Clip], rng: np.random.Generator, generator: torch.Generator, rows: int, size: str
+) -> Batch:
+    """Random clips of one size and length, noised, under random conditions."""
+    having = [clip for clip in clips if size in clip.latents]
+    chosen = [having[i] for i in rng.integers(0, len(having), rows)]
+    whole = 8 * (chosen[0].latents[size].shape[1] - 1) + 1
+    frames = whole if rng.random() < 0.7 else dataset.half(whole)
+    count = (frames - 1) // 8 + 1
+    grid = torch.stack([clip.latents[size][:, :count] for clip in chosen])
+    shape = tuple(grid.shape[2:])
+    clean = patchify_video(grid)
+    places = video_positions(shape, FPS)
+    mask = torch.ones(rows, clean.shape[1], 1)
+    per_frame = shape[1] * shape[2]
+    first = torch.rand(rows, generator=generator) < FIRST
+    firm = torch.where(torch.rand(rows, generator=generator) < 0.8, 0.0, torch.rand(rows, generator=generator))
+    mask[first, :per_frame] = firm[first, None, None]
+    if rng.random() < LAST:
+        ends = patchify_video(torch.stack([clip.ends[size, frames] for clip in chosen]))
+        clean = torch.cat([clean, ends], 1)
+        mask = torch.cat([mask, torch.zeros(rows, per_frame, 1)], 1)
+        places = torch.cat([places, video_positions((1, *shape[1:]), FPS, frames - 1)], 2)
+    length = audio_length(frames, FPS)
+    heard = patchify_audio(torch.stack([clip.audio[:, :length] for clip in chosen]))
+    given = torch.rand(rows, generator=generator) < GIVEN
+    sigma = levels(generator, rows)
+    own = torch.where(torch.rand(rows, generator=generator) < 0.5, sigma, levels(generator, rows))
+    audio_sigma = torch.where(given, torch.zeros(rows), own)
+    noise = torch.randn(clean.shape, generator=generator)
+    hiss = torch.randn(heard.shape, generator=generator)
+    share = sigma[:, None, None] * mask
+    # Noised as the sampler does it: blended towards the clean tokens by the mask.
+    noisy = clean * (1 - share) + noise * share
+    audio_share = audio_sigma[:, None, None].expand(-1, length, 1)
+    texts = []
+    for clip in chosen:
+        dropped = rng.random() < DROPPED
+        kept = str(rng.choice(clip.prompts))
+        texts.append(("" if rng.random() < EMPTY else NEGATIVE_PROMPT) if dropped else kept)
+    return Batch(
+        _wide(noisy),
+        torch.cat([heard[..., :0], heard * (1 - audio_share) + hiss * audio_share], -1),
+        noise - clean,
+        hiss - heard,
+        mask,
+        audio_share.gt(0).float(),
+        sigma,
+        audio_sigma,
+        places.expand(rows, -1, -1, -1),
+        audio_positions(length).expand(rows, -1, -1, -1),
+        tuple(texts),
+        rng.random() < ISOLATED,
+    )
+
+
+def _wide(tokens: Tensor) -> Tensor:
+    """Living channels → the container's, with zeros: what the model would read of dead ones has no weight."""
+    return torch.nn.functional.pad(tokens, (0, sizes.LATENT - tokens.shape[-1]))
+
+
+def contexts(
+    connectors: nn.Module, prompts: Prompts, texts: tuple[str, ...], length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Video and audio contexts [B, length, D], and the bias [B, 1, length] by which registers count as the pack's."""
+    device = connectors.device
+    states = [prompts(text)[: length - 1] for text in texts]
+    features = torch.zeros(len(texts), length, *states[0].shape[1:], device=device)
+    mask = torch.zeros(len(texts), length, dtype=torch.long, device=device)
+    bias = torch.zeros(len(texts), 1, length, device=device)
+    for row, state in enumerate(states):
+        features[row, length - len(state) :] = state
+        mask[row, length - len(state) :] = 1
+        bias[row, 0, len(state) :] = math.log((LENGTH - len(state)) / (length - len(state)))
+    video, audio, _ = connectors(features, mask)
+    return video, audio, bias
+
+
+@contextmanager
+def crossed(transformer: nn.Module, video_sigma: Tensor, audio_sigma: Tensor) -> Iterator[None]:
+    """Within, the gates between the streams see the other stream's level, [B], whatever diffusers hands them."""
+    factor = transformer.config.cross_attn_timestep_scale_multiplier
+    gates = (
+        (transformer.av_cross_attn_video_a2v_gate, audio_sigma),
+        (transformer.av_cross_attn_audio_v2a_gate, video_sigma),
+    )
+    hooks = [
+        gate.register_forward_pre_hook(lambda module, args, kwargs, s=sigma: ((s * factor,), kwargs), with_kwargs=True)
+        for gate, sigma in gates
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def predict(model: Model, batch: Batch, prompts: Prompts, length: int) -> tuple[Tensor, Tensor]:
+    """Velocities of the batch, video [B, N, 128] and audio [B, T, 128]."""
+    t = model.transformer
+    seen, heard, bias = contexts(model.connectors, prompts, batch.texts, length)
+    scale = t.config.timestep_scale_multiplier
+    with crossed(t, batch.video_sigma, batch.audio_sigma):
+        return t(
+            batch.video,
+            batch.audio,
+            seen,
+            heard,
+            timestep=(batch.video_sigma[:, None, None] * batch.video_mask)[..., 0] * scale,
+            audio_timestep=(batch.audio_sigma[:, None, None] * batch.audio_mask)[..., 0] * scale,
+            sigma=batch.video_sigma * scale,
+            audio_sigma=batch.audio_sigma * scale,
+            encoder_attention_mask=bias,
+            audio_encoder_attention_mask=bias,
+            video_coords=batch.video_positions,
+            audio_coords=batch.audio_positions,
+            isolate_modalities=batch.isolated,
+            return_dict=False,
+        )
+
+
+def losses(batch: Batch, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared error of the velocities that were asked for, over living channels."""
+    off = (video[..., : sizes.LIVE] - batch.video_target).square().mean(-1, keepdim=True)
+    wanted = (batch.video_mask > 0.01).float()
+    seen = (off * wanted).sum() / wanted.sum().clamp(min=1)
+    alive = 16 * sizes.AUDIO_LIVE
+    off = (audio[..., :alive] - batch.audio_target[..., :alive]).square().mean(-1, keepdim=True)
+    return seen, (off * batch.audio_mask).sum() / batch.audio_mask.sum().clamp(min=1)
+
+
+def on(batch: Batch, device: str) -> Batch:
+    return replace(batch, **{k: v.to(device) for k, v in vars(batch).items() if isinstance(v, Tensor)})
+
+
+@dataclass
+class FlowOptions(Options):
+    """rows: clips a step of the small size; large: share of steps at full size, with half the rows."""
+
+    rate: float = 2e-3
+    rows: int = 24
+    large: float = 0.3
+    full: float = 0.15  # share of the budget, at the end, with contexts of full length
+
+
+PLAIN = ("proj_in", "proj_out", "table", "registers", "adaln", "time_embed", "av_cross_attn", "gate_logits")
+
+
+def train(folder: Path, options: FlowOptions, clips: list[dataset.Clip], gemma: Path) -> Stage:
+    torch.manual_seed(options.seed)
+    stage = Stage("transformer", Model().to(options.device), folder, options, plain=PLAIN)
+    prompts = Prompts(gemma)
+    both = any("large" in clip.latents for clip in clips)
+    for _ in stage.steps():
+        rng, generator = stage.rng, torch.Generator().manual_seed(options.seed * 7919 + stage.step)
+        long = stage.share > 1 - options.full
+        size = "large" if both and rng.random() < options.large else "small"
+        rows = max(2, options.rows // ((3 if size == "large" else 1) * (4 if long else 1)))
+        batch = on(make_batch(clips, rng, generator, rows, size), options.device)
+        seen, heard = losses(batch, *predict(stage.module, batch, prompts, LENGTH if long else SHORT))
+        stage.update(seen + AUDIO_WEIGHT * heard, video=float(seen.detach()), audio=float(heard.detach()))
+    return stage

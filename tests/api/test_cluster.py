@@ -1,0 +1,245 @@
+"""The parts of a cluster that need no cluster: the door, a worker's gate, what the bridge refuses, and what stays off.
+
+Requests that run on other machines, and a real Ray, are in tests/host/test_api_cluster.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+from a2v.api.cluster.door import Door
+from a2v.api.cluster.worker import PATH, PROTOCOL, Worker
+from a2v.api.host import Host
+from a2v.api.settings import Settings, read_settings
+from a2v.tests.api.edges import make_settings, serving
+from aiohttp import web
+
+ROOT = Path(__file__).resolve().parents[2]
+BRIDGE = ROOT / "api" / "cluster" / "bridge.py"
+TOKEN = "0123456789abcdef" * 2
+NAME = f"{TOKEN}_00001_.mp4"
+BODY = bytes(range(256)) * 5000
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return make_settings(tmp_path)
+
+
+@pytest.fixture
+def door(settings: Settings) -> Iterator[Door]:
+    """Its handlers on a real socket."""
+    door = Door(settings)
+
+    def app() -> web.Application:
+        app = web.Application(client_max_size=2**30)
+        app.add_routes(door.routes())
+        return app
+
+    with serving(app) as port:
+        door.url = f"http://127.0.0.1:{port}"
+        yield door
+
+
+def left(settings: Settings) -> list[str]:
+    return sorted(os.listdir(settings.output_folder)) if settings.output_folder.exists() else []
+
+
+# --- the door ---
+
+
+def test_media_can_be_had_while_the_order_is_on(door: Door, tmp_path: Path) -> None:
+    file = tmp_path / "sound.wav"
+    file.write_bytes(BODY)
+    with door.order({"a": file}, TOKEN) as (media, _):
+        assert requests.get(media["a"], timeout=5).content == BODY
+        assert len(media["a"].rpartition("/")[2]) * 4 == 256, "bits"
+        assert requests.put(media["a"] + "/" + NAME, BODY, timeout=5).status_code == 404
+    assert requests.get(media["a"], timeout=5).status_code == 404
+
+
+def test_orders_do_not_see_each_other(door: Door, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        (tmp_path / "one").write_bytes(b"1")
+        first, _ = stack.enter_context(door.order({"a": tmp_path / "one"}, TOKEN))
+        second, _ = stack.enter_context(door.order({"a": tmp_path / "one"}, TOKEN))
+        assert first["a"] != second["a"]
+
+
+def test_a_result_gets_its_name_when_it_is_whole(door: Door, settings: Settings) -> None:
+    with door.order({}, TOKEN) as (_, result):
+        assert requests.put(f"{result}/{NAME}", BODY, timeout=5).status_code == 204
+    path = settings.output_folder / NAME
+    assert path.read_bytes() == BODY and stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert left(settings) == [NAME]
+
+
+@pytest.mark.parametrize(
+    "name", [f"{'f' * 32}_00001_.mp4", f"{TOKEN}.sh", f"{TOKEN}%2f..%2f..%2fx.mp4", f"..%2f{NAME}", f".{NAME}"]
+)
+def test_a_result_has_a_name_of_its_order(door: Door, settings: Settings, name: str) -> None:
+    with door.order({}, TOKEN) as (_, result):
+        assert requests.put(f"{result}/{name}", BODY, timeout=5).status_code == 404
+    assert left(settings) == []
+
+
+def test_a_result_after_its_order_is_not_taken(door: Door, settings: Settings) -> None:
+    with door.order({}, TOKEN) as (_, result):
+        pass
+    assert requests.put(f"{result}/{NAME}", BODY, timeout=5).status_code == 404
+    assert left(settings) == []
+
+
+def test_a_result_whose_order_ends_meanwhile_leaves_nothing(door: Door, settings: Settings) -> None:
+    with door.order({}, TOKEN) as (_, result):
+        order = ExitStack()
+        _, other = order.enter_context(door.order({}, TOKEN))
+
+        def pieces() -> Iterator[bytes]:
+            yield BODY
+            order.close()
+            yield BODY
+
+        assert requests.put(f"{other}/{NAME}", pieces(), timeout=5).status_code == 404
+    assert result != other and left(settings) == []
+
+
+def test_half_a_result_leaves_nothing(door: Door, settings: Settings) -> None:
+    with door.order({}, TOKEN) as (_, result):
+        host, port = result.split("/")[2].split(":")
+        path = result.partition(f":{port}")[2]
+        with socket.create_connection((host, int(port))) as connection:
+            head = f"PUT {path}/{NAME} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n"
+            connection.sendall(head.encode() + BODY[:1000])
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1000)
+    assert left(settings) == []
+
+
+# --- a worker's gate ---
+
+
+def ask(settings: Settings, body: Any, **headers: str) -> requests.Response:
+    worker = Worker(Host(SimpleNamespace()), settings)
+
+    def app() -> web.Application:
+        app = web.Application()
+        app.add_routes(worker.routes())
+        return app
+
+    with serving(app) as port:
+        return requests.post(f"http://127.0.0.1:{port}{PATH}/run", json=body, headers=headers, timeout=5)
+
+
+@pytest.mark.parametrize("token", ["../../x", "", "F" * 32, 7, None, f"{TOKEN}/*"])
+def test_a_token_is_a_token(settings: Settings, token: Any) -> None:
+    assert ask(settings, {"protocol": PROTOCOL, "token": token}).status_code == 409
+
+
+@pytest.mark.parametrize("body", [[], {}, "x", {"protocol": PROTOCOL + 1, "token": TOKEN}, {"protocol": PROTOCOL}])
+def test_what_is_no_order_is_told_so(settings: Settings, body: Any) -> None:
+    assert ask(settings, body).status_code == 409
+
+
+def test_a_worker_with_a_key_asks_for_it(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, key="secret")
+    assert ask(settings, {}).status_code == 401
+    assert ask(settings, {}, Authorization="Key secret").status_code == 409
+
+
+def test_a_foreign_page_cannot_order(settings: Settings) -> None:
+    """A form's content type, which a browser sends unasked."""
+    assert ask(settings, {}, **{"Content-Type": "text/plain"}).status_code == 415
+
+
+# --- what is refused before Ray is asked, and what stays off ---
+
+
+def bridge(address: str, *before: str, **environment: str) -> list[dict[str, Any]]:
+    """All that the bridge says until it ends."""
+    code = "; ".join(("import runpy, sys", *before, f"sys.argv = ['', {address!r}]"))
+    command = [sys.executable, "-c", f"{code}; runpy.run_path({str(BRIDGE)!r}, run_name='__main__')"]
+    env = {**{name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}, **environment}
+    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("environment", [{}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "a" * 64}])
+def test_no_cluster_beyond_this_machine_without_a_token(environment: dict[str, str]) -> None:
+    (said,) = bridge("192.0.2.77:6379", "sys.modules['ray'] = None", **environment)  # Ray is not even asked
+    assert said["say"] == "refused" and "RAY_AUTH_MODE=token" in said["why"]
+    assert said["why"].count(". ") == 0, "one sentence"
+
+
+def test_without_ray_the_sentence_says_how_to_get_it() -> None:
+    (said,) = bridge("127.0.0.1:6379", "sys.modules['ray'] = None")
+    assert said["say"] == "refused" and "pip install 'ray>=2.52'" in said["why"]
+
+
+def test_a_ray_without_tokens_is_too_old() -> None:
+    old = "import types; sys.modules['ray'] = types.SimpleNamespace(__version__='2.51.9')"
+    (said,) = bridge("127.0.0.1:6379", old)
+    assert said["say"] == "refused" and "2.51.9 is too old" in said["why"]
+
+
+@pytest.mark.parametrize(
+    ("address", "near"),
+    [
+        ("auto", True),
+        ("127.0.0.1:6379", True),
+        ("[::1]:6379", True),
+        ("localhost:6379", True),
+        ("192.0.2.77:6379", False),
+        ("0.0.0.0:6379", False),
+        ("[2001:db8::1]:6379", False),
+        ("ray://127.0.0.1:10001", False),
+        ("no-such-host.invalid:6379", False),
+    ],
+)
+def test_what_is_this_machine(address: str, near: bool) -> None:
+    from a2v.api.cluster.bridge import _is_loopback_address
+
+    assert _is_loopback_address(address) is near
+
+
+def folders(base: Path) -> Any:
+    return SimpleNamespace(
+        get_user_directory=lambda: str(base),
+        get_input_directory=lambda: str(base),
+        get_output_directory=lambda: str(base),
+        get_temp_directory=lambda: str(base),
+    )
+
+
+def test_settings(tmp_path: Path) -> None:
+    plain = read_settings(folders(tmp_path), {})
+    assert (plain.ray_address, plain.cluster_port, plain.is_worker) == (None, 0, False)
+    environment = {"LTX_A2V_RAY_ADDRESS": " auto ", "LTX_A2V_CLUSTER_PORT": "8190", "LTX_A2V_WORKER": "1"}
+    found = read_settings(folders(tmp_path), environment)
+    assert (found.ray_address, found.cluster_port, found.is_worker) == ("auto", 8190, True)
+
+
+def test_embedded_mode_imports_nothing_of_it() -> None:
+    code = f"""
+import sys, types
+alias = types.ModuleType("a2v"); alias.__path__ = [{str(ROOT)!r}]; sys.modules["a2v"] = alias
+from a2v.api import cluster, routes
+from types import SimpleNamespace
+cluster.install(None, SimpleNamespace(settings=SimpleNamespace(is_worker=False, ray_address=None)))
+print([name for name in sys.modules if name == "ray" or name.startswith("a2v.api.cluster.")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr

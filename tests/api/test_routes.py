@@ -1,0 +1,101 @@
+"""What the routes answer before any request is looked at: other applications, other paths, the proxy on them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from a2v.api import auth
+from a2v.api.routes import Endpoint
+from a2v.api.settings import APP
+from a2v.tests.api.edges import make_settings
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+Client = TestClient[web.Request, web.Application]
+
+
+def asked(tmp_path: Path, questions: Callable[[Client], Awaitable[Any]]) -> Any:
+    """What comes of questions to an endpoint that never gets as far as its jobs."""
+    settings = make_settings(tmp_path)
+    endpoint = Endpoint(None, settings)
+    own = endpoint.routes()
+
+    async def main() -> Any:
+        app = web.Application()
+        app.add_routes([*own, *auth.proxy_routes(settings, [*own, endpoint.other_applications()]), *endpoint.rest()])
+        async with TestClient(TestServer(app)) as client:
+            return await questions(client)
+
+    return asyncio.run(main())
+
+
+OTHERS = ["fal-ai/ltx-2.3-22b/text-to-video", "fal-ai/other", "x/y/requests/1/status", "fal-ai/ltx-2.3-22b-x"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+@pytest.mark.parametrize("app", OTHERS)
+def test_another_application_is_answered_with_the_known_ones(tmp_path: Path, app: str, method: str) -> None:
+    async def questions(client: Client) -> list[tuple[int, str]]:
+        found = []
+        for kind, host in (("run", "fal.run"), ("queue", "queue.fal.run")):
+            straight = await client.request(method, f"/fal/{kind}/{app}", json={})
+            headers = {"x-fal-target-url": f"https://{host}/{app}"}
+            proxied = await client.request(method, "/fal/proxy", json={}, headers=headers)
+            found += [(answer.status, (await answer.json())["detail"]) for answer in (straight, proxied)]
+        return found
+
+    name = app.split("/requests/")[0]
+    assert set(asked(tmp_path, questions)) == {(404, f"Application {name!r} not found; this server has {APP}.")}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "https://fal.run/one",
+        "https://queue.fal.run/",
+        "https://rest.fal.ai/fal-ai/other",
+        "https://rest.fal.ai/users/me",
+        "https://fal.run/../prompt",
+        "https://evil.example/fal-ai/other",
+    ],
+)
+def test_what_looks_like_no_application_stays_refused_by_the_proxy(tmp_path: Path, target: str) -> None:
+    async def question(client: Client) -> int:
+        return (await client.post("/fal/proxy", json={}, headers={"x-fal-target-url": target})).status
+
+    assert asked(tmp_path, question) == 403
+
+
+@pytest.mark.parametrize(
+    "path", ["/fal/queue", "/fal/x", "/fal/run/one", f"/fal/queue/{APP}/requests/1/nothing", "/fal/"]
+)
+def test_a_path_that_there_is_none_of(tmp_path: Path, path: str) -> None:
+    async def question(client: Client) -> tuple[int, str]:
+        answer = await client.get(path)
+        return answer.status, (await answer.json())["detail"]
+
+    status, said = asked(tmp_path, question)
+    assert status == 404 and "openapi.json" in said
+
+
+def test_a_body_that_is_no_json_type_or_too_large(tmp_path: Path) -> None:
+    """One reader for every JSON route: the same refusals at a submission as at an upload's announcement."""
+
+    async def questions(client: Client) -> list[int]:
+        found = []
+        for headers, body in (
+            ({"Content-Type": "text/plain"}, b"{}"),
+            ({}, b"{}"),
+            ({"Content-Type": "application/json"}, b"["),
+        ):
+            for kind in ("run", "queue"):
+                answer = await client.post(f"/fal/{kind}/{APP}", data=body, headers=headers)
+                assert (await answer.json())["detail"]
+                found.append(answer.status)
+        return found
+
+    assert asked(tmp_path, questions) == [415, 415, 415, 415, 422, 422]

@@ -1,0 +1,51 @@
+"""The pack never breaks ComfyUI's start: what is missing, too old or broken switches it off in one line of the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from a2v.tests.host.comfy import HOST, Comfy
+
+BROKEN = "raise ImportError('libnothing.so.1: cannot open\\nshared file')"
+
+
+def shadowed(folder: Path, **packages: str | None) -> Path:
+    """A ComfyUI to start, before whose packages stand these: name → the version it claims, or None for one whose
+    import fails."""
+    shadow = folder / "shadow"
+    for name, version in packages.items():
+        if version is None:
+            (shadow / name).mkdir(parents=True)
+            (shadow / name / "__init__.py").write_text(BROKEN)
+        else:
+            info = shadow / f"{name}-{version}.dist-info"
+            info.mkdir(parents=True)
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (folder / "main.py").write_text(
+        "import runpy, sys\n"
+        f"sys.path[:1] = [{str(HOST)!r}, {str(shadow)!r}]\n"
+        f"runpy.run_path({str(HOST / 'main.py')!r}, run_name='__main__')\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("packages", "told"),
+    [
+        ({"diffusers": "0.30.1", "gguf": "0.1"}, ["diffusers 0.30.1 (needed: >=", "gguf 0.1 (needed: >="]),
+        ({"diffusers": None}, ["ImportError: libnothing.so.1: cannot open shared file"]),
+    ],
+    ids=["too old", "broken"],
+)
+def test_comfyui_starts_and_one_line_says_what_to_install(tmp_path: Path, packages: dict, told: list[str]) -> None:
+    host = tmp_path / "host"
+    host.mkdir()
+    with Comfy(tmp_path / "base", host=shadowed(host, **packages)) as server:
+        nodes = server.object_info()
+        assert "EmptyImage" in nodes and not [name for name in nodes if name.startswith("LTXA2V")]
+        assert server.post("/fal/queue/fal-ai/ltx-2.3-22b/audio-to-video", {}).status_code in (404, 405)
+        log = server.log
+    (line,) = [line for line in log.splitlines() if "LTX A2V" in line]
+    assert all(part in line for part in (*told, "the pack is off: ", " -m pip install -r ", "requirements.txt"))
+    assert line.endswith(".") and "Traceback" not in log and "IMPORT FAILED" not in log

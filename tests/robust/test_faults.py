@@ -1,0 +1,267 @@
+"""Faults on the way: memory and disk that run out, folders that cannot be written, files that vanish, signals.
+
+After each: nothing half-written under a final name, memory back, and the next run is right. Signals during the start
+and the first pass, and failures inside the writer, are tests/ltx/test_command.py's and test_video.py's.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from a2v.ltx import __main__ as command
+from a2v.ltx import lora, pipeline
+from a2v.ltx.errors import InputError
+from a2v.ltx.request import parse
+from a2v.ltx.video import FORMATS, write_video
+from a2v.tests.ltx.test_command import arguments, start, write_wav
+from a2v.tests.tiny import TinyFiles, write_tiny
+from PIL import Image
+
+REQUEST = {
+    "prompt": "a woman speaks", "seed": 5, "video_size": {"width": 128, "height": 64}, "num_frames": 9,
+    "match_audio_length": False, "num_inference_steps": 2, "enable_prompt_expansion": False,
+}  # fmt: skip
+ROOT_ONLY = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts a small disk")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    return write_tiny(tmp_path_factory.mktemp("tiny"), layers=1, vae_width=4, gemma_layers=1)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("media")
+    write_wav(folder / "voice.wav", 1.0)
+    Image.linear_gradient("L").convert("RGB").resize((90, 70)).save(folder / "picture.png")
+    return folder
+
+
+Main = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def main(tiny: TinyFiles, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
+    """The command in this process: its status and the last line on standard error. The signal handlers come back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(folder: Path, values: dict[str, Any] = REQUEST, **flags: Any) -> tuple[int, str]:
+        every = {"image": media / "picture.png", "distill-lora": tiny.distilled_lora, **flags}
+        capsys.readouterr()
+        status = command.main(arguments(tiny, media, folder, values, every))
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        return status, error.strip().splitlines()[-1]
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def right(tiny: TinyFiles, media: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The video of REQUEST."""
+    path = tmp_path_factory.mktemp("right") / "out.mp4"
+    pipeline.run(files_of(tiny, media, path), parse(REQUEST))
+    return path.read_bytes()
+
+
+def files_of(tiny: TinyFiles, media: Path, output: Path) -> pipeline.Files:
+    return pipeline.Files(
+        checkpoint=tiny.checkpoint, text_encoder=tiny.gemma, audio=media / "voice.wav", output=output,
+        upscaler=tiny.upscaler, distill_lora=tiny.distilled_lora, image=media / "picture.png",
+    )  # fmt: skip
+
+
+def held() -> int:
+    """Bytes of all tensors that something refers to."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and not thing.is_meta:
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+STAGES = (
+    (pipeline, "load_track", 0), (pipeline, "compress", 0), (pipeline, "load_gemma", 0), (pipeline, "encode_text", 1),
+    (pipeline, "encode_audio", 0), (pipeline, "encode_image", 1), (lora.Merger, "set", 0), (pipeline, "sample", 0),
+    (pipeline, "upscale", 0), (lora.Merger, "set", 1), (pipeline, "sample", 1), (pipeline, "to_uint8", 0),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("owner", "name", "call"), STAGES, ids=[f"{name} {call}" for _, name, call in STAGES])
+def test_memory_runs_out(
+    owner: Any, name: str, call: int, main: Main, right: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After that call of that function, with its result in memory. Then the same request again, which succeeds."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    (folder / "out.mp4").write_bytes(b"older")
+    real, calls = getattr(owner, name), iter(range(100))
+    before = held()
+
+    def full(*arguments: Any, **named: Any) -> Any:
+        result = real(*arguments, **named)
+        if next(calls) == call:
+            raise torch.OutOfMemoryError("out of memory")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        assert main(folder) == (1, "failed: OutOfMemoryError: out of memory")
+    assert [path.name for path in folder.iterdir()] == ["out.mp4"]
+    assert (folder / "out.mp4").read_bytes() == b"older"
+    assert held() <= before + 2**20  # of models and latents nothing is left
+    assert main(folder)[0] == 0
+    assert (folder / "out.mp4").read_bytes() == right
+
+
+@contextmanager
+def small_disk(folder: Path, size: str, *options: str) -> Iterator[Path]:
+    """A file system of that size; the test is skipped where none may be mounted."""
+    folder.mkdir()
+    line = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(line, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_disk_is_full(name: str, tmp_path: Path) -> None:
+    """Each format's writer: one sentence with the file's name, the older file as it was, and no other."""
+    chunks = (torch.randint(0, 255, (8, 128, 128, 3), dtype=torch.uint8) for _ in range(4))
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        path = disk / f"out{FORMATS[name].suffix}"
+        path.write_bytes(b"older")
+        with pytest.raises(OSError, match=rf"{path}: could not be written \(No space left") as error:
+            write_video(path, chunks, Fraction(24), None, format=name, quality="maximum")
+        assert "\n" not in str(error.value)
+        assert [entry.name for entry in disk.iterdir()] == [path.name] and path.read_bytes() == b"older"
+
+
+@ROOT_ONLY
+def test_the_disk_is_full_for_the_command(main: Main, right: bytes, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "4k") as disk:
+        status, line = main(disk)
+        assert status == 1 and re.fullmatch(rf"failed: OSError: {disk}/out\.mp4: could not be written \(.*", line)
+        assert list(disk.iterdir()) == []
+    folder = tmp_path / "output"
+    folder.mkdir()
+    with small_disk(tmp_path / "traces", "64k") as disk:  # the video is complete, the trace is not
+        status, line = main(folder, trace=disk / "trace.safetensors")
+        assert status == 1 and "trace" in line, line
+        assert list(disk.iterdir()) == []
+    assert (folder / "out.mp4").read_bytes() == right
+
+
+@ROOT_ONLY
+def test_the_output_folder_is_read_only(main: Main, tmp_path: Path) -> None:
+    """Said before a model loads; and by the writer, which nodes call."""
+    with small_disk(tmp_path / "disk", "64k", "ro") as disk:
+        status, line = main(disk)
+        assert status == 2 and line.startswith(f"--output: the folder {disk} cannot be written to"), line
+        frames = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+        with pytest.raises(InputError, match=rf"{disk}/v\.mp4: .*choose another folder"):
+            write_video(disk / "v.mp4", [frames], Fraction(24), None)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not delete open files")
+@pytest.mark.parametrize("field", ("audio", "image", "distill_lora", "upscaler", "checkpoint", "text_encoder"))
+def test_a_file_is_deleted_once_it_was_looked_at(
+    field: str, tiny: TinyFiles, media: Path, right: bytes, tmp_path: Path
+) -> None:
+    """The video it would have been, where the file is open by then; else one sentence that names it, and no video."""
+    output = tmp_path / "output" / "out.mp4"
+    output.parent.mkdir()
+    files = files_of(tiny, media, output)
+    whole: Path = getattr(files, field)
+    copy = tmp_path / whole.name
+    (shutil.copytree if whole.is_dir() else shutil.copy)(whole, copy)
+
+    def delete(forecast: object) -> None:
+        shutil.rmtree(copy) if copy.is_dir() else copy.unlink()
+
+    try:
+        pipeline.run(replace(files, **{field: copy}), parse(REQUEST), announce=delete)
+    except InputError as error:
+        assert str(copy) in str(error) and "\n" not in str(error)
+        assert field in ("upscaler", "text_encoder"), "it was open"
+        assert list(output.parent.iterdir()) == []
+    else:
+        assert output.read_bytes() == right
+    assert not copy.exists()
+
+
+STAGES_SEEN = ("encode text", "first pass", "second pass", "decode", "writing")
+LONGER = {**REQUEST, "num_frames": 121, "num_inference_steps": 8, "video_size": {"width": 192, "height": 128}}
+
+
+def signalled(stage: str, number: int, line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command, and the signal once it shows that stage or, for "writing", has begun the file."""
+    with start(line) as program:
+        seen = ""
+        os.set_blocking(program.stderr.fileno(), False)
+        deadline = time.monotonic() + 240
+        while not (any(folder.glob(".*partial*")) if stage == "writing" else stage in seen):
+            assert program.poll() is None and time.monotonic() < deadline, seen
+            seen += program.stderr.read() or ""
+            time.sleep(0.002)
+        program.send_signal(number)
+        os.set_blocking(program.stderr.fileno(), True)
+        out, error = program.communicate(timeout=120)
+    return subprocess.CompletedProcess(line, program.returncode, out, seen + error)
+
+
+def check_signal(stage: str, number: int, tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "output"
+    folder.mkdir()
+    (folder / "out.mp4").write_bytes(b"older")
+    line = arguments(tiny, media, folder, LONGER, {})
+    done = signalled(stage, number, line, folder)
+    left = [path.name for path in folder.iterdir() if path.name != "out.mp4"]
+    if number == signal.SIGKILL:
+        assert done.returncode == -signal.SIGKILL
+        assert all(re.fullmatch(r"\.out\.[0-9a-f]{8}\.partial\.mp4", name) for name in left)  # nobody could tidy up
+    else:
+        assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+        assert done.stderr.strip().splitlines()[-1] == "interrupted; nothing was written"
+        assert left == []
+    assert (folder / "out.mp4").read_bytes() == b"older"
+    with start(line) as again:
+        out, error = again.communicate(timeout=240)
+    assert again.returncode == 0, error
+    assert json.loads(out)["frames"] == 121 and (folder / "out.mp4").stat().st_size > 1000
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+def test_killed_while_the_file_is_written(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    check_signal("writing", signal.SIGKILL, tiny, media, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+@pytest.mark.parametrize("stage", STAGES_SEEN)
+@pytest.mark.parametrize("name", ("SIGTERM", "SIGINT", "SIGKILL"))
+def test_a_signal_at_every_stage(name: str, stage: str, tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    check_signal(stage, getattr(signal, name), tiny, media, tmp_path)

@@ -1,0 +1,87 @@
+"""Every sentence that a user's mistake ends in, read from the source: it names what it is about, says what to do, ends.
+
+What is read off the code is the text with its variable parts left open. Messages that are put together elsewhere are
+listed below by hand; a new one must be, too.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = {"InputError", "FlaggedError", "ModelMissing", "UnresolvedError", "Failed"}
+LONGEST = 300  # characters, each variable part counted as two
+SUBJECT = re.compile(r"(\{\}|[\w -]+?)(\{\})?(:|,| is | has | goes | names | stands | flagged | was | must | of \{\})")
+"""It begins with a file, a field or a thing, and what is the matter with it."""
+REMEDY = re.compile(
+    r"[;:,] \w+"  # the order, in a clause after what is the matter: "; use …"
+    r"|\b(must|needed|needs|at least|at most|the most|is not)\b|does not end in|\{\}\W?$"
+)
+"""What to do about it: in a clause of its own, as the rule that was broken, or in words that are put in."""
+FACTS = {
+    "start: {} s is past the end of {}, {} s.": "the numbers say it",
+    "the request is not a JSON object.": "it says what it is to be",
+    "{}: no such parameter.": "where a name is near, it is put in",
+    "{}: there are no frames to write.": "a program's mistake, no person's",
+    "{}: no such file.": "a name is wrong, and it is there to be seen",
+    "{}: has no video stream.": "the same",
+    "{}: the frames change size, from {}x{} on.": "the same",
+    "stg_blocks names block {}, and this model has blocks 0 to {}.": "the numbers say it",
+    "{}: holds no LoRA (no pairs named lora_A and lora_B, or lora_down and lora_up).": "it is another kind of file",
+}
+"""Sentences without a remedy, and why they may be."""
+PUT_TOGETHER = {"ltx/images.py": 3, "ltx/models.py": 3, "api/host.py": 1, "api/jobs.py": 3}
+"""How many of each file's are made elsewhere, from another error or a helper's text; their own tests hold them."""
+
+
+def template(node: ast.expr) -> str | None:
+    """The text of an expression, `{}` for what is put in; None where it is not all here."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts = template(node.left), template(node.right)
+        return None if None in parts else "".join(parts)
+    if isinstance(node, ast.IfExp):  # both ends are sentences: the shorter one is looked at
+        parts = template(node.body), template(node.orelse)
+        return None if None in parts else min(parts, key=len)
+    return None
+
+
+def messages() -> Iterator[tuple[str, str | None]]:
+    """(file:line, template) of every exception of KINDS that is made with a text."""
+    for folder in ("ltx", "nodes", "api"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Name)
+                    and node.func.id in KINDS
+                    and node.args
+                ):
+                    yield f"{file.relative_to(ROOT)}:{node.lineno}", template(node.args[0])
+
+
+FOUND = list(messages())
+
+
+def test_they_are_found() -> None:
+    assert len(FOUND) > 200
+    elsewhere = Counter(where.split(":")[0] for where, text in FOUND if text is None)
+    assert {file: count for file, count in elsewhere.items() if count > PUT_TOGETHER.get(file, 0)} == {}
+
+
+@pytest.mark.parametrize(("where", "text"), [entry for entry in FOUND if entry[1] is not None])
+def test_a_sentence_names_its_subject_and_a_remedy_and_ends(where: str, text: str) -> None:
+    assert SUBJECT.match(text), f"{where}: begins with no file, field or thing: {text}"
+    assert text.endswith((".", "?")) and not text.endswith(".."), f"{where}: is no sentence: {text}"
+    assert "\n" not in text and len(text) <= LONGEST, f"{where}: too long: {text}"
+    assert text in FACTS or REMEDY.search(text, SUBJECT.match(text).end()), f"{where}: says not what to do: {text}"
+    assert not re.search(r"\b(Error|Exception|Traceback|invalid|oops|sorry)\b", text), f"{where}: {text}"

@@ -12,6 +12,7 @@ import atexit
 import logging
 import os
 import secrets
+import shutil
 import socket
 import threading
 import time
@@ -77,6 +78,9 @@ def refused(error: Invalid) -> Failure:
 
 class Jobs:
     """All requests, and the one that this server is busy with."""
+
+    passing = "temp"
+    """ComfyUI's folder that a graph writes to what is sent but once; from another one it is taken to that."""
 
     def __init__(self, host: Host, database: Store, settings: Settings, webhooks: Webhooks) -> None:
         self.host, self.store, self.settings, self.webhooks = host, database, settings, webhooks
@@ -416,7 +420,7 @@ class Jobs:
             image=there.get("image_url"),
             end_image=there.get("end_image_url"),
             prefix=prefix,
-            folder="temp" if job.sync_mode else "output",  # a result that is sent but once stays nowhere
+            folder=self.passing if job.sync_mode else "output",
         )
 
     async def _collect(self, request: Request, prompt: workflow.Prompt, outcome: Outcome, seed: int) -> dict[str, Any]:
@@ -431,9 +435,11 @@ class Jobs:
         if not saved.get("report") or not texts:
             raise Failure("ComfyUI ended the run without its outputs.", "internal_error", FAILED)
         facts = saved["report"][0]
-        folder = self.settings.temp if request.sync_mode else self.settings.output
+        passing = request.sync_mode and self.passing == "temp"
+        folder = self.settings.temp if passing else self.settings.output
         path = folder / facts["subfolder"] / facts["filename"]
         if request.sync_mode:
+            path = path if passing else await asyncio.to_thread(self._to_temp, path)
             self.host.forget(request.prompt_id or "")
             if path.stat().st_size > self.settings.max_inline:
                 path.unlink()
@@ -443,6 +449,11 @@ class Jobs:
         for line in facts["notes"]:
             self._log(request.id, line)
         return {"result": {"video": _video(facts, path), "seed": seed, "prompt": texts[0]}}
+
+    def _to_temp(self, path: Path) -> Path:
+        folder = self.settings.temp / SUBFOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.move(path, folder / path.name))
 
     async def _finish(self, request: Request, ending: Failure | dict[str, Any]) -> None:
         """Ends a request once, and tells whoever is to be told, in one transaction."""

@@ -188,23 +188,13 @@ def _ask(total: int) -> None:
 
 def fetch(file: Wanted, say: Say) -> None:
     """The rest of one file, then its final name. Errors: Failed; what was fetched is kept unless its hash is wrong."""
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
-
     with _said(file.model):
         file.part.parent.mkdir(parents=True, exist_ok=True)
         if file.left < 0:
             file.part.unlink()
         if file.left:
             with file.part.open("ab") as grown, _alone(grown, file):
-                http_get(
-                    file.url,
-                    grown,
-                    resume_size=grown.tell(),
-                    headers=build_hf_headers(),
-                    expected_size=file.size,
-                    displayed_filename=file.target.name,
-                )
+                _grow(grown, file)
     if file.size >= ASK:
         say("checking its hash")
     if (found := _hash(file)) != file.etag:
@@ -214,6 +204,37 @@ def fetch(file: Wanted, say: Say) -> None:
             "was thrown away: run this again."
         )
     os.replace(file.part, file.target)
+
+
+def _grow(grown: Any, file: Wanted) -> None:
+    """Appends what is left of a file, over as many connections as it takes while each brings something."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    while True:
+        have = grown.seek(0, os.SEEK_END)
+        try:
+            http_get(
+                file.url,
+                grown,
+                resume_size=have,
+                headers=build_hf_headers(),
+                expected_size=file.size,
+                displayed_filename=file.target.name,
+            )
+            return
+        except _network() as error:
+            refused = isinstance(error, HfHubHTTPError) or getattr(error, "errno", None) is not None
+            if refused or grown.tell() <= have:
+                raise
+
+
+def _network() -> tuple[type[Exception], ...]:
+    """What a transfer raises. The last is of the HTTP library, which is another in each of huggingface_hub's ages."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return OSError, ValueError, *HfHubHTTPError.__bases__
 
 
 def _hash(file: Wanted) -> str:
@@ -247,8 +268,6 @@ def _said(model: Published) -> Iterator[None]:
     """What huggingface_hub and the system raise, as one sentence each."""
     from huggingface_hub import errors, get_token
 
-    # The last is the HTTP library's own error, which changed with huggingface_hub's versions.
-    network = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)
     try:
         yield
     except Failed:
@@ -266,7 +285,7 @@ def _said(model: Published) -> Iterator[None]:
         raise Failed(f"{model.repository}: is not on the hub, or only for others; look at {model.page}.") from error
     except errors.EntryNotFoundError as error:
         raise Failed(f"{model.repository}: has no {model.file or 'such file'} now; look at {model.page}.") from error
-    except network as error:
+    except _network() as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename:
             raise Failed(f"{error.filename}: cannot be written ({error.strerror}); choose another folder.") from error
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

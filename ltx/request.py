@@ -39,6 +39,7 @@ MAX_AREA = 1920 * 1088
 MAX_FRAMES = 481
 SEED_BELOW = 2**31
 MOST = 2**16  # frames or pixels of a side: past any machine, and small enough to calculate with
+SHOWN = 100  # characters of a wrong value, which may be a whole file
 MAX_SAMPLES = 2**27  # of the sound beside a video, which is padded to its end: ten minutes at 192 kHz, 1 GiB in stereo
 
 
@@ -196,7 +197,8 @@ class Request:
 
 
 def _wrong(name: str, value: Any, wanted: str) -> InputError:
-    return InputError(f"{name}: {value!r} is not {wanted}.")
+    shown = repr(value)
+    return InputError(f"{name}: {shown if len(shown) <= SHOWN else shown[:SHOWN] + '…'} is not {wanted}.")
 
 
 def _check_range(name: str, value: float, low: float | None, high: float | None) -> None:

@@ -297,7 +297,7 @@ def _report(trace: Trace, step: int, name: str, latents: Latents) -> None:
 
 
 def checked(sigmas: Tensor) -> Tensor:
-    """The schedule [steps + 1] as float32 on the CPU. Errors: InputError where it has no step or does not fall to its end."""
+    """The schedule [steps + 1] as float32 on the CPU. Errors: InputError for no step or a value out of place."""
     sigmas = torch.as_tensor(sigmas, dtype=torch.float32, device="cpu")  # scalars on the CPU cost no synchronisation
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise InputError("sigmas has no step: give a schedule of at least two values.")

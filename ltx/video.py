@@ -8,6 +8,7 @@ failure, an older file of that name is as it was. It decodes no latents (decode.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -567,7 +568,8 @@ def _replacing(path: Path) -> Iterator[Path]:
         with _disk(path):
             os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():  # on a read-only disk deleting what is not there fails, too
+            partial.unlink()
 
 
 @contextmanager
@@ -593,6 +595,8 @@ def _disk(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise InputError(f"{path}: no permission to write in {path.parent}; choose another folder.") from error
     except OSError as error:
+        if error.errno == errno.EROFS:
+            raise InputError(f"{path}: the disk of {path.parent} is read-only; choose another folder.") from error
         failure = OSError(f"{path}: could not be written ({error.strerror}); is the disk full?")
         failure.errno = error.errno
         raise failure from error

@@ -1,1 +1,1 @@
-"""A miniature of LTX-2.3, trained on clips that code draws: every feature of the model, small enough for a repository."""
+"""A miniature of LTX-2.3, trained on clips that code draws: its architecture, small enough for a repository."""

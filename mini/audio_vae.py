@@ -61,9 +61,10 @@ def fresh() -> nn.Module:
     return vae
 
 
-def train_vae(folder: Path, options: Options) -> Stage:
+def train_vae(folder: Path, options: Options, begin: nn.Module | None = None) -> Stage:
+    """begin: weights to start from, where there is no state yet; so below."""
     torch.manual_seed(options.seed)
-    stage = Stage("audio_vae", fresh().to(options.device), folder, options, plain=("conv_in", "conv_out"))
+    stage = Stage("audio_vae", (begin or fresh()).to(options.device), folder, options, plain=("conv_in", "conv_out"))
     vae, pool = stage.module, Pool(options.seed + stage.step)
     for _ in stage.steps():
         mel = mels(pool.draw(4))
@@ -124,9 +125,9 @@ def spectral_distance(made: Tensor, wanted: Tensor) -> Tensor:
     return total
 
 
-def train_vocoder(folder: Path, options: Options) -> Stage:
+def train_vocoder(folder: Path, options: Options, begin: nn.Module | None = None) -> Stage:
     torch.manual_seed(options.seed)
-    stage = Stage("vocoder", fresh_vocoder().to(options.device), folder, options)
+    stage = Stage("vocoder", (begin or fresh_vocoder()).to(options.device), folder, options)
     vocoder, pool = stage.module, Pool(options.seed + stage.step)
     # Not learned through: the root of a spectrum has no gradient in silence.
     vocoder.mel_stft.forward = torch.no_grad()(vocoder.mel_stft.forward)

@@ -1,9 +1,9 @@
 """The clips the miniature is trained on: what is seen, the sentence that says so, and the pixels.
 
 A scene is a talking face, five bars or a bouncing ball, of a named colour on a named ground. What moves in it is given
-from outside, one row a frame: the mouth's opening, the bars' heights, the ball's height. Everything is drawn from signed
-distances with an edge one pixel wide, so a frame of any size, or a window of one, shows the same picture. Sound is
-sound.py's business.
+from outside, one row a frame: the mouth's opening, the bars' heights, the ball's height. Everything is drawn by its
+signed distance with an edge one pixel wide, so a frame of any size, or a window of one, shows the same picture. Sound
+is sound.py's business.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Scene:
             return f"{self.colour} bars move with the music on a {self.ground} background"
         if self.kind == "ball":
             return f"{article(self.colour)} {self.colour} ball bounces on the beat on a {self.ground} background"
-        return f"{article(self.colour)} {self.colour} {self.shape} face on the {self.place} is talking on a {self.ground} background"
+        what = f"{article(self.colour)} {self.colour} {self.shape} face"
+        return f"{what} on the {self.place} is talking on a {self.ground} background"
 
 
 def article(word: str) -> str:

@@ -1,7 +1,7 @@
 """From modules in training to the original files: the pack's renames, backwards, in bfloat16.
 
-The renames are no bijection that could be turned around by rule, so each part's names are found: a candidate of the
-original layout is kept if the pack's own rename gives the module's name. What the pack reads is thereby what is written.
+Renames cannot be turned around by rule, so every name is checked: a key of the original layout is written only if the
+pack's own rename makes the module's name of it. What is written is thereby what the pack reads.
 """
 
 from __future__ import annotations

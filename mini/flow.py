@@ -1,9 +1,9 @@
 """The transformer's training: flow matching on both streams, under every condition that the pack can set.
 
-A row of a batch has its own noise level, its tokens their own share of it: none for a first or an end image, none for a
-sound that is given. Captions are dropped for CFG, the attention between the streams is cut off in some steps for modality
-guidance. Contexts are 128 tokens long for most of the time, with the weight of the 1024 that the pack uses, and 1024 at
-the end.
+A row of a batch has its own noise level, its tokens their own share of it: none for a first or an end image, none for
+a sound that is given. Captions are dropped for CFG; in some steps the streams do not hear each other, for modality
+guidance. Contexts are 128 tokens long for most of the time, with the weight of the 1024 that the pack uses, and 1024
+at the end.
 
 diffusers' forward is used as it is, but for the gates of the attention between streams: those see the other stream's
 noise level, as in ltx/transformer.py.
@@ -56,9 +56,8 @@ class Model(nn.Module):
                         p[2::3] = 0.5
                     elif p.shape[0] == 5:
                         p[4] = 0.5
-                elif "adaln" in name or "time_embed" in name or "av_cross_attn" in name:
-                    if ".linear.weight" in name or name.endswith("linear.bias"):
-                        p.mul_(0.1)
+                elif name.endswith(("adaln.linear.weight", "time_embed.linear.weight", "_shift.linear.weight")):
+                    p.mul_(0.1)
             self.connectors.video_connector.learnable_registers.normal_()
             self.connectors.audio_connector.learnable_registers.normal_()
 
@@ -237,9 +236,12 @@ class FlowOptions(Options):
 PLAIN = ("proj_in", "proj_out", "table", "registers", "adaln", "time_embed", "av_cross_attn", "gate_logits")
 
 
-def train(folder: Path, options: FlowOptions, clips: list[dataset.Clip], gemma: Path) -> Stage:
+def train(
+    folder: Path, options: FlowOptions, clips: list[dataset.Clip], gemma: Path, begin: Model | None = None
+) -> Stage:
+    """begin: weights to start from, where there is no state yet."""
     torch.manual_seed(options.seed)
-    stage = Stage("transformer", Model().to(options.device), folder, options, plain=PLAIN)
+    stage = Stage("transformer", (begin or Model()).to(options.device), folder, options, plain=PLAIN)
     prompts = Prompts(gemma)
     both = any("large" in clip.latents for clip in clips)
     for _ in stage.steps():

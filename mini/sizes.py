@@ -1,8 +1,8 @@
 """The miniature's sizes, in the words of the original file's metadata; ltx/configs.py makes modules' arguments of them.
 
-The layout fixes more than one would think: 128 latent channels of video are wired into the pack, and the VAE's encoder is
-at least as wide as its latent. So the blocks at high resolution have no residual layers, and only LIVE of the latent
-channels carry anything: the others are zero out of the encoder and unread by decoder and transformer.
+Two sizes are fixed: the pack has 128 latent channels of video throughout, and diffusers' encoder is at least as wide as
+its latent. So the encoder's blocks at high resolution have no residual layers, and only LIVE of the latent channels
+carry anything: the others leave the encoder as zeros, and decoder and transformer do not read them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The clips' sound: speech from synthesizers, music and beats by code; and what a scene's movement takes from it.
 
-Speech wants espeak-ng or flite in PATH; without either a clear error names them. The movement is measured on the sound as
-the pack hands it to the model, levelled, so what a picture does can be read back from what the model hears.
+Speech wants espeak-ng or flite in PATH; without either a clear error names them. Movement is measured on the sound as
+the pack hands it to the model, levelled: what a picture does can be told from what the model hears.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ ESPEAK = ("en-us", "en-gb", "en-gb-scotland", "de", "es", "it", "fr-fr", "pt", "
 ESPEAK_KINDS = ("", "+m2", "+m5", "+m7", "+f2", "+f3", "+f5")
 FLITE = ("kal16", "awb", "rms", "slt")
 HELD_OUT = ("awb", "+f5", "+m7", "sv")  # heard only in evaluation
-WORDS = (
+VOCABULARY = (
     "the a of to and in on with from over under about before after light river window garden table paper winter summer "
     "morning evening bread water music story people children teacher doctor captain market village mountain ocean "
     "little great early silver golden quiet sudden open walk speak listen carry follow remember wonder answer begin "
     "never always maybe today tomorrow yesterday seven eleven twenty hundred yes no hello thank you why where when "
     "banana potato tomato animal camera umbrella photograph university experiment"
-).split()
+)
 
 
 def sentence(rng: np.random.Generator) -> str:
     """Words that mean nothing, with the pauses of speech."""
     words: list[str] = []
+    vocabulary = VOCABULARY.split()
     for _ in range(int(rng.integers(2, 5))):
-        words += [str(w) for w in rng.choice(WORDS, int(rng.integers(2, 7)))]
+        words += [str(w) for w in rng.choice(vocabulary, int(rng.integers(2, 7)))]
         words[-1] += str(rng.choice([",", ".", "?", ";"]))
     return " ".join(words)
 
@@ -53,7 +54,7 @@ def synthesizers() -> tuple[str, ...]:
 
 
 def speech(rng: np.random.Generator, seconds: float, held_out: bool = False) -> Track:
-    """Synthetic speech of exactly that length. held_out: by a voice that training never hears. Errors: no synthesizer."""
+    """Synthetic speech of that length. held_out: by a voice that training never hears. Errors: no synthesizer."""
     found = synthesizers()
     if not found:
         raise InputError("speech: neither espeak-ng nor flite is installed; run `apt-get install espeak-ng flite`.")

@@ -1,8 +1,8 @@
 """The miniature's text encoder: a Gemma 3 of two narrow layers whose weights are random and fixed by a seed.
 
-Its tokenizer knows the words of the clips' sentences, one token each; anything else is spelled. Nothing here is trained:
-the embeddings keep words apart, and the checkpoint's own projection and connectors learn what they mean. It cannot write,
-so prompt expansion has nothing to offer with it.
+Its tokenizer knows the words of the clips' sentences, one token each; anything else is spelled. Nothing here is
+trained: embeddings keep words apart, and the checkpoint's projection and connectors learn what they mean. It cannot
+write, so prompt expansion makes nonsense with it and is to be switched off.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The video VAE's training: crops and small frames of clips drawn on the spot, an error that minds what moves.
 
-The posterior is not sampled until late: with noise from the start the encoder of so small a model collapses. A weak pull
-keeps the latents near unit size. Latent channels past LIVE stay zero, by construction: nothing ever flows through them.
+The posterior is not sampled until late: with noise from the start the encoder of so small a model collapses. A weak
+pull keeps the latents near unit size. Latent channels past LIVE stay zero: nothing ever flows through them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ MENU = (
     (17, 64, (128, 128), 0.15),
     (9, 128, (128, 128), 0.10),
 )
+JOINT = 0.6  # share of the budget in which the encoder learns, too; what comes after leaves all latents as they are
 BATCH = 4 * 9 * 64 * 64  # pixels of a step
 
 
@@ -74,17 +75,32 @@ def weights(x: Tensor) -> Tensor:
     return 1 + 3 * w
 
 
-def train(folder: Path, options: Options) -> Stage:
-    vae = module("vae") if (folder / "vae.state.safetensors").is_file() else fresh(options.seed)
+@torch.no_grad()
+def settle(stage: Stage) -> None:
+    """Sets the encoder to its running average, from where on it stays."""
+    for name, p in stage.trained:
+        if name.startswith("encoder."):
+            p.copy_(stage.mean[name])
+
+
+def train(folder: Path, options: Options, begin: nn.Module | None = None) -> Stage:
+    """begin: weights to start from, where there is no state yet."""
+    begun = (folder / "vae.state.safetensors").is_file()
+    vae = module("vae") if begun else begin or fresh(options.seed)
     stage = Stage("vae", vae.to(options.device), folder, options, plain=("encoder.conv_in", "decoder.conv_out"))
     fast = torch.autocast(options.device, torch.bfloat16)
+    frozen = False
     for _ in stage.steps():
         x = batch(stage.rng).to(options.device)
-        with fast:
+        if stage.share > JOINT and not frozen:
+            settle(stage)
+            frozen = True
+        with fast, torch.set_grad_enabled(not frozen):
             moments = vae.encode(x).latent_dist.parameters
             mean = moments[:, : moments.shape[1] // 2].float()
+        with fast:
             z = mean
-            if stage.share > 0.5:  # what a sampled latent will be off by
+            if stage.share > 0.7:  # what a sampled latent will be off by
                 z = z + 0.05 * torch.randn_like(z[:, :LIVE].sum(1, keepdim=True).expand_as(z)) * (z != 0)
             y = vae.decode(z.to(x.dtype)).sample
         y = y.float()

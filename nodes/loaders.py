@@ -15,6 +15,7 @@ from ..ltx.errors import InputError
 from ..ltx.gemma import load_gemma
 from ..ltx.gemma_file import GemmaFile
 from ..ltx.lora import Match, load_lora, match, overdone
+from ..ltx.models import HUB, MODELS
 from ..ltx.request import PARAMETERS
 from . import files, memory
 from .progress import report
@@ -22,16 +23,14 @@ from .types import CATEGORY, AudioVaeIO, ConnectorsIO, ModelIO, TextEncoderIO, U
 from .widgets import widget
 
 LOADERS = f"{CATEGORY}/Loaders"
-WANTED_CHECKPOINT = "get ltx-2.3-22b-dev.safetensors from https://huggingface.co/Lightricks/LTX-2.3"
-WANTED_GEMMA = (
-    "put the whole repository https://huggingface.co/google/gemma-3-12b-it-qat-q4_0-unquantized there, or "
-    "gemma_3_12B_it_fp4_mixed.safetensors of https://huggingface.co/Comfy-Org/ltx-2"
+WANTED_CHECKPOINT, WANTED_UPSCALER, WANTED_DISTILLED = (
+    f"get {MODELS[key].name} from {MODELS[key].page}" for key in ("dev", "upscaler", "distilled-lora")
 )
-WANTED_UPSCALER = "get ltx-2.3-spatial-upscaler-x2-1.1.safetensors from https://huggingface.co/Lightricks/LTX-2.3"
-WANTED_DISTILLED = "get ltx-2.3-22b-distilled-lora-384-1.1.safetensors from https://huggingface.co/Lightricks/LTX-2.3"
+WANTED_GEMMA = (
+    f"put the whole repository {MODELS['gemma'].page} there, or gemma_3_12B_it_fp4_mixed.safetensors of "
+    f"{HUB}/Comfy-Org/ltx-2"
+)
 WANTED_LORA = "choose one that is there"
-CAMERA_FILE = "ltx-2-19b-lora-camera-control-{}.safetensors"
-CAMERA_REPOSITORY = "https://huggingface.co/Lightricks/LTX-2-19b-LoRA-Camera-Control-{}"
 DIFFUSERS_MARK = "transformer/config.json"
 GEMMA_MARK = "config.json"
 NO_CAMERA = "none"
@@ -123,14 +122,11 @@ def _camera_path(movement: str) -> Path | None:
     """The camera LoRA of that movement, in whatever folder below models/loras; None for none."""
     if files.choice("camera_lora", movement, PARAMETERS["camera_lora"].choices) == NO_CAMERA:
         return None
-    dashed = movement.replace("_", "-")
-    wanted = CAMERA_FILE.format(dashed)
+    wanted = MODELS[movement.replace("_", "-")]
     for name in files.model_files("loras"):
-        if PureWindowsPath(name).name.lower() == wanted:  # knows both kinds of slashes
+        if PureWindowsPath(name).name.lower() == wanted.name:  # knows both kinds of slashes
             return files.model_file("loras", name, WANTED_LORA)
-    raise InputError(
-        f"camera_lora: {wanted} is not in models/loras: get it from {CAMERA_REPOSITORY.format(dashed.title())}."
-    )
+    raise InputError(f"camera_lora: {wanted.name} is not in models/loras: get it from {wanted.page}.")
 
 
 def _lora_path(name: str) -> Path:

@@ -76,6 +76,13 @@ def test_host(take) -> None:
     assert take("host").numbers["trivial seconds"] < 60
 
 
+@pytest.mark.skipif(not (ROOT / ".host" / "comfyui").is_dir(), reason="no ComfyUI in .host")
+@pytest.mark.soak
+def test_api(take) -> None:
+    """Every poller is answered while the job runs."""
+    assert take("api").numbers["questions a second"] > 1
+
+
 @pytest.mark.soak
 def test_load(take) -> None:
     assert take("load").numbers["resident"] > 0.5

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = {"InputError", "FlaggedError", "ModelMissing", "UnresolvedError", "Failed"}
 LONGEST = 300  # characters, each variable part counted as two
-SUBJECT = re.compile(r"(\{\}|[\w -]+?)(\{\})?(:|,| is | has | goes | names | stands | flagged | was | must | of \{\})")
+SUBJECT = re.compile(r"(\{\}|[\w -]+?)(\{\})?(:|,| (is|was|must|of|flagged|\w+s) )")
 """It begins with a file, a field or a thing, and what is the matter with it."""
 REMEDY = re.compile(
     r"[;:,] \w+"  # the order, in a clause after what is the matter: "; use …"
@@ -85,3 +85,25 @@ def test_a_sentence_names_its_subject_and_a_remedy_and_ends(where: str, text: st
     assert "\n" not in text and len(text) <= LONGEST, f"{where}: too long: {text}"
     assert text in FACTS or REMEDY.search(text, SUBJECT.match(text).end()), f"{where}: says not what to do: {text}"
     assert not re.search(r"\b(Error|Exception|Traceback|invalid|oops|sorry)\b", text), f"{where}: {text}"
+
+
+def strings() -> str:
+    """Every text in the sources, variable parts left open; a line each."""
+    found = []
+    for folder in ("ltx", "nodes", "api"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            tree = ast.parse(file.read_text())
+            found += [text for node in ast.walk(tree) if isinstance(node, ast.expr) and (text := template(node))]
+    return "\n".join(" ".join(text.split()) for text in found)
+
+
+def test_what_the_readme_quotes_is_said() -> None:
+    """The table of symptoms quotes the pack's sentences; one that was reworded would no longer be found there."""
+    table = (ROOT / "README.md").read_text().partition("## When something goes wrong")[2].partition("\n## ")[0]
+    symptoms = [row.split("|")[1] for row in table.splitlines() if row.startswith("|")]
+    quotes = [quote for symptom in symptoms for quote in re.findall('"([^"]+)"', symptom)]
+    said = strings()
+    assert len(quotes) >= 5
+    for quote in quotes:
+        words = re.findall(r"[A-Za-z][\w'/-]*", quote)  # what stands between them may be put in
+        assert re.search(r"[^\n]*?".join(map(re.escape, words)), said), f"nothing says: {quote}"

@@ -90,6 +90,8 @@ class Agent:
                 async for line in response.content:
                     if line.strip():
                         yield line.decode()
+                        if json.loads(line)["kind"] != "event":
+                            return
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
             yield json.dumps({"kind": "lost", "why": f"its ComfyUI went away ({type(error).__name__})"})
             return

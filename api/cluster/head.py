@@ -74,8 +74,8 @@ class Cluster:
         while True:
             try:
                 await self._serve()
-            except (OSError, ValueError) as error:
-                self._complain(f"the cluster cannot be used: {error}")
+            except Exception as error:  # whatever it is, this server goes on alone
+                self._complain(f"the cluster cannot be used: {type(error).__name__}: {error}")
             finally:
                 self._bridge = None
                 for lane in self.lanes.values():
@@ -227,6 +227,8 @@ class Remote(Host):
 
 class Lane(Jobs):
     """The work that one worker gets. Media are fetched and old results removed by the server's own `Jobs`."""
+
+    passing = "output"  # the folder whose files come from workers
 
     def __init__(self, cluster: Cluster, key: str, name: str) -> None:
         jobs = cluster.jobs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -235,7 +236,7 @@ def test_every_requirement_is_understood() -> None:
 
 
 def test_the_published_files_have_one_name_everywhere() -> None:
-    """The graphs' download buttons, the loaders' sentences and the README say what the list says."""
+    """The graphs' download buttons, the sources' sentences and the README say what the list says."""
     known = {model.url for model in MODELS.values()}
     for workflow in (ROOT / "workflows").glob("*.json"):
         for node in json.loads(workflow.read_text())["nodes"]:
@@ -243,10 +244,11 @@ def test_the_published_files_have_one_name_everywhere() -> None:
                 assert model["url"] in known, model
                 (entry,) = [m for m in MODELS.values() if m.url == model["url"]]
                 assert (model["name"], model["directory"]) == (entry.name, entry.folder)
-    readme, loaders = (ROOT / "README.md").read_text(), (ROOT / "nodes" / "loaders.py").read_text()
-    for key in ("dev", "distilled", "upscaler", "distilled-lora"):
-        assert MODELS[key].name in readme
-    for key in ("dev", "upscaler", "distilled-lora"):
-        assert f"{MODELS[key].name} from {MODELS[key].page}" in loaders
-    assert MODELS["gemma"].page in readme and MODELS["gemma"].page in loaders
-    assert f'"{models.CAMERA_FILE}"' in loaders and f"{models.HUB}/{models.CAMERA_REPOSITORY}" in loaders
+    readme = (ROOT / "README.md").read_text()
+    for key in ("dev", "distilled", "upscaler", "distilled-lora", "gemma", "safety-checker"):
+        assert MODELS[key].name in readme and MODELS[key].page in readme
+    pages = {model.page for model in MODELS.values()} | {f"{models.HUB}/Comfy-Org/ltx-2"}
+    for folder in ("ltx", "nodes", "api"):
+        for file in (ROOT / folder).rglob("*.py"):
+            named = re.findall(rf"{models.HUB}/[\w.-]+/[\w.-]*[\w-]", file.read_text())
+            assert set(named) <= pages, file

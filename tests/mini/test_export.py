@@ -34,7 +34,11 @@ def test_every_weight_comes_back_under_its_name(modules: dict[str, torch.nn.Modu
         "vocoder": opened.vocoder(torch.float32),
     }
     for name, module in loaded.items():
-        assert dict(module.config) == {**dict(modules[name].config), "_use_default_values": module.config.get("_use_default_values")} or True
+        assert (
+            dict(module.config)
+            == {**dict(modules[name].config), "_use_default_values": module.config.get("_use_default_values")}
+            or True
+        )
         ours, theirs = modules[name].state_dict(), module.state_dict()
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
@@ -45,7 +49,9 @@ def test_the_loaded_vae_computes_what_the_trained_one_did(modules: dict[str, tor
     opened = load_checkpoint(export.export_checkpoint(tmp_path / "mini.safetensors", modules))
     pixels = torch.rand(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
-        latents = [vae.eval().encode(pixels).latent_dist.mode() for vae in (modules["vae"], opened.video_vae(torch.float32))]
+        latents = [
+            vae.eval().encode(pixels).latent_dist.mode() for vae in (modules["vae"], opened.video_vae(torch.float32))
+        ]
         videos = [vae.decode(latents[0]).sample for vae in (modules["vae"], opened.video_vae(torch.float32))]
     torch.testing.assert_close(*latents, rtol=0, atol=0)
     torch.testing.assert_close(*videos, rtol=0, atol=0)
@@ -66,7 +72,10 @@ def test_upscaler_and_lora_are_read_by_the_pack(modules: dict[str, torch.nn.Modu
     transformer = modules["transformer"]
     names = [n for n, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)]
     factors = {
-        n: (torch.randn(2, transformer.get_submodule(n).in_features), torch.randn(transformer.get_submodule(n).out_features, 2))
+        n: (
+            torch.randn(2, transformer.get_submodule(n).in_features),
+            torch.randn(transformer.get_submodule(n).out_features, 2),
+        )
         for n in names
     }
     lora = load_lora(export.export_lora(tmp_path / "lora.safetensors", factors))

@@ -13,7 +13,8 @@ from a2v.ltx.request import FLAGS, PARAMETERS, Parameter
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "web" / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEXTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "docs" / "parameters.md", *sorted(PAGES.glob("*.md"))]
+TEXTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md"]
+TEXTS += sorted((ROOT / "docs").glob("*.md")) + sorted(PAGES.glob("*.md"))
 Row = tuple[str, ...]
 
 

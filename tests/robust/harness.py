@@ -20,6 +20,8 @@ from a2v.tests.tiny import TinyFiles
 
 HANG = 200  # s on the clock, of a busy machine; what a case may take is judged by CPU time
 
+START = 280  # s, for the imports
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -93,6 +95,7 @@ class Worker:
         )  # fmt: skip
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=_copy, args=(self.process.stdout, self.lines), daemon=True).start()
+        assert self.lines.get(timeout=START) == "ready\n"
 
     def _stop(self) -> None:
         if self.process is not None:

@@ -53,7 +53,7 @@ def problems(outcomes: Iterable[Outcome], way: str = "command") -> list[str]:
             wrong = f"was to be {case.expect}"
         elif outcome.kind == REFUSED and ("\n" in text or not text.endswith((".", "?")) or "Traceback" in text):
             wrong = "is no sentence"
-        elif outcome.kind == REFUSED and not any(name in text for name in names) and case.name.split(".")[-1] not in ("wav",):
+        elif outcome.kind == REFUSED and case.kind != "no request" and not any(name in text for name in names):
             wrong = "does not name the file"
         elif outcome.left:
             wrong = f"left {outcome.left}"

@@ -164,6 +164,9 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
             frames = packet.decode()
         except av.FFmpegError:
             continue  # after an error in demux the iterator is at its end
+        except IndexError:  # PyAV: a packet of a stream that was not there when the file was opened
+            packets = container.demux(stream)
+            continue
         yield from frames
 
 

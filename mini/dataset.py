@@ -94,7 +94,7 @@ def sound_latent(audio_vae: nn.Module, track: Track, frames: int, fps: float) ->
 def build(
     folder: Path, plan: Plan, vae: nn.Module, audio_vae: nn.Module, until: Callable[[], bool] = lambda: False
 ) -> int:
-    """Makes what is lacking of the plan's shards; `until` says when to stop, after one shard. Returns how many clips are there."""
+    """Makes what is lacking of the shards; `until` says when to stop, after one. Returns how many clips there are."""
     place = folder / plan.name
     place.mkdir(parents=True, exist_ok=True)
     fps = sizes.FRAME_RATE

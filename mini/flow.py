@@ -2,7 +2,7 @@
 
 A row of a batch has its own noise level, its tokens their own share of it: none for a first or an end image, none for
 a sound that is given. Captions are dropped for CFG; in some steps the streams do not hear each other, for modality
-guidance. Contexts are 128 tokens long for most of the time, with the weight of the 1024 that the pack uses, and 1024
+guidance. Contexts are 64 tokens long for most of the time, with the weight of the 1024 that the pack uses, and 1024
 at the end.
 
 diffusers' forward is used as it is, but for the gates of the attention between streams: those see the other stream's
@@ -29,7 +29,7 @@ from . import dataset, sizes
 from .text import Prompts
 from .training import Options, Stage
 
-SHORT = sizes.REGISTERS  # tokens of a context, for most of the training
+SHORT = 2 * sizes.REGISTERS  # tokens of a context, for most of the training
 FPS = Fraction(24)
 FIRST, LAST, GIVEN, DROPPED, EMPTY, ISOLATED = 0.3, 0.2, 0.85, 0.12, 0.5, 0.1  # shares
 AUDIO_WEIGHT = 0.1
@@ -95,7 +95,7 @@ def make_batch(
     having = [clip for clip in clips if size in clip.latents]
     chosen = [having[i] for i in rng.integers(0, len(having), rows)]
     whole = 8 * (chosen[0].latents[size].shape[1] - 1) + 1
-    frames = whole if rng.random() < 0.7 else dataset.half(whole)
+    frames = whole if rng.random() < 0.5 else dataset.half(whole)
     count = (frames - 1) // 8 + 1
     grid = torch.stack([clip.latents[size][:, :count] for clip in chosen])
     shape = tuple(grid.shape[2:])

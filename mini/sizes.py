@@ -17,7 +17,7 @@ from ..ltx import checkpoint, configs
 
 LATENT, LIVE = 128, 64
 LAYERS, HEADS, HEAD = 5, 4, 32  # the audio stream's heads are half as wide
-CONNECTOR_LAYERS, REGISTERS = 1, 128
+CONNECTOR_LAYERS, REGISTERS = 1, 32
 GEMMA_LAYERS, GEMMA_WIDTH = 2, 64
 FRAME_RATE = 24.0
 AUDIO_WIDTH = 24

@@ -89,12 +89,13 @@ def train(folder: Path, options: Options, begin: nn.Module | None = None) -> Sta
     vae = module("vae") if begun else begin or fresh(options.seed)
     stage = Stage("vae", vae.to(options.device), folder, options, plain=("encoder.conv_in", "decoder.conv_out"))
     fast = torch.autocast(options.device, torch.bfloat16)
-    frozen = False
+    frozen = "settled" in stage.extra  # kept, so that a larger budget does not move the latents again
     for _ in stage.steps():
         x = batch(stage.rng).to(options.device)
         if stage.share > JOINT and not frozen:
             settle(stage)
             frozen = True
+            stage.extra["settled"] = torch.ones(())
         with fast, torch.set_grad_enabled(not frozen):
             moments = vae.encode(x).latent_dist.parameters
             mean = moments[:, : moments.shape[1] // 2].float()

@@ -49,7 +49,7 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         """Errors: not there, no GGUF file, cut short, blocks of a kind that is not decoded; the package missing."""
         if not path.is_file():
-            raise InputError(f"{path}: no such file.")
+            raise InputError(f"{path}: no such file; check the name and the folder.")
         try:
             import gguf
             from diffusers.quantizers.gguf.utils import dequantize_functions

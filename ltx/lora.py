@@ -122,7 +122,9 @@ def load_lora(path: str | Path) -> Lora:
         alpha = alphas.pop(name, None)
         targets[name] = LowRank(down, up, None if alpha is None else _scalar(file.get_tensor(alpha), path, alpha))
     if not targets:
-        raise InputError(f"{path}: holds no LoRA (no pairs named lora_A and lora_B, or lora_down and lora_up).")
+        raise InputError(
+            f"{path}: holds no LoRA (no pairs named lora_A and lora_B, or lora_down and lora_up); choose another file."
+        )
     return Lora(path, targets, tuple(sorted([*unmatched, *alphas.values()])))
 
 

@@ -288,7 +288,7 @@ def probe(path: str | Path) -> VideoFile:
                 metadata=_metadata(container),
             )
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file.") from error
+        raise InputError(f"{path}: no such file; check the name and the folder.") from error
     except av.error.InvalidDataError as error:
         raise InputError(f"{path}: is not a video file that can be read.") from error
 

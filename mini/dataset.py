@@ -35,7 +35,7 @@ class Plan:
     name: str = "clips"
     clips: int = 2000
     frames: int = 49
-    large: float = 0.5
+    large: float = 0.3
     zoom: tuple[float, float] = (1.0, 1.0)
     still: bool = False
     seed: int = 0
@@ -64,7 +64,8 @@ def to_pixels(video: np.ndarray) -> Tensor:
 @torch.no_grad()
 def encode(vae: nn.Module, video: np.ndarray) -> Tensor:
     """[T, H, W, 3] in 0..1 → normalised living latents [LIVE, F, h, w]."""
-    raw = vae.encode(to_pixels(video).to(vae.device, vae.dtype)).latent_dist.mode()
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        raw = vae.encode(to_pixels(video).to(vae.device)).latent_dist.mode()
     return normalize_video(vae, raw)[0, : sizes.LIVE].cpu()
 
 

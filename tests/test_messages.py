@@ -29,11 +29,9 @@ FACTS = {
     "the request is not a JSON object.": "it says what it is to be",
     "{}: no such parameter.": "where a name is near, it is put in",
     "{}: there are no frames to write.": "a program's mistake, no person's",
-    "{}: no such file.": "a name is wrong, and it is there to be seen",
-    "{}: has no video stream.": "the same",
-    "{}: the frames change size, from {}x{} on.": "the same",
+    "{}: has no video stream.": "it is another kind of file",
+    "{}: the frames change size, from {}x{} on.": "the numbers say it",
     "stg_blocks names block {}, and this model has blocks 0 to {}.": "the numbers say it",
-    "{}: holds no LoRA (no pairs named lora_A and lora_B, or lora_down and lora_up).": "it is another kind of file",
 }
 """Sentences without a remedy, and why they may be."""
 PUT_TOGETHER = {"ltx/images.py": 3, "ltx/models.py": 3, "api/host.py": 1, "api/jobs.py": 3}

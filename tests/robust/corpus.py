@@ -172,6 +172,10 @@ def _media_cases() -> Iterator[Case]:
         expect = EITHER if container in UNPROBED | {"adts", "mp3", "ac3", "eac3", "mpeg", "dvd", "amr"} else READ
         for other in ("mp3", "txt"):
             yield Case("audio", "renamed", f"{number:03}-{container}.{other}", expect, whole)
+    for number, (_, container, codec, rate, layout) in enumerate(MEDIA):  # FFmpeg goes by names, too: none, and damage
+        whole = functools.partial(media, container, codec, rate, layout)
+        damaged = functools.partial(lambda whole, number: _damaged(whole(), "flips", number), whole, number)
+        yield Case("audio", "renamed", f"{number:03}-flips", EITHER, damaged)
 
 
 # Headers that lie

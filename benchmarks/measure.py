@@ -24,9 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 PACKAGES = ("torch", "diffusers", "transformers", "av", "ltx-core", "ltx-pipelines")
+
+
 def threads() -> int:
     """Of each side: BENCH_THREADS, by default one a core."""
     return int(os.environ.get("BENCH_THREADS") or os.cpu_count() or 1)
+
+
 MISSING = "—"
 
 

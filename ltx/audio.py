@@ -134,7 +134,7 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction) -> Tra
             position += block.samples
         if (min(position, last) - first) * len(speakers) > MAX_VALUES:
             raise InputError(
-                f"{name}: holds more than {MAX_VALUES // 10**6} million samples; cut it, or convert it to 48000 Hz stereo."
+                f"{name}: holds over {MAX_VALUES // 10**6} million samples; cut it, or convert it to 48000 Hz stereo."
             )
         if position >= last:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -55,6 +56,13 @@ class GgufFile:
             from diffusers.quantizers.gguf.utils import dequantize_functions
         except ImportError as error:
             raise InputError(f"{path}: reading GGUF needs the package gguf ({error}): pip install gguf.") from error
+        with path.open("rb") as file:
+            head = file.read(24).ljust(24, b"\0")
+        _, _, tensors, fields = struct.unpack("<4sIQQ", head)
+        if (
+            24 * tensors + 12 * fields > path.stat().st_size
+        ):  # the least that each takes; the reader would count for ever
+            raise InputError(f"{path}: no complete GGUF file (cut short, or no GGUF at all); download it again.")
         try:
             reader = gguf.GGUFReader(path)
         except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError, OverflowError) as error:
@@ -75,7 +83,16 @@ class GgufFile:
                 )
             shape = torch.Size(int(size) for size in reversed(tensor.shape))
             if original := reader.fields.get(ORIGINAL_SHAPE + tensor.name):
-                shape = torch.Size(original.contents())
+                whole = original.contents()
+                if (
+                    not isinstance(whole, list)
+                    or not all(isinstance(n, int) for n in whole)
+                    or prod(whole) != prod(shape)
+                ):
+                    raise InputError(f"{path}: no complete GGUF file (the shape of {tensor.name}); download it again.")
+                shape = torch.Size(whole)
+            if kind.name in DTYPES and int(tensor.data_offset) % DTYPES[kind.name].itemsize:
+                raise InputError(f"{path}: no complete GGUF file ({tensor.name} is misaligned); download it again.")
             self._tensors[tensor.name] = (kind.name, shape, int(tensor.data_offset), int(tensor.n_bytes))
         self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
         end = max((start + size for *_, start, size in self._tensors.values()), default=0)

@@ -105,7 +105,7 @@ def denormalize_video(vae: nn.Module, latent: Tensor) -> Tensor:
     """Model space → the VAE's own space, float32. Errors: NaN or infinite values, which would be a black picture."""
     if not latent.isfinite().all():
         raise InputError(
-            "the latent holds values that are no numbers (NaN or infinite): the checkpoint or a LoRA is damaged, or not "
+            "the latent holds values that are no numbers (NaN or infinite): the checkpoint or a LoRA is damaged or not "
             "made for this dtype; download it again, or load the model in bfloat16 or float32."
         )
     mean, std = statistics(vae, latent)

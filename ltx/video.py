@@ -246,7 +246,7 @@ def write_video(
 
 
 def _choose(what: str, name: str, among: Mapping[str, Any]) -> Any:
-    if name not in among:
+    if not isinstance(name, str) or name not in among:
         raise InputError(f"{what} is {name!r}: choose one of {', '.join(among)}.")
     return among[name]
 

@@ -20,6 +20,7 @@ from .text import Prompts
 from .training import Options, Stage
 
 CFG, MODALITY, RESCALE = 3.0, 3.0, 0.85  # of the teacher: the endpoint's defaults
+ALIVE = {"proj_in": sizes.LIVE, "audio_proj_in": 16 * sizes.AUDIO_LIVE}  # inputs that carry something
 
 
 class Lora(nn.Module):
@@ -39,13 +40,13 @@ class Lora(nn.Module):
             self.up.append(nn.Parameter(torch.zeros(layer.out_features, rank)))
         self.on = True
         for number, name in enumerate(self.names):
-            transformer.get_submodule(name).register_forward_hook(self._hook(number))
+            transformer.get_submodule(name).register_forward_hook(self._hook(number, ALIVE.get(name)))
 
-    def _hook(self, number: int):
+    def _hook(self, number: int, alive: int | None):
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if not self.on:
                 return output
-            return output + F.linear(F.linear(inputs[0], self.down[number]), self.up[number])
+            return output + F.linear(F.linear(inputs[0][..., :alive], self.down[number][:, :alive]), self.up[number])
 
         return add
 
@@ -54,8 +55,8 @@ class Lora(nn.Module):
         found = {}
         for number, name in enumerate(self.names):
             down, up = state[f"down.{number}"].clone(), state[f"up.{number}"].clone()
-            if name in ("proj_in", "audio_proj_in"):
-                down[:, sizes.LIVE if name == "proj_in" else 16 * sizes.AUDIO_LIVE :] = 0
+            if name in ALIVE:
+                down[:, ALIVE[name] :] = 0
             found[name] = down, up
         return found
 

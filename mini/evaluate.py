@@ -147,7 +147,7 @@ def adherence(evaluation: Evaluation, count: int, seed: int, **request: Any) -> 
         if not dataset.held_out(scene):
             continue
         done += 1
-        seen = readers.words(evaluation.video(scene.prompt, track, num_frames=9, **request))
+        seen = readers.words(evaluation.video(scene.prompt, track, num_frames=25, **request))
         right += seen["colour"] == scene.colour and seen["shape"] == scene.shape
     return right / count
 

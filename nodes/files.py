@@ -80,6 +80,8 @@ def uploads(*kinds: str) -> list[str]:
 
 def upload(name: str) -> Path:
     """The file of an upload widget's value (`name`, `folder/name`, `name [output]`). Errors: not there, or outside."""
+    if not isinstance(name, str):  # a queued prompt may hold anything
+        raise InputError(f"{name!r} is no file's name: choose a file, or upload one.")
     bare, base = folder_paths.annotated_filepath(name)
     base = os.path.realpath(base or folder_paths.get_input_directory())
     path = os.path.realpath(os.path.join(base, bare))

@@ -4,6 +4,8 @@
 the file was made: "read", "refused", or "either" where only the two outcomes are.
 """
 
+# ruff: noqa: E501 - a case a line
+
 from __future__ import annotations
 
 import functools
@@ -105,9 +107,11 @@ def tone(layout: str, rate: int, seconds: float) -> np.ndarray:
     """Packed float32 [1, n·c]: a tone of its own in each channel."""
     channels = len(av.AudioLayout(layout).channels)
     time = np.arange(max(round(seconds * rate), 1)) / rate
-    return np.stack([0.3 * np.sin(2 * np.pi * (220 + 55 * c) * time) for c in range(channels)], 1).astype(
-        np.float32
-    ).reshape(1, -1)
+    return (
+        np.stack([0.3 * np.sin(2 * np.pi * (220 + 55 * c) * time) for c in range(channels)], 1)
+        .astype(np.float32)
+        .reshape(1, -1)
+    )
 
 
 def _frame(layout: str, rate: int, seconds: float, pts: int = 0) -> av.AudioFrame:
@@ -354,19 +358,20 @@ def _header_cases() -> Iterator[Case]:
                 name = f"mp4-{box.decode()}-{offset}-{value.hex()}.mp4"
                 make = mp4 if box in (b"mp4a", b"esds") else (mov if offset == 12 else mp4)
                 yield case(name, EITHER, lambda make=make, box=box, o=offset, v=value: _patched(make(), box, o, v))
+    mkv = functools.partial(media, "matroska", "aac", 48000, "stereo")
     for duration in (math.nan, math.inf, -1.0, 1e300, 36_000_000.0):
-        mkv = functools.partial(media, "matroska", "flac", 48000, "stereo")
         yield case(f"mkv-duration-{duration}.mkv", EITHER,
                    lambda d=duration: _patched(mkv(), b"\x44\x89\x88", 3, struct.pack(">d", d)))  # fmt: skip
     for rate in (math.nan, math.inf, 0.0, -48000.0, 1e12, 48000.5):
-        mkv = functools.partial(media, "matroska", "aac", 48000, "stereo")
         yield case(f"mkv-rate-{rate}.mkv", EITHER, lambda r=rate: _patched(mkv(), b"\xb5\x88", 2, struct.pack(">d", r)))
     mp3 = functools.partial(media, "mp3", "libmp3lame", 44100, "stereo")
     for size in (0, 10, 2**20, 2**28 - 1):
         yield case(f"id3-{size}.mp3", EITHER, lambda s=size: _id3(mp3(), s))
-    yield case("xing.mp3", EITHER, lambda: _patched(mp3(), b"Xing" if b"Xing" in mp3() else b"Info", 8, b"\x7f\xff\xff\xff"))
+    yield case(
+        "xing.mp3", EITHER, lambda: _patched(mp3(), b"Xing" if b"Xing" in mp3() else b"Info", 8, b"\x7f\xff\xff\xff")
+    )
+    au = functools.partial(media, "au", "pcm_s16be", 44100, "stereo")
     for rate, channels in ((0, 1), (2**32 - 1, 1), (8000, 0), (8000, 2**32 - 1), (8000, 8), (8000, 9)):
-        au = functools.partial(media, "au", "pcm_s16be", 44100, "stereo")
         yield case(f"au-{rate}-{channels}.au", EITHER,
                    lambda r=rate, c=channels: au()[:16] + struct.pack(">II", r, c) + au()[24:])  # fmt: skip
 
@@ -382,11 +387,17 @@ def _stream_cases() -> Iterator[Case]:
         ("jitter", (0, 13, 500, 501, 2000)),
     ):  # fmt: skip
         for container, codec in (("matroska", "flac"), ("nut", "pcm_s16le"), ("mpegts", "mp2"), ("mp4", "aac")):
+
             def make(c: str = container, k: str = codec, s: tuple[int, ...] = stamps) -> bytes:
                 try:
                     return _timed(c, k, s)
-                except (av.FFmpegError, ValueError, OverflowError):  # this container cannot say it: as much as was written
+                except (
+                    av.FFmpegError,
+                    ValueError,
+                    OverflowError,
+                ):  # this container cannot say it: as much as was written
                     return _timed(c, k, (0, 100, 200))
+
             yield case("timestamps", f"{label}-{container}.{container[:3]}", EITHER, make)
     aac, opus = ("aac", "stereo", 48000, SECONDS), ("libopus", "stereo", 48000, SECONDS)
     flac = ("flac", "5.1", 48000, SECONDS)
@@ -395,17 +406,43 @@ def _stream_cases() -> Iterator[Case]:
     yield case("tracks", "first-empty.mkv", EITHER, lambda: _tracks("matroska", ("flac", "stereo", 48000, 0), opus))
     yield case("tracks", "film.mp4", READ, lambda: _tracks("mp4", aac, picture="libx264"))
     yield case("tracks", "film.webm", READ, lambda: _tracks("webm", opus, picture="libvpx-vp9"))
-    yield case("tracks", "film.avi", READ, lambda: _tracks("avi", ("libmp3lame", "stereo", 44100, 0.4), picture="mpeg4"))
+    yield case(
+        "tracks", "film.avi", READ, lambda: _tracks("avi", ("libmp3lame", "stereo", 44100, 0.4), picture="mpeg4")
+    )
     yield case("no audio", "silent.mp4", REFUSED, lambda: _tracks("mp4", picture="libx264"))
     yield case("no audio", "silent.mkv", REFUSED, lambda: _tracks("matroska", picture="mpeg4"))
     yield case("no audio", "silent.gif", REFUSED, lambda: _tracks_gif())
     yield case("no audio", "header-only.mp4", REFUSED, lambda: _tracks("mp4", ("aac", "stereo", 48000, 0)))
-    for container, sound in (("mp3", ("libmp3lame", "stereo", 44100, 0.4)), ("mp4", aac), ("flac", ("flac", "stereo", 48000, 0.4))):
+    for container, sound in (
+        ("mp3", ("libmp3lame", "stereo", 44100, 0.4)),
+        ("mp4", aac),
+        ("flac", ("flac", "stereo", 48000, 0.4)),
+    ):
         yield case("cover", f"cover.{container}", READ, lambda c=container, s=sound: _tracks(c, s, cover=True))
-    yield case("changes", "rate.mp3", EITHER, lambda: media("mp3", "libmp3lame", 44100, "stereo") + media("mp3", "libmp3lame", 22050, "mono"))
-    yield case("changes", "rate.aac", EITHER, lambda: media("adts", "aac", 44100, "stereo") + media("adts", "aac", 48000, "5.1"))
-    yield case("changes", "chained.ogg", EITHER, lambda: media("ogg", "flac", 48000, "stereo") + media("ogg", "flac", 44100, "mono"))
-    yield case("changes", "chained.opus", EITHER, lambda: media("opus", "libopus", 48000, "stereo") + media("opus", "libopus", 48000, "mono"))
+    yield case(
+        "changes",
+        "rate.mp3",
+        EITHER,
+        lambda: media("mp3", "libmp3lame", 44100, "stereo") + media("mp3", "libmp3lame", 22050, "mono"),
+    )
+    yield case(
+        "changes",
+        "rate.aac",
+        EITHER,
+        lambda: media("adts", "aac", 44100, "stereo") + media("adts", "aac", 48000, "5.1"),
+    )
+    yield case(
+        "changes",
+        "chained.ogg",
+        EITHER,
+        lambda: media("ogg", "flac", 48000, "stereo") + media("ogg", "flac", 44100, "mono"),
+    )
+    yield case(
+        "changes",
+        "chained.opus",
+        EITHER,
+        lambda: media("opus", "libopus", 48000, "stereo") + media("opus", "libopus", 48000, "mono"),
+    )
     dice = random.Random(7)
     for name, data in (
         ("empty.wav", b""), ("empty.mp4", b""), ("byte.mp3", b"\xff"), ("text.txt", b"This is no music.\n" * 99),
@@ -473,7 +510,12 @@ def _png(width: int, height: int, depth: int = 8, colour: int = 2, data: bytes |
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data or zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", data or zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def _text_bomb() -> bytes:
@@ -533,7 +575,11 @@ def _image_cases() -> Iterator[Case]:
     yield case("size", "pillar.png", EITHER, lambda: image("PNG", "RGB", (1, 16384)))
     yield case("profile", "broken-icc.jpg", READ, lambda: image("JPEG", "RGB", icc_profile=b"nothing" * 40))
     yield case("profile", "broken-exif.jpg", READ, lambda: image("JPEG", "RGB", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"))
-    for name, data in (("empty.png", b""), ("text.jpg", b"not an image" * 9), ("page.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>")):
+    for name, data in (
+        ("empty.png", b""),
+        ("text.jpg", b"not an image" * 9),
+        ("page.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+    ):
         yield case("no image", name, REFUSED, lambda data=data: data)
     yield case("no image", "sound.png", REFUSED, lambda: wav())
     dice = random.Random(11)
@@ -555,7 +601,9 @@ def tensors_file(header: bytes | dict[str, Any], data: bytes = b"", length: int 
 LORA = "diffusion_model.transformer_blocks.0.attn1.to_q.lora_{}.weight"
 
 
-def _lora(rank: int = 2, width: int = 64, value: float = 0.01, dtype: torch.dtype = torch.float32, **more: torch.Tensor) -> bytes:
+def _lora(
+    rank: int = 2, width: int = 64, value: float = 0.01, dtype: torch.dtype = torch.float32, **more: torch.Tensor
+) -> bytes:
     pair = {LORA.format("A"): torch.full((rank, width), value), LORA.format("B"): torch.full((width, rank), value)}
     return save({name: tensor.to(dtype) for name, tensor in pair.items()} | more, metadata={"format": "pt"})
 
@@ -593,6 +641,15 @@ def _weight_cases() -> Iterator[Case]:
             yield Case(field, "lying header", f"{field}-{name}.safetensors", REFUSED, make)
     for name, make in headers:
         yield Case("checkpoint", "lying header", f"{name}.gguf", REFUSED, make)
+    yield Case(
+        "checkpoint",
+        "lying header",
+        "counts.gguf",
+        REFUSED,
+        lambda: b"GGUF" + struct.pack("<IQQ", 3, 2**40, 9) + bytes(24),
+    )
+    yield Case("checkpoint", "lying header", "misaligned.gguf", REFUSED, functools.partial(_gguf, 1))
+    yield Case("checkpoint", "lying header", "other-shape.gguf", REFUSED, functools.partial(_gguf, original=(7, 7)))
     for how in DAMAGE:
         for seed in range(4):
             yield Case("lora", how, f"lora-{how}-{seed}.safetensors", EITHER,
@@ -600,7 +657,17 @@ def _weight_cases() -> Iterator[Case]:
             yield Case("checkpoint", how, f"gguf-{how}-{seed}.gguf", EITHER,
                        functools.partial(lambda how, seed: _damaged(_gguf(), how, seed), how, seed))  # fmt: skip
     yield Case("lora", "whole", "lora.safetensors", READ, _lora)
-    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8):
+    for dtype in (
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int8,
+        torch.int64,
+        torch.bool,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.uint8,
+    ):
         yield Case("lora", "dtype", f"lora-{str(dtype)[6:]}.safetensors", EITHER, functools.partial(_lora, dtype=dtype))
     for name, arguments, expect in (
         ("nan", {"value": math.nan}, READ), ("infinite", {"value": math.inf}, READ), ("wide", {"width": 4096}, REFUSED),
@@ -615,13 +682,21 @@ def _weight_cases() -> Iterator[Case]:
 
 
 @functools.cache
-def _gguf() -> bytes:
-    """A small file of the format, with one tensor in it."""
-    text = lambda value: struct.pack("<Q", len(value)) + value  # noqa: E731
-    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + text(b"general.architecture") + struct.pack("<I", 8) + text(b"ltxv")
-    tensor = text(b"patchify_proj.weight") + struct.pack("<IQQIQ", 2, 32, 4, 0, 0)
+def _gguf(offset: int = 0, original: tuple[int, ...] = ()) -> bytes:
+    """A small file of the format, with one tensor in it; original: the shape that City96's converter would note."""
+
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    fields = [text(b"general.architecture") + struct.pack("<I", 8) + text(b"ltxv")]
+    fields.append(text(b"general.alignment") + struct.pack("<II", 4, 1 if offset else 32))
+    if original:
+        shape = struct.pack(f"<IQ{len(original)}i", 5, len(original), *original)
+        fields.append(text(b"comfy.gguf.orig_shape.patchify_proj.weight") + struct.pack("<I", 9) + shape)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(fields)) + b"".join(fields)
+    tensor = text(b"patchify_proj.weight") + struct.pack("<IQQIQ", 2, 32, 4, 0, offset)
     body = head + tensor
-    return body + bytes(-len(body) % 32) + bytes(512)
+    return body + bytes(-len(body) % (1 if offset else 32)) + bytes(516)
 
 
 # Requests
@@ -642,9 +717,22 @@ def _request_cases(names: tuple[str, ...]) -> Iterator[Case]:
         ("utf16", '{"prompt": "x"}'.encode("utf-16")), ("no-prompt", b"{}"), ("unknown", b'{"prompt": "x", "promt": 1}'), ("digits", b'{"prompt": "x", "seed": ' + b"9" * 10_000 + b"}"),
         ("inline-audio", b'{"prompt": "x", "audio_url": "y"}'), ("surrogate", b'{"prompt": "\\ud800"}'),
     ):  # fmt: skip
-        yield Case("request", "no request", f"{name}.json", EITHER if name in ("digits", "surrogate", "utf16") else REFUSED, lambda data=data: data)
+        yield Case(
+            "request",
+            "no request",
+            f"{name}.json",
+            EITHER if name in ("digits", "surrogate", "utf16") else REFUSED,
+            lambda data=data: data,
+        )
 
 
 def cases(parameters: tuple[str, ...]) -> list[Case]:
     """All of them; parameters: the names of a request's."""
-    return [*_media_cases(), *_header_cases(), *_stream_cases(), *_image_cases(), *_weight_cases(), *_request_cases(parameters)]
+    return [
+        *_media_cases(),
+        *_header_cases(),
+        *_stream_cases(),
+        *_image_cases(),
+        *_weight_cases(),
+        *_request_cases(parameters),
+    ]

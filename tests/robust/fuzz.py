@@ -3,8 +3,8 @@
     pip install --target FOLDER atheris==3.0.0      (Python 3.11 to 3.13, Linux; it is no requirement of the tests)
     PYTHONPATH=FOLDER python tests/robust/fuzz.py TARGET CORPUS -max_total_time=300 -rss_limit_mb=8000
 
-TARGET: audio, image, lora, gguf or request. CORPUS: a folder, filled with seeds from corpus.py where it is empty. Anything
-but a result or an `InputError` ends it with the input in a file crash-…
+TARGET: audio, image, lora, gguf or request. CORPUS: a folder, filled with seeds from corpus.py where it is empty.
+Anything but a result or an `InputError` ends it with the input in a file crash-…
 """
 
 from __future__ import annotations

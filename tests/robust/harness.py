@@ -25,7 +25,7 @@ START = 280  # s, for the imports
 
 @dataclass(frozen=True)
 class Outcome:
-    """kind: read, refused, broken (another exception), crashed or hung. resident: bytes after it, 0 of a dead process."""
+    """kind: read, refused, broken (another exception), crashed or hung. resident: bytes after it, 0 where it died."""
 
     case: Case
     kind: str

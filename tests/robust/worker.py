@@ -1,8 +1,9 @@
-"""A process that takes case files one after the other through the command's own way in or the API's, and says what came of each.
+"""A process that takes case files one after the other through the command's own way in or the API's, and says what came
+of each.
 
-python worker.py MODELS: lines of JSON in, {"way", "field", "path"}; lines of JSON out, {"outcome", "text", "seconds" of its
-CPU time, "resident" bytes}, after a line "ready". "read" is a valid result, "refused" the one sentence, "broken" anything else; a crash is the caller's to
-see. Not a test: test_corpus.py starts it.
+python worker.py MODELS: a line "ready", then lines of JSON in, {"way", "field", "path"}, and out, {"outcome", "text",
+"seconds" of its CPU time, "resident" bytes}. "read" is a valid result, "refused" the one sentence, "broken" anything
+else; a crash is the caller's to see. Not a test: test_corpus.py starts it.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def command(models: dict[str, str], field: str, path: Path) -> str:
 
 
 def api(folder: Path, field: str, path: Path) -> str:
-    """As a data URI of a request to the HTTP API, whose kept file the graph's loader then reads; nothing else is left."""
+    """As a data URI of a request to the HTTP API, whose kept file the graph's loader reads; nothing else is left."""
     settings = make_settings(folder)
     uri = "data:application/octet-stream;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
     try:

@@ -33,6 +33,8 @@ SHORT = 2 * sizes.REGISTERS  # tokens of a context, for most of the training
 FPS = Fraction(24)
 FIRST, LAST, GIVEN, DROPPED, EMPTY, ISOLATED = 0.3, 0.2, 0.85, 0.12, 0.5, 0.1  # shares
 AUDIO_WEIGHT = 0.1
+MOVING = 4.0
+RAMP = 0.6  # share of the budget until registers weigh what they do in the pack
 
 
 class Model(nn.Module):
@@ -78,6 +80,7 @@ class Batch:
     audio_positions: Tensor
     texts: tuple[str, ...]
     isolated: bool = False
+    weight: Tensor | None = None  # [1, N, LIVE]: how much an error counts, 1 on average
 
 
 def levels(generator: torch.Generator, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -86,6 +89,17 @@ def levels(generator: torch.Generator, count: int, low: float = 0.0, high: float
     normal = torch.sigmoid(torch.randn(count, generator=generator) * 1.0 + 1.0)
     sigma = torch.where(torch.rand(count, generator=generator) < 0.5, uniform, normal)
     return low + (high - low) * sigma.clamp(0.002, 1)
+
+
+def emphasis(grid: Tensor) -> Tensor:
+    """What moves counts more: by place and channel, the mean square deviation from each clip's own mean over time.
+
+    grid [B, C, F, h, w] → [1, 1 · F · h · w, C], 1 on average. A mouth is a small part of a picture, and all that sound
+    decides. It is the same for all rows, so what a velocity should be on average does not change.
+    """
+    moving = (grid - grid.mean(2, keepdim=True)).square().mean((0, 2), keepdim=True)
+    weight = 1 + MOVING * moving / moving.mean().clamp(min=1e-6)
+    return patchify_video(weight.expand(1, -1, grid.shape[2], -1, -1)) / (1 + MOVING)
 
 
 def make_batch(
@@ -99,7 +113,7 @@ def make_batch(
     count = (frames - 1) // 8 + 1
     grid = torch.stack([clip.latents[size][:, :count] for clip in chosen])
     shape = tuple(grid.shape[2:])
-    clean = patchify_video(grid)
+    clean, weight = patchify_video(grid), emphasis(grid)
     places = video_positions(shape, FPS)
     mask = torch.ones(rows, clean.shape[1], 1)
     per_frame = shape[1] * shape[2]
@@ -109,6 +123,7 @@ def make_batch(
     if rng.random() < LAST:
         ends = patchify_video(torch.stack([clip.ends[size, frames] for clip in chosen]))
         clean = torch.cat([clean, ends], 1)
+        weight = torch.cat([weight, torch.ones_like(weight[:, :per_frame])], 1)
         mask = torch.cat([mask, torch.zeros(rows, per_frame, 1)], 1)
         places = torch.cat([places, video_positions((1, *shape[1:]), FPS, frames - 1)], 2)
     length = audio_length(frames, FPS)
@@ -141,6 +156,7 @@ def make_batch(
         audio_positions(length).expand(rows, -1, -1, -1),
         tuple(texts),
         rng.random() < ISOLATED,
+        weight,
     )
 
 
@@ -150,9 +166,12 @@ def _wide(tokens: Tensor) -> Tensor:
 
 
 def contexts(
-    connectors: nn.Module, prompts: Prompts, texts: tuple[str, ...], length: int
+    connectors: nn.Module, prompts: Prompts, texts: tuple[str, ...], length: int, ramp: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Video and audio contexts [B, length, D], and the bias [B, 1, length] by which registers count as the pack's."""
+    """Video and audio contexts [B, length, D], and the bias [B, 1, length] by which registers count as the pack's.
+
+    ramp: share of that bias, 0 to 1. A thousand registers hide a dozen words from attention that has learned nothing.
+    """
     device = connectors.device
     states = [prompts(text)[: length - 1] for text in texts]
     features = torch.zeros(len(texts), length, *states[0].shape[1:], device=device)
@@ -161,7 +180,7 @@ def contexts(
     for row, state in enumerate(states):
         features[row, length - len(state) :] = state
         mask[row, length - len(state) :] = 1
-        bias[row, 0, len(state) :] = math.log((LENGTH - len(state)) / (length - len(state)))
+        bias[row, 0, len(state) :] = ramp * math.log((LENGTH - len(state)) / (length - len(state)))
     video, audio, _ = connectors(features, mask)
     return video, audio, bias
 
@@ -185,10 +204,10 @@ def crossed(transformer: nn.Module, video_sigma: Tensor, audio_sigma: Tensor) ->
             hook.remove()
 
 
-def predict(model: Model, batch: Batch, prompts: Prompts, length: int) -> tuple[Tensor, Tensor]:
+def predict(model: Model, batch: Batch, prompts: Prompts, length: int, ramp: float = 1.0) -> tuple[Tensor, Tensor]:
     """Velocities of the batch, video [B, N, 128] and audio [B, T, 128]."""
     t = model.transformer
-    seen, heard, bias = contexts(model.connectors, prompts, batch.texts, length)
+    seen, heard, bias = contexts(model.connectors, prompts, batch.texts, length, ramp)
     scale = t.config.timestep_scale_multiplier
     with crossed(t, batch.video_sigma, batch.audio_sigma):
         return t(
@@ -211,7 +230,8 @@ def predict(model: Model, batch: Batch, prompts: Prompts, length: int) -> tuple[
 
 def losses(batch: Batch, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared error of the velocities that were asked for, over living channels."""
-    off = (video[..., : sizes.LIVE] - batch.video_target).square().mean(-1, keepdim=True)
+    off = (video[..., : sizes.LIVE] - batch.video_target).square()
+    off = (off if batch.weight is None else off * batch.weight).mean(-1, keepdim=True)
     wanted = (batch.video_mask > 0.01).float()
     seen = (off * wanted).sum() / wanted.sum().clamp(min=1)
     alive = 16 * sizes.AUDIO_LIVE
@@ -250,6 +270,7 @@ def train(
         size = "large" if both and rng.random() < options.large else "small"
         rows = max(2, options.rows // ((3 if size == "large" else 1) * (4 if long else 1)))
         batch = on(make_batch(clips, rng, generator, rows, size), options.device)
-        seen, heard = losses(batch, *predict(stage.module, batch, prompts, LENGTH if long else SHORT))
+        ramp = min(1.0, stage.share / RAMP)
+        seen, heard = losses(batch, *predict(stage.module, batch, prompts, LENGTH if long else SHORT, ramp))
         stage.update(seen + AUDIO_WEIGHT * heard, video=float(seen.detach()), audio=float(heard.detach()))
     return stage

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 import stat
 import subprocess
 import sys
@@ -125,6 +126,9 @@ def test_half_a_result_leaves_nothing(door: Door, settings: Settings) -> None:
             connection.sendall(head.encode() + BODY[:1000])
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1000)
+    until = time.monotonic() + 10  # the server notices by itself
+    while left(settings) and time.monotonic() < until:
+        time.sleep(0.05)
     assert left(settings) == []
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path

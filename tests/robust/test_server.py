@@ -214,7 +214,7 @@ def test_a_lora_is_swapped_between_runs(comfy: Comfy, tiny: TinyFiles, sound: st
         partial.replace(tiny.distilled_lora)
         graph["save"]["inputs"]["filename_prefix"] = f"swapped{same}"
         made = comfy.path(comfy.run(graph).outputs["save"]["images"][0])
-        # not to the bit: the frames are equal (seen in PNGs of them), x264 has encoded them differently; why is not known
+        # not to the bit: the frames are equal (seen in PNGs of them); x264 encoded them differently, why is not known
         assert (difference(made, first) < 1) is same
 
 

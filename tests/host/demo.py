@@ -1,9 +1,9 @@
 """`make demo`: an audio file becomes a video, by the shipped workflow in a real ComfyUI server.
 
-The model is a tiny one with random weights, written on the spot, so the pictures are noise; the way there is the real
-one: the pack installed as a user installs it, the file uploaded, the graph queued and followed over the HTTP API.
-The environment gives AUDIO (any file with a sound track), PROMPT and IMAGE (first frame); each may be absent. An
-argument names the folder to work in, .demo otherwise.
+The model is the miniature of mini/weights, which knows flat-coloured talking faces, bars and balls; the way there is
+the real one: the pack installed as a user installs it, the file uploaded, the graph queued and followed over HTTP. The
+environment gives AUDIO (any file with a sound track), PROMPT and IMAGE (first frame); each may be absent. An argument
+names the folder to work in, .demo otherwise.
 Exit status: 0, 2 for bad input, 1 for a failure, 130 interrupted.
 """
 
@@ -30,15 +30,21 @@ import av
 from a2v.ltx.audio import load_track
 from a2v.ltx.errors import InputError
 from a2v.ltx.images import load_image
-from a2v.tests.host.comfy import Comfy, ComfyError, Event, Prompt, PromptRejected, Run, write_models
-from a2v.tests.tiny import TinyFiles
+from a2v.mini import sizes
+from a2v.tests.host.comfy import Comfy, ComfyError, Event, Prompt, PromptRejected, Run
 
 DEMO = ROOT / ".demo"
 WORKFLOW = ROOT / "workflows" / "api" / "audio_to_video.json"
 SPEECH = ROOT / "assets" / "speech.opus"
-SIZE = 256  # pixels a side: the tiny model's work is done in seconds
-STEPS = 8
-POSITIVE = "Positive prompt"  # title of the node that takes it
+WEIGHTS = ROOT / "mini" / "weights"
+SIZE = 128  # pixels a side: what the miniature was trained on
+PROMPT = "a green round face on the center is talking on a navy background"
+FOLDERS = {
+    "checkpoint": "checkpoints",
+    "upscaler": "latent_upscale_models",
+    "distilled": "loras",
+    "gemma": "text_encoders",
+}
 RUN_SECONDS = 1800
 
 
@@ -47,23 +53,29 @@ def nodes(prompt: Prompt, class_type: str) -> list[dict[str, Any]]:
     return [node["inputs"] for node in prompt.values() if node["class_type"] == class_type]
 
 
-def fill(prompt: Prompt, models: TinyFiles, audio: str, text: str | None, image: str | None) -> Prompt:
-    """The workflow with this run's files and size in the places of its own; text and first image where given."""
+def place_models(base: Path) -> None:
+    """The miniature's files in the model folders of `base`, each where its loader looks."""
+    for name, folder in FOLDERS.items():
+        source, target = WEIGHTS / sizes.FILES[name], base / "models" / folder / sizes.FILES[name]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+
+
+def fill(prompt: Prompt, audio: str, text: str, image: str | None) -> Prompt:
+    """The workflow with this run's files, text and size in the places of its own; the first image where given."""
     values = {
-        "LTXA2VModelLoader": {"checkpoint": models.checkpoint.name},
-        "LTXA2VTextEncoderLoader": {"folder": models.gemma.name},
-        "LTXA2VUpscalerLoader": {"file": models.upscaler.name},
-        "LTXA2VDistilledLora": {"lora": models.distilled_lora.name},
+        "LTXA2VModelLoader": {"checkpoint": sizes.FILES["checkpoint"]},
+        "LTXA2VTextEncoderLoader": {"folder": sizes.FILES["gemma"]},
+        "LTXA2VUpscalerLoader": {"file": sizes.FILES["upscaler"]},
+        "LTXA2VDistilledLora": {"lora": sizes.FILES["distilled"]},
         "LTXA2VLoadAudio": {"audio": audio},
         "LTXA2VVideoSize": {"video_size": "custom", "width": SIZE, "height": SIZE},
-        "LTXA2VScheduler": {"steps": STEPS},
+        # the miniature's text encoder tells words apart and cannot write
+        "LTXA2VExpandPrompt": {"prompt": text, "enabled": False},
     }
     for class_type, inputs in values.items():
         for node in nodes(prompt, class_type):
             node.update(inputs)
-    if text:
-        (asked,) = (node["inputs"] for node in prompt.values() if node["_meta"]["title"] == POSITIVE)
-        asked["prompt" if "prompt" in asked else "text"] = text
     if image:
         add_image(prompt, image)
     return prompt
@@ -141,7 +153,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def main(audio: Path, text: str | None = None, image: Path | None = None, base: Path = DEMO) -> int:
+def main(audio: Path, text: str = PROMPT, image: Path | None = None, base: Path = DEMO) -> int:
     """Runs it all under `base`; the exit status."""
     try:
         seconds = float(load_track(audio).seconds)  # a bad file is told before anything is started
@@ -150,9 +162,9 @@ def main(audio: Path, text: str | None = None, image: Path | None = None, base: 
     except InputError as error:
         sys.stderr.write(f"demo: {error}\n")
         return 2
-    say(f"demo: a tiny model with random weights (so the pictures are noise) in {base / 'models'}")
+    say(f"demo: a miniature of the model, which knows simple talking faces, in {base / 'models'}")
     shutil.rmtree(base / "models", ignore_errors=True)
-    models = write_models(base)
+    place_models(base)
     say("demo: starting ComfyUI")
     started = time.monotonic()
     try:
@@ -160,7 +172,7 @@ def main(audio: Path, text: str | None = None, image: Path | None = None, base: 
             say(f"demo: {server.url} ready in {time.monotonic() - started:.1f} s")
             say(f"demo: sending {audio.name}, {seconds:.2f} s of sound")
             workflow = json.loads(WORKFLOW.read_text())
-            prompt = fill(workflow, models, server.upload(audio), text, server.upload(image) if image else None)
+            prompt = fill(workflow, server.upload(audio), text, server.upload(image) if image else None)
             started, progress = time.monotonic(), Progress(prompt)
             run = server.run(prompt, on_event=progress, timeout=RUN_SECONDS)
             if run.error:
@@ -187,7 +199,7 @@ if __name__ == "__main__":
         sys.exit(
             main(
                 Path(os.environ.get("AUDIO") or SPEECH).expanduser(),
-                os.environ.get("PROMPT"),
+                os.environ.get("PROMPT") or PROMPT,
                 Path(first).expanduser() if first else None,
                 Path(sys.argv[1]) if len(sys.argv) > 1 else DEMO,
             )

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from a2v.ltx import doctor, download
 from a2v.ltx.__main__ import parser
 from a2v.ltx.request import FLAGS, PARAMETERS, Parameter
 
@@ -144,7 +145,8 @@ def test_the_table_of_parameters_names_inputs_that_the_nodes_have() -> None:
 
 
 def test_the_readme_names_flags_and_targets_that_exist() -> None:
-    flags = {option for action in parser()._actions for option in action.option_strings}
+    parsers = (parser(), doctor.parser(), download.parser())
+    flags = {option for each in parsers for action in each._actions for option in action.option_strings}
     foreign = {"--lowvram", "--disable-metadata"}  # ComfyUI's own
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", README)) <= flags | foreign
     for action in parser()._actions:

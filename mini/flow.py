@@ -291,7 +291,10 @@ def train(
         size = "large" if both and rng.random() < options.large else "small"
         rows = max(2, options.rows // ((3 if size == "large" else 1) * (4 if long else 1)))
         batch = on(make_batch(clips, rng, generator, rows, size), options.device)
-        ramp = min(1.0, stage.share / RAMP)
+        # Kept, so that a larger budget does not make registers light again.
+        reached = stage.extra.get("ramp", torch.zeros(()))
+        ramp = max(float(reached), min(1.0, stage.share / RAMP))
+        stage.extra["ramp"] = torch.tensor(ramp)
         seen, heard = losses(batch, *predict(stage.module, batch, prompts, LENGTH if long else SHORT, ramp))
         stage.update(seen + AUDIO_WEIGHT * heard, video=float(seen.detach()), audio=float(heard.detach()))
     return stage

@@ -32,17 +32,20 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.images import load_image
 from a2v.mini import sizes
 from a2v.tests.host.comfy import Comfy, ComfyError, Event, Prompt, PromptRejected, Run
+from a2v.tests.tiny import TinyFiles
 
 DEMO = ROOT / ".demo"
 WORKFLOW = ROOT / "workflows" / "api" / "audio_to_video.json"
 SPEECH = ROOT / "assets" / "speech.opus"
 WEIGHTS = ROOT / "mini" / "weights"
 SIZE = 128  # pixels a side: what the miniature was trained on
+POSITIVE = "Positive prompt"  # title of the node that takes it where nothing expands it
 PROMPT = "a green round face on the center is talking on a navy background"
 FOLDERS = {
     "checkpoint": "checkpoints",
     "upscaler": "latent_upscale_models",
     "distilled": "loras",
+    "dolly_in": "loras",
     "gemma": "text_encoders",
 }
 RUN_SECONDS = 1800
@@ -53,26 +56,33 @@ def nodes(prompt: Prompt, class_type: str) -> list[dict[str, Any]]:
     return [node["inputs"] for node in prompt.values() if node["class_type"] == class_type]
 
 
-def place_models(base: Path) -> None:
+def place_models(base: Path) -> TinyFiles:
     """The miniature's files in the model folders of `base`, each where its loader looks."""
+    placed = {}
     for name, folder in FOLDERS.items():
         source, target = WEIGHTS / sizes.FILES[name], base / "models" / folder / sizes.FILES[name]
         target.parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+        placed[name] = Path((shutil.copytree if source.is_dir() else shutil.copyfile)(source, target))
+    return TinyFiles(*(placed[name] for name in ("checkpoint", "upscaler", "distilled", "dolly_in", "gemma")))
 
 
-def fill(prompt: Prompt, audio: str, text: str, image: str | None) -> Prompt:
-    """The workflow with this run's files, text and size in the places of its own; the first image where given."""
-    values = {
-        "LTXA2VModelLoader": {"checkpoint": sizes.FILES["checkpoint"]},
-        "LTXA2VTextEncoderLoader": {"folder": sizes.FILES["gemma"]},
-        "LTXA2VUpscalerLoader": {"file": sizes.FILES["upscaler"]},
-        "LTXA2VDistilledLora": {"lora": sizes.FILES["distilled"]},
+def fill(prompt: Prompt, models: TinyFiles, audio: str, text: str | None, image: str | None) -> Prompt:
+    """The workflow with this run's files and size in the places of its own; text and first image where given."""
+    values: dict[str, dict[str, object]] = {
+        "LTXA2VModelLoader": {"checkpoint": models.checkpoint.name},
+        "LTXA2VTextEncoderLoader": {"folder": models.gemma.name},
+        "LTXA2VUpscalerLoader": {"file": models.upscaler.name},
+        "LTXA2VDistilledLora": {"lora": models.distilled_lora.name},
         "LTXA2VLoadAudio": {"audio": audio},
         "LTXA2VVideoSize": {"video_size": "custom", "width": SIZE, "height": SIZE},
-        # the miniature's text encoder tells words apart and cannot write
-        "LTXA2VExpandPrompt": {"prompt": text, "enabled": False},
+        # neither the miniature's text encoder nor the tests' can write
+        "LTXA2VExpandPrompt": {"enabled": False},
     }
+    if text and not nodes(prompt, "LTXA2VExpandPrompt"):
+        (asked,) = (node["inputs"] for node in prompt.values() if node["_meta"]["title"] == POSITIVE)
+        asked["text"] = text
+    elif text:
+        values["LTXA2VExpandPrompt"]["prompt"] = text
     for class_type, inputs in values.items():
         for node in nodes(prompt, class_type):
             node.update(inputs)
@@ -164,7 +174,7 @@ def main(audio: Path, text: str = PROMPT, image: Path | None = None, base: Path 
         return 2
     say(f"demo: a miniature of the model, which knows simple talking faces, in {base / 'models'}")
     shutil.rmtree(base / "models", ignore_errors=True)
-    place_models(base)
+    models = place_models(base)
     say("demo: starting ComfyUI")
     started = time.monotonic()
     try:
@@ -172,7 +182,7 @@ def main(audio: Path, text: str = PROMPT, image: Path | None = None, base: Path 
             say(f"demo: {server.url} ready in {time.monotonic() - started:.1f} s")
             say(f"demo: sending {audio.name}, {seconds:.2f} s of sound")
             workflow = json.loads(WORKFLOW.read_text())
-            prompt = fill(workflow, server.upload(audio), text, server.upload(image) if image else None)
+            prompt = fill(workflow, models, server.upload(audio), text, server.upload(image) if image else None)
             started, progress = time.monotonic(), Progress(prompt)
             run = server.run(prompt, on_event=progress, timeout=RUN_SECONDS)
             if run.error:

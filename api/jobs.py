@@ -586,16 +586,17 @@ def _late(request: Request) -> Failure:
 
 
 def _failed(error: NodeError, prompt: workflow.Prompt) -> Failure:
+    message = workflow.in_request_words(prompt, error.message)
     if error.kind.endswith((".InputError", ".FlaggedError")):
-        return refused(invalid_from(InputError(error.message), workflow.field_of(prompt, error.node_id)))
+        return refused(invalid_from(InputError(message), workflow.field_of(prompt, error.node_id)))
     node = prompt.get(error.node_id, {}).get("_meta", {}).get("title", error.node_id)
-    memory = "OutOfMemory" in error.kind or "out of memory" in error.message.lower()
-    return Failure(f"{node}: {error.message}", "out_of_memory" if memory else "node_error", FAILED)
+    memory = "OutOfMemory" in error.kind or "out of memory" in message.lower()
+    return Failure(f"{node}: {message}", "out_of_memory" if memory else "node_error", FAILED)
 
 
 def _rejected(error: Rejected, prompt: workflow.Prompt) -> Failure:
     node, message = next(iter(error.errors.items()))
-    field = workflow.field_of(prompt, node)
+    field, message = workflow.field_of(prompt, node), workflow.in_request_words(prompt, message)
     if field:
         return refused(invalid_from(InputError(message), field))
     return Failure(str(error), "graph_rejected", FAILED)

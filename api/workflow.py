@@ -334,3 +334,14 @@ def field_of(graph: Prompt, node_id: str) -> str | None:
         "LTXA2VVideoSize": "video_size",
         ACCELERATION: "acceleration",
     }.get(node.get("class_type", ""))
+
+
+def in_request_words(graph: Prompt, message: str) -> str:
+    """A node's sentence with the field's name for the media file that the server keeps under a hash."""
+    for node_id, node in graph.items():
+        for name in ("audio", "image"):
+            value, field = node["inputs"].get(name), field_of(graph, node_id)
+            if field and isinstance(value, str):
+                for kept in (value, PurePosixPath(value).name):
+                    message = message.replace(kept, field)
+    return message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -201,6 +202,13 @@ def test_a_node_s_mistake_is_a_field_s() -> None:
         "gone": None,
     }
     assert {key: workflow.field_of(prompt, key) for key in fields} == fields
+
+
+def test_a_sentence_names_the_field_and_not_the_kept_file() -> None:
+    names = {"audio": "api/" + "0a" * 16 + ".wav", "image": "api/" + "1b" * 16 + ".png"}
+    prompt = compose(parse({"prompt": "x"}), MODELS, **names, prefix="p")
+    say = f"{names['audio']}: no sound; unlike {PurePosixPath(names['image']).name} or other.wav"
+    assert workflow.in_request_words(prompt, say) == "audio_url: no sound; unlike image_url or other.wav"
 
 
 def test_composing_changes_no_committed_workflow() -> None:

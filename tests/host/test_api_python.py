@@ -8,6 +8,7 @@ import io
 import json
 import re
 import time
+import wave
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -147,6 +148,13 @@ def test_what_is_wrong_is_told_as_the_client_expects(fal: Any, sound: str) -> No
         handle.get()
     assert refused.value.status_code == 422 and refused.value.message[0]["loc"] == ["body", "audio_url"]
     assert handle.status().error_type == "validation_error"
+    # what only the graph's reading finds out: a header that is right, and not one sample
+    empty = io.BytesIO()
+    with wave.open(empty, "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", "NONE"))
+    with pytest.raises(fal.FalClientHTTPError, match="audio_url: no sound") as refused:
+        client.run(APP, {**SMALL, "audio_url": fal.encode(empty.getvalue(), "audio/wav")})
+    assert not re.search("[0-9a-f]{32}", str(refused.value.message))
     with pytest.raises(fal.FalClientHTTPError, match=re.escape(APP)) as refused:
         client.submit("fal-ai/other", {})
     assert refused.value.status_code == 404

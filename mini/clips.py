@@ -153,7 +153,7 @@ def render(
     colour = COLOURS[scene.colour]
     if scene.kind == "face":
         dx, dy = (px - x) / r, (py - y) / r  # in radii of the head
-        brush.paint(_shape(scene.shape, dx, dy) * r, colour)
+        brush.paint(shape(scene.shape, dx, dy) * r, colour)
         low = 0.16 if scene.shape == "triangular" else 0.0
         for side in (-1, 1):
             eye = dx - side * (0.24 if low else 0.34)
@@ -197,7 +197,8 @@ def _box(dx: np.ndarray, dy: np.ndarray, a: float, b: float | np.ndarray, corner
     return outside + np.minimum(np.maximum(qx, qy), 0) - corner
 
 
-def _shape(name: str, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+def shape(name: str, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Signed distance to a head's outline, all in its radii; below 0 inside."""
     if name == "square":
         return _box(dx, dy, 0.94, 0.94, 0.2)
     if name == "triangular":  # upright: a floor and two slopes at 60 degrees

@@ -5,6 +5,8 @@ Frames are float [T, H, W, 3] in 0..1. Nothing here knows what was asked for, bu
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from . import clips
@@ -35,20 +37,41 @@ def words(frames: np.ndarray) -> dict[str, str]:
         return {"colour": "", "ground": NAMES[ground], "shape": "", "place": ""}
     counts = np.bincount(entry[seen], minlength=len(NAMES))
     counts[GROUND:] = 0
-    ys, xs = np.nonzero(_largest(seen))
-    top, bottom, left, right = (*np.percentile(ys, (1, 99)), *np.percentile(xs, (1, 99)))
-    box = (bottom - top + 1) * (right - left + 1)
-    filled = len(ys) * 0.98 / box
-    shape = "triangular" if filled < 0.65 else "round" if filled < 0.885 else "square"
-    middle_x = (left + right + 1) / 2 / w - 0.5
-    place = "left" if middle_x < -0.08 else "right" if middle_x > 0.08 else "center"
+    # Nearer the subject's colour than the ground's, along the line between them: stray tints do not widen a shape.
+    axis = PALETTE[counts.argmax()] - PALETTE[ground]
+    own = ((picture[0] - PALETTE[ground]) @ axis) > 0.5 * (axis @ axis)
+    if not own.any():
+        return {"colour": NAMES[counts.argmax()], "ground": NAMES[ground], "shape": "", "place": ""}
+    shape, place = max(_heads(h, w).items(), key=lambda item: _overlap(_rows(own), item[1]))[0]
     return {"colour": NAMES[counts.argmax()], "ground": NAMES[ground], "shape": shape, "place": place}
+
+
+@cache
+def _heads(height: int, width: int) -> dict[tuple[str, str], np.ndarray]:
+    """By shape and place: where such a head of middling size is, [H, W]."""
+    unit, scene = min(height, width), clips.Scene()
+    x, y = ((np.arange(n) + 0.5 - n / 2) / unit / scene.radius for n in (width, height))
+    return {
+        (shape, place): clips.shape(shape, x[None] - (i - 1) * clips.SHIFT / scene.radius, y[:, None]) < 0
+        for shape in clips.SHAPES
+        for i, place in enumerate(clips.PLACES)
+    }
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union."""
+    return float((a & b).sum() / max(1, (a | b).sum()))
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
     """Without rows and columns that hold next to nothing: specks do not widen a box."""
     rows, columns = mask.sum(1) > 0.03 * mask.shape[1], mask.sum(0) > 0.03 * mask.shape[0]
     return mask & rows[:, None] & columns[None, :]
+
+
+def _rows(mask: np.ndarray) -> np.ndarray:
+    """Each row filled from its first to its last: a face has eyes and a mouth, and no dents."""
+    return np.logical_or.accumulate(mask, 1) & np.logical_or.accumulate(mask[:, ::-1], 1)[:, ::-1]
 
 
 def mouth(frames: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ Detail = list[dict[str, Any]]
 ALIAS, SIZE = "image_size", "video_size"
 MEDIA = {"audio_url": "audio", "image_url": "image", "end_image_url": "image"}
 DELIVERY = ("sync_mode",)
+STRANGERS = 20
 
 
 class Invalid(Exception):
@@ -256,12 +257,17 @@ def check(body: Any) -> Job:
 
 
 def _strangers(body: Mapping[str, Any]) -> list[str]:
-    """What is said of names that no input has. They are passed over, as the hosted endpoint does."""
-    said = []
-    for name in body.keys() - Input.model_fields.keys():
-        near = difflib.get_close_matches(name, Input.model_fields, 1)
+    """What is said of names that no input has. They are passed over, as the hosted endpoint does.
+
+    Of STRANGERS of them: a body holds millions, and looking for near names takes 0.1 ms each.
+    """
+    said, names = [], sorted(body.keys() - Input.model_fields.keys())
+    for name in names[:STRANGERS]:
+        near = difflib.get_close_matches(name[:80], Input.model_fields, 1)
         said.append(f"{name[:80]!r} is no input and was passed over" + (f"; did you mean {near[0]}?" if near else ""))
-    return sorted(said)
+    if more := len(names) - len(said):
+        said.append(f"{more} more names are no inputs and were passed over")
+    return said
 
 
 def _detail(error: Mapping[str, Any]) -> dict[str, Any]:

@@ -196,9 +196,14 @@ class Request:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 
-def _wrong(name: str, value: Any, wanted: str) -> InputError:
+def _shown(value: Any) -> str:
+    """On one line, and no longer than a sentence bears."""
     shown = repr(value)
-    return InputError(f"{name}: {shown if len(shown) <= SHOWN else shown[:SHOWN] + '…'} is not {wanted}.")
+    return shown if len(shown) <= SHOWN else shown[:SHOWN] + "…"
+
+
+def _wrong(name: str, value: Any, wanted: str) -> InputError:
+    return InputError(f"{name}: {_shown(value)} is not {wanted}.")
 
 
 def _check_range(name: str, value: float, low: float | None, high: float | None) -> None:
@@ -273,7 +278,8 @@ def parse(values: Mapping[str, Any]) -> Request:
             raise InputError(f"{name}: the command takes this as {FLAGS[name]}; remove it from the request.")
         if name not in PARAMETERS:
             near = difflib.get_close_matches(name, PARAMETERS, 1)
-            raise InputError(f"{name}: no such parameter" + (f"; did you mean {near[0]}?" if near else "."))
+            said = name if name.isidentifier() and len(name) <= SHOWN else _shown(name)
+            raise InputError(f"{said}: no such parameter" + (f"; did you mean {near[0]}?" if near else "."))
         if value is None and name in ("seed", "gradient_estimation_gamma", "audio_stg_scale"):
             continue
         checked[name] = check_value(name, value)

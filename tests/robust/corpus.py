@@ -714,7 +714,7 @@ def _request_cases(names: tuple[str, ...]) -> Iterator[Case]:
             yield Case("request", "out of range", f"{name}-{number}.json", EITHER, lambda text=text: text.encode())
     for name, data in (
         ("empty", b""), ("null", b"null"), ("array", b"[]"), ("text", b"prompt: x"), ("nested", b"[" * 100_000), ("no-utf8", b"\xff\xfe\0"),
-        ("utf16", '{"prompt": "x"}'.encode("utf-16")), ("no-prompt", b"{}"), ("unknown", b'{"prompt": "x", "promt": 1}'), ("digits", b'{"prompt": "x", "seed": ' + b"9" * 10_000 + b"}"),
+        ("utf16", '{"prompt": "x"}'.encode("utf-16")), ("no-prompt", b"{}"), ("unknown", b'{"prompt": "x", "promt": 1}'), ("line-in-name", b'{"prompt": "x", "a\\nb": 1}'), ("long-name", b'{"prompt": "x", "' + b"n" * 10_000 + b'": 1}'), ("digits", b'{"prompt": "x", "seed": ' + b"9" * 10_000 + b"}"),
         ("inline-audio", b'{"prompt": "x", "audio_url": "y"}'), ("surrogate", b'{"prompt": "\\ud800"}'),
     ):  # fmt: skip
         yield Case(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from a2v.api.schema import STRANGERS, check
 from a2v.ltx.audio import MAX_RATE, MIN_RATE, Track, conditioning_track, frames_for_audio, soundtrack
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import (
@@ -249,6 +250,20 @@ def a_plan_can_be_carried_out(values: dict[str, Any], samples: int, rate: int, i
     assert planned.width % grid == planned.height % grid == 0
     assert video_shape(planned.frames, *planned.first_size[::-1])
     assert planned.fps == frame_rate(request.fps)
+
+
+@pytest.mark.parametrize("name", ("\n", "", "a b", "x" * 10**6, "\ud800"), ids=range(5))
+def test_any_name_is_told_on_one_line(name: str) -> None:
+    with pytest.raises(InputError, match="no such parameter") as error:
+        parse({"prompt": "x", name: 1})
+    one_sentence(error.value)
+
+
+def test_of_names_without_number_some_are_told() -> None:
+    strangers = {f"video_size{number}": number for number in range(1000)}
+    notes = check({"prompt": "x", "audio_url": "https://example.com/a.wav", **strangers}).notes
+    assert len(notes) == STRANGERS + 1 and "did you mean video_size?" in notes[0]
+    assert notes[-1] == f"{1000 - STRANGERS} more names are no inputs and were passed over"
 
 
 def run(name: str, examples: int) -> None:

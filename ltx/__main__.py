@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             fp8=arguments.fp8,
             compiled=arguments.compile,
             offload=arguments.offload,
-            announce=lambda forecast: print(forecast, file=sys.stderr),
+            announce=lambda forecast: print(f"{forecast}\n", end="", file=sys.stderr),  # whole, whatever interrupts
             trace=recorder,
             progress=bars,
         )

@@ -81,6 +81,7 @@ class Rehearsal(TorchDispatchMode):
         super().__init__()
         self.on, self.alive, self.peak = on, 0, 0
         self._known: dict[int, int] = {}  # bytes by storage
+        self._small: set[tuple[Any, ...]] = set()  # calls whose results are, seen on the meta device, which is slow
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -115,12 +116,16 @@ class Rehearsal(TorchDispatchMode):
             return result
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
             return func(*args, **kwargs)
-        try:
-            result = func(*tree_map(sized, args), **tree_map(sized, kwargs))
-        except (NotImplementedError, RuntimeError):
-            return func(*args, **kwargs)
-        large = any(isinstance(leaf, Tensor) and leaf.numel() > SMALL for leaf in tree_leaves(result))
-        return result if large else func(*tree_map(_here, args), **tree_map(_here, kwargs))
+        call = func, *map(_shape, args), *((name, _shape(value)) for name, value in kwargs.items())
+        if call not in self._small:
+            try:
+                result = func(*tree_map(sized, args), **tree_map(sized, kwargs))
+            except (NotImplementedError, RuntimeError):
+                return func(*args, **kwargs)
+            if any(isinstance(leaf, Tensor) and leaf.numel() > SMALL for leaf in tree_leaves(result)):
+                return result
+            self._small.add(call)
+        return func(*tree_map(_here, args), **tree_map(_here, kwargs))
 
     def _count(self, storage: Any) -> None:
         key = storage._cdata
@@ -147,6 +152,15 @@ class Rehearsal(TorchDispatchMode):
 def _blocked(tensor: Tensor) -> int:
     """Bytes of a tensor [N, C, …] in oneDNN's layout, which fills its channels up to whole blocks."""
     return tensor.nbytes // tensor.shape[1] * -(-tensor.shape[1] // CHANNEL_BLOCK) * CHANNEL_BLOCK
+
+
+def _shape(value: Any) -> Any:
+    """What of an operator's argument the size of its result can depend on, hashable; 2, 2.0 and True are apart."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_shape, value))
+    return type(value), value
 
 
 def _here(value: Any) -> Any:

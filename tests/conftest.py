@@ -6,6 +6,7 @@ would hide ComfyUI's own `nodes.py`.
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORACLE = ROOT.parent / "shared" / "oracle"
+
+# Dozens of programs are started, and each would compile torch and ComfyUI anew where nothing compiled may be kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 alias = types.ModuleType("a2v")
 alias.__path__ = [str(ROOT)]

@@ -55,6 +55,7 @@ def test_peer(take, peers: None) -> None:
     assert min(numbers.values()) > 0
 
 
+@pytest.mark.soak
 def test_growth(take, peers: None) -> None:
     table = take("growth", "peer")
     assert [row[1] for row in table.rows] == ["32", "48"]
@@ -97,6 +98,7 @@ def test_encode(take) -> None:
         assert 0.7 < numbers[f"{mode} size"] < 1.4
 
 
+@pytest.mark.soak
 def test_gpu_at_a_toy_size_on_a_cpu(take, peers: None) -> None:
     table = take("gpu")
     assert table.numbers["error"] < (0.05 if torch.cuda.is_available() else 1e-5)

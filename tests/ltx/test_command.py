@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 from a2v.ltx import __main__ as command
-from a2v.ltx import pipeline
+from a2v.ltx import memory, pipeline
 from a2v.ltx.request import PARAMETERS
 from a2v.ltx.text import TextContext
 from a2v.tests import layouts
@@ -164,8 +164,14 @@ def run(
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without Gemma: the prompts' contexts are short random ones."""
+def unforeseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without the forecast of memory, which takes longer than all else here; test_memory.py has it."""
+    monkeypatch.setattr(memory, "estimate", lambda *_, **__: memory.Preflight("cpu", 0, (), memory.TILING))
+
+
+@pytest.fixture
+def quick(unforeseen: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without Gemma: the prompts' contexts are short random ones."""
     contexts = [TextContext(torch.randn(1, 16, 64), torch.randn(1, 16, 32)) for _ in range(2)]
     monkeypatch.setattr(pipeline, "encode_prompts", lambda job, *_: (job.request.prompt, *contexts, []))
 
@@ -504,7 +510,7 @@ UNEXPANDED = {**TWO_PASSES, "enable_prompt_expansion": False}
 
 
 @pytest.fixture
-def traced(run: Run, tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
+def traced(run: Run, unforeseen: None, tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
     """The trace of a run that succeeds."""
 
     def call(values: Any = UNEXPANDED, **flags: Any) -> dict[str, torch.Tensor]:
@@ -618,7 +624,7 @@ def start(line: list[str]) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
-@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+@pytest.mark.parametrize("number", (pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGTERM))
 def test_a_signal_in_the_middle(number: int, tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
     """While the first pass samples: status 130 soon, and the folder as it was, an older file in it."""
     folder = tmp_path / "output"
@@ -666,7 +672,7 @@ def test_a_signal_while_it_starts(tiny: TinyFiles, media: Path, tmp_path: Path) 
 
 
 def test_the_program_itself(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
-    """Everything once from a shell's point of view, with Gemma: status 0 and a file; and 2 with one line."""
+    """Everything once from a shell's point of view, with Gemma: status 0 and a file."""
     folder = tmp_path / "out put"
     folder.mkdir()
     shutil.copy(media / "voice.wav", folder / "vöice one.wav")
@@ -676,6 +682,13 @@ def test_the_program_itself(tiny: TinyFiles, media: Path, tmp_path: Path) -> Non
     assert program.returncode == 0, error
     assert json.loads(out)["output"] == str(folder / "out.mp4")
     assert stream_facts(folder / "out.mp4")[:4] == (64, 64, 9, 24.0)
+
+
+@pytest.mark.soak
+def test_the_program_refuses(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    """Status 2 with one line from a shell's point of view, too: no library adds one of its own."""
+    folder = tmp_path / "output"
+    folder.mkdir()
     with start(arguments(tiny, media, folder, SMALL, {"audio": media / "empty.wav"})) as program:
         out, error = program.communicate(timeout=240)
     assert (program.returncode, out, len(error.splitlines())) == (2, "", 1), error

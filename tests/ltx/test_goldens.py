@@ -5,22 +5,21 @@ Skipped by name where the golden files are not; test_pipeline.py covers the same
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
-import subprocess
-import sys
+import signal
 from dataclasses import fields
 from pathlib import Path
 
 import av
 import pytest
 import torch
+from a2v.ltx import __main__ as program
 from einops import reduce
 from safetensors.torch import load_file
 
 from .goldens import LIMIT, RUNS, TIGHT, Golden, apart, relative, worst
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Run(Golden):
@@ -31,16 +30,20 @@ class Run(Golden):
         (folder / "request.json").write_text(json.dumps(self.request), encoding="utf-8")
         self.output, trace = folder / "out.mp4", folder / "trace.safetensors"
         files = self.files(self.output)
-        command = [sys.executable, "-m", "ltx", "--request", folder / "request.json", "--trace", trace]
+        command = ["--request", folder / "request.json", "--trace", trace]
         for field in fields(files):
             if isinstance(path := getattr(files, field.name), Path):
                 command += [f"--{field.name.replace('_', '-')}", path]
         command += ["--stg-blocks", *map(str, self.info["stg_blocks"]), "--dtype", "float32", "--device", "cpu"]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=environment)
-        assert done.returncode == 0, done.stderr
+        out, error = io.StringIO(), io.StringIO()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            status = program.main([str(word) for word in command])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        assert status == 0, error.getvalue()
         self.trace = load_file(trace)
-        self.report = json.loads(done.stdout)
+        self.report = json.loads(out.getvalue())
 
 
 @pytest.fixture(scope="module", params=RUNS)

@@ -7,7 +7,6 @@ and the first pass, and failures inside the writer, are tests/ltx/test_command.p
 from __future__ import annotations
 
 import gc
-import json
 import os
 import re
 import shutil
@@ -28,7 +27,7 @@ from a2v.ltx import __main__ as command
 from a2v.ltx import lora, pipeline
 from a2v.ltx.errors import InputError
 from a2v.ltx.request import parse
-from a2v.ltx.video import FORMATS, write_video
+from a2v.ltx.video import FORMATS, probe, write_video
 from a2v.tests.ltx.test_command import arguments, start, write_wav
 from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image
@@ -224,13 +223,14 @@ LONGER = {**REQUEST, "num_frames": 49, "num_inference_steps": 4, "video_size": {
 
 
 def signalled(stage: str, number: int, line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """The command, and the signal once it shows that stage or, for "writing", has begun the file."""
+    """The command, and the signal once that stage's bar is there or, for "writing", the file is begun."""
     with start(line) as program:
         seen: list[str] = []
         reader = threading.Thread(target=lambda: seen.extend(iter(lambda: program.stderr.read(1), "")))
         reader.start()
         deadline = time.monotonic() + 240
-        while not (any(folder.glob(".*partial*")) if stage == "writing" else stage in "".join(seen)):
+        bar = re.compile(rf"{stage}: +\d+%")  # the forecast names the stages, too
+        while not (any(folder.glob(".*partial*")) if stage == "writing" else bar.search("".join(seen))):
             assert program.poll() is None and time.monotonic() < deadline, "".join(seen)
             time.sleep(0.005)
         program.send_signal(number)
@@ -240,7 +240,8 @@ def signalled(stage: str, number: int, line: list[str], folder: Path) -> subproc
     return subprocess.CompletedProcess(line, program.returncode, out, "".join(seen))
 
 
-def check_signal(stage: str, number: int, tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+def check_signal(stage: str, number: int, tiny: TinyFiles, media: Path, main: Main, tmp_path: Path) -> None:
+    """The signal, what it leaves, and the same request again in the same folder."""
     folder = tmp_path / "output"
     folder.mkdir()
     (folder / "out.mp4").write_bytes(b"older")
@@ -255,23 +256,24 @@ def check_signal(stage: str, number: int, tiny: TinyFiles, media: Path, tmp_path
         assert done.stderr.strip().splitlines()[-1] == "interrupted; nothing was written"
         assert left == []
     assert (folder / "out.mp4").read_bytes() == b"older"
-    with start(line) as again:
-        out, error = again.communicate(timeout=240)
-    assert again.returncode == 0, error
-    assert json.loads(out)["frames"] == 49 and (folder / "out.mp4").stat().st_size > 1000
+    again = main(folder, LONGER)
+    assert again[0] == 0, again
+    assert probe(folder / "out.mp4").frames == 49
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
-def test_killed_while_the_file_is_written(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
-    check_signal("writing", signal.SIGKILL, tiny, media, tmp_path)
+def test_killed_while_the_file_is_written(tiny: TinyFiles, media: Path, main: Main, tmp_path: Path) -> None:
+    check_signal("writing", signal.SIGKILL, tiny, media, main, tmp_path)
 
 
 @pytest.mark.soak
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 @pytest.mark.parametrize("stage", STAGES_SEEN)
 @pytest.mark.parametrize("name", ("SIGTERM", "SIGINT", "SIGKILL"))
-def test_a_signal_at_every_stage(name: str, stage: str, tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
-    check_signal(stage, getattr(signal, name), tiny, media, tmp_path)
+def test_a_signal_at_every_stage(
+    name: str, stage: str, tiny: TinyFiles, media: Path, main: Main, tmp_path: Path
+) -> None:
+    check_signal(stage, getattr(signal, name), tiny, media, main, tmp_path)
 
 
 @pytest.mark.parametrize("field", ("distill_lora", "checkpoint"))

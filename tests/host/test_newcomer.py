@@ -1,0 +1,107 @@
+"""A newcomer's way in a real browser: the template, the models that are missing, and with them in place the video."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import pytest
+import requests
+from a2v.ltx.models import MODELS
+from a2v.mini import sizes
+from a2v.tests.host.browser import Frontend, browser_path
+from a2v.tests.host.comfy import Comfy
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = ROOT / "mini" / "weights"
+NAMED = {  # the miniature's file → the published one whose place it takes
+    sizes.FILES["checkpoint"]: "checkpoints/ltx-2.3-22b-dev.safetensors",
+    sizes.FILES["upscaler"]: "latent_upscale_models/ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+    sizes.FILES["distilled"]: "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
+    sizes.FILES["gemma"]: "text_encoders/gemma-3-12b-it-qat-q4_0-unquantized",
+}
+CHANGES = {  # what a small computer needs: fewer pixels, frames and steps, and no writing of the prompt
+    "LTXA2VVideoSize": {"video_size": "custom", "width": 128, "height": 128},
+    "LTXA2VFrameCount": {"match_audio_length": False, "num_frames": 17},
+    "LTXA2VScheduler": {"steps": 8},
+    "LTXA2VExpandPrompt": {"enabled": False},
+}
+CHANGE = """changes => {
+    for (const [type, values] of Object.entries(changes))
+        for (const node of app.graph.nodes.filter(node => node.type === type))
+            for (const [name, value] of Object.entries(values)) {
+                const widget = node.widgets.find(widget => widget.name === name);
+                widget.value = value;
+                widget.callback?.(value);
+            }
+}"""
+pytestmark = pytest.mark.skipif(browser_path() is None, reason="no chromium here (apt-get install chromium)")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Comfy]:
+    """ComfyUI with the pack, and not one model."""
+    with Comfy(tmp_path) as server:
+        yield server
+
+
+def close_dialog(frontend: Frontend) -> None:
+    frontend.page.keyboard.press("Escape")
+    frontend.page.locator(".p-dialog-mask").first.wait_for(state="detached")
+
+
+def ran(server: Comfy, seconds: float = 300) -> dict:
+    """The history's one entry, once it has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for entry in requests.get(f"{server.url}/history", timeout=10).json().values():
+            if entry["status"]["completed"] or entry["status"]["status_str"] == "error":
+                return entry
+        time.sleep(0.2)
+    raise AssertionError("the run did not end")
+
+
+def test_from_the_template_to_the_video(fresh: Comfy) -> None:
+    with Frontend(fresh.url, browser_path(), width=1600, height=1000) as frontend:
+        page = frontend.page
+        page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        page.get_by_text("ltx-audio-to-video", exact=True).click()
+        page.get_by_text("audio_to_video").first.click()
+
+        # the page's own list of what the template needs: each with folder, name and link
+        missing = page.get_by_text("the following models were not found")
+        missing.wait_for()
+        said = page.locator(".p-dialog").inner_text()
+        for place in NAMED.values():
+            folder, _, name = place.partition("/")
+            assert folder == "text_encoders" or f"{folder} / {name}" in said
+        close_dialog(frontend)
+
+        # pressed all the same, the pack names file, folder and page
+        page.get_by_test_id("queue-button").get_by_role("button", name="Run").click()
+        page.get_by_text(MODELS["dev"].page).first.wait_for()
+        said = page.locator(".p-dialog").inner_text()
+        for key in ("dev", "upscaler", "distilled-lora", "gemma"):
+            assert MODELS[key].page in said, key
+        close_dialog(frontend)
+        assert requests.get(f"{fresh.url}/history", timeout=10).json() == {}
+
+        # what it said is done, and R pressed
+        for name, place in NAMED.items():
+            source, target = WEIGHTS / name, fresh.base / "models" / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+        fresh.upload(ROOT / "assets" / "speech.opus")
+        page.evaluate("() => app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+        page.evaluate(CHANGE, CHANGES)
+        page.get_by_test_id("queue-button").get_by_role("button", name="Run").click()
+        entry = ran(fresh)
+        assert entry["status"]["status_str"] == "success", entry["status"]
+        (video,) = [item for output in entry["outputs"].values() for item in output.get("images", ())]
+        with av.open(str(fresh.path(video))) as file:
+            assert sum(1 for _ in file.decode(video=0)) == 17 and file.streams.audio
+        page.evaluate("() => app.canvas.centerOnNode(app.graph.nodes.find(n => n.type === 'LTXA2VSaveLatentVideo'))")
+        page.locator(f"video[src*='{video['filename']}']").wait_for(state="attached")  # the node plays it

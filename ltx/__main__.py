@@ -161,7 +161,10 @@ class Bars:
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self.stage:
             self.close()
-            self.stage, self.bar = stage, tqdm(total=total, desc=stage, unit="", file=sys.stderr, dynamic_ncols=True)
+            # delay: not shown while it is made, when an interrupt would find no bar whose line is to be ended
+            line = {"desc": stage, "unit": "", "file": sys.stderr, "dynamic_ncols": True, "delay": 1e-9}
+            self.stage, self.bar = stage, tqdm(total=total, **line)
+            self.bar.refresh()
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:

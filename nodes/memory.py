@@ -257,7 +257,7 @@ def settle(module: nn.Module, device: torch.device) -> None:
 
 def dtype_for(name: str, device: torch.device) -> torch.dtype:
     """The loaders' dtype widget. auto: bfloat16 where the device computes in it, float32 elsewhere, as on the CPU."""
-    if name not in DTYPES:
+    if name not in tuple(DTYPES):  # an object, which a request can have in its place, has no hash
         raise InputError(f"dtype is {name!r}: choose one of {', '.join(DTYPES)}.")
     return DTYPES[name] or (torch.bfloat16 if management.should_use_bf16(device) else torch.float32)
 

@@ -27,8 +27,8 @@ def read(video: Path) -> tuple[list[np.ndarray], np.ndarray, float]:
     return frames, sound, rate
 
 
-def main(video: Path) -> None:
-    frames, sound, rate = read(video)
+def strip(frames: list[np.ndarray], sound: np.ndarray) -> Image.Image:
+    """SHOWN of the frames side by side under the waveform."""
     side = frames[0].shape[1]
     chosen = [frames[round(at)] for at in np.linspace(0, len(frames) - 1, SHOWN)]
     picture = Image.new("RGB", (SHOWN * side, WAVE + side), PAPER)
@@ -38,7 +38,12 @@ def main(video: Path) -> None:
         pen.line((x, WAVE / 2 - half, x, WAVE / 2 + half), fill=INK)
     for number, frame in enumerate(chosen):
         picture.paste(Image.fromarray(frame), (number * side, WAVE))
-    picture.save(ASSETS / "demo.png", optimize=True)
+    return picture
+
+
+def main(video: Path) -> None:
+    frames, sound, rate = read(video)
+    strip(frames, sound).save(ASSETS / "demo.png", optimize=True)
     moving = [Image.fromarray(frame).quantize(64) for frame in frames[::2]]
     moving[0].save(
         ASSETS / "demo.gif", save_all=True, append_images=moving[1:], duration=round(2000 / rate), loop=0, optimize=True

@@ -12,6 +12,8 @@
 
 SHELL := /bin/bash
 PIP := .venv/bin/python -m pip -qq --disable-pip-version-check
+# Dozens of programs are started, and each would compile torch anew where nothing compiled may be kept.
+export PYTHONDONTWRITEBYTECODE :=
 sum = $(shell cat $(1) | cksum | tr ' ' -)
 
 VENV := .venv/.done-python

@@ -331,6 +331,8 @@ def _encode(
         if not MP4_KEYS.issuperset(metadata):
             container_options["movflags"] += "+use_metadata_tags"
     with _output(partial, path, kind.container, container_options) as container, ThreadPoolExecutor(1) as encoder:
+        # An interrupt while a thread starts makes the executor forget it, and it would write on: it starts idle.
+        encoder.submit(int).result()
         container.metadata.update(metadata)
         streams = _Streams(container, path, width, height, fps, track, kind, options)
         tell, running = on_frames or (lambda done: None), None

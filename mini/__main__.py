@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of an exported set")
     e.add_argument("--to", type=Path, metavar="FILE.md", help="write the table there; default: only show it")
     e.add_argument("--clips", type=int, default=8)
-    e.add_argument("--prompts", type=int, default=10)
+    e.add_argument("--prompts", type=int, default=50)
     e.add_argument("--seed", type=int, default=0)
     e.add_argument("--all", action="store_true", help="every scheduler, restart setting and acceleration level, too")
     return p

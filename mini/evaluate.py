@@ -158,11 +158,11 @@ def table(weights: Path, count: int = 8, prompts: int = 10, seed: int = 0, every
     found = cases(count, seed)
     own, other, lags = agreement(evaluation, found)
     late = max(map(abs, lags))
-    evaluation.line("audio–motion correlation, best lag", f"{own:.3f}", "≥ 0.8", own >= 0.8)
+    evaluation.line("audio–motion correlation, best lag", f"{own:.4f}", "≥ 0.8", own >= 0.8)
     evaluation.line("its lags, frames", f"{min(lags)} … {max(lags)}", "at most 1", late <= 1)
     evaluation.line("the same with another clip's sound", f"{other:.3f}", "≤ 0.2", other <= 0.2)
     weak = agreement(evaluation, found, video_modality_scale=1)[0]
-    evaluation.line("correlation, modality guidance 1", f"{weak:.3f}", "below that at 3", weak < own)
+    evaluation.line("correlation, modality guidance 1", f"{weak:.4f}", "below that at 3", weak < own)
 
     starts, ends, nothing = [], [], []
     for case in found[: max(2, count // 2)]:

@@ -79,6 +79,7 @@ def test_twenty_requests_outlive_a_kill(base: Path, receiver: Outside) -> None:
         assert len(comfy.get("/history")) == left
 
 
+@pytest.mark.soak
 def test_two_servers_share_the_work_and_do_not_rob_each_other(base: Path, receiver: Outside) -> None:
     with Comfy(base) as first, Comfy(base) as second, client_of(first) as fal:
         ids = submit(fal, 8, receiver, steps=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,10 @@ def test_refusals() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_compiled_blocks(tmp_path: Path, off: Callable) -> None:
-    """torch.compile of the block, whole; the perturbed pass comes out as without it."""
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_compiled_blocks(tmp_path: Path, off: Callable, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """torch.compile of the block, whole; the perturbed pass comes out as without it. Code is made by inductor alone."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
     files = write_tiny(tmp_path, seed=3, layers=1, connector_layers=1)
     model = load_checkpoint(files.checkpoint).transformer(torch.float32)
     one = {"sigmas": torch.tensor([1.0, 0.0])}
@@ -153,7 +156,8 @@ def test_compiled_blocks(tmp_path: Path, off: Callable) -> None:
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    assert 0 < off(sample(model, LEVELS["none"], **one), plain) < 1e-5
+    error = off(sample(model, LEVELS["none"], **one), plain)
+    assert error < 1e-5 and (error > 0 or backend == "eager")
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
     compile_blocks(model, False)
     assert torch.equal(sample(model, LEVELS["none"], **one), plain)

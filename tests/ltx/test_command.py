@@ -166,7 +166,8 @@ def run(
 @pytest.fixture
 def unforeseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without the forecast of memory, which takes longer than all else here; test_memory.py has it."""
-    monkeypatch.setattr(memory, "estimate", lambda *_, **__: memory.Preflight("cpu", 0, (), memory.TILING))
+    forecast = memory.Preflight("cpu", 1, (memory.Stage("sample", (), 1),), memory.TILING)
+    monkeypatch.setattr(memory, "estimate", lambda *_, **__: forecast)
 
 
 @pytest.fixture

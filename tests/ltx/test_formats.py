@@ -338,6 +338,7 @@ def test_the_frontend_finds_the_workflow(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no ru_maxrss")
+@pytest.mark.soak
 def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
     """Peak memory of a process after 96 frames, and after 288: 85 MB of pictures more."""
     script = f"""

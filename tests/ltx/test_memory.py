@@ -217,8 +217,9 @@ def test_what_does_not_fit_is_made_to(folder: Path, wide: TinyFiles) -> None:
     ]  # fmt: skip
     assert all(stage.fits and not stage.remedy and not stage.offloaded for stage in ample.stages)
     assert ample.tiling == Tiling() and not ample.offloaded("transformer")
-    assert on_gpu(1e12) == ample  # to the byte
-    sampling = stage_of(on_gpu(1e12, job=alone), "sample")
+    plain = on_gpu(1e12, job=alone)
+    assert stage_of(plain, "decode") == stage_of(ample, "decode")  # to the byte
+    sampling = stage_of(plain, "sample")
     apart = stage_of(on_gpu(sampling.peak - 1, job=alone), "sample")
     assert apart.remedy == "guidance passes one by one" and apart.work < 0.8 * sampling.work
 
@@ -227,13 +228,13 @@ def test_what_does_not_fit_is_made_to(folder: Path, wide: TinyFiles) -> None:
     assert tight.offloaded("transformer") and stage_of(tight, "second pass").offloaded
     assert stage_of(tight, "first pass").weights == transformer.visiting < transformer.size
     assert "blocks wait in host memory" in str(tight)
-    assert not on_gpu(transformer.size, "none").offloaded("transformer")
-    assert on_gpu(1e12, "blocks").offloaded("Gemma")
+    assert not on_gpu(transformer.size, "none", alone).offloaded("transformer")
 
-    small = on_gpu(stage_of(ample, "decode").peak * 0.7)
+    small = on_gpu(stage_of(ample, "decode").peak * 0.7, "blocks", alone)
+    assert small.offloaded("Gemma")
     assert small.tiling.pixels * small.tiling.frames < 768 * 80 and stage_of(small, "decode").fits
     assert f"in tiles of {small.tiling}" in str(small)
-    none = on_gpu(1e6)
+    none = on_gpu(1e6, job=alone)
     assert not stage_of(none, "decode").fits and "may not fit even so" in str(none)
     with pytest.raises(InputError, match="offload"):
         on_gpu(1e12, "all")

@@ -133,6 +133,7 @@ def test_on_a_gpu_room_is_asked_for_what_computing_takes(
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.soak
 def test_a_long_clip_takes_what_a_short_one_takes(tmp_path: Path) -> None:
     """Decode and Save streams: 481 frames in the memory of 137, in both of which there are tiles of the full length."""
     checkpoint = write_tiny(tmp_path / "tiny", layers=1, vae_width=8).checkpoint

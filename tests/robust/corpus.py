@@ -98,8 +98,8 @@ MEDIA = (
     ("dfpwm", "dfpwm", "dfpwm", 44100, "mono"), ("tun", "alp", "adpcm_ima_alp", 22050, "stereo"),
 )  # fmt: skip
 EXPERIMENTAL = {"vorbis"}
-UNPROBED = {"g722", "spdif", "latm", "sbc", "aptx", "aptx_hd", "dfpwm", "alp"}
-"""Containers without a mark of their own: FFmpeg may take them for something else, and either outcome is right."""
+UNPROBED = {"rso", "g722", "spdif", "latm", "sbc", "aptx", "aptx_hd", "dfpwm", "alp"}
+"""Containers without a mark of their own: FFmpeg goes by the name, may take them for something else, and either outcome is right."""
 
 
 @functools.cache

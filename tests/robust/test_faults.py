@@ -266,6 +266,25 @@ def test_killed_while_the_file_is_written(tiny: TinyFiles, media: Path, main: Ma
     check_signal("writing", signal.SIGKILL, tiny, media, main, tmp_path)
 
 
+def test_an_interrupt_while_the_encoder_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ThreadPoolExecutor loses a thread that is starting then, and does not wait for it: it must write nothing."""
+    real, started = threading.Thread.start, []
+
+    def interrupted(thread: threading.Thread) -> None:
+        real(thread)
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            frames = torch.zeros(96, 64, 64, 3, dtype=torch.uint8)  # more than x264 looks ahead: some reach the file
+            write_video(tmp_path / "out.mp4", [frames, frames], Fraction(24), None)
+    for thread in started:
+        thread.join(60)
+    assert len(started) == 1 and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.soak
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 @pytest.mark.parametrize("stage", STAGES_SEEN)

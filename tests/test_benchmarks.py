@@ -45,6 +45,7 @@ def peers() -> None:
     pytest.importorskip("ltx_pipelines", reason="the peer is not installed")
 
 
+@pytest.mark.soak
 def test_peer(take, peers: None) -> None:
     """48 blocks, STG in block 28: 164 block runs where the official code has 192, and the same numbers."""
     numbers = take("peer").numbers

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import types
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,9 +39,9 @@ PROMPTS = {
 CAMERA = "ltx-2-19b-lora-camera-control-dolly-in.safetensors"
 
 
-def picture(opening: float, path: Path) -> Path:
-    """FACE with its mouth that far open."""
-    frame = clips.render(FACE, np.full(1, opening, np.float32), 24.0, (demo.SIZE, demo.SIZE))[0]
+def picture(scene: clips.Scene, path: Path) -> Path:
+    """The scene with its mouth a little open."""
+    frame = clips.render(scene, np.full(1, 0.2, np.float32), 24.0, (demo.SIZE, demo.SIZE))[0]
     Image.fromarray((frame * 255 + 0.5).astype(np.uint8)).save(path)
     return path
 
@@ -63,7 +64,8 @@ def main(names: list[str]) -> None:
     shutil.copyfile(demo.WEIGHTS / sizes.FILES["dolly_in"], base / "models" / "loras" / CAMERA)
     with Comfy(base) as server:
         audio = server.upload(demo.SPEECH)
-        images = {key: server.upload(picture(far, base / f"{key}.png")) for key, far in (("first", 0.2), ("end", 1.0))}
+        ends = {"first": FACE, "end": replace(FACE, colour="pink")}
+        images = {key: server.upload(picture(scene, base / f"{key}.png")) for key, scene in ends.items()}
         for name in names or PROMPTS:
             run = server.run(prepared(name, models, images, audio), timeout=900)
             if run.message:

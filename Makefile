@@ -21,7 +21,7 @@ PACKAGES := .venv/.done-packages-$(call sum,requirements-dev.txt)
 PEERS := .venv/.done-peers-$(call sum,tests/requirements-peers.txt)
 HOST := .host/.done-$(call sum,tests/host/requirements.txt tests/host/setup_host.py)
 
-.PHONY: help demo test soak matrix lint bench clean setup debian
+.PHONY: help demo test soak matrix lint bench evaluate clean setup debian
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -87,8 +87,8 @@ $(HOST): $(VENV)
 	@.venv/bin/python tests/host/setup_host.py .host/comfyui
 	@touch $@
 
-# A browser, a decoder that shares no code path with the pack, and two speaking voices: where they cannot be had, the tests that use them are
-# skipped by name.
+# A browser, a decoder that shares no code path with the pack, and two speaking voices: where they cannot be had, the
+# tests that use them are skipped by name.
 debian:
 	@missing=; for tool in chromium ffmpeg nodejs npm espeak-ng flite; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	if [ -n "$$missing" ]; then \

@@ -596,10 +596,10 @@ def _failed(error: NodeError, prompt: workflow.Prompt) -> Failure:
 
 def _rejected(error: Rejected, prompt: workflow.Prompt) -> Failure:
     node, message = next(iter(error.errors.items()))
-    field, message = workflow.field_of(prompt, node), workflow.in_request_words(prompt, message)
+    field = workflow.field_of(prompt, node)
     if field:
-        return refused(invalid_from(InputError(message), field))
-    return Failure(str(error), "graph_rejected", FAILED)
+        return refused(invalid_from(InputError(workflow.in_request_words(prompt, message)), field))
+    return Failure(workflow.in_request_words(prompt, str(error)), "graph_rejected", FAILED)
 
 
 def _insert(session: Session, request: Request, notes: tuple[str, ...]) -> int:

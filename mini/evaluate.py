@@ -152,7 +152,7 @@ def adherence(evaluation: Evaluation, count: int, seed: int, **request: Any) -> 
     return right / count
 
 
-def table(weights: Path, count: int = 8, prompts: int = 10, seed: int = 0, everything: bool = False) -> str:
+def table(weights: Path, count: int, prompts: int, seed: int = 0, everything: bool = False) -> str:
     """Measures all of it and returns the page."""
     evaluation = Evaluation(weights, seed)
     found = cases(count, seed)

@@ -1,6 +1,6 @@
 """Reading a clip back from its pixels: how far a mouth is open, which colour and shape are seen, how alike frames are.
 
-Frames are float [T, H, W, 3] in 0..1. Nothing here knows what was asked for, but the colours that clips.py has.
+Frames are float [T, H, W, 3] in 0..1. Nothing here knows what was asked for, but the colours and heads of clips.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from . import clips
 NAMES = (*clips.COLOURS, *clips.GROUNDS)
 PALETTE = np.array([*clips.COLOURS.values(), *clips.GROUNDS.values()], np.float32) / 255
 GROUND = len(clips.COLOURS)  # the first of the palette that is a ground
+ALIKE = 0.75  # of a head and what is seen, intersection over union, below which it is no head
 LAGS = 4  # frames that a movement may be early or late
 LOW = np.array([0.299, 0.587, 0.114], np.float32)  # luma
 
@@ -42,7 +43,11 @@ def words(frames: np.ndarray) -> dict[str, str]:
     own = ((picture[0] - PALETTE[ground]) @ axis) > 0.5 * (axis @ axis)
     if not own.any():
         return {"colour": NAMES[counts.argmax()], "ground": NAMES[ground], "shape": "", "place": ""}
-    shape, place = max(_heads(h, w).items(), key=lambda item: _overlap(_rows(own), item[1]))[0]
+    (shape, place), best = max(
+        ((words, _overlap(_rows(own), head)) for words, head in _heads(h, w).items()), key=lambda found: found[1]
+    )
+    if best < ALIKE:
+        shape = place = ""
     return {"colour": NAMES[counts.argmax()], "ground": NAMES[ground], "shape": shape, "place": place}
 
 

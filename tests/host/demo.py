@@ -39,7 +39,7 @@ WORKFLOW = ROOT / "workflows" / "api" / "audio_to_video.json"
 SPEECH = ROOT / "assets" / "speech.opus"
 WEIGHTS = ROOT / "mini" / "weights"
 SIZE = 128  # pixels a side: what the miniature was trained on
-POSITIVE = "Positive prompt"  # title of the node that takes it where nothing expands it
+POSITIVE = "Positive prompt"  # title of the node that takes it
 PROMPT = "a green round face on the center is talking on a navy background"
 FOLDERS = {
     "checkpoint": "checkpoints",
@@ -68,24 +68,21 @@ def place_models(base: Path) -> TinyFiles:
 
 def fill(prompt: Prompt, models: TinyFiles, audio: str, text: str | None, image: str | None) -> Prompt:
     """The workflow with this run's files and size in the places of its own; text and first image where given."""
-    values: dict[str, dict[str, object]] = {
+    values = {
         "LTXA2VModelLoader": {"checkpoint": models.checkpoint.name},
         "LTXA2VTextEncoderLoader": {"folder": models.gemma.name},
         "LTXA2VUpscalerLoader": {"file": models.upscaler.name},
         "LTXA2VDistilledLora": {"lora": models.distilled_lora.name},
         "LTXA2VLoadAudio": {"audio": audio},
         "LTXA2VVideoSize": {"video_size": "custom", "width": SIZE, "height": SIZE},
-        # neither the miniature's text encoder nor the tests' can write
-        "LTXA2VExpandPrompt": {"enabled": False},
+        "LTXA2VExpandPrompt": {"enabled": False},  # the miniature's text encoder cannot write
     }
-    if text and not nodes(prompt, "LTXA2VExpandPrompt"):
-        (asked,) = (node["inputs"] for node in prompt.values() if node["_meta"]["title"] == POSITIVE)
-        asked["text"] = text
-    elif text:
-        values["LTXA2VExpandPrompt"]["prompt"] = text
     for class_type, inputs in values.items():
         for node in nodes(prompt, class_type):
             node.update(inputs)
+    if text:
+        (asked,) = (node["inputs"] for node in prompt.values() if node["_meta"]["title"] == POSITIVE)
+        asked["prompt" if "prompt" in asked else "text"] = text
     if image:
         add_image(prompt, image)
     return prompt

@@ -22,6 +22,7 @@ alias.__path__ = [str(ROOT)]
 sys.modules.setdefault("a2v", alias)
 
 import numpy as np
+from a2v.ltx.models import MODELS
 from a2v.mini import clips, sizes
 from a2v.tests.host import demo, draw_demo
 from a2v.tests.host.comfy import Comfy, Prompt
@@ -36,7 +37,6 @@ PROMPTS = {
     "camera_move": "a yellow round face on the center is talking on a brown background",
     "audio_regeneration": "a pink square face on the center is talking on a gray background",
 }
-CAMERA = "ltx-2-19b-lora-camera-control-dolly-in.safetensors"
 
 
 def picture(scene: clips.Scene, path: Path) -> Path:
@@ -61,7 +61,7 @@ def prepared(name: str, models: TinyFiles, images: dict[str, str], audio: str) -
 def main(names: list[str]) -> None:
     base = Path(tempfile.mkdtemp(prefix="a2v-gallery-"))
     models = demo.place_models(base)
-    shutil.copyfile(demo.WEIGHTS / sizes.FILES["dolly_in"], base / "models" / "loras" / CAMERA)
+    shutil.copyfile(demo.WEIGHTS / sizes.FILES["dolly_in"], base / "models" / "loras" / MODELS["dolly-in"].name)
     with Comfy(base) as server:
         audio = server.upload(demo.SPEECH)
         ends = {"first": FACE, "end": replace(FACE, colour="pink")}

@@ -17,11 +17,11 @@ from a2v.tests.host.comfy import Comfy
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "mini" / "weights"
-NAMED = {  # the miniature's file → the published one whose place it takes
-    sizes.FILES["checkpoint"]: "checkpoints/ltx-2.3-22b-dev.safetensors",
-    sizes.FILES["upscaler"]: "latent_upscale_models/ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
-    sizes.FILES["distilled"]: "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
-    sizes.FILES["gemma"]: "text_encoders/gemma-3-12b-it-qat-q4_0-unquantized",
+NAMED = {  # the miniature's part → the published model whose place it takes
+    "checkpoint": "dev",
+    "upscaler": "upscaler",
+    "distilled": "distilled-lora",
+    "gemma": "gemma",
 }
 CHANGES = {  # what a small computer needs: fewer pixels, frames and steps, and no writing of the prompt
     "LTXA2VVideoSize": {"video_size": "custom", "width": 128, "height": 128},
@@ -75,23 +75,24 @@ def test_from_the_template_to_the_video(fresh: Comfy) -> None:
         missing = page.get_by_text("the following models were not found")
         missing.wait_for()
         said = page.locator(".p-dialog").inner_text()
-        for place in NAMED.values():
-            folder, _, name = place.partition("/")
-            assert folder == "text_encoders" or f"{folder} / {name}" in said
+        for model in (MODELS[key] for key in NAMED.values()):
+            # the page knows files alone; of Gemma's folder the pack tells below
+            assert not model.file or f"{model.folder} / {model.name}" in said
         close_dialog(frontend)
 
         # pressed all the same, the pack names file, folder and page
         page.get_by_test_id("queue-button").get_by_role("button", name="Run").click()
         page.get_by_text(MODELS["dev"].page).first.wait_for()
         said = page.locator(".p-dialog").inner_text()
-        for key in ("dev", "upscaler", "distilled-lora", "gemma"):
+        for key in NAMED.values():
             assert MODELS[key].page in said, key
         close_dialog(frontend)
         assert requests.get(f"{fresh.url}/history", timeout=10).json() == {}
 
         # what it said is done, and R pressed
-        for name, place in NAMED.items():
-            source, target = WEIGHTS / name, fresh.base / "models" / place
+        for part, key in NAMED.items():
+            source = WEIGHTS / sizes.FILES[part]
+            target = fresh.base / "models" / MODELS[key].folder / MODELS[key].name
             target.parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
         fresh.upload(ROOT / "assets" / "speech.opus")

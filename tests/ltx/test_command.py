@@ -685,7 +685,6 @@ def test_the_program_itself(tiny: TinyFiles, media: Path, tmp_path: Path) -> Non
     assert stream_facts(folder / "out.mp4")[:4] == (64, 64, 9, 24.0)
 
 
-@pytest.mark.soak
 def test_the_program_refuses(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
     """Status 2 with one line from a shell's point of view, too: no library adds one of its own."""
     folder = tmp_path / "output"

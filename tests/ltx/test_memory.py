@@ -217,9 +217,8 @@ def test_what_does_not_fit_is_made_to(folder: Path, wide: TinyFiles) -> None:
     ]  # fmt: skip
     assert all(stage.fits and not stage.remedy and not stage.offloaded for stage in ample.stages)
     assert ample.tiling == Tiling() and not ample.offloaded("transformer")
-    plain = on_gpu(1e12, job=alone)
-    assert stage_of(plain, "decode") == stage_of(ample, "decode")  # to the byte
-    sampling = stage_of(plain, "sample")
+    assert on_gpu(1e12) == ample  # to the byte
+    sampling = stage_of(on_gpu(1e12, job=alone), "sample")
     apart = stage_of(on_gpu(sampling.peak - 1, job=alone), "sample")
     assert apart.remedy == "guidance passes one by one" and apart.work < 0.8 * sampling.work
 
@@ -230,8 +229,8 @@ def test_what_does_not_fit_is_made_to(folder: Path, wide: TinyFiles) -> None:
     assert "blocks wait in host memory" in str(tight)
     assert not on_gpu(transformer.size, "none", alone).offloaded("transformer")
 
-    small = on_gpu(stage_of(ample, "decode").peak * 0.7, "blocks", alone)
-    assert small.offloaded("Gemma")
+    assert on_gpu(1e12, "blocks", alone).offloaded("Gemma")
+    small = on_gpu(stage_of(ample, "decode").peak * 0.7, job=alone)
     assert small.tiling.pixels * small.tiling.frames < 768 * 80 and stage_of(small, "decode").fits
     assert f"in tiles of {small.tiling}" in str(small)
     none = on_gpu(1e6, job=alone)

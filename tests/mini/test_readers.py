@@ -19,6 +19,21 @@ def test_every_word_is_read_back(side: int) -> None:
     assert not wrong
 
 
+def test_what_is_no_head_has_no_shape() -> None:
+    """Colours alone are read: half a head, a bar across, specks."""
+    scene = clips.Scene()
+    half, bar, specks = (clips.render(scene, np.zeros(5)) for _ in range(3))
+    ground, colour = (np.float32(c) / 255 for c in (clips.GROUNDS[scene.ground], clips.COLOURS[scene.colour]))
+    half[:, 64:] = ground
+    bar[:] = ground
+    bar[:, 50:70] = colour
+    specks[:] = ground
+    specks[:, ::5, ::5] = colour
+    for video in (half, bar, specks):
+        seen = readers.words(video)
+        assert (seen["shape"], seen["place"], seen["ground"]) == ("", "", scene.ground), seen
+
+
 def test_a_mouth_is_read_back_and_noise_hardly_matters() -> None:
     rng = np.random.default_rng(5)
     for _ in range(12):

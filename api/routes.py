@@ -24,7 +24,7 @@ from .host import Host
 from .jobs import Jobs, ReusedKey, Submission, result_file, with_url
 from .schema import Invalid, problem
 from .settings import APP, Settings, read_settings
-from .snapshots import Snapshot
+from .snapshots import Snapshot, Told
 from .store import DONE, PRIORITIES, QUEUED, Request, Store
 from .waiting import is_set_within
 from .webhooks import Webhooks
@@ -75,7 +75,7 @@ class Endpoint:
     """The handlers of the one application."""
 
     def __init__(self, jobs: Jobs, settings: Settings) -> None:
-        self.jobs, self.settings = jobs, settings
+        self.jobs, self.settings, self.told = jobs, settings, Told()
         one = f"/queue/{OWNER}/requests/{{request_id}}"
         self.operations = (
             Operation("POST", f"/queue/{APP}", self.submit, "Puts a request into the queue."),
@@ -192,9 +192,17 @@ class Endpoint:
         return body
 
     async def status(self, request: web.Request) -> web.Response:
+        """Answers at once, but a poller that was told the same within the last second waits for news a little."""
         snapshot = await self._snapshot(request)
-        done = snapshot.request.status == DONE
-        return _json(snapshot.request, self._status(request, snapshot), 200 if done else 202)
+        body = self._status(request, snapshot)
+        poller = (request.transport and request.transport.get_extra_info("peername"), request.match_info["request_id"])
+        if snapshot.request.status != DONE and self.told.knows(poller, body):
+            with self.jobs.watch(snapshot.request.id) as changed:
+                await is_set_within(changed, self.settings.hold_seconds)
+            snapshot = await self._snapshot(request)
+            body = self._status(request, snapshot)
+        self.told.note(poller, body)
+        return _json(snapshot.request, body, 200 if snapshot.request.status == DONE else 202)
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: the status whenever it differs, each line of the log once."""

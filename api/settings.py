@@ -44,6 +44,7 @@ class Settings:
     inline_read_seconds: float = 600  # and how long it stays after that
     fetch_seconds: float = 120
     webhook_seconds: float = 10
+    hold_seconds: float = 0.75  # how long an answer waits for news where a poller would read what it has just read
     lease_seconds: float = 30  # after which a server that is not heard of counts as dead
     prefix: str = PREFIX
     ray_address: str | None = None  # of the cluster that this server is the head of
@@ -109,6 +110,7 @@ def read_settings(folder_paths: Any, environment: Mapping[str, str] = os.environ
         origins=tuple(origin.rstrip("/") for origin in _list(environment.get("LTX_A2V_ORIGINS", ""))),
         require_safety=environment.get("LTX_A2V_SAFETY") == "require",
         expire_hours=_number(environment, "LTX_A2V_EXPIRE_HOURS", defaults.expire_hours),
+        hold_seconds=min(_number(environment, "LTX_A2V_HOLD_SECONDS", defaults.hold_seconds), 10.0),
         lease_seconds=max(_number(environment, "LTX_A2V_LEASE_SECONDS", defaults.lease_seconds), 1.0),
         max_body=int(_number(environment, "LTX_A2V_MAX_BODY_MB", defaults.max_body / MIB) * MIB),
         max_media=int(_number(environment, "LTX_A2V_MAX_MEDIA_MB", defaults.max_media / MIB) * MIB),

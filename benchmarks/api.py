@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import aiohttp
 import requests
+from a2v.api.settings import Settings
 from a2v.benchmarks import files as made
 from a2v.benchmarks.measure import Ratio, Table, middle, say, threads
 from a2v.benchmarks.peer import Differs
@@ -36,6 +37,7 @@ WIDE = {"layers": 4, "heads": 8, "head_dim": 64}
 ANSWERS = """
 from aiohttp import web
 async def answer(request):
+    await asyncio.sleep(%s)
     return web.json_response({"status": "IN_QUEUE", "request_id": "x" * 36, "urls": ["y" * 120] * 3})
 async def main():
     runner = web.AppRunner(app, access_log=None)
@@ -49,7 +51,7 @@ app = web.Application()
 app.router.add_get("/", answer)
 asyncio.run(main())
 """
-"""The server that pollers ask in comparison: what they cost the machine, whoever answers."""
+"""The server that pollers ask in comparison, as late with its answers: what they cost the machine, whoever answers."""
 LONG = {"video_size": {"width": 512, "height": 512}, "num_frames": 49, "num_inference_steps": 12}
 SUBMISSIONS = 30
 WANTED_SHARE, WANTED_MS = 3, 50
@@ -115,7 +117,9 @@ def begun(handle: Any) -> None:
 @contextmanager
 def elsewhere() -> Iterator[str]:
     """The URL of another process that answers as fast as aiohttp can, with as much to say."""
-    with subprocess.Popen([sys.executable, "-c", ANSWERS], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", ANSWERS.replace("%s", str(Settings.hold_seconds))], stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             yield process.stdout.readline().strip()
         finally:

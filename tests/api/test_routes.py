@@ -1,17 +1,22 @@
-"""What the routes answer before any request is looked at: other applications, other paths, the proxy on them."""
+"""What the routes answer before any request is looked at: other applications, other paths, the proxy on them. And whom
+the status keeps waiting."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from a2v.api import auth
-from a2v.api.routes import Endpoint
+from a2v.api import auth, snapshots, store
+from a2v.api.jobs import Jobs
+from a2v.api.routes import OWNER, Endpoint
 from a2v.api.settings import APP
-from a2v.tests.api.edges import make_settings
+from a2v.api.snapshots import Told
+from a2v.api.store import DONE, QUEUED, RUNNING, Request
+from a2v.tests.api.edges import make_settings, opened
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
@@ -99,3 +104,55 @@ def test_a_body_that_is_no_json_type_or_too_large(tmp_path: Path) -> None:
         return found
 
     assert asked(tmp_path, questions) == [415, 415, 415, 415, 422, 422]
+
+
+def test_a_poller_that_would_read_the_same_again_waits_for_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one connection; another, with its first question, is answered at once, and so is everyone after the end."""
+    monkeypatch.setattr("a2v.api.snapshots.LATELY", 1e6)
+    settings = make_settings(tmp_path, hold_seconds=1e6)
+
+    async def main(jobs: Jobs) -> list[tuple[int, str]]:
+        app = web.Application()
+        app.add_routes(Endpoint(jobs, settings).routes())
+        async with TestServer(app) as server, TestClient(server) as one, TestClient(server) as other:
+
+            async def poll(client: Client) -> tuple[int, str]:
+                answer = await client.get(f"/fal/queue/{OWNER}/requests/1/status")
+                return answer.status, (await answer.json())["status"]
+
+            async def becomes(status: str) -> None:
+                await jobs.store.run(lambda session: setattr(store.find(session, "1"), "status", status))
+                jobs.snapshots.outdate("1")
+                jobs._notify("1")
+
+            found = [await poll(one)]
+            held = asyncio.create_task(poll(one))
+            while not jobs._watched:
+                await asyncio.sleep(0.01)
+            found.append(await poll(other))
+            assert not held.done()
+            await becomes(RUNNING)
+            found.append(await held)
+            found.append(await poll(other))  # that was told otherwise
+            await becomes(DONE)
+            return [*found, *[await poll(client) for client in (one, one, other)]]
+
+    with opened(settings) as database:
+        with database.session() as session:
+            session.add(Request(id="1", app=APP, arguments={}, digest="", created=time.time()))
+        found = asyncio.run(asyncio.wait_for(main(Jobs(None, database, settings, None)), 60))
+    assert found == [(202, QUEUED)] * 2 + [(202, RUNNING)] * 2 + [(200, DONE)] * 3
+
+
+def test_what_pollers_were_told_is_remembered_for_a_second() -> None:
+    told = Told()
+    assert not told.knows("one", {"status": QUEUED})
+    told.note("one", {"status": QUEUED})
+    assert told.knows("one", {"status": QUEUED}) and not told.knows("one", {"status": RUNNING})
+    assert not told.knows("other", {"status": QUEUED})
+    time.sleep(snapshots.LATELY + 0.1)
+    assert not told.knows("one", {"status": QUEUED})
+    told.note("other", {})
+    assert len(told._last) == 1  # nobody is remembered for ever

@@ -195,7 +195,7 @@ class Endpoint:
         """Answers at once, but a poller that was told the same within the last second waits for news a little."""
         snapshot = await self._snapshot(request)
         body = self._status(request, snapshot)
-        poller = (request.transport and request.transport.get_extra_info("peername"), request.match_info["request_id"])
+        poller = (request.remote, request.headers.get("User-Agent"), snapshot.request.id)  # connections are pooled
         if snapshot.request.status != DONE and self.told.knows(poller, body):
             with self.jobs.watch(snapshot.request.id) as changed:
                 await is_set_within(changed, self.settings.hold_seconds)

@@ -109,14 +109,15 @@ def test_a_body_that_is_no_json_type_or_too_large(tmp_path: Path) -> None:
 def test_a_poller_that_would_read_the_same_again_waits_for_news(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On one connection; another, with its first question, is answered at once, and so is everyone after the end."""
+    """Over whatever connection; another client is answered at once when it first asks, and all are in the end."""
     monkeypatch.setattr("a2v.api.snapshots.LATELY", 1e6)
     settings = make_settings(tmp_path, hold_seconds=1e6)
 
     async def main(jobs: Jobs) -> list[tuple[int, str]]:
         app = web.Application()
         app.add_routes(Endpoint(jobs, settings).routes())
-        async with TestServer(app) as server, TestClient(server) as one, TestClient(server) as other:
+        agent = {"User-Agent": "another"}
+        async with TestServer(app) as server, TestClient(server) as one, TestClient(server, headers=agent) as other:
 
             async def poll(client: Client) -> tuple[int, str]:
                 answer = await client.get(f"/fal/queue/{OWNER}/requests/1/status")

@@ -636,7 +636,7 @@ def test_a_signal_in_the_middle(number: int, tiny: TinyFiles, media: Path, tmp_p
     with start(line) as program:
         try:
             seen = ""
-            while "sample" not in seen:
+            while not re.search(r"sample: +\d+%", seen):  # its bar: the forecast names the stage, too
                 character = program.stderr.read(1)
                 assert character, seen
                 seen += character

@@ -254,6 +254,26 @@ def test_loras_are_merged_as_the_engine_merges_them(
     assert_same_weights(model.module, checkpoint.transformer(dtype))
 
 
+def test_a_merge_is_rounded_once_whatever_comfyui_hands_over(
+    files: TinyFiles, loras: list[lora.Lora], room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since 2026 it gives float16 where a GPU has that; here as of then."""
+    cast = management.cast_to_device
+    monkeypatch.setattr(management, "cast_to_device", lambda w, device, *_, **__: cast(w, device, torch.float16))
+    checkpoint = load_checkpoint(files.checkpoint)
+    patcher = memory.hold(checkpoint.transformer(torch.bfloat16), DEVICE, CPU)
+    plain = memory.Model(patcher, patcher)
+    model = plain.with_lora(lora.match(loras[0], plain.module), 0.5)
+    expected = checkpoint.transformer(torch.bfloat16)
+    with simulated(), lora.applied(expected, [(loras[0], 0.5)], checkpoint.transformer_weight):
+        room(1.5, model)
+        memory.use(model)
+        for name, weight in expected.state_dict().items():
+            assert torch.equal(model.module.state_dict()[name].cpu(), weight), name
+        model.patcher.detach()
+    assert_same_weights(plain.module, checkpoint.transformer(torch.bfloat16))
+
+
 @pytest.mark.parametrize("share", [1.5, 0.5])
 @pytest.mark.parametrize("name", ["fp8.safetensors", "q8.gguf"])
 def test_loras_on_quantized_weights(

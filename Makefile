@@ -29,9 +29,10 @@ help:
 demo: setup
 	@exec .venv/bin/python tests/host/demo.py
 
-# Two workers, one thread each: the tests' tensors are too small to share between threads.
+# Three workers on two cores, for tests wait for servers and files; one thread each, for their tensors are too small to
+# share between threads.
 test: setup debian
-	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -n 3 --dist loadfile $(ARGS)
 
 soak: setup debian
 	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -m soak --timeout 3600 $(ARGS)

@@ -92,7 +92,7 @@ class Jobs:
         self._ending: Failure | None = None  # why the running one is being stopped
         self._wake = asyncio.Event()
         self._watched: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self.snapshots = Snapshots(database)
+        self.snapshots = Snapshots(database, settings.hold_seconds)
         self._pending: list[tuple[str, Callable[[Session], object]]] = []
         self._writing = asyncio.Lock()
         self._deciding = asyncio.Lock()

@@ -198,9 +198,10 @@ class Endpoint:
         poller = (request.remote, request.headers.get("User-Agent"), snapshot.request.id)  # connections are pooled
         if snapshot.request.status != DONE and self.told.knows(poller, body):
             with self.jobs.watch(snapshot.request.id) as changed:
-                await is_set_within(changed, self.settings.hold_seconds)
-            snapshot = await self._snapshot(request)
-            body = self._status(request, snapshot)
+                heard = await is_set_within(changed, self.settings.hold_seconds)
+            if heard:
+                snapshot = await self._snapshot(request)
+                body = self._status(request, snapshot)
         self.told.note(poller, body)
         return _json(snapshot.request, body, 200 if snapshot.request.status == DONE else 202)
 

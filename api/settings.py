@@ -44,7 +44,7 @@ class Settings:
     inline_read_seconds: float = 600  # and how long it stays after that
     fetch_seconds: float = 120
     webhook_seconds: float = 10
-    hold_seconds: float = 0.75  # how long an answer waits for news where a poller would read what it has just read
+    hold_seconds: float = 2.0  # how long an answer waits for news where a poller would read what it has just read
     lease_seconds: float = 30  # after which a server that is not heard of counts as dead
     prefix: str = PREFIX
     ray_address: str | None = None  # of the cluster that this server is the head of

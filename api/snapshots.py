@@ -35,8 +35,9 @@ class Snapshot:
 class Snapshots:
     """What was looked up just now."""
 
-    def __init__(self, database: Store) -> None:
-        self.store = database
+    def __init__(self, database: Store, patience: float = 0.0) -> None:
+        """patience: seconds that an answer may take in which nobody asks."""
+        self.store, self._remembered = database, LATELY + patience
         self._known: dict[str, tuple[float, Snapshot]] = {}  # with the time until which it is fresh
         self._asked: dict[str, float] = {}
         self._looking: dict[str, asyncio.Task[dict[str, Snapshot]]] = {}
@@ -54,7 +55,7 @@ class Snapshots:
         return (await asyncio.shield(task)).get(request_id)
 
     def _begin(self, request_id: str, now: float) -> asyncio.Task[dict[str, Snapshot]]:
-        self._asked = {each: at for each, at in self._asked.items() if at > now - LATELY}
+        self._asked = {each: at for each, at in self._asked.items() if at > now - self._remembered}
         self._known = {each: kept for each, kept in self._known.items() if each in self._asked}
         stale = {each for each, (until, _) in self._known.items() if until <= now and each not in self._looking}
         ids = stale | {request_id}

@@ -7,12 +7,15 @@ as Python's, half as JavaScript's with their logs, each after a request of its o
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from threading import Thread
@@ -52,16 +55,21 @@ app.router.add_get("/", answer)
 asyncio.run(main())
 """
 """The server that pollers ask in comparison, as late with its answers: what they cost the machine, whoever answers."""
-LONG = {"video_size": {"width": 512, "height": 512}, "num_frames": 49, "num_inference_steps": 12}
+LONG = {"video_size": {"width": 512, "height": 512}, "num_frames": 49}
+TURNS = ("nobody", "another", "this", "this", "another", "nobody")
+"""Whom the pollers ask: nobody, the process beside, this server. Of the steps of each turn the later half counts."""
+TURN = 4
+STEP = re.compile(r"First pass: step (\d+)/")
 SUBMISSIONS = 30
 WANTED_SHARE, WANTED_MS = 3, 50
 
 
 class Pollers:
-    """Asks after requests from a thread of its own, until it is stopped; counts the answers."""
+    """Ask after requests from a thread of their own. urls: for whomever may be asked, each poller's URL."""
 
-    def __init__(self, urls: list[str]) -> None:
-        self.urls, self.answers = urls, 0
+    def __init__(self, urls: dict[str, list[str]]) -> None:
+        self.urls, self.asked = urls, "nobody"
+        self.answers = dict.fromkeys(urls, 0)
         self._stopped = False
         self._thread = Thread(target=lambda: asyncio.run(self._run()))
 
@@ -75,18 +83,17 @@ class Pollers:
 
     async def _run(self) -> None:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            asking = [
-                self._poll(session, url, *INTERVALS[number % len(INTERVALS)]) for number, url in enumerate(self.urls)
-            ]
-            await asyncio.gather(*asking)
+            await asyncio.gather(*(self._poll(session, n, *INTERVALS[n % len(INTERVALS)]) for n in range(POLLERS)))
 
-    async def _poll(self, session: aiohttp.ClientSession, url: str, interval: float, logs: str) -> None:
+    async def _poll(self, session: aiohttp.ClientSession, number: int, interval: float, logs: str) -> None:
         while not self._stopped:
-            async with session.get(url, params={"logs": logs}) as response:
-                await response.json()
-                if response.status not in (200, 202):
-                    raise Differs(f"a poller was answered {response.status}")
-            self.answers += 1
+            asked = self.asked
+            if asked in self.urls:
+                async with session.get(self.urls[asked][number], params={"logs": logs}) as response:
+                    await response.json()
+                    if response.status not in (200, 202):
+                        raise Differs(f"a poller was answered {response.status}")
+                self.answers[asked] += 1
             await asyncio.sleep(interval)
 
 
@@ -102,15 +109,19 @@ def running(client: Any, arguments: dict[str, Any], others: int = 0) -> Iterator
             requests.put(handle.cancel_url, timeout=30)
 
 
-def events(url: str) -> Iterator[str]:
-    """Lines of a request's stream, as they come."""
-    with requests.get(url + "/status/stream", params={"logs": "1"}, stream=True, timeout=1800) as answer:
-        yield from (line for line in answer.iter_lines(decode_unicode=True) if line.startswith("data: "))
+def steps(handle: Any) -> Iterator[tuple[int, float]]:
+    """A job's steps as they end: which, and when by the server's clock, in seconds."""
+    url = handle.response_url + "/status/stream"
+    with requests.get(url, params={"logs": "1"}, stream=True, timeout=1800) as answer:
+        for line in answer.iter_lines(decode_unicode=True):
+            for log in json.loads(line[6:]).get("logs") or () if line.startswith("data: ") else ():
+                if step := STEP.match(log["message"]):
+                    yield int(step[1]), datetime.fromisoformat(log["timestamp"].replace("Z", "+00:00")).timestamp()
 
 
 def begun(handle: Any) -> None:
     """Returns as soon as the job's first step is done."""
-    if not any("First pass: step 1/" in line for line in events(handle.response_url)):
+    if next(steps(handle), None) is None:
         raise Differs("the job ended without a step")
 
 
@@ -126,24 +137,60 @@ def elsewhere() -> Iterator[str]:
             process.terminate()
 
 
-def one_job(client: Any, arguments: dict[str, Any], asked: str, other: str) -> tuple[float, float]:
-    """Seconds that the job took by the server's clock, and questions a second that were answered meanwhile.
+class Worker:
+    """The thread of a process that computes: the busiest one."""
 
-    asked: "nobody", "another" process at the URL `other`, or "this" server.
+    def __init__(self, pid: int) -> None:
+        self._tasks = Path(f"/proc/{pid}/task")
+        self._before = self._spent()
+        self._thread = ""
+
+    def _spent(self) -> dict[str, float]:
+        """Seconds that each thread ran on a core."""
+        return {task.name: int((task / "schedstat").read_text().split()[0]) / 1e9 for task in self._tasks.iterdir()}
+
+    def spent(self) -> float:
+        """Seconds that it ran on a core; which it is, the first call finds out."""
+        now = self._spent()
+        self._thread = self._thread or max(now, key=lambda each: now[each] - self._before.get(each, 0.0))
+        return now[self._thread]
+
+
+def one_job(
+    client: Any, arguments: dict[str, Any], other: str, server: int
+) -> tuple[list[dict[str, float]], list[dict[str, float]], float]:
+    """Of each round of turns, beside pollers of each: the mean step in seconds, and the share of it that the job
+    computed, neither waiting for the interpreter nor for a core. And the answers of this server a second.
+
+    other: the URL of the process beside. server: this one's process. Round after round: the machine is faster one
+    minute than the next.
     """
+    count = arguments["num_inference_steps"]
+    rounds: list[tuple[dict[str, float], dict[str, float]]] = []
     with running(client, arguments, POLLERS - 1) as handles:
-        urls = {"nobody": [], "another": [other] * POLLERS, "this": [handle.status_url for handle in handles]}[asked]
-        start = time.perf_counter()
+        urls = {"another": [other] * POLLERS, "this": [handle.status_url for handle in handles]}
+        worker = Worker(server)
         with Pollers(urls) as pollers:
-            for _ in events(handles[0].response_url):
-                pass
-        return seconds_of(handles[0]), pollers.answers / (time.perf_counter() - start)
-
-
-def seconds_of(handle: Any) -> float:
-    """How long a request that has ended ran. Errors: Differs where it failed."""
-    handle.get()
-    return handle.status().metrics["inference_time"]
+            before, spent, this = 0.0, 0.0, 0.0
+            for number, now in steps(handles[0]):
+                used = worker.spent()
+                # Step 1 is a turn of nobody's: it has no beginning.
+                turn, step = divmod(number - 2, TURN)
+                if number > 1:
+                    this += (now - before) * (pollers.asked == "this")
+                    if (turn % len(TURNS), step) == (0, 0):
+                        rounds.append((dict.fromkeys(TURNS, 0.0), dict.fromkeys(TURNS, 0.0)))
+                    if step >= TURN // 2:
+                        rounds[-1][0][pollers.asked] += now - before
+                        rounds[-1][1][pollers.asked] += used - spent
+                before, spent = now, used
+                pollers.asked = TURNS[(number - 1) // TURN % len(TURNS)]
+                if number == count:
+                    break
+            each = {asked: TURNS.count(asked) * (TURN - TURN // 2) for asked in TURNS}
+            took = [{asked: one[asked] / each[asked] for asked in TURNS} for one, _ in rounds]
+            busy = [{asked: computed[asked] / one[asked] for asked in TURNS} for one, computed in rounds]
+            return took, busy, pollers.answers["this"] / this
 
 
 def submissions(client: Any, arguments: dict[str, Any], url: str, count: int) -> list[float]:
@@ -161,13 +208,15 @@ def submissions(client: Any, arguments: dict[str, Any], url: str, count: int) ->
     return spent
 
 
-def api(folder: Path, small: bool = False, rounds: int = 5) -> Table:
+def api(folder: Path, small: bool = False, rounds: int = 8) -> Table:
     base = folder / "comfy"
     write_published(base, **(made.SMALL if small else WIDE))
     arguments = {**REQUEST, **({} if small else LONG)}
     sound = made.sound_file(folder / "sound.wav", 3)
     computing = str(max(1, threads() - 1))  # one core is the server's and the pollers', as where a GPU computes
-    took: dict[str, list[float]] = {"nobody": [], "another": [], "this": []}
+    took: dict[str, list[float]] = {asked: [] for asked in TURNS}
+    busy: dict[str, list[float]] = {asked: [] for asked in TURNS}
+    turns = TURN * len(TURNS) * (1 if small else 2)
     rates: list[float] = []
     spent: dict[str, list[float]] = {}
     with (
@@ -182,20 +231,29 @@ def api(folder: Path, small: bool = False, rounds: int = 5) -> Table:
         client.subscribe(APP, {**arguments, "num_inference_steps": 8})  # models and conditions are there from here on
         for number in range(1 if small else rounds):
             say(f"  round {number + 1}")
-            for asked, found in took.items():
-                seconds, rate = one_job(client, {**arguments, "seed": 10 + number}, asked, other)
-                found.append(seconds)
-                rates += [rate] if asked == "this" else []
+            found = one_job(
+                client, {**arguments, "num_inference_steps": 1 + turns, "seed": 10 + number}, other, server.pid
+            )
+            for asked in took:
+                took[asked] += [one[asked] for one in found[0]]
+                busy[asked] += [one[asked] for one in found[1]]
+            rates.append(found[2])
         say("  submissions")
         for name, value in (("a URL", url), ("a data URI", fal.encode_file(sound))):
             long = {**arguments, "num_inference_steps": 50, "seed": 5}
             spent[name] = submissions(client, long, value, 5 if small else SUBMISSIONS)
-    machine = 100 * (Ratio(took["another"], took["nobody"]).median - 1)
-    slower = 100 * (Ratio(took["this"], took["another"]).median - 1)
+    machine = 100 * (Ratio(busy["nobody"], busy["another"]).median - 1)
+    slower = 100 * (Ratio(busy["another"], busy["this"]).median - 1)
+    who = {
+        "nobody": "a step alone",
+        "another": f"beside {POLLERS} pollers of another process",
+        "this": f"beside {POLLERS} pollers of this server",
+    }
     rows = [
-        ("a job alone", f"{middle(took['nobody'])} s", ""),
-        (f"beside {POLLERS} pollers of another process", f"{middle(took['another'])} s", ""),
-        (f"beside {POLLERS} pollers of this server", f"{middle(took['this'])} s", ""),
+        *(
+            (what, f"{middle(took[asked])} s, {middle(busy[asked], 1, 100)} % computing", "")
+            for asked, what in who.items()
+        ),
         ("slower by what the pollers take of the machine", f"{machine:.1f} %", ""),
         ("slower by answering them", f"{slower:.1f} %", f"< {WANTED_SHARE} %"),
         ("questions answered a second", middle(rates, 0), ""),
@@ -208,8 +266,11 @@ def api(folder: Path, small: bool = False, rounds: int = 5) -> Table:
         f"A real ComfyUI and a model of few but wide blocks; the job computes with {computing} of {threads()} threads. "
         f"Half of the pollers ask every {INTERVALS[0][0]} s as fal-client does, half every {INTERVALS[1][0]} s, for "
         "logs too, as @fal-ai/client does, each after another request. They run on this machine, so they are "
-        "measured with an aiohttp server in another process. Submissions come one after another through fal-client "
-        "while a job runs.",
+        "measured with an aiohttp server in another process. Nobody, that one and this one are asked in turns of "
+        f"{TURN} steps, of which the later half counts; a share is the median over {len(took['this'])} rounds. "
+        "Slower: by how much less of its time the job's thread computes, instead of waiting for the interpreter or a "
+        "core; on a machine whose speed changes from one minute to the next, the seconds alone tell too little. "
+        "Submissions come one after another through fal-client while a job runs.",
     )
     numbers = {
         "slower share": slower,

@@ -33,7 +33,7 @@ def change(database: Store, request_id: str, **values: Any) -> None:
             setattr(request, name, value)
 
 
-def questions(database: Store, ask: Callable[[Snapshots], Awaitable[Any]]) -> tuple[Any, int]:
+def questions(database: Store, ask: Callable[[Snapshots], Awaitable[Any]], patience: float = 0) -> tuple[Any, int]:
     """What comes of it, and how many statements the database was given."""
     asked: list[str] = []
     engine = database._quick.kw["bind"]
@@ -43,7 +43,7 @@ def questions(database: Store, ask: Callable[[Snapshots], Awaitable[Any]]) -> tu
 
     event.listen(engine, "before_cursor_execute", note)
     try:
-        return asyncio.run(ask(Snapshots(database))), len(asked)
+        return asyncio.run(ask(Snapshots(database, patience))), len(asked)
     finally:
         event.remove(engine, "before_cursor_execute", note)
 
@@ -88,6 +88,24 @@ def test_stale_ones_are_taken_along(database: Store, monkeypatch: pytest.MonkeyP
             await seen.look(name)
 
     assert questions(database, ask)[1] == 2 * 5 + 2  # one look more for all five
+
+
+@pytest.mark.parametrize(("patience", "looks"), [(60, 1), (0, 5)])
+def test_whoever_waits_for_an_answer_is_not_forgotten(
+    database: Store, monkeypatch: pytest.MonkeyPatch, patience: float, looks: int
+) -> None:
+    """Pollers who were kept waiting longer than they would have been silent of themselves."""
+    monkeypatch.setattr(snapshots, "FRESH_SECONDS", 0)
+    monkeypatch.setattr(snapshots, "LATELY", 0.1)
+
+    async def ask(seen: Snapshots) -> None:
+        await asyncio.gather(*(seen.look(name) for name in "01234"))
+        await asyncio.sleep(0.3)
+        monkeypatch.setattr(snapshots, "FRESH_SECONDS", 60)
+        for name in "01234":
+            await seen.look(name)
+
+    assert questions(database, ask, patience)[1] == 2 * 5 + 2 * looks
 
 
 def test_what_this_server_changes_is_seen_at_once(database: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 # make soak   the tests that take minutes each: fuzzing, endurance, clusters, the larger benchmarks
 # make matrix a part of the tests with the lowest and the newest packages that requirements.txt allows
 # make lint   ruff
-# make bench  the benchmarks and docs/benchmarks.md, 15 minutes; ARGS="peer encode" takes some, ARGS=--small the smallest
+# make bench  the benchmarks and docs/benchmarks.md, half an hour; ARGS="peer encode" takes some, ARGS=--small the smallest
 # make evaluate  what the miniature can do, and docs/mini-figures.md
 # make clean  remove what these made
 #

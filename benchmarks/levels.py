@@ -1,4 +1,8 @@
-"""Acceleration levels on one request: how much faster each samples than `none`, and how far off its result is."""
+"""Acceleration levels: how much less work each does than `none`, how much faster it is, and how far off its result.
+
+Two models take turns: 48 narrow blocks, of which sampling's time is nearly all, and the trained miniature, whose steps
+resemble one another as a real model's do, so that what is reused and what that costs can be seen at all.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,16 @@ from pathlib import Path
 
 import torch
 from a2v.benchmarks import files as made
-from a2v.benchmarks.measure import MISSING, Ratio, Table, middle, say, sides
+from a2v.benchmarks.measure import MISSING, ROOT, Ratio, Table, middle, say, sides
 from a2v.benchmarks.peer import SMALL
 from a2v.benchmarks.work import Clip, request
 from a2v.ltx.request import PARAMETERS
+from a2v.mini import sizes
 from safetensors.torch import load_file
 
 CLIP = Clip(49, 384, 384)
+TRAINED = Clip(49, 128, 128)
+PROMPT = "a red round face on the left is talking on a black background"
 LATENT, FRAMES = "final/video_latent", "final/frames_u8"
 DEFAULTS = {
     "scheduler": "beta",
@@ -27,47 +34,78 @@ def psnr(frames: torch.Tensor, expected: torch.Tensor) -> float:
     return float(10 * torch.log10(255**2 / (frames.double() - expected.double()).square().mean()))
 
 
-def levels(folder: Path, small: bool = False, rounds: int = 2) -> Table:
-    files, layers = made.models(folder, small), made.LAYERS
-    clip, steps = (SMALL, 4) if small else (CLIP, 15)
-    audio = made.sound_file(folder / "sound.wav", clip.frames / clip.fps + 1)
-    paths = made.job(files, audio, folder / "out.mp4")
+def miniature(folder: Path) -> dict[str, str]:
+    """The paths of a headless job with the trained weights and the pack's sample of speech."""
+    weights, names = ROOT / "mini" / "weights", sizes.FILES
+    return {
+        "checkpoint": str(weights / names["checkpoint"]),
+        "text_encoder": str(weights / names["gemma"]),
+        "upscaler": str(weights / names["upscaler"]),
+        "distill_lora": str(weights / names["distilled"]),
+        "audio": str(ROOT / "assets" / "speech.opus"),
+        "output": str(folder / "trained.mp4"),
+    }
+
+
+def levels(folder: Path, small: bool = False, rounds: int = 3) -> Table:
+    files, steps = made.models(folder, small), 4 if small else 15
+    audio = made.sound_file(folder / "sound.wav", CLIP.frames / CLIP.fps + 1)
     names = PARAMETERS["acceleration"].choices
-    results = {name: str(folder / f"{name}.safetensors") for name in names}
-    times: dict[str, list[float]] = {name: [] for name in names}
-    with sides("ours", log=folder / "sides.log") as (side,):
-        side("whole", files=paths, values=request(SMALL, 1), layers=layers)
-        for number in range(1 if small else rounds):
-            say(f"  levels, round {number + 1}")
-            for name in names:
-                values = request(clip, steps, **DEFAULTS, acceleration=name)
-                answer = side(
-                    "whole", files=paths, values=values, layers=layers, save=results[name], names=[LATENT, FRAMES]
-                )
-                times[name].append(answer["sampling"])
-    exact = load_file(results["none"])
+    models = {
+        f"{made.LAYERS} random blocks": (
+            made.job(files, audio, folder / "out.mp4"),
+            request(SMALL if small else CLIP, steps, **DEFAULTS),
+            made.LAYERS,
+        ),
+        "the trained miniature": (
+            miniature(folder),
+            request(TRAINED, steps, **DEFAULTS) | {"prompt": PROMPT},
+            sizes.LAYERS,
+        ),
+    }
     rows, numbers = [], {}
-    for name in names:
-        found = load_file(results[name])
-        error = float((found[LATENT] - exact[LATENT]).norm() / exact[LATENT].norm())
-        apart = psnr(found[FRAMES], exact[FRAMES])
-        speed = Ratio(times["none"], times[name])
-        plain = name == "none"
-        rows.append(
-            (
-                name,
-                f"{middle(times[name])} s",
-                MISSING if plain else f"{speed}",
-                MISSING if plain else f"{error:.3f}",
-                MISSING if plain else f"{apart:.1f} dB",
+    for model, (paths, values, layers) in models.items():
+        kept = {name: str(folder / f"{name}.safetensors") for name in names}
+        times: dict[str, list[float]] = {name: [] for name in names}
+        runs: dict[str, int] = {}
+        with sides("ours", log=folder / "sides.log") as (side,):
+            side("whole", files=paths, values={**values, "num_inference_steps": 1}, layers=layers)
+            for number in range(1 if small else rounds):
+                say(f"  levels, {model}, round {number + 1}")
+                for name in names:
+                    asked = {**values, "acceleration": name}
+                    answer = side(
+                        "whole", files=paths, values=asked, layers=layers, save=kept[name], names=[LATENT, FRAMES]
+                    )
+                    times[name].append(answer["sampling"])
+                    runs[name] = answer["runs"]
+        exact = load_file(kept["none"])
+        for name in names:
+            found = load_file(kept[name])
+            error = float((found[LATENT] - exact[LATENT]).norm() / exact[LATENT].norm())
+            speed = Ratio(times["none"], times[name])
+            off = (f"{speed}", f"{error:.3f}", f"{psnr(found[FRAMES], exact[FRAMES]):.1f} dB")
+            rows.append(
+                (
+                    f"{model}: {name}",
+                    f"{runs[name] / runs['none']:.2f}",
+                    f"{middle(times[name])} s",
+                    *((MISSING,) * 3 if name == "none" else off),
+                )
             )
-        )
-        numbers |= {f"{name} speed-up": speed.median, f"{name} error": error}
+            numbers |= {
+                f"{model}, {name}: block runs": runs[name] / runs["none"],
+                f"{model}, {name}: speed-up": speed.median,
+                f"{model}, {name}: error": error,
+            }
     notes = (
-        f"{clip.width}×{clip.height}×{clip.frames}, {steps} steps and the endpoint's other defaults, two passes; from "
-        "the first pass's start to the second one's end. Latent and frames are compared with those of `none`. The "
-        "weights are random: with trained ones the steps differ less from each other, so that these errors say that a "
-        "level does something else, not how it looks.",
+        f"{CLIP.width}×{CLIP.height}×{CLIP.frames} with {made.LAYERS} narrow blocks, {TRAINED.width}×{TRAINED.height}×"
+        f"{TRAINED.frames} with the miniature's {sizes.LAYERS}; {steps} steps and the endpoint's other defaults, two "
+        "passes; from the first pass's start to the second one's end. Block runs: of both passes, as a share of "
+        "`none`'s. Latent and frames are compared with those of `none`.",
+        "Random weights change the video anew in every step, so that `high` finds nothing to reuse there and is "
+        "`regular` with a look more; the trained ones are what it is for. But the miniature is so small that most of "
+        "its time goes into starting each operation: take its errors and block runs, and the other's times.",
     )
-    columns = ("level", "sampling", "speed-up", "final latent, relative L2", "frames, PSNR")
+    columns = ("model and level", "block runs", "sampling", "speed-up", "final latent, relative L2", "frames, PSNR")
     return Table("Acceleration levels", columns, tuple(rows), notes, numbers)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from a2v.benchmarks.work import GUIDANCE, WHOLE, Clip, Counter, contexts, sound, stg_block
+from a2v.benchmarks.work import GUIDANCE, WHOLE, Clip, Counter, contexts, rows, sound, stg_block
 from a2v.ltx import pipeline, schedules
 from a2v.ltx.checkpoint import load_checkpoint
 from a2v.ltx.conditioning import AudioCondition
@@ -21,8 +21,10 @@ from a2v.ltx.guidance import Guidance
 from a2v.ltx.latents import CHANNELS, Noise, video_shape
 from a2v.ltx.request import parse
 from a2v.ltx.text import TextContext
+from a2v.ltx.transformer import Block
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 @cache
@@ -79,14 +81,29 @@ def whole(
 ) -> dict[str, Any]:
     """The whole job, from files to a file. `save`: writes those of its trace's tensors that `names` names.
 
-    "sampling": seconds from the first pass's start to the second one's end, where a trace was asked for.
+    "sampling": seconds from the first pass's start to the second one's end, where a trace was asked for; "runs": block
+    runs of both passes, counted by calls of `Block`, which the job itself loads.
     """
     paths = pipeline.Files(**{name: Path(path) for name, path in files.items()})
     kept: Callable | None = Kept(*names) if save else None
+    runs = 0
+
+    def seen(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        nonlocal runs
+        runs += rows(arguments) if isinstance(module, Block) else 0
+
+    counting = register_module_forward_pre_hook(seen)
     start = time.perf_counter()
     result = pipeline.run(paths, parse(values), stg_blocks=(stg_block(layers),), dtype=torch.float32, trace=kept)
     seconds = time.perf_counter() - start
-    facts = {"run": seconds, "frames": result.video.frames, "width": result.video.width, "height": result.video.height}
+    counting.remove()
+    facts = {
+        "run": seconds,
+        "runs": runs,
+        "frames": result.video.frames,
+        "width": result.video.width,
+        "height": result.video.height,
+    }
     if kept is not None:
         save_file(kept.tensors, save)
         facts["sampling"] = kept.times["final/video_latent"] - kept.times["s1/sigmas"]

@@ -118,6 +118,8 @@ def peer(folder: Path, small: bool = False, rounds: int = 3, again: int = 2) -> 
         "official side is handed the prompts' contexts for nothing, ours reads and runs the text encoder. A block run "
         "is one call of a transformer block on one batch row. Errors are against the official code with the rules of "
         "its version 1.2, without a LoRA: its own merging rounds to bfloat16.",
+        "Blocks this narrow leave room in the processor's caches, so that ours runs the passes of a step as one batch: "
+        "a tenth faster, and up to 32 MB more, which is much only beside weights of 45 MB.",
     )
     numbers = {
         "step time": Ratio(*step_time).median,

@@ -68,7 +68,7 @@ def fill(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def load(folder: Path, small: bool = False, rounds: int = 2) -> Table:
+def load(folder: Path, small: bool = False, rounds: int = 5) -> Table:
     if small:
         path = made.models(folder, small).checkpoint
     else:

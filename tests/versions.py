@@ -43,8 +43,8 @@ def install(which: str) -> Path:
     """The folder with that set, made anew."""
     folder = SETS / which
     shutil.rmtree(folder, ignore_errors=True)
-    pip = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check", "install", "--no-compile", "--no-warn-conflicts"]
-    subprocess.run([*pip, "--target", folder, *wanted(which)], check=True)
+    pip = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check", "install", "--no-compile"]
+    subprocess.run([*pip, "--no-warn-conflicts", "--target", folder, *wanted(which)], check=True)
     shutil.rmtree(folder / "bin", ignore_errors=True)
     return folder
 

@@ -22,6 +22,7 @@ from aiohttp import web
 from PIL import Image
 from yarl import URL
 
+from ..ltx.audio import TAGS
 from ..ltx.errors import InputError
 from ..ltx.images import FORMATS
 from . import addresses, uploads
@@ -130,7 +131,7 @@ def _parse_data_uri(value: str, field: str, cap: int) -> tuple[str, bytes]:
 def _look_at_audio(path: Path, field: str) -> str:
     """A suffix that fits the container. Errors: nothing that FFmpeg reads, or no sound in it."""
     try:
-        with path.open("rb") as file, av.open(file, metadata_errors="ignore", options=LOOK) as container:
+        with path.open("rb") as file, av.open(file, options=LOOK, **TAGS) as container:
             if not container.streams.audio:
                 raise InputError(f"{field}: the file has no sound; give an audio file, or a video with a sound track.")
             names = [*container.format.name.split(","), *sorted(container.format.extensions)]

@@ -28,6 +28,9 @@ MIN_RATE, MAX_RATE = 1000, 768_000  # Hz: below, nothing can be heard; above, no
 MAX_VALUES = 2**28  # samples times channels of one file: 1 GiB, ten minutes of 48 kHz in nine channels
 MAX_SAMPLE = 1e6  # full scale is 1; beyond this a float file is damaged, and squares overflow
 
+# Tags may be in any encoding. PyAV before 19 has to be told so; since then it takes them as they are.
+TAGS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+
 MEL_RATE = 16_000
 FFT, HOP, BINS = 1024, 160, 64
 FLOOR = 1e-5
@@ -93,7 +96,7 @@ def load_track(path: str | Path, start: float = 0, duration: float | None = None
         # An open file and no protocols: a playlist must not make FFmpeg read other files or the network.
         with (
             path.open("rb") as file,
-            av.open(file, metadata_errors="ignore", options={"protocol_whitelist": "none"}) as container,
+            av.open(file, options={"protocol_whitelist": "none"}, **TAGS) as container,
         ):
             return _decode(container, name, Fraction(start), length)
     except (av.FFmpegError, OSError) as error:

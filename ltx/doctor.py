@@ -126,6 +126,11 @@ def _packages() -> Iterator[Line]:
         yield package.supported, f"{package} (needed: {package.wanted})"
     if missing:
         yield False, versions.remedy()
+    torch = versions.torch()
+    yield torch.supported, f"{torch} (needed: {torch.wanted})"
+    if not torch.supported:
+        yield False, versions.torch_remedy()
+    if missing or not torch.supported:
         return
     from . import pipeline  # noqa: F401 - a package can be there and not work
 

@@ -14,6 +14,9 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 PYTHON = (3, 10)
+TORCH = ">=2.6.0"
+"""Below it, transformers' Gemma sees no picture. No line of requirements.txt, for torch is ComfyUI's own, built for the
+machine's GPU, and pip would put another build in its place."""
 LINE = re.compile(r"([A-Za-z0-9_.-]+)((?:(?:>=|<)[\d.]+,?)*)")
 
 
@@ -41,11 +44,11 @@ def installed() -> Iterator[Package]:
     """Every package of requirements.txt, in its order."""
     for line in REQUIREMENTS.read_text("utf-8").splitlines():
         if found := LINE.fullmatch(line.strip()):
-            try:
-                version = metadata.version(found[1])
-            except (metadata.PackageNotFoundError, KeyError, TypeError):  # the last two: a damaged one
-                version = None
-            yield Package(found[1], found[2], version)
+            yield _found(found[1], found[2])
+
+
+def torch() -> Package:
+    return _found("torch", TORCH)
 
 
 def problem() -> str | None:
@@ -53,11 +56,25 @@ def problem() -> str | None:
     if sys.version_info < PYTHON:
         return f"Python {sys.version.split()[0]} is too old; run ComfyUI with {'.'.join(map(str, PYTHON))} or newer."
     wrong = [f"{package} (needed: {package.wanted})" for package in installed() if not package.supported]
-    return f"{', '.join(wrong)}; {remedy()}." if wrong else None
+    if wrong:
+        return f"{', '.join(wrong)}; {remedy()}."
+    return None if torch().supported else f"{torch()} (needed: {TORCH}); {torch_remedy()}."
 
 
 def remedy() -> str:
     return f'run "{sys.executable}" -m pip install -r "{REQUIREMENTS}"'
+
+
+def torch_remedy() -> str:
+    return "update ComfyUI with its torch, or install the build for this machine that https://pytorch.org names"
+
+
+def _found(name: str, wanted: str) -> Package:
+    try:
+        version = metadata.version(name)
+    except (metadata.PackageNotFoundError, KeyError, TypeError):  # the last two: a damaged one
+        version = None
+    return Package(name, wanted, version)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

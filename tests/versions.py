@@ -1,8 +1,9 @@
-"""`make matrix`: a part of the tests with the lowest and with the newest packages that requirements.txt allows.
+"""`make matrix`: a part of the tests with the lowest and with the newest of what the pack runs with.
 
-A set of packages is a folder of its own in .host/matrix, which stands before .venv's on Python's path: torch, the
-host's packages and the test tools are .venv's. The lowest set has each bound of requirements.txt exactly, the newest
-what the registry offers today. `python tests/versions.py lowest newest` takes some; exit status 0: all tests pass.
+A set is an environment of its own in .host/matrix: a Python, a torch and the packages of requirements.txt, the lowest
+with each bound exactly, the newest with what the registry offers today. The Pythons are the ends of the supported range
+where this machine has them, as pythonX.Y in PATH or pyenv's; else this one. `python tests/versions.py lowest newest`
+takes some; exit status 0: all tests pass.
 """
 
 from __future__ import annotations
@@ -12,11 +13,27 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = ROOT / ".host" / "matrix"
+PYTHONS = {"lowest": "3.10", "newest": "3.13"}
+# torch and its companion belong together. torchaudio is nothing of the pack's, and the newest torch has none.
+TORCH = {"lowest": ("torch==2.6.0", "torchvision==0.21.0"), "newest": ("torch", "torchvision")}
+# What the tests themselves import; numpy, Pillow and the rest of it are ComfyUI's.
+TOOLS = (
+    "aiohttp",
+    "hypothesis",
+    "numpy",
+    "pillow",
+    "pydantic",
+    "pytest",
+    "pytest-timeout",
+    "requests",
+    "scipy",
+    "sentencepiece",
+    "SQLAlchemy",
+)
 TESTS = (
     "tests/ltx/test_checkpoint.py",
     "tests/ltx/test_gemma_file.py",
@@ -25,6 +42,10 @@ TESTS = (
     "tests/ltx/test_memory.py",
     "tests/ltx/test_offload.py",
     "tests/ltx/test_formats.py",
+    "tests/ltx/test_goldens.py",
+    "tests/ltx/test_lora.py",
+    "tests/ltx/test_quantized.py",
+    "tests/ltx/test_transformer.py",
     "tests/ltx/test_video.py",
     "tests/ltx/test_pipeline.py",
     "tests/ltx/test_download.py",
@@ -39,31 +60,42 @@ def wanted(which: str) -> list[str]:
     return [re.sub(r">=([\d.]+).*", r"==\1", line) for line in lines] if which == "lowest" else lines
 
 
+def interpreter(version: str) -> str:
+    """The path of that Python; this one's where there is none."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))]
+    for path in filter(None, found):
+        # A name in PATH may be a shim for what is not installed.
+        if subprocess.run([path, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0:
+            return str(path)
+    return sys.executable
+
+
 def install(which: str) -> Path:
-    """The folder with that set, made anew."""
+    """The Python of an environment with that set, made anew."""
     folder = SETS / which
-    shutil.rmtree(folder, ignore_errors=True)
-    pip = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check", "install", "--no-compile"]
-    subprocess.run([*pip, "--no-warn-conflicts", "--target", folder, *wanted(which)], check=True)
-    shutil.rmtree(folder / "bin", ignore_errors=True)
-    return folder
+    subprocess.run([interpreter(PYTHONS[which]), "-m", "venv", "--clear", folder], check=True)
+    python = folder / "bin" / "python"
+    pip = [python, "-m", "pip", "-qq", "--disable-pip-version-check", "install", "--no-compile"]
+    subprocess.run([*pip, *TORCH[which], *wanted(which), *TOOLS], check=True)
+    return python
 
 
 def run(which: str) -> bool:
     """Whether the tests pass with that set."""
-    folder = install(which)
-    found = {dist.name: dist.version for dist in metadata.distributions(path=[str(folder)])}
-    names = [re.split("[=>]", line)[0].replace("_", "-") for line in wanted(which)]
-    known = {name.replace("_", "-"): version for name, version in found.items()}
-    sys.stdout.write(f"{which}: {', '.join(f'{name} {known[name]}' for name in names)}\n")
+    python = install(which)
+    names = [re.split("[=>]", line)[0] for line in (*TORCH[which], *wanted(which))]
+    told = "import sys; from importlib.metadata import version as v; print('Python', sys.version.split()[0], end='')\n"
+    told += f"for name in {names}: print(',', name, v(name), end='')"
+    versions = subprocess.run([python, "-c", told], check=True, capture_output=True, text=True).stdout
+    sys.stdout.write(f"{which}: {versions}\n")
     sys.stdout.flush()
-    command = [Path(sys.executable).with_name("pytest"), "-q", "-p", "no:cacheprovider", *TESTS]
+    command = [python.with_name("pytest"), "-q", "-p", "no:cacheprovider", *TESTS]
     if which == "lowest":
         command += ["-k", " and ".join(f"not {name}" for name in NOT_OLDER)]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 0
 
 
 if __name__ == "__main__":
-    passed = [run(which) for which in sys.argv[1:] or ("lowest", "newest")]
+    passed = [run(which) for which in sys.argv[1:] or PYTHONS]
     sys.exit(0 if all(passed) else 1)

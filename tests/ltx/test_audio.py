@@ -30,6 +30,9 @@ def voice(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
     return np.stack(rows) + 0.01 * np.random.default_rng(0).standard_normal((channels, time.size))
 
 
+CUTS_PADDING = av.library_versions["libavcodec"] >= (63,)  # at the end of AAC in MP4; FFmpeg's older programs play it
+
+
 def write(path: Path, signal: np.ndarray, rate: int, codec: str, layout: str, kind: str = "s16") -> Path:
     """Encodes a signal with PyAV; the packed sample type `kind` is what the encoder is given."""
     dtype, scale = SAMPLE_TYPES[kind]
@@ -120,6 +123,8 @@ def test_compressed_files_read_as_ffmpeg_plays_them(tmp_path, name, rate, layout
     signal = voice(0.2 if name.startswith("short") else 1.3, rate, channels)
     path = write(tmp_path / name, signal, rate, codec, layout, kind)
     read, played = audio.load_track(path), by_ffmpeg(path)
+    if name.endswith("m4a") and CUTS_PADDING:
+        played = played[:, : signal.shape[1]]
     assert (read.rate, tuple(read.waveform.shape)) == (rate, played.shape)
     assert np.abs(read.waveform.numpy() - played).max() < error
 
@@ -152,6 +157,8 @@ def test_the_sound_of_a_film(tmp_path, name):
     read, played = audio.load_track(path), by_ffmpeg(path)
     if name.endswith("mkv") and played.shape[1] == read.waveform.shape[1] + 1024:
         played = played[:, 1024:]  # FFmpeg 5 leaves AAC's priming in Matroska's sound, FFmpeg 8 cuts it
+    if name.endswith("mp4") and CUTS_PADDING:
+        played = played[:, : signal.shape[1]]
     assert tuple(read.waveform.shape) == played.shape
     assert np.abs(read.waveform.numpy() - played).max() < 1e-5
     if name == "film.mp4" or av.library_versions["libavcodec"] >= (62,):  # in step with what was recorded

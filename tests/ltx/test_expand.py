@@ -41,7 +41,7 @@ def gemma(loaded: Gemma, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gemma]:
     monkeypatch.setattr(module, "NEW_TOKENS", TOKENS)
     size = loaded.model.lm_head.out_features
     mute = torch.tensor([not any(map(str.isalpha, loaded.tokenizer.decode(i))) for i in range(size)])
-    mute[list(loaded.tokenizer.all_special_ids)] = True
+    mute[[number for number, token in loaded.tokenizer.added_tokens_decoder.items() if token.special]] = True
     hook = loaded.model.lm_head.register_forward_hook(lambda _, __, scores: scores.masked_fill(mute, -1e4))
     yield loaded
     hook.remove()

@@ -252,9 +252,14 @@ def test_layouts(tmp_path: Path, name: str, layout: str) -> None:
         assert name == WEBM and layout in ("4.0", "5.0(side)", "6.1", "octagonal")
         return
     assert made.audio_channels == len(names)
+    with av.open(str(made.path)) as container:
+        kept = [channel.name for channel in container.streams.audio[0].layout.channels]
+    if "SL" not in kept:  # FFmpeg 9 stores 6.1 in AAC by its number, whose two at the sides are named for the back
+        kept = [{"BL": "SL", "BR": "SR"}.get(speaker, speaker) if "SL" in names else speaker for speaker in kept]
     for channel, speaker in enumerate(names):
         if speaker != "LFE":
-            assert likeness(track.waveform[channel].numpy(), back[channel]) > 0.97, speaker
+            place = kept.index(speaker) if speaker in kept else channel  # AAC may say no names at all
+            assert likeness(track.waveform[channel].numpy(), back[place]) > 0.97, speaker
 
 
 # GIF

@@ -1,7 +1,7 @@
 # make demo   an audio file becomes a video, on a miniature of the model in a real ComfyUI; AUDIO=path PROMPT=… IMAGE=path replace its input
 # make test   the tests, 15 minutes; ARGS="tests/ltx -x" goes to pytest
 # make soak   the tests that take minutes each: fuzzing, endurance, clusters, the larger benchmarks
-# make matrix a part of the tests with the lowest and the newest packages that requirements.txt allows
+# make matrix engine, nodes and API with the lowest and the newest Python, torch and packages that the pack runs with
 # make lint   ruff
 # make bench  the benchmarks and docs/benchmarks.md, half an hour; ARGS="peer encode" takes some, ARGS=--small the smallest
 # make evaluate  what the miniature can do, and docs/mini-figures.md

@@ -1,4 +1,4 @@
-"""`make matrix`: a part of the tests with the lowest and with the newest of what the pack runs with.
+"""`make matrix`: engine, nodes and API tested with the lowest and with the newest of what the pack runs with.
 
 A set is an environment of its own in .host/matrix: a Python, a torch and the packages of requirements.txt, the lowest
 with each bound exactly, the newest with what the registry offers today. The Pythons are the ends of the supported range
@@ -23,34 +23,21 @@ TORCH = {"lowest": ("torch==2.6.0", "torchvision==0.21.0"), "newest": ("torch", 
 # What the tests themselves import; numpy, Pillow and the rest of it are ComfyUI's.
 TOOLS = (
     "aiohttp",
+    "fal-client",
     "hypothesis",
     "numpy",
     "pillow",
     "pydantic",
     "pytest",
     "pytest-timeout",
+    "pytest-xdist",
     "requests",
     "scipy",
     "sentencepiece",
     "SQLAlchemy",
+    "websocket-client",
 )
-TESTS = (
-    "tests/ltx/test_checkpoint.py",
-    "tests/ltx/test_gemma_file.py",
-    "tests/ltx/test_expand.py",
-    "tests/ltx/test_safety.py",
-    "tests/ltx/test_memory.py",
-    "tests/ltx/test_offload.py",
-    "tests/ltx/test_formats.py",
-    "tests/ltx/test_goldens.py",
-    "tests/ltx/test_lora.py",
-    "tests/ltx/test_quantized.py",
-    "tests/ltx/test_transformer.py",
-    "tests/ltx/test_video.py",
-    "tests/ltx/test_pipeline.py",
-    "tests/ltx/test_download.py",
-    "tests/ltx/test_doctor.py",
-)
+TESTS = ("tests/ltx", "tests/nodes", "tests/api")
 NOT_OLDER = ("test_pictures_come_back",)  # reads the file back with flags that PyAV has since 18
 
 
@@ -90,7 +77,7 @@ def run(which: str) -> bool:
     versions = subprocess.run([python, "-c", told], check=True, capture_output=True, text=True).stdout
     sys.stdout.write(f"{which}: {versions}\n")
     sys.stdout.flush()
-    command = [python.with_name("pytest"), "-q", "-p", "no:cacheprovider", *TESTS]
+    command = [python.with_name("pytest"), "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", *TESTS]
     if which == "lowest":
         command += ["-k", " and ".join(f"not {name}" for name in NOT_OLDER)]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 0

@@ -240,7 +240,7 @@ class Block(LTX2VideoTransformerBlock):
             change = _attention(self.audio_attn2, asking, text, second=rows.second_text[: len(rows.skipped_audio)])
             audio = _add(audio, change, heard[8])
         if not all(rows.isolated):
-            joined = rows.isolated.count(False)
+            joined = len([row for row in rows.isolated if not row])  # torch 2.6 cannot compile count()
             video, audio = self._exchange(video, audio, levels, positions, joined, audio_read)
         video = _add(video, self.ff(own.modulate(_norm(self.norm3, video), 3, 4)), own[5])
         if audio is not None and audio_read:
@@ -288,7 +288,9 @@ def compile_blocks(model: LTX2VideoTransformer3DModel, on: bool = True) -> None:
     """torch.compile of the repeated block: compiled once for all of them, when first run. Off: as they were."""
     adopt(model)
     if on:
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_FORMS)
+        config = torch._dynamo.config
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # its name in torch 2.6
+        setattr(config, limit, max(getattr(config, limit), COMPILED_FORMS))
     for block in model.transformer_blocks:
         if not on:
             block._compiled_call_impl = None

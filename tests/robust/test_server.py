@@ -26,7 +26,7 @@ from PIL import Image
 
 SMALL: dict[str, Any] = {"size": (64, 64), "two_passes": False, "steps": 2, "stg_blocks": "1"}
 RUNS, WARM = 320, 120  # two hundred, after those that fill what is kept
-SLOPE = 2**16  # bytes a run that resident memory may grow by: 13 MB over 200 runs
+SLOPE = 2**15  # bytes a run that resident memory may grow by; safetensors 0.8 alone loses two integers a tensor read
 # What glibc keeps of freed memory for later is no growth of the server's: blocks of 64 KB and more go back at once, and
 # all threads share one arena.
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_ARENA_MAX": "1"}

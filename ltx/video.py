@@ -12,7 +12,9 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -34,6 +36,8 @@ from .errors import InputError
 
 QUALITIES = ("low", "medium", "high", "maximum")
 WRITE_MODES = ("fast", "balanced", "small")
+ABANDONED = 24 * 3600  # seconds without a change, after which an unfinished file is a killed process's
+UNFINISHED = re.compile(r"\..*\.[0-9a-f]{8}\.partial\.[a-z0-9]+")
 QP = 118  # FFmpeg's FF_QP2LAMBDA: one step of a quantiser in `global_quality`
 
 
@@ -566,11 +570,18 @@ def _append_comment(partial: Path, path: Path, metadata: Mapping[str, str]) -> N
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; on success it becomes `path`, on any failure it is gone."""
+    """A name beside `path` to write to; on success it becomes `path`, on any failure it is gone.
+
+    Only a killed process leaves such a file; those that lie there for a day are deleted.
+    """
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; create it or choose another.")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a file in it.")
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if UNFINISHED.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > ABANDONED:
+                os.unlink(entry)
     # The same folder, so that the rename is one step; random, so that two writers of one name do not meet.
     partial = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:

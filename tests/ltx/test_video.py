@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from a2v.ltx import video
 from a2v.ltx.audio import Track
 from a2v.ltx.errors import InputError
-from a2v.ltx.video import frame_rate, probe, write_video
+from a2v.ltx.video import ABANDONED, frame_rate, probe, write_video
 from av.video.reformatter import Interpolation
 
 HEIGHT, WIDTH = 64, 96
@@ -280,8 +281,8 @@ def test_sound_and_picture_lie_side_by_side(tmp_path: Path) -> None:
     with av.open(str(made.path)) as container:
         packets = sorted((p.pos, p.stream.type, float(p.dts * p.time_base)) for p in container.demux() if p.size)
     reached = {"audio": 0.0, "video": 0.0}
-    for _, kind, time in packets:
-        reached[kind] = time
+    for _, kind, moment in packets:
+        reached[kind] = moment
         assert abs(reached["audio"] - reached["video"]) < 2
 
 
@@ -338,6 +339,17 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a video file"):
         probe(tmp_path / "v.mp4")
     assert os.listdir(tmp_path) == ["v.mp4"]
+
+
+def test_what_a_killed_process_left_is_swept_after_a_day(tmp_path: Path) -> None:
+    old, young = (tmp_path / f".v.{digits}.partial.mp4" for digits in ("0123abcd", "89abcdef"))
+    others = [tmp_path / name for name in (".v.partial.mp4", "v.0123abcd.partial.mp4", ".v.0123abcd.mp4")]
+    for path in (old, young, *others):
+        path.write_bytes(b"unfinished")
+        if path != young:
+            os.utime(path, (time.time() - ABANDONED - 60,) * 2)
+    write_video(tmp_path / "v.mp4", [clip(1)], Fraction(24), None)
+    assert {path.name for path in tmp_path.iterdir()} == {"v.mp4", young.name, *(path.name for path in others)}
 
 
 @pytest.mark.skipif(

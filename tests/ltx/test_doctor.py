@@ -209,7 +209,11 @@ def test_a_package_too_old_is_a_line_and_ends_a_job_in_one_sentence(tmp_path: Pa
     shadow = too_old(tmp_path / "shadow", name)
     done = command(shadow, "doctor")
     lines = done.stdout.splitlines()
-    assert done.returncode == 1 and "Traceback" not in done.stderr  # transformers has its own word on an old torch
+    assert done.returncode == 1
+    if name == "torch":  # on which transformers has its own word
+        assert "Traceback" not in done.stderr
+    else:
+        assert done.stderr == ""
     assert line_with(lines, f"{name} 0.1 (needed: >=").startswith(doctor.BAD)
     assert line_with(lines, remedy).startswith(doctor.BAD)
     done = command(shadow, "--help")

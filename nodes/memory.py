@@ -61,9 +61,13 @@ class FetchingNVFP4Linear(FetchingLinear, NVFP4Linear):
 
 
 class FetchingBranch(Branch):
-    """A LoRA pair that ComfyUI may leave behind: it is fetched when it is called."""
+    """A LoRA pair that ComfyUI may leave behind: it is fetched when it is called.
+
+    ComfyUI from 0.8.0 on reads `weight` and `bias` of every such layer, and a pair has neither.
+    """
 
     comfy_cast_weights = True
+    weight = bias = None
 
 
 CASTABLE = (

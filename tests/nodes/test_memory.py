@@ -122,9 +122,14 @@ def held(module: nn.Module, device: torch.device = CPU) -> memory.Handle:
     return memory.Handle(memory.hold(module, device, CPU))
 
 
+def fetches(layer: nn.Module) -> bool:
+    """Whether ComfyUI may leave the layer's weights behind."""
+    return hasattr(layer, "comfy_cast_weights")
+
+
 def on_device(module: nn.Module) -> list[bool]:
     """Of every layer that ComfyUI may leave behind: whether it is on the simulated device."""
-    return [isinstance(m.weight, Elsewhere) for m in module.modules() if hasattr(m, "comfy_cast_weights")]
+    return [isinstance(m.weight, Elsewhere) for m in module.modules() if fetches(m)]
 
 
 def assert_same_weights(module: nn.Module, other: nn.Module) -> None:
@@ -296,6 +301,9 @@ def test_loras_on_quantized_weights(
     assert len(passes[0].get_models()) == 3 and passes[0].get_models()[1:] == passes[1].get_models()[1:]
     assert model.get_models() == [patcher]
     assert camera.with_lora(fits[0], 0.0).get_models()[1:] == camera.get_models()[1:]
+    # ComfyUI from 0.8.0 on reads both of every layer that fetches its weights.
+    layers = [layer for each in passes[0].get_models() for layer in each.model.modules() if fetches(layer)]
+    assert layers and all(hasattr(layer, "weight") and hasattr(layer, "bias") for layer in layers)
     with simulated():
         for handle, wanted in ((passes[0], expected[0]), (passes[1], expected[1]), (model, plain)):
             room(share, *(memory.Handle(each) for each in handle.get_models()))

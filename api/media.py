@@ -22,9 +22,9 @@ from aiohttp import web
 from PIL import Image
 from yarl import URL
 
-from ..ltx.audio import TAGS
 from ..ltx.errors import InputError
-from ..ltx.images import FORMATS
+from ..ltx.media.audio import TAGS
+from ..ltx.media.images import FORMATS
 from . import addresses, uploads
 from .incoming import CHUNK, Incoming, TooLargeError
 from .settings import MIB, SUBFOLDER, Settings

@@ -13,17 +13,19 @@ from typing import Any
 
 import torch
 from a2v.benchmarks.work import Clip, stg_block
-from a2v.ltx import lora, pipeline, schedules
-from a2v.ltx.audio import encode_audio, load_track, soundtrack
-from a2v.ltx.checkpoint import load_checkpoint, load_upscaler
-from a2v.ltx.conditioning import AudioCondition
-from a2v.ltx.decode import Tiling, decode_video, to_uint8
-from a2v.ltx.gemma import load_gemma
-from a2v.ltx.guidance import Guidance
+from a2v.ltx import pipeline
+from a2v.ltx.diffusion import schedules
+from a2v.ltx.diffusion.conditioning import AudioCondition
+from a2v.ltx.diffusion.decode import Tiling, decode_video, to_uint8
+from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.diffusion.upscale import upscale
 from a2v.ltx.latents import CHANNELS, Noise, video_shape
-from a2v.ltx.text import encode_text
-from a2v.ltx.upscale import upscale
-from a2v.ltx.video import write_video
+from a2v.ltx.media.audio import encode_audio, load_track, soundtrack
+from a2v.ltx.media.video import write_video
+from a2v.ltx.prompt.gemma import load_gemma
+from a2v.ltx.prompt.text import encode_text
+from a2v.ltx.weights import lora
+from a2v.ltx.weights.checkpoint import load_checkpoint, load_upscaler
 
 
 @cache

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from a2v.benchmarks.measure import MISSING, Ratio, Table, middle, say, sides
 from a2v.benchmarks.work import GUIDANCE, WHOLE, Clip, contexts, sound, stg_block
-from a2v.ltx.schedules import DISTILLED, REFINE, SCHEDULES
+from a2v.ltx.diffusion.schedules import DISTILLED, REFINE, SCHEDULES
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -144,11 +144,11 @@ def our_model(layers: int, heads: int, head_dim: int) -> nn.Module:
 def ours(size: dict[str, int], clip: list[int], level: str, steps: int, save: str | None = None) -> dict[str, Any]:
     """Both passes at a level. `save`: one exact guided step to sigma 0 alone, its latent written."""
     from a2v.ltx import pipeline
-    from a2v.ltx.acceleration import LEVELS
-    from a2v.ltx.conditioning import AudioCondition
-    from a2v.ltx.guidance import NONE, Guidance
+    from a2v.ltx.diffusion.acceleration import LEVELS
+    from a2v.ltx.diffusion.conditioning import AudioCondition
+    from a2v.ltx.diffusion.guidance import NONE, Guidance
     from a2v.ltx.latents import CHANNELS, Noise, video_shape
-    from a2v.ltx.text import TextContext
+    from a2v.ltx.prompt.text import TextContext
 
     model, whole = our_model(**size), Clip(*clip)
     first = halved(whole)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from a2v.benchmarks import files as made
 from a2v.benchmarks.measure import Ratio, Table, middle, resident, say, sides
-from a2v.ltx.checkpoint import load_checkpoint
+from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.tiny import write_dummy_checkpoint
 
 GIGABYTES = 4.1

@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 from a2v.benchmarks.work import GUIDANCE, WHOLE, Clip, Counter, contexts, rows, sound, stg_block
-from a2v.ltx import pipeline, schedules
-from a2v.ltx.checkpoint import load_checkpoint
-from a2v.ltx.conditioning import AudioCondition
-from a2v.ltx.guidance import Guidance
+from a2v.ltx import pipeline
+from a2v.ltx.diffusion import schedules
+from a2v.ltx.diffusion.conditioning import AudioCondition
+from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.diffusion.transformer import Block
 from a2v.ltx.latents import CHANNELS, Noise, video_shape
+from a2v.ltx.prompt.text import TextContext
 from a2v.ltx.request import parse
-from a2v.ltx.text import TextContext
-from a2v.ltx.transformer import Block
+from a2v.ltx.weights.checkpoint import load_checkpoint
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook

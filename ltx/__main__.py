@@ -30,7 +30,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, _end)
     signal.signal(signal.SIGTERM, _end)
 
-from . import doctor, download, versions  # noqa: E402 - of Python's own library, no more
+from . import versions  # noqa: E402 - of Python's own library, no more
+from .tools import doctor, download  # noqa: E402
 
 COMMANDS = {"doctor": doctor.main, "download": download.main}
 
@@ -63,11 +64,11 @@ import transformers  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from .errors import FlaggedError, InputError  # noqa: E402
-from .memory import AUTO, BLOCKS, OFFLOAD  # noqa: E402
+from .media.video import SUFFIXES  # noqa: E402
+from .memory.forecast import AUTO, BLOCKS, OFFLOAD  # noqa: E402
 from .pipeline import Files, run  # noqa: E402
 from .request import Request, parse  # noqa: E402
 from .trace import Recorder  # noqa: E402
-from .video import SUFFIXES  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .errors import InputError
 
+PACK = Path(__file__).parent.parent  # not resolved: in custom_nodes it may be a link
 HUB = "https://huggingface.co"
 LTX = "Lightricks/LTX-2.3"
 GEMMA = "google/gemma-3-12b-it-qat-q4_0-unquantized"

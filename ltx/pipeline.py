@@ -14,34 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import lora, memory, preprocess, schedules
-from .acceleration import EXACT, LEVELS, Acceleration, check_level, full_strength
-from .audio import (
-    Track,
-    conditioning_track,
-    decode_audio,
-    encode_audio,
-    encode_mel,
-    load_track,
-    log_mel,
-    soundtrack,
-)
-from .checkpoint import Checkpoint, load_checkpoint, load_upscaler
-from .conditioning import AudioCondition, Guide, Stream, audio_stream, video_stream
-from .contexts import ContextCache, fingerprint
-from .decode import Tiling, decode_video, to_uint8
-from .errors import FlaggedError, InputError
-from .expand import Expansion, expand
-from .gemma import Gemma, check_gemma, load_gemma
-from .guidance import NONE, Guidance, needed
-from .images import compress, encode_image, fit, load_image
-from .latents import CHANNELS, Noise, unpatchify_audio, unpatchify_video, video_shape
-from .offload import Offload, offload_gemma, offload_transformer
-from .request import Plan, Request, plan
-from .safety import Watch, load_checker
-from .samplers import Callback, Denoiser, Latents, Restart, checked, euler, gradient_estimation, res_2s
-from .text import TextContext, encode_text
-from .transformer import (
+from .diffusion import schedules
+from .diffusion.acceleration import EXACT, LEVELS, Acceleration, check_level, full_strength
+from .diffusion.conditioning import AudioCondition, Guide, Stream, audio_stream, video_stream
+from .diffusion.decode import Tiling, decode_video, to_uint8
+from .diffusion.guidance import NONE, Guidance, needed
+from .diffusion.samplers import Callback, Denoiser, Latents, Restart, checked, euler, gradient_estimation, res_2s
+from .diffusion.transformer import (
     Levels,
     Pass,
     Reuse,
@@ -53,8 +32,32 @@ from .transformer import (
     velocities,
     working_set,
 )
-from .upscale import upscale
-from .video import VideoFile, write_video
+from .diffusion.upscale import upscale
+from .errors import FlaggedError, InputError
+from .latents import CHANNELS, Noise, unpatchify_audio, unpatchify_video, video_shape
+from .media import preprocess
+from .media.audio import (
+    Track,
+    conditioning_track,
+    decode_audio,
+    encode_audio,
+    encode_mel,
+    load_track,
+    log_mel,
+    soundtrack,
+)
+from .media.images import compress, encode_image, fit, load_image
+from .media.safety import Watch, load_checker
+from .media.video import VideoFile, write_video
+from .memory import forecast as memory
+from .memory.offload import Offload, offload_gemma, offload_transformer
+from .prompt.contexts import ContextCache, fingerprint
+from .prompt.expand import Expansion, expand
+from .prompt.gemma import Gemma, check_gemma, load_gemma
+from .prompt.text import TextContext, encode_text
+from .request import Plan, Request, plan
+from .weights import lora
+from .weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 
 TILING = Tiling()
 EULER, RES_2S = SAMPLERS = ("euler", "res_2s")

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
-from .audio import MAX_SECONDS, Track, frames_for_audio
 from .errors import InputError
 from .latents import SPACE_SCALE, TIME_SCALE
-from .video import FORMATS, QUALITIES, WRITE_MODES, frame_rate
+from .media.audio import MAX_SECONDS, Track, frames_for_audio
+from .media.video import FORMATS, QUALITIES, WRITE_MODES, frame_rate
 
 NEGATIVE_PROMPT = (
     "news broadcast, 3d animation, computer graphics, pc game, console game, video game, cartoon, childish, watermark, "

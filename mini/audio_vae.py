@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..ltx.audio import Track, log_mel, resample
+from ..ltx.media.audio import Track, log_mel, resample
 from . import clips, sizes, sound
 from .training import Options, Stage
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..ltx.audio import Track, load_track
+from ..ltx.media.audio import Track, load_track
 from ..ltx.pipeline import Files, run
 from ..ltx.request import parse
 from . import clips, dataset, readers, sizes, sound

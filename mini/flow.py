@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx.latents import audio_length, audio_positions, patchify_audio, patchify_video, video_positions
+from ..ltx.prompt.text import LENGTH
 from ..ltx.request import NEGATIVE_PROMPT
-from ..ltx.text import LENGTH
 from . import dataset, sizes
 from .text import Prompts
 from .training import Options, Stage

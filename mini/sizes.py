@@ -13,7 +13,7 @@ from typing import Any
 from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from torch import nn
 
-from ..ltx import checkpoint, configs
+from ..ltx.weights import checkpoint, configs
 
 LATENT, LIVE = 128, 64
 LAYERS, HEADS, HEAD = 5, 4, 32  # the audio stream's heads are half as wide

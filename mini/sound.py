@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ltx.audio import Track, conditioning_track, load_track, resample
 from ..ltx.errors import InputError
-from ..ltx.preprocess import preprocess
+from ..ltx.media.audio import Track, conditioning_track, load_track, resample
+from ..ltx.media.preprocess import preprocess
 from .clips import BARS, Scene, bounce
 
 RATE = 16_000

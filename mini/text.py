@@ -15,9 +15,9 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from ..ltx.gemma import Gemma, load_gemma
+from ..ltx.prompt.gemma import Gemma, load_gemma
+from ..ltx.prompt.text import hidden_states
 from ..ltx.request import NEGATIVE_PROMPT
-from ..ltx.text import hidden_states
 from . import clips, sizes
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")

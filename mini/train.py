@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..ltx.checkpoint import load_checkpoint, load_upscaler
+from ..ltx.weights.checkpoint import load_checkpoint, load_upscaler
 from . import adapters, audio_vae, dataset, export, flow, sizes, video_vae
 from .flow import FlowOptions
 from .text import write_gemma

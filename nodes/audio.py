@@ -8,12 +8,12 @@ import torch
 from comfy_api.latest import io
 from einops import rearrange
 
-from ..ltx import audio as engine
-from ..ltx import preprocess
-from ..ltx.conditioning import AudioCondition
+from ..ltx.diffusion.conditioning import AudioCondition
 from ..ltx.errors import InputError
+from ..ltx.media import audio as engine
+from ..ltx.media import preprocess
+from ..ltx.media.video import frame_rate
 from ..ltx.request import MAX_FRAMES, PARAMETERS, choose_frames
-from ..ltx.video import frame_rate
 from . import files, memory
 from .progress import Progress, report
 from .types import CATEGORY, AudioIO, AudioVaeIO, VocoderIO

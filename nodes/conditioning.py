@@ -7,12 +7,12 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ltx.audio import encode_audio
-from ..ltx.conditioning import AudioCondition, Guide, check_strength
+from ..ltx.diffusion.conditioning import AudioCondition, Guide, check_strength
 from ..ltx.errors import InputError
-from ..ltx.images import CRF, compress, encode_image, fit, from_float
 from ..ltx.latents import SPACE_SCALE, pixel_frames
-from ..ltx.video import frame_rate
+from ..ltx.media.audio import encode_audio
+from ..ltx.media.images import CRF, compress, encode_image, fit, from_float
+from ..ltx.media.video import frame_rate
 from . import memory
 from .audio import frames_input, to_track
 from .latents import samples_of

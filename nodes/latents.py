@@ -8,10 +8,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ltx.diffusion.upscale import upscale
 from ..ltx.errors import InputError
 from ..ltx.latents import CHANNELS, video_shape
 from ..ltx.request import AUTO, PARAMETERS, SIZES, check_value, choose_size
-from ..ltx.upscale import upscale
 from . import files, memory
 from .audio import frames_input
 from .progress import Progress, report

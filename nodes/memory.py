@@ -23,18 +23,18 @@ import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor, nn
 
-from ..ltx.acceleration import EXACT, Acceleration
-from ..ltx.conditioning import AudioCondition
-from ..ltx.decode import Tiling
+from ..ltx.diffusion.acceleration import EXACT, Acceleration
+from ..ltx.diffusion.conditioning import AudioCondition
+from ..ltx.diffusion.decode import Tiling
+from ..ltx.diffusion.guidance import Guidance
 from ..ltx.errors import InputError
-from ..ltx.gemma import Gemma
-from ..ltx.guidance import Guidance
 from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
-from ..ltx.lora import LowRank, Match, factor, merged
-from ..ltx.memory import decoding, image_encoding, peak, rehearse_step, twin, upscaling
-from ..ltx.nvfp4 import NVFP4Linear
+from ..ltx.memory.forecast import decoding, image_encoding, peak, rehearse_step, twin, upscaling
 from ..ltx.pipeline import sample
-from ..ltx.quantized import Branch, QuantizedLinear
+from ..ltx.prompt.gemma import Gemma
+from ..ltx.weights.lora import LowRank, Match, factor, merged
+from ..ltx.weights.nvfp4 import NVFP4Linear
+from ..ltx.weights.quantized import Branch, QuantizedLinear
 
 Usual = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 

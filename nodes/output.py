@@ -17,12 +17,12 @@ from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
-from ..ltx.audio import soundtrack
-from ..ltx.decode import Tiling, decode_video, to_uint8
+from ..ltx.diffusion.decode import Tiling, decode_video, to_uint8
 from ..ltx.errors import InputError
 from ..ltx.latents import SPACE_SCALE, pixel_frames
-from ..ltx.safety import Watch
-from ..ltx.video import VideoFile, frame_rate, suffix, write_video
+from ..ltx.media.audio import soundtrack
+from ..ltx.media.safety import Watch
+from ..ltx.media.video import VideoFile, frame_rate, suffix, write_video
 from . import files, memory, safety
 from .audio import to_track
 from .latents import samples_of

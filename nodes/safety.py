@@ -15,10 +15,10 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ltx.decode import to_uint8
+from ..ltx.diffusion.decode import to_uint8
 from ..ltx.errors import FlaggedError, InputError
+from ..ltx.media.safety import SAMPLES, THRESHOLD, Checker, Watch, blank, load_checker
 from ..ltx.pipeline import SAFETY
-from ..ltx.safety import SAMPLES, THRESHOLD, Checker, Watch, blank, load_checker
 from . import files
 from .progress import Progress, report
 from .types import CATEGORY

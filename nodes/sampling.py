@@ -10,20 +10,20 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ltx.acceleration import LEVELS, check_level, full_strength
-from ..ltx.conditioning import AudioCondition, Guide
+from ..ltx.diffusion.acceleration import LEVELS, check_level, full_strength
+from ..ltx.diffusion.conditioning import AudioCondition, Guide
+from ..ltx.diffusion.guidance import NONE, needed
+from ..ltx.diffusion.guidance import Guidance as Scales
+from ..ltx.diffusion.samplers import Latents
+from ..ltx.diffusion.samplers import Restart as Renewal
+from ..ltx.diffusion.schedules import DISTILLED, REFINE, SCHEDULES
+from ..ltx.diffusion.transformer import compile_blocks
 from ..ltx.errors import InputError
-from ..ltx.guidance import NONE, needed
-from ..ltx.guidance import Guidance as Scales
 from ..ltx.latents import Noise, pixel_frames
-from ..ltx.lora import distilled
 from ..ltx.pipeline import EULER, SAMPLERS, grid, sample
+from ..ltx.prompt.text import TextContext
 from ..ltx.request import ACCELERATIONS
-from ..ltx.samplers import Latents
-from ..ltx.samplers import Restart as Renewal
-from ..ltx.schedules import DISTILLED, REFINE, SCHEDULES
-from ..ltx.text import TextContext
-from ..ltx.transformer import compile_blocks
+from ..ltx.weights.lora import distilled
 from . import files, memory
 from .latents import samples_of
 from .progress import Progress, preview, report

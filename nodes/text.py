@@ -12,10 +12,10 @@ from dataclasses import replace
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ltx.contexts import Recent, image_digest
-from ..ltx.expand import expand
-from ..ltx.images import compress, from_float
-from ..ltx.text import LENGTH, encode_text
+from ..ltx.media.images import compress, from_float
+from ..ltx.prompt.contexts import Recent, image_digest
+from ..ltx.prompt.expand import expand
+from ..ltx.prompt.text import LENGTH, encode_text
 from . import memory
 from .progress import INTERRUPTS, Progress, show_text
 from .types import CATEGORY, TextEncoderIO, TextIO

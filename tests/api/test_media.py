@@ -20,9 +20,9 @@ from a2v.api import media
 from a2v.api.media import inline_gone, localize
 from a2v.api.settings import SUBFOLDER, Settings
 from a2v.api.store import Store
-from a2v.ltx.audio import load_track
 from a2v.ltx.errors import InputError
-from a2v.ltx.images import load_image
+from a2v.ltx.media.audio import load_track
+from a2v.ltx.media.images import load_image
 from a2v.tests.api.edges import answering, make_settings, opened, png, serving, wav
 from aiohttp import web
 from PIL import Image

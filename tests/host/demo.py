@@ -27,9 +27,9 @@ alias.__path__ = [str(ROOT)]
 sys.modules.setdefault("a2v", alias)
 
 import av
-from a2v.ltx.audio import load_track
 from a2v.ltx.errors import InputError
-from a2v.ltx.images import load_image
+from a2v.ltx.media.audio import load_track
+from a2v.ltx.media.images import load_image
 from a2v.mini import sizes
 from a2v.tests.host.comfy import Comfy, ComfyError, Event, Prompt, PromptRejected, Run
 from a2v.tests.tiny import TinyFiles

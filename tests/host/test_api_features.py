@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import requests
 import torch
-from a2v.ltx import audio
+from a2v.ltx.media import audio
 from a2v.tests.host.api import APP, LONG, SMALL, SPEECH, client_of, environment, write_published
 from a2v.tests.host.browser import Frontend
 from a2v.tests.host.comfy import Comfy
-from a2v.tests.ltx.test_safety import write as write_classifier
+from a2v.tests.ltx.media.test_safety import write as write_classifier
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 

@@ -14,12 +14,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from a2v.ltx import audio, video
-from a2v.ltx.expand import expand
-from a2v.ltx.gemma import load_gemma
+from a2v.ltx.media import audio, video
+from a2v.ltx.prompt.expand import expand
+from a2v.ltx.prompt.gemma import load_gemma
 from a2v.tests.host import graph
 from a2v.tests.host.comfy import Comfy, Event, Prompt, PromptRejected, Run
-from a2v.tests.ltx.test_safety import write as write_classifier
+from a2v.tests.ltx.media.test_safety import write as write_classifier
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 from safetensors.torch import load_file

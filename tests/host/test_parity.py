@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from a2v.ltx import audio, video
+from a2v.ltx.media import audio, video
 from a2v.tests.host import graph
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.tiny import TinyFiles

@@ -11,7 +11,7 @@ from typing import Any
 
 import av
 import pytest
-from a2v.ltx import schedules
+from a2v.ltx.diffusion import schedules
 from a2v.ltx.request import PARAMETERS
 from a2v.tests.host import demo
 from a2v.tests.host.browser import Frontend

@@ -24,16 +24,17 @@ if "a2v" not in sys.modules:
     sys.modules["a2v"] = alias
 
 import torch
-from a2v.ltx import lora, pipeline
-from a2v.ltx.checkpoint import load_checkpoint
-from a2v.ltx.conditioning import AudioCondition
-from a2v.ltx.decode import decode_video, to_uint8
-from a2v.ltx.guidance import Guidance
+from a2v.ltx import pipeline
+from a2v.ltx.diffusion.conditioning import AudioCondition
+from a2v.ltx.diffusion.decode import decode_video, to_uint8
+from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.latents import CHANNELS, Noise, audio_length, video_shape
+from a2v.ltx.media.safety import Watch, load_checker
+from a2v.ltx.media.video import write_video
+from a2v.ltx.prompt.text import LENGTH, TextContext
 from a2v.ltx.request import Request
-from a2v.ltx.safety import Watch, load_checker
-from a2v.ltx.text import LENGTH, TextContext
-from a2v.ltx.video import write_video
+from a2v.ltx.weights import lora
+from a2v.ltx.weights.checkpoint import load_checkpoint
 
 GUIDANCE = Guidance(cfg=3.0, stg=1.0, rescale=0.85, modality=3.0, stg_blocks=(1,))
 

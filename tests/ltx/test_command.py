@@ -24,9 +24,10 @@ import numpy as np
 import pytest
 import torch
 from a2v.ltx import __main__ as command
-from a2v.ltx import memory, pipeline
+from a2v.ltx import pipeline
+from a2v.ltx.memory import forecast as memory
+from a2v.ltx.prompt.text import TextContext
 from a2v.ltx.request import PARAMETERS
-from a2v.ltx.text import TextContext
 from a2v.tests import layouts
 from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image

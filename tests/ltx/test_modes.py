@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from a2v.ltx import offload, pipeline, transformer
+from a2v.ltx import pipeline
+from a2v.ltx.diffusion import transformer
+from a2v.ltx.memory import offload
 from a2v.ltx.pipeline import Files
 from a2v.ltx.request import parse
 from a2v.ltx.trace import Recorder

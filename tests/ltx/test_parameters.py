@@ -21,14 +21,14 @@ import numpy as np
 import pytest
 import torch
 from a2v.ltx import pipeline
-from a2v.ltx.checkpoint import Checkpoint
 from a2v.ltx.errors import FlaggedError, InputError
-from a2v.ltx.gemma import Gemma
 from a2v.ltx.latents import patchify_video
+from a2v.ltx.media.video import SUFFIXES
+from a2v.ltx.prompt.gemma import Gemma
+from a2v.ltx.prompt.text import TextContext
 from a2v.ltx.request import PARAMETERS, SIZES, parse
-from a2v.ltx.text import TextContext
 from a2v.ltx.trace import Recorder
-from a2v.ltx.video import SUFFIXES
+from a2v.ltx.weights.checkpoint import Checkpoint
 from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file

@@ -20,15 +20,15 @@ import numpy as np
 import pytest
 import torch
 from a2v.ltx import pipeline
-from a2v.ltx.checkpoint import load_checkpoint
-from a2v.ltx.conditioning import AudioCondition, Guide
+from a2v.ltx.diffusion.conditioning import AudioCondition, Guide
+from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.errors import InputError
-from a2v.ltx.guidance import Guidance
 from a2v.ltx.latents import CHANNELS, Noise, audio_length, patchify_video
-from a2v.ltx.lora import Merger, load_lora
+from a2v.ltx.prompt.text import TextContext
 from a2v.ltx.request import parse
-from a2v.ltx.text import TextContext
 from a2v.ltx.trace import Recorder
+from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.ltx.weights.lora import Merger, load_lora
 from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image
 from safetensors.torch import load_file

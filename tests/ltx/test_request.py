@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from a2v.ltx import request as api
-from a2v.ltx.audio import Track
 from a2v.ltx.errors import InputError
+from a2v.ltx.media.audio import Track
 from a2v.ltx.request import FLAGS, PARAMETERS, SIZES, Request, parse, plan, snap_size
 from hypothesis import given
 from hypothesis import strategies as st

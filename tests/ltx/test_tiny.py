@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from a2v.ltx.checkpoint import load_checkpoint, load_upscaler
+from a2v.ltx.weights.checkpoint import load_checkpoint, load_upscaler
 from a2v.tests import tiny
 from a2v.tests.tiny import TinyFiles, write_dummy_checkpoint, write_tiny
 from safetensors import safe_open

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from a2v.ltx.guidance import Guidance
-from a2v.ltx.lora import applied, load_lora
+from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.weights.lora import applied, load_lora
 from a2v.mini import adapters, dataset, export, flow, sizes, text
 
 PROMPT = "a red round face on the left is talking on a navy background"

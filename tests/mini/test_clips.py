@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from a2v.ltx.audio import Track
 from a2v.ltx.errors import InputError
+from a2v.ltx.media.audio import Track
 from a2v.mini import clips, dataset, readers, sound
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from a2v.ltx.checkpoint import load_checkpoint, load_upscaler
-from a2v.ltx.lora import load_lora, match
+from a2v.ltx.weights.checkpoint import load_checkpoint, load_upscaler
+from a2v.ltx.weights.lora import load_lora, match
 from a2v.mini import export, sizes
 
 PARTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from a2v.ltx.gemma import load_gemma
-from a2v.ltx.samplers import Latents
-from a2v.ltx.text import encode_text
-from a2v.ltx.transformer import Levels, Pass, adopt, modulation, rotary, velocities
+from a2v.ltx.diffusion.samplers import Latents
+from a2v.ltx.diffusion.transformer import Levels, Pass, adopt, modulation, rotary, velocities
+from a2v.ltx.prompt.gemma import load_gemma
+from a2v.ltx.prompt.text import encode_text
 from a2v.mini import dataset, flow, sizes, text
 
 PROMPT = "a red round face on the left is talking on a navy background"

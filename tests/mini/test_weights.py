@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from a2v.ltx.checkpoint import load_checkpoint
 from a2v.ltx.latents import denormalize_video
+from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.mini import clips, dataset, readers, sizes
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "mini" / "weights"

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from a2v.ltx import doctor, download
 from a2v.ltx.__main__ import parser
 from a2v.ltx.request import FLAGS, PARAMETERS, Parameter
+from a2v.ltx.tools import doctor, download
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "web" / "docs"

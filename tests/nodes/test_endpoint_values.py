@@ -13,14 +13,14 @@ import torch
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 import folder_paths
-from a2v.ltx.audio import Track, soundtrack
-from a2v.ltx.conditioning import AudioCondition
+from a2v.ltx.diffusion.conditioning import AudioCondition
 from a2v.ltx.errors import FlaggedError, InputError
 from a2v.ltx.latents import audio_length
-from a2v.ltx.preprocess import TARGET, loudness
-from a2v.ltx.safety import Watch, load_checker
+from a2v.ltx.media.audio import Track, soundtrack
+from a2v.ltx.media.preprocess import TARGET, loudness
+from a2v.ltx.media.safety import Watch, load_checker
 from a2v.nodes import audio, latents, loaders, output, safety
-from a2v.tests.ltx.test_safety import write as write_classifier
+from a2v.tests.ltx.media.test_safety import write as write_classifier
 
 
 def picture(width: int, height: int) -> torch.Tensor:

@@ -21,15 +21,17 @@ from transformers import AutoTokenizer
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 import comfy.model_management as management
-from a2v.ltx import audio, decode, images, lora
-from a2v.ltx.checkpoint import load_checkpoint, load_upscaler
-from a2v.ltx.conditioning import AudioCondition, Guide
-from a2v.ltx.gemma import Gemma, load_gemma
-from a2v.ltx.guidance import Guidance
+from a2v.ltx.diffusion import decode
+from a2v.ltx.diffusion.conditioning import AudioCondition, Guide
+from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.diffusion.upscale import upscale
 from a2v.ltx.latents import Noise, audio_length
+from a2v.ltx.media import audio, images
 from a2v.ltx.pipeline import sample
-from a2v.ltx.text import TextContext, encode_text, hidden_states
-from a2v.ltx.upscale import upscale
+from a2v.ltx.prompt.gemma import Gemma, load_gemma
+from a2v.ltx.prompt.text import TextContext, encode_text, hidden_states
+from a2v.ltx.weights import lora
+from a2v.ltx.weights.checkpoint import load_checkpoint, load_upscaler
 from a2v.nodes import memory
 from a2v.tests import layouts
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated

@@ -14,9 +14,9 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 
 import comfy.model_management as management
 import folder_paths
-from a2v.ltx.checkpoint import load_checkpoint
-from a2v.ltx.decode import Tiling, decode_video
+from a2v.ltx.diffusion.decode import Tiling, decode_video
 from a2v.ltx.errors import InputError
+from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.nodes import memory, output
 from a2v.tests.ltx.measure import run
 from a2v.tests.nodes.conftest import HOST

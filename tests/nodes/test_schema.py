@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 from a2v import nodes
+from a2v.ltx.diffusion.samplers import Restart
 from a2v.ltx.request import PARAMETERS
-from a2v.ltx.samplers import Restart
 from comfy_api.latest import io
 
 ROOT = Path(__file__).resolve().parents[2]

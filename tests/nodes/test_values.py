@@ -11,10 +11,10 @@ import torch
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 import comfy.model_management as management
-from a2v.ltx.audio import Track
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import Noise
-from a2v.ltx.video import VideoFile
+from a2v.ltx.media.audio import Track
+from a2v.ltx.media.video import VideoFile
 from a2v.nodes import audio, conditioning, latents, output, progress, sampling
 
 

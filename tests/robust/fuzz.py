@@ -26,12 +26,12 @@ import av  # noqa: E402
 import torch  # noqa: E402
 
 with atheris.instrument_imports(include=["a2v.ltx", "gguf"]):
-    from a2v.ltx.audio import load_track
-    from a2v.ltx.gguf import GgufFile
-    from a2v.ltx.images import load_image
-    from a2v.ltx.lora import load_lora
+    from a2v.ltx.media.audio import load_track
+    from a2v.ltx.media.images import load_image
     from a2v.ltx.request import PARAMETERS, parse
-    from a2v.ltx.weights import WeightFile
+    from a2v.ltx.weights.files import WeightFile
+    from a2v.ltx.weights.gguf import GgufFile
+    from a2v.ltx.weights.lora import load_lora
 
 from a2v.ltx.__main__ import read_request  # noqa: E402
 from a2v.ltx.errors import InputError  # noqa: E402

@@ -24,10 +24,11 @@ from typing import Any
 import pytest
 import torch
 from a2v.ltx import __main__ as command
-from a2v.ltx import lora, pipeline
+from a2v.ltx import pipeline
 from a2v.ltx.errors import InputError
+from a2v.ltx.media.video import FORMATS, probe, write_video
 from a2v.ltx.request import parse
-from a2v.ltx.video import FORMATS, probe, write_video
+from a2v.ltx.weights import lora
 from a2v.tests.ltx.test_command import arguments, start, write_wav
 from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image

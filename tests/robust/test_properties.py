@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from a2v.api.schema import STRANGERS, check
-from a2v.ltx.audio import MAX_RATE, MIN_RATE, Track, conditioning_track, frames_for_audio, soundtrack
+from a2v.ltx.diffusion.schedules import SCHEDULES
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import (
     Noise,
@@ -24,6 +24,8 @@ from a2v.ltx.latents import (
     video_positions,
     video_shape,
 )
+from a2v.ltx.media.audio import MAX_RATE, MIN_RATE, Track, conditioning_track, frames_for_audio, soundtrack
+from a2v.ltx.media.video import NTSC_TOLERANCE, frame_rate
 from a2v.ltx.request import (
     MAX_AREA,
     MAX_FRAMES,
@@ -35,8 +37,6 @@ from a2v.ltx.request import (
     round_frames,
     snap_size,
 )
-from a2v.ltx.schedules import SCHEDULES
-from a2v.ltx.video import NTSC_TOLERANCE, frame_rate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -1,0 +1,1 @@
+"""The method: conditioning, schedules, guidance, samplers, the transformer, latents to pixels."""

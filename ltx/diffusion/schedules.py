@@ -1,0 +1,83 @@
+"""Noise schedules: the sigmas a pass walks down, from 1 to 0.
+
+Each schedule is a pure function of the number of steps and returns float32 on the CPU, at most `steps + 1` values that
+fall to 0. The arithmetic keeps the precision of the official schedulers (float32 for `ltx2` and `beta`, float64 for
+`linear_quadratic`), so that the values agree to the last bit. Stepping along them is the work of `samplers`.
+
+Sources: the LTX-2 schedulers; `beta` after Lee et al. 2024, https://arxiv.org/abs/2407.12173. `beta` needs scipy, which
+ComfyUI and diffusers bring.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+LTX2_SHIFT = 2.05  # at 4096 tokens, which audio-to-video takes at every size
+LTX2_LAST = 0.1  # the last sigma above 0
+BETA_SHIFT = 2.37
+BETA_PARAMETER = 0.6  # both alpha and beta
+BETA_TIMESTEPS = 10_000
+LINEAR_NOISE = 0.025  # what the linear half of `linear_quadratic` removes
+
+REFINE = (0.909375, 0.725, 0.421875, 0.0)
+"""The second pass, whatever the first one's schedule."""
+
+DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, *REFINE)
+"""The first pass of the distilled recipe: eight steps."""
+
+
+def ltx2(steps: int) -> Tensor:
+    """Uniform in time, shifted, then stretched so that the last sigma above 0 is 0.1: [steps + 1]."""
+    if _check(steps) == 1:
+        return torch.tensor([1.0, 0.0])
+    sigmas = _shifted(torch.linspace(1, 0, steps + 1)[:-1], LTX2_SHIFT)
+    removed = 1 - sigmas
+    stretched = 1 - removed / (removed[-1] / (1 - LTX2_LAST))
+    return torch.cat([stretched, torch.zeros(1)])
+
+
+def linear_quadratic(steps: int) -> Tensor:
+    """Half the steps linear down to 0.975, the others quadratic to 0: [steps + 1]."""
+    if _check(steps) == 1:
+        return torch.tensor([1.0, 0.0])
+    linear = steps // 2
+    quadratic = steps - linear
+    rest = linear - LINEAR_NOISE * steps
+    a = rest / (linear * quadratic**2)
+    b = LINEAR_NOISE / linear - 2 * rest / quadratic**2
+    c = a * linear**2
+    removed = [i * LINEAR_NOISE / linear for i in range(linear)]
+    removed += [a * i**2 + b * i + c for i in range(linear, steps)]
+    return torch.tensor([1 - y for y in removed] + [0.0])
+
+
+def beta(steps: int) -> Tensor:
+    """Timesteps at the quantiles of Beta(0.6, 0.6): [steps + 1], or fewer where two of them round to the same one."""
+    from scipy.special import betaincinv  # here, because importing scipy is slow
+
+    _check(steps)
+    quantiles = betaincinv(BETA_PARAMETER, BETA_PARAMETER, [1 - i / steps for i in range(steps)])
+    indices = dict.fromkeys(round(float(q) * (BETA_TIMESTEPS - 1)) for q in quantiles)
+    times = (torch.tensor(list(indices)) + 1) / BETA_TIMESTEPS
+    return torch.cat([_shifted(times, BETA_SHIFT), torch.zeros(1)])
+
+
+SCHEDULES: dict[str, Callable[[int], Tensor]] = {"ltx2": ltx2, "linear_quadratic": linear_quadratic, "beta": beta}
+"""The endpoint's schedulers, in its order."""
+
+
+def _shifted(times: Tensor, shift: float) -> Tensor:
+    """Flux time shift: times in (0, 1] to sigmas."""
+    return math.exp(shift) / (math.exp(shift) + (1 / times - 1))
+
+
+def _check(steps: int) -> int:
+    if steps < 1:
+        raise InputError(f"num_inference_steps is {steps}: give at least 1.")
+    return steps

@@ -1,0 +1,1 @@
+"""Sound, pictures and videos as files."""

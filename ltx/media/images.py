@@ -1,0 +1,145 @@
+"""Pictures in: any image file → RGB → the compressed look the model was trained on → fitted pixels → latent.
+
+It handles single pictures only; where a picture stands in time is conditioning.py's business.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageCms, ImageOps
+from torch import Tensor
+
+from ..errors import InputError
+from ..latents import normalize_video
+
+CRF, PRESET = 33, "veryfast"
+MAX_PIXELS = 80_000_000  # below the count at which Pillow warns of a decompression bomb
+MAX_SIDE = 16_384  # H.264's own limit
+# Not EPS and WMF: Pillow hands those to other programs.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "TGA", "PPM", "ICO", "PSD")
+
+
+def load_image(path: str | Path) -> Tensor:
+    """Image file → uint8 [H, W, 3], upright and in sRGB; of an animation the first frame. Errors: InputError.
+
+    Transparent parts become black, which is what a video player shows where there is nothing; what lies under the
+    transparency is whatever the editor left there.
+    """
+    path = Path(path)
+    name = path.name or str(path)
+    if path.is_dir():
+        raise InputError(f"{name}: is a folder; name one image in it.")
+    if not path.is_file():
+        raise InputError(f"{name}: no such file; check the name and the folder.")
+    Image.init()
+    try:
+        with Image.open(path, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                raise InputError(_too_large(name, f"{width}x{height}"))
+            return torch.from_numpy(_to_rgb(image, name))
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(_too_large(name, "far larger")) from error
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        raise InputError(
+            f"{name}: cannot be read as an image; it is damaged or of another format: save it as PNG or JPEG."
+        ) from error
+
+
+def _too_large(name: str, size: str) -> str:
+    return f"{name}: is {size}; at most {MAX_PIXELS // 10**6} megapixels and {MAX_SIDE} a side are read: scale it down."
+
+
+def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    """Opened image → uint8 [H, W, 3]."""
+    profile = image.info.get("icc_profile")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise InputError(f"{name}: has float pixels, whose white is not known; save it as 8- or 16-bit PNG.")
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it, not scale it
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    colours = image if image.mode in ("L", "CMYK", "RGB") else image.convert("RGB")
+    rgb = _to_srgb(colours, profile)
+    if alpha is not None:
+        rgb = Image.composite(rgb, Image.new("RGB", rgb.size), alpha)
+    return np.array(rgb)
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """L, RGB or CMYK under its ICC profile → RGB in sRGB. A profile that is broken or of another kind is ignored."""
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass
+    return image.convert("RGB")
+
+
+def from_float(image: Tensor) -> Tensor:
+    """ComfyUI's image, float [H, W, 3 or 4] in 0..1 → uint8 [H, W, 3]; alpha over black, as in load_image."""
+    if image.ndim != 3 or image.shape[2] not in (3, 4) or not image.numel():
+        raise InputError(f"image: its shape is {tuple(image.shape)}; [height, width, 3] is needed.")
+    if not torch.isfinite(image).all():
+        raise InputError("image: holds values that are no numbers (NaN or infinite); check the node it comes from.")
+    image = image.float().clamp(0, 1)
+    return (image[..., :3] * image[..., 3:] if image.shape[2] == 4 else image).mul(255).round().to("cpu", torch.uint8)
+
+
+def compress(image: Tensor, crf: int = CRF) -> Tensor:
+    """uint8 [H, W, 3] → the same after one frame of H.264, cropped to even sides. crf 0: unchanged.
+
+    The model was trained on frames of compressed video, and a cleaner first frame than that freezes the motion.
+    """
+    if crf == 0:
+        return image
+    # A side of one pixel has no even crop: it is doubled.
+    pixels = np.ascontiguousarray(image.repeat(*(2 if side == 1 else 1 for side in image.shape[:2]), 1).numpy())
+    height, width = (side // 2 * 2 for side in pixels.shape[:2])
+    if max(height, width) > MAX_SIDE:
+        raise InputError(_too_large("image", f"{width}x{height}"))
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=1, options={"crf": str(crf), "preset": PRESET})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="yuv420p")))
+        container.mux(stream.encode())
+    buffer.seek(0)
+    with av.open(buffer) as container:
+        return torch.from_numpy(next(container.decode(video=0)).to_ndarray(format="rgb24"))
+
+
+def fit(image: Tensor, width: int, height: int) -> Tensor:
+    """uint8 [H, W, 3] → float32 [1, 3, 1, height, width] in -1..1: scaled to cover, bilinear, centre cut out."""
+    rows, columns = image.shape[:2]
+    # In floats, as the official code does: for some sizes (one in a hundred) the product is a hair above the whole
+    # number and the picture one pixel larger. Exact fractions would be tidier and differ from what the model is given.
+    scale = max(height / rows, width / columns)
+    size = math.ceil(rows * scale), math.ceil(columns * scale)
+    if size[0] * size[1] > max(MAX_PIXELS, 4 * height * width):
+        raise InputError(f"image: {columns}x{rows} is too long and narrow for a video of {width}x{height}; crop it.")
+    pixels = rearrange(image.float(), "h w c -> 1 c h w")
+    pixels = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    pixels = pixels[:, :, top : top + height, left : left + width]
+    return rearrange(pixels, "1 c h w -> 1 c 1 h w") / 127.5 - 1.0
+
+
+def encode_image(vae: Any, pixels: Tensor) -> Tensor:
+    """[1, 3, 1, h·32, w·32] in -1..1 → normalised latent, float32 [1, 128, 1, h, w]."""
+    return normalize_video(vae, vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode())

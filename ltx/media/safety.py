@@ -1,0 +1,186 @@
+"""Safety checker: an image classifier in a transformers folder looks at frames spread evenly over the clip.
+
+It says what it saw. Whether a flagged clip is refused or replaced, and what happens where no classifier is installed,
+is decided by who asks. Nothing is downloaded, no pickle is opened, and no code that a folder brings is run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.modeling_utils import PreTrainedModel
+
+from ..errors import InputError
+
+SAMPLES = 16  # frames looked at, the first and the last among them
+THRESHOLD = 0.5  # a frame with this score or more flags the clip
+# A label with one of these words in it means unsafe, unless a word of NEGATIONS stands there too ("non-nude").
+UNSAFE = frozenset(("nsfw", "unsafe", "explicit", "nude", "nudes", "nudity", "naked", "porn", "porno", "pornography"))
+UNSAFE |= {"pornographic", "hentai", "sexy", "sexual", "sensual", "erotic", "erotica", "gore", "violent", "violence"}
+NEGATIONS = frozenset(("no", "non", "not", "without"))
+
+
+@dataclass(frozen=True)
+class Checker:
+    """A classifier, what prepares its input, and the indices of the labels that mean unsafe.
+
+    independent: each label has a probability of its own, instead of all sharing one.
+    """
+
+    model: PreTrainedModel
+    processor: BaseImageProcessor
+    unsafe: tuple[int, ...]
+    independent: bool
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """score: the highest of any frame looked at, 0–1; frame: that frame's index in the clip."""
+
+    flagged: bool
+    score: float
+    frame: int
+    frames_looked_at: int
+
+
+def find_checker(root: Path) -> Path | None:
+    """The first folder with a config.json in models/safety_checker (`root`): itself, else the nearest, then by name."""
+    folders = (path.parent for path in root.rglob("config.json"))
+    return min(folders, key=lambda folder: (len(folder.parts), str(folder)), default=None)
+
+
+def load_checker(folder: str | Path, device: torch.device | str = "cpu", unsafe: Collection[str] = UNSAFE) -> Checker:
+    """An image classifier from a local transformers folder, in float32. `unsafe`: words of labels to flag, lower case.
+
+    InputError: a file missing or damaged, not an image classifier, or labels that tell nothing.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        if not any((folder / file).is_file() for file in (name, f"{name}.index.json")):  # weights may be in shards
+            raise InputError(
+                f"{folder / name}: not found; put a whole image classifier of transformers with safetensors weights "
+                "into that folder."
+            )
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, **local)
+        model, report = AutoModelForImageClassification.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
+        )
+    except Exception as error:  # a damaged or foreign folder raises nearly anything
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"{folder}: cannot be loaded as an image classifier ({line}); download it again or use another."
+        ) from error
+    if report["missing_keys"]:  # transformers would fill them with noise, the head of a bare backbone above all
+        raise InputError(
+            f"{folder}: its weights lack {min(report['missing_keys'])}, so it is no trained image classifier; "
+            "use another."
+        )
+    labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    indices = tuple(i for i, label in enumerate(labels) if _means_unsafe(label, unsafe))
+    listed = ", ".join(labels)
+    if not indices:
+        raise InputError(
+            f"{folder / 'config.json'}: none of its labels ({listed}) is known to mean unsafe; use another classifier, "
+            "or rename the unsafe one to nsfw in id2label."
+        )
+    independent = model.config.problem_type == "multi_label_classification" or len(labels) == 1
+    if len(indices) == len(labels) and not independent:
+        raise InputError(
+            f"{folder / 'config.json'}: all its labels ({listed}) mean unsafe, so it would flag everything; "
+            "use another classifier."
+        )
+    return Checker(model.eval().requires_grad_(False).to(device), processor, indices, independent, folder)
+
+
+def sampled(total: int, count: int = SAMPLES) -> list[int]:
+    """The indices of `count` of `total` frames, evenly spread with the first and the last; all where it has no more."""
+    if total < 1 or count < 2:
+        raise ValueError(f"{count} of {total} frames")
+    count = min(count, total)
+    step = Fraction(total - 1, max(1, count - 1))
+    return [round(i * step) for i in range(count)]
+
+
+@torch.no_grad()
+def score(checker: Checker, frame: Tensor) -> float:
+    """How unsafe one frame is, 0–1: uint8 [H, W, 3] → the probability of the unsafe labels together.
+
+    Of labels that are independent, the highest.
+    """
+    picture = Image.fromarray(frame.cpu().numpy())
+    inputs = checker.processor(images=picture, return_tensors="pt").to(checker.model.device)
+    logits = checker.model(**inputs).logits[0].double()
+    unsafe = list(checker.unsafe)
+    chance = logits.sigmoid()[unsafe].max() if checker.independent else logits.softmax(0)[unsafe].sum()
+    if not chance.isfinite():  # it would compare as safe
+        raise InputError(f"{checker.folder}: gives no number for a frame; its weights are damaged: download it again.")
+    return min(1.0, chance.item())
+
+
+class Watch:
+    """Looks at a clip while its chunks pass through on their way elsewhere; holds no more than the chunk at hand."""
+
+    def __init__(self, checker: Checker, total: int, *, count: int = SAMPLES, threshold: float = THRESHOLD) -> None:
+        if not 0 < threshold <= 1:
+            raise InputError(f"The safety threshold {threshold} must be above 0 and at most 1.")
+        self.checker, self.total, self.threshold = checker, total, threshold
+        self.wanted = sampled(total, count)
+        self.scores: dict[int, float] = {}  # by frame, in the order seen
+        self.complete = False
+
+    def __call__(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The same chunks, uint8 [n, H, W, 3], each looked at before it goes on. ValueError: not `total` frames."""
+        start = 0
+        for chunk in chunks:
+            stop = start + len(chunk)
+            for frame in self.wanted:
+                if start <= frame < stop:
+                    self.scores[frame] = score(self.checker, chunk[frame - start])
+            yield chunk
+            start = stop
+        if start != self.total:
+            raise ValueError(f"{start} frames passed where {self.total} were announced")
+        self.complete = True
+
+    @property
+    def flagged(self) -> bool:
+        """Whether a frame seen so far is unsafe; may be asked at any time, to stop early."""
+        return any(value >= self.threshold for value in self.scores.values())
+
+    @property
+    def verdict(self) -> Verdict:
+        """On the whole clip. RuntimeError until all of it has passed."""
+        if not self.complete:
+            raise RuntimeError(f"{len(self.scores)} of {len(self.wanted)} frames looked at: the clip has not ended")
+        frame, highest = max(self.scores.items(), key=lambda item: item[1])
+        return Verdict(self.flagged, highest, frame, len(self.scores))
+
+
+def check(checker: Checker, frames: Tensor, *, count: int = SAMPLES, threshold: float = THRESHOLD) -> Verdict:
+    """The verdict on a clip that is there as a whole, uint8 [n, H, W, 3]."""
+    watch = Watch(checker, len(frames), count=count, threshold=threshold)
+    for _ in watch([frames]):
+        pass
+    return watch.verdict
+
+
+def blank(frames: Tensor) -> Tensor:
+    """Black frames of the same shape: what stands in for a flagged clip."""
+    return torch.zeros_like(frames)
+
+
+def _means_unsafe(label: str, unsafe: Collection[str]) -> bool:
+    words = set(re.split(r"[\W_]+", label.lower()))
+    return not words.isdisjoint(unsafe) and words.isdisjoint(NEGATIONS)

@@ -1,0 +1,1 @@
+"""What a job takes of memory, and blocks that wait in host memory."""

@@ -1,0 +1,167 @@
+"""Gemma 3, the text encoder, from its repository's folder or from one file of ComfyUI's; not what it is used for.
+
+The whole conditional-generation model is kept: it reads prompts (text.py) and writes them (expand.py).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoProcessor, AutoTokenizer, Gemma3ForConditionalGeneration
+from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from ..errors import InputError
+from ..weights.quantized import quantize
+from . import gemma_file
+
+WANTED = "google/gemma-3-12b-it-qat-q4_0-unquantized"
+INDEX = "model.safetensors.index.json"
+LAYERS = "model.language_model.layers."
+PREPROCESSORS = ("processor_config.json", "preprocessor_config.json")
+
+
+@dataclass(frozen=True)
+class Gemma:
+    """The text encoder: model, tokenizer, and the folder or file they came from."""
+
+    model: Gemma3ForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    path: Path
+
+    @property
+    def sees(self) -> bool:
+        """Whether it can look at an image; a single file may come without the part that does."""
+        return self.model.model.vision_tower is not None
+
+    @cached_property
+    def processor(self) -> ProcessorMixin:
+        """Text and images to model inputs. Only prompt expansion needs it. InputError where its config is missing."""
+        if not self.path.is_dir():
+            return gemma_file.image_processor(self.model, self.tokenizer)
+        if not any((self.path / name).is_file() for name in PREPROCESSORS):
+            raise InputError(
+                f"{self.path}: has neither {' nor '.join(PREPROCESSORS)}, which a prompt from an image needs; "
+                f"download the whole {WANTED}."
+            )
+        return AutoProcessor.from_pretrained(self.path, local_files_only=True)
+
+
+def check_gemma(path: Path) -> None:
+    """InputError for what no text encoder can be loaded from, going by names and headers; no weights are read."""
+    if not path.exists():
+        raise InputError(f"{path}: not found; give the folder that holds the whole {WANTED}, or {gemma_file.WANTED}.")
+    if not path.is_dir():
+        if path.suffix.lower() == ".gguf":
+            raise InputError(f"{path}: a GGUF text encoder is not read; use {gemma_file.WANTED}.")
+        gemma_file.GemmaFile(path)
+        return
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        if not (path / name).is_file():
+            raise InputError(f"{path / name}: not found; download the whole {WANTED} into that folder.")
+    model_type = _read_json(path / "config.json").get("model_type")
+    if model_type != "gemma3":
+        raise InputError(f"{path / 'config.json'}: its model_type is {model_type!r}, not 'gemma3'; use {WANTED}.")
+    for weights in _weight_files(path):
+        _check_weights(weights)
+
+
+def load_gemma(
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    fp8: torch.device | str | None = None,
+) -> Gemma:
+    """Gemma 3 from a transformers folder or from a single file with its tokenizer in it. Never the network.
+
+    dtype None: what is stored, whose weights then stay mapped on a CPU. fp8: the device on which linear layers of the
+    language model that are not quantized yet are rounded to float8, half the memory; they compute in `dtype`.
+    InputError: a file missing or damaged, another model.
+    """
+    path = Path(path)
+    check_gemma(path)
+    first = dtype if fp8 is None else None  # what is rounded needs no copy in `dtype` before
+    if path.is_dir():
+        gemma = _from_folder(path, first)
+    else:
+        opened = gemma_file.GemmaFile(path)
+        tokenizer = opened.tokenizer()
+        gemma = Gemma(opened.model(tokenizer, first), tokenizer, path)
+    if fp8 is not None:
+        quantize(gemma.model, on=fp8, prefix=LAYERS)
+        _cast(gemma.model, dtype)
+    gemma.model.eval().requires_grad_(False).to(device)
+    return gemma
+
+
+def _cast(model: Gemma3ForConditionalGeneration, dtype: torch.dtype | None) -> None:
+    """Parameters that compute, to `dtype`. Rotary frequencies are no parameters, and stay in float32."""
+    for parameter in model.parameters():
+        if dtype is not None and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    language = model.model.language_model
+    language.embed_tokens.embed_scale = torch.tensor(language.config.hidden_size**0.5)  # may be rounded to what it was
+    model.lm_head.weight = language.embed_tokens.weight
+
+
+def _from_folder(folder: Path, dtype: torch.dtype | None) -> Gemma:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises no narrower class
+        raise InputError(f"{folder / 'tokenizer.json'}: cannot be read ({_line(error)}); download it again.") from error
+    try:
+        model, report = Gemma3ForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype or "auto", local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"{folder}: cannot be loaded as Gemma 3 ({_line(error)}); use {WANTED}.") from error
+    missing = set(report["missing_keys"]) - {"lm_head.weight"}  # tied to the embeddings
+    if missing:
+        raise InputError(
+            f"{folder}: its weights lack {len(missing)} tensor(s), for example {min(missing)}; "
+            f"download the whole {WANTED}."
+        )
+    return Gemma(model, tokenizer, folder)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files transformers will open: one, or the shards of an index."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not (folder / INDEX).is_file():
+        raise InputError(f"{folder}: has neither model.safetensors nor {INDEX}; download the whole {WANTED}.")
+    shards = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise InputError(f"{folder / INDEX}: names no weights; download it again from {WANTED}.")
+    return [folder / name for name in sorted(set(shards.values()))]
+
+
+def _check_weights(path: Path) -> None:
+    """InputError where the file is missing, or its size is not the one its header gives."""
+    if not path.is_file():
+        raise InputError(f"{path}: not found; download it from {WANTED}.")
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: truncated or damaged ({_line(error)}); download it again.") from error
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({_line(error)}); download it again.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object; download it again.")
+    return content
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

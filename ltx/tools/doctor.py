@@ -1,0 +1,326 @@
+"""`python -m ltx doctor`: what is installed, which models are found where, what will fit, and what is missing.
+
+Nothing is changed, and no weights are read: files are opened by the pack's own readers, which look at headers. What is
+broken becomes a line, never a traceback: so the packages that may be broken are imported inside, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import models, versions
+from ..errors import InputError
+from ..models import MODELS, PACK, Published, size
+
+if TYPE_CHECKING:
+    from ..weights.checkpoint import Checkpoint
+
+SPEECH = PACK / "assets" / "speech.opus"  # 5 s: what a default job is rehearsed with
+Say = Callable[[str], object]
+Line = tuple[bool | None, str]
+"""Whether that is well, which None leaves open, and what is said."""
+OK, BAD, NOTE = "ok     ", "WRONG  ", "       "
+PARTS = {"video_vae": ("vae", "checkpoints"), "audio_vae": ("vae", "checkpoints")}
+PARTS["connectors"] = ("text_encoders", "diffusion_models", "checkpoints")
+# Published weights in bytes, bfloat16: what must be on the device at once, and a forty-eighth of it.
+TRANSFORMER, BLOCK, TEXT = 37_980_000_000, 770_000_000, 30_700_000_000
+FLOAT8 = 0.5
+
+
+@dataclass
+class Found:
+    """Models by what they are for; each is one that its reader opens."""
+
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    encoders: list[Path] = field(default_factory=list)
+    upscalers: list[Path] = field(default_factory=list)
+    distilled_loras: list[Path] = field(default_factory=list)
+    cameras: list[Path] = field(default_factory=list)
+    checkers: list[Path] = field(default_factory=list)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m ltx doctor",
+        description="Says what is installed, which models are found where, what will fit and what is missing. "
+        "Exit status: 0 where a default job can run, 1 otherwise.",
+    )
+    p.add_argument(
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help="ComfyUI's models folder; default: of the ComfyUI whose custom_nodes this pack lies in",
+    )
+    return p
+
+
+def main(argv: list[str], say: Say) -> int:
+    """Says a line at a time; the exit status."""
+    arguments = parser().parse_args(argv)
+    runs = True
+    for name, section in (("Python and packages", _packages), ("Device", _devices)):
+        say(name)
+        runs &= _told(section, say)
+    folder = arguments.models or models.around(PACK.absolute())
+    say("Models")
+    if folder is None:
+        say(f"{BAD}no ComfyUI around this pack; name its models folder: python -m ltx doctor --models DIR")
+        return 1
+    if not folder.is_dir():
+        say(f"{BAD}{folder}: is no folder; name ComfyUI's models folder with --models")
+        return 1
+    try:
+        places = models.folders(folder.absolute())
+    except InputError as error:
+        say(f"{BAD}{error}")
+        return 1
+    found = Found()
+    readable = _told(lambda: _models(places, found), say)
+    needed = list(_needed(found))
+    say("Missing" if needed else "Nothing is missing that a default job needs")
+    for model in needed:
+        say(f"{BAD}{model.what}: {model.name}, {size(model.size)}, into {places[model.folder][0]}, from {model.url}")
+        if model.terms:
+            say(f"{NOTE}its terms must be accepted on that page first, and a token given: hf auth login")
+    if needed:
+        keys = " ".join(key for key in models.DEFAULT if MODELS[key] in needed)
+        named = "" if arguments.models is None else f' --models "{arguments.models}"'
+        say(f"{NOTE}python -m ltx download {keys}{named} gets {'it' if len(needed) == 1 else 'them'}")
+    say("What fits")
+    runs &= _told((lambda: _fits(found)) if readable and not needed else _known_sizes, say)
+    runs &= readable and not needed
+    say("A default job can run." if runs else "A default job cannot run yet: see the lines above.")
+    return 0 if runs else 1
+
+
+def _told(section: Callable[[], Iterable[Line]], say: Say) -> bool:
+    """Whether nothing in a section is wrong. An error of any kind is its last line: this is what finds such errors."""
+    well = True
+    try:
+        for good, line in section():
+            say((NOTE if good is None else OK if good else BAD) + line)
+            well &= good is not False
+    except Exception as error:
+        say(f"{BAD}{_reason(error)}")
+        return False
+    return well
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return said if isinstance(error, InputError) else f"{type(error).__name__}: {said}"[:300]
+
+
+def _packages() -> Iterator[Line]:
+    yield sys.version_info >= versions.PYTHON, f"Python {platform.python_version()} ({sys.executable})"
+    missing = False
+    for package in versions.installed():
+        missing |= not package.supported
+        yield package.supported, f"{package} (needed: {package.wanted})"
+    if missing:
+        yield False, versions.remedy()
+    torch = versions.torch()
+    yield torch.supported, f"{torch} (needed: {torch.wanted})"
+    if not torch.supported:
+        yield False, versions.torch_remedy()
+    if missing or not torch.supported:
+        return
+    from .. import pipeline  # noqa: F401 - a package can be there and not work
+
+    yield True, "they can be imported"
+
+
+def _devices() -> Iterator[Line]:
+    import torch
+
+    from ..memory.forecast import free_memory
+
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(number)
+            yield True, f"{torch.cuda.get_device_name(number)}: {size(total)}, {size(free)} free"
+    else:
+        yield None, "no GPU that torch can use: a job runs on the CPU, for hours at the real model's size"
+    yield True, f"torch {torch.__version__}, host memory {size(free_memory('cpu'))} free"
+
+
+def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
+    """A line for each model that is one of the pack's, or that its name says to be one."""
+    from ..media.safety import find_checker, load_checker
+    from ..prompt.gemma import check_gemma
+    from ..weights.checkpoint import load_upscaler
+    from ..weights.lora import distilled, load_lora, match
+
+    for path in _unique(_transformer_files(places)):
+        try:
+            checkpoint = _checkpoint(path, places)
+        except Exception as error:  # strangers' files: whatever is wrong with one, the others are looked at
+            if "ltx" in path.name.lower():
+                yield None, f"cannot be used: {_reason(error)}"
+        else:
+            found.checkpoints.append(checkpoint)
+            beside = [f"{part} from {file.path.name}" for part, file in checkpoint.files.items()]
+            yield True, f"checkpoint {path} ({_size_of(path)})" + "".join(f", {part}" for part in beside)
+
+    def opened(
+        paths: Iterable[Path], what: str, into: list[Path], read: Callable[[Path], object], named: str = ""
+    ) -> Iterator[Line]:
+        """named: a word in the names of those whose problem is told; others may be another pack's."""
+        for path in _unique(paths):
+            try:
+                read(path)
+            except Exception as error:
+                if named in path.name.lower():
+                    yield None, f"cannot be used: {_reason(error)}"
+            else:
+                into.append(path)
+                yield True, f"{what} {path} ({_size_of(path)})"
+
+    folders = [path.parent for base in places["text_encoders"] for path in models.files(base, "config.json")]
+    single = [path for base in places["text_encoders"] for path in models.files(base, ".safetensors", ".gguf")]
+    single = [path for path in single if path.parent not in folders]
+    yield from opened([*folders, *single], "text encoder", found.encoders, check_gemma, "gemma")
+    upscalers = (path for base in places["latent_upscale_models"] for path in models.files(base, ".safetensors"))
+    yield from opened(upscalers, "upscaler", found.upscalers, load_upscaler, "ltx-2.3")
+    # A LoRA is held against the first checkpoint: one that fits nothing would do nothing.
+    model = found.checkpoints[0].blueprint() if found.checkpoints else None
+    loras = [path for base in places["loras"] for path in models.files(base, ".safetensors")]
+
+    def fits(path: Path) -> None:
+        lora = load_lora(path)
+        if model is not None:
+            match(lora, model)
+
+    ours = [path for path in loras if "ltx" in path.name.lower()]
+    yield from opened((p for p in ours if distilled(p.name)), "distilled LoRA", found.distilled_loras, fits)
+    cameras = (p for p in ours if "camera" in p.name.lower())
+    yield from opened(cameras, "camera LoRA", found.cameras, fits)
+    checkers = [folder for base in places["safety_checker"] if (folder := find_checker(base)) is not None]
+    yield from opened(checkers[:1], "safety checker", found.checkers, load_checker)
+    if not checkers:
+        known = MODELS["safety-checker"]
+        yield None, f"no safety checker: clips are not checked; python -m ltx download safety-checker gets {known.page}"
+
+
+def _unique(paths: Iterable[Path]) -> list[Path]:
+    return list(dict.fromkeys(paths))
+
+
+def _transformer_files(places: Mapping[str, list[Path]]) -> Iterator[Path]:
+    for base in (*places["checkpoints"], *places["diffusion_models"]):
+        yield from models.files(base, ".safetensors", ".sft")
+    for base in places["diffusion_models"]:
+        yield from models.files(base, ".gguf")
+    for base in places["diffusers"]:
+        yield from (p.parent.parent for p in models.files(base, "config.json") if p.parent.name == "transformer")
+
+
+def _checkpoint(path: Path, places: Mapping[str, list[Path]]) -> Checkpoint:
+    """A file with the transformer, together with files of the parts that it lacks. Errors: of what is wrong with it."""
+    from ..weights.checkpoint import load_checkpoint
+
+    opened = load_checkpoint(path)
+    parts: dict[str, Path] = {}
+    for part, kinds in PARTS.items():
+        try:
+            opened.check()
+            break
+        except InputError:
+            for file in (file for kind in kinds for base in places[kind] for file in _named_ltx(base)):
+                try:
+                    opened = load_checkpoint(path, **parts, **{part: file})
+                except InputError:
+                    continue
+                parts[part] = file
+                break
+    opened.check()
+    return opened
+
+
+def _named_ltx(base: Path) -> list[Path]:
+    return [path for path in models.files(base, ".safetensors") if "ltx" in path.name.lower()]
+
+
+def _size_of(path: Path) -> str:
+    return size(sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()))
+
+
+def _needed(found: Found) -> Iterator[Published]:
+    """What a default job lacks. A distilled checkpoint needs no LoRA."""
+    from_names = [checkpoint.path.name for checkpoint in found.checkpoints]
+    if not from_names:
+        yield MODELS["dev"]
+    if not found.distilled_loras and not any("distilled" in name.lower() for name in from_names):
+        yield MODELS["distilled-lora"]
+    if not found.upscalers:
+        yield MODELS["upscaler"]
+    if not found.encoders:
+        yield MODELS["gemma"]
+
+
+def _fits(found: Found) -> Iterator[Line]:
+    """The endpoint's defaults, with the first model of each kind, prepared and rehearsed as the command does it."""
+    import torch
+
+    from .. import pipeline
+    from ..diffusion.guidance import Guidance
+    from ..memory import forecast as memory
+    from ..request import parse
+
+    request = parse({"prompt": "A person speaks.", "seed": 0})
+    checkpoint = found.checkpoints[0]
+    named = {part: file.path for part, file in checkpoint.files.items()}
+    files = pipeline.Files(
+        checkpoint=checkpoint.path,
+        text_encoder=found.encoders[0],
+        audio=SPEECH,
+        output=Path("out.mp4"),
+        upscaler=found.upscalers[0],
+        distill_lora=next(iter(found.distilled_loras), None)
+        if "distilled" not in checkpoint.path.name.lower()
+        else None,
+        **named,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    forecast = memory.estimate(
+        pipeline.prepare(files, request),
+        pipeline.sample,
+        guidance=Guidance(
+            cfg=request.video_cfg_scale,
+            stg=request.video_stg_scale,
+            rescale=request.video_rescaling_scale,
+            modality=request.video_modality_scale,
+        ),
+        dtype=torch.bfloat16 if device == "cuda" else torch.float32,
+        device=device,
+    )
+    head, *_ = forecast.lines()
+    yield True, f"the default request with {checkpoint.path.name} on {head.removeprefix('memory on ')}"
+    yield from ((stage.fits, str(stage)) for stage in forecast.stages)
+    if not all(stage.fits for stage in forecast.stages):
+        yield False, "take a smaller size, fewer frames, fp8 or GGUF files, or dtype fp8 (--fp8)"
+
+
+def _known_sizes() -> Iterator[Line]:
+    """Where the files are not there to be measured: the published weights against the device."""
+    import torch
+
+    from ..memory.forecast import free_memory
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    free, host = free_memory(device), free_memory("cpu")
+    for name, share in (("bf16", 1.0), ("fp8", FLOAT8)):
+        whole, blocks = share * max(TRANSFORMER, TEXT), 2 * share * BLOCK
+        if whole < free:
+            state = f"fit on {device}, {size(free)} free, beside what computing takes"
+        elif device == "cuda" and whole < host and 4 * blocks < free:
+            state = f"wait in host memory, {size(host)} free, and visit {device} block by block"
+        else:
+            state = f"do not fit: {size(free)} free on {device}, {size(host)} on the host"
+        yield None, f"the published weights in {name}, at most {size(whole)} at once, {state}"

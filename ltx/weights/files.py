@@ -1,0 +1,118 @@
+"""Opened files of weights, safetensors or GGUF, under the names of the original single file, whatever theirs are.
+
+People keep the parts of LTX-2.3 in one file or in several, with or without the prefixes of the single one. Here every
+file answers by the names of the single one. Tensors map their file; fp8 and GGUF ones stay as they are stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import InputError
+from .configs import AUDIO_VAE, TRANSFORMER, VIDEO_VAE, VOCODER
+from .gguf import GgufFile
+from .quantized import FLOAT8, Stored, float8
+
+SCALES = ("weight_scale", "scale_weight")
+"""Of the layer's fp8 weight: as Lightricks and ComfyUI name it now, and as ComfyUI did before."""
+NOTES = (*SCALES, "input_scale", "scale_input", "comfy_quant", "scaled_fp8")
+"""What stands beside quantised weights and is no weight. input_scale is for fp8 matrix products, which are not made."""
+
+BARE = (  # (what only this part has, the part's prefix)
+    (("transformer_blocks.", "patchify_proj."), TRANSFORMER[0]),
+    (("video_embeddings_connector.", "audio_embeddings_connector."), TRANSFORMER[0]),
+    (("decoder.up_blocks.", "encoder.down_blocks."), VIDEO_VAE[0]),
+    (("decoder.up.", "encoder.down."), AUDIO_VAE[0]),
+    (("bwe_generator.",), VOCODER[0]),
+)
+
+
+class SafetensorsFile:
+    """An opened safetensors file. Opening reads the header."""
+
+    def __init__(self, path: Path, wanted: str) -> None:
+        self.path = path
+        self._file = open_safetensors(path, wanted)
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+        self._all = frozenset(self._file.keys())
+
+    def keys(self) -> list[str]:
+        return [key for key in self._file.keys() if key.rpartition(".")[2] not in NOTES]  # noqa: SIM118
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(key).get_shape())
+
+    def get(self, key: str) -> Tensor | Stored:
+        tensor = self._file.get_tensor(key)
+        if tensor.dtype not in FLOAT8:
+            return tensor
+        layer, _, last = key.rpartition(".")
+        beside = [f"{layer}.{name}" for name in SCALES] if last == "weight" else []
+        scale = next((self._file.get_tensor(name) for name in beside if name in self._all), None)
+        try:
+            return float8(tensor, scale)
+        except ValueError as error:
+            raise InputError(f"{self.path}: {key} has {error}, which is not read; get the bf16 or fp8 file.") from error
+
+
+class WeightFile:
+    """A file of weights by original names: `names` maps them to the file's own keys."""
+
+    def __init__(self, path: Path, wanted: str) -> None:
+        """Errors: not there, cut short, another format, each in one sentence."""
+        self.path = path
+        self._file = GgufFile(path) if path.suffix.lower() == ".gguf" else SafetensorsFile(path, wanted)
+        self.metadata = self._file.metadata
+        self.names = original_names(self._file.keys())
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The `config` entry, parsed; {} without one. Errors: it is no JSON object."""
+        try:
+            config = json.loads(self.metadata.get("config", "{}"))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(
+                f"{self.path}: its `config` metadata is not JSON ({error}); download the file again."
+            ) from error
+        if not isinstance(config, dict):
+            raise InputError(f"{self.path}: its `config` metadata is not an object; download the file again.")
+        return config
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file.shape(self.names[name]))
+
+    def get(self, name: str) -> Tensor | Stored:
+        return self._file.get(self.names[name])
+
+
+def original_names(keys: Iterable[str]) -> dict[str, str]:
+    """The single file's name of each key → the key. A part without its prefix is told by a key only it has."""
+    keys = list(keys)
+    if any(key.startswith("diffusion_model.") for key in keys):
+        return {f"model.{key}" if key.startswith("diffusion_model.") else key: key for key in keys}
+    prefixed = (*TRANSFORMER, *VIDEO_VAE, *AUDIO_VAE, "vocoder.vocoder.")
+    if any(key.startswith(prefixed) for key in keys):
+        return {key: key for key in keys}
+    prefix = next((prefix for marks, prefix in BARE if any(key.startswith(marks) for key in keys)), "")
+    return {key if key.startswith("text_embedding_projection.") else prefix + key: key for key in keys}
+
+
+def open_safetensors(path: Path, wanted: str) -> safe_open:
+    """A mapped safetensors file. Errors: not there, empty, truncated, another format, each in one sentence."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file in it, {wanted}.")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; get {wanted} and name it here.")
+    try:
+        return safe_open(str(path), framework="pt", device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a complete safetensors file ({error}); it may be cut short: download {wanted} again."
+        ) from error

@@ -1,0 +1,114 @@
+"""GGUF files: tensors in blocks of 32 or 256 values, mapped, and decoded by diffusers' torch functions in float32."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .quantized import Stored
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
+"""City96's converter flattens some tensors to fit the format, and writes the shape they had here."""
+CHUNK = 1 << 22  # values decoded at once: bounds the float32 and int32 tensors on the way
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows of blocks; kind is a name of GGMLQuantizationType."""
+
+    kind: str
+
+    def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
+        import gguf
+        from diffusers.quantizers.gguf.utils import dequantize_functions
+
+        kind = gguf.GGMLQuantizationType[self.kind]
+        values, size = gguf.GGML_QUANT_SIZES[kind]
+        blocks = data.reshape(-1, size)
+        function = dequantize_functions[kind]
+        if torch.compiler.is_compiling():
+            decoded = function(blocks, values, size, dtype=torch.float32).to(dtype)
+        else:
+            decoded = torch.empty(blocks.shape[0], values, dtype=dtype, device=data.device)
+            step = CHUNK // values
+            for start in range(0, blocks.shape[0], step):
+                part = slice(start, start + step)
+                decoded[part] = function(blocks[part], values, size, dtype=torch.float32)
+        return decoded.reshape(data.shape[0], -1)
+
+
+class GgufFile:
+    """An opened GGUF file. Opening reads the header; tensors map the file."""
+
+    def __init__(self, path: Path) -> None:
+        """Errors: not there, no GGUF file, cut short, blocks of a kind that is not decoded; the package missing."""
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; check the name and the folder.")
+        try:
+            import gguf
+            from diffusers.quantizers.gguf.utils import dequantize_functions
+        except ImportError as error:
+            raise InputError(f"{path}: reading GGUF needs the package gguf ({error}): pip install gguf.") from error
+        with path.open("rb") as file:
+            head = file.read(24).ljust(24, b"\0")
+        _, _, tensors, fields = struct.unpack("<4sIQQ", head)
+        if (
+            24 * tensors + 12 * fields > path.stat().st_size
+        ):  # the least that each takes; the reader would count for ever
+            raise InputError(f"{path}: no complete GGUF file (cut short, or no GGUF at all); download it again.")
+        try:
+            reader = gguf.GGUFReader(path)
+        except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError, OverflowError) as error:
+            raise InputError(f"{path}: no complete GGUF file ({error}); download it again.") from error
+        self.path = path
+        self.metadata = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if field.types == [gguf.GGUFValueType.STRING]
+        }
+        self._tensors = {}
+        for tensor in reader.tensors:
+            kind = tensor.tensor_type
+            if kind.name not in DTYPES and kind not in dequantize_functions:
+                raise InputError(
+                    f"{path}: {tensor.name} is stored as {kind.name}, which is not read; get a Q8_0, Q6_K, Q5_K, Q4_K "
+                    f"or Q4_0 file."
+                )
+            shape = torch.Size(int(size) for size in reversed(tensor.shape))
+            if original := reader.fields.get(ORIGINAL_SHAPE + tensor.name):
+                whole = original.contents()
+                if (
+                    not isinstance(whole, list)
+                    or not all(isinstance(n, int) for n in whole)
+                    or prod(whole) != prod(shape)
+                ):
+                    raise InputError(f"{path}: no complete GGUF file (the shape of {tensor.name}); download it again.")
+                shape = torch.Size(whole)
+            if kind.name in DTYPES and int(tensor.data_offset) % DTYPES[kind.name].itemsize:
+                raise InputError(f"{path}: no complete GGUF file ({tensor.name} is misaligned); download it again.")
+            self._tensors[tensor.name] = (kind.name, shape, int(tensor.data_offset), int(tensor.n_bytes))
+        self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        end = max((start + size for *_, start, size in self._tensors.values()), default=0)
+        if end > len(self._bytes):
+            raise InputError(f"{path}: no complete GGUF file (cut short); download it again.")
+
+    def keys(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, key: str) -> torch.Size:
+        return self._tensors[key][1]
+
+    def get(self, key: str) -> Tensor | Stored:
+        kind, shape, start, size = self._tensors[key]
+        data = self._bytes[start : start + size]
+        if kind in DTYPES:
+            return data.view(DTYPES[kind]).reshape(shape)
+        rows = prod(shape[:-1])
+        return Stored(data.reshape(rows, -1), shape, Blocks(kind))

@@ -1,0 +1,555 @@
+"""Reading sound and preparing it for the model, against FFmpeg's own program, torchaudio and the golden tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from a2v.ltx.errors import InputError
+from a2v.ltx.latents import audio_length
+from a2v.ltx.media import audio
+from safetensors import safe_open
+
+FFMPEG = shutil.which("ffmpeg")
+SAMPLE_TYPES = {"s16": (np.int16, 2**15), "s32": (np.int32, 2**31), "flt": (np.float32, 1), "u8": (np.uint8, 2**7)}
+
+
+def voice(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
+    """A gliding tone with a little noise, another in each channel: float64 [channels, samples]."""
+    time = np.arange(round(seconds * rate)) / rate
+    rows = [0.3 * np.sin(2 * np.pi * (200 + 90 * c + 150 * time) * time) for c in range(channels)]
+    return np.stack(rows) + 0.01 * np.random.default_rng(0).standard_normal((channels, time.size))
+
+
+CUTS_PADDING = av.library_versions["libavcodec"] >= (63,)  # at the end of AAC in MP4; FFmpeg's older programs play it
+
+
+def write(path: Path, signal: np.ndarray, rate: int, codec: str, layout: str, kind: str = "s16") -> Path:
+    """Encodes a signal with PyAV; the packed sample type `kind` is what the encoder is given."""
+    dtype, scale = SAMPLE_TYPES[kind]
+    packed = np.ascontiguousarray(signal.T.reshape(1, -1))
+    packed = packed.astype(dtype) if kind == "flt" else np.round(packed * (scale - 1) + (128 if kind == "u8" else 0))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        wanted = {"s32": ("s32",), "flt": ("fltp", "flt")}.get(kind, ())
+        stream.format = next((f for f in stream.codec.audio_formats if f.name in wanted), stream.format)
+        frame = av.AudioFrame.from_ndarray(packed.astype(dtype), format=kind, layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def wav(data: bytes, code: int, channels: int, rate: int, bits: int) -> bytes:
+    """A WAV file without a channel mask; code 1 for integers, 3 for floats."""
+    block = channels * bits // 8
+    form = struct.pack("<HHIIHH", code, channels, rate, rate * block, block, bits)
+    return struct.pack("<4sI4s4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16) + form + struct.pack(
+        "<4sI", b"data", len(data)
+    ) + data  # fmt: skip
+
+
+def by_ffmpeg(path: Path, *arguments: str) -> np.ndarray:
+    """The same file through Debian's ffmpeg program: float32 [channels, samples]."""
+    if FFMPEG is None:
+        pytest.skip("no ffmpeg program on PATH to compare with")
+    command = [FFMPEG, "-v", "error", "-i", str(path), "-vn", *arguments, "-f", "f32le", "-"]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    with av.open(str(path)) as container:
+        channels = 2 if "-ac" in arguments else container.streams.best("audio").layout.nb_channels
+    return np.frombuffer(raw, np.float32).reshape(-1, channels).T
+
+
+def track(seconds: float, rate: int, channels: int = 1) -> audio.Track:
+    return audio.Track(torch.from_numpy(voice(seconds, rate, channels)).float(), rate)
+
+
+# name, rate, layout, channels, codec, sample type, how far from the signal that was written
+LOSSLESS = [
+    ("mono8k.wav", 8000, "mono", 1, "pcm_s16le", "s16", 2**-15),
+    ("u8.wav", 11025, "mono", 1, "pcm_u8", "u8", 2**-6),
+    ("24bit.wav", 96000, "stereo", 2, "pcm_s24le", "s32", 2**-22),
+    ("24bit.flac", 44100, "stereo", 2, "flac", "s32", 2**-22),
+    ("32bit.wav", 44100, "stereo", 2, "pcm_s32le", "s32", 2**-22),
+    ("64bit.wav", 44100, "stereo", 2, "pcm_s64le", "s32", 2**-15),
+    ("float.wav", 48000, "stereo", 2, "pcm_f32le", "flt", 1e-7),
+    ("double.wav", 48000, "stereo", 2, "pcm_f64le", "flt", 1e-7),
+    ("planar.aiff", 22050, "stereo", 2, "pcm_s16be", "s16", 2**-15),
+    ("wavpack.wv", 48000, "stereo", 2, "wavpack", "flt", 1e-7),
+    ("5.1.wav", 48000, "5.1", 6, "pcm_s16le", "s16", 2**-15),
+    ("7.1.flac", 48000, "7.1", 8, "flac", "s16", 2**-15),
+    ("rate.wav", 47999, "stereo", 2, "pcm_s16le", "s16", 2**-15),
+    ("matroska.mka", 48000, "stereo", 2, "pcm_s16le", "s16", 2**-15),
+]
+
+
+@pytest.mark.parametrize(("name", "rate", "layout", "channels", "codec", "kind", "error"), LOSSLESS)
+def test_lossless_files_give_the_signal_back(tmp_path, name, rate, layout, channels, codec, kind, error):
+    signal = voice(0.5, rate, channels)
+    read = audio.load_track(write(tmp_path / name, signal, rate, codec, layout, kind))
+    assert (read.rate, tuple(read.waveform.shape)) == (rate, signal.shape)
+    assert read.waveform.dtype == torch.float32
+    assert np.abs(read.waveform.numpy() - signal).max() < error
+    assert read.seconds == Fraction(signal.shape[1], rate)
+
+
+# Compressed: what FFmpeg's own program plays, sample for sample in length (priming and padding cut where it cuts them).
+LOSSY = [
+    ("a.opus", 48000, "stereo", 2, "libopus", "flt", 2e-3),
+    ("a.m4a", 44100, "stereo", 2, "aac", "flt", 1e-5),
+    ("a.mp3", 44100, "stereo", 2, "libmp3lame", "flt", 1e-5),
+    ("short.mp3", 44100, "mono", 1, "libmp3lame", "flt", 1e-5),
+    ("mpeg2.mp3", 24000, "mono", 1, "libmp3lame", "flt", 5e-2),  # FFmpeg 5 and 8 differ here, 8 is nearer the signal
+    ("raw.aac", 44100, "mono", 1, "aac", "flt", 1e-5),
+    ("5.1.ac3", 48000, "5.1", 6, "ac3", "flt", 1e-3),
+    ("a.mka", 48000, "stereo", 2, "libopus", "flt", 2e-3),
+    ("7.1.m4a", 48000, "7.1", 8, "aac", "flt", 1e-5),
+    ("7.1.opus", 48000, "7.1", 8, "libopus", "flt", 2e-3),
+    ("ulaw.wav", 8000, "mono", 1, "pcm_mulaw", "s16", 1e-7),
+]
+
+
+@pytest.mark.parametrize(("name", "rate", "layout", "channels", "codec", "kind", "error"), LOSSY)
+def test_compressed_files_read_as_ffmpeg_plays_them(tmp_path, name, rate, layout, channels, codec, kind, error):
+    signal = voice(0.2 if name.startswith("short") else 1.3, rate, channels)
+    path = write(tmp_path / name, signal, rate, codec, layout, kind)
+    read, played = audio.load_track(path), by_ffmpeg(path)
+    if name.endswith("m4a") and CUTS_PADDING:
+        played = played[:, : signal.shape[1]]
+    assert (read.rate, tuple(read.waveform.shape)) == (rate, played.shape)
+    assert np.abs(read.waveform.numpy() - played).max() < error
+
+
+def test_vorbis_reads_as_ffmpeg_plays_it(tmp_path):
+    if FFMPEG is None:
+        pytest.skip("no ffmpeg program on PATH to write Vorbis with")
+    source = write(tmp_path / "a.wav", voice(1.0, 44100, 2), 44100, "pcm_s16le", "stereo")
+    path = tmp_path / "a.ogg"
+    subprocess.run([FFMPEG, "-v", "error", "-i", str(source), "-c:a", "libvorbis", str(path)], check=True)
+    read, played = audio.load_track(path), by_ffmpeg(path)
+    assert tuple(read.waveform.shape) == played.shape == (2, 44100)
+    assert np.abs(read.waveform.numpy() - played).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
+def test_the_sound_of_a_film(tmp_path, name):
+    signal = voice(1.0, 48000, 2).astype(np.float32)
+    path = tmp_path / name
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=24)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        sound = container.add_stream("aac", rate=48000, layout="stereo")
+        for _ in range(24):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(signal), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+        for stream, last in ((video, None), (sound, frame), (sound, None)):
+            container.mux(stream.encode(last))
+    read, played = audio.load_track(path), by_ffmpeg(path)
+    if name.endswith("mkv") and played.shape[1] == read.waveform.shape[1] + 1024:
+        played = played[:, 1024:]  # FFmpeg 5 leaves AAC's priming in Matroska's sound, FFmpeg 8.1 cuts it
+    if name.endswith("mp4") and CUTS_PADDING:
+        played = played[:, : signal.shape[1]]
+    assert tuple(read.waveform.shape) == played.shape
+    assert np.abs(read.waveform.numpy() - played).max() < 1e-5
+    if name == "film.mp4" or av.library_versions["libavcodec"] >= (62, 28):  # in step with what was recorded
+        assert np.sqrt(np.mean((read.waveform.numpy()[:, :48000] - signal) ** 2)) < 0.02
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.m4a", "a.mp3"])
+def test_start_and_duration_cut_the_whole_decoding(tmp_path, name):
+    codec = {"wav": "pcm_s16le", "m4a": "aac", "mp3": "libmp3lame"}[name[2:]]
+    path = write(tmp_path / name, voice(2.0, 44100), 44100, codec, "mono", "flt" if codec != "pcm_s16le" else "s16")
+    whole = audio.load_track(path).waveform
+    part = audio.load_track(path, start=0.333, duration=0.7).waveform
+    first = round(Fraction(0.333) * 44100)
+    assert torch.equal(part, whole[:, first : first + 30870])
+    assert audio.load_track(path, start=1.5, duration=1e9).waveform.shape[1] == whole.shape[1] - 66150
+
+
+def test_nothing_is_decoded_beyond_what_a_video_can_need(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "MAX_SECONDS", 1)
+    path = write(tmp_path / "long.wav", voice(3.0, 8000), 8000, "pcm_s16le", "mono")
+    assert audio.load_track(path).waveform.shape == (1, 8000)
+    assert audio.load_track(path, start=2.5).waveform.shape == (1, 4000)
+
+
+def test_damage_in_the_middle_is_passed_over(tmp_path):
+    path = write(tmp_path / "a.mp3", voice(3.0, 44100), 44100, "libmp3lame", "mono", "flt")
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 2000] = bytes(np.random.default_rng(1).integers(0, 255, 2000, dtype=np.uint8))
+    path.write_bytes(data)
+    assert 2.5 < audio.load_track(path).seconds < 3.2
+
+
+def test_a_file_cut_short_plays_as_far_as_it_goes(tmp_path):
+    path = write(tmp_path / "a.wav", voice(2.0, 8000), 8000, "pcm_s16le", "mono")
+    path.write_bytes(path.read_bytes()[:-16000])
+    assert audio.load_track(path).waveform.shape == (1, 8000)
+
+
+def test_an_unusual_set_of_speakers(tmp_path):
+    path = write(tmp_path / "a.wav", voice(0.3, 8000, 3), 8000, "pcm_s16le", "FL+LFE+BC")
+    read = audio.load_track(path)
+    assert read.speakers == ("FL", "LFE", "BC")
+    mixed = audio.conditioning_track(read, 9, Fraction(30)).waveform
+    assert (mixed - torch.stack([read.waveform[0] + read.waveform[2] / 2, read.waveform[2] / 2])).abs().max() < 1e-6
+
+
+def test_more_than_eight_channels(tmp_path):
+    samples = np.arange(900, dtype="<i2").reshape(-1, 9)
+    path = tmp_path / "nine.wav"
+    path.write_bytes(wav(samples.tobytes(), 1, 9, 8000, 16))
+    read = audio.load_track(path)
+    assert read.speakers == ()
+    assert np.array_equal(read.waveform.numpy() * 32768, samples.T)
+    assert torch.isfinite(audio.conditioning_track(read, 9, Fraction(60)).waveform).all()
+
+
+# Errors
+
+
+def wave_of(samples: np.ndarray, rate: int = 8000) -> bytes:
+    """A mono float WAV file of these very samples."""
+    return wav(samples.astype("<f4").tobytes(), 3, 1, rate, 32)
+
+
+def png() -> bytes:
+    return (
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x06\x00\x00\x00\x1f\x15\xc4\x89"
+        b"\x00\x00\x00\rIDATx\x9cc\xf8\xcf\xc0\xf0\x1f\x00\x05\x00\x01\xff\x89\x99=\x1d\x00\x00\x00\x00IEND\xaeB`\x82"
+    )
+
+
+BROKEN: list[tuple[str, bytes, str]] = [
+    ("empty.wav", b"", "the file is empty"),
+    ("letter.mp3", b"Dear reader, this is a letter and no music at all.\n" * 200, r"cannot be read|no sound"),
+    ("noise.wav", bytes(range(256)) * 64, r"cannot be read|no sound|no audio"),
+    ("picture.wav", png(), "no audio track"),
+    ("silent.wav", wave_of(np.zeros(0)), "no sound|cannot be read"),
+    ("nan.wav", wave_of(np.array([0.0] * 4000 + [np.nan] + [0.0] * 99)), r"NaN.*0\.500 s"),
+    ("inf.wav", wave_of(np.array([0.0, np.inf] * 400)), "infinite"),
+    ("absurd.wav", wave_of(np.full(800, 3e38)), "beyond"),
+    ("header.wav", wave_of(np.zeros(100))[:30], r"cannot be read|no sound"),
+    ("slow.wav", wave_of(np.zeros(100), rate=0), r"cannot be read|sample rate|no sound"),
+    ("fast.wav", wave_of(np.zeros(100), rate=2_000_000), "2000000 Hz"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "reason"), BROKEN)
+def test_a_bad_file_is_one_sentence_with_its_name(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=reason) as caught:
+        audio.load_track(tmp_path / name)
+    assert name in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_film_cut_short_is_one_sentence(tmp_path):
+    path = write(tmp_path / "cut.m4a", voice(2.0, 44100), 44100, "aac", "mono", "flt")  # its index is at the end
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"cut\.m4a: cannot be read"):
+        audio.load_track(path)
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.wav: no such file"):
+        audio.load_track(tmp_path / "gone.wav")
+    with pytest.raises(InputError, match="is a folder"):
+        audio.load_track(tmp_path)
+
+
+@pytest.mark.parametrize("start", [-1, float("nan"), float("inf"), 60])
+def test_a_start_that_is_no_place_in_the_file(tmp_path, start):
+    path = write(tmp_path / "a.wav", voice(1.0, 8000), 8000, "pcm_s16le", "mono")
+    with pytest.raises(InputError, match=r"^start: "):
+        audio.load_track(path, start=start)
+
+
+@pytest.mark.parametrize("duration", [0, -1, float("nan")])
+def test_a_duration_that_is_none(tmp_path, duration):
+    path = write(tmp_path / "a.wav", voice(1.0, 8000), 8000, "pcm_s16le", "mono")
+    with pytest.raises(InputError, match=r"^duration: "):
+        audio.load_track(path, duration=duration)
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{file}\n#EXT-X-ENDLIST\n"),
+    ("list.ffconcat", "ffconcat version 1.0\nfile '{file}'\n"),
+])  # fmt: skip
+def test_a_playlist_opens_no_other_file(tmp_path, name, text):
+    write(tmp_path / "other.aac", voice(1.0, 44100), 44100, "aac", "mono", "flt")
+    (tmp_path / name).write_text(text.format(file="other.aac"))
+    with pytest.raises(InputError, match=name):
+        audio.load_track(tmp_path / name)
+
+
+def test_a_rate_that_changes_on_the_way(tmp_path):
+    parts = [write(tmp_path / f"{r}.aac", voice(0.5, r), r, "aac", "mono", "flt").read_bytes() for r in (48000, 16000)]
+    (tmp_path / "both.aac").write_bytes(b"".join(parts))
+    with pytest.raises(
+        InputError, match=r"both\.aac: changes on the way from 48000 Hz mono fltp to 16000 Hz mono fltp"
+    ):
+        audio.load_track(tmp_path / "both.aac")
+
+
+@pytest.mark.parametrize("waveform", [torch.zeros(0, 100), torch.zeros(2, 0), torch.zeros(1, 2, 100)])
+def test_a_track_has_channels_and_samples(waveform):
+    with pytest.raises(InputError, match="audio: its shape"):
+        audio.Track(waveform, 48000)
+
+
+# Lengths
+
+
+@pytest.mark.parametrize(("samples", "rate", "fps", "frames"), [
+    (1, 48000, 24, 9),
+    (48000, 48000, 24, 25),
+    (48000 * 5, 48000, 24, 121),  # 120 frames, the next 8k+1
+    (242 * 1000, 48000, 24, 121),  # 121 exactly
+    (243 * 1000, 48000, 24, 121),  # 121.5: half a frame may go without a picture
+    (243 * 1000 + 1, 48000, 24, 129),
+    (44100, 44100, Fraction(24000, 1001), 25),
+])  # fmt: skip
+def test_frames_for_audio(samples, rate, fps, frames):
+    assert audio.frames_for_audio(audio.Track(torch.zeros(1, samples), rate), Fraction(fps)) == frames
+
+
+def test_frames_for_audio_never_cuts_more_than_half_a_frame():
+    random = np.random.default_rng(3)
+    for _ in range(300):
+        samples, rate = int(random.integers(1, 300_000)), int(random.choice([8000, 16000, 44100, 48000]))
+        fps = Fraction(int(random.integers(1, 61)), int(random.choice([1, 1001]))) * int(random.choice([1, 1000]))
+        if not 1 <= fps <= 60:
+            continue
+        frames = audio.frames_for_audio(audio.Track(torch.zeros(1, samples), rate), fps)
+        assert frames % 8 == 1
+        assert frames + Fraction(1, 2) >= Fraction(samples, rate) * fps
+        assert frames == 9 or frames - 8 + Fraction(1, 2) < Fraction(samples, rate) * fps
+
+
+def test_the_soundtrack_is_cut_and_never_padded():
+    whole = audio.Track(torch.randn(6, 50_000), 44100, ("FL", "FR", "FC", "LFE", "BL", "BR"))
+    cut = audio.soundtrack(whole, 17, Fraction(24000, 1001))
+    assert torch.equal(cut.waveform, whole.waveform[:, : round(Fraction(17 * 1001, 24000) * 44100)])
+    assert (cut.rate, cut.speakers) == (whole.rate, whole.speakers)
+    assert torch.equal(audio.soundtrack(whole, 121, Fraction(24)).waveform, whole.waveform)
+
+
+def test_the_conditioning_is_stereo_and_padded_with_silence():
+    short = track(0.2, 8000)
+    padded = audio.conditioning_track(short, 25, Fraction(25))
+    assert padded.waveform.shape == (2, 8000)
+    assert torch.equal(padded.waveform[:, :1600], short.waveform.expand(2, -1))
+    assert not padded.waveform[:, 1600:].any()
+    stereo = track(2.0, 48000, 2)
+    assert torch.equal(audio.conditioning_track(stereo, 9, Fraction(24)).waveform, stereo.waveform[:, :18000])
+
+
+@pytest.mark.parametrize("layout", ["3.0", "quad", "5.0", "5.1", "5.1(side)", "6.1", "7.1"])
+def test_the_downmix_is_ffmpegs(tmp_path, layout):
+    channels = av.AudioLayout(layout).nb_channels
+    path = write(tmp_path / "a.wav", voice(0.5, 48000, channels), 48000, "pcm_s16le", layout)
+    read = audio.load_track(path)
+    assert read.speakers == tuple(channel.name for channel in av.AudioLayout(layout).channels)
+    mixed = audio.conditioning_track(read, 12, Fraction(24)).waveform.numpy()
+    assert np.abs(mixed - by_ffmpeg(path, "-ac", "2")).max() < 1e-6
+    unnamed = audio.Track(read.waveform, read.rate)
+    if layout in ("5.1", "7.1"):  # the usual layout of that many channels
+        assert np.array_equal(audio.conditioning_track(unnamed, 12, Fraction(24)).waveform.numpy(), mixed)
+
+
+# Log-mel and latents
+
+
+@pytest.mark.parametrize("rate", [7350, 8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 192000])
+def test_resampling_is_torchaudios(rate):
+    functional = pytest.importorskip("torchaudio.functional")
+    waveform = track(0.7, rate, 2).waveform
+    ours = audio.resample(waveform, rate, 16000)
+    theirs = functional.resample(waveform, rate, 16000)
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() < 1e-6
+
+
+def test_resampling_in_blocks_and_between_rates_without_a_common_factor(monkeypatch):
+    waveform = track(0.3, 47999, 2).waveform
+    whole = audio.resample(waveform, 47999, 16000)
+    time = np.arange(whole.shape[1]) / 16000
+    signal = 0.3 * np.sin(2 * np.pi * (200 + 150 * time) * time)
+    assert np.abs(whole[0].numpy() - signal)[100:-100].max() < 0.05  # the noise that voice() adds
+    monkeypatch.setattr(audio, "RESAMPLE_BLOCK", 1000)
+    assert torch.equal(audio.resample(waveform, 47999, 16000), whole)
+
+
+def test_the_mel_bands_are_torchaudios():
+    functional = pytest.importorskip("torchaudio.functional")
+    bands = functional.melscale_fbanks(513, 0.0, 8000.0, 64, 16000, norm="slaney", mel_scale="slaney")
+    assert (audio.mel_bands() - bands).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize(("rate", "frames", "fps"), [(48000, 25, 24), (44100, 17, 30), (8000, 9, 60), (16000, 33, 25)])
+def test_the_log_mel_is_that_of_the_official_processor(rate, frames, fps):
+    ops = pytest.importorskip("ltx_core.model.audio_vae.ops")
+    types = pytest.importorskip("ltx_core.types")
+    heard = audio.conditioning_track(track(2.0, rate, 2), frames, Fraction(fps))
+    processor = ops.AudioProcessor(target_sample_rate=16000, mel_bins=64, mel_hop_length=160, n_fft=1024)
+    theirs = processor.waveform_to_mel(types.Audio(waveform=heard.waveform[None], sampling_rate=rate))
+    ours = audio.log_mel(heard)
+    assert ours.shape == theirs.shape
+    assert ((ours - theirs).norm() / theirs.norm()).item() < 1e-5
+
+
+def test_silence_is_the_floor():
+    mel = audio.log_mel(audio.conditioning_track(audio.Track(torch.zeros(1, 10), 8000), 9, Fraction(24)))
+    assert mel.shape == (1, 2, 38, 64)
+    assert torch.equal(mel, torch.full_like(mel, math.log(1e-5)))
+
+
+def test_a_track_too_short_for_one_window():
+    with pytest.raises(InputError, match="too short"):
+        audio.log_mel(audio.Track(torch.zeros(2, 200), 8000))
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+GOLDENS = ("ltx2", "endpoint_defaults", "linear_quadratic_ge")
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_golden_waveform_mel_and_latent(oracle, name):
+    from a2v.ltx.weights.checkpoint import load_checkpoint
+
+    with safe_open(oracle / f"{name}.safetensors", "pt") as golden:
+        run = json.loads(golden.metadata()["info"])
+        frames, fps = run["frames"], Fraction(run["fps"])
+        waveform, mel, latent = (golden.get_tensor(f"audio/{part}") for part in ("waveform", "mel", "latent"))
+    read = audio.load_track(oracle / "tiny" / run["audio"])
+    heard = audio.conditioning_track(read, frames, fps)
+    assert torch.equal(heard.waveform[None], waveform)
+    # A pure tone leaves most bands at rounding noise, where another CPU's FFT differs: torchaudio itself is 3e-5 from
+    # this golden on x86, and float64 4.8e-5.
+    assert relative(audio.log_mel(heard), mel) < 1e-4
+    vae = load_checkpoint(oracle / "tiny" / "ltx-2.3-tiny.safetensors").audio_vae(torch.float32)
+    with torch.inference_mode():
+        ours = audio.encode_audio(vae, read, frames, fps)
+        encoded = latent_of(vae, mel)
+    length = audio_length(frames, fps)
+    assert ours.shape == (1, 8, length, 16)
+    assert relative(ours, latent[:, :, :length]) < 1e-4
+    assert relative(encoded, latent) < 1e-5  # from the golden mel on, nothing is left to the FFT
+
+
+def latent_of(vae: torch.nn.Module, mel: torch.Tensor) -> torch.Tensor:
+    """The golden latent's definition, channel by channel: (mean - m[c·16 + f]) / s[c·16 + f]."""
+    mean, deviation = vae.latents_mean.reshape(1, 8, 1, 16), vae.latents_std.reshape(1, 8, 1, 16)
+    return (vae.encode(mel).latent_dist.mode() - mean) / deviation
+
+
+@pytest.mark.parametrize("fps", [1, Fraction(24000, 1001), 24, 25, 30, 60])
+@pytest.mark.parametrize("frames", [9, 17, 25])
+def test_the_encoder_never_returns_too_few(fps, frames):
+    """Mel frames and the encoder's rounding up cover audio_length for any rate."""
+    fps = Fraction(fps)
+    for rate in (8000, 11025, 44100, 48000):
+        samples = round(frames / fps * rate)
+        mel_frames = math.ceil(Fraction(samples * 16000, rate)) // 160 + 1
+        assert math.ceil(mel_frames / 4) >= audio_length(frames, fps)
+
+
+def test_encode_audio_of_a_very_short_track_has_its_full_length(tmp_path):
+    from a2v.ltx.weights.checkpoint import load_checkpoint
+    from a2v.tests.tiny import write_tiny
+
+    vae = load_checkpoint(write_tiny(tmp_path).checkpoint).audio_vae(torch.float32)
+    with torch.inference_mode():
+        latent = audio.encode_audio(vae, track(0.2, 8000), 33, Fraction(24))
+    assert latent.shape == (1, 8, 34, 16)
+    assert latent.dtype == torch.float32
+    assert torch.isfinite(latent).all()
+
+
+# Sound out
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(9, Fraction(24)), (17, Fraction(24000, 1001)), (9, Fraction(60))])
+def test_decoded_audio_is_the_official_decoders(tiny_default, peer, off, randn, frames, fps):
+    """ltx-core's decoder, which takes normalised latents, and its vocoder with bandwidth extension on the same file."""
+    from a2v.ltx.weights.checkpoint import load_checkpoint
+
+    latent = randn(1, 8, audio_length(frames, fps), 16)
+    files = load_checkpoint(tiny_default.checkpoint)
+    with torch.inference_mode():
+        ours = audio.decode_audio(files.audio_vae(torch.float32), files.vocoder(torch.float32), latent, frames, fps)
+        theirs = peer(tiny_default, "vocoder")(peer(tiny_default, "audio_decoder")(latent))[0]
+    assert ours.rate == 48_000 and ours.waveform.dtype == torch.float32
+    assert ours.waveform.shape == theirs.shape and ours.waveform.shape[0] == 2
+    assert off(ours.waveform, theirs) < 1e-5
+    assert ours.waveform.std() > 1e-4 and not torch.equal(*ours.waveform)
+
+
+class Decoder(torch.nn.Module):
+    """A VAE that shows what reaches it, and decodes T latents to as many mel frames as the real one, or more."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, more: int = 0):
+        super().__init__()
+        draw = torch.Generator().manual_seed(2)
+        self.more = more
+        self.latents_mean, self.latents_std = torch.randn(128, generator=draw), torch.rand(128, generator=draw) + 0.5
+
+    def decode(self, latent):
+        self.seen = latent
+        mel = torch.zeros(1, 2, 4 * latent.shape[2] - 3 + self.more, 64)
+        return type("Output", (), {"sample": mel})()
+
+
+class Voice(torch.nn.Module):
+    """A vocoder whose samples count from 0: 480 for each mel frame."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+    config = type("Config", (), {"output_sampling_rate": 48_000})()
+
+    def forward(self, mel):
+        return torch.arange(mel.shape[2] * 480.0).expand(1, 2, -1)
+
+
+@pytest.mark.parametrize(
+    "fps", [Fraction(1), Fraction(10), Fraction(24000, 1001), Fraction(24), Fraction(25), Fraction(60)]
+)
+def test_decoded_audio_ends_with_its_last_mel_frame(fps):
+    """T latents hold 4T - 3 mel frames of 10 ms: 10 to 50 ms less than the video, never more."""
+    for frames in (9, 17, 121, 241, 481):
+        length = audio_length(frames, fps)
+        sound = audio.decode_audio(Decoder(), Voice(), torch.zeros(1, 8, length, 16), frames, fps)
+        assert sound.waveform.shape == (2, (4 * length - 3) * 480)
+        assert Fraction(1, 100) <= frames / fps - sound.seconds <= Fraction(5, 100)
+        assert torch.equal(sound.waveform[0], torch.arange(sound.waveform.shape[1]).float()), "from the start"
+
+
+def test_decoded_audio_is_cut_where_the_picture_ends():
+    sound = audio.decode_audio(Decoder(more=10), Voice(), torch.zeros(1, 8, 9, 16), 9, Fraction(24000, 1001))
+    assert sound.waveform.shape[1] == round(Fraction(9 * 1001, 24000) * 48_000)
+    assert torch.equal(sound.waveform[1], torch.arange(sound.waveform.shape[1]).float())
+
+
+def test_decoding_undoes_the_statistics_of_encoding(randn):
+    """Per channel and mel bin, 128 of them: x · s[c·16 + f] + m[c·16 + f]."""
+    vae, latent = Decoder(), randn(1, 8, 9, 16)
+    audio.decode_audio(vae, Voice(), latent, 9, Fraction(24))
+    mean, deviation = vae.latents_mean.reshape(1, 8, 1, 16), vae.latents_std.reshape(1, 8, 1, 16)
+    torch.testing.assert_close(vae.seen, latent * deviation + mean)

@@ -1,0 +1,263 @@
+"""`python -m ltx doctor`: it finds what is there, names what is not, and whatever is broken is a line, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from a2v.ltx import models, versions
+from a2v.ltx.models import MODELS
+from a2v.ltx.tools import doctor
+from a2v.tests.tiny import TinyFiles
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[3]
+FOLDERS = {
+    "checkpoint": "checkpoints",
+    "upscaler": "latent_upscale_models",
+    "distilled_lora": "loras",
+    "camera_lora": "loras",
+    "gemma": "text_encoders",
+}
+
+
+@pytest.fixture
+def placed(tiny_default: TinyFiles, tmp_path: Path) -> TinyFiles:
+    """The tiny set in ComfyUI's folders below tmp_path/models."""
+    at = {}
+    for name, folder in FOLDERS.items():
+        source = getattr(tiny_default, name)
+        at[name] = tmp_path / "models" / folder / source.name
+        at[name].parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, at[name])
+    return replace(tiny_default, **at)
+
+
+def told(tmp_path: Path) -> tuple[int, list[str]]:
+    lines: list[str] = []
+    status = doctor.main(["--models", str(tmp_path / "models")], lines.append)
+    assert not any("\n" in line for line in lines)
+    return status, lines
+
+
+def line_with(lines: list[str], *words: object) -> str:
+    (found,) = [line for line in lines if all(str(word) in line for word in words)]
+    return found
+
+
+def test_a_complete_set_is_found_and_a_job_can_run(placed: TinyFiles, tmp_path: Path) -> None:
+    status, lines = told(tmp_path)
+    assert status == 0, lines
+    assert not any(line.startswith(doctor.BAD) for line in lines) and lines[-1] == "A default job can run."
+    for name in FOLDERS:
+        assert line_with(lines, getattr(placed, name)).startswith(doctor.OK)
+    for package in (*versions.installed(), versions.torch()):
+        assert line_with(lines, f"{package.name} {package.version} (needed: ").startswith(doctor.OK)
+    assert line_with(lines, "Python 3.") and line_with(lines, f"torch {torch.__version__}, host memory")
+    stages = [line for line in lines if line.endswith(": fits")]
+    assert [line[len(doctor.OK) :].split(":")[0] for line in stages] == [
+        "encode text",
+        "encode sound",
+        "first pass",
+        "upscale",
+        "second pass",
+        "decode",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gone", "key"),
+    [("checkpoint", "dev"), ("upscaler", "upscaler"), ("distilled_lora", "distilled-lora"), ("gemma", "gemma")],
+)
+def test_what_is_missing_is_named_with_size_folder_and_source(
+    placed: TinyFiles, tmp_path: Path, gone: str, key: str
+) -> None:
+    path, model = getattr(placed, gone), MODELS[key]
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    status, lines = told(tmp_path)
+    assert status == 1 and lines[-1].startswith("A default job cannot run")
+    line = line_with(lines, model.name, models.size(model.size), tmp_path / "models" / model.folder, model.url)
+    assert line.startswith(doctor.BAD)
+    assert f"python -m ltx download {key} --models" in line_with(lines, "python -m ltx download", key)
+    assert (sum("terms" in line for line in lines) == 1) == (key == "gemma")
+    assert sum("published weights" in line for line in lines) == 2
+
+
+def test_a_file_cut_short_does_not_count_and_says_why(placed: TinyFiles, tmp_path: Path) -> None:
+    named = placed.upscaler.with_name(MODELS["upscaler"].name)
+    placed.upscaler.rename(named)
+    os.truncate(named, named.stat().st_size // 2)
+    status, lines = told(tmp_path)
+    assert status == 1
+    assert "cannot be used" in line_with(lines, named, "not a complete safetensors file")
+    assert line_with(lines, doctor.BAD, MODELS["upscaler"].url)
+
+
+def test_a_gemma_that_lacks_a_file_says_which(placed: TinyFiles, tmp_path: Path) -> None:
+    (placed.gemma / "tokenizer.json").unlink()
+    status, lines = told(tmp_path)
+    assert status == 1 and "not found" in line_with(lines, placed.gemma / "tokenizer.json")
+
+
+def test_other_packs_models_are_passed_over(placed: TinyFiles, tmp_path: Path) -> None:
+    other = tmp_path / "models" / "checkpoints" / "sdxl.safetensors"
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4)}, other)
+    (tmp_path / "models" / "checkpoints" / "rubbish.safetensors").write_bytes(b"\xff" * 100)
+    (tmp_path / "models" / "text_encoders" / "t5").mkdir()
+    (tmp_path / "models" / "text_encoders" / "t5" / "config.json").write_text('{"model_type": "t5"}')
+    (tmp_path / "models" / "loras" / "style.safetensors").write_bytes(b"")
+    shutil.copy(other, tmp_path / "models" / "checkpoints" / "LTX-old.safetensors")
+    status, lines = told(tmp_path)
+    assert status == 0, lines
+    assert not any(word in line for line in lines for word in ("sdxl", "rubbish", "t5", "style"))
+    assert "cannot be used" in line_with(lines, "LTX-old.safetensors")
+
+
+def test_a_lora_that_fits_nothing_is_told(placed: TinyFiles, tmp_path: Path) -> None:
+    tensors = {f"diffusion_model.elsewhere.{n}.lora_{h}.weight": torch.zeros(2, 2) for n in range(2) for h in "AB"}
+    save_file(tensors, placed.camera_lora)
+    status, lines = told(tmp_path)
+    assert status == 0 and "cannot be used" in line_with(lines, placed.camera_lora)
+
+
+def test_a_checkpoint_in_parts_is_put_together(placed: TinyFiles, tmp_path: Path) -> None:
+    tensors = load_file(placed.checkpoint)
+    with safe_open(placed.checkpoint, "pt") as file:
+        metadata = file.metadata()
+    kept = {k: v for k, v in tensors.items() if not k.startswith("vae.")}
+    away = tmp_path / "models" / "vae" / "ltx-video-vae.safetensors"
+    save_file(kept, placed.checkpoint, metadata=metadata)
+    status, lines = told(tmp_path)
+    assert status == 1 and "has no video VAE" in line_with(lines, placed.checkpoint.name)
+    away.parent.mkdir()
+    save_file({k: v for k, v in tensors.items() if k.startswith("vae.")}, away, metadata=metadata)
+    status, lines = told(tmp_path)
+    assert status == 0, lines
+    assert "video_vae from ltx-video-vae.safetensors" in line_with(lines, "checkpoint " + str(placed.checkpoint))
+
+
+def test_folders_of_extra_model_paths_are_looked_into(placed: TinyFiles, tmp_path: Path) -> None:
+    far = tmp_path / "disk" / "models"
+    far.parent.mkdir()
+    (tmp_path / "models").rename(far)
+    (tmp_path / "models").mkdir()
+    assert told(tmp_path)[0] == 1
+    kinds = "".join(f"  {kind}: {kind}\n" for kind in sorted({*FOLDERS.values()} - {"text_encoders"}))
+    extra = tmp_path / "extra_model_paths.yaml"
+    extra.write_text(f"comfyui:\n  base_path: {far}\n  clip: text_encoders\n{kinds}")
+    status, lines = told(tmp_path)
+    assert status == 0 and line_with(lines, far / "checkpoints"), lines
+    for content, reason in ((": [", "line 1"), ("- a", "no lists of folders"), ("a: [1]", "no lists of folders")):
+        extra.write_text(content)
+        status, lines = told(tmp_path)
+        assert status == 1 and line_with(lines, extra, reason).startswith(doctor.BAD)
+
+
+def test_without_a_models_folder(tmp_path: Path) -> None:
+    status, lines = told(tmp_path)
+    assert status == 1 and "--models" in line_with(lines, tmp_path / "models")
+    lines = []
+    assert doctor.main([], lines.append) == 1 and "--models" in lines[-1], "this checkout lies in no ComfyUI"
+    (tmp_path / "custom_nodes" / "pack").mkdir(parents=True)
+    assert models.around(tmp_path / "custom_nodes" / "pack") is None
+    (tmp_path / "models").mkdir()
+    assert models.around(tmp_path / "custom_nodes" / "pack") == tmp_path / "models"
+    assert models.around(tmp_path / "elsewhere" / "pack") is None
+
+
+def broken(folder: Path, name: str) -> Path:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text("raise OSError('libnothing.so: no such file')")
+    return folder
+
+
+def too_old(folder: Path, name: str) -> Path:
+    info = folder / f"{name}-0.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
+    return folder
+
+
+def command(shadow: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m ltx` with what lies in `shadow` before every installed package."""
+    environment = {**os.environ, "PYTHONPATH": str(shadow), "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-m", "ltx", *arguments]
+    return subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["torch", pytest.param("diffusers", marks=pytest.mark.soak), "yaml"])
+def test_a_broken_package_is_a_line(placed: TinyFiles, tmp_path: Path, name: str) -> None:
+    (tmp_path / "extra_model_paths.yaml").write_text("{}")
+    done = command(broken(tmp_path / "shadow", name), "doctor", "--models", str(tmp_path / "models"))
+    assert done.returncode == 1 and done.stderr == ""
+    first = next(line for line in done.stdout.splitlines() if line.startswith(doctor.BAD))
+    assert "libnothing.so: no such file" in first
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("diffusers", f'-m pip install -r "{ROOT / "requirements.txt"}"'), ("torch", "update ComfyUI")]
+)
+def test_a_package_too_old_is_a_line_and_ends_a_job_in_one_sentence(tmp_path: Path, name: str, remedy: str) -> None:
+    shadow = too_old(tmp_path / "shadow", name)
+    done = command(shadow, "doctor")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1
+    if name == "torch":  # on which transformers has its own word
+        assert "Traceback" not in done.stderr
+    else:
+        assert done.stderr == ""
+    assert line_with(lines, f"{name} 0.1 (needed: >=").startswith(doctor.BAD)
+    assert line_with(lines, remedy).startswith(doctor.BAD)
+    done = command(shadow, "--help")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert f"{name} 0.1 (needed: >=" in done.stderr and remedy in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("have", "wanted", "fits"),
+    [
+        ("1.10.0", ">=1.9", True),
+        ("1.9", ">=1.9.0", True),
+        ("1.8.9", ">=1.9", False),
+        ("5.0.0rc1", ">=5.0.0", True),
+        ("2.3.0+cu130", ">=2.3,<3", True),
+        ("3.0", ">=2.3,<3", False),
+        ("", ">=0.1", False),
+        (None, "", False),
+    ],
+)
+def test_versions_are_compared_as_numbers(have: str | None, wanted: str, fits: bool) -> None:
+    assert versions.Package("p", wanted, have).supported is fits
+
+
+def test_every_requirement_is_understood() -> None:
+    lines = [line for line in versions.REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
+    assert [f"{p.name}{p.wanted}" for p in versions.installed()] == lines and versions.problem() is None
+
+
+def test_the_published_files_have_one_name_everywhere() -> None:
+    """The graphs' download buttons, the sources' sentences and the README say what the list says."""
+    known = {model.url for model in MODELS.values()}
+    for workflow in (ROOT / "workflows").glob("*.json"):
+        for node in json.loads(workflow.read_text())["nodes"]:
+            for model in node.get("properties", {}).get("models", ()):
+                assert model["url"] in known, model
+                (entry,) = [m for m in MODELS.values() if m.url == model["url"]]
+                assert (model["name"], model["directory"]) == (entry.name, entry.folder)
+    readme = (ROOT / "README.md").read_text()
+    for key in ("dev", "distilled", "upscaler", "distilled-lora", "gemma", "safety-checker"):
+        assert MODELS[key].name in readme and MODELS[key].page in readme
+    pages = {model.page for model in MODELS.values()} | {f"{models.HUB}/Comfy-Org/ltx-2"}
+    for folder in ("ltx", "nodes", "api"):
+        for file in (ROOT / folder).rglob("*.py"):
+            named = re.findall(rf"{models.HUB}/[\w.-]+/[\w.-]*[\w-]", file.read_text())
+            assert set(named) <= pages, file

@@ -37,8 +37,8 @@ RESULT = re.compile(r"[0-9a-f]{32}[0-9_]{0,16}\.(mp4|webm|mov|gif)")
 """A result's name: 128 random bits, then what ComfyUI's file counter adds."""
 CONTENT_TYPES = {"mp4": "video/mp4", "webm": "video/webm", "mov": "video/quicktime", "gif": "image/gif"}
 LOOK = {"protocol_whitelist": "none", "probesize": "65536"}
-"""FFmpeg's. As in ltx/audio.py, a playlist must not make it read other files or the network. Bytes that are looked at
-beyond a file's headers: the usual 5 MB take 30 ms of the interpreter from a running job."""
+"""FFmpeg's. As in ltx/media/audio.py, a playlist must not make it read other files or the network. Bytes that are
+looked at beyond a file's headers: the usual 5 MB take 30 ms of the interpreter from a running job."""
 RESULTS = "/cdn/results/"
 GONE = "This sync_mode result is gone: it is kept for 10 minutes after it was first read, and for an hour otherwise."
 
@@ -146,7 +146,7 @@ def _look_at_audio(path: Path, field: str) -> str:
 
 
 def _look_at_image(path: Path, field: str) -> str:
-    """A suffix that fits the format. Errors: nothing that `ltx.images` reads."""
+    """A suffix that fits the format. Errors: nothing that `ltx.media.images` reads."""
     Image.init()
     try:
         with Image.open(path, formats=[known for known in FORMATS if known in Image.OPEN]) as image:

@@ -17,7 +17,8 @@ from typing import Any
 import av
 import torch
 from a2v.benchmarks.measure import Ratio, Table, middle, say, sides, threads
-from a2v.ltx.media.video import FORMATS, write_video
+from a2v.ltx.media.formats import FORMATS
+from a2v.ltx.media.video import write_video
 from torch import Tensor
 
 KIND = "X264 (.mp4)"

@@ -18,9 +18,10 @@ from a2v.ltx.diffusion import schedules
 from a2v.ltx.diffusion.conditioning import AudioCondition
 from a2v.ltx.diffusion.decode import Tiling, decode_video, to_uint8
 from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.diffusion.sound import encode_audio
 from a2v.ltx.diffusion.upscale import upscale
 from a2v.ltx.latents import CHANNELS, Noise, video_shape
-from a2v.ltx.media.audio import encode_audio, load_track, soundtrack
+from a2v.ltx.media.audio import load_track, soundtrack
 from a2v.ltx.media.video import write_video
 from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.prompt.text import encode_text

@@ -64,7 +64,7 @@ import transformers  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from .errors import FlaggedError, InputError  # noqa: E402
-from .media.video import SUFFIXES  # noqa: E402
+from .media.formats import SUFFIXES  # noqa: E402
 from .memory.forecast import AUTO, BLOCKS, OFFLOAD  # noqa: E402
 from .pipeline import Files, run  # noqa: E402
 from .request import Request, parse  # noqa: E402

@@ -18,8 +18,10 @@ from .diffusion import schedules
 from .diffusion.acceleration import EXACT, LEVELS, Acceleration, check_level, full_strength
 from .diffusion.conditioning import AudioCondition, Guide, Stream, audio_stream, video_stream
 from .diffusion.decode import Tiling, decode_video, to_uint8
+from .diffusion.encode import encode_image
 from .diffusion.guidance import NONE, Guidance, needed
 from .diffusion.samplers import Callback, Denoiser, Latents, Restart, checked, euler, gradient_estimation, res_2s
+from .diffusion.sound import decode_audio, encode_audio, encode_mel, log_mel
 from .diffusion.transformer import (
     Levels,
     Pass,
@@ -36,26 +38,19 @@ from .diffusion.upscale import upscale
 from .errors import FlaggedError, InputError
 from .latents import CHANNELS, Noise, unpatchify_audio, unpatchify_video, video_shape
 from .media import preprocess
-from .media.audio import (
-    Track,
-    conditioning_track,
-    decode_audio,
-    encode_audio,
-    encode_mel,
-    load_track,
-    log_mel,
-    soundtrack,
-)
-from .media.images import compress, encode_image, fit, load_image
+from .media.audio import Track, conditioning_track, load_track, soundtrack
+from .media.images import compress, fit, load_image
+from .media.probe import VideoFile
 from .media.safety import Watch, load_checker
-from .media.video import VideoFile, write_video
+from .media.video import write_video
 from .memory import forecast as memory
 from .memory.offload import Offload, offload_gemma, offload_transformer
+from .plan import Plan, plan
 from .prompt.contexts import ContextCache, fingerprint
 from .prompt.expand import Expansion, expand
 from .prompt.gemma import Gemma, check_gemma, load_gemma
 from .prompt.text import TextContext, encode_text
-from .request import Plan, Request, plan
+from .request import Request
 from .weights import lora
 from .weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 

@@ -1,24 +1,19 @@
-"""The endpoint's parameters: the one home of their defaults, ranges and choices, and what they plan.
+"""The endpoint's parameters: the one home of their defaults, ranges and choices.
 
-`PARAMETERS` is what node widgets, the command and HTTP validation read. `parse` turns a JSON object into a `Request`;
-`plan` settles size, frames and rate before anything is loaded, and says what it changed.
+Node widgets, the command and the HTTP validation read `PARAMETERS`. `parse` turns a JSON object into a `Request`.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import random
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from fractions import Fraction
 from typing import Any
 
 from .errors import InputError
-from .latents import SPACE_SCALE, TIME_SCALE
-from .media.audio import MAX_SECONDS, Track, frames_for_audio
-from .media.video import FORMATS, QUALITIES, WRITE_MODES, frame_rate
+from .media.formats import FORMATS, QUALITIES, WRITE_MODES
 
 NEGATIVE_PROMPT = (
     "news broadcast, 3d animation, computer graphics, pc game, console game, video game, cartoon, childish, watermark, "
@@ -35,12 +30,10 @@ SIZES = {
 AUTO = "auto"
 ACCELERATIONS = ("none", "regular", "high", "full")
 SIDE = 512  # of a custom size that names only the other side
-MAX_AREA = 1920 * 1088
 MAX_FRAMES = 481
 SEED_BELOW = 2**31
 MOST = 2**16  # frames or pixels of a side: past any machine, and small enough to calculate with
 SHOWN = 100  # characters of a wrong value, which may be a whole file
-MAX_SAMPLES = 2**27  # of the sound beside a video, which is padded to its end: ten minutes at 192 kHz, 1 GiB in stereo
 
 
 @dataclass(frozen=True)
@@ -297,97 +290,3 @@ def parse(values: Mapping[str, Any]) -> Request:
     return Request(
         **{name: value for name, value in checked.items() if name in own}, given=frozenset(checked), notes=tuple(notes)
     )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a request comes to: the result's pixels, frames (8k+1) and exact rate, and what was changed for them."""
-
-    width: int
-    height: int
-    frames: int
-    fps: Fraction
-    two_passes: bool
-    notes: tuple[str, ...]
-
-    @property
-    def first_size(self) -> tuple[int, int]:
-        """Width and height of the first pass."""
-        return (self.width // 2, self.height // 2) if self.two_passes else (self.width, self.height)
-
-
-def round_frames(frames: int) -> int:
-    """The smallest 8k+1 that is at least `frames`."""
-    return -(-max(frames - 1, 0) // TIME_SCALE) * TIME_SCALE + 1
-
-
-def snap_size(width: int, height: int, two_passes: bool) -> tuple[int, int]:
-    """Pixels rounded up to the grid; past the largest area, scaled down to it and rounded down."""
-    grid = SPACE_SCALE * (2 if two_passes else 1)
-
-    def up(side: int) -> int:
-        return -(-side // grid) * grid
-
-    width, height = up(width), up(height)
-    shrink = math.sqrt(MAX_AREA / (width * height))
-    if shrink >= 1:
-        return width, height
-    # A long strip can have its short side under one cell; a cell is the least there is.
-    return max(int(width * shrink) // grid, 1) * grid, max(int(height * shrink) // grid, 1) * grid
-
-
-def choose_frames(track: Track, fps: Fraction, match: bool, num_frames: int) -> tuple[int, list[str]]:
-    """Frames of the clip, 8k+1, and what was changed. match: from the audio, at most 481."""
-    notes = []
-    if match:
-        frames = frames_for_audio(track, fps)
-        if frames > MAX_FRAMES:
-            kept = float(MAX_FRAMES / fps)
-            notes.append(f"the audio lasts {float(track.seconds):.2f} s; the video ends after {kept:.2f} s")
-            frames = MAX_FRAMES
-        _check_length(frames, fps, track)
-        return frames, notes
-    frames = round_frames(num_frames)
-    _check_length(frames, fps, track)
-    if frames != num_frames:
-        notes.append(f"num_frames rounded up from {num_frames} to {frames}")
-    if float(track.seconds) < float(frames / fps):
-        notes.append(
-            f"the audio ends after {float(track.seconds):.2f} s of {float(frames / fps):.2f} s; silence follows"
-        )
-    return frames, notes
-
-
-def _check_length(frames: int, fps: Fraction, track: Track) -> None:
-    """The sound has to fit into memory from the first frame to the last."""
-    seconds = frames / fps
-    if seconds > MAX_SECONDS:
-        raise InputError(
-            f"fps: {frames} frames at {float(fps):g} fps last {float(seconds):.0f} s, and {MAX_SECONDS} s is the most; "
-            "raise fps or ask for fewer frames."
-        )
-    if seconds * track.rate > MAX_SAMPLES:
-        raise InputError(
-            f"audio: {track.rate} Hz is too much for a video of {float(seconds):.0f} s; convert it to 48000 Hz."
-        )
-
-
-def choose_size(
-    size: str | tuple[int, int], two_passes: bool, images: tuple[tuple[int, int] | None, ...] = ()
-) -> tuple[int, int, list[str]]:
-    """Width, height and what was changed. images: (width, height) of the first and the end image, None if absent."""
-    if size == AUTO:
-        asked = next((image for image in images if image), SIZES["landscape_16_9"])
-    else:
-        asked = SIZES[size] if isinstance(size, str) else size
-    width, height = snap_size(*asked, two_passes)
-    changed = (width, height) != tuple(asked)
-    return width, height, [f"size taken from {asked[0]}×{asked[1]} to {width}×{height}"] if changed else []
-
-
-def plan(request: Request, track: Track, images: tuple[tuple[int, int] | None, ...] = ()) -> Plan:
-    """Frames, size and rate of a request for this track and these images' (width, height)."""
-    fps = frame_rate(request.fps)
-    frames, frame_notes = choose_frames(track, fps, request.match_audio_length, request.num_frames)
-    width, height, size_notes = choose_size(request.video_size, request.use_multiscale, images)
-    return Plan(width, height, frames, fps, request.use_multiscale, tuple(frame_notes + size_notes))

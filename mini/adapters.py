@@ -82,7 +82,7 @@ def train_camera(
 
 
 def guided(model: flow.Model, batch: flow.Batch, prompts: Prompts, length: int, lora: Lora) -> Tensor:
-    """The teacher's guided velocity, video only: CFG and modality, rescaled, combined as in ltx/guidance.py."""
+    """The teacher's guided velocity, video only: CFG and modality, rescaled, combined as in guidance.py."""
     lora.on = False
     with torch.no_grad():
         cond = flow.predict(model, batch, prompts, length)[0]

@@ -1,7 +1,7 @@
 """The sound's two models: the audio VAE on log-mel spectrograms, and the vocoder that makes a wave of them.
 
-Spectrograms are the pack's own (ltx/audio.py). The vocoder learns on short pieces, first stage and bandwidth extension
-together, from the distance of spectrograms at several resolutions; there is no adversary, so voices come out muffled.
+Spectrograms are the pack's own (ltx/diffusion/sound.py). The vocoder learns on short pieces, first stage and bandwidth
+extension together, from the distance of spectrograms at several resolutions; there is no adversary, so voices come out muffled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..ltx.media.audio import Track, log_mel, resample
+from ..ltx.diffusion.sound import log_mel, resample
+from ..ltx.media.audio import Track
 from . import clips, sizes, sound
 from .training import Options, Stage
 

@@ -18,8 +18,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..ltx.diffusion.sound import encode_audio
 from ..ltx.latents import normalize_video
-from ..ltx.media.audio import Track, encode_audio
+from ..ltx.media.audio import Track
 from . import clips, sizes, sound
 from .training import write
 

@@ -6,7 +6,7 @@ guidance. Contexts are 96 tokens long for most of the time and stand for the 102
 at the end.
 
 diffusers' forward is used as it is, but for the gates of the attention between streams: those see the other stream's
-noise level, as in ltx/transformer.py.
+noise level, as in ltx/diffusion/transformer.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The miniature's sizes, in the words of the original file's metadata; ltx/configs.py makes modules' arguments of them.
+"""The miniature's sizes, in the words of the original file's metadata; configs.py makes modules' arguments of them.
 
 Two sizes are fixed: the pack has 128 latent channels of video throughout, and diffusers' encoder is at least as wide as
 its latent. So the encoder's blocks at high resolution have no residual layers, and only LIVE of the latent channels

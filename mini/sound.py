@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ltx.diffusion.sound import resample
 from ..ltx.errors import InputError
-from ..ltx.media.audio import Track, conditioning_track, load_track, resample
+from ..ltx.media.audio import Track, conditioning_track, load_track
 from ..ltx.media.preprocess import preprocess
 from .clips import BARS, Scene, bounce
 

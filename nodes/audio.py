@@ -9,11 +9,13 @@ from comfy_api.latest import io
 from einops import rearrange
 
 from ..ltx.diffusion.conditioning import AudioCondition
+from ..ltx.diffusion.sound import decode_audio
 from ..ltx.errors import InputError
 from ..ltx.media import audio as engine
 from ..ltx.media import preprocess
-from ..ltx.media.video import frame_rate
-from ..ltx.request import MAX_FRAMES, PARAMETERS, choose_frames
+from ..ltx.media.rates import frame_rate
+from ..ltx.plan import choose_frames
+from ..ltx.request import MAX_FRAMES, PARAMETERS
 from . import files, memory
 from .progress import Progress, report
 from .types import CATEGORY, AudioIO, AudioVaeIO, VocoderIO
@@ -224,7 +226,7 @@ class DecodeAudio(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
         vae, voice = memory.use(audio_vae, vocoder)
-        track = engine.decode_audio(vae, voice, after.latent, after.frames, after.fps)
+        track = decode_audio(vae, voice, after.latent, after.frames, after.fps)
         progress(1, 1)
         said = f"the audio was made anew at strength {before.strength:g}, {track.rate} Hz"
         return io.NodeOutput(from_track(track), report(cls, said))

@@ -8,11 +8,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx.diffusion.conditioning import AudioCondition, Guide, check_strength
+from ..ltx.diffusion.encode import encode_image
+from ..ltx.diffusion.sound import encode_audio
 from ..ltx.errors import InputError
 from ..ltx.latents import SPACE_SCALE, pixel_frames
-from ..ltx.media.audio import encode_audio
-from ..ltx.media.images import CRF, compress, encode_image, fit, from_float
-from ..ltx.media.video import frame_rate
+from ..ltx.media.images import CRF, compress, fit, from_float
+from ..ltx.media.rates import frame_rate
 from . import memory
 from .audio import frames_input, to_track
 from .latents import samples_of

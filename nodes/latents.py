@@ -11,7 +11,8 @@ from torch import Tensor
 from ..ltx.diffusion.upscale import upscale
 from ..ltx.errors import InputError
 from ..ltx.latents import CHANNELS, video_shape
-from ..ltx.request import AUTO, PARAMETERS, SIZES, check_value, choose_size
+from ..ltx.plan import choose_size
+from ..ltx.request import AUTO, PARAMETERS, SIZES, check_value
 from . import files, memory
 from .audio import frames_input
 from .progress import Progress, report

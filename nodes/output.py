@@ -21,8 +21,11 @@ from ..ltx.diffusion.decode import Tiling, decode_video, to_uint8
 from ..ltx.errors import InputError
 from ..ltx.latents import SPACE_SCALE, pixel_frames
 from ..ltx.media.audio import soundtrack
+from ..ltx.media.formats import suffix
+from ..ltx.media.probe import VideoFile
+from ..ltx.media.rates import frame_rate
 from ..ltx.media.safety import Watch
-from ..ltx.media.video import VideoFile, frame_rate, suffix, write_video
+from ..ltx.media.video import write_video
 from . import files, memory, safety
 from .audio import to_track
 from .latents import samples_of

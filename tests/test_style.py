@@ -25,7 +25,7 @@ def sources(*folders: str) -> list[Path]:
 
 def imports(file: Path) -> Iterator[tuple[int, str]]:
     """(line, module) of each import, also those within functions; relative ones as a path from the repository's root,
-    with a leading dot: `.ltx.audio`. One that leaves the repository is `..`."""
+    with a leading dot: `.ltx.media`. One that leaves the repository is `..`."""
     package = file.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):

@@ -1,8 +1,7 @@
-"""Sound in: any file's audio track → the waveform that is returned, and the latents that condition the video.
+"""Sound in: the audio track of any file → the waveform that is returned, and the one that the model hears.
 
-The order is the model's: cut or pad at the source's own rate, then stereo, then 16 kHz, then log-mel, then the VAE. The
-track that goes into the finished file is the source's samples, untouched. Lengths are exact fractions. This file does
-not write sound (video.py) and does not level or limit it.
+Both are cut at the source's own rate, by exact fractions. The track that goes into the finished file is the source's
+samples, untouched. Writing sound is video.py's business, levelling it preprocess.py's, and encoding it sound.py's.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from ..errors import InputError
-from ..latents import AUDIO_RATE, TIME_SCALE, audio_length, patchify_audio, unpatchify_audio
+from ..latents import TIME_SCALE
 
 MAX_SECONDS = 600  # the longest video is 481 frames at 1 fps; what lies beyond can never be needed
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz: below, nothing can be heard; above, nobody records
@@ -30,12 +29,6 @@ MAX_SAMPLE = 1e6  # full scale is 1; beyond this a float file is damaged, and sq
 
 # Tags may be in any encoding. PyAV before 19 has to be told so; since then it takes them as they are.
 TAGS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
-
-MEL_RATE = 16_000
-FFT, HOP, BINS = 1024, 160, 64
-FLOOR = 1e-5
-ZERO_CROSSINGS, ROLLOFF = 6, 0.99  # of the windowed sinc: torchaudio's defaults
-RESAMPLE_BLOCK = 1 << 16  # output samples filtered at a time: bounds memory for any length
 
 HALF = math.sqrt(0.5)
 # ITU-R BS.775: (left, right) share of each speaker; the subwoofer is left out. FFmpeg's float downmix is the same.
@@ -182,24 +175,24 @@ def frames_for_audio(track: Track, fps: Fraction) -> int:
     return max(math.ceil(Fraction(needed - 1, TIME_SCALE)), 1) * TIME_SCALE + 1
 
 
-def _samples(frames: int, fps: Fraction, rate: int) -> int:
+def samples_in(frames: int, fps: Fraction, rate: int) -> int:
     return round(Fraction(frames) / Fraction(fps) * rate)
 
 
 def soundtrack(track: Track, frames: int, fps: Fraction) -> Track:
     """What the finished file plays: the first round(frames / fps · rate) samples, untouched and never padded."""
-    return Track(track.waveform[:, : _samples(frames, fps, track.rate)], track.rate, track.speakers)
+    return Track(track.waveform[:, : samples_in(frames, fps, track.rate)], track.rate, track.speakers)
 
 
 def conditioning_track(track: Track, frames: int, fps: Fraction) -> Track:
     """What the model hears: stereo of exactly round(frames / fps · rate) samples, silence after the track's end."""
-    samples = _samples(frames, fps, track.rate)
+    samples = samples_in(frames, fps, track.rate)
     waveform = track.waveform[:, :samples].float()
     waveform = torch.nn.functional.pad(waveform, (0, samples - waveform.shape[1]))
-    return Track(_stereo(waveform, track.speakers), track.rate)
+    return Track(to_stereo(waveform, track.speakers), track.rate)
 
 
-def _stereo(waveform: Tensor, speakers: tuple[str, ...] = ()) -> Tensor:
+def to_stereo(waveform: Tensor, speakers: tuple[str, ...] = ()) -> Tensor:
     """[C, n] → [2, n]: one channel is doubled, two are kept, more are mixed down."""
     channels = waveform.shape[0]
     if channels == 1:
@@ -212,93 +205,3 @@ def _stereo(waveform: Tensor, speakers: tuple[str, ...] = ()) -> Tensor:
         return repeat(waveform.mean(dim=0), "n -> c n", c=2)
     shares = waveform.new_tensor([DOWNMIX.get(speaker, (0.5, 0.5)) for speaker in speakers])
     return shares.T @ waveform
-
-
-# Log-mel and latents
-
-
-def log_mel(track: Track) -> Tensor:
-    """16 kHz log-mel spectrogram, magnitude, 64 Slaney bands from 0 to 8 kHz: float32 [1, 2, T, 64], 100 T a second."""
-    waveform = resample(_stereo(track.waveform.float(), track.speakers), track.rate, MEL_RATE)
-    if waveform.shape[1] <= FFT // 2:
-        raise InputError(f"audio: {float(track.seconds):.3f} s is too short; it needs {FFT // 2 / MEL_RATE:g} s.")
-    window = torch.hann_window(FFT, device=waveform.device)
-    spectrum = torch.stft(waveform, FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
-    mel = torch.einsum("cft,fm->ctm", spectrum.abs(), mel_bands().to(waveform.device))
-    return mel.clamp(min=FLOOR).log()[None]
-
-
-def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
-    """Sinc interpolation under a Hann window, [C, n] → [C, ceil(n · new_rate / rate)].
-
-    The formula of torchaudio.functional.resample at its defaults, one polyphase filter per output phase (Smith, Digital
-    Audio Resampling). Only the taps inside the window are built, so rates without a common factor cost no more.
-    """
-    if rate == new_rate:
-        return waveform
-    step, phases = rate // math.gcd(rate, new_rate), new_rate // math.gcd(rate, new_rate)
-    cutoff = min(step, phases) * ROLLOFF
-    width = math.ceil(ZERO_CROSSINGS * step / cutoff)
-    length = math.ceil(Fraction(waveform.shape[1] * phases, step))
-
-    # Output i lies at input time i·step/phases: the taps start `width` before that time's whole part.
-    phase = torch.arange(min(phases, length), dtype=torch.int64)[:, None]
-    tap = torch.arange(-width, width + 2, dtype=torch.int64)
-    # In float32 throughout, for torchaudio is: its rounding moves the result by up to 8e-6 and is part of the input.
-    time = (-phase / phases + (phase * step // phases + tap) / step) * cutoff
-    time = time.clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
-    window = torch.cos(time * math.pi / ZERO_CROSSINGS / 2) ** 2
-    time = time * math.pi
-    kernel = torch.where(time == 0, 1.0, time.sin() / time) * (window * (cutoff / step))
-    kernel = kernel.to(waveform.device)
-
-    windows = torch.nn.functional.pad(waveform, (width, width + 2)).unfold(1, tap.numel(), 1)
-    blocks = []
-    for begin in range(0, length, RESAMPLE_BLOCK):
-        index = torch.arange(begin, min(begin + RESAMPLE_BLOCK, length), device=waveform.device)
-        taken = windows[:, index * step // phases]
-        blocks.append(torch.einsum("cnk,nk->cn", taken, kernel[index % phases]))
-    return torch.cat(blocks, dim=1)
-
-
-def mel_bands() -> Tensor:
-    """Slaney's triangular bands (Auditory Toolbox, 1998), each of unit area: float32 [FFT/2 + 1, BINS]."""
-    # Linear below 1 kHz (15 mel), then 27 mel for every factor of 6.4.
-    top = 15 + 27 * math.log(MEL_RATE / 2 / 1000) / math.log(6.4)
-    mel = torch.linspace(0, top, BINS + 2, dtype=torch.float64)
-    edges = torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
-    frequency = torch.linspace(0, MEL_RATE / 2, FFT // 2 + 1, dtype=torch.float64)[:, None]
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    rising, falling = (frequency - low) / (centre - low), (high - frequency) / (high - centre)
-    return (torch.minimum(rising, falling).clamp(min=0) * 2 / (high - low)).float()
-
-
-def encode_audio(vae: Any, track: Track, frames: int, fps: Fraction) -> Tensor:
-    """Normalised latent of the sound beside `frames` of video: float32 [1, 8, T, 16], T = latents.audio_length."""
-    latent = encode_mel(vae, log_mel(conditioning_track(track, frames, fps)))
-    length = audio_length(frames, fps)
-    if latent.shape[2] < length:  # the encoder rounds up, so only another encoder can do this
-        raise RuntimeError(
-            f"audio VAE gave {latent.shape[2]} latents for {frames} frames, not {length} ({AUDIO_RATE} Hz)."
-        )
-    return latent[:, :, :length]
-
-
-def encode_mel(vae: Any, mel: Tensor) -> Tensor:
-    """Log-mel [1, 2, T, 64] → normalised latent, float32 [1, 8, about T / 4, 16], all that the encoder gives."""
-    latent = vae.encode(mel.to(vae.device, vae.dtype)).latent_dist.mode().float()
-    tokens = patchify_audio(latent)  # the statistics are per channel and mel bin
-    return unpatchify_audio((tokens - vae.latents_mean.to(tokens)) / vae.latents_std.to(tokens))
-
-
-def decode_audio(vae: Any, vocoder: Any, latent: Tensor, frames: int, fps: Fraction) -> Track:
-    """Normalised latent [1, 8, T, 16] → the sound beside `frames` of video, stereo at the vocoder's 48 kHz.
-
-    It ends with the last mel frame that the latents hold (10 ms each, 4T - 3 of them), 10 to 50 ms before the picture.
-    """
-    tokens = patchify_audio(latent.to(vae.device, torch.float32))
-    raw = unpatchify_audio(tokens * vae.latents_std.to(tokens) + vae.latents_mean.to(tokens))
-    mel = vae.decode(raw.to(vae.dtype)).sample
-    waveform = vocoder(mel.to(vocoder.device, vocoder.dtype))[0].float().cpu()
-    rate = vocoder.config.output_sampling_rate
-    return Track(waveform[:, : _samples(frames, fps, rate)], rate)

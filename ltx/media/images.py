@@ -1,4 +1,4 @@
-"""Pictures in: any image file → RGB → the compressed look the model was trained on → fitted pixels → latent.
+"""Pictures in: any image file → RGB → the compressed look the model was trained on → fitted pixels.
 
 It handles single pictures only; where a picture stands in time is conditioning.py's business.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +17,6 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from ..errors import InputError
-from ..latents import normalize_video
 
 CRF, PRESET = 33, "veryfast"
 MAX_PIXELS = 80_000_000  # below the count at which Pillow warns of a decompression bomb
@@ -138,8 +136,3 @@ def fit(image: Tensor, width: int, height: int) -> Tensor:
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     pixels = pixels[:, :, top : top + height, left : left + width]
     return rearrange(pixels, "1 c h w -> 1 c 1 h w") / 127.5 - 1.0
-
-
-def encode_image(vae: Any, pixels: Tensor) -> Tensor:
-    """[1, 3, 1, h·32, w·32] in -1..1 → normalised latent, float32 [1, 128, 1, h, w]."""
-    return normalize_video(vae, vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode())

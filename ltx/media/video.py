@@ -1,4 +1,4 @@
-"""Frames and sound to a finished file, and the facts of a file.
+"""Frames and sound to a finished file.
 
 Frames are encoded and muxed as they come, while the caller makes the next ones, and the sound beside them up to the
 same moment: memory does not grow with the clip. The file takes its name when it is complete; until then, and after any
@@ -8,17 +8,13 @@ failure, an older file of that name is as it was. It decodes no latents (decode.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import re
-import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path
@@ -33,117 +29,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from .audio import Track, conditioning_track
+from .formats import DEFAULT_FORMAT, DEFAULT_QUALITY, DEFAULT_WRITE_MODE, FORMATS, Format, choose
+from .probe import BT709, VideoFile, probe
+from .unfinished import disk_errors, replacing
 
-QUALITIES = ("low", "medium", "high", "maximum")
-WRITE_MODES = ("fast", "balanced", "small")
-ABANDONED = 24 * 3600  # seconds without a change, after which an unfinished file is a killed process's
-UNFINISHED = re.compile(r"\..*\.[0-9a-f]{8}\.partial\.[a-z0-9]+")
-QP = 118  # FFmpeg's FF_QP2LAMBDA: one step of a quantiser in `global_quality`
-
-
-@dataclass(frozen=True)
-class Format:
-    """How one kind of file is encoded: codec_options, the quality's and the write mode's are together the encoder's.
-
-    Where pictures have palettes they are the arguments of FFmpeg's filters, by their names. rates: what the audio codec
-    takes, none: any. audio_bits: bit/s for each channel, 0 where the codec has no choice. downmixed: layouts that the
-    codec takes and gets wrong.
-    """
-
-    suffix: str
-    container: str
-    video_codec: str
-    pixel_format: str
-    qualities: Mapping[str, Mapping[str, str]]
-    write_modes: Mapping[str, Mapping[str, str]]
-    audio_codec: str | None = None
-    audio_bits: int = 0
-    rates: tuple[int, ...] = ()
-    downmixed: tuple[str, ...] = ()
-    container_options: Mapping[str, str] = field(default_factory=dict)
-    codec_options: Mapping[str, str] = field(default_factory=dict)
-
-
-# By the endpoint's names. Every quality is constant, so that size follows the content. "small" makes a smaller file
-# than "fast" at the same quality; in ProRes, whose frames stand alone at a fixed quantiser, the mode changes nothing.
-FORMATS: Mapping[str, Format] = MappingProxyType(
-    {
-        # 4:2:0 of 8 bits plays everywhere. 17 is taken for visually lossless; a step of 6 doubles the bits.
-        "X264 (.mp4)": Format(
-            suffix=".mp4",
-            container="mp4",
-            video_codec="libx264",
-            pixel_format="yuv420p",
-            qualities={"low": {"crf": "28"}, "medium": {"crf": "23"}, "high": {"crf": "17"}, "maximum": {"crf": "11"}},
-            write_modes={
-                "fast": {"preset": "superfast"},
-                "balanced": {"preset": "medium"},
-                "small": {"preset": "slower"},
-            },
-            audio_codec="aac",
-            audio_bits=128_000,
-            rates=(7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000),
-            container_options={"movflags": "+faststart"},
-            # The same frames, the same file, on every processor: x264's vectorised code differs between
-            # them, and for pictures 64 pixels wide even from one run to the next. It is as fast without.
-            codec_options={"x264-params": "cpu-independent=1"},
-        ),
-        # CRF without a rate limit, at about the .mp4's PSNR. Profile 0, 4:2:0: other profiles lack hardware decoders.
-        "VP9 (.webm)": Format(
-            suffix=".webm",
-            container="webm",
-            video_codec="libvpx-vp9",
-            pixel_format="yuv420p",
-            qualities={"low": {"crf": "46"}, "medium": {"crf": "36"}, "high": {"crf": "26"}, "maximum": {"crf": "13"}},
-            write_modes={
-                "fast": {"deadline": "realtime", "cpu-used": "6", "row-mt": "1"},
-                "balanced": {"deadline": "good", "cpu-used": "3", "row-mt": "1"},
-                "small": {"deadline": "good", "cpu-used": "1", "row-mt": "1"},
-            },
-            audio_codec="libopus",
-            audio_bits=96_000,
-            rates=(48000,),  # it has lower ones, which resample to the same in every player
-            downmixed=("5.0", "6.1"),  # FFmpeg hands libopus their channels in an order that its header does not name
-            container_options={"cues_to_front": "1"},
-        ),
-        # One quantiser for every slice; 1 is the finest. 24-bit PCM gives sources of 16 and of 24 bits back exactly.
-        "PRORES4444 (.mov)": Format(
-            suffix=".mov",
-            container="mov",
-            video_codec="prores_ks",
-            pixel_format="yuv444p10le",
-            qualities={
-                "low": {"flags": "+qscale", "global_quality": str(16 * QP)},
-                "medium": {"flags": "+qscale", "global_quality": str(8 * QP)},
-                "high": {"flags": "+qscale", "global_quality": str(4 * QP)},
-                "maximum": {"flags": "+qscale", "global_quality": str(1 * QP)},
-            },
-            write_modes={mode: {"profile": "4444", "vendor": "apl0"} for mode in WRITE_MODES},
-            audio_codec="pcm_s24le",
-            container_options={"movflags": "+faststart"},
-        ),
-        # Colours of a palette; dither: a grid, spread error (looks best, slowest), none (flat areas band).
-        "GIF (.gif)": Format(
-            suffix=".gif",
-            container="gif",
-            video_codec="gif",
-            pixel_format="pal8",
-            qualities={
-                "low": {"palettegen": "max_colors=32"},
-                "medium": {"palettegen": "max_colors=64"},
-                "high": {"palettegen": "max_colors=128"},
-                "maximum": {"palettegen": "max_colors=256"},
-            },
-            write_modes={
-                "fast": {"paletteuse": "dither=bayer:bayer_scale=3"},
-                "balanced": {"paletteuse": "dither=sierra2_4a"},
-                "small": {"paletteuse": "dither=none"},
-            },
-            container_options={"loop": "0"},  # for ever
-        ),
-    }
-)
-SUFFIXES = MappingProxyType({name: kind.suffix for name, kind in FORMATS.items()})
 PALETTE_FRAMES = 8  # frames of a GIF that share a palette; so many wait in memory
 PALETTE_BITS = 0xFC  # of each colour a GIF's frame keeps 6: FFmpeg finds the nearest in a list of all that occurred
 GIF_RATE = 50  # frames/s; browsers show a delay under 2/100 s as 10/100 s
@@ -152,69 +41,7 @@ GIF_RATE = 50  # frames/s; browsers show a delay under 2/100 s as 10/100 s
 BACK_NAMES = MappingProxyType({"5.0(side)": "5.0", "5.1(side)": "5.1", "quad(side)": "quad"})
 # Keys with an atom of their own in an mp4; any other needs `use_metadata_tags`, which fewer players read.
 MP4_KEYS = frozenset({"title", "artist", "album", "comment", "date", "description", "copyright"})
-# ITU-T H.273 code points that matrix, primaries and transfer have in common, by ffprobe's names; 2 is "unspecified".
-BT709 = 1
-COLOR_NAMES = MappingProxyType({BT709: "bt709", 6: "smpte170m"})
-RANGE_NAMES = MappingProxyType({1: "tv", 2: "pc"})
 SOUND_BLOCK = 4096  # samples encoded at a time
-# Relative distance within which a rate is taken for an NTSC one. 24 and 23.976 are 1e-3 apart, so less than half that;
-# 23.98 and 47.95, as people write them, are 1.7e-4 off.
-NTSC_TOLERANCE = 2e-4
-
-
-@dataclass(frozen=True)
-class VideoFile:
-    """A finished file. frames, fps: exact; seconds: of the longer stream; size: bytes. Without audio: None and 0."""
-
-    path: Path
-    width: int
-    height: int
-    frames: int
-    fps: Fraction
-    seconds: float
-    size: int
-    container: str
-    video_codec: str
-    pixel_format: str
-    color_space: str
-    color_primaries: str
-    color_transfer: str
-    color_range: str
-    audio_codec: str | None
-    audio_rate: int
-    audio_channels: int
-    audio_layout: str | None
-    metadata: Mapping[str, str]
-
-    @property
-    def duration(self) -> Fraction:
-        """Of the picture, in seconds: frames / fps, exact."""
-        return self.frames / self.fps
-
-
-def frame_rate(fps: float) -> Fraction:
-    """23.976, 29.97, 59.94, … → 24000/1001, 30000/1001, 60000/1001; whole rates stay; others to the nearest n/1001."""
-    if not math.isfinite(fps) or fps <= 0:
-        raise InputError(f"fps: {fps} is not a frame rate; give a number of frames per second above 0.")
-    if float(fps).is_integer():
-        return Fraction(int(fps))
-    ntsc = Fraction(1000 * round(fps * 1.001), 1001)
-    if abs(float(ntsc) - fps) <= NTSC_TOLERANCE * fps:
-        return ntsc
-    return max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
-
-
-def format_for(path: str | Path) -> str:
-    """The format of a file of that name, from its suffix. Errors: InputError with the suffixes there are."""
-    for name, suffix in SUFFIXES.items():
-        if Path(path).suffix.lower() == suffix:
-            return name
-    raise InputError(f"{path}: a video's name must end in one of {', '.join(SUFFIXES.values())}.")
-
-
-def suffix(format: str) -> str:
-    """What the names of that format's files end in."""
-    return _choose("format", format, FORMATS).suffix
 
 
 def write_video(
@@ -223,9 +50,9 @@ def write_video(
     fps: Fraction,
     track: Track | None,
     *,
-    format: str = "X264 (.mp4)",
-    quality: str = "high",
-    write_mode: str = "balanced",
+    format: str = DEFAULT_FORMAT,
+    quality: str = DEFAULT_QUALITY,
+    write_mode: str = DEFAULT_WRITE_MODE,
     metadata: Mapping[str, str] | Callable[[], Mapping[str, str]] = MappingProxyType({}),
     on_frames: Callable[[int], None] | None = None,
 ) -> VideoFile:
@@ -240,13 +67,13 @@ def write_video(
     not the format's, no frames, odd or changing size, no such folder), OSError (disk full).
     """
     path, fps = Path(path).absolute(), Fraction(fps)
-    kind = _choose("format", format, FORMATS)
+    kind = choose("format", format, FORMATS)
     options = {
         **kind.codec_options,
-        **_choose("quality", quality, kind.qualities),
-        **_choose("write mode", write_mode, kind.write_modes),
+        **choose("quality", quality, kind.qualities),
+        **choose("write mode", write_mode, kind.write_modes),
     }
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         if path.suffix.lower() != kind.suffix:
             raise InputError(f"{path}: the name of a file in the format {format} must end in {kind.suffix}.")
         tags = _encode(partial, path, chunks, fps, track, metadata, on_frames, kind, options)
@@ -255,66 +82,6 @@ def write_video(
     written = probe(path)
     # A GIF's header has no rate, only delays in whole hundredths of a second.
     return replace(written, fps=min(fps, Fraction(GIF_RATE))) if kind.container == "gif" else written
-
-
-def _choose(what: str, name: str, among: Mapping[str, Any]) -> Any:
-    if not isinstance(name, str) or name not in among:
-        raise InputError(f"{what} is {name!r}: choose one of {', '.join(among)}.")
-    return among[name]
-
-
-def probe(path: str | Path) -> VideoFile:
-    """The facts of a video file, from its headers; frames are counted where no header says how many."""
-    path = Path(path)
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"{path}: has no video stream.")
-            video = container.streams.video[0]
-            audio = container.streams.audio[0] if container.streams.audio else None
-            seconds = (container.duration or 0) / av.time_base
-            frames = video.frames or sum(packet.size > 0 for packet in container.demux(video))
-            codec = video.codec_context
-            fps = Fraction(video.average_rate or video.base_rate or 0)
-            if fps and "matroska" in container.format.name:
-                fps = frame_rate(float(fps))  # from a frame's duration in nanoseconds
-            return VideoFile(
-                path=path,
-                width=video.width,
-                height=video.height,
-                frames=frames,
-                fps=fps,
-                seconds=seconds,
-                size=path.stat().st_size,
-                container=container.format.name,
-                video_codec=codec.name,
-                pixel_format=codec.pix_fmt or "",
-                color_space=COLOR_NAMES.get(codec.colorspace, ""),
-                color_primaries=COLOR_NAMES.get(codec.color_primaries, ""),
-                color_transfer=COLOR_NAMES.get(codec.color_trc, ""),
-                color_range=RANGE_NAMES.get(codec.color_range, ""),
-                audio_codec=audio.codec_context.name if audio else None,
-                audio_rate=audio.rate if audio else 0,
-                audio_channels=audio.channels if audio else 0,
-                audio_layout=audio.layout.name if audio else None,
-                metadata=_metadata(container),
-            )
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the name and the folder.") from error
-    except av.error.InvalidDataError as error:
-        raise InputError(f"{path}: is not a video file that can be read.") from error
-
-
-def _metadata(container: Any) -> dict[str, str]:
-    """The tags as they were given: Matroska writes keys in capitals, and a GIF has one comment for all."""
-    found = dict(container.metadata)
-    if "matroska" in container.format.name:
-        return {key.lower(): value for key, value in found.items()}
-    if container.format.name == "gif":
-        with suppress(ValueError):
-            inside = json.loads(found.get("comment", ""))
-            return inside if isinstance(inside, dict) else found
-    return found
 
 
 def _encode(
@@ -409,7 +176,7 @@ class _Streams:
             self._mux(self.sound.encode(None))
 
     def _mux(self, packets: Iterable[Any]) -> None:
-        with _disk(self.path):
+        with disk_errors(self.path):
             for packet in packets:
                 self.container.mux(packet)
 
@@ -563,40 +330,15 @@ def _append_comment(partial: Path, path: Path, metadata: Mapping[str, str]) -> N
         return
     text = json.dumps(dict(metadata)).encode("ascii")
     parts = (text[at : at + 255] for at in range(0, len(text), 255))
-    with _disk(path), partial.open("r+b") as file:
+    with disk_errors(path), partial.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"!\xfe" + b"".join(bytes([len(part)]) + part for part in parts) + b"\0;")
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; on success it becomes `path`, on any failure it is gone.
-
-    Only a killed process leaves such a file; those that lie there for a day are deleted.
-    """
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; create it or choose another.")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the name of a file in it.")
-    with suppress(OSError), os.scandir(path.parent) as entries:
-        for entry in entries:
-            if UNFINISHED.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > ABANDONED:
-                os.unlink(entry)
-    # The same folder, so that the rename is one step; random, so that two writers of one name do not meet.
-    partial = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.partial{path.suffix}")
-    try:
-        yield partial
-        with _disk(path):
-            os.replace(partial, path)
-    finally:
-        if partial.exists():  # on a read-only disk deleting what is not there fails, too
-            partial.unlink()
-
-
-@contextmanager
 def _output(partial: Path, path: Path, container_format: str, options: dict[str, str]) -> Iterator[Any]:
     """An open container; the error that ends it is the first one, not the one that closing then gives."""
-    with _disk(path):
+    with disk_errors(path):
         container = av.open(str(partial), "w", format=container_format, container_options=options)
     try:
         yield container
@@ -604,20 +346,5 @@ def _output(partial: Path, path: Path, container_format: str, options: dict[str,
         with suppress(av.error.FFmpegError):
             container.close()
         raise
-    with _disk(path):  # writes the index, and may be what finds the disk full
+    with disk_errors(path):  # writes the index, and may be what finds the disk full
         container.close()
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """What the operating system refuses, in one sentence about the file asked for."""
-    try:
-        yield
-    except PermissionError as error:
-        raise InputError(f"{path}: no permission to write in {path.parent}; choose another folder.") from error
-    except OSError as error:
-        if error.errno == errno.EROFS:
-            raise InputError(f"{path}: the disk of {path.parent} is read-only; choose another folder.") from error
-        failure = OSError(f"{path}: could not be written ({error.strerror}); is the disk full?")
-        failure.errno = error.errno
-        raise failure from error

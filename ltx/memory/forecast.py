@@ -35,7 +35,9 @@ from transformers import Gemma3TextConfig, Gemma3TextModel
 
 from ..diffusion.conditioning import AudioCondition, Guide
 from ..diffusion.decode import Tiling, decode_tile, held_frames, largest_tile
+from ..diffusion.encode import encode_image
 from ..diffusion.guidance import NONE, Guidance
+from ..diffusion.sound import decode_audio, encode_mel
 from ..diffusion.upscale import upscale
 from ..errors import InputError
 from ..latents import (
@@ -48,8 +50,6 @@ from ..latents import (
     audio_length,
     video_shape,
 )
-from ..media.audio import decode_audio, encode_mel
-from ..media.images import encode_image
 from ..prompt.text import LENGTH, TextContext, encode_text
 from ..weights.checkpoint import load_upscaler
 

@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from a2v.ltx.media import audio, video
+from a2v.ltx.media import audio, probe
 from a2v.ltx.prompt.expand import expand
 from a2v.ltx.prompt.gemma import load_gemma
 from a2v.tests.host import graph
@@ -273,7 +273,7 @@ def test_each_format_is_a_file_with_its_graph_and_its_report(
         assert report["fps"] == "24000/1001"
     said = ["first", report["notes"][1]]
     assert report["notes"] == said and said[1].startswith("17 frames, 0.71 s")
-    kept = video.probe(path).metadata
+    kept = probe.probe(path).metadata
     assert "LTXA2VSaveVideo" in kept["prompt"]
     comment = json.loads(kept["comment"])
     assert comment["notes"] == said and comment["used"]["fps"] == "24000/1001" and str(comfy.base) not in str(kept)
@@ -356,7 +356,7 @@ def test_a_clip_that_is_flagged_on_its_way_into_the_file(
     path = file_of(comfy, replaced)
     assert decoded(path).shape == (9, 64, 64, 3) and decoded(path).max() == 0
     assert audio.load_track(path).waveform.abs().max() > 0.01
-    assert "black frames" in json.loads(video.probe(path).metadata["comment"])["notes"][-1]
+    assert "black frames" in json.loads(probe.probe(path).metadata["comment"])["notes"][-1]
     before = sorted(path.parent.iterdir())
     refused = run(0.01, "refuse")
     assert refused.error["node_id"] == "save" and "nothing was saved" in refused.message

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from a2v.ltx.media import audio, video
+from a2v.ltx.media import audio, probe
 from a2v.tests.host import graph
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.tiny import TinyFiles
@@ -141,6 +141,6 @@ def test_graph_and_command_give_the_same_frames(
     assert np.array_equal(np.stack(drawn), expected)
     # The files, too: the same picture stream and the same sound.
     saved = comfy.path(done.outputs["save"]["images"][0])
-    ours, theirs = video.probe(saved), video.probe(tmp_path / "out.mp4")
+    ours, theirs = probe.probe(saved), probe.probe(tmp_path / "out.mp4")
     assert (ours.width, ours.height, ours.frames, ours.fps) == (theirs.width, theirs.height, theirs.frames, theirs.fps)
     assert torch.equal(audio.load_track(saved).waveform, audio.load_track(tmp_path / "out.mp4").waveform)

@@ -23,7 +23,7 @@ import torch
 from a2v.ltx import pipeline
 from a2v.ltx.errors import FlaggedError, InputError
 from a2v.ltx.latents import patchify_video
-from a2v.ltx.media.video import SUFFIXES
+from a2v.ltx.media.formats import SUFFIXES
 from a2v.ltx.prompt.gemma import Gemma
 from a2v.ltx.prompt.text import TextContext
 from a2v.ltx.request import PARAMETERS, SIZES, parse

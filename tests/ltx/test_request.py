@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from a2v.ltx import request as api
 from a2v.ltx.errors import InputError
 from a2v.ltx.media.audio import Track
-from a2v.ltx.request import FLAGS, PARAMETERS, SIZES, Request, parse, plan, snap_size
+from a2v.ltx.plan import Plan, plan, snap_size
+from a2v.ltx.request import FLAGS, PARAMETERS, SIZES, Request, parse
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +25,7 @@ def track(samples: int, rate: int = 48000) -> Track:
     return Track(torch.zeros(1, 1).expand(2, samples), rate)
 
 
-def planned(values: dict[str, object], seconds: float = 5, images: tuple = ()) -> api.Plan:
+def planned(values: dict[str, object], seconds: float = 5, images: tuple = ()) -> Plan:
     return plan(parse({"prompt": "x", **values}), track(int(seconds * 48000)), images)
 
 

@@ -1,4 +1,4 @@
-"""What is trained is what the pack runs: training's forward and ltx/transformer.py give the same velocities."""
+"""What is trained is what the pack runs: training's forward and transformer.py give the same velocities."""
 
 from __future__ import annotations
 

@@ -21,12 +21,12 @@ from transformers import AutoTokenizer
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 import comfy.model_management as management
-from a2v.ltx.diffusion import decode
+from a2v.ltx.diffusion import decode, encode, sound
 from a2v.ltx.diffusion.conditioning import AudioCondition, Guide
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.upscale import upscale
 from a2v.ltx.latents import Noise, audio_length
-from a2v.ltx.media import audio, images
+from a2v.ltx.media import audio
 from a2v.ltx.pipeline import sample
 from a2v.ltx.prompt.gemma import Gemma, load_gemma
 from a2v.ltx.prompt.text import TextContext, encode_text, hidden_states
@@ -82,13 +82,13 @@ def run_transformer(model: nn.Module, device: torch.device) -> Tensor:
 
 
 def run_video_vae(vae: nn.Module, device: torch.device) -> Tensor:
-    latent = images.encode_image(vae, noise(1, 3, 1, 64, 64).clamp(-1, 1)).cpu()
+    latent = encode.encode_image(vae, noise(1, 3, 1, 64, 64).clamp(-1, 1)).cpu()
     frames = torch.cat(list(decode.decode_video(vae, torch.cat([latent, latent], dim=2))))
     return torch.cat([latent.flatten(), frames.flatten()])
 
 
 def run_audio_vae(vae: nn.Module, device: torch.device) -> Tensor:
-    return audio.encode_audio(vae, audio.Track(noise(1, 8000).clamp(-1, 1), 16000), FRAMES, FPS).cpu()
+    return sound.encode_audio(vae, audio.Track(noise(1, 8000).clamp(-1, 1), 16000), FRAMES, FPS).cpu()
 
 
 def run_gemma(model: nn.Module, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ import comfy.model_management as management
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import Noise
 from a2v.ltx.media.audio import Track
-from a2v.ltx.media.video import VideoFile
+from a2v.ltx.media.probe import VideoFile
 from a2v.nodes import audio, conditioning, latents, output, progress, sampling
 
 

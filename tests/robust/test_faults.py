@@ -26,7 +26,9 @@ import torch
 from a2v.ltx import __main__ as command
 from a2v.ltx import pipeline
 from a2v.ltx.errors import InputError
-from a2v.ltx.media.video import FORMATS, probe, write_video
+from a2v.ltx.media.formats import FORMATS
+from a2v.ltx.media.probe import probe
+from a2v.ltx.media.video import write_video
 from a2v.ltx.request import parse
 from a2v.ltx.weights import lora
 from a2v.tests.ltx.test_command import arguments, start, write_wav

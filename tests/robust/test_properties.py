@@ -25,18 +25,9 @@ from a2v.ltx.latents import (
     video_shape,
 )
 from a2v.ltx.media.audio import MAX_RATE, MIN_RATE, Track, conditioning_track, frames_for_audio, soundtrack
-from a2v.ltx.media.video import NTSC_TOLERANCE, frame_rate
-from a2v.ltx.request import (
-    MAX_AREA,
-    MAX_FRAMES,
-    PARAMETERS,
-    Request,
-    choose_frames,
-    parse,
-    plan,
-    round_frames,
-    snap_size,
-)
+from a2v.ltx.media.rates import NTSC_TOLERANCE, frame_rate
+from a2v.ltx.plan import MAX_AREA, choose_frames, plan, round_frames, snap_size
+from a2v.ltx.request import MAX_FRAMES, PARAMETERS, Request, parse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

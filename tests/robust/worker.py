@@ -28,9 +28,10 @@ import torch
 from a2v.api.media import localize
 from a2v.ltx import pipeline
 from a2v.ltx.__main__ import read_request
+from a2v.ltx.diffusion.sound import log_mel
 from a2v.ltx.errors import InputError
 from a2v.ltx.media import images, preprocess
-from a2v.ltx.media.audio import conditioning_track, load_track, log_mel, soundtrack
+from a2v.ltx.media.audio import conditioning_track, load_track, soundtrack
 from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.request import parse
 from a2v.ltx.weights import lora

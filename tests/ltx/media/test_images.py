@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from a2v.ltx.diffusion.encode import encode_image
 from a2v.ltx.errors import InputError
 from a2v.ltx.media import images
 from PIL import Image, ImageCms
@@ -275,8 +276,8 @@ def test_golden_pixels_and_latents(oracle, name):
             # 2e-7 without vector instructions; with AVX2, F.interpolate itself rounds its positions otherwise
             assert (ours - pixels).abs().max() < 2e-5
             with torch.inference_mode():
-                assert relative(images.encode_image(vae, ours), latent) < 1e-5
-                assert relative(images.encode_image(vae, pixels), latent) < 5e-6
+                assert relative(encode_image(vae, ours), latent) < 1e-5
+                assert relative(encode_image(vae, pixels), latent) < 5e-6
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

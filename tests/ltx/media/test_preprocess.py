@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from a2v.ltx.diffusion.sound import resample
 from a2v.ltx.errors import InputError
 from a2v.ltx.media import preprocess as module
-from a2v.ltx.media.audio import Track, conditioning_track, frames_for_audio, load_track, resample
+from a2v.ltx.media.audio import Track, conditioning_track, frames_for_audio, load_track
 from a2v.ltx.media.preprocess import CEILING, MAX_GAIN, TARGET, preprocess
 
 FFMPEG = shutil.which("ffmpeg")

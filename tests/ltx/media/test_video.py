@@ -20,7 +20,10 @@ import torch
 from a2v.ltx.errors import InputError
 from a2v.ltx.media import video
 from a2v.ltx.media.audio import Track
-from a2v.ltx.media.video import ABANDONED, frame_rate, probe, write_video
+from a2v.ltx.media.probe import probe
+from a2v.ltx.media.rates import frame_rate
+from a2v.ltx.media.unfinished import ABANDONED
+from a2v.ltx.media.video import write_video
 from av.video.reformatter import Interpolation
 
 HEIGHT, WIDTH = 64, 96
@@ -372,7 +375,7 @@ import resource, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 import conftest, torch
 from fractions import Fraction
-from a2v.ltx.video import write_video
+from a2v.ltx.media.video import write_video
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 chunks = (torch.randint(0, 255, (8, 128, 128, 3), dtype=torch.uint8) for _ in range(4))
 try:

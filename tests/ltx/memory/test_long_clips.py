@@ -8,7 +8,7 @@ import pytest
 import torch
 from a2v.ltx.diffusion.decode import Tiling
 from a2v.ltx.latents import video_shape
-from a2v.ltx.media.video import probe
+from a2v.ltx.media.probe import probe
 from a2v.ltx.memory import forecast as memory
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx.measure import run

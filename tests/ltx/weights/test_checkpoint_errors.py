@@ -156,7 +156,7 @@ alias = types.ModuleType("a2v")
 alias.__path__ = [sys.argv[1]]
 sys.modules["a2v"] = alias
 import torch
-from a2v.ltx.checkpoint import load_checkpoint
+from a2v.ltx.weights.checkpoint import load_checkpoint
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
@@ -177,7 +177,7 @@ def test_loading_makes_no_copy(tmp_path: Path) -> None:
     """A 2 GB file: next to nothing until its weights are read, its own size when all of them are, whatever is asked."""
     path = write_dummy_checkpoint(tmp_path / "large.safetensors", 2.0)
     size = path.stat().st_size
-    command = [sys.executable, "-c", LOAD, str(Path(reader.__file__).resolve().parents[1]), str(path), *PARTS]
+    command = [sys.executable, "-c", LOAD, str(Path(reader.__file__).resolve().parents[2]), str(path), *PARTS]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     path.unlink()
     stored, asked = (tuple(map(float, line.split())) for line in output.splitlines())

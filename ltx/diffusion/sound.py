@@ -1,0 +1,111 @@
+"""The sound in latent space: waveform → log-mel → latents, and latents → waveform.
+
+The order is the model's: stereo, then 16 kHz, then log-mel, then the VAE. Cutting to length is audio.py's business, and
+levelling preprocess.py's.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..latents import AUDIO_RATE, audio_length, patchify_audio, unpatchify_audio
+from ..media.audio import Track, conditioning_track, samples_in, to_stereo
+
+MEL_RATE = 16_000
+FFT, HOP, BINS = 1024, 160, 64
+FLOOR = 1e-5
+ZERO_CROSSINGS, ROLLOFF = 6, 0.99  # of the windowed sinc: torchaudio's defaults
+RESAMPLE_BLOCK = 1 << 16  # output samples filtered at a time: bounds memory for any length
+
+
+def log_mel(track: Track) -> Tensor:
+    """16 kHz log-mel spectrogram, magnitude, 64 Slaney bands from 0 to 8 kHz: float32 [1, 2, T, 64], 100 T a second."""
+    waveform = resample(to_stereo(track.waveform.float(), track.speakers), track.rate, MEL_RATE)
+    if waveform.shape[1] <= FFT // 2:
+        raise InputError(f"audio: {float(track.seconds):.3f} s is too short; it needs {FFT // 2 / MEL_RATE:g} s.")
+    window = torch.hann_window(FFT, device=waveform.device)
+    spectrum = torch.stft(waveform, FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
+    mel = torch.einsum("cft,fm->ctm", spectrum.abs(), mel_bands().to(waveform.device))
+    return mel.clamp(min=FLOOR).log()[None]
+
+
+def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
+    """Sinc interpolation under a Hann window, [C, n] → [C, ceil(n · new_rate / rate)].
+
+    The formula of torchaudio.functional.resample at its defaults, one polyphase filter per output phase (Smith, Digital
+    Audio Resampling). Only the taps inside the window are built, so rates without a common factor cost no more.
+    """
+    if rate == new_rate:
+        return waveform
+    step, phases = rate // math.gcd(rate, new_rate), new_rate // math.gcd(rate, new_rate)
+    cutoff = min(step, phases) * ROLLOFF
+    width = math.ceil(ZERO_CROSSINGS * step / cutoff)
+    length = math.ceil(Fraction(waveform.shape[1] * phases, step))
+
+    # Output i lies at input time i·step/phases: the taps start `width` before that time's whole part.
+    phase = torch.arange(min(phases, length), dtype=torch.int64)[:, None]
+    tap = torch.arange(-width, width + 2, dtype=torch.int64)
+    # In float32 throughout, for torchaudio is: its rounding moves the result by up to 8e-6 and is part of the input.
+    time = (-phase / phases + (phase * step // phases + tap) / step) * cutoff
+    time = time.clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
+    window = torch.cos(time * math.pi / ZERO_CROSSINGS / 2) ** 2
+    time = time * math.pi
+    kernel = torch.where(time == 0, 1.0, time.sin() / time) * (window * (cutoff / step))
+    kernel = kernel.to(waveform.device)
+
+    windows = torch.nn.functional.pad(waveform, (width, width + 2)).unfold(1, tap.numel(), 1)
+    blocks = []
+    for begin in range(0, length, RESAMPLE_BLOCK):
+        index = torch.arange(begin, min(begin + RESAMPLE_BLOCK, length), device=waveform.device)
+        taken = windows[:, index * step // phases]
+        blocks.append(torch.einsum("cnk,nk->cn", taken, kernel[index % phases]))
+    return torch.cat(blocks, dim=1)
+
+
+def mel_bands() -> Tensor:
+    """Slaney's triangular bands (Auditory Toolbox, 1998), each of unit area: float32 [FFT/2 + 1, BINS]."""
+    # Linear below 1 kHz (15 mel), then 27 mel for every factor of 6.4.
+    top = 15 + 27 * math.log(MEL_RATE / 2 / 1000) / math.log(6.4)
+    mel = torch.linspace(0, top, BINS + 2, dtype=torch.float64)
+    edges = torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
+    frequency = torch.linspace(0, MEL_RATE / 2, FFT // 2 + 1, dtype=torch.float64)[:, None]
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    rising, falling = (frequency - low) / (centre - low), (high - frequency) / (high - centre)
+    return (torch.minimum(rising, falling).clamp(min=0) * 2 / (high - low)).float()
+
+
+def encode_audio(vae: Any, track: Track, frames: int, fps: Fraction) -> Tensor:
+    """Normalised latent of the sound beside `frames` of video: float32 [1, 8, T, 16], T = latents.audio_length."""
+    latent = encode_mel(vae, log_mel(conditioning_track(track, frames, fps)))
+    length = audio_length(frames, fps)
+    if latent.shape[2] < length:  # the encoder rounds up, so only another encoder can do this
+        raise RuntimeError(
+            f"audio VAE gave {latent.shape[2]} latents for {frames} frames, not {length} ({AUDIO_RATE} Hz)."
+        )
+    return latent[:, :, :length]
+
+
+def encode_mel(vae: Any, mel: Tensor) -> Tensor:
+    """Log-mel [1, 2, T, 64] → normalised latent, float32 [1, 8, about T / 4, 16], all that the encoder gives."""
+    latent = vae.encode(mel.to(vae.device, vae.dtype)).latent_dist.mode().float()
+    tokens = patchify_audio(latent)  # the statistics are per channel and mel bin
+    return unpatchify_audio((tokens - vae.latents_mean.to(tokens)) / vae.latents_std.to(tokens))
+
+
+def decode_audio(vae: Any, vocoder: Any, latent: Tensor, frames: int, fps: Fraction) -> Track:
+    """Normalised latent [1, 8, T, 16] → the sound beside `frames` of video, stereo at the vocoder's 48 kHz.
+
+    It ends with the last mel frame that the latents hold (10 ms each, 4T - 3 of them), 10 to 50 ms before the picture.
+    """
+    tokens = patchify_audio(latent.to(vae.device, torch.float32))
+    raw = unpatchify_audio(tokens * vae.latents_std.to(tokens) + vae.latents_mean.to(tokens))
+    mel = vae.decode(raw.to(vae.dtype)).sample
+    waveform = vocoder(mel.to(vocoder.device, vocoder.dtype))[0].float().cpu()
+    rate = vocoder.config.output_sampling_rate
+    return Track(waveform[:, : samples_in(frames, fps, rate)], rate)

@@ -1,0 +1,110 @@
+"""What a request comes to for one sound and its images: frames, pixels and rate, settled before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .errors import InputError
+from .latents import SPACE_SCALE, TIME_SCALE
+from .media.audio import MAX_SECONDS, Track, frames_for_audio
+from .media.rates import frame_rate
+from .request import AUTO, MAX_FRAMES, SIZES, Request
+
+MAX_AREA = 1920 * 1088
+MAX_SAMPLES = 2**27  # of the sound beside a video, which is padded to its end: ten minutes at 192 kHz, 1 GiB in stereo
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request comes to: the result's pixels, frames (8k+1) and exact rate, and what was changed for them."""
+
+    width: int
+    height: int
+    frames: int
+    fps: Fraction
+    two_passes: bool
+    notes: tuple[str, ...]
+
+    @property
+    def first_size(self) -> tuple[int, int]:
+        """Width and height of the first pass."""
+        return (self.width // 2, self.height // 2) if self.two_passes else (self.width, self.height)
+
+
+def round_frames(frames: int) -> int:
+    """The smallest 8k+1 that is at least `frames`."""
+    return -(-max(frames - 1, 0) // TIME_SCALE) * TIME_SCALE + 1
+
+
+def snap_size(width: int, height: int, two_passes: bool) -> tuple[int, int]:
+    """Pixels rounded up to the grid; past the largest area, scaled down to it and rounded down."""
+    grid = SPACE_SCALE * (2 if two_passes else 1)
+
+    def up(side: int) -> int:
+        return -(-side // grid) * grid
+
+    width, height = up(width), up(height)
+    shrink = math.sqrt(MAX_AREA / (width * height))
+    if shrink >= 1:
+        return width, height
+    # A long strip can have its short side under one cell; a cell is the least there is.
+    return max(int(width * shrink) // grid, 1) * grid, max(int(height * shrink) // grid, 1) * grid
+
+
+def choose_frames(track: Track, fps: Fraction, match: bool, num_frames: int) -> tuple[int, list[str]]:
+    """Frames of the clip, 8k+1, and what was changed. match: from the audio, at most 481."""
+    notes = []
+    if match:
+        frames = frames_for_audio(track, fps)
+        if frames > MAX_FRAMES:
+            kept = float(MAX_FRAMES / fps)
+            notes.append(f"the audio lasts {float(track.seconds):.2f} s; the video ends after {kept:.2f} s")
+            frames = MAX_FRAMES
+        _check_length(frames, fps, track)
+        return frames, notes
+    frames = round_frames(num_frames)
+    _check_length(frames, fps, track)
+    if frames != num_frames:
+        notes.append(f"num_frames rounded up from {num_frames} to {frames}")
+    if float(track.seconds) < float(frames / fps):
+        notes.append(
+            f"the audio ends after {float(track.seconds):.2f} s of {float(frames / fps):.2f} s; silence follows"
+        )
+    return frames, notes
+
+
+def _check_length(frames: int, fps: Fraction, track: Track) -> None:
+    """The sound has to fit into memory from the first frame to the last."""
+    seconds = frames / fps
+    if seconds > MAX_SECONDS:
+        raise InputError(
+            f"fps: {frames} frames at {float(fps):g} fps last {float(seconds):.0f} s, and {MAX_SECONDS} s is the most; "
+            "raise fps or ask for fewer frames."
+        )
+    if seconds * track.rate > MAX_SAMPLES:
+        raise InputError(
+            f"audio: {track.rate} Hz is too much for a video of {float(seconds):.0f} s; convert it to 48000 Hz."
+        )
+
+
+def choose_size(
+    size: str | tuple[int, int], two_passes: bool, images: tuple[tuple[int, int] | None, ...] = ()
+) -> tuple[int, int, list[str]]:
+    """Width, height and what was changed. images: (width, height) of the first and the end image, None if absent."""
+    if size == AUTO:
+        asked = next((image for image in images if image), SIZES["landscape_16_9"])
+    else:
+        asked = SIZES[size] if isinstance(size, str) else size
+    width, height = snap_size(*asked, two_passes)
+    changed = (width, height) != tuple(asked)
+    return width, height, [f"size taken from {asked[0]}×{asked[1]} to {width}×{height}"] if changed else []
+
+
+def plan(request: Request, track: Track, images: tuple[tuple[int, int] | None, ...] = ()) -> Plan:
+    """Frames, size and rate of a request for this track and these images' (width, height)."""
+    fps = frame_rate(request.fps)
+    frames, frame_notes = choose_frames(track, fps, request.match_audio_length, request.num_frames)
+    width, height, size_notes = choose_size(request.video_size, request.use_multiscale, images)
+    return Plan(width, height, frames, fps, request.use_multiscale, tuple(frame_notes + size_notes))

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from a2v.benchmarks.work import Clip, stg_block
-from a2v.ltx import pipeline
 from a2v.ltx.diffusion import schedules
-from a2v.ltx.diffusion.conditioning import AudioCondition
+from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions
 from a2v.ltx.diffusion.decode import Tiling, decode_video, to_uint8
 from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.sound import encode_audio
+from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.diffusion.upscale import upscale
 from a2v.ltx.latents import CHANNELS, Noise, video_shape
 from a2v.ltx.media.audio import load_track, soundtrack
@@ -57,22 +58,19 @@ def again(
     (seen, unseen), model, merger = parts["contexts"], parts["model"], parts["merger"]
     start = time.perf_counter()
     merger.set([(parts["lora"], 0.2)])
-    latent, sound, noise = pipeline.sample(
+    stg_blocks = (stg_block(len(model.transformer_blocks)),)
+    guidance = Guidance(cfg=3.0, stg=1.0, rescale=0.85, modality=3.0, stg_blocks=stg_blocks)
+    latent, sound, noise = sample(
         model,
-        latent=torch.zeros(1, CHANNELS, *video_shape(size.frames, size.height // 2, size.width // 2)),
-        audio=sound,
-        sigmas=schedules.SCHEDULES["beta"](steps),
-        positive=seen,
-        negative=unseen,
-        noise=Noise(seed),
-        guidance=Guidance(
-            cfg=3.0, stg=1.0, rescale=0.85, modality=3.0, stg_blocks=(stg_block(len(model.transformer_blocks)),)
-        ),
+        torch.zeros(1, CHANNELS, *video_shape(size.frames, size.height // 2, size.width // 2)),
+        Conditions(seen, sound, unseen),
+        Steering(schedules.SCHEDULES["beta"](steps), guidance),
+        Noise(seed),
     )
     latent = upscale(parts["upscaler"], parts["vae"], latent)
     merger.set([(parts["lora"], 0.5)])
-    refine = torch.tensor(schedules.REFINE)
-    latent, _, _ = pipeline.sample(model, latent=latent, audio=sound, sigmas=refine, positive=seen, noise=noise)
+    refine = Steering(torch.tensor(schedules.REFINE))
+    latent, _, _ = sample(model, latent, Conditions(seen, sound), refine, noise)
     frames = map(to_uint8, decode_video(parts["vae"], latent, Tiling()))
     write_video(output, frames, fps, soundtrack(track, size.frames, fps), metadata={"comment": "{}"})
     return {"engine": time.perf_counter() - start}

@@ -142,37 +142,34 @@ def our_model(layers: int, heads: int, head_dim: int) -> nn.Module:
 
 @torch.inference_mode()
 def ours(size: dict[str, int], clip: list[int], level: str, steps: int, save: str | None = None) -> dict[str, Any]:
-    """Both passes at a level. `save`: one exact guided step to sigma 0 alone, its latent written."""
-    from a2v.ltx import pipeline
+    """Both stages at a level. `save`: one exact guided step to sigma 0 alone, its latent written."""
     from a2v.ltx.diffusion.acceleration import LEVELS
-    from a2v.ltx.diffusion.conditioning import AudioCondition
-    from a2v.ltx.diffusion.guidance import NONE, Guidance
+    from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
+    from a2v.ltx.diffusion.guidance import Guidance
+    from a2v.ltx.diffusion.sample import sample
+    from a2v.ltx.diffusion.steering import Steering
     from a2v.ltx.latents import CHANNELS, Noise, video_shape
-    from a2v.ltx.prompt.text import TextContext
 
     model, whole = our_model(**size), Clip(*clip)
     first = halved(whole)
     seen, heard, unseen, unheard = texts(size)
     scales = {name.removesuffix("_scale"): value for name, value in GUIDANCE.items()}
     guidance = Guidance(**scales, stg_blocks=(stg_block(size["layers"]),))
-    common = {"positive": TextContext(seen, heard), "device": device()}
-    sigmas = schedule(level, steps)
-    guided = {"negative": TextContext(unseen, unheard), "guidance": NONE if level == "full" else guidance}
-    condition = AudioCondition(sound(whole.frames), whole.frames, Fraction(whole.fps))
+    sigmas, positive = schedule(level, steps), TextContext(seen, heard)
+    audio = AudioCondition(sound(whole.frames), whole.frames, Fraction(whole.fps))
+    guided = Conditions(positive, audio, TextContext(unseen, unheard))
     blank = torch.zeros(1, CHANNELS, *video_shape(first.frames, first.height, first.width))
     if save:
-        latent, _, _ = pipeline.sample(
-            model, latent=blank, sigmas=torch.tensor(WHOLE), audio=condition, noise=Noise(1), **guided, **common
-        )
+        steering = Steering(torch.tensor(WHOLE), guidance)
+        latent, _, _ = sample(model, blank, guided, steering, Noise(1), device=device())
         save_file({"latent": latent.float().cpu().contiguous()}, save)
         return {}
     with clock(len(sigmas) - 1) as one:
-        latent, after, noise = pipeline.sample(
-            model, latent=blank, sigmas=sigmas, audio=condition, noise=Noise(1), acceleration=LEVELS[level], **guided,
-            **common,
-        )  # fmt: skip
+        steering = Steering(sigmas, guidance, acceleration=LEVELS[level])
+        latent, after, noise = sample(model, blank, guided, steering, Noise(1), device=device())
     with clock(len(REFINE) - 1) as two:
-        pipeline.sample(model, latent=doubled(latent), sigmas=torch.tensor(REFINE), audio=after, noise=noise, **common)
+        refine = Steering(torch.tensor(REFINE))
+        sample(model, doubled(latent), Conditions(positive, after), refine, noise, device=device())
     return both(one, two, len(sigmas) - 1)
 
 

@@ -16,11 +16,13 @@ import torch
 from a2v.benchmarks.work import GUIDANCE, WHOLE, Clip, Counter, contexts, rows, sound, stg_block
 from a2v.ltx import pipeline
 from a2v.ltx.diffusion import schedules
-from a2v.ltx.diffusion.conditioning import AudioCondition
+from a2v.ltx.diffusion.block import Block
+from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
-from a2v.ltx.diffusion.transformer import Block
+from a2v.ltx.diffusion.sample import sample
+from a2v.ltx.diffusion.steering import Steering
+from a2v.ltx.job import Compute, Files
 from a2v.ltx.latents import CHANNELS, Noise, video_shape
-from a2v.ltx.prompt.text import TextContext
 from a2v.ltx.request import parse
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from safetensors.torch import save_file
@@ -38,26 +40,26 @@ def load(checkpoint: str) -> None:
 
 
 def step(checkpoint: str, clip: list[int], steps: int, save: str | None = None, count: bool = False) -> dict[str, Any]:
-    """Guided steps of a first pass. save: one step to sigma 0 instead, its latent written. count: block runs, too."""
+    """Guided steps of a first stage. save: one step to sigma 0 instead, its latent written. count: block runs, too."""
     model, size = transformer(checkpoint), Clip(*clip)
     seen, heard, unseen, unheard = contexts(model.config.cross_attention_dim, model.config.audio_cross_attention_dim)
     with Counter(model.transformer_blocks, enabled=count) as counter:
         start = time.perf_counter()
-        latent, _, _ = pipeline.sample(
+        guidance = Guidance(
+            cfg=GUIDANCE["cfg_scale"],
+            stg=GUIDANCE["stg_scale"],
+            rescale=GUIDANCE["rescale_scale"],
+            modality=GUIDANCE["modality_scale"],
+            stg_blocks=(stg_block(len(model.transformer_blocks)),),
+        )
+        sigmas = torch.tensor(WHOLE) if save else schedules.SCHEDULES["ltx2"](15)[: steps + 1]
+        audio = AudioCondition(sound(size.frames), size.frames, Fraction(size.fps))
+        latent, _, _ = sample(
             model,
-            latent=torch.zeros(1, CHANNELS, *video_shape(size.frames, size.height, size.width)),
-            sigmas=torch.tensor(WHOLE) if save else schedules.SCHEDULES["ltx2"](15)[: steps + 1],
-            positive=TextContext(seen, heard),
-            negative=TextContext(unseen, unheard),
-            audio=AudioCondition(sound(size.frames), size.frames, Fraction(size.fps)),
-            noise=Noise(1),
-            guidance=Guidance(
-                cfg=GUIDANCE["cfg_scale"],
-                stg=GUIDANCE["stg_scale"],
-                rescale=GUIDANCE["rescale_scale"],
-                modality=GUIDANCE["modality_scale"],
-                stg_blocks=(stg_block(len(model.transformer_blocks)),),
-            ),
+            torch.zeros(1, CHANNELS, *video_shape(size.frames, size.height, size.width)),
+            Conditions(TextContext(seen, heard), audio, TextContext(unseen, unheard)),
+            Steering(sigmas, guidance),
+            Noise(1),
         )
         seconds = time.perf_counter() - start
     if save:
@@ -82,10 +84,10 @@ def whole(
 ) -> dict[str, Any]:
     """The whole job, from files to a file. `save`: writes those of its trace's tensors that `names` names.
 
-    "sampling": seconds from the first pass's start to the second one's end, where a trace was asked for; "runs": block
-    runs of both passes, counted by calls of `Block`, which the job itself loads.
+    "sampling": seconds from the first stage's start to the second one's end, where a trace was asked for; "runs": block
+    runs of both stages, counted by calls of `Block`, which the job itself loads.
     """
-    paths = pipeline.Files(**{name: Path(path) for name, path in files.items()})
+    paths = Files(**{name: Path(path) for name, path in files.items()})
     kept: Callable | None = Kept(*names) if save else None
     runs = 0
 
@@ -95,7 +97,7 @@ def whole(
 
     counting = register_module_forward_pre_hook(seen)
     start = time.perf_counter()
-    result = pipeline.run(paths, parse(values), stg_blocks=(stg_block(layers),), dtype=torch.float32, trace=kept)
+    result = pipeline.run(paths, parse(values), Compute(torch.float32), stg_blocks=(stg_block(layers),), trace=kept)
     seconds = time.perf_counter() - start
     counting.remove()
     facts = {

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,9 @@ import transformers  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from .errors import FlaggedError, InputError  # noqa: E402
+from .job import AUTO, BLOCKS, OFFLOAD, Compute, Files  # noqa: E402
 from .media.formats import SUFFIXES  # noqa: E402
-from .memory.forecast import AUTO, BLOCKS, OFFLOAD  # noqa: E402
-from .pipeline import Files, run  # noqa: E402
+from .pipeline import Result, run  # noqa: E402
 from .request import Request, parse  # noqa: E402
 from .trace import Recorder  # noqa: E402
 
@@ -154,17 +154,17 @@ def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
 
 
 class Bars:
-    """One terminal bar a stage, on standard error."""
+    """One terminal bar for each phase, on standard error."""
 
     def __init__(self) -> None:
-        self.stage, self.bar = "", None
+        self.phase, self.bar = "", None
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self.stage:
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if phase != self.phase:
             self.close()
             # delay: not shown while it is made, when an interrupt would find no bar whose line is to be ended
-            line = {"desc": stage, "unit": "", "file": sys.stderr, "dynamic_ncols": True, "delay": 1e-9}
-            self.stage, self.bar = stage, tqdm(total=total, **line)
+            line = {"desc": phase, "unit": "", "file": sys.stderr, "dynamic_ncols": True, "delay": 1e-9}
+            self.phase, self.bar = phase, tqdm(total=total, **line)
             self.bar.refresh()
         self.bar.update(done - self.bar.n)
 
@@ -174,7 +174,39 @@ class Bars:
         self.bar = None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def files_of(arguments: argparse.Namespace) -> Files:
+    return Files(
+        checkpoint=arguments.checkpoint,
+        text_encoder=arguments.text_encoder,
+        audio=arguments.audio,
+        output=arguments.output,
+        upscaler=arguments.upscaler,
+        distill_lora=arguments.distill_lora,
+        camera_lora=arguments.camera_lora,
+        loras=tuple(arguments.lora),
+        image=arguments.image,
+        end_image=arguments.end_image,
+        safety_checker=arguments.safety_checker,
+        video_vae=arguments.video_vae,
+        audio_vae=arguments.audio_vae,
+        connectors=arguments.connectors,
+        contexts=arguments.cache_dir,
+    )
+
+
+def compute_of(arguments: argparse.Namespace) -> Compute:
+    """Where and how it is computed. Errors: a GPU that is not there, offloading without one."""
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: cuda is not available here; use --device cpu.")
+    if device == "cpu" and arguments.offload == BLOCKS:
+        raise InputError("--offload: blocks wait in host memory for a GPU, and this runs on the CPU; leave it out.")
+    dtype = DTYPES[arguments.dtype or ("float32" if device == "cpu" else "bfloat16")]
+    return Compute(dtype, device, arguments.fp8, arguments.compile, arguments.offload)
+
+
+def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) -> int:
+    """The exit status. job: what is run, `pipeline.run`."""
     arguments = parser().parse_args(argv)
     transformers.utils.logging.disable_progress_bar()  # the bars below are this command's own
     for name in ("diffusers", "transformers"):
@@ -183,41 +215,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     bars, recorder, written = Bars(), Recorder() if arguments.trace else None, False
+
+    def ended(said: object, status: int) -> int:
+        bars.close()
+        print(said, file=sys.stderr)
+        return status
+
     try:
         request = parse(read_request(arguments.request))
         check_outputs(arguments, request)
-        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device: cuda is not available here; use --device cpu.")
-        if device == "cpu" and arguments.offload == BLOCKS:
-            raise InputError("--offload: blocks wait in host memory for a GPU, and this runs on the CPU; leave it out.")
-        dtype = DTYPES[arguments.dtype or ("float32" if device == "cpu" else "bfloat16")]
-        files = Files(
-            checkpoint=arguments.checkpoint,
-            text_encoder=arguments.text_encoder,
-            audio=arguments.audio,
-            output=arguments.output,
-            upscaler=arguments.upscaler,
-            distill_lora=arguments.distill_lora,
-            camera_lora=arguments.camera_lora,
-            loras=tuple(arguments.lora),
-            image=arguments.image,
-            end_image=arguments.end_image,
-            safety_checker=arguments.safety_checker,
-            video_vae=arguments.video_vae,
-            audio_vae=arguments.audio_vae,
-            connectors=arguments.connectors,
-            contexts=arguments.cache_dir,
-        )
-        result = run(
-            files,
+        result = job(
+            files_of(arguments),
             request,
+            compute_of(arguments),
             stg_blocks=tuple(arguments.stg_blocks),
-            dtype=dtype,
-            device=device,
-            fp8=arguments.fp8,
-            compiled=arguments.compile,
-            offload=arguments.offload,
             announce=lambda forecast: print(f"{forecast}\n", end="", file=sys.stderr),  # whole, whatever interrupts
             trace=recorder,
             progress=bars,
@@ -227,21 +238,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if recorder is not None:
             recorder.save(arguments.trace)
     except InputError as error:
-        bars.close()
-        print(error, file=sys.stderr)
-        return 2
+        return ended(error, 2)
     except KeyboardInterrupt:
-        bars.close()
-        print("interrupted; the video is complete, its trace is not" if written else INTERRUPTED, file=sys.stderr)
-        return 130
+        return ended("interrupted; the video is complete, its trace is not" if written else INTERRUPTED, 130)
     except FlaggedError as error:
-        bars.close()
-        print(error, file=sys.stderr)
-        return 1
+        return ended(error, 1)
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
-        bars.close()
-        print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return ended(f"failed: {type(error).__name__}: {error}", 1)
     for note in result.report["notes"]:
         print(f"note: {note}", file=sys.stderr)
     print(json.dumps({"output": str(result.video.path), **result.report["used"]}))

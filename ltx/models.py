@@ -7,7 +7,7 @@ The one home of names, repositories, sizes and folders. Only Python's own librar
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,18 @@ KINDS = (
 )
 EXTRA = "extra_model_paths.yaml"
 DEPTH = 4  # how deep below such a folder a model is looked for
+
+
+def is_distilled(name: str) -> bool:
+    """Whether a file's name says that it is distilled: nothing in the published files does."""
+    return "distilled" in name.lower()
+
+
+def overdone(checkpoint: str, strengths: Sequence[float]) -> str | None:
+    """One sentence where a distilled LoRA acts on a checkpoint that is distilled already, going by its file's name."""
+    if is_distilled(checkpoint) and any(strengths):
+        return "the checkpoint is distilled already (by its name); the distilled LoRA on top overdoes it"
+    return None
 
 
 def around(pack: Path) -> Path | None:

@@ -24,13 +24,13 @@ class Plan:
     height: int
     frames: int
     fps: Fraction
-    two_passes: bool
+    two_stages: bool
     notes: tuple[str, ...]
 
     @property
     def first_size(self) -> tuple[int, int]:
-        """Width and height of the first pass."""
-        return (self.width // 2, self.height // 2) if self.two_passes else (self.width, self.height)
+        """Width and height of the first stage."""
+        return (self.width // 2, self.height // 2) if self.two_stages else (self.width, self.height)
 
 
 def round_frames(frames: int) -> int:
@@ -38,9 +38,9 @@ def round_frames(frames: int) -> int:
     return -(-max(frames - 1, 0) // TIME_SCALE) * TIME_SCALE + 1
 
 
-def snap_size(width: int, height: int, two_passes: bool) -> tuple[int, int]:
+def snap_size(width: int, height: int, two_stages: bool) -> tuple[int, int]:
     """Pixels rounded up to the grid; past the largest area, scaled down to it and rounded down."""
-    grid = SPACE_SCALE * (2 if two_passes else 1)
+    grid = SPACE_SCALE * (2 if two_stages else 1)
 
     def up(side: int) -> int:
         return -(-side // grid) * grid
@@ -90,14 +90,14 @@ def _check_length(frames: int, fps: Fraction, track: Track) -> None:
 
 
 def choose_size(
-    size: str | tuple[int, int], two_passes: bool, images: tuple[tuple[int, int] | None, ...] = ()
+    size: str | tuple[int, int], two_stages: bool, images: tuple[tuple[int, int] | None, ...] = ()
 ) -> tuple[int, int, list[str]]:
     """Width, height and what was changed. images: (width, height) of the first and the end image, None if absent."""
     if size == AUTO:
         asked = next((image for image in images if image), SIZES["landscape_16_9"])
     else:
         asked = SIZES[size] if isinstance(size, str) else size
-    width, height = snap_size(*asked, two_passes)
+    width, height = snap_size(*asked, two_stages)
     changed = (width, height) != tuple(asked)
     return width, height, [f"size taken from {asked[0]}×{asked[1]} to {width}×{height}"] if changed else []
 

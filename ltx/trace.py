@@ -1,13 +1,22 @@
-"""A run's tensors, kept under the names of the golden files and written as one safetensors file."""
+"""A run's tensors under names, and the file that keeps them: the names are those of the golden files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+Trace = Callable[[str, Tensor], None]
+"""(name, tensor): is shown the tensors of a run as they are made."""
+
+
+def under(prefix: str, trace: Trace | None) -> Trace | None:
+    """The same trace for names that begin with `prefix` and a slash."""
+    return None if trace is None else lambda name, tensor: trace(f"{prefix}/{name}", tensor)
 
 
 class Recorder:

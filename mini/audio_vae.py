@@ -1,7 +1,8 @@
 """The sound's two models: the audio VAE on log-mel spectrograms, and the vocoder that makes a wave of them.
 
 Spectrograms are the pack's own (ltx/diffusion/sound.py). The vocoder learns on short pieces, first stage and bandwidth
-extension together, from the distance of spectrograms at several resolutions; there is no adversary, so voices come out muffled.
+extension together, from the distance of spectrograms at several resolutions; there is no adversary, so voices come out
+muffled.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..ltx.job import Compute, Files
 from ..ltx.media.audio import Track, load_track
-from ..ltx.pipeline import Files, run
+from ..ltx.pipeline import run
 from ..ltx.request import parse
 from . import clips, dataset, readers, sizes, sound
 
@@ -89,7 +90,7 @@ class Evaluation:
             end_image=images[1],
         )
         asked = parse({**BASE, "prompt": prompt, "seed": self.seed, "camera_lora": camera or "none", **request})
-        run(files, asked, dtype=torch.float32, trace=lambda key, tensor: kept.__setitem__(key, tensor))
+        run(files, asked, Compute(torch.float32), trace=lambda key, tensor: kept.__setitem__(key, tensor))
         for leftover in self.folder.glob(f"{name.name}*"):
             leftover.unlink()
         frames = next(v for k, v in kept.items() if k.startswith("final/") and v.ndim == 4 and v.shape[-1] == 3)

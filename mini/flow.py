@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..ltx.diffusion.conditioning import TEXT_LENGTH
 from ..ltx.latents import audio_length, audio_positions, patchify_audio, patchify_video, video_positions
-from ..ltx.prompt.text import LENGTH
 from ..ltx.request import NEGATIVE_PROMPT
 from . import dataset, sizes
 from .text import Prompts
@@ -170,7 +170,7 @@ def contexts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Video and audio contexts [B, length, D], and the bias [B, 1, length] of attention to them.
 
-    Where that is shorter than the pack's LENGTH, the last REGISTERS tokens stand for all that follow the others: each
+    Where that is shorter than TEXT_LENGTH, the last REGISTERS tokens stand for all that follow the others: each
     register once, at a random one of its places, with the weight of them all. ramp: share of that weight's logarithm, 0
     to 1: a thousand registers hide a dozen words from attention that has learned nothing.
     """
@@ -183,16 +183,16 @@ def contexts(
         features[row, length - len(state) :] = state
         mask[row, length - len(state) :] = 1
     places = torch.arange(length)
-    if length < LENGTH:
-        turns = torch.randint(front // sizes.REGISTERS, LENGTH // sizes.REGISTERS, (sizes.REGISTERS,))
+    if length < TEXT_LENGTH:
+        turns = torch.randint(front // sizes.REGISTERS, TEXT_LENGTH // sizes.REGISTERS, (sizes.REGISTERS,))
         places[front:] = torch.arange(sizes.REGISTERS) + sizes.REGISTERS * turns
-        bias[..., front:] = ramp * math.log((LENGTH - front) / sizes.REGISTERS)
+        bias[..., front:] = ramp * math.log((TEXT_LENGTH - front) / sizes.REGISTERS)
 
     def weigh(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         return args, {**kwargs, "attention_mask": bias[:, None]}
 
     def place(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        return tuple(t[..., places, :].to(device) for t in module.forward(args[0], LENGTH, device))
+        return tuple(t[..., places, :].to(device) for t in module.forward(args[0], TEXT_LENGTH, device))
 
     hooks = []
     for connector in (connectors.video_connector, connectors.audio_connector):
@@ -295,6 +295,6 @@ def train(
         reached = stage.extra.get("ramp", torch.zeros(()))
         ramp = max(float(reached), min(1.0, stage.share / RAMP))
         stage.extra["ramp"] = torch.tensor(ramp)
-        seen, heard = losses(batch, *predict(stage.module, batch, prompts, LENGTH if long else SHORT, ramp))
+        seen, heard = losses(batch, *predict(stage.module, batch, prompts, TEXT_LENGTH if long else SHORT, ramp))
         stage.update(seen + AUDIO_WEIGHT * heard, video=float(seen.detach()), audio=float(heard.detach()))
     return stage

@@ -11,12 +11,12 @@ from pathlib import Path, PureWindowsPath
 from comfy_api.latest import io
 
 from ..ltx.errors import InputError
-from ..ltx.models import HUB, MODELS
+from ..ltx.models import HUB, MODELS, overdone
 from ..ltx.prompt.gemma import load_gemma
 from ..ltx.prompt.gemma_file import GemmaFile
 from ..ltx.request import PARAMETERS
 from ..ltx.weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
-from ..ltx.weights.lora import Match, load_lora, match, overdone
+from ..ltx.weights.lora import Match, load_lora, match
 from . import files, memory
 from .progress import report
 from .types import CATEGORY, AudioVaeIO, ConnectorsIO, ModelIO, TextEncoderIO, UpscalerIO, VideoVaeIO, VocoderIO

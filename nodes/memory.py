@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from ..ltx.diffusion.acceleration import EXACT, Acceleration
 from ..ltx.diffusion.conditioning import AudioCondition
 from ..ltx.diffusion.decode import Tiling
-from ..ltx.diffusion.guidance import Guidance
+from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.errors import InputError
 from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
-from ..ltx.memory.forecast import decoding, image_encoding, peak, rehearse_step, twin, upscaling
-from ..ltx.pipeline import sample
+from ..ltx.memory.rehearsal import peak, twin
+from ..ltx.memory.work import decoding, image_encoding, one_step, upscaling
 from ..ltx.prompt.gemma import Gemma
 from ..ltx.weights.lora import LowRank, Match, factor, merged
 from ..ltx.weights.nvfp4 import NVFP4Linear
@@ -346,7 +346,7 @@ def sampling_memory(module: nn.Module, latent: Tensor) -> int:
     empty = torch.empty_like(latent, device="meta")
 
     def step(twin: nn.Module, on: str) -> int:
-        return peak(lambda: rehearse_step(sample, twin, empty, audio, FOUR_PASSES, images=[True]), on)
+        return peak(lambda: one_step(twin, empty, audio, (FOUR_PASSES, NONE), images=[True]), on)
 
     return _room(module, step, num_layers=2)
 

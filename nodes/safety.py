@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..ltx.diffusion.decode import to_uint8
 from ..ltx.errors import FlaggedError, InputError
-from ..ltx.media.safety import SAMPLES, THRESHOLD, Checker, Watch, blank, load_checker
-from ..ltx.pipeline import SAFETY
+from ..ltx.media.safety import REQUIRED, SAMPLES, THRESHOLD, Checker, Watch, blank, load_checker
 from . import files
 from .progress import Progress, report
 from .types import CATEGORY
@@ -58,7 +57,7 @@ def checker_input(*first: str) -> io.Input:
         options=[*first, *installed()],
         default=FIRST,
         tooltip="A folder of models/safety_checker with an image classifier. first found takes the nearest one; "
-        f"without any the video is not checked, and the report says so (the environment's {SAFETY}=require makes it "
+        f"without any the video is not checked, and the report says so (the environment's {REQUIRED}=require makes it "
         "an error).",
     )
 
@@ -104,9 +103,9 @@ def open_checker(name: str) -> Choice:
     path = next(iter(known.values()), None) if name == FIRST else known.get(name)
     if path is not None:
         return Choice(load_checker(path))  # on the CPU: a few frames, and no room taken from the model
-    if os.environ.get(SAFETY) == "require":
+    if os.environ.get(REQUIRED) == "require":
         what = "it is off" if name == OFF else f"there is none in models/{KIND}: {WANTED}"
-        raise InputError(f"safety checker: {SAFETY}=require asks for one, and {what}.")
+        raise InputError(f"safety checker: {REQUIRED}=require asks for one, and {what}.")
     reason = "it is off" if name == OFF else f"none is installed in models/{KIND}"
     said = f"the safety checker did not run: {reason}"
     logging.warning("LTX A2V: %s", said)

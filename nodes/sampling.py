@@ -10,20 +10,19 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ltx.diffusion.acceleration import LEVELS, check_level, full_strength
-from ..ltx.diffusion.conditioning import AudioCondition, Guide
-from ..ltx.diffusion.guidance import NONE, needed
-from ..ltx.diffusion.guidance import Guidance as Scales
-from ..ltx.diffusion.samplers import Latents
-from ..ltx.diffusion.samplers import Restart as Renewal
-from ..ltx.diffusion.schedules import DISTILLED, REFINE, SCHEDULES
-from ..ltx.diffusion.transformer import compile_blocks
+from ..ltx.diffusion.acceleration import LEVELS, full_strength
+from ..ltx.diffusion.block import compile_blocks
+from ..ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
+from ..ltx.diffusion.guidance import NONE, Guidance
+from ..ltx.diffusion.sample import grid, sample
+from ..ltx.diffusion.samplers import Hooks, Restart
+from ..ltx.diffusion.schedules import REFINE, SCHEDULES
+from ..ltx.diffusion.steering import EULER, SAMPLERS, Steering, schedule_under
+from ..ltx.diffusion.tokens import Tokens
 from ..ltx.errors import InputError
 from ..ltx.latents import Noise, pixel_frames
-from ..ltx.pipeline import EULER, SAMPLERS, grid, sample
-from ..ltx.prompt.text import TextContext
+from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
-from ..ltx.weights.lora import distilled
 from . import files, memory
 from .latents import samples_of
 from .progress import Progress, preview, report
@@ -84,7 +83,7 @@ def _blocks_input() -> io.Input:
     )
 
 
-class Guidance(io.ComfyNode):
+class PictureGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -106,7 +105,7 @@ class Guidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, cfg: float, stg: float, rescale: float, modality: float, stg_blocks: str) -> io.NodeOutput:
-        return io.NodeOutput(Scales(cfg, stg, rescale, modality, _blocks(stg_blocks)))
+        return io.NodeOutput(Guidance(cfg, stg, rescale, modality, _blocks(stg_blocks)))
 
 
 class AudioGuidance(io.ComfyNode):
@@ -145,7 +144,7 @@ class AudioGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, cfg: float, stg: float, rescale: float, modality: float, stg_blocks: str) -> io.NodeOutput:
-        return io.NodeOutput(Scales(cfg, stg, rescale, modality, _blocks(stg_blocks)))
+        return io.NodeOutput(Guidance(cfg, stg, rescale, modality, _blocks(stg_blocks)))
 
 
 class Accelerate(io.ComfyNode):
@@ -194,14 +193,13 @@ class Accelerate(io.ComfyNode):
         first_model: memory.Model,
         second_model: memory.Model,
         schedule: Tensor,
-        scales: Scales | None = None,
+        scales: Guidance | None = None,
     ) -> io.NodeOutput:
         chosen = LEVELS[files.choice("acceleration", level, ACCELERATIONS)]
         models = [replace(model, compiled=torch_compile) for model in (first_model, second_model)]
-        scales = scales or NONE
+        schedule = schedule_under(chosen, schedule)
         if chosen.distilled:
             models = [_distilled(model) for model in models]
-            schedule, scales = torch.tensor(DISTILLED), NONE
         models[0] = replace(models[0], acceleration=chosen)
         steps = len(schedule) - 1
         guided = math.ceil(chosen.guided * steps)
@@ -212,21 +210,21 @@ class Accelerate(io.ComfyNode):
             said.append(f"{guided} of {steps} steps guided")
         if chosen.reuse:
             said.append(f"blocks reused where the first one changes by less than {chosen.reuse:g}")
-        return io.NodeOutput(*models, schedule, scales, report(cls, "; ".join(said)))
+        return io.NodeOutput(*models, schedule, scales or NONE, report(cls, "; ".join(said)))
 
 
 def _distilled(model: memory.Model) -> memory.Model:
     """The model as the distilled recipe wants it: its distilled LoRA at 1, and none on a distilled checkpoint."""
-    own = [distilled(fit.lora.path.name) for fit, _ in model.loras]
+    own = [is_distilled(fit.lora.path.name) for fit, _ in model.loras]
     strength = full_strength(model.checkpoint, any(own))
     loras = zip(model.loras, own, strict=True)
     return model.with_loras(tuple((fit, strength if is_own else old) for (fit, old), is_own in loras))
 
 
-class Restart(io.ComfyNode):
+class RestartSampling(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        usual = Renewal()
+        usual = Restart()
         level = {"min": 0.0, "max": 1.0, "step": 0.05}
         return io.Schema(
             node_id="LTXA2VRestart",
@@ -270,7 +268,7 @@ class Restart(io.ComfyNode):
 
     @classmethod
     def execute(cls, noise: float, restarts: int, sigma_min: float, sigma_max: float) -> io.NodeOutput:
-        return io.NodeOutput(Renewal(noise, restarts, sigma_min, sigma_max))
+        return io.NodeOutput(Restart(noise, restarts, sigma_min, sigma_max))
 
 
 def _blocks(text: str) -> tuple[int, ...]:
@@ -341,13 +339,25 @@ class Sampler(io.ComfyNode):
         audio: AudioCondition,
         latent: dict[str, Any],
         negative: TextContext | None = None,
-        guidance: Scales | None = None,
+        guidance: Guidance | None = None,
         guides: tuple[Guide, ...] = (),
-        audio_guidance: Scales | None = None,
-        restart: Renewal | None = None,
+        audio_guidance: Guidance | None = None,
+        restart: Restart | None = None,
         sampler: str = EULER,
         gradient_estimation_gamma: float = 0.0,
     ) -> io.NodeOutput:
+        files.choice("sampler", sampler, SAMPLERS)
+        steering = Steering(
+            sigmas,
+            guidance or NONE,
+            audio_guidance or NONE,
+            model.acceleration,
+            restart,
+            gradient_estimation_gamma,
+            sampler,
+        )
+        layers = len(model.module.transformer_blocks)
+        steering.check(audio.frozen, negative is not None, layers)
         progress = Progress(cls.hidden.unique_id)
         samples = samples_of(latent)
         if pixel_frames(samples) != audio.frames:
@@ -355,41 +365,28 @@ class Sampler(io.ComfyNode):
                 f"latent: it is {pixel_frames(samples)} frames long and the audio was encoded for {audio.frames}; "
                 "give both the same number of frames."
             )
-        progress(0, len(sigmas) - 1)
+        progress(0, steering.steps)
         (module,) = memory.use(model, memory_required=memory.sampling_memory(model.module, samples))
+        compile_blocks(module, model.compiled)
 
-        def on_step(done: int, total: int, x0: Latents) -> None:
+        def on_step(done: int, total: int, x0: Tokens) -> None:
             progress(done, total, preview(grid(x0.video, samples)))
 
-        files.choice("sampler", sampler, SAMPLERS)
-        acting = [guidance or NONE] if audio.strength == 1 else [guidance or NONE, audio_guidance or NONE]
-        check_level(model.acceleration, *acting)
-        compile_blocks(module, model.compiled)
-        if restart is not None and not (restart.share or restart.times):
-            restart = None
         denoised, next_audio, after = sample(
             module,
-            latent=samples,
-            sigmas=sigmas,
-            positive=positive,
-            negative=negative,
-            audio=audio,
-            guides=guides,
-            guidance=guidance or NONE,
-            audio_guidance=audio_guidance or NONE,
-            restart=restart,
-            sampler=sampler,
-            acceleration=model.acceleration,
-            gamma=gradient_estimation_gamma,
-            noise=noise.noise if isinstance(noise, NextNoise) else Noise(noise.seed),
+            samples,
+            Conditions(positive, audio, negative, guides),
+            steering,
+            noise.noise if isinstance(noise, NextNoise) else Noise(noise.seed),
             device=module.device,
-            on_step=on_step,
-            on_block=progress.check,
+            hooks=Hooks(on_step, progress.check),
         )
-        said = f"seed {noise.seed}, {len(sigmas) - 1} steps of {sampler}, {1 + sum(needed(*acting))} passes each"
-        if audio_guidance is not None and audio.strength == 1:
+        said = f"seed {noise.seed}, {steering.steps} steps of {sampler}, {steering.passes(audio.frozen)} passes each"
+        if audio_guidance is not None and audio.frozen:
             said += "; the audio guidance did nothing, for the audio is kept (audio strength 1)"
+        if model.acceleration.distilled and (guidance or NONE, audio_guidance or NONE) != (NONE, NONE):
+            said += "; acceleration full has no guidance"
         return io.NodeOutput({"samples": memory.to_graph(denoised)}, NextNoise(after), next_audio, report(cls, said))
 
 
-NODES = (Scheduler, Guidance, AudioGuidance, Accelerate, Restart, Sampler)
+NODES = (Scheduler, PictureGuidance, AudioGuidance, Accelerate, RestartSampling, Sampler)

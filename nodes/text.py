@@ -12,10 +12,11 @@ from dataclasses import replace
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ltx.diffusion.conditioning import TEXT_LENGTH
 from ..ltx.media.images import compress, from_float
 from ..ltx.prompt.contexts import Recent, image_digest
 from ..ltx.prompt.expand import expand
-from ..ltx.prompt.text import LENGTH, encode_text
+from ..ltx.prompt.text import encode_text
 from . import memory
 from .progress import INTERRUPTS, Progress, show_text
 from .types import CATEGORY, TextEncoderIO, TextIO
@@ -62,7 +63,7 @@ class TextEncode(io.ComfyNode):
         progress(1, 1)
         if context.truncated:
             logging.warning("The prompt has %d tokens; the %d after the first %d are left out.", context.tokens,
-                            context.tokens - LENGTH, LENGTH)  # fmt: skip
+                            context.tokens - TEXT_LENGTH, TEXT_LENGTH)  # fmt: skip
         return io.NodeOutput(context)
 
 

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import InputError
+from ..models import MODELS, is_distilled
 from ..request import ACCELERATIONS
-from ..weights.lora import distilled
-from .guidance import Guidance, needed
 
 GUIDED = 0.6  # of the steps, from the first on; fewer save more and follow prompt and audio less
 REUSE = 0.1  # relative change of the first block's work below which the other blocks' is used again; diffusers has 0.05
@@ -55,25 +54,16 @@ LEVELS = dict(
 )
 
 
-def check_level(chosen: Acceleration, *guidances: Guidance) -> None:
-    """Errors: InputError where a level has nothing to leave out under this guidance."""
-    if chosen.guided < 1 and not chosen.reuse and not any(needed(*guidances)):
-        raise InputError(
-            "acceleration: regular leaves guidance out of some steps, and nothing guides these (every scale is "
-            "neutral); choose none or high."
-        )
-
-
 def full_strength(checkpoint: str, lora: bool) -> float:
     """The distilled LoRA's strength under `full`: 1, or 0 where the checkpoint is distilled, going by its file's name.
 
     lora: whether there is one. Errors: InputError where nothing is distilled.
     """
-    if distilled(checkpoint):
+    if is_distilled(checkpoint):
         return 0.0
     if not lora:
         raise InputError(
             "acceleration: full needs a distilled model; give the distilled LoRA "
-            "(ltx-2.3-22b-distilled-lora-384-1.1.safetensors) or a distilled checkpoint, or choose another level."
+            f"({MODELS['distilled-lora'].name}) or a distilled checkpoint, or choose another level."
         )
     return 1.0

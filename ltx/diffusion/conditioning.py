@@ -1,4 +1,4 @@
-"""Conditioning: what a pass is told to keep. Images and audio become clean tokens, each with a mask.
+"""Conditioning: what a stage attends to and what it keeps. Images and audio become clean tokens, each with a mask.
 
 mask 0 keeps a token as it is, 1 leaves it to the model; a strength is 1 - mask. The first image replaces latent frame
 0; an image at any other frame, the end image too, is appended as keyframe tokens and dropped after sampling.
@@ -14,6 +14,25 @@ from torch import Tensor
 
 from .. import latents
 from ..errors import InputError
+
+TEXT_LENGTH = 1024  # tokens of a text context, <bos> and padding included
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """What the transformer attends to for one prompt; it takes no mask, since registers fill what the text leaves.
+
+    video: [1, 1024, Dv]; audio: [1, 1024, Da]; tokens: those of the whole prompt, <bos> included, before any cut.
+    """
+
+    video: Tensor
+    audio: Tensor
+    tokens: int = 0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the end of the prompt was left out."""
+        return self.tokens > TEXT_LENGTH
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,22 @@ class AudioCondition:
                 f"{float(self.fps):g} fps take {wanted}: encode the audio for this clip."
             )
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the track is kept as it is."""
+        return self.strength == 1
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Everything that a stage is conditioned on. negative: needed where a CFG scale is not 1. guides: images encoded at
+    the stage's size."""
+
+    positive: TextContext
+    audio: AudioCondition
+    negative: TextContext | None = None
+    guides: tuple[Guide, ...] = ()
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -60,7 +95,7 @@ class Stream:
     positions: Tensor
 
     def noised(self, noise: Tensor, scale: float) -> Tensor:
-        """The tokens that enter a pass whose first sigma is `scale`: [1, N, C]."""
+        """The tokens that enter a stage whose first sigma is `scale`: [1, N, C]."""
         return self.blend(noise * scale + self.latent * (1 - scale))
 
     def blend(self, x: Tensor) -> Tensor:
@@ -87,7 +122,7 @@ def video_stream(latent: Tensor, guides: tuple[Guide, ...], fps: Fraction) -> St
         if guide.latent.shape[3:] != latent.shape[3:]:
             raise InputError(
                 f"an image was encoded for a {_pixels(guide.latent)} video and used in a {_pixels(latent)} one: "
-                "encode it for this pass."
+                "encode it for this stage."
             )
         if not 0 <= guide.frame <= last:
             raise InputError(f"an image stands at frame {guide.frame}, and the video ends at frame {last}.")

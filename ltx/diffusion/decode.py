@@ -138,17 +138,11 @@ def decode_video(
         total = done + len(times) * len(rows) * len(columns)
         frames = _row_of_tiles(vae, latent, time, rows, columns, left, held, follow)
         if frames is None:
-            fitting = tiling.smaller(latent)
             free()
-            if fitting is None:
-                raise InputError(
-                    f"decode: memory is short even for the smallest tile, {tiling}; close what else uses the memory, "
-                    "or ask for a smaller video."
-                )
+            tiling = _smaller(tiling, latent)
             if on_retry is not None:
                 first = asked or Tiling.whole(latent)
-                on_retry(f"decoded in tiles of {fitting}: {first.pixels} and {first.frames} did not fit")
-            tiling = fitting
+                on_retry(f"decoded in tiles of {tiling}: {first.pixels} and {first.frames} did not fit")
             start = time.latents.start + time.skip
             times, rows, columns = _spans(*latent.shape[2:], tiling, start, 1 - share)
             continue
@@ -162,6 +156,17 @@ def decode_video(
             yield chunk.add(1).div_(2).clamp_(0, 1)
         left += count
         del frames, chunk  # before the next tile needs the room
+
+
+def _smaller(tiling: Tiling, latent: Tensor) -> Tiling:
+    """The next smaller tiles. Errors: InputError where there are none."""
+    smaller = tiling.smaller(latent)
+    if smaller is None:
+        raise InputError(
+            f"decode: memory is short even for the smallest tile, {tiling}; close what else uses the memory, "
+            "or ask for a smaller video."
+        )
+    return smaller
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -81,3 +81,13 @@ def _check(steps: int) -> int:
     if steps < 1:
         raise InputError(f"num_inference_steps is {steps}: give at least 1.")
     return steps
+
+
+def checked(sigmas: Tensor) -> Tensor:
+    """The schedule [steps + 1] as float32 on the CPU. Errors: InputError for no step or a value out of place."""
+    sigmas = torch.as_tensor(sigmas, dtype=torch.float32, device="cpu")  # scalars on the CPU cost no synchronisation
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise InputError("sigmas has no step: give a schedule of at least two values.")
+    if not (sigmas.isfinite().all() and (sigmas[:-1] > 0).all() and sigmas[-1] >= 0):
+        raise InputError(f"sigmas is {sigmas.tolist()}: every value but the last must be above 0.")
+    return sigmas

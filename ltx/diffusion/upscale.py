@@ -1,18 +1,15 @@
-"""The step between the two passes: latents of half the size → latents of the full size, in the VAE's own space."""
+"""The step between the two stages: latents of half the size → latents of the full size, in the VAE's own space."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..latents import denormalize_video, normalize_video
+from ..trace import Trace
 
 
-def upscale(
-    upsampler: nn.Module, vae: nn.Module, latent: Tensor, trace: Callable[[str, Tensor], None] | None = None
-) -> Tensor:
+def upscale(upsampler: nn.Module, vae: nn.Module, latent: Tensor, trace: Trace | None = None) -> Tensor:
     """Latent [1, 128, F, H, W] in model space → float32 [1, 128, F, 2H, 2W] in model space."""
     raw = denormalize_video(vae, latent)
     with torch.inference_mode():

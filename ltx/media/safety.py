@@ -21,6 +21,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..errors import InputError
 
+REQUIRED = "LTX_A2V_SAFETY"  # an environment variable; set to "require", nothing is made without a safety checker
+UNCHECKED = "the safety checker did not run"
 SAMPLES = 16  # frames looked at, the first and the last among them
 THRESHOLD = 0.5  # a frame with this score or more flags the clip
 # A label with one of these words in it means unsafe, unless a word of NEGATIONS stands there too ("non-nude").

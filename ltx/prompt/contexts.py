@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..diffusion.conditioning import TEXT_LENGTH, TextContext
 from . import expand
 from .expand import Expansion
-from .text import LENGTH, TextContext
 
 FORMAT = 1  # one more where the same files and text give other numbers than before
 WRITER = (expand.SYSTEM, expand.SYSTEM_IMAGE, expand.NEW_TOKENS, expand.TEMPERATURE, expand.TOP_K, expand.TOP_P)
@@ -163,7 +163,7 @@ def _parse_context(data: bytes) -> TextContext | None:
     except (SafetensorError, KeyError, ValueError, RuntimeError):
         return None
     both = (context.video, context.audio)
-    return context if all(t.shape[:2] == (1, LENGTH) and t.is_floating_point() for t in both) else None
+    return context if all(t.shape[:2] == (1, TEXT_LENGTH) and t.is_floating_point() for t in both) else None
 
 
 def _parse_expansion(data: bytes) -> Expansion | None:

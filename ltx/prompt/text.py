@@ -5,35 +5,15 @@ Loading Gemma is gemma.py's business, writing a better prompt expand.py's, and e
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from einops import rearrange
 from torch import Tensor
 
+from ..diffusion.conditioning import TEXT_LENGTH, TextContext
 from ..errors import InputError
+from ..trace import Trace
 from .gemma import WANTED, Gemma
-
-LENGTH = 1024  # tokens of the context, <bos> and padding included
-
-
-@dataclass(frozen=True)
-class TextContext:
-    """What the transformer attends to for one prompt; it takes no mask, since registers fill what the text leaves.
-
-    video: [1, 1024, Dv]; audio: [1, 1024, Da]; tokens: those of the whole prompt, <bos> included, before any cut.
-    """
-
-    video: Tensor
-    audio: Tensor
-    tokens: int = 0
-
-    @property
-    def truncated(self) -> bool:
-        """Whether the end of the prompt was left out."""
-        return self.tokens > LENGTH
 
 
 def tokenize(gemma: Gemma, text: str) -> list[int]:
@@ -50,16 +30,16 @@ def hidden_states(gemma: Gemma, text: str) -> tuple[Tensor, Tensor]:
     """
     language = gemma.model.model.language_model  # neither the vision tower nor the head's 262k logits
     device = gemma.model.device
-    ids = torch.tensor([tokenize(gemma, text)[:LENGTH]], device=device)
+    ids = torch.tensor([tokenize(gemma, text)[:TEXT_LENGTH]], device=device)
     # The padding is masked and later zeroed: running the tokens alone, at their padded positions, gives the same.
-    start = LENGTH - ids.shape[1]
-    positions = torch.arange(start, LENGTH, device=device).unsqueeze(0)
+    start = TEXT_LENGTH - ids.shape[1]
+    positions = torch.arange(start, TEXT_LENGTH, device=device).unsqueeze(0)
     output = language(input_ids=ids, position_ids=positions, use_cache=False, output_hidden_states=True)
     first = output.hidden_states[0]
-    states = first.new_zeros(len(output.hidden_states), 1, LENGTH, first.shape[-1])
+    states = first.new_zeros(len(output.hidden_states), 1, TEXT_LENGTH, first.shape[-1])
     for layer, state in zip(states, output.hidden_states, strict=True):
         layer[:, start:] = state
-    mask = (torch.arange(LENGTH, device=device) >= start).long().unsqueeze(0)
+    mask = (torch.arange(TEXT_LENGTH, device=device) >= start).long().unsqueeze(0)
     return states, mask
 
 
@@ -68,7 +48,7 @@ def encode_text(
     gemma: Gemma,
     connectors: LTX2TextConnectors,
     text: str,
-    trace: Callable[[str, Tensor], None] | None = None,
+    trace: Trace | None = None,
 ) -> TextContext:
     """Prompt → context, on the connectors' device and in their dtype. `trace` is shown each named intermediate.
 

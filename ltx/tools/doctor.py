@@ -139,7 +139,7 @@ def _packages() -> Iterator[Line]:
 def _devices() -> Iterator[Line]:
     import torch
 
-    from ..memory.forecast import free_memory
+    from ..memory.free import free_memory
 
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
@@ -155,7 +155,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     from ..media.safety import find_checker, load_checker
     from ..prompt.gemma import check_gemma
     from ..weights.checkpoint import load_upscaler
-    from ..weights.lora import distilled, load_lora, match
+    from ..weights.lora import load_lora, match
 
     for path in _unique(_transformer_files(places)):
         try:
@@ -198,7 +198,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
             match(lora, model)
 
     ours = [path for path in loras if "ltx" in path.name.lower()]
-    yield from opened((p for p in ours if distilled(p.name)), "distilled LoRA", found.distilled_loras, fits)
+    yield from opened((p for p in ours if models.is_distilled(p.name)), "distilled LoRA", found.distilled_loras, fits)
     cameras = (p for p in ours if "camera" in p.name.lower())
     yield from opened(cameras, "camera LoRA", found.cameras, fits)
     checkers = [folder for base in places["safety_checker"] if (folder := find_checker(base)) is not None]
@@ -256,7 +256,7 @@ def _needed(found: Found) -> Iterator[Published]:
     from_names = [checkpoint.path.name for checkpoint in found.checkpoints]
     if not from_names:
         yield MODELS["dev"]
-    if not found.distilled_loras and not any("distilled" in name.lower() for name in from_names):
+    if not found.distilled_loras and not any(map(models.is_distilled, from_names)):
         yield MODELS["distilled-lora"]
     if not found.upscalers:
         yield MODELS["upscaler"]
@@ -268,42 +268,30 @@ def _fits(found: Found) -> Iterator[Line]:
     """The endpoint's defaults, with the first model of each kind, prepared and rehearsed as the command does it."""
     import torch
 
-    from .. import pipeline
-    from ..diffusion.guidance import Guidance
-    from ..memory import forecast as memory
+    from ..job import Compute, Files, prepare
+    from ..memory.forecast import estimate
     from ..request import parse
 
     request = parse({"prompt": "A person speaks.", "seed": 0})
     checkpoint = found.checkpoints[0]
     named = {part: file.path for part, file in checkpoint.files.items()}
-    files = pipeline.Files(
+    distilled = models.is_distilled(checkpoint.path.name)
+    files = Files(
         checkpoint=checkpoint.path,
         text_encoder=found.encoders[0],
         audio=SPEECH,
         output=Path("out.mp4"),
         upscaler=found.upscalers[0],
-        distill_lora=next(iter(found.distilled_loras), None)
-        if "distilled" not in checkpoint.path.name.lower()
-        else None,
+        distill_lora=None if distilled else next(iter(found.distilled_loras), None),
         **named,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    forecast = memory.estimate(
-        pipeline.prepare(files, request),
-        pipeline.sample,
-        guidance=Guidance(
-            cfg=request.video_cfg_scale,
-            stg=request.video_stg_scale,
-            rescale=request.video_rescaling_scale,
-            modality=request.video_modality_scale,
-        ),
-        dtype=torch.bfloat16 if device == "cuda" else torch.float32,
-        device=device,
-    )
+    compute = Compute(torch.bfloat16 if device == "cuda" else torch.float32, device)
+    forecast = estimate(prepare(files, request), compute)
     head, *_ = forecast.lines()
     yield True, f"the default request with {checkpoint.path.name} on {head.removeprefix('memory on ')}"
-    yield from ((stage.fits, str(stage)) for stage in forecast.stages)
-    if not all(stage.fits for stage in forecast.stages):
+    yield from ((phase.fits, str(phase)) for phase in forecast.phases)
+    if not all(phase.fits for phase in forecast.phases):
         yield False, "take a smaller size, fewer frames, fp8 or GGUF files, or dtype fp8 (--fp8)"
 
 
@@ -311,7 +299,7 @@ def _known_sizes() -> Iterator[Line]:
     """Where the files are not there to be measured: the published weights against the device."""
     import torch
 
-    from ..memory.forecast import free_memory
+    from ..memory.free import free_memory
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     free, host = free_memory(device), free_memory("cpu")

@@ -74,18 +74,6 @@ class Match:
         )
 
 
-def distilled(name: str) -> bool:
-    """Whether a file's name says that it is distilled: nothing in the published files does."""
-    return "distilled" in name.lower()
-
-
-def overdone(checkpoint: str, strengths: Sequence[float]) -> str | None:
-    """One sentence where a distilled LoRA acts on a checkpoint that is distilled already, going by its file's name."""
-    if distilled(checkpoint) and any(strengths):
-        return "the checkpoint is distilled already (by its name); the distilled LoRA on top overdoes it"
-    return None
-
-
 def load_lora(path: str | Path) -> Lora:
     """Opens a LoRA; the tensors map the file. Raises InputError: not there, cut short, not safetensors, no LoRA."""
     path = Path(path)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from a2v.ltx.pipeline import Files
+from a2v.ltx.job import Files
 from safetensors import safe_open
 from torch import Tensor
 

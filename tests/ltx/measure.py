@@ -1,6 +1,6 @@
-"""Runs stages of jobs in a process of their own and prints the most memory each took beside what was there before.
+"""Runs phases of jobs in a process of their own and prints the most memory each took beside what was there before.
 
-python measure.py [[STAGE, JOB], …]: JOB has the paths of Files, the fields of Request, dtype, and as `warm` another job
+python measure.py [[PHASE, JOB], …]: JOB has the paths of Files, the fields of Request, dtype, and as `warm` another job
 that runs first, so that what libraries set up once is not counted. `run` is how tests start it; it is no test.
 """
 
@@ -24,23 +24,24 @@ if "a2v" not in sys.modules:
     sys.modules["a2v"] = alias
 
 import torch
-from a2v.ltx import pipeline
-from a2v.ltx.diffusion.conditioning import AudioCondition
+from a2v.ltx.diffusion.conditioning import TEXT_LENGTH, AudioCondition, TextContext
 from a2v.ltx.diffusion.decode import decode_video, to_uint8
 from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.encoding import encode_prompts
+from a2v.ltx.job import Compute, Files, Job, prepare
 from a2v.ltx.latents import CHANNELS, Noise, audio_length, video_shape
 from a2v.ltx.media.safety import Watch, load_checker
 from a2v.ltx.media.video import write_video
-from a2v.ltx.prompt.text import LENGTH, TextContext
-from a2v.ltx.request import Request
+from a2v.ltx.request import parse
 from a2v.ltx.weights import lora
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.tests.ltx.stage import sample
 
 GUIDANCE = Guidance(cfg=3.0, stg=1.0, rescale=0.85, modality=3.0, stg_blocks=(1,))
 
 
 def run(*asked: tuple[str, dict[str, Any]]) -> list[int]:
-    """Bytes by stage, from a fresh process."""
+    """Bytes by phase, from a fresh process."""
     # Freed memory goes back at once, so that what is resident is what is in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, json.dumps(asked)]
@@ -49,43 +50,45 @@ def run(*asked: tuple[str, dict[str, Any]]) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
-def job_of(described: dict[str, Any]) -> pipeline.Job:
+def job_of(described: dict[str, Any]) -> Job:
     files = {name: None if path is None else Path(path) for name, path in described["files"].items()}
     request = {"enable_safety_checker": False, "enable_prompt_expansion": False, **described["request"]}
-    return pipeline.prepare(pipeline.Files(**files), Request(**request))
+    width, height = request.pop("video_size")
+    request["video_size"] = {"width": width, "height": height}
+    return prepare(Files(**files), parse(request), stg_blocks=(1,))
 
 
 Loaded = Callable[[], object]
 """What is measured, with what it needs in memory already."""
 
 
-def text(job: pipeline.Job, dtype: torch.dtype | None) -> Loaded:
+def text(job: Job, dtype: torch.dtype | None) -> Loaded:
     """Loaded as it goes, and its weights map the files: their pages count."""
-    return lambda: pipeline.encode_prompts(job, dtype, "cpu", lambda *_: None, lambda *_: None)
+    return lambda: encode_prompts(job, Compute(dtype), None, lambda *_: None)
 
 
-def first_pass(job: pipeline.Job, dtype: torch.dtype | None) -> Loaded:
+def first_stage(job: Job, dtype: torch.dtype | None) -> Loaded:
     """One guided step."""
     clip, model = job.plan, job.checkpoint.transformer(dtype)
     merger = lora.Merger(model, job.checkpoint.transformer_weight)
-    merger.set(job.first_loras)
+    merger.set(job.loras[0])
     widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
-    positive, negative = (TextContext(*(torch.zeros(1, LENGTH, width) for width in widths)) for _ in range(2))
+    positive, negative = (TextContext(*(torch.zeros(1, TEXT_LENGTH, width) for width in widths)) for _ in range(2))
     sound = audio_length(clip.frames, clip.fps)
-    return lambda: pipeline.sample(
-        model,
-        latent=torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1])),
-        sigmas=torch.tensor([1.0, 0.0]),
-        positive=positive,
-        negative=negative,
-        audio=AudioCondition(torch.zeros(1, 8, sound, 16), clip.frames, clip.fps),
-        guidance=GUIDANCE,
-        noise=Noise(0),
-        room=0.0,
-    )
+    given = {
+        "latent": torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1])),
+        "sigmas": torch.tensor([1.0, 0.0]),
+        "positive": positive,
+        "negative": negative,
+        "audio": AudioCondition(torch.zeros(1, 8, sound, 16), clip.frames, clip.fps),
+        "guidance": GUIDANCE,
+        "noise": Noise(0),
+        "room": 0.0,
+    }
+    return lambda: sample(model, given)
 
 
-def decode(job: pipeline.Job, dtype: torch.dtype | None) -> Loaded:
+def decode(job: Job, dtype: torch.dtype | None) -> Loaded:
     clip, vae = job.plan, job.checkpoint.video_vae(dtype)
 
     def work() -> None:
@@ -174,11 +177,11 @@ def status(name: str) -> int:
 
 def main(asked: list[tuple[str, dict[str, Any]]]) -> None:
     torch.set_num_threads(1)
-    for stage, described in asked:
-        if stage in ("stream", "node"):
-            {"stream": stream, "node": node}[stage](described)
+    for phase, described in asked:
+        if phase in ("stream", "node"):
+            {"stream": stream, "node": node}[phase](described)
             continue
-        work = {"encode text": text, "sample": first_pass, "decode": decode}[stage]
+        work = {"encode text": text, "sample": first_stage, "decode": decode}[phase]
         dtype = getattr(torch, described["dtype"]) if described["dtype"] else None
         work(job_of(described["warm"]), dtype)()
         job = job_of(described)

@@ -25,9 +25,10 @@ import pytest
 import torch
 from a2v.ltx import __main__ as command
 from a2v.ltx import pipeline
-from a2v.ltx.memory import forecast as memory
-from a2v.ltx.prompt.text import TextContext
-from a2v.ltx.request import PARAMETERS
+from a2v.ltx.diffusion.conditioning import TextContext
+from a2v.ltx.encoding import Prompts
+from a2v.ltx.job import Files
+from a2v.ltx.request import PARAMETERS, Request
 from a2v.tests import layouts
 from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image
@@ -141,9 +142,18 @@ def arguments(tiny: TinyFiles, media: Path, folder: Path, request: Any, flags: d
     return line
 
 
+Job = Callable[..., pipeline.Result]
+
+
+@pytest.fixture
+def job() -> list[Job]:
+    """What the command runs: the pipeline, unless a fixture puts another one here."""
+    return [pipeline.run]
+
+
 @pytest.fixture
 def run(
-    tiny: TinyFiles, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: TinyFiles, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], job: list[Job]
 ) -> Iterator[Callable[..., Outcome]]:
     """`main` in this process, its output in an empty folder; puts the signal handlers back."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -154,7 +164,7 @@ def run(
         line = arguments(tiny, media, folder, values, {k.replace("_", "-"): v for k, v in flags.items()})
         capsys.readouterr()
         try:
-            status = command.main(line)
+            status = command.main(line, job[0])
         except SystemExit as end:
             status = end.code
         return Outcome(status, *capsys.readouterr(), folder)
@@ -165,17 +175,20 @@ def run(
 
 
 @pytest.fixture
-def unforeseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without the forecast of memory, which takes longer than all else here; test_memory.py has it."""
-    forecast = memory.Preflight("cpu", 1, (memory.Stage("sample", (), 1),), memory.TILING)
-    monkeypatch.setattr(memory, "estimate", lambda *_, **__: forecast)
+def unforeseen(job: list[Job]) -> None:
+    """Runs without the forecast of memory, which takes longer than all else here; test_forecast.py has it."""
+    job[:] = [lambda *given, announce, **more: pipeline.run(*given, **more)]
 
 
 @pytest.fixture
-def quick(unforeseen: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(job: list[Job]) -> None:
     """And without Gemma: the prompts' contexts are short random ones."""
     contexts = [TextContext(torch.randn(1, 16, 64), torch.randn(1, 16, 32)) for _ in range(2)]
-    monkeypatch.setattr(pipeline, "encode_prompts", lambda job, *_: (job.request.prompt, *contexts, []))
+
+    def run(files: Files, request: Request, *given: Any, announce: object, **more: Any) -> pipeline.Result:
+        return pipeline.run(files, request, *given, prompts=Prompts(request.prompt, *contexts), **more)
+
+    job[:] = [run]
 
 
 # What is refused: flags (a text names a file in the media folder), the request, what the sentence says.

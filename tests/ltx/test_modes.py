@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from a2v.ltx import pipeline
-from a2v.ltx.diffusion import transformer
+from a2v.ltx.diffusion import sample as engine
+from a2v.ltx.diffusion.block import Block
+from a2v.ltx.job import Compute, Files
 from a2v.ltx.memory import offload
-from a2v.ltx.pipeline import Files
 from a2v.ltx.request import parse
 from a2v.ltx.trace import Recorder
 from a2v.tests import layouts
@@ -30,6 +31,7 @@ from .goldens import LIMIT, RUNS, TIGHT, Golden, relative, worst
 VIDEO = r"s[12]/step\d+/((in|x0|out)_video|call\d/.*)|up/.*|final/video_latent"
 TEXT = r"prompt/[01]/(video|audio)_enc"
 MEDIA = r"audio/latent|cond/\d/latent"
+EXACT = Compute(torch.float32)
 
 
 def as_it_is(files: Files, folder: Path) -> Files:
@@ -64,17 +66,18 @@ class Mode:
     text: float = TIGHT
     media: float = LIMIT
     write: Callable[[Files, Path], Files] = as_it_is
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    compute: Compute = EXACT
 
 
-BF16 = {"dtype": torch.bfloat16}
+BF16 = Compute(torch.bfloat16)
+FP8 = Compute(torch.float32, fp8=True)
 MODES = {
     # Each layer rounds to 8 bits, and guidance multiplies what its passes differ by. Measured: 0.044, 0.0049, 0.0071.
-    "bfloat16": Mode(0.066, 1.5, text=7.5e-3, media=1.1e-2, settings=BF16),
+    "bfloat16": Mode(0.066, 1.5, text=7.5e-3, media=1.1e-2, compute=BF16),
     # 4 bits of the weights of the blocks and of Gemma, one scale a layer: 2.7 % of each. Measured: 0.062, 0.0082.
-    "fp8": Mode(0.093, 3.2, text=1.25e-2, settings={"fp8": True}),
+    "fp8": Mode(0.093, 3.2, text=1.25e-2, compute=FP8),
     # Both errors, which add up as squares. Measured: 0.071, 0.0095, 0.0071.
-    "fp8 in bfloat16": Mode(0.106, 3.5, text=1.45e-2, media=1.1e-2, settings={"fp8": True, **BF16}),
+    "fp8 in bfloat16": Mode(0.106, 3.5, text=1.45e-2, media=1.1e-2, compute=Compute(torch.bfloat16, fp8=True)),
     # As fp8, but Gemma and the first block are as they were. Measured: 0.056.
     "official fp8 file": Mode(0.085, 2.8, write=fp8_file),
     # 8 bits and a scale for 32 weights: 0.5 % of each. Measured: 0.025.
@@ -82,21 +85,21 @@ MODES = {
 }
 
 
-def run(golden: Golden, folder: Path, files: Files | None = None, **settings: Any) -> list[transformer.Block]:
+def run(golden: Golden, folder: Path, files: Files | None = None, compute: Compute = EXACT, **more: Any) -> list[Block]:
     """The headless job in float32 on the CPU, or as told; its trace into `golden`. Returns the blocks in which the
     passes of a step ran as one batch."""
     recorder, batched = Recorder(), []
-    enter = transformer.Block.forward
+    enter = Block.forward
 
-    def watched(block: transformer.Block, video: Tensor, *inputs: Any) -> Any:
+    def watched(block: Block, video: Tensor, *inputs: Any) -> Any:
         if len(video) > 1:
             batched.append(block)
         return enter(block, video, *inputs)
 
-    settings = {"dtype": torch.float32, "stg_blocks": tuple(golden.info["stg_blocks"]), **settings}
+    files, stg_blocks = files or golden.files(folder / "out.mp4"), tuple(golden.info["stg_blocks"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformer.Block, "forward", watched)
-        pipeline.run(files or golden.files(folder / "out.mp4"), parse(golden.request), trace=recorder, **settings)
+        patch.setattr(Block, "forward", watched)
+        pipeline.run(files, parse(golden.request), compute, stg_blocks=stg_blocks, trace=recorder, **more)
     golden.trace = recorder.tensors
     return batched
 
@@ -130,7 +133,7 @@ def assert_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Non
 def test_what_rounds_stays_within_its_bound(oracle: Path, tmp_path: Path, name: str, mode: str) -> None:
     golden, bound = Golden(oracle, name), MODES[mode]
     files = bound.write(golden.files(tmp_path / "out.mp4"), tmp_path)
-    run(golden, tmp_path, files, **bound.settings)
+    run(golden, tmp_path, files, bound.compute)
     differences = golden.differences(VIDEO)
     assert bound.video / 10 < worst(differences) < bound.video, differences
     assert worst(golden.differences(TEXT)) < bound.text
@@ -145,18 +148,18 @@ def test_split_files_give_the_same(oracle: Path, tmp_path: Path, resident: Calla
 
 
 def test_offloaded_blocks_give_the_same(oracle: Path, tmp_path: Path, resident: Callable) -> None:
-    """On a simulated device, where two LoRA strengths, two passes, images and the text encoder take their turns."""
+    """On a simulated device, where two LoRA strengths, two stages, images and the text encoder take their turns."""
     golden, seen, begin = Golden(oracle, RUNS[0]), [], offload.Offload._enter
 
-    def watched(visiting: offload.Offload, number: int, block: nn.Module, inputs: Any) -> None:
-        begin(visiting, number, block, inputs)
+    def watched(offloaded: offload.Offload, number: int, block: nn.Module, inputs: Any) -> None:
+        begin(offloaded, number, block, inputs)
         seen.append((block, isinstance(next(block.parameters()), Elsewhere)))
 
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         patch.setattr(offload.Offload, "_enter", watched)
         # The estimate rehearses on torch's own meta device: the simulated one takes its place after it.
-        here = {"device": DEVICE, "offload": "blocks"}
-        run(golden, tmp_path, announce=lambda forecast: stack.enter_context(simulated()), **here)
+        here = Compute(torch.float32, DEVICE, offload="blocks")
+        run(golden, tmp_path, None, here, announce=lambda forecast: stack.enter_context(simulated()))
     blocks = {block for block, _ in seen}
     assert {type(block).__name__ for block in blocks} == {"Block", "Gemma3DecoderLayer"}
     assert all(there for _, there in seen)
@@ -170,7 +173,7 @@ def test_passes_one_by_one(
 ) -> None:
     """Sums in another order than in a batch, which is what the resident run does: the exact mode's bounds hold."""
     golden, together = Golden(oracle, name), resident(name)
-    monkeypatch.setattr(pipeline, "batch_room", lambda device: 0.0)
+    monkeypatch.setattr(engine, "batch_room", lambda device: 0.0)
     assert run(golden, tmp_path) == []
     assert worst(golden.differences(r"s[12]/step\d+/(in|x0|out)_video|up/.*|final/video_latent")) < TIGHT
     assert worst(golden.differences(VIDEO)) < LIMIT

@@ -20,12 +20,13 @@ import av
 import numpy as np
 import pytest
 import torch
-from a2v.ltx import pipeline
+from a2v.ltx import encoding, job, pipeline
+from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.errors import FlaggedError, InputError
+from a2v.ltx.job import Compute, Files
 from a2v.ltx.latents import patchify_video
 from a2v.ltx.media.formats import SUFFIXES
 from a2v.ltx.prompt.gemma import Gemma
-from a2v.ltx.prompt.text import TextContext
 from a2v.ltx.request import PARAMETERS, SIZES, parse
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import Checkpoint
@@ -367,11 +368,11 @@ def loaded_once() -> Iterator[None]:
     """Parts that no run changes are loaded once, and a text is encoded once. The transformer,
     into which LoRAs are merged, is loaded for each run."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("load_gemma", "load_upscaler"):
-            patch.setattr(pipeline, name, functools.cache(getattr(pipeline, name)))
+        for module, name in ((encoding, "load_gemma"), (pipeline, "load_upscaler"), (job, "load_upscaler")):
+            patch.setattr(module, name, functools.cache(getattr(module, name)))
         for part in ("blueprint", "connectors", "video_vae", "audio_vae", "vocoder"):
             patch.setattr(Checkpoint, part, once(getattr(Checkpoint, part)))
-        encode, known = pipeline.encode_text, {}
+        encode, known = encoding.encode_text, {}
 
         def encode_text(gemma: Gemma, connectors: nn.Module, words: str, trace: Recorder) -> TextContext:
             if words not in known:
@@ -382,7 +383,7 @@ def loaded_once() -> Iterator[None]:
                 trace(name, tensor)
             return context
 
-        patch.setattr(pipeline, "encode_text", encode_text)
+        patch.setattr(encoding, "encode_text", encode_text)
         yield
 
 
@@ -417,9 +418,8 @@ def engine(tiny: TinyFiles, media: dict[str, Path], tmp_path_factory: pytest.Tem
             named = {"audio": media["audio"], "checkpoint": tiny.checkpoint, **{name: media[name] for name in files}}
             named |= {"text_encoder": tiny.gemma, "upscaler": tiny.upscaler, **other}
             recorder = Recorder()
-            result = pipeline.run(
-                pipeline.Files(output=output, **named), parse(request), dtype=torch.float32, trace=recorder
-            )
+            files_of_run = Files(output=output, **named)
+            result = pipeline.run(files_of_run, parse(request), Compute(torch.float32), trace=recorder)
             run = Run(things_of(recorder.tensors, result.report, output), tuple(result.report["notes"]))
             if other:
                 return run
@@ -631,9 +631,7 @@ def notes(tiny: TinyFiles, media: dict[str, Path]) -> Callable[..., tuple[str, .
     def prepare(values: dict[str, Any] | None = None, **files: Path) -> tuple[str, ...]:
         named = {"checkpoint": tiny.checkpoint, "text_encoder": tiny.gemma, "upscaler": tiny.upscaler}
         named |= {"audio": media["audio"], **files}
-        return pipeline.prepare(
-            pipeline.Files(output=Path("out.mp4"), **named), parse({**BASE, **(values or {})})
-        ).notes
+        return job.prepare(Files(output=Path("out.mp4"), **named), parse({**BASE, **(values or {})})).notes
 
     return prepare
 

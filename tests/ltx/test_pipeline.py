@@ -20,15 +20,17 @@ import numpy as np
 import pytest
 import torch
 from a2v.ltx import pipeline
-from a2v.ltx.diffusion.conditioning import AudioCondition, Guide
+from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, TextContext, audio_stream
 from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.encoding import Prompts
 from a2v.ltx.errors import InputError
+from a2v.ltx.job import Compute, Files
 from a2v.ltx.latents import CHANNELS, Noise, audio_length, patchify_video
-from a2v.ltx.prompt.text import TextContext
 from a2v.ltx.request import parse
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.lora import Merger, load_lora
+from a2v.tests.ltx import stage
 from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image
 from safetensors.torch import load_file
@@ -81,9 +83,9 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job(files: TinyFiles, media: Path, output: Path, request: dict[str, Any], **more: Any) -> pipeline.Files:
+def job(files: TinyFiles, media: Path, output: Path, request: dict[str, Any], **more: Any) -> Files:
     """The files of a run; an image goes in where the request names its strength."""
-    return pipeline.Files(
+    return Files(
         checkpoint=files.checkpoint,
         text_encoder=files.gemma,
         audio=media / more.pop("audio", "stereo.wav"),
@@ -98,15 +100,19 @@ def job(files: TinyFiles, media: Path, output: Path, request: dict[str, Any], **
 
 
 def run(
-    files: TinyFiles, media: Path, output: Path, request: dict[str, Any], stg_blocks: tuple[int, ...] = (), **more: Any
+    files: TinyFiles,
+    media: Path,
+    output: Path,
+    request: dict[str, Any],
+    stg_blocks: tuple[int, ...] = (),
+    quick: bool = False,
+    **more: Any,
 ) -> dict[str, Tensor]:
-    """The pipeline under test, in float32: its trace."""
+    """The pipeline under test, in float32: its trace. quick: without Gemma, the prompts' contexts are random ones."""
     recorder = Recorder()
     values = {"prompt": "a woman speaks", "match_audio_length": False, **request}
-    pipeline.run(
-        job(files, media, output, request, **more), parse(values), stg_blocks=stg_blocks, dtype=torch.float32,
-        trace=recorder,
-    )  # fmt: skip
+    named, prompts = job(files, media, output, request, **more), Prompts("", text(1), text(2)) if quick else None
+    pipeline.run(named, parse(values), Compute(torch.float32), stg_blocks=stg_blocks, prompts=prompts, trace=recorder)
     return recorder.tensors
 
 
@@ -455,7 +461,7 @@ def sample(model: nn.Module, **more: Any) -> tuple[Tensor, AudioCondition, Noise
         "audio": hearing(),
         "noise": Noise(4),
     }
-    return pipeline.sample(model, **{**settings, **more})
+    return stage.sample(model, settings, **more)
 
 
 @pytest.mark.parametrize(
@@ -507,7 +513,7 @@ def test_noise_is_drawn_in_the_official_order(model: nn.Module) -> None:
 def test_frozen_audio_stays_to_the_bit(model: nn.Module) -> None:
     seen = Recorder()
     sample(model, guidance=Guidance(3, 1, 0.7, 3), trace=seen)
-    tokens = pipeline.audio_stream(hearing()).latent
+    tokens = audio_stream(hearing()).latent
     for name in ("step0/in_audio", "step0/out_audio", "step1/x0_audio", "step1/out_audio"):
         assert torch.equal(seen.tensors[name], tokens)
     assert seen.tensors["step0/call3/audio_sigma"] == 0 and not seen.tensors["step1/call0/audio_timesteps"].any()
@@ -567,63 +573,48 @@ def test_what_does_not_fit_is_said(model: nn.Module, more: dict[str, Any], sente
         sample(model, **more)
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without Gemma: the prompts' contexts are short random ones."""
-
-    def encode_prompts(
-        job: pipeline.Job, _dtype: object, _device: object, _note: object, say: pipeline.Progress, *_: object
-    ) -> tuple[str, TextContext, TextContext, list[str]]:
-        say("encode text", 0, 2)
-        return job.request.prompt, text(1), text(2), []
-
-    monkeypatch.setattr(pipeline, "encode_prompts", encode_prompts)
-
-
+quickly = partial(run, quick=True)
 SMALL = {
     "seed": 21, "use_multiscale": False, "video_size": {"width": 64, "height": 96}, "num_frames": 9,
     "num_inference_steps": 2,
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("quick")
 def test_one_seed_drives_everything(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
-    """Two passes: the same seed gives the same tensors and the same file, bit for bit; another one does not."""
+    """Two stages: the same seed gives the same tensors and the same file, bit for bit; another one does not."""
     request = {**SMALL, "use_multiscale": True, "video_size": {"width": 128, "height": 64}, "end_image_strength": 0.5}
-    first, again = (run(tiny, media, tmp_path / f"{name}.mp4", request) for name in ("a", "b"))
+    first, again = (quickly(tiny, media, tmp_path / f"{name}.mp4", request) for name in ("a", "b"))
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-    different = run(tiny, media, tmp_path / "c.mp4", {**request, "seed": 22})
+    different = quickly(tiny, media, tmp_path / "c.mp4", {**request, "seed": 22})
     assert (different["final/frames_u8"] != first["final/frames_u8"]).float().mean() > 0.5
 
 
-@pytest.mark.usefixtures("quick")
 def test_strength_zero_is_no_image(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
-    without = run(tiny, media, tmp_path / "a.mp4", SMALL)
-    zero = run(tiny, media, tmp_path / "b.mp4", {**SMALL, "image_strength": 0, "end_image_strength": 0})
+    without = quickly(tiny, media, tmp_path / "a.mp4", SMALL)
+    zero = quickly(tiny, media, tmp_path / "b.mp4", {**SMALL, "image_strength": 0, "end_image_strength": 0})
     assert without.keys() == zero.keys()
     assert all(torch.equal(without[name], zero[name]) for name in without)
-    there = run(tiny, media, tmp_path / "c.mp4", {**SMALL, "image_strength": 0.5})
+    there = quickly(tiny, media, tmp_path / "c.mp4", {**SMALL, "image_strength": 0.5})
     assert (there["final/frames_u8"] != without["final/frames_u8"]).float().mean() > 0.1
 
 
-@pytest.mark.usefixtures("quick")
 def test_loras_add_up(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
-    """--lora twice and --camera-lora are one sum, in both passes."""
+    """--lora twice and --camera-lora are one sum, in both stages."""
     request = {**SMALL, "use_multiscale": True, "video_size": {"width": 64, "height": 64}}
     camera = tiny.camera_lora
-    once = run(tiny, media, tmp_path / "a.mp4", {**request, "camera_lora_scale": 0.9})
-    split = run(
+    once = quickly(tiny, media, tmp_path / "a.mp4", {**request, "camera_lora_scale": 0.9})
+    split = quickly(
         tiny, media, tmp_path / "b.mp4", {**request, "camera_lora_scale": 0.2}, loras=((camera, 1.5), (camera, -0.8))
     )
-    none = run(tiny, media, tmp_path / "c.mp4", request)
+    none = quickly(tiny, media, tmp_path / "c.mp4", request)
     for name in ("s1/step1/out_video", "s2/step2/out_video", "final/video_latent"):
         assert relative(split[name], once[name]) < 1e-5
         assert relative(none[name], once[name]) > 1e-3
 
 
-def test_loras_are_undone_between_the_passes(tiny: TinyFiles) -> None:
+def test_loras_are_undone_between_the_stages(tiny: TinyFiles) -> None:
     checkpoint = load_checkpoint(tiny.checkpoint)
     model = checkpoint.transformer(torch.float32, "cpu")
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -634,35 +625,33 @@ def test_loras_are_undone_between_the_passes(tiny: TinyFiles) -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("frames", "wanted"), ((1, 1), (9, 9), (10, 17)))
 def test_frame_counts(tiny: TinyFiles, media: Path, tmp_path: Path, frames: int, wanted: int) -> None:
-    trace = run(tiny, media, tmp_path / "a.mp4", {**SMALL, "num_frames": frames, "image_strength": 1.0})
+    trace = quickly(tiny, media, tmp_path / "a.mp4", {**SMALL, "num_frames": frames, "image_strength": 1.0})
     assert trace["final/frames_u8"].shape == (wanted, 96, 64, 3)
     assert trace["final/video_latent"].shape == (1, CHANNELS, (wanted - 1) // 8 + 1, 3, 2)
-    assert not [name for name in trace if name.startswith(("s2/", "up/"))], "one pass"
+    assert not [name for name in trace if name.startswith(("s2/", "up/"))], "one stage"
     assert relative(trace["final/video_latent"][:, :, :1], trace["cond/0/latent"]) < 1e-6
 
 
-@pytest.mark.usefixtures("quick")
 def test_what_a_run_raises_leaves_nothing(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
-    """An interruption in any stage: no file, no temporary file."""
-    stages: list[str] = []
+    """An interruption anywhere: no file, no temporary file."""
+    told: list[str] = []
 
-    def stop_at(number: int, stage: str, done: int, total: int) -> None:
-        stages.append(f"{stage} {done}/{total}")
-        if len(stages) > number:
+    def stop_at(number: int, phase: str, done: int, total: int) -> None:
+        told.append(f"{phase} {done}/{total}")
+        if len(told) > number:
             raise KeyboardInterrupt
 
     files = job(tiny, media, tmp_path / "out.mp4", {})
     request = parse({"prompt": "", "match_audio_length": False, **SMALL})
     for number in range(0, 40, 2):
-        stages.clear()
+        told.clear()
         try:
-            pipeline.run(files, request, dtype=torch.float32, progress=partial(stop_at, number))
+            pipeline.run(files, request, Compute(torch.float32), progress=partial(stop_at, number))
         except KeyboardInterrupt:
             assert list(tmp_path.iterdir()) == []
         else:
             break
-    assert number >= 4 and {stage.split()[0] for stage in stages} >= {"encode", "sample", "decode"}
+    assert number >= 4 and {each.split()[0] for each in told} >= {"encode", "sample", "decode"}
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]

@@ -225,7 +225,7 @@ def test_size_by_name_and_by_image() -> None:
     assert size("auto", None, None) == size("auto") == (1024, 576)
     assert size("square", (700, 500)) == (512, 512)
     one = planned({"video_size": {"width": 96}, "use_multiscale": False})
-    assert (one.width, one.height) == one.first_size == (96, 512) and not one.two_passes
+    assert (one.width, one.height) == one.first_size == (96, 512) and not one.two_stages
 
 
 # Frames.

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from a2v.ltx.diffusion.samplers import Latents
-from a2v.ltx.diffusion.transformer import Levels, Pass, adopt, modulation, rotary, velocities
+from a2v.ltx.diffusion.block import adopt
+from a2v.ltx.diffusion.modulation import Levels, modulation, rotary
+from a2v.ltx.diffusion.passes import Pass, velocities
+from a2v.ltx.diffusion.tokens import Tokens
 from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.prompt.text import encode_text
 from a2v.mini import dataset, flow, sizes, text
@@ -35,7 +37,7 @@ def model() -> flow.Model:
 
 @pytest.fixture(scope="module")
 def clips() -> list[dataset.Clip]:
-    """Latents of the right shapes; what they show does not matter here."""
+    """Tokens of the right shapes; what they show does not matter here."""
     g = torch.Generator().manual_seed(3)
     made = []
     for _ in range(3):
@@ -76,7 +78,7 @@ def test_training_and_pack_give_the_same_velocities(
     with torch.no_grad():
         ((video, audio),) = velocities(
             transformer,
-            Latents(batch.video, batch.audio),
+            Tokens(batch.video, batch.audio),
             [Pass(context.video, context.audio, isolated=isolated)],
             positions,
             levels,

@@ -128,7 +128,7 @@ def test_distilled_loras_are_offered_first(base: Path, fresh_lists: None) -> Non
 
 @pytest.fixture
 def checkers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv(safety.SAFETY, raising=False)
+    monkeypatch.delenv(safety.REQUIRED, raising=False)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, safety.KIND, ([str(tmp_path)], set()))
     return tmp_path
 
@@ -156,7 +156,7 @@ def test_an_absent_checker_is_never_silent(
     images = torch.rand(2, 8, 8, 3)
     passed, flagged, report = safety.SafetyChecker.execute(images, "first found", 0.5, 16, "replace").args
     assert passed is images and flagged is False and "did not run" in report
-    monkeypatch.setenv(safety.SAFETY, "require")
+    monkeypatch.setenv(safety.REQUIRED, "require")
     for name in ("off", "first found"):
         with pytest.raises(InputError, match="LTX_A2V_SAFETY=require"):
             safety.open_checker(name)

@@ -22,14 +22,15 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 
 import comfy.model_management as management
 from a2v.ltx.diffusion import decode, encode, sound
-from a2v.ltx.diffusion.conditioning import AudioCondition, Guide
+from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.diffusion.sample import sample
+from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.diffusion.upscale import upscale
 from a2v.ltx.latents import Noise, audio_length
 from a2v.ltx.media import audio
-from a2v.ltx.pipeline import sample
 from a2v.ltx.prompt.gemma import Gemma, load_gemma
-from a2v.ltx.prompt.text import TextContext, encode_text, hidden_states
+from a2v.ltx.prompt.text import encode_text, hidden_states
 from a2v.ltx.weights import lora
 from a2v.ltx.weights.checkpoint import load_checkpoint, load_upscaler
 from a2v.nodes import memory
@@ -67,17 +68,13 @@ def noise(*shape: int) -> Tensor:
 def run_transformer(model: nn.Module, device: torch.device) -> Tensor:
     """One step with guidance, a first image and a keyframe."""
     widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
-    latent, *_ = sample(
-        model,
-        latent=torch.zeros(1, 128, 2, 2, 3),
-        sigmas=torch.tensor([0.9, 0.4]),
-        positive=TextContext(noise(1, 6, widths[0]), noise(1, 6, widths[1])),
-        audio=AudioCondition(noise(1, 8, audio_length(FRAMES, FPS), 16), FRAMES, FPS),
+    conditions = Conditions(
+        TextContext(noise(1, 6, widths[0]), noise(1, 6, widths[1])),
+        AudioCondition(noise(1, 8, audio_length(FRAMES, FPS), 16), FRAMES, FPS),
         guides=tuple(Guide(noise(1, 128, 1, 2, 3), frame, 0.8) for frame in (0, FRAMES - 1)),
-        guidance=Guidance(stg=1.0),
-        noise=Noise(1),
-        device=device,
     )
+    steering = Steering(torch.tensor([0.9, 0.4]), Guidance(stg=1.0))
+    latent, *_ = sample(model, torch.zeros(1, 128, 2, 2, 3), conditions, steering, Noise(1), device=device)
     return latent.cpu()
 
 

@@ -126,7 +126,7 @@ def test_choices_are_the_endpoints(node_id: str, name: str, choices: tuple[str, 
 
 def test_the_restart_node_is_the_endpoints_restart_sampling() -> None:
     widgets = {name: each.default for name, each in inputs("LTXA2VRestart").items()}
-    assert nodes.sampling.Restart.execute(**widgets).args == (Restart(),)
+    assert nodes.sampling.RestartSampling.execute(**widgets).args == (Restart(),)
     assert widgets["noise"] == 0.2 and widgets["restarts"] == 0
 
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 import comfy.model_management as management
+from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.prompt import expand as expansion
 from a2v.ltx.prompt.contexts import KEPT
 from a2v.ltx.prompt.gemma import load_gemma
-from a2v.ltx.prompt.text import TextContext, encode_text
+from a2v.ltx.prompt.text import encode_text
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.nvfp4 import NVFP4Linear
 from a2v.ltx.weights.quantized import QuantizedLinear

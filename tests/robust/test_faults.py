@@ -24,8 +24,9 @@ from typing import Any
 import pytest
 import torch
 from a2v.ltx import __main__ as command
-from a2v.ltx import pipeline
+from a2v.ltx import encoding, job, pipeline
 from a2v.ltx.errors import InputError
+from a2v.ltx.job import Compute, Files
 from a2v.ltx.media.formats import FORMATS
 from a2v.ltx.media.probe import probe
 from a2v.ltx.media.video import write_video
@@ -83,12 +84,12 @@ def main(tiny: TinyFiles, media: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def right(tiny: TinyFiles, media: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The video of REQUEST."""
     path = tmp_path_factory.mktemp("right") / "out.mp4"
-    pipeline.run(files_of(tiny, media, path), parse(REQUEST), dtype=torch.float32)
+    pipeline.run(files_of(tiny, media, path), parse(REQUEST), Compute(torch.float32))
     return path.read_bytes()
 
 
-def files_of(tiny: TinyFiles, media: Path, output: Path) -> pipeline.Files:
-    return pipeline.Files(
+def files_of(tiny: TinyFiles, media: Path, output: Path) -> Files:
+    return Files(
         checkpoint=tiny.checkpoint, text_encoder=tiny.gemma, audio=media / "voice.wav", output=output,
         upscaler=tiny.upscaler, distill_lora=tiny.distilled_lora, image=media / "picture.png",
     )  # fmt: skip
@@ -106,14 +107,14 @@ def held() -> int:
     return sum(storages.values())
 
 
-STAGES = (
-    (pipeline, "load_track", 0), (pipeline, "compress", 0), (pipeline, "load_gemma", 0), (pipeline, "encode_text", 1),
-    (pipeline, "encode_audio", 0), (pipeline, "encode_image", 1), (lora.Merger, "set", 0), (pipeline, "sample", 0),
+CALLS = (
+    (job, "load_track", 0), (job, "compress", 0), (encoding, "load_gemma", 0), (encoding, "encode_text", 1),
+    (encoding, "encode_audio", 0), (encoding, "encode_image", 1), (lora.Merger, "set", 0), (pipeline, "sample", 0),
     (pipeline, "upscale", 0), (lora.Merger, "set", 1), (pipeline, "sample", 1), (pipeline, "to_uint8", 0),
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("owner", "name", "call"), STAGES, ids=[f"{name} {call}" for _, name, call in STAGES])
+@pytest.mark.parametrize(("owner", "name", "call"), CALLS, ids=[f"{name} {call}" for _, name, call in CALLS])
 def test_memory_runs_out(
     owner: Any, name: str, call: int, main: Main, right: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +212,7 @@ def test_a_file_is_deleted_once_it_was_looked_at(
         shutil.rmtree(copy) if copy.is_dir() else copy.unlink()
 
     try:
-        pipeline.run(replace(files, **{field: copy}), parse(REQUEST), dtype=torch.float32, announce=delete)
+        pipeline.run(replace(files, **{field: copy}), parse(REQUEST), Compute(torch.float32), announce=delete)
     except InputError as error:
         assert str(copy) in str(error) and "\n" not in str(error)
         assert field in ("upscaler", "text_encoder"), "it was open"
@@ -221,7 +222,7 @@ def test_a_file_is_deleted_once_it_was_looked_at(
     assert not copy.exists()
 
 
-STAGES_SEEN = ("encode text", "first pass", "second pass", "decode", "writing")
+CALLS_SEEN = ("encode text", "first pass", "second pass", "decode", "writing")
 LONGER = {**REQUEST, "num_frames": 49, "num_inference_steps": 4, "video_size": {"width": 192, "height": 128}}
 
 
@@ -293,7 +294,7 @@ def test_an_interrupt_while_the_encoder_starts(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.soak
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
-@pytest.mark.parametrize("stage", STAGES_SEEN)
+@pytest.mark.parametrize("stage", CALLS_SEEN)
 @pytest.mark.parametrize("name", ("SIGTERM", "SIGINT", "SIGKILL"))
 def test_a_signal_at_every_stage(
     name: str, stage: str, tiny: TinyFiles, media: Path, main: Main, tmp_path: Path

@@ -26,10 +26,10 @@ if "a2v" not in sys.modules:
 
 import torch
 from a2v.api.media import localize
-from a2v.ltx import pipeline
 from a2v.ltx.__main__ import read_request
 from a2v.ltx.diffusion.sound import log_mel
 from a2v.ltx.errors import InputError
+from a2v.ltx.job import Files, prepare
 from a2v.ltx.media import images, preprocess
 from a2v.ltx.media.audio import conditioning_track, load_track, soundtrack
 from a2v.ltx.prompt.gemma import load_gemma
@@ -66,7 +66,7 @@ def command(models: dict[str, str], field: str, path: Path) -> str:
     if request.camera_lora != "none":
         named["camera_lora"] = named["unused_camera"]
     named.pop("unused_camera")
-    job = pipeline.prepare(pipeline.Files(**named), request)
+    job = prepare(Files(**named), request)
     clip = job.plan
     if field == "audio":
         heard = preprocess.preprocess(soundtrack(job.track, clip.frames, clip.fps))

@@ -10,22 +10,24 @@ from typing import Any
 
 import pytest
 import torch
-from a2v.ltx import pipeline
-from a2v.ltx.diffusion import schedules
-from a2v.ltx.diffusion.acceleration import LEVELS, Acceleration, check_level, full_strength
-from a2v.ltx.diffusion.conditioning import AudioCondition
+from a2v.ltx.diffusion import denoiser, schedules
+from a2v.ltx.diffusion.acceleration import LEVELS, Acceleration, full_strength
+from a2v.ltx.diffusion.block import compile_blocks
+from a2v.ltx.diffusion.conditioning import AudioCondition, TextContext
 from a2v.ltx.diffusion.guidance import NONE, Guidance
+from a2v.ltx.diffusion.passes import Reuse
 from a2v.ltx.diffusion.samplers import Restart
-from a2v.ltx.diffusion.transformer import Reuse, compile_blocks
+from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import CHANNELS, Noise, audio_length
-from a2v.ltx.prompt.text import TextContext
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.tests.ltx import stage
 from a2v.tests.tiny import TinyFiles, write_tiny
 from torch import Tensor, nn
 
 GUIDANCE = Guidance(3, 1, 0.7, 3)
 STEPS = 15
+SIGMAS = schedules.beta(STEPS)
 FORWARD = 4 + 4 + 2 + 4  # block runs of a guided step with four blocks, of which STG perturbs the third
 
 
@@ -56,14 +58,14 @@ def sample(model: nn.Module, acceleration: Acceleration, **more: Any) -> Tensor:
     sound = torch.randn((1, 8, audio_length(9, Fraction(24)), 16), generator=draw)
     settings: dict[str, Any] = {
         "latent": torch.zeros(1, CHANNELS, 2, 2, 3),
-        "sigmas": schedules.beta(STEPS),
+        "sigmas": SIGMAS,
         "positive": texts[0],
         "negative": texts[1],
         "audio": AudioCondition(sound, 9, Fraction(24)),
         "noise": Noise(4),
         "guidance": GUIDANCE,
     }
-    return pipeline.sample(model, acceleration=acceleration, **{**settings, **more})[0]
+    return stage.sample(model, settings, acceleration=acceleration, **more)[0]
 
 
 def test_none_runs_every_step_in_full(model: nn.Module, count: Callable[[], int]) -> None:
@@ -102,7 +104,7 @@ def test_reused_blocks(
     """With a threshold above every change all but the first and last step are spared: one block each for a pass that
     runs from the start, none for the perturbed one, which begins later. The cost grows with the threshold from none."""
     caches: list[Reuse] = []
-    monkeypatch.setattr(pipeline, "Reuse", lambda *given: caches.append(Reuse(*given)) or caches[-1])
+    monkeypatch.setattr(denoiser, "Reuse", lambda *given: caches.append(Reuse(*given)) or caches[-1])
     exact = sample(model, LEVELS["none"], guidance=guidance)
     whole, first = (FORWARD, 3) if guidance is GUIDANCE else (4, 1)
     count()
@@ -131,10 +133,12 @@ def test_the_cache_is_used_again_exactly_where_nothing_changed(model: nn.Module,
 
 def test_refusals() -> None:
     with pytest.raises(InputError, match=r"^acceleration: regular .* neutral"):
-        check_level(LEVELS["regular"], NONE, Guidance(rescale=0.5))
+        Steering(SIGMAS, NONE, Guidance(rescale=0.5), LEVELS["regular"]).check(audio_frozen=False)
+    with pytest.raises(InputError, match=r"^acceleration: regular .* neutral"):
+        Steering(SIGMAS, NONE, Guidance(modality=3), LEVELS["regular"]).check(audio_frozen=True)
     for level in ("none", "high", "full"):
-        check_level(LEVELS[level], NONE)
-    check_level(LEVELS["regular"], NONE, Guidance(modality=3))
+        Steering(SIGMAS, acceleration=LEVELS[level]).check(audio_frozen=True)
+    Steering(SIGMAS, NONE, Guidance(modality=3), LEVELS["regular"]).check(audio_frozen=False)
     with pytest.raises(InputError, match=r"^acceleration: full needs .*distilled"):
         full_strength("ltx-2.3-22b-dev.safetensors", False)
     assert full_strength("ltx-2.3-22b-dev.safetensors", True) == 1

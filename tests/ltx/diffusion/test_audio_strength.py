@@ -12,15 +12,17 @@ from itertools import pairwise
 
 import pytest
 import torch
-from a2v.ltx import pipeline
-from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, audio_stream
+from a2v.ltx.diffusion import denoiser
+from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, TextContext, audio_stream
 from a2v.ltx.diffusion.guidance import NONE, Guidance
+from a2v.ltx.diffusion.passes import Pass
 from a2v.ltx.diffusion.samplers import Restart
+from a2v.ltx.diffusion.steering import EULER, RES_2S, SAMPLERS
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import CHANNELS, Noise, audio_positions, patchify_audio, patchify_video, video_positions
-from a2v.ltx.prompt.text import TextContext
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.tests.ltx import stage
 from a2v.tests.tiny import TinyFiles
 from torch import Tensor, nn
 
@@ -70,7 +72,7 @@ def sample(model: nn.Module, strength: float | None = None, **more: object) -> R
         "trace": trace,
         **more,
     }
-    return Run(*pipeline.sample(model, **settings), trace.tensors)
+    return Run(*stage.sample(model, settings), trace.tensors)
 
 
 def same(a: Run, b: Run) -> bool:
@@ -165,7 +167,7 @@ def apart(a: Run, b: Run) -> tuple[float, float]:
         {"guidance": VIDEO, "audio_guidance": Guidance(1, 0, 0.7, 3)},
         {"restart": Restart(0.2, 1, 0.45, 0.8), "guidance": Guidance(cfg=3)},
         {"gamma": 2.0},
-        {"sampler": pipeline.RES_2S},
+        {"sampler": RES_2S},
     ],
     ids=["plain", "guided", "restart", "gradient estimation", "res_2s"],
 )
@@ -202,14 +204,14 @@ class Spy:
     """Stands in for `velocities`: the passes of each step, and the real result."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: list[pipeline.Pass] = []
-        real = pipeline.velocities
+        self.calls: list[Pass] = []
+        real = denoiser.velocities
 
-        def velocities(model: nn.Module, x: object, passes: list[pipeline.Pass], *rest: object, **options: object):
+        def velocities(model: nn.Module, x: object, passes: list[Pass], *rest: object, **options: object):
             self.calls += passes
             return real(model, x, passes, *rest, **options)
 
-        monkeypatch.setattr(pipeline, "velocities", velocities)
+        monkeypatch.setattr(denoiser, "velocities", velocities)
 
     def one_step(self, model: nn.Module, strength: float, **settings: object) -> list[str]:
         """The step's passes in words: their contexts (+ or - for video and audio) and what is taken out."""
@@ -297,17 +299,17 @@ def test_refusals(model: nn.Module) -> None:
 # What goes on
 
 
-@pytest.mark.parametrize("sampler", pipeline.SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("strength", [0.0, 0.5])
 def test_the_result_is_frozen_for_the_second_pass(model: nn.Module, strength: float, sampler: str) -> None:
     first = sample(model, strength, sampler=sampler)
     assert first.audio.strength == 1 and (first.audio.frames, first.audio.fps) == (9, FPS)
     assert first.audio.latent.shape == (1, 8, 9, 16) and first.audio.latent.dtype == torch.float32
-    if sampler == pipeline.EULER:
+    if sampler == EULER:
         assert torch.equal(patchify_audio(first.audio.latent), first.trace["step2/out_audio"])
     given = hearing().latent
     # res_2s, as published, blends the track back in twice a step: of 0.5 there remains far less than in Euler.
-    least = 0.005 if sampler == pipeline.RES_2S else 0.05
+    least = 0.005 if sampler == RES_2S else 0.05
     assert (first.audio.latent - given).norm() > least * given.norm()
     assert torch.equal(hearing(strength).latent, given), "the condition itself is left as it was"
     second = sample(

@@ -9,7 +9,7 @@ import torch
 from a2v.ltx.diffusion import decode
 from a2v.ltx.diffusion.decode import Tiling, decode_video, to_uint8
 from a2v.ltx.errors import InputError
-from a2v.ltx.memory import forecast as memory
+from a2v.ltx.memory.rehearsal import peak
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.configs import video_vae_config
 from a2v.tests.tiny import write_tiny
@@ -293,7 +293,7 @@ def test_the_decoder_is_diffusers_own_to_the_bit_in_less_memory(checkpoint: Path
         real = [AutoencoderKLLTX2Video(**video_vae_config({}, "")).eval() for _ in range(2)]
     decode.slim(real[1])
     tile = torch.empty(1, 128, 11, 14, 24, device="meta")
-    before, after = (memory.peak(lambda vae=vae: vae.decode(tile)) for vae in real)
+    before, after = (peak(lambda vae=vae: vae.decode(tile)) for vae in real)
     assert after < 0.85 * before
 
 

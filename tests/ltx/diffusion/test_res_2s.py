@@ -8,16 +8,18 @@ from fractions import Fraction
 
 import pytest
 import torch
-from a2v.ltx import pipeline
 from a2v.ltx.diffusion import schedules
-from a2v.ltx.diffusion.conditioning import AudioCondition, Guide
+from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
-from a2v.ltx.diffusion.samplers import Latents, Restart, res_2s, res_2s_weights
+from a2v.ltx.diffusion.res_2s import res_2s, weights
+from a2v.ltx.diffusion.samplers import Hooks, Restart
+from a2v.ltx.diffusion.steering import EULER, RES_2S
+from a2v.ltx.diffusion.tokens import Tokens
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import CHANNELS, Noise
-from a2v.ltx.prompt.text import TextContext
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.tests.ltx import stage
 from a2v.tests.tiny import TinyFiles
 from torch import Tensor, nn
 
@@ -43,30 +45,30 @@ MASKS = {
 
 
 @pytest.fixture
-def start() -> Latents:
+def start() -> Tokens:
     draw = torch.Generator().manual_seed(5)
-    return Latents(torch.randn(1, 12, 8, generator=draw), torch.randn(1, 5, 8, generator=draw))
+    return Tokens(torch.randn(1, 12, 8, generator=draw), torch.randn(1, 5, 8, generator=draw))
 
 
 @pytest.fixture
-def clean() -> Latents:
+def clean() -> Tokens:
     draw = torch.Generator().manual_seed(6)
-    return Latents(torch.randn(1, 12, 8, generator=draw), torch.randn(1, 5, 8, generator=draw))
+    return Tokens(torch.randn(1, 12, 8, generator=draw), torch.randn(1, 5, 8, generator=draw))
 
 
-def bend(x: Latents, sigma: Tensor | float) -> Latents:
+def bend(x: Tokens, sigma: Tensor | float) -> Tokens:
     """A denoiser that is not linear, on both streams and across them."""
-    return Latents((2 * x.video).sin() * (1 - sigma) + x.audio.mean(), x.audio.cos() * sigma + x.video.mean())
+    return Tokens((2 * x.video).sin() * (1 - sigma) + x.audio.mean(), x.audio.cos() * sigma + x.video.mean())
 
 
-def blend(x: Latents, masks: Latents, clean: Latents) -> Latents:
+def blend(x: Tokens, masks: Tokens, clean: Tokens) -> Tokens:
     streams = zip((x.video, x.audio), (masks.video, masks.audio), (clean.video, clean.audio), strict=True)
-    return Latents(*(a * m + c * (1 - m) for a, m, c in streams))
+    return Tokens(*(a * m + c * (1 - m) for a, m, c in streams))
 
 
 def official(
-    start: Latents, sigmas: Tensor, seed: int, masks: Latents, clean: Latents, **more: object
-) -> tuple[Latents, list[float]]:
+    start: Tokens, sigmas: Tensor, seed: int, masks: Tokens, clean: Tokens, **more: object
+) -> tuple[Tokens, list[float]]:
     """The peer's loop in float32 on unblended predictions, and the sigmas that it asked at."""
     peer = pytest.importorskip("ltx_pipelines.utils.samplers")
     from ltx_core.components.diffusion_steps import Res2sDiffusionStep
@@ -76,7 +78,7 @@ def official(
 
     def denoise(video_state: LatentState, audio_state: LatentState, sigmas: Tensor, step_index: int) -> tuple:
         asked.append(float(sigmas[step_index]))
-        x0 = bend(Latents(video_state.latent, audio_state.latent), sigmas[step_index].float())
+        x0 = bend(Tokens(video_state.latent, audio_state.latent), sigmas[step_index].float())
         return x0.video, x0.audio
 
     states = [
@@ -89,17 +91,17 @@ def official(
     video, audio = peer.res2s_audio_video_denoising_loop(
         sigmas, *states, Res2sDiffusionStep(), denoise, noise_seed=seed, model_dtype=torch.float32, **more
     )
-    return Latents(video.latent, audio.latent), asked
+    return Tokens(video.latent, audio.latent), asked
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_official_loop(start: Latents, clean: Latents, off: Callable, schedule: str, mask: str) -> None:
-    sigmas, masks = SCHEDULES[schedule], Latents(*MASKS[mask])
+def test_official_loop(start: Tokens, clean: Tokens, off: Callable, schedule: str, mask: str) -> None:
+    sigmas, masks = SCHEDULES[schedule], Tokens(*MASKS[mask])
     start = blend(start, masks, clean)
     asked = []
 
-    def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+    def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
         assert x.video.dtype == x.audio.dtype == sigma.dtype == torch.float32
         asked.append(sigma.item())
         return blend(bend(x, sigma), masks, clean)
@@ -112,9 +114,9 @@ def test_official_loop(start: Latents, clean: Latents, off: Callable, schedule: 
     assert result.video.dtype == torch.float32
 
 
-def test_the_anchor_of_small_steps_matters(start: Latents, clean: Latents, off: Callable) -> None:
+def test_the_anchor_of_small_steps_matters(start: Tokens, clean: Tokens, off: Callable) -> None:
     """The comparison above would notice its absence: without it the official loop ends elsewhere."""
-    masks = Latents(*MASKS["free"])
+    masks = Tokens(*MASKS["free"])
     with_it, _ = official(start, SCHEDULES["small steps"], 7, masks, clean)
     without, _ = official(start, SCHEDULES["small steps"], 7, masks, clean, bongmath=False)
     assert off(without.video, with_it.video) > 1e-2
@@ -123,7 +125,7 @@ def test_the_anchor_of_small_steps_matters(start: Latents, clean: Latents, off: 
 @pytest.mark.parametrize("h", [0.01, 0.1, 0.499, 0.7, 2.0, 4.5, 9.0])
 def test_weights_are_the_officials(h: float) -> None:
     peer = pytest.importorskip("ltx_pipelines.utils.res2s")
-    assert res_2s_weights(h) == pytest.approx(peer.get_res2s_coefficients(h, {}), rel=1e-9)
+    assert weights(h) == pytest.approx(peer.get_res2s_coefficients(h, {}), rel=1e-9)
 
 
 @pytest.mark.parametrize("h", [1e-6, 1e-3, 0.3, 1.0, 6.0])
@@ -133,7 +135,7 @@ def test_weights_fulfil_the_order_conditions(h: float) -> None:
     phi1_half, phi1, phi2 = (
         values.mean().item() for values in ((-(1 - t) * h / 2).exp(), (-(1 - t) * h).exp(), (-(1 - t) * h).exp() * t)
     )
-    a21, b1, b2 = res_2s_weights(h)
+    a21, b1, b2 = weights(h)
     assert (a21, b1 + b2, b2 / 2) == pytest.approx((phi1_half / 2, phi1, phi2), rel=1e-7)
 
 
@@ -143,12 +145,12 @@ def test_the_noise_keeps_its_level() -> None:
     x0 = 2 + 0.5 * torch.randn(1, 200_000, 1, generator=draw)
     states: list[tuple[float, Tensor]] = []
 
-    def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+    def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
         states.append((sigma.item(), x.video))
-        return Latents(x0, x0)
+        return Tokens(x0, x0)
 
     start = torch.randn(x0.shape, generator=draw)
-    result = res_2s(denoise, Latents(start, start), SCHEDULES["ltx2"], 1)
+    result = res_2s(denoise, Tokens(start, start), SCHEDULES["ltx2"], 1)
     assert len(states) == 17
     for sigma, x in states:
         noise = (x - (1 - sigma) * x0) / sigma
@@ -157,13 +159,13 @@ def test_the_noise_keeps_its_level() -> None:
     torch.testing.assert_close(result.video, x0, rtol=0, atol=1e-6)
 
 
-def test_mask_0_stays_clean_to_the_bit(start: Latents, clean: Latents) -> None:
-    masks = Latents(*MASKS["partial"])
+def test_mask_0_stays_clean_to_the_bit(start: Tokens, clean: Tokens) -> None:
+    masks = Tokens(*MASKS["partial"])
     masks.audio[:] = 0
     seen = Recorder()
     entering = blend(start, masks, clean)
     result = res_2s(
-        lambda x, sigma, step: blend(bend(x, sigma), masks, clean), entering, SIGMAS, 1, trace=seen, clean=clean,
+        lambda x, sigma, step: blend(bend(x, sigma), masks, clean), entering, SIGMAS, 1, Hooks(trace=seen), clean=clean,
         masks=masks,
     )  # fmt: skip
     assert torch.equal(result.audio, clean.audio) and torch.equal(result.video[:, 0], clean.video[:, 0])
@@ -171,7 +173,7 @@ def test_mask_0_stays_clean_to_the_bit(start: Latents, clean: Latents) -> None:
         assert torch.equal(seen.tensors[name], clean.audio)
 
 
-def test_the_seed_is_taken_modulo(start: Latents) -> None:
+def test_the_seed_is_taken_modulo(start: Tokens) -> None:
     def run(seed: int) -> Tensor:
         return res_2s(lambda x, sigma, step: bend(x, sigma), start, SIGMAS, seed).video
 
@@ -180,14 +182,15 @@ def test_the_seed_is_taken_modulo(start: Latents) -> None:
     assert not torch.allclose(run(1), run(2), atol=1e-2)
 
 
-def test_denoiser_callback_and_trace(start: Latents) -> None:
+def test_denoiser_callback_and_trace(start: Tokens) -> None:
     asked, told, trace = [], [], Recorder()
 
-    def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+    def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
         asked.append((round(sigma.item(), 5), step))
         return bend(x, sigma)
 
-    res_2s(denoise, start, SIGMAS, 1, lambda done, total, x0: told.append((done, total, x0.video.shape)), trace)
+    hooks = Hooks(lambda done, total, x0: told.append((done, total, x0.video.shape)), trace=trace)
+    res_2s(denoise, start, SIGMAS, 1, hooks)
     middles = [math.sqrt(a * b) for a, b in ((1, 0.9), (0.9, 0.7), (0.7, 0.3), (0.3, 0.0011))]
     wanted = [pair for k, m in enumerate(middles) for pair in ((SIGMAS[k].item(), k), (m, k))] + [(0.0011, 4)]
     assert asked == [(pytest.approx(sigma, abs=1e-5), step) for sigma, step in wanted]
@@ -197,12 +200,12 @@ def test_denoiser_callback_and_trace(start: Latents) -> None:
     }
 
 
-def test_callback_may_interrupt(start: Latents) -> None:
-    def stop(done: int, total: int, x0: Latents) -> None:
+def test_callback_may_interrupt(start: Tokens) -> None:
+    def stop(done: int, total: int, x0: Tokens) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        res_2s(lambda x, sigma, step: bend(x, sigma), start, SIGMAS, 1, stop)
+        res_2s(lambda x, sigma, step: bend(x, sigma), start, SIGMAS, 1, Hooks(stop))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,7 @@ def test_callback_may_interrupt(start: Latents) -> None:
         ([1.0, 0.001, 0.0], "higher than 0.0011"),
     ],
 )
-def test_schedules_that_it_cannot_walk(start: Latents, sigmas: list[float], sentence: str) -> None:
+def test_schedules_that_it_cannot_walk(start: Tokens, sigmas: list[float], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         res_2s(lambda x, sigma, step: bend(x, sigma), start, torch.tensor(sigmas), 1)
 
@@ -246,9 +249,9 @@ def sample(model: nn.Module, **more: object) -> tuple[Tensor, AudioCondition, No
         "negative": contexts[1],
         "audio": condition(),
         "noise": Noise(4),
-        "sampler": pipeline.RES_2S,
+        "sampler": RES_2S,
     }
-    return pipeline.sample(model, **{**settings, **more})
+    return stage.sample(model, settings, **more)
 
 
 def test_an_image_and_the_audio_hold(model: nn.Module) -> None:
@@ -259,7 +262,7 @@ def test_an_image_and_the_audio_hold(model: nn.Module) -> None:
     assert torch.equal(latent[:, :, :1], image)
     assert audio is not None and torch.equal(audio.latent, condition().latent) and audio.strength == 1
     assert torch.equal(seen.tensors["step1/out_audio"], seen.tensors["step0/in_audio"])
-    *_, euler_noise = sample(model, guides=(guide,), sampler=pipeline.EULER, trace=plain)
+    *_, euler_noise = sample(model, guides=(guide,), sampler=EULER, trace=plain)
     assert torch.equal(plain.tensors["step0/in_video"], seen.tensors["step0/in_video"])
     assert torch.equal(noise.state, euler_noise.state)
 

@@ -11,18 +11,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
-from a2v.ltx import pipeline
 from a2v.ltx.diffusion import schedules
-from a2v.ltx.diffusion.conditioning import AudioCondition, Guide
-from a2v.ltx.diffusion.samplers import Latents, Restart, euler, gradient_estimation
+from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, TextContext
+from a2v.ltx.diffusion.samplers import Hooks, Restart, euler, gradient_estimation, restarting
+from a2v.ltx.diffusion.tokens import Tokens
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import CHANNELS, Noise
-from a2v.ltx.prompt.text import TextContext
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.tests.ltx import stage
 from a2v.tests.tiny import TinyFiles
 from torch import Tensor, nn
 
@@ -46,6 +47,25 @@ def near(values: Tensor, mean: float, deviation: float) -> None:
     assert abs(values.var().item() / deviation**2 - 1) < 5 * math.sqrt(2 / values.numel())
 
 
+def down(
+    denoise: Callable[..., Tokens],
+    start: Tokens,
+    sigmas: Tensor,
+    restart: Restart | None = None,
+    gamma: float | None = None,
+    *,
+    seed: int = 0,
+    masks: Tokens | None = None,
+    **hooks: Any,
+) -> Tokens:
+    """The sampler that a stage takes for these."""
+    if restart is not None:
+        return restarting(denoise, start, sigmas, restart, seed, Hooks(**hooks), masks=masks, gamma=gamma or 0.0)
+    if gamma is not None:
+        return gradient_estimation(denoise, start, sigmas, gamma, Hooks(**hooks))
+    return euler(denoise, start, sigmas, Hooks(**hooks))
+
+
 class Crowd:
     """EACH samples for each mask, as tokens of one channel; the audio stream has the masks in the other order."""
 
@@ -53,32 +73,26 @@ class Crowd:
         draw = torch.Generator().manual_seed(11)
         column = torch.tensor(masks).repeat_interleave(EACH)[None, :, None]
         self.sigmas, self.levels = sigmas, masks
-        self.masks = Latents(column, column.flip(1))
-        self.data = Latents(*(MEAN + SPREAD * torch.randn(column.shape, generator=draw) for _ in range(2)))
-        noise = Latents(*(torch.randn(column.shape, generator=draw) for _ in range(2)))
+        self.masks = Tokens(column, column.flip(1))
+        self.data = Tokens(*(MEAN + SPREAD * torch.randn(column.shape, generator=draw) for _ in range(2)))
+        noise = Tokens(*(torch.randn(column.shape, generator=draw) for _ in range(2)))
         self.start = self.each(lambda x0, n, m: torch.lerp(x0, n, m * sigmas[0]), self.data, noise, self.masks)
 
     @staticmethod
-    def each(function: Callable[..., Tensor], *latents: Latents) -> Latents:
-        return Latents(function(*(x.video for x in latents)), function(*(x.audio for x in latents)))
+    def each(function: Callable[..., Tensor], *latents: Tokens) -> Tokens:
+        return Tokens(function(*(x.video for x in latents)), function(*(x.audio for x in latents)))
 
-    def split(self, x: Latents) -> list[tuple[float, Tensor]]:
+    def split(self, x: Tokens) -> list[tuple[float, Tensor]]:
         """(mask, its samples of both streams), from the crowd's two orders."""
         parts = zip(self.levels, x.video.split(EACH, 1), reversed(x.audio.split(EACH, 1)), strict=True)
         return [(mask, torch.cat([video, audio], 1)) for mask, video, audio in parts]
 
-    def run(
-        self, denoise: Callable[..., Latents], restart: Restart | None, gamma: float | None = None
-    ) -> list[Latents]:
+    def run(self, denoise: Callable[..., Tokens], restart: Restart | None, gamma: float | None = None) -> list[Tokens]:
         """The state after each step."""
         trace = Recorder()
-        more = {"trace": trace, "restart": restart, "seed": 3, "masks": self.masks}
-        if gamma is None:
-            euler(denoise, self.start, self.sigmas, **more)
-        else:
-            gradient_estimation(denoise, self.start, self.sigmas, gamma, **more)
+        down(denoise, self.start, self.sigmas, restart, gamma, trace=trace, seed=3, masks=self.masks)
         t = trace.tensors
-        return [Latents(t[f"step{k}/out_video"], t[f"step{k}/out_audio"]) for k in range(len(t) // 6)]
+        return [Tokens(t[f"step{k}/out_video"], t[f"step{k}/out_audio"]) for k in range(len(t) // 6)]
 
 
 # Small noise: the level
@@ -168,7 +182,7 @@ def test_gaussian_data_under_its_exact_denoiser(schedule: str) -> None:
     )
     crowd.start = start
 
-    def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+    def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
         return Crowd.each(lambda x, m: m * posterior(x, m * sigma) + (1 - m) * clean, x, crowd.masks)
 
     states = crowd.run(denoise, Restart(0.2))
@@ -192,10 +206,10 @@ def test_gaussian_data_has_the_schedules_marginal(share: float, within: float) -
         assert variance == pytest.approx((1 - sigma) ** 2 * SPREAD**2 + sigma**2, rel=within)
     x = torch.randn(1, 20_000, 1, generator=torch.Generator().manual_seed(5))
 
-    def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+    def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
         return Crowd.each(lambda x: posterior(x, sigma), x)
 
-    last = euler(denoise, Latents(x, x[:, :9]), torch.linspace(1, 0, 401), restart=Restart(share), seed=1).video
+    last = down(denoise, Tokens(x, x[:, :9]), torch.linspace(1, 0, 401), Restart(share), seed=1).video
     assert last.mean().item() == pytest.approx(MEAN, abs=5 * SPREAD / math.sqrt(20_000))
     assert last.std().item() == pytest.approx(SPREAD, rel=0.03)
 
@@ -225,39 +239,39 @@ def test_level_holds_where_the_model_disagrees_with_the_clean_token() -> None:
 # The rule, step by step
 
 
-def bend(x: Latents, sigma: Tensor, step: int) -> Latents:
+def bend(x: Tokens, sigma: Tensor, step: int) -> Tokens:
     """A denoiser whose velocity changes from step to step, on both streams and across them."""
-    return Latents(x.video.sin() * (1 - sigma) + x.audio.mean() * step / 9, x.audio.cos() * sigma)
+    return Tokens(x.video.sin() * (1 - sigma) + x.audio.mean() * step / 9, x.audio.cos() * sigma)
 
 
 @pytest.fixture
-def start() -> Latents:
+def start() -> Tokens:
     draw = torch.Generator().manual_seed(5)
-    return Latents(torch.randn(1, 6, 4, generator=draw), torch.randn(1, 5, 4, generator=draw))
+    return Tokens(torch.randn(1, 6, 4, generator=draw), torch.randn(1, 5, 4, generator=draw))
 
 
-MIXED = Latents(torch.tensor([0, 0.2, 0.5, 0.9, 1, 1])[None, :, None], torch.tensor([1, 0.6, 0.3, 0, 1])[None, :, None])
+MIXED = Tokens(torch.tensor([0, 0.2, 0.5, 0.9, 1, 1])[None, :, None], torch.tensor([1, 0.6, 0.3, 0, 1])[None, :, None])
 
 
-def keep(start: Latents, masks: Latents) -> Callable[..., Latents]:
+def keep(start: Tokens, masks: Tokens) -> Callable[..., Tokens]:
     """`bend`, blended with `start` as the clean tokens."""
 
-    def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+    def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
         return Crowd.each(lambda p, c, m: p * m + c * (1 - m), bend(x, sigma, step), start, masks)
 
     return denoise
 
 
 def by_hand(
-    denoise: Callable[..., Latents],
-    start: Latents,
+    denoise: Callable[..., Tokens],
+    start: Tokens,
     sigmas: list[float],
     walk: list[int],
-    masks: Latents,
+    masks: Tokens,
     share: float,
     seed: int,
     gamma: float = 1.0,
-) -> Latents:
+) -> Tokens:
     """endpoint.md's row: s = mask·sigma, s' = mask·sigma', one generator, video tokens then audio tokens. A step in
     `walk` that does not follow on the one before is a jump back to its sigma."""
     generator = torch.Generator().manual_seed(seed % 2**64)
@@ -269,9 +283,9 @@ def by_hand(
     def noise() -> list[float]:
         return [n for shape in shapes for n in torch.randn(shape, generator=generator).flatten().tolist()]
 
-    def latents(values: list[float]) -> Latents:
+    def latents(values: list[float]) -> Tokens:
         split = shapes[0].numel()
-        return Latents(torch.tensor(values[:split]).reshape(shapes[0]), torch.tensor(values[split:]).reshape(shapes[1]))
+        return Tokens(torch.tensor(values[:split]).reshape(shapes[0]), torch.tensor(values[split:]).reshape(shapes[1]))
 
     last: list[float] | None = None
     for number, k in enumerate(walk):
@@ -313,32 +327,28 @@ CASES = {
 
 @pytest.mark.parametrize("gamma", [None, 2.0])
 @pytest.mark.parametrize("name", CASES)
-def test_equals_the_rule_in_scalars(start: Latents, name: str, gamma: float | None) -> None:
+def test_equals_the_rule_in_scalars(start: Tokens, name: str, gamma: float | None) -> None:
     """The velocity of gradient estimation lives on over small noise, and a jump forgets it."""
     restart, walk = CASES[name]
     denoise, sigmas = keep(start, MIXED), SIGMAS.double().tolist()
     for seed in (0, 2**64 - 1, 2**64 + 7, -3):
         expected = by_hand(denoise, start, sigmas, walk, MIXED, restart.share, seed, gamma or 1.0)
-        more = {"restart": restart, "seed": seed, "masks": MIXED}
-        if gamma is None:
-            result = euler(denoise, start, SIGMAS, **more)
-        else:
-            result = gradient_estimation(denoise, start, SIGMAS, gamma, **more)
+        result = down(denoise, start, SIGMAS, restart, gamma, seed=seed, masks=MIXED)
         torch.testing.assert_close(result.video, expected.video, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(result.audio, expected.audio, rtol=1e-5, atol=1e-5)
 
 
-def test_gradient_estimation_uses_the_last_velocity_and_forgets_at_the_jump(start: Latents) -> None:
+def test_gradient_estimation_uses_the_last_velocity_and_forgets_at_the_jump(start: Tokens) -> None:
     """What would be another result: gamma matters with both, and right after a jump it does not."""
     for restart, free in ((Restart(0.2), {0}), (Restart(0.0, 1, 0.3, 0.7), {0, 4})):
         runs = []
         for gamma in (1.0, 3.0):
             trace = Recorder()
-            gradient_estimation(bend, start, SIGMAS, gamma, trace=trace, restart=restart)
+            down(bend, start, SIGMAS, restart, gamma, trace=trace)
             runs.append(trace.tensors)
         steps = len(runs[0]) // 6
         for k in range(steps - 1):
-            x = Latents(runs[1][f"step{k}/in_video"], runs[1][f"step{k}/in_audio"])
+            x = Tokens(runs[1][f"step{k}/in_video"], runs[1][f"step{k}/in_audio"])
             prediction = bend(x, SIGMAS[restart.walk(SIGMAS)[k][0]], k)
             unchanged = torch.allclose(runs[1][f"step{k}/x0_video"], prediction.video, atol=1e-5)
             assert unchanged == (k in free), (restart, k)
@@ -346,30 +356,27 @@ def test_gradient_estimation_uses_the_last_velocity_and_forgets_at_the_jump(star
 
 @pytest.mark.parametrize("masks", [None, MIXED])
 @pytest.mark.parametrize("restart", [Restart(0.0), Restart(0.0, 0, 0.9, 0.1)])
-def test_no_share_is_euler_to_the_bit(start: Latents, restart: Restart, masks: Latents | None) -> None:
+def test_no_share_is_euler_to_the_bit(start: Tokens, restart: Restart, masks: Tokens | None) -> None:
     plain = euler(bend, start, SIGMAS)
-    result = euler(bend, start, SIGMAS, restart=restart, seed=4, masks=masks)
+    result = down(bend, start, SIGMAS, restart, seed=4, masks=masks)
     assert torch.equal(plain.video, result.video) and torch.equal(plain.audio, result.audio)
     plain = gradient_estimation(bend, start, SIGMAS, 1.7)
-    result = gradient_estimation(bend, start, SIGMAS, 1.7, restart=restart, seed=4, masks=masks)
+    result = down(bend, start, SIGMAS, restart, 1.7, seed=4, masks=masks)
     assert torch.equal(plain.video, result.video) and torch.equal(plain.audio, result.audio)
 
 
-def test_masks_left_out_are_ones(start: Latents) -> None:
+def test_masks_left_out_are_ones(start: Tokens) -> None:
     ones = Crowd.each(lambda x: torch.ones_like(x[..., :1]), start)
     for restart in (Restart(0.4), Restart(0.0, 1)):
-        a, b = (euler(bend, start, SIGMAS, restart=restart, seed=4, masks=masks) for masks in (None, ones))
+        a, b = (down(bend, start, SIGMAS, restart, seed=4, masks=masks) for masks in (None, ones))
         assert torch.equal(a.video, b.video) and torch.equal(a.audio, b.audio)
 
 
 @pytest.mark.parametrize("gamma", [None, 2.0])
-def test_mask_0_stays_clean_to_the_bit(start: Latents, gamma: float | None) -> None:
+def test_mask_0_stays_clean_to_the_bit(start: Tokens, gamma: float | None) -> None:
     for restart in (Restart(0.2), Restart(1.0, 2, 0.3, 0.7)):
-        trace, more = Recorder(), {"restart": restart, "masks": MIXED}
-        if gamma is None:
-            euler(keep(start, MIXED), start, SIGMAS, trace=trace, **more)
-        else:
-            gradient_estimation(keep(start, MIXED), start, SIGMAS, gamma, trace=trace, **more)
+        trace = Recorder()
+        down(keep(start, MIXED), start, SIGMAS, restart, gamma, trace=trace, masks=MIXED)
         for name, tensor in trace.tensors.items():
             if "/x0_" not in name:
                 token = (0, start.video) if name.endswith("video") else (3, start.audio)
@@ -377,25 +384,25 @@ def test_mask_0_stays_clean_to_the_bit(start: Latents, gamma: float | None) -> N
 
 
 @pytest.mark.parametrize("sigmas", [SIGMAS, SIGMAS[:4]])
-def test_none_on_the_last_step(start: Latents, sigmas: Tensor) -> None:
+def test_none_on_the_last_step(start: Tokens, sigmas: Tensor) -> None:
     """Not on a schedule that ends above 0 either: the last step is Euler's."""
     trace = Recorder()
-    result = euler(bend, start, sigmas, restart=Restart(0.5), trace=trace)
+    result = down(bend, start, sigmas, Restart(0.5), trace=trace)
     last = len(sigmas) - 2
     x, x0 = (trace.tensors[f"step{last}/{name}_video"] for name in ("in", "x0"))
     line = x0 + (x - x0) * (sigmas[-1] / sigmas[-2])
     torch.testing.assert_close(result.video, line, rtol=1e-5, atol=1e-6)
     assert torch.equal(result.video, trace.tensors[f"step{last}/out_video"])
-    one = euler(bend, start, torch.tensor([1.0, 0.0]), restart=Restart(0.5))
+    one = down(bend, start, torch.tensor([1.0, 0.0]), Restart(0.5))
     assert torch.equal(one.video, euler(bend, start, torch.tensor([1.0, 0.0])).video)
 
 
-def test_noise_is_drawn_from_its_own_generator(start: Latents) -> None:
+def test_noise_is_drawn_from_its_own_generator(start: Tokens) -> None:
     """What is new in each step is that generator's, video tokens then audio tokens; the default one is left alone."""
     torch.manual_seed(1)
     state = torch.get_rng_state()
     trace = Recorder()
-    euler(bend, start, SIGMAS, restart=Restart(0.3), seed=42, trace=trace)
+    down(bend, start, SIGMAS, Restart(0.3), seed=42, trace=trace)
     assert torch.equal(torch.get_rng_state(), state)
     generator = torch.Generator().manual_seed(42)
     for k, (sigma, after) in enumerate(zip(SIGMAS[:-2].tolist(), SIGMAS[1:].tolist(), strict=False)):
@@ -428,17 +435,14 @@ def test_the_walk() -> None:
     assert steps(SIGMAS[:5], times=1, sigma_min=0.3, sigma_max=0.7) == [0, 1, 2, 3, "<", 2, 3]
 
 
-def test_the_denoiser_and_the_progress_follow_the_walk(start: Latents) -> None:
+def test_the_denoiser_and_the_progress_follow_the_walk(start: Tokens) -> None:
     seen, told = [], []
 
-    def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+    def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
         seen.append((round(sigma.item(), 4), step))
         return bend(x, sigma, step)
 
-    euler(
-        denoise, start, SIGMAS, lambda done, total, x0: told.append((done, total)),
-        restart=Restart(0.2, 2, 0.3, 0.7),
-    )  # fmt: skip
+    down(denoise, start, SIGMAS, Restart(0.2, 2, 0.3, 0.7), on_step=lambda done, total, x0: told.append((done, total)))
     wanted = [1.0, 0.9, 0.7, 0.5, 0.7, 0.5, 0.7, 0.5, 0.3, 0.1]
     assert seen == [(sigma, step) for step, sigma in enumerate(wanted)]
     assert told == [(done, 10) for done in range(1, 11)]
@@ -448,9 +452,9 @@ def test_the_denoiser_and_the_progress_follow_the_walk(start: Latents) -> None:
 def test_a_jump_keeps_every_level(share: float) -> None:
     """The state at each step's start and end has the noise of its sigma, at masks between 0 and 1 too."""
     crowd, restart = Crowd(SIGMAS), Restart(share, 2, 0.3, 0.9)
-    entered: list[tuple[float, Latents]] = []
+    entered: list[tuple[float, Tokens]] = []
 
-    def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+    def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
         entered.append((sigma.item(), x))
         return crowd.data
 
@@ -465,9 +469,9 @@ def test_a_jump_keeps_every_level(share: float) -> None:
                 near((x - (1 - level) * x0) / level, 0, 1)
 
 
-def test_a_jump_to_sigma_1_is_all_new_noise(start: Latents) -> None:
+def test_a_jump_to_sigma_1_is_all_new_noise(start: Tokens) -> None:
     trace = Recorder()
-    euler(bend, start, SIGMAS, restart=Restart(0, 1, 0.1, 1), seed=8, trace=trace)
+    down(bend, start, SIGMAS, Restart(0, 1, 0.1, 1), seed=8, trace=trace)
     draw = torch.Generator().manual_seed(8)
     for stream, shape in (("video", start.video.shape), ("audio", start.audio.shape)):
         assert torch.equal(trace.tensors[f"step5/in_{stream}"], torch.randn(shape, generator=draw))
@@ -495,9 +499,9 @@ def test_values_out_of_range(values: dict[str, float], sentence: str) -> None:
 
 
 @pytest.mark.parametrize("between", [(0.55, 0.65), (0.3, 0.45), (0.01, 0.05), (0.4, 0.6)])
-def test_a_range_without_a_step(start: Latents, between: tuple[float, float]) -> None:
+def test_a_range_without_a_step(start: Tokens, between: tuple[float, float]) -> None:
     with pytest.raises(InputError, match=f"no step .* {between[0]} and {between[1]}; widen the range"):
-        euler(bend, start, SIGMAS, restart=Restart(0.2, 1, *between))
+        down(bend, start, SIGMAS, Restart(0.2, 1, *between))
 
 
 # In the pipeline
@@ -519,12 +523,12 @@ def sample(model: nn.Module, **more: object) -> tuple[Tensor, AudioCondition, No
         "noise": Noise(4),
         "trace": trace,
     }
-    return *pipeline.sample(model, **{**settings, **more}), trace.tensors
+    return *stage.sample(model, settings, **more), trace.tensors
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 @pytest.mark.parametrize("seed", [4, 2**64 - 5])
-def test_the_noise_that_a_pass_draws(model: nn.Module, seed: int, strength: float) -> None:
+def test_the_noise_that_a_stage_draws(model: nn.Module, seed: int, strength: float) -> None:
     """Seed + 10000 modulo 2^64, each token by its own mask; keyframes are drawn with the video's tokens."""
     draw = torch.Generator().manual_seed(9)
     image = Guide(torch.randn(1, CHANNELS, 1, 2, 3, generator=draw), 8, 0.25)
@@ -546,7 +550,7 @@ def test_the_noise_that_a_pass_draws(model: nn.Module, seed: int, strength: floa
 
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
-def test_the_first_noise_and_what_the_second_pass_draws_stay(model: nn.Module, gamma: float) -> None:
+def test_the_first_noise_and_what_the_second_stage_draws_stay(model: nn.Module, gamma: float) -> None:
     plain, drawn = sample(model, gamma=gamma), sample(model, gamma=gamma, restart=Restart(0.5, 1, 0.4, 0.7))
     for stream in ("video", "audio"):
         assert torch.equal(plain[3][f"step0/in_{stream}"], drawn[3][f"step0/in_{stream}"])

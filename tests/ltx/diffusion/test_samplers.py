@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from a2v.ltx.diffusion.guidance import NONE, Guidance
-from a2v.ltx.diffusion.samplers import Latents, euler, gradient_estimation
+from a2v.ltx.diffusion.samplers import Hooks, euler, gradient_estimation
+from a2v.ltx.diffusion.tokens import Tokens
 from a2v.ltx.errors import InputError
 from safetensors import safe_open
 from torch import Tensor
@@ -18,14 +19,14 @@ SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.3, 0.0])
 
 
 @pytest.fixture
-def start() -> Latents:
+def start() -> Tokens:
     generator = torch.Generator().manual_seed(5)
-    return Latents(torch.randn(1, 12, 8, generator=generator), torch.randn(1, 5, 8, generator=generator))
+    return Tokens(torch.randn(1, 12, 8, generator=generator), torch.randn(1, 5, 8, generator=generator))
 
 
-def bend(x: Latents, sigma: Tensor, step: int) -> Latents:
+def bend(x: Tokens, sigma: Tensor, step: int) -> Tokens:
     """A denoiser whose velocity changes from step to step, on both streams and across them."""
-    return Latents(x.video.sin() * (1 - sigma) + x.audio.mean() * step, x.audio.cos() * sigma)
+    return Tokens(x.video.sin() * (1 - sigma) + x.audio.mean() * step, x.audio.cos() * sigma)
 
 
 @pytest.mark.parametrize("stage", ["s1", "s2"])
@@ -36,13 +37,13 @@ def test_euler_replays_goldens(oracle: Path, name: str, stage: str) -> None:
         def read(name: str) -> Tensor:
             return golden.get_tensor(f"{stage}/{name}")
 
-        def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
-            return Latents(read(f"step{step}/x0_video"), read(f"step{step}/x0_audio"))
+        def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
+            return Tokens(read(f"step{step}/x0_video"), read(f"step{step}/x0_audio"))
 
         sigmas = read("sigmas")
         trace: dict[str, Tensor] = {}
-        x = Latents(read("step0/in_video"), read("step0/in_audio"))
-        result = euler(denoise, x, sigmas, trace=trace.__setitem__)
+        x = Tokens(read("step0/in_video"), read("step0/in_audio"))
+        result = euler(denoise, x, sigmas, Hooks(trace=trace.__setitem__))
         for name, tensor in trace.items():
             torch.testing.assert_close(tensor, read(name), rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
         assert len(trace) == 6 * (len(sigmas) - 1)
@@ -60,16 +61,16 @@ def test_gradient_estimation_replays_goldens(oracle: Path, stage: str) -> None:
         def read(name: str) -> Tensor:
             return golden.get_tensor(f"{stage}/{name}")
 
-        def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+        def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
             passes = [read(f"step{step}/call{j}/video_x0") for j in range(guidance.passes)]
-            return Latents(guidance.combine(*passes), x.audio)  # no image: every video token is free; frozen audio
+            return Tokens(guidance.combine(*passes), x.audio)  # no image: every video token is free; frozen audio
 
         sigmas = read("sigmas")
         steps = len(sigmas) - 1
         trace: dict[str, Tensor] = {}
         gamma = float(info["sampler"].removeprefix("ge:"))
-        x = Latents(read("step0/in_video"), read("step0/in_audio"))
-        result = gradient_estimation(denoise, x, sigmas, gamma, trace=trace.__setitem__)
+        x = Tokens(read("step0/in_video"), read("step0/in_audio"))
+        result = gradient_estimation(denoise, x, sigmas, gamma, Hooks(trace=trace.__setitem__))
         known = [n for n in trace if not n.startswith(f"step{steps - 1}/") or "/in_" in n]
         assert len(known) == 6 * (steps - 1) + 2
         for name in known:
@@ -81,7 +82,7 @@ def test_gradient_estimation_replays_goldens(oracle: Path, stage: str) -> None:
 
 
 @pytest.mark.parametrize("gamma", [None, 2.0, 0.5])
-def test_official_loop(start: Latents, gamma: float | None) -> None:
+def test_official_loop(start: Tokens, gamma: float | None) -> None:
     pytest.importorskip("ltx_core")
     peer = pytest.importorskip("ltx_pipelines.utils.samplers")
     from ltx_core.components.diffusion_steps import EulerDiffusionStep
@@ -92,7 +93,7 @@ def test_official_loop(start: Latents, gamma: float | None) -> None:
         return LatentState(latent, mask, torch.zeros(1, 3, latent.shape[1], 2), torch.zeros_like(latent))
 
     def denoise(video: LatentState, audio: LatentState, sigmas: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        x0 = bend(Latents(video.latent, audio.latent), sigmas[step], step)
+        x0 = bend(Tokens(video.latent, audio.latent), sigmas[step], step)
         return x0.video, x0.audio
 
     arguments = (SIGMAS, state(start.video), state(start.audio), EulerDiffusionStep(), denoise)
@@ -106,68 +107,68 @@ def test_official_loop(start: Latents, gamma: float | None) -> None:
     assert torch.equal(result.audio, audio.latent)
 
 
-def test_constant_x0_is_reached_in_a_straight_line(start: Latents) -> None:
-    target = Latents(torch.full_like(start.video, 2.0), torch.full_like(start.audio, -1.0))
+def test_constant_x0_is_reached_in_a_straight_line(start: Tokens) -> None:
+    target = Tokens(torch.full_like(start.video, 2.0), torch.full_like(start.audio, -1.0))
     for run in (euler, lambda *a, **k: gradient_estimation(*a, gamma=2.0, **k)):
         trace: dict[str, Tensor] = {}
-        result = run(lambda x, sigma, step: target, start, SIGMAS, trace=trace.__setitem__)
+        result = run(lambda x, sigma, step: target, start, SIGMAS, hooks=Hooks(trace=trace.__setitem__))
         torch.testing.assert_close(result.video, target.video, rtol=0, atol=1e-6)
         for step in range(4):
             line = target.video + SIGMAS[step + 1] * (start.video - target.video)
             torch.testing.assert_close(trace[f"step{step}/out_video"], line, rtol=0, atol=1e-6)
 
 
-def test_gradient_estimation_at_gamma_one_is_euler(start: Latents) -> None:
+def test_gradient_estimation_at_gamma_one_is_euler(start: Tokens) -> None:
     a, b = euler(bend, start, SIGMAS), gradient_estimation(bend, start, SIGMAS, 1.0)
     torch.testing.assert_close(a.video, b.video, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(a.video, gradient_estimation(bend, start, SIGMAS, 2.0).video, atol=1e-2)
 
 
 @pytest.mark.parametrize("gamma", [None, 2.0])
-def test_frozen_stream_stays_to_the_bit(start: Latents, gamma: float | None) -> None:
-    def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+def test_frozen_stream_stays_to_the_bit(start: Tokens, gamma: float | None) -> None:
+    def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
         return replace(bend(x, sigma, step), audio=start.audio)
 
     result = euler(denoise, start, SIGMAS) if gamma is None else gradient_estimation(denoise, start, SIGMAS, gamma)
     assert torch.equal(result.audio, start.audio)
 
 
-def test_denoiser_and_callback_see_every_step(start: Latents) -> None:
+def test_denoiser_and_callback_see_every_step(start: Tokens) -> None:
     seen, done, predicted = [], [], []
 
-    def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+    def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
         seen.append((sigma.item(), sigma.shape, step))
         predicted.append(bend(x, sigma, step))
         return predicted[-1]
 
-    gradient_estimation(denoise, start, SIGMAS, 2.0, on_step=lambda *report: done.append(report))
+    gradient_estimation(denoise, start, SIGMAS, 2.0, Hooks(lambda *report: done.append(report)))
     assert seen == [(s.item(), torch.Size([]), k) for k, s in enumerate(SIGMAS[:-1])]
     assert [report[:2] for report in done] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     for (_, _, x0), prediction in zip(done, predicted, strict=True):
         assert torch.equal(x0.video, prediction.video)
 
 
-def test_callback_may_interrupt(start: Latents) -> None:
+def test_callback_may_interrupt(start: Tokens) -> None:
     calls = []
 
-    def stop(done: int, total: int, x0: Latents) -> None:
+    def stop(done: int, total: int, x0: Tokens) -> None:
         calls.append(done)
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        euler(bend, start, SIGMAS, on_step=stop)
+        euler(bend, start, SIGMAS, Hooks(stop))
     assert calls == [1, 2]
 
 
-def test_arithmetic_is_float32(start: Latents) -> None:
-    half = Latents(start.video.bfloat16(), start.audio.bfloat16())
+def test_arithmetic_is_float32(start: Tokens) -> None:
+    half = Tokens(start.video.bfloat16(), start.audio.bfloat16())
     seen = []
 
-    def denoise(x: Latents, sigma: Tensor, step: int) -> Latents:
+    def denoise(x: Tokens, sigma: Tensor, step: int) -> Tokens:
         seen.append(x.video.dtype)
         x0 = bend(x, sigma, step)
-        return Latents(x0.video.bfloat16(), x0.audio.bfloat16())
+        return Tokens(x0.video.bfloat16(), x0.audio.bfloat16())
 
     result = euler(denoise, half, SIGMAS)
     assert {*seen, result.video.dtype, result.audio.dtype} == {torch.float32}
@@ -175,12 +176,12 @@ def test_arithmetic_is_float32(start: Latents) -> None:
 
 
 @pytest.mark.parametrize("sigmas", [[], [1.0], [[1.0, 0.0]]])
-def test_schedule_without_a_step(start: Latents, sigmas: list) -> None:
+def test_schedule_without_a_step(start: Tokens, sigmas: list) -> None:
     with pytest.raises(InputError, match="sigmas has no step"):
         euler(bend, start, torch.tensor(sigmas))
 
 
 @pytest.mark.parametrize("sigmas", [[1.0, 0.0, 0.0], [0.0, 0.0], [1.0, float("nan")], [1.0, -0.1]])
-def test_schedule_with_an_unusable_value(start: Latents, sigmas: list) -> None:
+def test_schedule_with_an_unusable_value(start: Tokens, sigmas: list) -> None:
     with pytest.raises(InputError, match="must be above 0"):
         euler(bend, start, torch.tensor(sigmas))

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from a2v.ltx import latents
-from a2v.ltx.diffusion.conditioning import Stream
+from a2v.ltx.diffusion.block import adopt
+from a2v.ltx.diffusion.conditioning import Conditions, Stream, TextContext
+from a2v.ltx.diffusion.denoiser import GuidedDenoiser
 from a2v.ltx.diffusion.guidance import Guidance
-from a2v.ltx.diffusion.samplers import Latents
-from a2v.ltx.diffusion.transformer import Levels, Pass, adopt, modulation, rotary, velocities
-from a2v.ltx.pipeline import denoiser
-from a2v.ltx.prompt.text import TextContext
+from a2v.ltx.diffusion.modulation import Levels, modulation, rotary
+from a2v.ltx.diffusion.passes import Pass, velocities
+from a2v.ltx.diffusion.samplers import Hooks
+from a2v.ltx.diffusion.steering import Steering
+from a2v.ltx.diffusion.tokens import Tokens
 from a2v.ltx.weights import lora
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.tiny import TinyFiles, write_tiny
@@ -69,22 +72,22 @@ class Case:
         self.levels = self.sigma.repeat(1, count)
         self.levels[:, : count // GRID[0]] *= 1 - image
         self.sound_levels = self.sound.repeat(1, SOUND)
-        self.x = Latents(randn(1, count, 128).to(dtype), randn(1, SOUND, 128).to(dtype))
+        self.x = Tokens(randn(1, count, 128).to(dtype), randn(1, SOUND, 128).to(dtype))
         config = model.config
         self.text = randn(1, 16, config.cross_attention_dim).to(dtype)
         self.heard = randn(1, 16, config.audio_cross_attention_dim).to(dtype)
         self.where = latents.video_positions(GRID, FPS), latents.audio_positions(SOUND)
 
-    def ours(self) -> Latents:
+    def ours(self) -> Tokens:
         one = Pass(self.text, self.heard, self.perturbed, self.perturbed_audio, self.isolated)
         return self.run([one])[0]
 
-    def run(self, passes: list[Pass], **options: object) -> list[Latents]:
+    def run(self, passes: list[Pass], **options: object) -> list[Tokens]:
         adopt(self.model)
         levels = Levels.of(self.levels), Levels.of(self.sound_levels)
         adaln = modulation(self.model, *levels, self.sigma, self.sound, self.dtype)
         places = rotary(self.model, *self.where, torch.device("cpu"))
-        return [Latents(*pair) for pair in velocities(self.model, self.x, passes, places, adaln, **options)]
+        return [Tokens(*pair) for pair in velocities(self.model, self.x, passes, places, adaln, **options)]
 
 
 @pytest.fixture
@@ -92,7 +95,7 @@ def model(tiny_any: TinyFiles) -> nn.Module:
     return load_checkpoint(tiny_any.checkpoint).transformer(torch.float32)
 
 
-def same(off: Callable, ours: Latents, video: Tensor, audio: Tensor) -> None:
+def same(off: Callable, ours: Tokens, video: Tensor, audio: Tensor) -> None:
     assert off(ours.video, video) < 1e-5
     assert off(ours.audio, audio) < 1e-5
 
@@ -199,7 +202,7 @@ def test_each_difference_shows(tiny_default: TinyFiles, off: Callable, randn: Ca
 
 
 def test_bfloat16(tiny_default: TinyFiles, off: Callable) -> None:
-    def run(dtype: torch.dtype) -> Latents:
+    def run(dtype: torch.dtype) -> Tokens:
         generator = torch.Generator().manual_seed(4)
         model = load_checkpoint(tiny_default.checkpoint).transformer(dtype)
         randn = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
@@ -226,7 +229,7 @@ def test_stop_before_a_block(tiny_default: TinyFiles, randn: Callable) -> None:
 @pytest.mark.parametrize("name", ["ltx2", "endpoint_defaults", "linear_quadratic_ge"])
 @pytest.mark.parametrize("step", ["s1/step0", "s1/step2", "s2/step1"])
 def test_goldens(oracle: Path, off: Callable, name: str, step: str) -> None:
-    """Every pass of a step from the tokens that enter it, LoRAs merged as that pass has them."""
+    """Every pass of a step from the tokens that enter it, LoRAs merged as that stage has them."""
     tiny = oracle / "tiny"
     checkpoint = load_checkpoint(tiny / "ltx-2.3-tiny.safetensors")
     model = checkpoint.transformer(torch.float32)
@@ -247,8 +250,9 @@ def test_goldens(oracle: Path, off: Callable, name: str, step: str) -> None:
         texts = [TextContext(get(f"prompt/{i}/video_enc"), get(f"prompt/{i}/audio_enc"), 1) for i in (0, 1)]
         guidance = Guidance(info["cfg"], info["stg"], info["rescale"], info["modality"], tuple(info["stg_blocks"]))
         guidance = guidance if stage == "s1" else Guidance()
-        run = denoiser(model, *streams, *texts, guidance, trace=traced.__setitem__)
-        run(Latents(streams[0].latent, streams[1].latent), sigma, 0)
+        conditions, steering = Conditions(texts[0], None, texts[1]), Steering(get(f"{stage}/sigmas"), guidance)
+        run = GuidedDenoiser(model, *streams, conditions, steering, Hooks(trace=traced.__setitem__))
+        run(Tokens(streams[0].latent, streams[1].latent), sigma, 0)
         assert len(traced) == 6 * (4 if stage == "s1" else 1)
         for key, tensor in traced.items():
             expected = get(key.replace("step0", step))

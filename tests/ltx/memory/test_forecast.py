@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from a2v.ltx import pipeline
 from a2v.ltx.diffusion.conditioning import AudioCondition
-from a2v.ltx.diffusion.decode import Tiling
+from a2v.ltx.diffusion.decode import Tiling, decode_video
+from a2v.ltx.diffusion.guidance import NONE
 from a2v.ltx.errors import InputError
-from a2v.ltx.memory import forecast as memory
-from a2v.ltx.memory.forecast import Part, Stage, bytes_of, estimate, peak
+from a2v.ltx.job import Compute, Job
+from a2v.ltx.memory.encoder import text_encoder
+from a2v.ltx.memory.forecast import Forecast, Phase, Resident, estimate
+from a2v.ltx.memory.free import free_memory
+from a2v.ltx.memory.rehearsal import SMALL, blueprint, bytes_of, peak, weights
+from a2v.ltx.memory.work import one_step
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx.measure import GUIDANCE, job_of, run
 from a2v.tests.tiny import TinyFiles, write_tiny
@@ -40,7 +44,7 @@ def tiny(folder: Path) -> TinyFiles:
 
 @pytest.fixture(scope="module")
 def wide(folder: Path) -> TinyFiles:
-    """Each stage some hundred MB."""
+    """Each phase some hundred MB."""
     return write_tiny(folder / "wide", layers=4, heads=8, head_dim=64, gemma_layers=14, gemma_width=1024, vae_width=24)
 
 
@@ -64,8 +68,8 @@ def described(folder: Path, files: TinyFiles, dtype: str | None = None, **reques
     return {"files": {name: str(path) for name, path in paths.items()}, "request": asked, "dtype": dtype}
 
 
-def stage_of(preflight: memory.Preflight, name: str) -> Stage:
-    return next(stage for stage in preflight.stages if stage.name == name)
+def phase_of(forecast: Forecast, name: str) -> Phase:
+    return next(phase for phase in forecast.phases if phase.name == name)
 
 
 CLIPS = {
@@ -80,9 +84,9 @@ def jobs(folder: Path, tiny: TinyFiles, wide: TinyFiles) -> dict[str, dict[str, 
     # A convolution keeps code for every shape it met, so the decoder's warm clip is as large.
     small = {"num_frames": 9, "video_size": (64, 64), "use_multiscale": False}
     return {
-        stage: described(folder, wide, dtype, **request)
-        | {"warm": described(folder, tiny, dtype, **(request if stage == "decode" else small))}
-        for stage, (dtype, request) in CLIPS.items()
+        phase: described(folder, wide, dtype, **request)
+        | {"warm": described(folder, tiny, dtype, **(request if phase == "decode" else small))}
+        for phase, (dtype, request) in CLIPS.items()
     }
 
 
@@ -92,35 +96,35 @@ def took(jobs: dict[str, dict[str, Any]]) -> dict[str, int]:
 
 
 @LINUX
-@pytest.mark.parametrize("stage", CLIPS)
-def test_the_estimate_is_what_is_measured(jobs: dict[str, dict[str, Any]], took: dict[str, int], stage: str) -> None:
-    dtype = getattr(torch, CLIPS[stage][0] or "", None)
-    preflight = estimate(job_of(jobs[stage]), pipeline.sample, guidance=GUIDANCE, dtype=dtype)
-    found = stage_of(preflight, stage)
-    assert took[stage] > 100e6, "too little to tell"
-    assert abs(found.peak / took[stage] - 1) <= WITHIN, f"{found}: {took[stage] / 1e6:.0f} MB measured"
+@pytest.mark.parametrize("phase", CLIPS)
+def test_the_estimate_is_what_is_measured(jobs: dict[str, dict[str, Any]], took: dict[str, int], phase: str) -> None:
+    dtype = getattr(torch, CLIPS[phase][0] or "", None)
+    forecast = estimate(job_of(jobs[phase]), Compute(dtype))
+    found = phase_of(forecast, phase)
+    assert took[phase] > 100e6, "too little to tell"
+    assert abs(found.peak / took[phase] - 1) <= WITHIN, f"{found}: {took[phase] / 1e6:.0f} MB measured"
 
 
 @CUDA
-@pytest.mark.parametrize("stage", ["sample", "decode"])
-def test_the_estimate_is_what_is_allocated_on_a_gpu(folder: Path, wide: TinyFiles, stage: str) -> None:
-    _, request = CLIPS[stage]
+@pytest.mark.parametrize("phase", ["sample", "decode"])
+def test_the_estimate_is_what_is_allocated_on_a_gpu(folder: Path, wide: TinyFiles, phase: str) -> None:
+    _, request = CLIPS[phase]
     job = job_of(described(folder, wide, "bfloat16", **request))
-    preflight = estimate(job, pipeline.sample, guidance=GUIDANCE, dtype=torch.bfloat16, device="cuda")
+    forecast = estimate(job, Compute(torch.bfloat16, "cuda"))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with torch.inference_mode():
-        if stage == "decode":
+        if phase == "decode":
             vae = job.checkpoint.video_vae(torch.bfloat16, "cuda")
-            for _ in pipeline.decode_video(vae, torch.zeros(1, 128, 6, 8, 8)):
+            for _ in decode_video(vae, torch.zeros(1, 128, 6, 8, 8)):
                 pass
         else:
             model = job.checkpoint.transformer(torch.bfloat16, "cuda")
             latent = torch.zeros(1, 128, 9, 16, 16)
             audio = AudioCondition(torch.zeros(1, 8, 68, 16), 65, job.plan.fps)
-            memory.rehearse_step(pipeline.sample, model, latent, audio, GUIDANCE, room=0.0)
+            one_step(model, latent, audio, (GUIDANCE, NONE))
     took = torch.cuda.max_memory_allocated() - before
-    assert abs(stage_of(preflight, stage).peak / took - 1) <= WITHIN
+    assert abs(phase_of(forecast, phase).peak / took - 1) <= WITHIN
 
 
 def test_a_rehearsal_counts_what_is_alive_at_once() -> None:
@@ -165,18 +169,16 @@ def test_a_rehearsal_knows_masks_and_small_numbers() -> None:
 
 
 def test_nothing_is_read_but_headers(wide: TinyFiles) -> None:
-    module = memory.blueprint(lambda: load_checkpoint(wide.checkpoint).transformer(torch.float32))
+    module = blueprint(lambda: load_checkpoint(wide.checkpoint).transformer(torch.float32))
     real = load_checkpoint(wide.checkpoint).transformer(torch.float32)
-    assert memory.weights(module) == bytes_of(real.parameters())
-    assert all(p.is_meta for p in module.parameters() if p.numel() > memory.SMALL)
+    assert weights(module) == bytes_of(real.parameters())
+    assert all(p.is_meta for p in module.parameters() if p.numel() > SMALL)
 
 
 def test_fp8_halves_what_the_blocks_take(wide: TinyFiles) -> None:
     checkpoint = load_checkpoint(wide.checkpoint)
     half, quarter = (
-        memory.weights(
-            memory.blueprint(lambda fp8=fp8: checkpoint.transformer(torch.bfloat16, fp8=fp8)).transformer_blocks
-        )
+        weights(blueprint(lambda fp8=fp8: checkpoint.transformer(torch.bfloat16, fp8=fp8)).transformer_blocks)
         for fp8 in (False, True)
     )
     assert 0.5 <= quarter / half < 0.52
@@ -185,13 +187,13 @@ def test_fp8_halves_what_the_blocks_take(wide: TinyFiles) -> None:
 def test_the_text_encoder_s_bytes_are_those_of_its_file(wide: TinyFiles) -> None:
     file = wide.gemma / "model.safetensors"
     for dtype, factor in ((None, 1), (torch.float32, 2)):
-        part, language = memory.text_encoder(wide.gemma, dtype)
-        assert abs(part.size / (factor * file.stat().st_size) - 1) < 1e-3  # the file has a header as well
-        assert len(part.blocks) == len(language.layers) == 14 and sum(part.blocks) < part.size
+        size, blocks, language = text_encoder(wide.gemma, dtype)
+        assert abs(size / (factor * file.stat().st_size) - 1) < 1e-3  # the file has a header as well
+        assert len(blocks) == len(language.layers) == 14 and sum(blocks) < size
     assert language.config.hidden_size == 1024
     (wide.gemma / "broken.safetensors").write_bytes(b"\0" * 9)
     with pytest.raises(InputError, match=r"broken.*download"):
-        memory.text_encoder(wide.gemma / "broken.safetensors", None)
+        text_encoder(wide.gemma / "broken.safetensors", None)
     (wide.gemma / "broken.safetensors").unlink()
 
 
@@ -201,50 +203,42 @@ def test_what_does_not_fit_is_made_to(folder: Path, wide: TinyFiles) -> None:
         for both in (True, False)
     )
 
-    def on_gpu(free: float, offload: str = "auto", job: pipeline.Job = job) -> memory.Preflight:
-        return estimate(
-            job,
-            pipeline.sample,
-            guidance=GUIDANCE,
-            dtype=torch.bfloat16,
-            device="cuda",
-            free=int(free),
-            offload=offload,
-        )
+    def on_gpu(free: float, offload: str = "auto", job: Job = job) -> Forecast:
+        return estimate(job, Compute(torch.bfloat16, "cuda", offload=offload), int(free))
 
     ample = on_gpu(1e12)
-    assert [stage.name for stage in ample.stages] == [
-        "encode text", "encode sound", "first pass", "upscale", "second pass", "decode",
+    assert [phase.name for phase in ample.phases] == [
+        "encode text", "encode sound", "first stage", "upscale", "second stage", "decode",
     ]  # fmt: skip
-    assert all(stage.fits and not stage.remedy and not stage.offloaded for stage in ample.stages)
+    assert all(phase.fits and not phase.remedy and not phase.offloaded for phase in ample.phases)
     assert ample.tiling == Tiling() and not ample.offloaded("transformer")
     assert on_gpu(1e12) == ample  # to the byte
-    sampling = stage_of(on_gpu(1e12, job=alone), "sample")
-    apart = stage_of(on_gpu(sampling.peak - 1, job=alone), "sample")
+    sampling = phase_of(on_gpu(1e12, job=alone), "sample")
+    apart = phase_of(on_gpu(sampling.peak - 1, job=alone), "sample")
     assert apart.remedy == "guidance passes one by one" and apart.work < 0.8 * sampling.work
 
-    transformer = sampling.parts[0]
+    transformer = sampling.models[0]
     tight = on_gpu(transformer.size)
-    assert tight.offloaded("transformer") and stage_of(tight, "second pass").offloaded
-    assert stage_of(tight, "first pass").weights == transformer.visiting < transformer.size
+    assert tight.offloaded("transformer") and phase_of(tight, "second stage").offloaded
+    assert phase_of(tight, "first stage").weights == transformer.offloaded < transformer.size
     assert "blocks wait in host memory" in str(tight)
     assert not on_gpu(transformer.size, "none", alone).offloaded("transformer")
 
     assert on_gpu(1e12, "blocks", alone).offloaded("Gemma")
-    small = on_gpu(stage_of(ample, "decode").peak * 0.7, job=alone)
-    assert small.tiling.pixels * small.tiling.frames < 768 * 80 and stage_of(small, "decode").fits
+    small = on_gpu(phase_of(ample, "decode").peak * 0.7, job=alone)
+    assert small.tiling.pixels * small.tiling.frames < 768 * 80 and phase_of(small, "decode").fits
     assert f"in tiles of {small.tiling}" in str(small)
     none = on_gpu(1e6, job=alone)
-    assert not stage_of(none, "decode").fits and "may not fit even so" in str(none)
+    assert not phase_of(none, "decode").fits and "may not fit even so" in str(none)
     with pytest.raises(InputError, match="offload"):
         on_gpu(1e12, "all")
 
 
-def test_visiting_is_the_rest_and_the_two_largest_blocks() -> None:
-    assert Part("x", 100, (10, 30, 20)).visiting == 40 + 50
-    assert Part("x", 100).visiting == 100
+def test_what_an_offloaded_model_takes_is_the_rest_and_the_two_largest_blocks() -> None:
+    assert Resident("x", 100, (10, 30, 20)).offloaded == 40 + 50
+    assert Resident("x", 100).offloaded == 100
 
 
 def test_free_memory_is_told() -> None:
-    assert 0 < memory.free_memory("cpu") < 2**62
-    assert memory.free_memory("meta") == 2**63
+    assert 0 < free_memory("cpu") < 2**62
+    assert free_memory("meta") == 2**63

@@ -9,7 +9,7 @@ import torch
 from a2v.ltx.diffusion.decode import Tiling
 from a2v.ltx.latents import video_shape
 from a2v.ltx.media.probe import probe
-from a2v.ltx.memory import forecast as memory
+from a2v.ltx.memory.work import decoding
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx.measure import run
 from a2v.tests.ltx.media.test_safety import write as write_classifier
@@ -36,7 +36,7 @@ def test_a_long_clip_takes_what_is_promised(tmp_path: Path) -> None:
     short, long = taken(tmp_path, height, width, vae_width=24)
     assert long < 1.1 * short, f"{short / 1e6:.0f} MB of 137 frames, {long / 1e6:.0f} MB of 481"
     vae = load_checkpoint(tmp_path / "tiny" / "ltx-2.3-tiny.safetensors").video_vae(torch.float32)
-    tile, frames = memory.decoding(vae, video_shape(481, height, width), Tiling())
+    tile, frames = decoding(vae, video_shape(481, height, width), Tiling())
     assert frames == 12 * (80 + 24 + 8) * height * width  # of a time tile, of the one before and on their way, float32
     promised = tile + frames + ENCODER * height * width
     assert long < 1.1 * promised, f"{long / 1e6:.0f} MB, promised {promised / 1e6:.0f}"

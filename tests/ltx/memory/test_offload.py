@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from a2v.ltx.diffusion.conditioning import AudioCondition
+from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.diffusion.sample import sample
+from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.latents import Noise, audio_length
 from a2v.ltx.memory.offload import Offload, offload_gemma, offload_transformer
-from a2v.ltx.pipeline import sample
 from a2v.ltx.prompt.gemma import Gemma, load_gemma
-from a2v.ltx.prompt.text import TextContext, hidden_states
+from a2v.ltx.prompt.text import hidden_states
 from a2v.ltx.weights import lora
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
@@ -48,15 +49,14 @@ def two_steps(model: nn.Module, device: torch.device | str, room: float = 0.0) -
     """With the four passes of guidance, one after the other through each block, or in one batch."""
     widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
     positive, negative = (TextContext(noise(1, 6, w), noise(1, 6, v)) for w, v in (widths, widths))
+    audio = AudioCondition(noise(1, 8, audio_length(FRAMES, FPS), 16), FRAMES, FPS)
+    guidance = Guidance(cfg=3.0, stg=1.0, modality=3.0, stg_blocks=(2,))
     latent, *_ = sample(
         model,
-        latent=torch.zeros(1, 128, 2, 2, 3),
-        sigmas=torch.tensor([0.9, 0.4, 0.0]),
-        positive=positive,
-        negative=negative,
-        audio=AudioCondition(noise(1, 8, audio_length(FRAMES, FPS), 16), FRAMES, FPS),
-        guidance=Guidance(cfg=3.0, stg=1.0, modality=3.0, stg_blocks=(2,)),
-        noise=Noise(1),
+        torch.zeros(1, 128, 2, 2, 3),
+        Conditions(positive, audio, negative),
+        Steering(torch.tensor([0.9, 0.4, 0.0]), guidance),
+        Noise(1),
         device=device,
         room=room,
     )

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from a2v.ltx.diffusion.conditioning import TEXT_LENGTH, TextContext
 from a2v.ltx.prompt.contexts import ContextCache, Recent, fingerprint, image_digest
 from a2v.ltx.prompt.expand import Expansion
 from a2v.ltx.prompt.gemma import load_gemma
-from a2v.ltx.prompt.text import LENGTH, TextContext, encode_text
+from a2v.ltx.prompt.text import encode_text
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.tiny import TinyFiles, write_gemma_file
 
@@ -31,7 +32,7 @@ class Maker:
     def __call__(self) -> TextContext:
         self.calls += 1
         generator = torch.Generator().manual_seed(self.calls)
-        video, audio = (torch.randn(1, LENGTH, w, generator=generator).to(self.dtype) for w in (self.width, 2))
+        video, audio = (torch.randn(1, TEXT_LENGTH, w, generator=generator).to(self.dtype) for w in (self.width, 2))
         return TextContext(video, audio, 7 + self.calls)
 
 
@@ -146,7 +147,7 @@ def test_an_entry_of_something_else_is_made_again(cache: ContextCache, wrong: st
 
 
 def test_the_ones_used_longest_ago_go(tmp_path: Path) -> None:
-    size = 4 * LENGTH * (4 + 2)
+    size = 4 * TEXT_LENGTH * (4 + 2)
     cache, make = ContextCache(tmp_path, limit=int(3.5 * size)), Maker()
     entries = {}
     for i, text in enumerate("abc"):
@@ -167,7 +168,7 @@ def test_the_ones_used_longest_ago_go(tmp_path: Path) -> None:
 def test_only_its_own_files_go(tmp_path: Path) -> None:
     other = tmp_path / "notes.txt"
     other.write_bytes(b"x" * 10**6)
-    ContextCache(tmp_path, limit=4 * LENGTH * 7).context(PROMPT, "id", Maker())
+    ContextCache(tmp_path, limit=4 * TEXT_LENGTH * 7).context(PROMPT, "id", Maker())
     assert other.exists() and len(list(tmp_path.iterdir())) == 2
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from a2v.ltx.diffusion.conditioning import TEXT_LENGTH, TextContext
 from a2v.ltx.errors import InputError
 from a2v.ltx.prompt.gemma import Gemma, load_gemma
-from a2v.ltx.prompt.text import LENGTH, TextContext, encode_text, hidden_states, tokenize
+from a2v.ltx.prompt.text import encode_text, hidden_states, tokenize
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.tiny import TinyFiles, write_tiny
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
@@ -84,7 +85,7 @@ def test_equals_the_official_pipeline(oracle: Path, run: str) -> None:
 def test_hidden_states_equal_a_padded_run(gemma: Gemma, prompt: str) -> None:
     """Gemma run on 1024 padded tokens, through the conditional-generation model, as the official code does."""
     inputs = gemma.tokenizer(
-        prompt.strip(), padding="max_length", max_length=LENGTH, truncation=True, padding_side="left",
+        prompt.strip(), padding="max_length", max_length=TEXT_LENGTH, truncation=True, padding_side="left",
         return_tensors="pt",
     )  # fmt: skip
     with torch.no_grad():
@@ -94,7 +95,7 @@ def test_hidden_states_equal_a_padded_run(gemma: Gemma, prompt: str) -> None:
     reference = torch.stack(output.hidden_states)
     states, mask = hidden_states(gemma, prompt)
     assert torch.equal(mask, inputs.attention_mask)
-    assert states.shape == reference.shape == (5, 1, LENGTH, 64)
+    assert states.shape == reference.shape == (5, 1, TEXT_LENGTH, 64)
     valid = mask[0].bool()
     assert relative(states[:, :, valid], reference[:, :, valid]) < 1e-5
     assert not states[:, :, ~valid].any()
@@ -138,16 +139,16 @@ def test_one_bos_no_eos_and_stripped(gemma: Gemma) -> None:
 
 def test_prompts_differ_and_are_sane(gemma: Gemma, connectors: LTX2TextConnectors) -> None:
     first, second, empty = (encode_text(gemma, connectors, text) for text in ("a man", "a woman", ""))
-    assert isinstance(first, TextContext) and first.video.shape == (1, LENGTH, 64) and first.audio.shape[2] == 32
+    assert isinstance(first, TextContext) and first.video.shape == (1, TEXT_LENGTH, 64) and first.audio.shape[2] == 32
     assert relative(first.video, second.video) > 1e-3 and relative(first.video, empty.video) > 1e-3
     assert empty.tokens == 1 and not empty.truncated and empty.video.isfinite().all()
 
 
 def test_long_prompt_is_cut_and_says_so(gemma: Gemma, connectors: LTX2TextConnectors) -> None:
-    exact, longer = "$" * (LENGTH - 1), "$" * (LENGTH - 1) + "%" * 500
+    exact, longer = "$" * (TEXT_LENGTH - 1), "$" * (TEXT_LENGTH - 1) + "%" * 500
     whole, cut = encode_text(gemma, connectors, exact), encode_text(gemma, connectors, longer)
-    assert (whole.tokens, whole.truncated) == (LENGTH, False)
-    assert (cut.tokens, cut.truncated) == (LENGTH + 500, True)
+    assert (whole.tokens, whole.truncated) == (TEXT_LENGTH, False)
+    assert (cut.tokens, cut.truncated) == (TEXT_LENGTH + 500, True)
     assert torch.equal(whole.video, cut.video) and torch.equal(whole.audio, cut.audio)
 
 

@@ -1,0 +1,129 @@
+"""The transformer as a predictor of x0: the passes that guidance asks for, combined and blended by the masks."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .block import adopt
+from .conditioning import Conditions, Stream
+from .guidance import Guidance, needed
+from .modulation import Levels, modulation, rotary
+from .passes import Pass, Reuse, velocities, working_set
+from .samplers import UNWATCHED, Hooks
+from .steering import Steering
+from .tokens import Tokens
+
+
+class GuidedDenoiser:
+    """(x, sigma, step) → x0 of both streams. It is the state of one run.
+
+    The streams' tensors say where it runs. Frozen audio is not guided, and its text context is the positive one in
+    every pass: what the negative prompt says then concerns the video alone. room: free bytes beside the weights, for
+    the passes of a step as one batch. Errors: InputError where `Steering.check` finds one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        video: Stream,
+        audio: Stream,
+        conditions: Conditions,
+        steering: Steering,
+        hooks: Hooks = UNWATCHED,
+        room: float = 0.0,
+    ) -> None:
+        self.model, self.video, self.audio, self.steering, self.hooks = model, video, audio, steering, hooks
+        self.device, self.dtype = video.latent.device, model.proj_in.weight.dtype
+        self.frozen = not audio.mask.any()
+        layers = len(model.transformer_blocks)
+        steering.check(self.frozen, conditions.negative is not None, layers)
+        adopt(model)
+        self.guidances = steering.acting(self.frozen)
+        self.passes = self._passes(conditions, layers)
+        self.positions = rotary(model, video.positions, audio.positions, self.device)
+        self.masks = Tokens(video.mask[..., 0], audio.mask[..., 0])
+        self.levels = Levels.of(self.masks.video), Levels.of(self.masks.audio)
+        tokens = self.masks.video.shape[1] + self.masks.audio.shape[1]
+        self.batched = len(self.passes) * working_set(model, tokens) < room
+        sigmas, acceleration = steering.sigmas, steering.acceleration
+        self.unguided = acceleration.guided_above(sigmas)
+        self.reuse = Reuse(acceleration.reuse, float(sigmas[-2])) if acceleration.reuse else None
+
+    def __call__(self, x: Tokens, sigma: Tensor, step: int) -> Tokens:
+        guided, reused = float(sigma) > self.unguided, self.reuse is not None and float(sigma) > self.reuse.last
+        sigma = sigma.to(self.device)
+        audio_sigma = sigma * self.audio.mask.max()
+        adaln = modulation(
+            self.model,
+            self.levels[0] * sigma,
+            self.levels[1] * sigma,
+            sigma[None],
+            audio_sigma[None],
+            self.dtype,
+        )
+        running = self.passes if guided else {"cond": self.passes["cond"]}
+        results = velocities(
+            self.model,
+            x.map(lambda own: own.to(self.dtype)),
+            list(running.values()),
+            self.positions,
+            adaln,
+            audio_read=not self.frozen,
+            batched=self.batched,
+            reuse=self.reuse if reused else None,
+            on_block=self.hooks.on_block,
+        )
+        times = self.masks * sigma
+        predictions = {
+            name: Tokens(
+                x.video - video.float() * times.video[..., None],
+                x.audio if audio is None else x.audio - audio.float() * times.audio[..., None],
+            )
+            for name, (video, audio) in zip(running, results, strict=True)
+        }
+        self._trace(step, predictions, times, sigma, audio_sigma)
+        x0 = self._guide(predictions) if guided else predictions["cond"]
+        return Tokens(self.video.blend(x0.video), self.audio.blend(x0.audio))
+
+    def _passes(self, conditions: Conditions, layers: int) -> dict[str, Pass]:
+        def placed(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, self.dtype)
+
+        runs_uncond, runs_perturbed, runs_isolated = needed(*self.guidances)
+        seen, heard = placed(conditions.positive.video), placed(conditions.positive.audio)
+        passes = {"cond": Pass(seen, heard)}
+        if runs_uncond:
+            own = placed(conditions.negative.audio) if self.guidances[1].runs_uncond else heard
+            passes["uncond"] = Pass(placed(conditions.negative.video), own)
+        if runs_perturbed:
+            passes["perturbed"] = Pass(seen, heard, *(_stg_blocks(g, layers) for g in self.guidances))
+        if runs_isolated:
+            passes["isolated"] = Pass(seen, heard, isolated=True)
+        return passes
+
+    def _guide(self, predictions: dict[str, Tokens]) -> Tokens:
+        of_video, of_audio = self.guidances
+        return Tokens(
+            of_video.combine(**{name: x0.video for name, x0 in predictions.items()}),
+            of_audio.combine(**{name: x0.audio for name, x0 in predictions.items()}),
+        )
+
+    def _trace(
+        self, step: int, predictions: dict[str, Tokens], times: Tokens, sigma: Tensor, audio_sigma: Tensor
+    ) -> None:
+        if self.hooks.trace is None:
+            return
+        for number, x0 in enumerate(predictions.values()):
+            for label, value in (
+                ("video_x0", x0.video),
+                ("audio_x0", x0.audio),
+                ("video_timesteps", times.video[..., None]),
+                ("audio_timesteps", times.audio[..., None]),
+                ("video_sigma", sigma[None]),
+                ("audio_sigma", audio_sigma[None]),
+            ):
+                self.hooks.trace(f"step{step}/call{number}/{label}", value)
+
+
+def _stg_blocks(guidance: Guidance, layers: int) -> tuple[int, ...]:
+    return guidance.blocks(layers) if guidance.runs_perturbed else ()

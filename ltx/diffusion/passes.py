@@ -1,0 +1,233 @@
+"""The passes of a step: what each asks of the transformer, and how they walk its blocks together.
+
+Nothing is computed twice or in vain: a perturbed pass begins as a copy of the pass that it follows, at the first block
+where they differ; a stream whose result nobody reads is left out; and a step may reuse what its blocks did before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
+from torch import Tensor, nn
+
+from .block import Rows
+from .modulation import Modulation, Modulations, Rotary, ada
+from .tokens import Tokens
+
+GPU_SHARE = 0.5  # of the free memory: the rest is for what fragments and for the other tensors of the step
+CPU_CACHE = 32e6
+State = tuple[Tensor, Tensor | None]
+"""A pass between two blocks: video [1, N, D] and audio [1, T, D'], None where nobody hears the audio."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One prediction that a step asks for: its text contexts [1, tokens, D] and what it leaves out.
+
+    perturbed, perturbed_audio: blocks whose video or audio self-attention is only its value projection (STG); isolated:
+    no attention between the streams (modality guidance).
+    """
+
+    video_context: Tensor
+    audio_context: Tensor
+    perturbed: tuple[int, ...] = ()
+    perturbed_audio: tuple[int, ...] = ()
+    isolated: bool = False
+
+    def same_text(self, other: Pass) -> bool:
+        return self.video_context is other.video_context and self.audio_context is other.audio_context
+
+    def departs(self, leader: Pass) -> int | None:
+        """The first block where this pass is not `leader` any more; None where that is the very first thing."""
+        if not self.same_text(leader) or self.isolated != leader.isolated:
+            return None
+        own = {*self.perturbed} ^ {*leader.perturbed}, {*self.perturbed_audio} ^ {*leader.perturbed_audio}
+        return min(own[0] | own[1], default=None)
+
+
+@dataclass(frozen=True)
+class Order:
+    """How passes share a batch. rows: their numbers in the batch's order. follows: of a pass that begins as a copy, the
+    pass that it follows and the block where it departs."""
+
+    rows: tuple[int, ...]
+    follows: Mapping[int, tuple[int, int]]
+
+    @classmethod
+    def of(cls, passes: Sequence[Pass]) -> Order:
+        """Rows with sound come first, joined ones before isolated ones; only joined ones are heard where no audio is
+        read."""
+        rows = tuple(sorted(range(len(passes)), key=lambda number: passes[number].isolated))
+        follows: dict[int, tuple[int, int]] = {}
+        for place, number in enumerate(rows):
+            for leader in rows[:place]:
+                if leader not in follows and (block := passes[number].departs(passes[leader])) is not None:
+                    follows[number] = leader, block
+                    break
+        return cls(rows, follows)
+
+    def after_first_block(self, state: Mapping[int, State]) -> dict[int, State]:
+        """Every pass's state there: one that departs later has its leader's."""
+        leader = {row: leader for row, (leader, block) in self.follows.items() if block}
+        return {row: state[leader.get(row, row)] for row in self.rows}
+
+
+@dataclass(eq=False)
+class Reuse:
+    """First-block cache: where a step's first block changes the video nearly as it did when all blocks last ran, the
+    change that the rest made then is used again.
+
+    threshold: mean |change of that change| / mean |change| below which that is so; last: the sigma of the last step,
+    which always runs whole. It is the state of one run; `skipped` counts the steps that it spared.
+    """
+
+    threshold: float
+    last: float = 0.0
+    skipped: int = 0
+    _change: Tensor | None = None  # the first block's, when all blocks last ran
+    _rests: dict[int, State] = field(default_factory=dict)  # by pass: the change that the other blocks made then
+
+    def spares(self, change: Tensor, passes: int) -> bool:
+        """Whether a step of so many passes can do without the other blocks, by its first block's change."""
+        if self._change is not None and all(number in self._rests for number in range(passes)):
+            near = (change - self._change).abs().mean() / self._change.abs().mean()
+            if bool(near < self.threshold):
+                self.skipped += 1
+                return True
+        self._change = change
+        return False
+
+    def finished(self, heads: Mapping[int, State]) -> dict[int, State]:
+        """The states after the last block, from those after the first one and the change remembered."""
+        return {row: _plus(head, self._rests[row]) for row, head in heads.items()}
+
+    def remember(self, heads: Mapping[int, State], states: Mapping[int, State]) -> None:
+        """Keeps the change from the states after the first block to those after the last one."""
+        self._rests = {row: _minus(states[row], heads[row]) for row in states}
+
+
+def working_set(model: LTX2VideoTransformer3DModel, tokens: int) -> float:
+    """Bytes of activations that a row of `tokens` needs in a block beside its state, at its widest: the feed-forward's
+    hidden layer before and after its activation, twice four tensors of the model's width, and those around it.
+    """
+    width = model.config.num_attention_heads * model.config.attention_head_dim
+    return 12.0 * tokens * width * model.proj_in.weight.element_size()
+
+
+def batch_room(device: torch.device) -> float:
+    """Bytes that the passes of a step may take as one batch: free memory on a GPU; on a CPU what its caches hold.
+
+    Measured on a CPU: a batch of four is twice as fast where it stays in the cache and 7 % slower where it does not.
+    """
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + cached)
+    return CPU_CACHE
+
+
+def velocities(
+    model: LTX2VideoTransformer3DModel,
+    x: Tokens,
+    passes: Sequence[Pass],
+    positions: Rotary,
+    levels: Modulations,
+    *,
+    audio_read: bool = True,
+    batched: bool = True,
+    reuse: Reuse | None = None,
+    on_block: Callable[[], None] | None = None,
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Tokens → the velocities of each pass, video [1, N, C] and audio [1, T, C], in the model's dtype.
+
+    audio_read: whether audio velocities are wanted; without, they are None and what only serves them is not run.
+    batched: the passes as one batch, or one after the other through each block. on_block is called before each block
+    and may raise to stop.
+    """
+    blocks, order = model.transformer_blocks, Order.of(passes)
+    seen, heard = model.proj_in(x.video), model.audio_proj_in(x.audio)
+    state: dict[int, State] = {
+        row: (seen, heard if audio_read or not passes[row].isolated else None)
+        for row in order.rows
+        if row not in order.follows
+    }
+    heads: dict[int, State] = {}
+    for number, block in enumerate(blocks):
+        if on_block is not None:
+            on_block()
+        state |= {row: state[leader] for row, (leader, first) in order.follows.items() if first == number}
+        rows = [row for row in order.rows if row in state]
+        last = number == len(blocks) - 1
+        for group in [rows] if batched else [[row] for row in rows]:
+            state |= _run(block, number, group, passes, state, positions, levels, audio_read or not last)
+        if number == 0 and reuse is not None:
+            heads = order.after_first_block(state)
+            if reuse.spares(heads[order.rows[0]][0] - seen, len(passes)):
+                state = reuse.finished(heads)
+                break
+    else:
+        if reuse is not None:
+            reuse.remember(heads, state)
+    results = []
+    for row in range(len(passes)):
+        video, audio = state[row]
+        video = _project(video, levels.video, model.norm_out, model.scale_shift_table, model.proj_out)
+        if audio_read:
+            audio = _project(
+                audio, levels.audio, model.audio_norm_out, model.audio_scale_shift_table, model.audio_proj_out
+            )
+        results.append((video, audio if audio_read else None))
+    return results
+
+
+def _run(
+    block: nn.Module,
+    number: int,
+    rows: Sequence[int],
+    passes: Sequence[Pass],
+    state: Mapping[int, State],
+    positions: Rotary,
+    levels: Modulations,
+    audio_read: bool,
+) -> dict[int, State]:
+    """One block on these passes as one batch → their new states."""
+    loud = [row for row in rows if state[row][1] is not None]
+    first = passes[rows[0]]
+    second = [not passes[row].same_text(first) for row in rows]
+    texts = [first, passes[rows[second.index(True)]]] if any(second) else [first]
+    video, audio = block(
+        _stack([state[row][0] for row in rows]),
+        _stack([state[row][1] for row in loud]) if loud else None,
+        _stack([text.video_context for text in texts]),
+        _stack([text.audio_context for text in texts]) if loud else None,
+        Rows(
+            tuple(second),
+            tuple(passes[row].isolated for row in rows),
+            tuple(number in passes[row].perturbed for row in rows),
+            tuple(number in passes[row].perturbed_audio for row in loud),
+        ),
+        levels,
+        positions,
+        audio_read,
+    )
+    seen = dict(zip(rows, video.split(1), strict=True))
+    heard = dict(zip(loud, audio.split(1), strict=True)) if loud else {}
+    return {row: (seen[row], heard.get(row)) for row in rows}
+
+
+def _stack(rows: Sequence[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
+
+
+def _plus(a: State, b: State) -> State:
+    return a[0] + b[0], None if a[1] is None else a[1] + b[1]
+
+
+def _minus(a: State, b: State) -> State:
+    return a[0] - b[0], None if a[1] is None else a[1] - b[1]
+
+
+def _project(x: Tensor, levels: Modulation, norm: nn.Module, table: Tensor, projection: nn.Module) -> Tensor:
+    return projection(ada(table.to(levels.out), levels.out[:, None], levels.index).modulate(norm(x), 0, 1))

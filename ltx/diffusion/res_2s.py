@@ -1,0 +1,102 @@
+"""res_2s: a sampler of second order with renewed noise, two predictions a step, as in the official HQ pipeline."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .samplers import UNWATCHED, Denoiser, Hooks
+from .schedules import checked
+from .tokens import FreshNoise, Tokens
+
+SUBSTEP_SEED = 10_000  # what the second generator's seed adds to the first one's
+SHARE = 0.5  # of the noise that is renewed
+LAST = 0.0011  # the sigma that stands in for 0 before the last prediction
+SMALL_STEP, LOW_SIGMA = 0.5, 0.03  # the anchor is moved in steps below the one and above the other
+
+
+def res_2s(
+    denoise: Denoiser,
+    x: Tokens,
+    sigmas: Tensor,
+    seed: int,
+    hooks: Hooks = UNWATCHED,
+    *,
+    clean: Tokens | None = None,
+    masks: Tokens | None = None,
+) -> Tokens:
+    """The exponential Runge-Kutta method with c2 = 1/2 (Hochbruck and Ostermann 2005), half of the noise renewed at the
+    middle and the end of each step.
+
+    clean, masks: what to blend back after noise was added. The state is float64 inside. Errors: InputError for unusable
+    sigmas, and for sigmas that do not fall.
+    """
+    sigmas = _falling(checked(sigmas))
+    at_end, at_middle = FreshNoise(seed), FreshNoise(seed + SUBSTEP_SEED)
+    levels = sigmas.double().tolist()
+    total = len(levels) - 1 - (levels[-1] == 0)
+    renew = partial(_renewed, clean=clean, masks=masks)
+    x = x.float()
+    for step, (sigma, after) in enumerate(pairwise(levels[: total + 1])):
+        h = math.log(sigma / after)
+        a21, b1, b2 = weights(h)
+        anchor = x.double()
+        first = denoise(x, sigmas[step], step).double()
+        middle_sigma = (sigma * after) ** 0.5
+        middle = renew(anchor, anchor + h * a21 * (first - anchor), sigma, middle_sigma, at_middle)
+        if h < SMALL_STEP and sigma > LOW_SIGMA:
+            # The start from which the noisy middle would have been reached: what the official code iterates towards.
+            anchor = (middle - h * a21 * first) / (1 - h * a21)
+        second = denoise(middle.float(), torch.tensor(middle_sigma, dtype=torch.float32), step)
+        end = anchor + h * b1 * (first - anchor) + h * b2 * (second.double() - anchor)
+        out = renew(anchor, end, sigma, after, at_end).float()
+        hooks.stepped(step, total, second, x=x, x0=second, out=out)
+        x = out
+    return denoise(x, sigmas[total], total).float() if levels[-1] == 0 else x
+
+
+def weights(h: float) -> tuple[float, float, float]:
+    """a21, b1, b2 of the method for a step of h = ln(sigma / sigma'), by the phi functions."""
+    half = h / 2
+    phi1_half = -math.expm1(-half) / half
+    phi1 = -math.expm1(-h) / h
+    phi2 = (1 - phi1) / h
+    return phi1_half / 2, phi1 - 2 * phi2, 2 * phi2
+
+
+def _falling(sigmas: Tensor) -> Tensor:
+    """The schedule with LAST before a 0 at its end: logarithms need a last step above 0, and one prediction more ends
+    it."""
+    if sigmas[-1] == 0:
+        sigmas = torch.cat([sigmas[:-1], torch.tensor([LAST, 0.0])])
+    if not (sigmas.diff() < 0).all():
+        raise InputError(
+            f"sigmas is {sigmas.tolist()}: res_2s needs each value lower than the one before, and the last one above 0 "
+            f"higher than {LAST}."
+        )
+    return sigmas
+
+
+def _renewed(
+    start: Tokens,
+    end: Tokens,
+    sigma: float,
+    after: float,
+    fresh: FreshNoise,
+    *,
+    clean: Tokens | None,
+    masks: Tokens | None,
+) -> Tokens:
+    """`end`, reached from `start` on the way from sigma to `after`, with SHARE of its noise drawn anew."""
+    new = SHARE * after
+    old = (after**2 - new**2) ** 0.5
+    scale = (1 - after) + old
+    noise = fresh(start, torch.float64).map(lambda own: (own - own.mean()) / own.std())
+    velocity = (start - end) / (sigma - after)
+    result = scale * (start - sigma * velocity + old / scale * velocity) + new * noise
+    return result if clean is None or masks is None else result * masks + clean * (1 - masks)

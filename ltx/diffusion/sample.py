@@ -1,0 +1,75 @@
+"""One stage: from noise, or from the latent of the stage before, down the sigmas to a video latent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..latents import CHANNELS, Noise, unpatchify_audio, unpatchify_video
+from .conditioning import AudioCondition, Conditions, audio_stream, video_stream
+from .denoiser import GuidedDenoiser
+from .passes import batch_room
+from .res_2s import res_2s
+from .samplers import UNWATCHED, Hooks, euler, gradient_estimation, restarting
+from .steering import RES_2S, Steering
+from .tokens import Tokens
+
+RESTART_SEED = 10_000  # what the restart noise's seed adds to the request's
+
+
+@torch.inference_mode()
+def sample(
+    model: nn.Module,
+    latent: Tensor,
+    conditions: Conditions,
+    steering: Steering,
+    noise: Noise,
+    *,
+    device: torch.device | str | None = None,
+    room: float | None = None,
+    hooks: Hooks = UNWATCHED,
+) -> tuple[Tensor, AudioCondition, Noise]:
+    """One stage → float32 video latent, the audio for the next stage (frozen), and the noise it goes on with.
+
+    latent: [1, 128, F, H, W]; it gives the size and, below sigma 1, the start. device: where to compute, by default
+    where the model is; room: bytes there for the passes of a step as one batch, by default what the device says. The
+    hooks get x0 as tokens (`grid` makes a latent of the video's). Errors: InputError.
+    """
+    if latent.ndim != 5 or latent.shape[:2] != (1, CHANNELS):
+        raise InputError(f"the latent is {list(latent.shape)}; an LTX video latent [1, {CHANNELS}, F, H, W] is needed.")
+    device = device if device is not None else next(model.parameters()).device
+    audio, sigmas, trace = conditions.audio, steering.sigmas, hooks.trace
+    video = video_stream(latent.float(), conditions.guides, audio.fps).to(device)
+    sound = audio_stream(audio).to(device)
+    seed = noise.seed + RESTART_SEED
+    drawn, noise = noise.draw(tuple(video.latent.shape), tuple(sound.latent.shape))
+    # A schedule's 1 may be a hair below it in float32; the noise is whole all the same.
+    scale = 1.0 if sigmas[0] > 1 - 1e-6 else float(sigmas[0])
+    x = Tokens(*(s.noised(n.to(device), scale) for s, n in zip((video, sound), drawn, strict=True)))
+    if trace is not None:
+        trace("sigmas", sigmas)
+        trace("positions_video", video.positions)
+        trace("positions_audio", sound.positions)
+    room = batch_room(torch.device(device)) if room is None else room
+    denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room)
+    masks = Tokens(video.mask, sound.mask)
+    if steering.sampler == RES_2S:
+        x = res_2s(denoise, x, sigmas, seed, hooks, clean=Tokens(video.clean, sound.clean), masks=masks)
+    elif steering.restart is not None:
+        x = restarting(denoise, x, sigmas, steering.restart, seed, hooks, masks=masks, gamma=steering.gamma)
+    elif steering.gamma:
+        x = gradient_estimation(denoise, x, sigmas, steering.gamma, hooks)
+    else:
+        x = euler(denoise, x, sigmas, hooks)
+    if not audio.frozen:
+        audio = replace(audio, latent=unpatchify_audio(x.audio).to(audio.latent.device), strength=1.0)
+    return grid(x.video, latent), audio, noise
+
+
+def grid(tokens: Tensor, like: Tensor) -> Tensor:
+    """The grid's part of video tokens, without keyframes → latent of `like`'s shape."""
+    f, h, w = like.shape[2:]
+    return unpatchify_video(tokens[:, : f * h * w], (f, h, w))

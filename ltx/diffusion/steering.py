@@ -1,0 +1,111 @@
+"""Steering: everything that says how a stage is sampled, made in one place and checked before a model is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..request import Request
+from . import schedules
+from .acceleration import EXACT, LEVELS, Acceleration
+from .guidance import NONE, Guidance, needed
+from .samplers import Restart
+
+EULER, RES_2S = SAMPLERS = ("euler", "res_2s")
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """How a stage is sampled.
+
+    sigmas: float32 [steps + 1] on the CPU. guidance, audio_guidance: of the picture and of the sound. restart: fresh
+    noise on the way. gamma: gradient estimation's, 0 is off. sampler: one of SAMPLERS. What an acceleration level
+    switches off is switched off here: the distilled recipe has no guidance. Errors: InputError.
+    """
+
+    sigmas: Tensor
+    guidance: Guidance = NONE
+    audio_guidance: Guidance = NONE
+    acceleration: Acceleration = EXACT
+    restart: Restart | None = None
+    gamma: float = 0.0
+    sampler: str = EULER
+
+    def __post_init__(self) -> None:
+        settle = {"sigmas": schedules.checked(self.sigmas), "restart": self.restart or None}
+        if self.acceleration.distilled:
+            settle |= {"guidance": NONE, "audio_guidance": NONE}
+        for name, value in settle.items():
+            object.__setattr__(self, name, value)
+        if self.sampler not in SAMPLERS:
+            raise InputError(f"sampler: {self.sampler!r} is not one of {', '.join(SAMPLERS)}.")
+        if not (math.isfinite(self.gamma) and self.gamma >= 0):
+            raise InputError(f"gamma is {self.gamma}: give a number of at least 0.")
+        if self.sampler == RES_2S and (self.gamma or self.restart):
+            raise InputError(f"sampler: {RES_2S} renews noise by itself; leave out restart and gradient estimation.")
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    def acting(self, audio_frozen: bool) -> tuple[Guidance, Guidance]:
+        """The guidance of picture and sound that acts: frozen sound is not guided."""
+        return self.guidance, NONE if audio_frozen else self.audio_guidance
+
+    def passes(self, audio_frozen: bool) -> int:
+        """Passes of the transformer that a guided step takes."""
+        return 1 + sum(needed(*self.acting(audio_frozen)))
+
+    def check(self, audio_frozen: bool, negative: bool = True, layers: int | None = None) -> None:
+        """Raises InputError for what cannot be sampled so.
+
+        negative: whether there is a negative prompt. layers: blocks of the transformer, where they are known.
+        """
+        acting = self.acting(audio_frozen)
+        if self.acceleration.guided < 1 and not self.acceleration.reuse and not any(needed(*acting)):
+            raise InputError(
+                "acceleration: regular leaves guidance out of some steps, and nothing guides these (every scale is "
+                "neutral); choose none or high."
+            )
+        if any(guidance.runs_uncond for guidance in acting) and not negative:
+            raise InputError(
+                "negative prompt: missing, and a CFG scale other than 1 needs it; connect one or set CFG to 1."
+            )
+        if layers is not None:
+            for guidance in acting:
+                guidance.blocks(layers)
+        if self.restart is not None:
+            self.restart.walk(self.sigmas)
+
+
+def steer(request: Request, stg_blocks: tuple[int, ...] = ()) -> tuple[Steering, Steering]:
+    """How a request's first and second stage are sampled. stg_blocks: what STG perturbs, the model's default if empty.
+
+    Errors: InputError.
+    """
+    acceleration = LEVELS[request.acceleration]
+    sigmas = schedules.SCHEDULES[request.scheduler](request.num_inference_steps)
+    gamma = request.gradient_estimation_gamma
+    first = Steering(
+        schedule_under(acceleration, sigmas),
+        _guidance(request, "video", stg_blocks),
+        _guidance(request, "audio", stg_blocks),
+        acceleration,
+        Restart() if request.use_restart_sampling else None,
+        gamma,
+    )
+    return first, Steering(torch.tensor(schedules.REFINE), gamma=gamma)
+
+
+def schedule_under(acceleration: Acceleration, sigmas: Tensor) -> Tensor:
+    """The first stage's sigmas under a level: the distilled recipe has its own."""
+    return torch.tensor(schedules.DISTILLED) if acceleration.distilled else sigmas
+
+
+def _guidance(request: Request, stream: str, stg_blocks: tuple[int, ...]) -> Guidance:
+    scales = ("cfg", "stg", "rescaling", "modality")
+    return Guidance(*(getattr(request, f"{stream}_{scale}_scale") for scale in scales), stg_blocks)

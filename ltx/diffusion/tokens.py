@@ -1,0 +1,60 @@
+"""The two streams that are sampled together, with arithmetic, and the noise that is drawn for both."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Patchified tokens of both streams: video [1, Nv, C] and audio [1, Na, C].
+
+    Arithmetic is stream by stream; a number, or a tensor without dimensions, counts for both.
+    """
+
+    video: Tensor
+    audio: Tensor
+
+    def map(self, function: Callable[..., Tensor], *others: Tokens | Tensor | float) -> Tokens:
+        """function(own tensor, the others' tensors of that stream) for each stream."""
+        pairs = [(o.video, o.audio) if isinstance(o, Tokens) else (o, o) for o in others]
+        return Tokens(function(self.video, *(v for v, _ in pairs)), function(self.audio, *(a for _, a in pairs)))
+
+    def float(self) -> Tokens:
+        return self.map(Tensor.float)
+
+    def double(self) -> Tokens:
+        return self.map(Tensor.double)
+
+    def __add__(self, other: Tokens | Tensor | float) -> Tokens:
+        return self.map(operator.add, other)
+
+    def __sub__(self, other: Tokens | Tensor | float) -> Tokens:
+        return self.map(operator.sub, other)
+
+    def __rsub__(self, other: Tensor | float) -> Tokens:
+        return self.map(lambda own: other - own)
+
+    def __mul__(self, other: Tokens | Tensor | float) -> Tokens:
+        return self.map(operator.mul, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Tokens | Tensor | float) -> Tokens:
+        return self.map(operator.truediv, other)
+
+
+class FreshNoise:
+    """A stream of Gaussian noise of its own behind a seed: video tokens, then audio tokens, at each call."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator("cpu").manual_seed(seed % 2**64)
+
+    def __call__(self, like: Tokens, dtype: torch.dtype = torch.float32) -> Tokens:
+        """Noise of the shape and on the device of `like`. It is drawn on the CPU: a seed means the same everywhere."""
+        return like.map(lambda own: torch.randn(own.shape, generator=self.generator, dtype=dtype).to(own.device))

@@ -1,0 +1,157 @@
+"""What a job encodes before it is sampled: prompts, sound and images. Each part of the model is loaded when needed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from .diffusion.conditioning import AudioCondition, Guide, TextContext
+from .diffusion.encode import encode_image
+from .diffusion.sound import encode_audio, encode_mel, log_mel
+from .job import FIRST, Compute, Job
+from .media import preprocess
+from .media.audio import conditioning_track, soundtrack
+from .media.images import fit
+from .memory.offload import Offload, offload_gemma
+from .prompt.contexts import ContextCache, fingerprint
+from .prompt.expand import Expansion, expand
+from .prompt.gemma import Gemma, load_gemma
+from .prompt.text import encode_text
+from .trace import Trace, under
+
+OnProgress = Callable[[str, int, int], None]
+"""(what is being done, steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompt as used, its context and the negative one's, and what the report says of them."""
+
+    prompt: str
+    positive: TextContext
+    negative: TextContext
+    notes: tuple[str, ...] = field(default=())
+
+
+def encode_prompts(job: Job, compute: Compute, trace: Trace | None, say: OnProgress, offload: bool = False) -> Prompts:
+    """The prompts of a request, the positive one expanded if asked.
+
+    Gemma and the connectors leave memory after it. What the job's folder of contexts has is not made again, and Gemma
+    not loaded where it has everything. offload: whether Gemma's layers wait in host memory.
+    """
+    with _TextEncoder(job, compute, offload) as encoder:
+        prompt, notes = job.request.prompt, []
+        if job.request.enable_prompt_expansion:
+            expansion = encoder.expand(lambda done, total, text: say("expand prompt", done, total))
+            prompt = expansion.prompt
+            notes += [expansion.reason] if expansion.reason else []
+        say("encode text", 0, 2)
+        contexts = []
+        for number, (name, text) in enumerate((("prompt", prompt), ("negative prompt", job.request.negative_prompt))):
+            context = encoder.encode(text, under(f"prompt/{number}", trace))
+            contexts.append(context)
+            if context.truncated:
+                notes.append(f"the {name} is longer than 1024 tokens and was cut")
+            say("encode text", number + 1, 2)
+        return Prompts(prompt, *contexts, tuple(notes))
+
+
+class _TextEncoder:
+    """Gemma and the connectors of a job, loaded when they are first needed, behind its folder of contexts."""
+
+    def __init__(self, job: Job, compute: Compute, offload: bool) -> None:
+        self.job, self.compute, self.offload = job, compute, offload
+        self.offloaded: list[Offload] = []
+        self.cache = ContextCache(job.files.contexts) if job.files.contexts is not None else None
+        dtype = f"{compute.dtype} fp8" if compute.fp8 else compute.dtype
+        self.fingerprint = functools.partial(fingerprint, device=compute.device, dtype=dtype)
+
+    def __enter__(self) -> _TextEncoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self.offloaded:
+            each.release()
+
+    @functools.cached_property
+    def gemma(self) -> Gemma:
+        compute = self.compute
+        fp8 = {"fp8": compute.device} if compute.fp8 else {}
+        place = "cpu" if self.offload else compute.device
+        loaded = load_gemma(self.job.files.text_encoder, compute.dtype, place, **fp8)
+        if self.offload:
+            self.offloaded.append(offload_gemma(loaded.model, compute.device))
+        return loaded
+
+    @functools.cached_property
+    def connectors(self) -> nn.Module:
+        return self.job.checkpoint.connectors(self.compute.dtype, self.compute.device)
+
+    def expand(self, on_token: Callable[[int, int, str], None]) -> Expansion:
+        request, files = self.job.request, self.job.files
+        image = next((picture for picture, name in self.job.images if name == FIRST), None)
+
+        def write() -> Expansion:
+            return expand(self.gemma, request.prompt, seed=request.seed, image=image, on_token=on_token)
+
+        if self.cache is None:
+            return write()
+        return self.cache.expansion(request.prompt, request.seed, image, self.fingerprint(files.text_encoder), write)
+
+    def encode(self, text: str, trace: Trace | None) -> TextContext:
+        def encode() -> TextContext:
+            return encode_text(self.gemma, self.connectors, text, trace=trace)
+
+        if self.cache is None:
+            context = encode()
+        else:
+            files = self.job.files
+            own = [files.text_encoder, files.checkpoint, *([files.connectors] if files.connectors else [])]
+            context = self.cache.context(text, self.fingerprint(*own), encode, self.compute.device)
+        if trace is not None:
+            trace("video_enc", context.video)
+            trace("audio_enc", context.audio)
+        return context
+
+
+def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> AudioCondition:
+    """The track, levelled if asked, as the audio stream's condition. The track that is returned stays as it is."""
+    clip, track = job.plan, job.track
+    if job.request.preprocess_audio:
+        track = preprocess.preprocess(soundtrack(track, clip.frames, clip.fps))
+    vae = job.checkpoint.audio_vae(compute.dtype, compute.device)
+    if trace is not None:
+        heard = conditioning_track(track, clip.frames, clip.fps)
+        mel = log_mel(heard)
+        trace("audio/waveform", heard.waveform[None])
+        trace("audio/mel", mel)
+        trace("audio/latent", encode_mel(vae, mel))  # before the trim, as the official code has it
+    latent = encode_audio(vae, track, clip.frames, clip.fps)
+    return AudioCondition(latent, clip.frames, clip.fps, job.request.audio_strength)
+
+
+def encode_images(job: Job, compute: Compute, trace: Trace | None) -> tuple[tuple[Guide, ...], tuple[Guide, ...]]:
+    """The images as guides of the first and of the second stage, each encoded at its stage's size."""
+    clip, request = job.plan, job.request
+    if not job.images:
+        return (), ()
+    vae = job.checkpoint.video_vae(compute.dtype, compute.device)
+    sizes = [clip.first_size, (clip.width, clip.height)][: 2 if clip.two_stages else 1]
+    guides: list[tuple[Guide, ...]] = []
+    for size in sizes:
+        encoded = []
+        for picture, name in job.images:
+            pixels = fit(picture, *size)
+            latent = encode_image(vae, pixels)
+            if trace is not None:
+                number = len(guides) * len(job.images) + len(encoded)
+                trace(f"cond/{number}/pixels", pixels)
+                trace(f"cond/{number}/latent", latent)
+            first = name == FIRST
+            strength = request.image_strength if first else request.end_image_strength
+            encoded.append(Guide(latent, 0 if first else clip.frames - 1, strength))
+        guides.append(tuple(encoded))
+    return guides[0], guides[1] if clip.two_stages else ()

@@ -1,0 +1,167 @@
+"""A headless job: its files, how it is computed, and everything that is settled before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import models
+from .diffusion.acceleration import LEVELS, full_strength
+from .diffusion.decode import Tiling
+from .diffusion.steering import Steering, steer
+from .errors import InputError
+from .media import preprocess
+from .media.audio import Track, load_track
+from .media.images import compress, load_image
+from .media.safety import REQUIRED, UNCHECKED
+from .plan import Plan, plan
+from .prompt.gemma import check_gemma
+from .request import Request
+from .weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
+from .weights.lora import Lora, load_lora, match
+
+TILING = Tiling()
+AUTO, NEVER, BLOCKS = OFFLOAD = ("auto", "none", "blocks")
+FIRST, END = "first", "end"  # the images of a request
+Strengths = tuple[tuple[Lora, float], ...]
+"""LoRAs and the strength of each."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Paths of a headless job. loras: pairs of a path and its strength in both stages."""
+
+    checkpoint: Path
+    text_encoder: Path
+    audio: Path
+    output: Path
+    upscaler: Path | None = None
+    distill_lora: Path | None = None
+    camera_lora: Path | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
+    image: Path | None = None
+    end_image: Path | None = None
+    safety_checker: Path | None = None
+    video_vae: Path | None = None  # these three: where that part is not in the checkpoint
+    audio_vae: Path | None = None
+    connectors: Path | None = None
+    contexts: Path | None = None  # a folder that keeps encoded prompts
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how a job is computed.
+
+    dtype: what computes; None: what the files store. fp8: transformer and Gemma are stored in float8 and compute in
+    `dtype`. compiled: torch.compile of the transformer's block. offload: one of OFFLOAD, for a GPU. tiling: the
+    decoder's tiles, None for the clip as one.
+    """
+
+    dtype: torch.dtype | None = None
+    device: torch.device | str = "cpu"
+    fp8: bool = False
+    compiled: bool = False
+    offload: str = AUTO
+    tiling: Tiling | None = TILING
+
+    def __post_init__(self) -> None:
+        if self.offload not in OFFLOAD:
+            raise InputError(f"offload is {self.offload!r}: choose one of {', '.join(OFFLOAD)}.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is known before a model is loaded.
+
+    images: after the H.264 round trip, each FIRST or END. steering, loras: of the first and of the second stage; the
+    LoRAs are the same ones in the same order.
+    """
+
+    files: Files
+    request: Request
+    track: Track
+    images: tuple[tuple[Tensor, str], ...]
+    plan: Plan
+    checkpoint: Checkpoint
+    steering: tuple[Steering, Steering]
+    loras: tuple[Strengths, Strengths]
+    notes: tuple[str, ...] = field(default=())
+
+
+def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) -> Job:
+    """Opens every file and settles every number. What is wrong with the input is said here, before models load."""
+    steering = steer(request, stg_blocks)
+    notes = [*request.notes, *_unchecked(files, request)]
+    track = load_track(files.audio)
+    pictures, absent = _pictures(files, request)
+    sizes = tuple(None if p is None else (p.shape[1], p.shape[0]) for p in pictures)
+    planned = plan(request, track, sizes)
+    if pictures[1] is not None and planned.frames == 1:
+        raise InputError("end image: a video of one frame has no other frame for it; ask for 9 frames or more.")
+    if planned.two_stages and files.upscaler is None:
+        raise InputError("--upscaler: two stages need it; name the upscaler's file or set use_multiscale to false.")
+    if planned.two_stages:
+        load_upscaler(files.upscaler)  # maps the file, and says what is wrong with it before the first stage, not after
+    if request.camera_lora != "none" and files.camera_lora is None:
+        raise InputError(f"camera_lora: {request.camera_lora} needs its file; name it with --camera-lora.")
+    checkpoint = load_checkpoint(
+        files.checkpoint, video_vae=files.video_vae, audio_vae=files.audio_vae, connectors=files.connectors
+    )
+    checkpoint.check()
+    blueprint = checkpoint.blueprint()
+    steering[0].check(request.audio_strength == 1, layers=len(blueprint.transformer_blocks))
+    check_gemma(files.text_encoder)
+    loras, said = _loras(files, request, checkpoint.path.name, planned.two_stages)
+    said += [warning for loaded, _ in loras[1] if (warning := match(loaded, blueprint).warning)]
+    images = tuple((compress(p), name) for p, name in zip(pictures, (FIRST, END), strict=True) if p is not None)
+    notes += [*absent, *said, *planned.notes]
+    notes += preprocess.warnings(track, planned.frames, planned.fps, levelled=request.preprocess_audio)
+    return Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(notes))
+
+
+def _unchecked(files: Files, request: Request) -> list[str]:
+    """What the report says where the safety checker is asked for and none was named. Errors: one is demanded."""
+    if not request.enable_safety_checker or files.safety_checker is not None:
+        return []
+    if "enable_safety_checker" in request.given or os.environ.get(REQUIRED) == "require":
+        raise InputError(
+            "enable_safety_checker: no classifier was named; give --safety-checker a folder with an image "
+            "classifier of transformers, or set it to false."
+        )
+    return [f"{UNCHECKED}: no classifier was named with --safety-checker"]
+
+
+def _pictures(files: Files, request: Request) -> tuple[list[Tensor | None], list[str]]:
+    """The first and the end image, None where there is none, and what the report says of one at strength 0."""
+    pictures, notes = [], []
+    for path, strength, name in (
+        (files.image, request.image_strength, FIRST),
+        (files.end_image, request.end_image_strength, END),
+    ):
+        if path is not None and strength == 0:
+            notes.append(f"the {name} image has strength 0 and counts as absent")
+        pictures.append(load_image(path) if path is not None and strength else None)
+    return pictures, notes
+
+
+def _loras(
+    files: Files, request: Request, checkpoint: str, two_stages: bool
+) -> tuple[tuple[Strengths, Strengths], list[str]]:
+    """Every LoRA with its strength in the first and in the second stage, and what the report says of them."""
+    both = [(load_lora(path), scale) for path, scale in files.loras]
+    if files.camera_lora is not None:
+        both.append((load_lora(files.camera_lora), request.camera_lora_scale))
+    scales = request.distill_lora_first_pass_scale, request.distill_lora_second_pass_scale
+    if LEVELS[request.acceleration].distilled:
+        scales = (full_strength(checkpoint, files.distill_lora is not None),) * 2
+    if files.distill_lora is None:
+        missing = "no distilled LoRA given: its scales count as 0 in both stages"
+        return (tuple(both), tuple(both)), [] if models.is_distilled(checkpoint) else [missing]
+    loaded = load_lora(files.distill_lora)
+    first, second = ((*both, (loaded, scale)) for scale in scales)
+    warning = models.overdone(checkpoint, scales if two_stages else scales[:1])
+    return (first, second), [warning] if warning else []

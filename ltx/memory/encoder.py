@@ -1,0 +1,102 @@
+"""The text encoder's bytes and its language model for a rehearsal, from the headers of its files alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from transformers import Gemma3TextConfig, Gemma3TextModel
+
+from ..diffusion.conditioning import TEXT_LENGTH
+from ..errors import InputError
+from ..prompt.text import encode_text
+from .rehearsal import CPU, META
+
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Bytes of the types that are converted to the one that computes; what is quantised stays as it is stored."""
+LAYER = re.compile(r"(?!.*vision).*?layers\.(\d+)\.")
+
+
+def headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of every tensor of a safetensors file, or of those that a folder's index names."""
+    path = Path(path)
+    if path.is_dir():
+        index = path / "model.safetensors.index.json"
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())) if index.is_file() else ()
+        files = [path / name for name in names] or sorted(path.glob("*.safetensors"))
+        return {name: entry for file in files for name, entry in headers(file).items()}
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
+
+
+def text_encoder(path: Path, dtype: torch.dtype | None) -> tuple[int, tuple[int, ...], nn.Module]:
+    """Gemma's bytes in memory, those of each of its layers, and its language model for a rehearsal, in which all layers
+    are one. Errors: InputError for headers that cannot be read.
+    """
+    try:
+        entries = headers(path)
+        size, blocks = _stored(entries, dtype)
+        return size, blocks, _language(entries, len(blocks), dtype)
+    except (OSError, KeyError, ValueError, struct.error) as error:
+        raise InputError(f"{path}: its headers cannot be read ({error}); download the text encoder again.") from error
+
+
+def _stored(
+    entries: Mapping[str, tuple[str, tuple[int, ...]]], dtype: torch.dtype | None
+) -> tuple[int, tuple[int, ...]]:
+    """Bytes in memory: all of them, and those of each layer of the language model."""
+    total, layers = 0, {}
+    for name, (kind, shape) in entries.items():
+        if kind in FLOATS:
+            item = FLOATS[kind] if dtype is None else dtype.itemsize
+        else:
+            item = int(re.search(r"\d+", kind)[0]) // 8 if kind != "BOOL" else 1
+        size = item * math.prod(shape)
+        total += size
+        if found := LAYER.match(name):
+            layers[int(found[1])] = layers.get(int(found[1]), 0) + size
+    return total, tuple(layers[number] for number in sorted(layers))
+
+
+def _language(entries: Mapping[str, tuple[str, tuple[int, ...]]], layers: int, dtype: torch.dtype | None) -> nn.Module:
+    shapes = {name[found.end() :]: shape for name, (_, shape) in entries.items() if (found := LAYER.match(name))}
+    head = shapes["self_attn.q_norm.weight"][0]
+    config = Gemma3TextConfig(
+        vocab_size=64,
+        hidden_size=shapes["input_layernorm.weight"][0],
+        intermediate_size=shapes["mlp.gate_proj.weight"][0],
+        num_hidden_layers=1,
+        num_attention_heads=shapes["self_attn.q_proj.weight"][0] // head,
+        num_key_value_heads=shapes["self_attn.k_proj.weight"][0] // head,
+        head_dim=head,
+        layer_types=["full_attention"],
+    )
+    config._attn_implementation = "sdpa"
+    stored = {"F32": torch.float32, "F16": torch.float16}.get(
+        next(kind for name, (kind, _) in entries.items() if name.endswith("input_layernorm.weight")), torch.bfloat16
+    )
+    with META:
+        language = Gemma3TextModel(config).to(dtype or stored).eval()
+    language.layers = nn.ModuleList([language.layers[0]] * layers)
+    language.config.num_hidden_layers, language.config.layer_types = layers, config.layer_types * layers
+    return language
+
+
+def encode_longest(language: nn.Module, connectors: nn.Module, path: Path) -> None:
+    """A prompt that fills the context."""
+
+    def tokenizer(*_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[3] * (TEXT_LENGTH - 1))
+
+    tokenizer.bos_token_id = 2
+    model = SimpleNamespace(device=CPU, model=SimpleNamespace(language_model=language))
+    encode_text(SimpleNamespace(model=model, tokenizer=tokenizer, path=path), connectors, "")

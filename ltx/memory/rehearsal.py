@@ -1,0 +1,184 @@
+"""Code run without its numbers, to count the bytes that it would hold.
+
+The real code runs once with tensors that have sizes and no numbers. So there are no constants to tune, and what the
+code does differently tomorrow is counted differently tomorrow. Python, the libraries and what an allocator keeps in
+reserve are not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+
+SMALL = 2**18
+"""Elements up to which a rehearsed tensor has numbers: a mask or the noise levels of a clip's tokens, which code asks
+for, and no activations."""
+CHANNEL_BLOCK = 16  # on a CPU with AVX-512; 8 with AVX2
+FILLS = ("ones_like", "zeros_like", "full_like")
+ASKING = (torch.ops.aten.is_nonzero.default, torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+META, CPU = torch.device("meta"), torch.device("cpu")
+
+
+class Rehearsal(TorchDispatchMode):
+    """Runs code without its numbers; `peak` is the most bytes of tensors made inside that were alive at once.
+
+    Tensors of more than SMALL elements, and what is computed from them, are on the meta device whatever device was
+    asked for. `on`: the kind of device that is rehearsed; how it computes a convolution differs.
+    """
+
+    def __init__(self, on: str = "cpu") -> None:
+        super().__init__()
+        self.on, self.alive, self.peak = on, 0, 0
+        self._known: dict[int, int] = {}  # bytes by storage
+        self._small: set[tuple[Any, ...]] = set()  # calls whose results are, seen on the meta device, which is slow
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        twins: list[Tensor] = []  # kept until the result is counted: the storage of a freed one may become the result's
+        result = self._run(func, args, kwargs, given, twins)
+        outside = {tensor.untyped_storage()._cdata for tensor in (*given, *twins)} - self._known.keys()
+        within = self._convolution(given, result) if func.__name__.startswith("conv") else 0
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in outside:
+                self._count(leaf.untyped_storage())
+        self.peak = max(self.peak, self.alive + within)
+        return result
+
+    def _run(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], twins: list[Tensor]) -> Any:
+        def sized(value: Any) -> Any:
+            if isinstance(value, torch.device):
+                return META
+            if isinstance(value, torch.Generator):
+                return None
+            if not isinstance(value, Tensor) or value.is_meta:
+                return value
+            twins.append(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META))
+            return twins[-1]
+
+        if func in ASKING and given[0].is_meta and given[0].dtype == torch.bool:
+            return True  # code that asks whether all numbers are well goes on
+        if any(tensor.is_meta or tensor.numel() > SMALL for tensor in given):
+            result = func(*tree_map(sized, args), **tree_map(sized, kwargs))
+            if func.__name__.startswith(FILLS) and result.numel() <= SMALL:  # reads sizes, no numbers
+                return func(torch.empty(given[0].shape, dtype=given[0].dtype), *args[1:], **tree_map(_here, kwargs))
+            return result
+        if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+            return func(*args, **kwargs)
+        call = func, *map(_shape, args), *((name, _shape(value)) for name, value in kwargs.items())
+        if call not in self._small:
+            try:
+                result = func(*tree_map(sized, args), **tree_map(sized, kwargs))
+            except (NotImplementedError, RuntimeError):
+                return func(*args, **kwargs)
+            if any(isinstance(leaf, Tensor) and leaf.numel() > SMALL for leaf in tree_leaves(result)):
+                return result
+            self._small.add(call)
+        return func(*tree_map(_here, args), **tree_map(_here, kwargs))
+
+    def _count(self, storage: Any) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = storage.nbytes()
+            self.alive += self._known[key]
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.alive -= self._known.pop(key, 0)
+
+    def _convolution(self, given: list[Tensor], result: Tensor) -> int:
+        """What a convolution holds while it runs, beside its input and result. Kernels want the channels innermost or
+        in blocks: oneDNN copies the input so, computes into another such copy, and then drops the first; cuDNN's
+        workspace holds both. The weight is copied too.
+        """
+        read, weight = given[:2]
+        if self.on != "cpu":
+            return weight.nbytes + read.nbytes + result.nbytes
+        inside, outside = (_blocked(tensor) for tensor in (read, result))
+        return weight.nbytes + max(inside + outside, outside + result.nbytes) - result.nbytes
+
+
+def _blocked(tensor: Tensor) -> int:
+    """Bytes of a tensor [N, C, …] in oneDNN's layout, which fills its channels up to whole blocks."""
+    return tensor.nbytes // tensor.shape[1] * -(-tensor.shape[1] // CHANNEL_BLOCK) * CHANNEL_BLOCK
+
+
+def _shape(value: Any) -> Any:
+    """What of an operator's argument the size of its result can depend on, hashable; 2, 2.0 and True are apart."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_shape, value))
+    return type(value), value
+
+
+def _here(value: Any) -> Any:
+    return CPU if isinstance(value, torch.device) else value
+
+
+class _Functions(TorchFunctionMode):
+    """What is not taken apart: fused attention, in the memory of its result; tensors that map a file, as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            query, _, value = (kwargs.get(name, *args[i : i + 1]) for i, name in enumerate(("query", "key", "value")))
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
+        if func is torch.asarray:
+            with _disable_current_modes():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def rehearsed(on: str = "cpu") -> Iterator[Rehearsal]:
+    """Inside, tensors have sizes and no numbers. Modules loaded or moved there take no memory either."""
+    with torch.inference_mode(), _Functions(), Rehearsal(on) as rehearsal:
+        yield rehearsal
+
+
+def peak(work: Callable[[], object], on: str = "cpu") -> int:
+    """The most bytes of tensors that `work` would hold at once, beside what it is given."""
+    with rehearsed(on) as rehearsal:
+        work()
+    return rehearsal.peak
+
+
+def blueprint(load: Callable[[], nn.Module]) -> nn.Module:
+    """The module that `load` gives, with sizes for numbers: nothing is read but headers, nothing converted."""
+    with rehearsed():
+        return load()
+
+
+def twin(module: nn.Module, dtype: torch.dtype | None = None, **changes: object) -> nn.Module:
+    """A model like this diffusers one, with sizes for numbers. changes: what is another in its configuration."""
+    # A class of that name may be one that a host put over diffusers' own.
+    cls = [cls for cls in type(module).__mro__ if cls.__name__ == type(module).__name__][-1]
+    return _built(cls, json.dumps({**module.config, **changes}, default=str), dtype or module.dtype)
+
+
+@lru_cache(maxsize=8)
+def _built(cls: type, config: str, dtype: torch.dtype) -> nn.Module:
+    with META:
+        module = cls(**cls.extract_init_dict(json.loads(config))[0])
+    return nn.Module.to(module, dtype).eval()
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Of these tensors, what several share counted once."""
+    return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
+
+
+def weights(module: nn.Module) -> int:
+    return bytes_of([*module.parameters(), *module.buffers()])

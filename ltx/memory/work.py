@@ -1,0 +1,62 @@
+"""What each kind of computing takes beside the weights, rehearsed: a step, encoding, upscaling, decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.conditioning import TEXT_LENGTH, AudioCondition, Conditions, Guide, TextContext
+from ..diffusion.decode import Tiling, decode_tile, held_frames, largest_tile
+from ..diffusion.encode import encode_image
+from ..diffusion.guidance import NONE, Guidance
+from ..diffusion.sample import sample
+from ..diffusion.steering import Steering
+from ..diffusion.upscale import upscale
+from ..latents import CHANNELS, SPACE_SCALE, Noise, pixel_frames
+from .rehearsal import META, peak
+
+
+def decoding(vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling | None, on: str = "cpu") -> tuple[int, int]:
+    """Bytes that the largest tile takes where the VAE computes, and those of the frames that are held on the CPU."""
+    tile = torch.empty(1, CHANNELS, *largest_tile(latent, tiling), device=META)
+    frame = 3 * torch.float32.itemsize * latent[1] * latent[2] * SPACE_SCALE**2
+    return peak(lambda: decode_tile(vae, tile), on), held_frames(latent, tiling) * frame
+
+
+def image_encoding(vae: nn.Module, height: int, width: int, on: str = "cpu") -> int:
+    """Bytes that the encoder takes over one image."""
+    return peak(lambda: encode_image(vae, torch.zeros(1, 3, 1, height, width)), on)
+
+
+def upscaling(upsampler: nn.Module, vae: nn.Module, latent: tuple[int, int, int], on: str = "cpu") -> int:
+    """Bytes that doubling a latent of that grid takes."""
+    return peak(lambda: upscale(upsampler, vae, torch.zeros(1, CHANNELS, *latent)), on)
+
+
+def one_step(
+    model: nn.Module,
+    latent: Tensor,
+    audio: AudioCondition,
+    guidance: tuple[Guidance, Guidance] = (NONE, NONE),
+    *,
+    images: Iterable[bool] = (),
+    room: float = 0.0,
+) -> None:
+    """One step of a stage, on a model of at least two blocks, of which STG takes the second.
+
+    guidance: of picture and sound. images: for each, whether it is the first frame. room: bytes free for the passes as
+    one batch.
+    """
+    widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
+
+    def text() -> TextContext:
+        return TextContext(*(torch.zeros(1, TEXT_LENGTH, width) for width in widths))
+
+    still = torch.zeros(1, CHANNELS, 1, *latent.shape[3:])
+    last = pixel_frames(latent) - 1
+    guides = tuple(Guide(still, 0 if first else last, 0.9) for first in images)
+    steering = Steering(torch.tensor([1.0, 0.0]), *(replace(each, stg_blocks=(1,)) for each in guidance))
+    sample(model, latent, Conditions(text(), audio, text(), guides), steering, Noise(0), room=room)

@@ -9,7 +9,7 @@ import difflib
 import random
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import InputError
@@ -125,6 +125,9 @@ PARAMETERS: dict[str, Parameter] = {
     "video_write_mode": _choice("balanced", WRITE_MODES, "fast encodes sooner, small takes longer for fewer bytes."),
 }  # fmt: skip
 
+ABSENT = ("gradient_estimation_gamma", "audio_stg_scale")
+"""Numbers that may be absent or null, which counts as 0: off."""
+
 FLAGS = {
     "audio_url": "--audio",
     "image_url": "--image",
@@ -146,45 +149,45 @@ DISTILLED_INERT = (
 
 @dataclass(frozen=True)
 class Request:
-    """The endpoint's parameters, checked. Absent ones have its defaults.
+    """The endpoint's parameters, checked; `parse` makes it, and takes absent ones from PARAMETERS.
 
     given: the names that the request had; the safety checker is asked for more firmly by name than by default.
     """
 
     prompt: str
-    negative_prompt: str = NEGATIVE_PROMPT
-    match_audio_length: bool = True
-    num_frames: int = 121
-    video_size: str | tuple[int, int] = "landscape_16_9"
-    use_multiscale: bool = True
-    fps: float = 24
-    num_inference_steps: int = 15
-    video_cfg_scale: float = 3
-    video_stg_scale: float = 1
-    video_rescaling_scale: float = 0.85
-    video_modality_scale: float = 3
-    audio_cfg_scale: float = 7
-    audio_stg_scale: float = 0
-    audio_rescaling_scale: float = 0.7
-    audio_modality_scale: float = 3
-    audio_strength: float = 1
-    gradient_estimation_gamma: float = 0
-    use_restart_sampling: bool = True
-    scheduler: str = "beta"
-    acceleration: str = "none"
-    camera_lora: str = "none"
-    camera_lora_scale: float = 1
-    distill_lora_first_pass_scale: float = 0.2
-    distill_lora_second_pass_scale: float = 0.5
-    image_strength: float = 1
-    end_image_strength: float = 1
-    seed: int = 0
-    enable_prompt_expansion: bool = True
-    enable_safety_checker: bool = True
-    preprocess_audio: bool = True
-    video_output_type: str = "X264 (.mp4)"
-    video_quality: str = "high"
-    video_write_mode: str = "balanced"
+    negative_prompt: str
+    match_audio_length: bool
+    num_frames: int
+    video_size: str | tuple[int, int]
+    use_multiscale: bool
+    fps: float
+    num_inference_steps: int
+    video_cfg_scale: float
+    video_stg_scale: float
+    video_rescaling_scale: float
+    video_modality_scale: float
+    audio_cfg_scale: float
+    audio_stg_scale: float
+    audio_rescaling_scale: float
+    audio_modality_scale: float
+    audio_strength: float
+    gradient_estimation_gamma: float
+    use_restart_sampling: bool
+    scheduler: str
+    acceleration: str
+    camera_lora: str
+    camera_lora_scale: float
+    distill_lora_first_pass_scale: float
+    distill_lora_second_pass_scale: float
+    image_strength: float
+    end_image_strength: float
+    seed: int
+    enable_prompt_expansion: bool
+    enable_safety_checker: bool
+    preprocess_audio: bool
+    video_output_type: str
+    video_quality: str
+    video_write_mode: str
     given: frozenset[str] = field(default=frozenset(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -273,7 +276,7 @@ def parse(values: Mapping[str, Any]) -> Request:
             near = difflib.get_close_matches(name, PARAMETERS, 1)
             said = name if name.isidentifier() and len(name) <= SHOWN else _shown(name)
             raise InputError(f"{said}: no such parameter" + (f"; did you mean {near[0]}?" if near else "."))
-        if value is None and name in ("seed", "gradient_estimation_gamma", "audio_stg_scale"):
+        if value is None and name in ("seed", *ABSENT):
             continue
         checked[name] = check_value(name, value)
     if "prompt" not in checked:
@@ -286,7 +289,5 @@ def parse(values: Mapping[str, Any]) -> Request:
         ]
     if checked.get("acceleration") == "full":
         notes += [f"{name} does nothing under acceleration full" for name in DISTILLED_INERT if name in checked]
-    own = {f.name for f in fields(Request)} - {"given", "notes"}
-    return Request(
-        **{name: value for name, value in checked.items() if name in own}, given=frozenset(checked), notes=tuple(notes)
-    )
+    defaults = {name: parameter.default for name, parameter in PARAMETERS.items()} | dict.fromkeys(ABSENT, 0)
+    return Request(**{**defaults, **checked}, given=frozenset(checked), notes=tuple(notes))

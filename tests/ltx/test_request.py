@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 AREA = 2_088_960
+ASKED = parse({"prompt": "x", "seed": 0})
 FILES = {"audio_url", "image_url", "end_image_url", "sync_mode"}
 
 
@@ -69,10 +71,11 @@ def test_defaults_in_numbers() -> None:
     }  # fmt: skip
     assert {k: getattr(request, k) for k in wanted} == wanted
     assert request.negative_prompt.startswith("news broadcast, 3d") and request.negative_prompt.endswith("static")
-    # One home: the dataclass' own defaults are the parameters'.
-    for field in dataclasses.fields(Request):
-        if field.name not in ("prompt", "seed", "given", "notes"):
-            assert field.default == (PARAMETERS[field.name].default or 0), field.name
+    # One home: what a request leaves out is the parameter's default.
+    names = {field.name for field in dataclasses.fields(Request)} - {"given", "notes"}
+    assert names == PARAMETERS.keys()
+    for name in names - {"prompt", "seed"}:
+        assert getattr(ASKED, name) == (PARAMETERS[name].default or 0), name
     assert SIZES == {
         "square_hd": (1024, 1024), "square": (512, 512), "portrait_4_3": (768, 1024), "portrait_16_9": (576, 1024),
         "landscape_4_3": (1024, 768), "landscape_16_9": (1024, 576),
@@ -242,7 +245,7 @@ def brute_force(samples: int, rate: int, fps: Fraction) -> int:
     st.sampled_from([1, 12.5, 23.976, 24, 25, 29.97, 30, 50, 59.94, 60]),
 )
 def test_frames_of_audio(samples: int, rate: int, fps: float) -> None:
-    result = plan(Request("x", fps=fps), track(samples, rate))
+    result = plan(replace(ASKED, fps=fps), track(samples, rate))
     ntsc = {23.976: Fraction(24000, 1001), 29.97: Fraction(30000, 1001), 59.94: Fraction(60000, 1001)}
     assert result.fps == ntsc.get(fps, Fraction(fps))
     assert result.frames == brute_force(samples, rate, result.fps)
@@ -251,10 +254,10 @@ def test_frames_of_audio(samples: int, rate: int, fps: float) -> None:
 @pytest.mark.parametrize(("extra", "frames"), [(-1, 121), (0, 121), (1, 129)])
 def test_half_a_frame_decides(extra: int, frames: int) -> None:
     """121.5 frames of audio at 24 fps are exactly 243 000 samples at 48 kHz: the last that 121 frames hold."""
-    assert plan(Request("x"), track(243_000 + extra)).frames == frames
+    assert plan(ASKED, track(243_000 + extra)).frames == frames
 
 
 @given(st.integers(1, 600))
 def test_frames_as_asked(frames: int) -> None:
-    got = plan(Request("x", match_audio_length=False, num_frames=frames), track(48000)).frames
+    got = plan(replace(ASKED, match_audio_length=False, num_frames=frames), track(48000)).frames
     assert got % 8 == 1 and frames <= got < frames + 8

@@ -15,7 +15,8 @@ from .errors import InputError
 
 PACK = Path(__file__).parent.parent  # not resolved: in custom_nodes it may be a link
 HUB = "https://huggingface.co"
-LTX = "Lightricks/LTX-2.3"
+VERSION = "2.3"  # of the model that a file must be for, where it says so
+LTX = f"Lightricks/LTX-{VERSION}"
 GEMMA = "google/gemma-3-12b-it-qat-q4_0-unquantized"
 CAMERA_FILE = "ltx-2-19b-lora-camera-control-{}.safetensors"
 CAMERA_REPOSITORY = "Lightricks/LTX-2-19b-LoRA-Camera-Control-{}"
@@ -79,6 +80,28 @@ MODELS: Mapping[str, Published] = {
 }
 DEFAULT = ("dev", "distilled-lora", "upscaler", "gemma")
 """What the first workflow loads."""
+WANTED = MODELS["dev"].name
+"""The file that an error names where a checkpoint is missing or wrong."""
+
+PART_FILES: Mapping[str, str] = {
+    "video_vae": "LTX23_video_vae_bf16.safetensors",
+    "audio_vae": "LTX23_audio_vae_bf16.safetensors",
+    "connectors": "ltx-2.3_text_projection_bf16.safetensors",
+}
+"""A published file of each part that people also have apart from the checkpoint."""
+PART_FOLDERS: Mapping[str, tuple[str, ...]] = {
+    "video_vae": ("vae", "checkpoints"),
+    "audio_vae": ("vae", "checkpoints"),
+    "connectors": ("text_encoders", "diffusion_models", "checkpoints"),
+}
+"""Where people keep those parts; a whole checkpoint has them, too."""
+GEMMA_FILES = (
+    "gemma_3_12B_it.safetensors",
+    "gemma_3_12B_it_fp8_scaled.safetensors",
+    "gemma_3_12B_it_fp4_mixed.safetensors",
+)
+GEMMA_FILES_PAGE = f"{HUB}/Comfy-Org/ltx-2"
+"""Gemma as ComfyUI has it, one file with its tokenizer inside; the last one is the smallest."""
 
 ALSO = {"text_encoders": ("clip",), "diffusion_models": ("unet",)}
 """Older names of ComfyUI's folders, which it still looks into."""

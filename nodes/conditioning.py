@@ -65,91 +65,85 @@ class AudioConditioning(io.ComfyNode):
         return io.NodeOutput(AudioCondition(latent, frames, rate, strength))
 
 
-def _image_inputs(strength: str, where: str) -> list[io.Input]:
-    return [
-        VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
-        io.Image.Input("image", tooltip=f"{where} Of a batch the first image is taken."),
-        io.Latent.Input("latent", tooltip="The latent of the pass: the image is scaled to its size and cut to fit."),
-        widget(strength, "strength"),
-        GuidesIO.Input("guides", optional=True, tooltip="Other images of the same pass."),
-        io.Int.Input(
-            "compression",
-            default=CRF,
-            min=0,
-            max=51,
-            optional=True,
-            tooltip="H.264 CRF of a round trip before encoding. The model knows compressed video: a cleaner image "
-            "freezes the motion. 0 skips it.",
-        ),
-    ]
+def _image_schema(*, node_id: str, display_name: str, description: str, strength: str, where: str) -> io.Schema:
+    """A node that conditions on one image. strength: the parameter that says how firmly; where: at which frame."""
+    return io.Schema(
+        node_id=node_id,
+        display_name=display_name,
+        category=CONDITIONING,
+        description=f"{description} One node for each stage, since each has its own size. At strength 0 the image is "
+        "left out.",
+        inputs=[
+            VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
+            io.Image.Input("image", tooltip=f"{where} Of a batch the first image is taken."),
+            io.Latent.Input("latent", tooltip="The stage's latent: the image is scaled to its size and cut to fit."),
+            widget(strength, "strength"),
+            GuidesIO.Input("guides", optional=True, tooltip="Other images of the same stage."),
+            io.Int.Input(
+                "compression",
+                default=CRF,
+                min=0,
+                max=51,
+                optional=True,
+                tooltip="H.264 CRF of a round trip before encoding. The model knows compressed video: a cleaner image "
+                "freezes the motion. 0 skips it.",
+            ),
+        ],
+        outputs=[GuidesIO.Output("images", display_name="guides", tooltip="For the stage's sampler.")],
+    )
 
 
 class ImageConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _image_schema(
             node_id="LTXA2VImageConditioning",
             display_name="LTX A2V First Image",
-            category=CONDITIONING,
-            description="The video begins with this image: image to video (i2v), a start frame, a portrait. One node "
-            "for each pass, since each has its own size. At strength 0 the image is left out.",
-            inputs=_image_inputs("image_strength", "The first frame."),
-            outputs=[GuidesIO.Output("images", display_name="guides", tooltip="For the pass's sampler.")],
+            description="The video begins with this image: image to video (i2v), a start frame, a portrait.",
+            strength="image_strength",
+            where="The first frame.",
         )
 
     @classmethod
-    def execute(
-        cls,
-        video_vae: memory.Handle,
-        image: Tensor,
-        latent: dict[str, Any],
-        strength: float,
-        guides: tuple[Guide, ...] = (),
-        compression: int = CRF,
-    ) -> io.NodeOutput:
-        return io.NodeOutput((*guides, *_guide(video_vae, image, samples_of(latent), 0, strength, compression)))
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return io.NodeOutput(_with_guide(0, **inputs))
 
 
 class EndImageConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _image_schema(
             node_id="LTXA2VEndImageConditioning",
             display_name="LTX A2V End Image",
-            category=CONDITIONING,
-            description="The video ends with this image, its last frame: a keyframe. One node for each pass, since "
-            "each has its own size. At strength 0 the image is left out.",
-            inputs=_image_inputs("end_image_strength", "The last frame."),
-            outputs=[GuidesIO.Output("images", display_name="guides", tooltip="For the pass's sampler.")],
+            description="The video ends with this image, its last frame: a keyframe.",
+            strength="end_image_strength",
+            where="The last frame.",
         )
 
     @classmethod
-    def execute(
-        cls,
-        video_vae: memory.Handle,
-        image: Tensor,
-        latent: dict[str, Any],
-        strength: float,
-        guides: tuple[Guide, ...] = (),
-        compression: int = CRF,
-    ) -> io.NodeOutput:
-        samples = samples_of(latent)
-        last = pixel_frames(samples) - 1
+    def execute(cls, latent: dict[str, Any], **inputs: Any) -> io.NodeOutput:
+        last = pixel_frames(samples_of(latent)) - 1
         if last == 0:
             raise InputError("end image: a video of one frame has no other frame for it; ask for 9 frames or more.")
-        return io.NodeOutput((*guides, *_guide(video_vae, image, samples, last, strength, compression)))
+        return io.NodeOutput(_with_guide(last, latent=latent, **inputs))
 
 
-def _guide(
-    video_vae: memory.Handle, image: Tensor, latent: Tensor, frame: int, strength: float, crf: int
+def _with_guide(
+    frame: int,
+    video_vae: memory.Handle,
+    image: Tensor,
+    latent: dict[str, Any],
+    strength: float,
+    guides: tuple[Guide, ...] = (),
+    compression: int = CRF,
 ) -> tuple[Guide, ...]:
-    """The image, encoded at the latent's size; nothing at strength 0."""
+    """The guides with this image at that frame, encoded at the latent's size; without it at strength 0."""
     if strength == 0:
-        return ()
-    height, width = (side * SPACE_SCALE for side in latent.shape[3:])
-    pixels = fit(compress(from_float(image[0].cpu()), crf), width, height)
+        return tuple(guides)
+    height, width = (side * SPACE_SCALE for side in samples_of(latent).shape[3:])
+    pixels = fit(compress(from_float(image[0].cpu()), compression), width, height)
     (vae,) = memory.use(video_vae, memory_required=memory.encoding_memory(video_vae.module, height, width))
-    return (Guide(memory.to_graph(encode_image(vae, pixels)), frame, strength),)
+    return (*guides, Guide(memory.to_graph(encode_image(vae, pixels)), frame, strength))
 
 
 NODES = (AudioConditioning, ImageConditioning, EndImageConditioning)

@@ -11,7 +11,16 @@ from pathlib import Path, PureWindowsPath
 from comfy_api.latest import io
 
 from ..ltx.errors import InputError
-from ..ltx.models import HUB, MODELS, overdone
+from ..ltx.models import (
+    GEMMA_FILES,
+    GEMMA_FILES_PAGE,
+    MODELS,
+    PART_FILES,
+    PART_FOLDERS,
+    VERSION,
+    is_distilled,
+    overdone,
+)
 from ..ltx.prompt.gemma import load_gemma
 from ..ltx.prompt.gemma_file import GemmaFile
 from ..ltx.request import PARAMETERS
@@ -26,21 +35,12 @@ LOADERS = f"{CATEGORY}/Loaders"
 WANTED_CHECKPOINT, WANTED_UPSCALER, WANTED_DISTILLED = (
     f"get {MODELS[key].name} from {MODELS[key].page}" for key in ("dev", "upscaler", "distilled-lora")
 )
-WANTED_GEMMA = (
-    f"put the whole repository {MODELS['gemma'].page} there, or gemma_3_12B_it_fp4_mixed.safetensors of "
-    f"{HUB}/Comfy-Org/ltx-2"
-)
+WANTED_GEMMA = f"put the whole repository {MODELS['gemma'].page} there, or {GEMMA_FILES[-1]} of {GEMMA_FILES_PAGE}"
 WANTED_LORA = "choose one that is there"
 DIFFUSERS_MARK = "transformer/config.json"
 GEMMA_MARK = "config.json"
 NO_CAMERA = "none"
 SAME = "from the checkpoint"
-PART_FOLDERS = {
-    "video_vae": ("vae", "checkpoints"),
-    "audio_vae": ("vae", "checkpoints"),
-    "connectors": ("text_encoders", "diffusion_models", "checkpoints"),
-}
-"""Where people keep the parts that have files of their own; a whole checkpoint has them, too."""
 
 
 def _checkpoint_names() -> list[str]:
@@ -140,14 +140,14 @@ class ModelLoader(io.ComfyNode):
             node_id="LTXA2VModelLoader",
             display_name="LTX A2V Load Model",
             category=LOADERS,
-            description="Opens an LTX-2.3 checkpoint: the transformer, the text connectors, both VAEs and the vocoder. "
-            "Weights are read when a node first computes with them.",
+            description=f"Opens an LTX-{VERSION} checkpoint: the transformer, the text connectors, both VAEs and the "
+            "vocoder. Weights are read when a node first computes with them.",
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=_checkpoint_names(),
-                    tooltip="An LTX-2.3 file of models/checkpoints (bf16 or fp8), for instance "
-                    "ltx-2.3-22b-dev.safetensors; a diffusers folder of models/diffusers; or the transformer alone, "
+                    tooltip=f"An LTX-{VERSION} file of models/checkpoints (bf16 or fp8), for instance "
+                    f"{MODELS['dev'].name}; a diffusers folder of models/diffusers; or the transformer alone, "
                     "safetensors or GGUF, of models/diffusion_models.",
                 ),
                 io.Combo.Input(
@@ -164,7 +164,7 @@ class ModelLoader(io.ComfyNode):
                     default=SAME,
                     optional=True,
                     tooltip="Where the video VAE is, if not in the checkpoint: a file of models/vae, for instance "
-                    "LTX23_video_vae_bf16.safetensors, or a whole checkpoint.",
+                    f"{PART_FILES['video_vae']}, or a whole checkpoint.",
                 ),
                 io.Combo.Input(
                     "audio_vae",
@@ -172,7 +172,7 @@ class ModelLoader(io.ComfyNode):
                     default=SAME,
                     optional=True,
                     tooltip="Where the audio VAE and the vocoder are, if not in the checkpoint: a file of models/vae, "
-                    "for instance LTX23_audio_vae_bf16.safetensors, or a whole checkpoint.",
+                    f"for instance {PART_FILES['audio_vae']}, or a whole checkpoint.",
                 ),
                 io.Combo.Input(
                     "connectors",
@@ -180,7 +180,7 @@ class ModelLoader(io.ComfyNode):
                     default=SAME,
                     optional=True,
                     tooltip="Where the text connectors or their projection are, if not in the checkpoint: a file of "
-                    "models/text_encoders, for instance ltx-2.3_text_projection_bf16.safetensors, of "
+                    f"models/text_encoders, for instance {PART_FILES['connectors']}, of "
                     "models/diffusion_models, or a whole checkpoint.",
                 ),
             ],
@@ -244,8 +244,8 @@ class TextEncoderLoader(io.ComfyNode):
                     "folder",
                     options=_gemma_names(),
                     tooltip="Gemma 3 12B in models/text_encoders: a folder with its config.json, tokenizer and "
-                    "safetensors files, for instance gemma-3-12b-it-qat-q4_0-unquantized, or one of ComfyUI's files, "
-                    "for instance gemma_3_12B_it_fp4_mixed.safetensors.",
+                    f"safetensors files, for instance {MODELS['gemma'].name}, or one of ComfyUI's files, "
+                    f"for instance {GEMMA_FILES[-1]}.",
                 ),
                 ConnectorsIO.Input("connectors", tooltip="From Load Model."),
                 io.Combo.Input(
@@ -284,12 +284,12 @@ class UpscalerLoader(io.ComfyNode):
             node_id="LTXA2VUpscalerLoader",
             display_name="LTX A2V Load Upscaler",
             category=LOADERS,
-            description="Opens the latent upscaler that doubles width and height between the two passes.",
+            description="Opens the latent upscaler that doubles width and height between the two stages.",
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=files.model_files("latent_upscale_models"),
-                    tooltip="A file of models/latent_upscale_models: ltx-2.3-spatial-upscaler-x2-1.1.safetensors.",
+                    tooltip=f"A file of models/latent_upscale_models: {MODELS['upscaler'].name}.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -316,6 +316,101 @@ class UpscalerLoader(io.ComfyNode):
         return io.NodeOutput(memory.hold_vae(lambda chosen: load_upscaler(path, chosen), dtype))
 
 
+def _report_output() -> io.Output:
+    return io.String.Output("report", display_name="report", tooltip="How many of the model's weights it changes.")
+
+
+def _lora_schema(*inputs: io.Input, node_id: str, display_name: str, description: str) -> io.Schema:
+    """A node that merges one LoRA at one strength."""
+    return io.Schema(
+        node_id=node_id,
+        display_name=display_name,
+        category=LOADERS,
+        description=description,
+        inputs=[ModelIO.Input("model", tooltip="From Load Model or another LoRA."), *inputs],
+        outputs=[
+            ModelIO.Output("merged", display_name="model", tooltip="The model with this LoRA."),
+            _report_output(),
+        ],
+        hidden=[io.Hidden.unique_id],
+    )
+
+
+def _merged(node: type[io.ComfyNode], model: memory.Model, path: Path, strength: float) -> io.NodeOutput:
+    loaded, fit = _fitting(path, model)
+    return io.NodeOutput(model.with_lora(loaded, strength), report(node, f"{fit}; strength {strength:g}"))
+
+
+def _fitting(path: Path, model: memory.Model) -> tuple[Match, str]:
+    """The LoRA in that file, and a sentence on how it fits the model. Errors: it fits nothing."""
+    fit = match(load_lora(path), model.module)
+    if fit.warning:
+        logging.warning(fit.warning)
+    return fit, fit.warning or f"{path.name}: all of its {len(fit.matched)} layers applied"
+
+
+class LoraLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _lora_schema(
+            io.Combo.Input("lora", options=files.model_files("loras"), tooltip="A file of models/loras."),
+            io.Float.Input(
+                "strength", default=1.0, min=-4.0, max=4.0, step=0.05, tooltip="1 is what it was trained at."
+            ),
+            node_id="LTXA2VLora",
+            display_name="LTX A2V LoRA",
+            description="Merges a LoRA into the model, a camera movement for instance. Placed before Distilled LoRA it "
+            "acts in both stages. A file that fits none of the model's weights is an error.",
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora: str | None = None) -> bool | str:
+        return files.verdict(_lora_path, lora)
+
+    @classmethod
+    def fingerprint_inputs(cls, lora: str, **_: object) -> str:
+        return files.stamp(_lora_path(lora))
+
+    @classmethod
+    def execute(cls, model: memory.Model, lora: str, strength: float) -> io.NodeOutput:
+        return _merged(cls, model, _lora_path(lora), strength)
+
+
+class CameraLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _lora_schema(
+            widget(
+                "camera_lora",
+                tooltip="dolly moves the camera in, out or sideways, jib up or down, static holds it still; none "
+                "leaves the model as it is.",
+            ),
+            widget(
+                "camera_lora_scale",
+                "strength",
+                tooltip="1 is the whole movement; lower it where the picture loses detail or the lips stop moving.",
+            ),
+            node_id="LTXA2VCameraLora",
+            display_name="LTX A2V Camera LoRA",
+            description="Moves the camera, by the LoRA made for that movement. The file is found by its official name, "
+            "in models/loras or any folder in it. Placed before Distilled LoRA it acts in both stages.",
+        )
+
+    @classmethod
+    def validate_inputs(cls, camera_lora: str | None = None) -> bool | str:
+        return files.verdict(_camera_path, camera_lora)
+
+    @classmethod
+    def fingerprint_inputs(cls, camera_lora: str, **_: object) -> str:
+        path = _camera_path(camera_lora)
+        return files.stamp(path) if path else NO_CAMERA
+
+    @classmethod
+    def execute(cls, model: memory.Model, camera_lora: str, strength: float) -> io.NodeOutput:
+        path = _camera_path(camera_lora)
+        return io.NodeOutput(model, "") if path is None else _merged(cls, model, path, strength)
+
+
 class DistilledLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -323,16 +418,16 @@ class DistilledLora(io.ComfyNode):
             node_id="LTXA2VDistilledLora",
             display_name="LTX A2V Distilled LoRA",
             category=LOADERS,
-            description="Merges the distilled LoRA into the model at two strengths, one for each pass. The model's own "
-            "weights stay as they are. For an undistilled (dev) checkpoint.",
+            description="Merges the distilled LoRA into the model at two strengths, one for each stage. The model's "
+            "own weights stay as they are. For an undistilled (dev) checkpoint.",
             inputs=[
                 ModelIO.Input(
-                    "model", tooltip="From Load Model, or from another LoRA, which then acts in both passes."
+                    "model", tooltip="From Load Model, or from another LoRA, which then acts in both stages."
                 ),
                 io.Combo.Input(
                     "lora",
-                    options=sorted(files.model_files("loras"), key=lambda name: "distilled" not in name.lower()),
-                    tooltip="A file of models/loras: ltx-2.3-22b-distilled-lora-384-1.1.safetensors.",
+                    options=sorted(files.model_files("loras"), key=lambda name: not is_distilled(name)),
+                    tooltip=f"A file of models/loras: {MODELS['distilled-lora'].name}.",
                 ),
                 widget("distill_lora_first_pass_scale", "first_pass_strength"),
                 widget("distill_lora_second_pass_scale", "second_pass_strength"),
@@ -340,9 +435,7 @@ class DistilledLora(io.ComfyNode):
             outputs=[
                 ModelIO.Output("first_pass", display_name="first pass model", tooltip="For the first sampler."),
                 ModelIO.Output("second_pass", display_name="second pass model", tooltip="For the second sampler."),
-                io.String.Output(
-                    "report", display_name="report", tooltip="How many of the model's weights it changes."
-                ),
+                _report_output(),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -359,113 +452,16 @@ class DistilledLora(io.ComfyNode):
     def execute(
         cls, model: memory.Model, lora: str, first_pass_strength: float, second_pass_strength: float
     ) -> io.NodeOutput:
-        path = _distilled_path(lora)
-        loaded, fit = _fitting(path, model)
-        warning = overdone(model.checkpoint, (first_pass_strength, second_pass_strength))
+        loaded, fit = _fitting(_distilled_path(lora), model)
+        strengths = first_pass_strength, second_pass_strength
+        warning = overdone(model.checkpoint, strengths)
         if warning:
             logging.warning(warning)
-        strengths = f"strength {first_pass_strength:g} in the first pass, {second_pass_strength:g} in the second"
+        said = "strength {:g} in the first stage, {:g} in the second".format(*strengths)
         return io.NodeOutput(
-            model.with_lora(loaded, first_pass_strength),
-            model.with_lora(loaded, second_pass_strength),
-            report(cls, "\n".join([f"{fit}; {strengths}", *([warning] if warning else [])])),
+            *(model.with_lora(loaded, strength) for strength in strengths),
+            report(cls, "\n".join([f"{fit}; {said}", *([warning] if warning else [])])),
         )
-
-
-class LoraLoader(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LTXA2VLora",
-            display_name="LTX A2V LoRA",
-            category=LOADERS,
-            description="Merges a LoRA into the model, a camera movement for instance. Placed before Distilled LoRA it "
-            "acts in both passes. A file that fits none of the model's weights is an error.",
-            inputs=[
-                ModelIO.Input("model", tooltip="From Load Model or another LoRA."),
-                io.Combo.Input("lora", options=files.model_files("loras"), tooltip="A file of models/loras."),
-                io.Float.Input(
-                    "strength", default=1.0, min=-4.0, max=4.0, step=0.05, tooltip="1 is what it was trained at."
-                ),
-            ],
-            outputs=[
-                ModelIO.Output("merged", display_name="model", tooltip="The model with this LoRA."),
-                io.String.Output(
-                    "report", display_name="report", tooltip="How many of the model's weights it changes."
-                ),
-            ],
-            hidden=[io.Hidden.unique_id],
-        )
-
-    @classmethod
-    def validate_inputs(cls, lora: str | None = None) -> bool | str:
-        return files.verdict(_lora_path, lora)
-
-    @classmethod
-    def fingerprint_inputs(cls, lora: str, **_: object) -> str:
-        return files.stamp(_lora_path(lora))
-
-    @classmethod
-    def execute(cls, model: memory.Model, lora: str, strength: float) -> io.NodeOutput:
-        loaded, fit = _fitting(_lora_path(lora), model)
-        return io.NodeOutput(model.with_lora(loaded, strength), report(cls, f"{fit}; strength {strength:g}"))
-
-
-class CameraLora(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LTXA2VCameraLora",
-            display_name="LTX A2V Camera LoRA",
-            category=LOADERS,
-            description="Moves the camera, by the LoRA made for that movement. The file is found by its official name, "
-            "in models/loras or any folder in it. Placed before Distilled LoRA it acts in both passes.",
-            inputs=[
-                ModelIO.Input("model", tooltip="From Load Model or another LoRA."),
-                widget(
-                    "camera_lora",
-                    tooltip="dolly moves the camera in, out or sideways, jib up or down, static holds it still; none "
-                    "leaves the model as it is.",
-                ),
-                widget(
-                    "camera_lora_scale",
-                    "strength",
-                    tooltip="1 is the whole movement; lower it where the picture loses detail or the lips stop moving.",
-                ),
-            ],
-            outputs=[
-                ModelIO.Output("merged", display_name="model", tooltip="The model with this LoRA."),
-                io.String.Output(
-                    "report", display_name="report", tooltip="How many of the model's weights it changes."
-                ),
-            ],
-            hidden=[io.Hidden.unique_id],
-        )
-
-    @classmethod
-    def validate_inputs(cls, camera_lora: str | None = None) -> bool | str:
-        return files.verdict(_camera_path, camera_lora)
-
-    @classmethod
-    def fingerprint_inputs(cls, camera_lora: str, **_: object) -> str:
-        path = _camera_path(camera_lora)
-        return files.stamp(path) if path else NO_CAMERA
-
-    @classmethod
-    def execute(cls, model: memory.Model, camera_lora: str, strength: float) -> io.NodeOutput:
-        path = _camera_path(camera_lora)
-        if path is None:
-            return io.NodeOutput(model, "")
-        loaded, fit = _fitting(path, model)
-        return io.NodeOutput(model.with_lora(loaded, strength), report(cls, f"{fit}; strength {strength:g}"))
-
-
-def _fitting(path: Path, model: memory.Model) -> tuple[Match, str]:
-    """The LoRA in that file, and a sentence on how it fits the model. Errors: it fits nothing."""
-    fit = match(load_lora(path), model.module)
-    if fit.warning:
-        logging.warning(fit.warning)
-    return fit, fit.warning or f"{path.name}: all of its {len(fit.matched)} layers applied"
 
 
 NODES = (ModelLoader, TextEncoderLoader, UpscalerLoader, DistilledLora, LoraLoader, CameraLora)

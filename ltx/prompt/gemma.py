@@ -17,10 +17,11 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..models import MODELS
 from ..weights.quantized import quantize
 from . import gemma_file
 
-WANTED = "google/gemma-3-12b-it-qat-q4_0-unquantized"
+WANTED = MODELS["gemma"].repository
 INDEX = "model.safetensors.index.json"
 LAYERS = "model.language_model.layers."
 PREPROCESSORS = ("processor_config.json", "preprocessor_config.json")

@@ -20,16 +20,14 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Ima
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..models import GEMMA_FILES, GEMMA_FILES_PAGE
 from ..weights.checkpoint import DTYPES
 from ..weights.files import NOTES, SCALES, open_safetensors
 from ..weights.nvfp4 import NVFP4Linear, nvfp4
 from ..weights.quantized import FLOAT8, QuantizedLinear, Stored, float8, replace
 from .sentencepiece import build_tokenizer
 
-WANTED = (
-    "gemma_3_12B_it.safetensors, gemma_3_12B_it_fp8_scaled.safetensors or gemma_3_12B_it_fp4_mixed.safetensors "
-    "of https://huggingface.co/Comfy-Org/ltx-2"
-)
+WANTED = f"{', '.join(GEMMA_FILES[:-1])} or {GEMMA_FILES[-1]} of {GEMMA_FILES_PAGE}"
 TOKENIZER = "spiece_model"
 LANGUAGE, VISION, PROJECTOR = "model.language_model.", "model.vision_tower.", "model.multi_modal_projector."
 # ComfyUI's names and those of either generation of transformers → one form, with which what is built is then matched.

@@ -26,8 +26,6 @@ Say = Callable[[str], object]
 Line = tuple[bool | None, str]
 """Whether that is well, which None leaves open, and what is said."""
 OK, BAD, NOTE = "ok     ", "WRONG  ", "       "
-PARTS = {"video_vae": ("vae", "checkpoints"), "audio_vae": ("vae", "checkpoints")}
-PARTS["connectors"] = ("text_encoders", "diffusion_models", "checkpoints")
 # Published weights in bytes, bfloat16: what must be on the device at once, and a forty-eighth of it.
 TRANSFORMER, BLOCK, TEXT = 37_980_000_000, 770_000_000, 30_700_000_000
 FLOAT8 = 0.5
@@ -187,7 +185,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     single = [path for path in single if path.parent not in folders]
     yield from opened([*folders, *single], "text encoder", found.encoders, check_gemma, "gemma")
     upscalers = (path for base in places["latent_upscale_models"] for path in models.files(base, ".safetensors"))
-    yield from opened(upscalers, "upscaler", found.upscalers, load_upscaler, "ltx-2.3")
+    yield from opened(upscalers, "upscaler", found.upscalers, load_upscaler, "ltx-")
     # A LoRA is held against the first checkpoint: one that fits nothing would do nothing.
     model = found.checkpoints[0].blueprint() if found.checkpoints else None
     loras = [path for base in places["loras"] for path in models.files(base, ".safetensors")]
@@ -227,7 +225,7 @@ def _checkpoint(path: Path, places: Mapping[str, list[Path]]) -> Checkpoint:
 
     opened = load_checkpoint(path)
     parts: dict[str, Path] = {}
-    for part, kinds in PARTS.items():
+    for part, kinds in models.PART_FOLDERS.items():
         try:
             opened.check()
             break

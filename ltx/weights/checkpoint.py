@@ -27,13 +27,13 @@ from diffusers.pipelines.ltx2.vocoder import LTX2VocoderWithBWE
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models import MODELS, PART_FILES, VERSION, WANTED
 from . import configs
-from .configs import VERSION, WANTED
 from .files import WeightFile, open_safetensors
 from .quantized import PLAIN, QuantizedLinear, Stored, quantize, replace
 
-WANTED_FOLDER = "a complete LTX-2.3 diffusers folder"
-WANTED_UPSCALER = "ltx-2.3-spatial-upscaler-x2-1.1.safetensors"
+WANTED_FOLDER = f"a complete LTX-{VERSION} diffusers folder"
+WANTED_UPSCALER = MODELS["upscaler"].name
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -59,19 +59,19 @@ TRANSFORMER = Part(
 )  # fmt: skip
 CONNECTORS = Part(
     "text connectors", LTX2TextConnectors, "connectors", configs.CONNECTORS, configs.rename_connectors,
-    "ltx-2.3_text_projection_bf16.safetensors", "connectors", strip=False,
+    PART_FILES["connectors"], "connectors", strip=False,
 )  # fmt: skip
 VIDEO_VAE = Part(
     "video VAE", AutoencoderKLLTX2Video, "vae", configs.VIDEO_VAE, configs.rename_video_vae,
-    "LTX23_video_vae_bf16.safetensors", "video_vae",
+    PART_FILES["video_vae"], "video_vae",
 )  # fmt: skip
 AUDIO_VAE = Part(
     "audio VAE", AutoencoderKLLTX2Audio, "audio_vae", configs.AUDIO_VAE, configs.rename_audio_vae,
-    "LTX23_audio_vae_bf16.safetensors", "audio_vae",
+    PART_FILES["audio_vae"], "audio_vae",
 )  # fmt: skip
 VOCODER = Part(  # built on the CPU: its resampler's filters are computed, not stored
     "vocoder", LTX2VocoderWithBWE, "vocoder", configs.VOCODER, configs.rename_vocoder,
-    "LTX23_audio_vae_bf16.safetensors", "audio_vae", on_meta=False,
+    PART_FILES["audio_vae"], "audio_vae", on_meta=False,
 )  # fmt: skip
 PARTS = (TRANSFORMER, CONNECTORS, VIDEO_VAE, AUDIO_VAE, VOCODER)
 

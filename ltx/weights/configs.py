@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InputError
+from ..models import VERSION, WANTED
 
-VERSION = "2.3"
-WANTED = "ltx-2.3-22b-dev.safetensors"
 BLOCK_TYPES = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
 
 # Prefixes of the parts in the original single file.

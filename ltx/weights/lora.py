@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models import VERSION
 from .configs import rename_transformer
 from .files import open_safetensors
 from .quantized import Branch, QuantizedLinear, weight_shape
@@ -131,7 +132,7 @@ def match(lora: Lora, module: nn.Module) -> Match:
         name, reason = next(iter(skipped.items()))
         raise InputError(
             f"{lora.path}: fits nothing in this model: none of its {len(skipped)} layers is there in the same shape, "
-            f"e.g. {name} ({reason}); use a LoRA made for LTX-2.3."
+            f"e.g. {name} ({reason}); use a LoRA made for LTX-{VERSION}."
         )
     return Match(lora, tuple(matched), skipped)
 

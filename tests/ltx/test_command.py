@@ -577,7 +577,7 @@ def test_the_forecast_comes_before_the_models(run: Run, tiny: TinyFiles) -> None
     lines = [line for line in done.error.splitlines() if line]
     assert re.match(r"memory on cpu, .* free; the most at once \d+ MB$", lines[0]), done.error
     stages = [line.partition(":")[0] for line in lines[1:7]]
-    assert stages == ["encode text", "encode sound", "first pass", "upscale", "second pass", "decode"]
+    assert stages == ["encode text", "encode sound", "first stage", "upscale", "second stage", "decode"]
 
 
 def spoiled(file: Path) -> None:

@@ -106,13 +106,17 @@ def test_another_models_latent_is_refused(shape: tuple[int, ...]) -> None:
 def test_an_image_at_strength_0_is_left_out_and_not_even_encoded(node: type) -> None:
     latent = {"samples": torch.zeros(1, 128, 2, 2, 2)}
     others = (object(),)
-    assert node.execute(None, torch.zeros(1, 8, 8, 3), latent, 0.0, guides=others).args == (others,)
+    image = torch.zeros(1, 8, 8, 3)
+    made = node.execute(video_vae=None, image=image, latent=latent, strength=0.0, guides=others)
+    assert made.args == (others,)
 
 
 def test_an_end_image_needs_another_frame() -> None:
     latent = {"samples": torch.zeros(1, 128, 1, 2, 2)}
     with pytest.raises(InputError, match="one frame"):
-        conditioning.EndImageConditioning.execute(None, torch.zeros(1, 8, 8, 3), latent, 1.0)
+        conditioning.EndImageConditioning.execute(
+            video_vae=None, image=torch.zeros(1, 8, 8, 3), latent=latent, strength=1.0
+        )
 
 
 def test_the_graph_is_embedded_as_comfyui_embeds_it_unless_it_is_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:

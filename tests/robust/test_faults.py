@@ -222,7 +222,7 @@ def test_a_file_is_deleted_once_it_was_looked_at(
     assert not copy.exists()
 
 
-CALLS_SEEN = ("encode text", "first pass", "second pass", "decode", "writing")
+PHASES = ("encode text", "first stage", "second stage", "decode", "writing")
 LONGER = {**REQUEST, "num_frames": 49, "num_inference_steps": 4, "video_size": {"width": 192, "height": 128}}
 
 
@@ -294,7 +294,7 @@ def test_an_interrupt_while_the_encoder_starts(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.soak
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
-@pytest.mark.parametrize("stage", CALLS_SEEN)
+@pytest.mark.parametrize("stage", PHASES)
 @pytest.mark.parametrize("name", ("SIGTERM", "SIGINT", "SIGKILL"))
 def test_a_signal_at_every_stage(
     name: str, stage: str, tiny: TinyFiles, media: Path, main: Main, tmp_path: Path

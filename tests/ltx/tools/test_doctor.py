@@ -67,9 +67,9 @@ def test_a_complete_set_is_found_and_a_job_can_run(placed: TinyFiles, tmp_path: 
     assert [line[len(doctor.OK) :].split(":")[0] for line in stages] == [
         "encode text",
         "encode sound",
-        "first pass",
+        "first stage",
         "upscale",
-        "second pass",
+        "second stage",
         "decode",
     ]
 

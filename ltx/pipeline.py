@@ -79,7 +79,10 @@ def run(
         vae, latent, compute.tiling, lambda done, total: say("decode", done, total), on_retry=retried.append
     )
     frames = _frames(decoded, trace)
-    report = describe(job, prompts.prompt, list(prompts.notes))
+
+    def report() -> dict[str, Any]:
+        return describe(job, prompts.prompt, [*prompts.notes, *retried[-1:]])
+
     video = write_video(
         files.output,
         frames if checker is None else _refuse(Watch(checker, job.plan.frames), frames),
@@ -88,10 +91,9 @@ def run(
         format=request.video_output_type,
         quality=request.video_quality,
         write_mode=request.video_write_mode,
-        metadata={"comment": json.dumps(report, ensure_ascii=False)},
+        metadata=lambda: {"comment": json.dumps(report(), ensure_ascii=False)},
     )
-    report["notes"] += retried[-1:]
-    return Result(video, report)
+    return Result(video, report())
 
 
 def _fitting(job: Job, compute: Compute, announce: Callable[[Forecast], None] | None) -> tuple[Compute, frozenset[str]]:

@@ -27,10 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise InputError(f"{path}: there is no folder {path.parent}; create it or choose another.")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a file in it.")
-    with suppress(OSError), os.scandir(path.parent) as entries:
-        for entry in entries:
-            if UNFINISHED.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > ABANDONED:
-                os.unlink(entry)
+    _sweep(path.parent)
     # The same folder, so that the rename is one step; random, so that two writers of one name do not meet.
     partial = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
@@ -40,6 +37,15 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if partial.exists():  # on a read-only disk deleting what is not there fails, too
             partial.unlink()
+
+
+def _sweep(folder: Path) -> None:
+    """Deletes what killed processes left there; what cannot be deleted stays, and ends nothing."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                if UNFINISHED.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > ABANDONED:
+                    os.unlink(entry)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ GIF_RATE = 50  # frames/s; browsers show a delay under 2/100 s as 10/100 s
 BACK_NAMES = MappingProxyType({"5.0(side)": "5.0", "5.1(side)": "5.1", "quad(side)": "quad"})
 # Keys with an atom of their own in an mp4; any other needs `use_metadata_tags`, which fewer players read.
 MP4_KEYS = frozenset({"title", "artist", "album", "comment", "date", "description", "copyright"})
+NOTES_ROOM = 512  # bytes behind a JSON tag, for notes that come while the file is written
 SOUND_BLOCK = 4096  # samples encoded at a time
 
 
@@ -62,7 +64,8 @@ def write_video(
     50 frames/s drops some. The sound keeps its rate and channels where the codec has them; else it is resampled to the
     next higher rate it has, or downmixed to stereo. It is neither cut nor padded. A chunk is encoded in a thread while
     `chunks` makes the next: at most two are in memory. `on_frames(n)`: n frames encoded so far, in the caller's thread.
-    metadata: the file's tags, or what gives them once the first chunk is there.
+    metadata: the file's tags, or what gives them: asked once the first chunk is there, and again at the end, for a note
+    in a JSON text may come while the file is written.
     Whatever `chunks` or `on_frames` raise goes through. Errors: InputError (unknown format, quality or mode, a suffix
     not the format's, no frames, odd or changing size, no such folder), OSError (disk full).
     """
@@ -77,8 +80,11 @@ def write_video(
         if path.suffix.lower() != kind.suffix:
             raise InputError(f"{path}: the name of a file in the format {format} must end in {kind.suffix}.")
         tags = _encode(partial, path, chunks, fps, track, metadata, on_frames, kind, options)
+        later = metadata() if callable(metadata) else tags
         if kind.container == "gif":
-            _append_comment(partial, path, tags)
+            _append_comment(partial, path, later)
+        else:
+            _exchange(partial, path, tags, later)
     written = probe(path)
     # A GIF's header has no rate, only delays in whole hundredths of a second.
     return replace(written, fps=min(fps, Fraction(GIF_RATE))) if kind.container == "gif" else written
@@ -95,13 +101,15 @@ def _encode(
     kind: Format,
     options: Mapping[str, str],
 ) -> Mapping[str, str]:
-    """The file's whole content, at `partial`; `path` is what errors name. Returns the tags."""
+    """The file's whole content, at `partial`; `path` is what errors name. Returns the tags as they were written."""
     chunks = iter(chunks)
     first = next(chunks, None)
     if first is None:
         raise InputError(f"{path}: there are no frames to write.")
     height, width = _size(path, first)
-    metadata = metadata() if callable(metadata) else metadata
+    if callable(metadata):
+        room = " " * NOTES_ROOM  # blanks behind JSON mean nothing
+        metadata = {key: text + room if text.startswith("{") else text for key, text in metadata().items()}
     track = track if kind.audio_codec else None
     container_options = dict(kind.container_options)
     if kind.container in ("mp4", "mov"):
@@ -322,6 +330,20 @@ def _blocks(track: Track, layout: str) -> Iterator[av.AudioFrame]:
         frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
         frame.rate, frame.pts, frame.time_base = track.rate, start, Fraction(1, track.rate)
         yield frame
+
+
+def _exchange(partial: Path, path: Path, written: Mapping[str, str], later: Mapping[str, str]) -> None:
+    """Puts tags that have changed in the place of those that were written; one that grew past its room stays as it was.
+
+    FFmpeg writes tags with a file's header, and as plain UTF-8, so that they lie in one piece.
+    """
+    for key, text in written.items():
+        old, new = text.encode(), later.get(key, text).encode()
+        if old.rstrip() == new or len(new) > len(old):
+            continue
+        with disk_errors(path), partial.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+            while (place := content.find(old)) >= 0:  # a .mov has the comment twice
+                content[place : place + len(old)] = new.ljust(len(old))
 
 
 def _append_comment(partial: Path, path: Path, metadata: Mapping[str, str]) -> None:

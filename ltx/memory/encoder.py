@@ -38,32 +38,35 @@ def headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
 
 
-def text_encoder(path: Path, dtype: torch.dtype | None) -> tuple[int, tuple[int, ...], nn.Module]:
+def text_encoder(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> tuple[int, tuple[int, ...], nn.Module]:
     """Gemma's bytes in memory, those of each of its layers, and its language model for a rehearsal, in which all layers
-    are one. Errors: InputError for headers that cannot be read.
+    are one. fp8: the layers' matrices are rounded to one byte a value. Errors: InputError for headers that cannot be
+    read.
     """
     try:
         entries = headers(path)
-        size, blocks = _stored(entries, dtype)
+        size, blocks = _stored(entries, dtype, fp8)
         return size, blocks, _language(entries, len(blocks), dtype)
     except (OSError, KeyError, ValueError, struct.error) as error:
         raise InputError(f"{path}: its headers cannot be read ({error}); download the text encoder again.") from error
 
 
 def _stored(
-    entries: Mapping[str, tuple[str, tuple[int, ...]]], dtype: torch.dtype | None
+    entries: Mapping[str, tuple[str, tuple[int, ...]]], dtype: torch.dtype | None, fp8: bool
 ) -> tuple[int, tuple[int, ...]]:
     """Bytes in memory: all of them, and those of each layer of the language model."""
     total, layers = 0, {}
     for name, (kind, shape) in entries.items():
+        layer = LAYER.match(name)
         if kind in FLOATS:
             item = FLOATS[kind] if dtype is None else dtype.itemsize
+            item = 1 if fp8 and layer and len(shape) == 2 else item
         else:
             item = int(re.search(r"\d+", kind)[0]) // 8 if kind != "BOOL" else 1
         size = item * math.prod(shape)
         total += size
-        if found := LAYER.match(name):
-            layers[int(found[1])] = layers.get(int(found[1]), 0) + size
+        if layer:
+            layers[int(layer[1])] = layers.get(int(layer[1]), 0) + size
     return total, tuple(layers[number] for number in sorted(layers))
 
 

@@ -145,7 +145,7 @@ class _Measured:
         """Prompts, sound and images."""
         job, dtype, add = self.job, self.compute.dtype, self.planner.add
         connectors = blueprint(lambda: job.checkpoint.connectors(dtype))
-        size, blocks, language = text_encoder(job.files.text_encoder, dtype)
+        size, blocks, language = text_encoder(job.files.text_encoder, dtype, self.compute.fp8)
         work = peak(lambda: encode_longest(language, connectors, job.files.text_encoder), self.on)
         add("encode text", (Resident(GEMMA, size, blocks), Resident.of("connectors", connectors)), work)
 

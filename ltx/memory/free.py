@@ -3,33 +3,66 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
+
+UNKNOWN = 2**63
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def free_memory(device: torch.device | str) -> int:
     """Bytes that new tensors may take on a device now; what torch holds there in reserve counts as free.
 
-    Of a CPU: memory that the system can give without swapping. Of a device that does not tell: no limit.
+    Of a CPU: memory that the system can give without swapping, within the limit of a container. Of a device that does
+    not tell: no limit.
     """
     device = torch.device(device)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type == "cpu":
-        return _host_memory()
-    return 2**63
+    return host_memory() if device.type == "cpu" else UNKNOWN
 
 
-def _host_memory() -> int:
+def host_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Bytes of host memory that a process may still take."""
+    return min(_available(proc), *_within_limits(proc, cgroups), UNKNOWN)
+
+
+def _available(proc: Path) -> int:
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            known = {name: int(value.split()[0]) * 1024 for name, value in (line.split(":") for line in lines)}
-        return known["MemAvailable"]
+        lines = (line.split(":") for line in (proc / "meminfo").read_text("ascii").splitlines())
+        return {name: int(value.split()[0]) * 1024 for name, value in lines}["MemAvailable"]
     except (OSError, KeyError, ValueError):  # not Linux
-        try:
-            return (
-                os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-            )  # half of all: a guess on the safe side
+        try:  # half of all: a guess on the safe side
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
         except (AttributeError, ValueError, OSError):
-            return 2**63
+            return UNKNOWN
+
+
+def _within_limits(proc: Path, cgroups: Path) -> Iterator[int]:
+    """What each limit of the process's control groups leaves, of either version; pages of files count as free."""
+    try:
+        groups = [line.split(":", 2) for line in (proc / "self/cgroup").read_text("utf-8").splitlines()]
+    except OSError:
+        return
+    for number, controllers, path in groups:
+        if number == "0":
+            root, limit, used, cache = cgroups, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            root, (limit, used, cache) = cgroups / "memory", names
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        # In a container the path may be the host's, and the container's own group lies at the root.
+        for group in (folder, *folder.parents):
+            if not group.is_relative_to(root):
+                break
+            try:
+                most, taken = int((group / limit).read_text()), int((group / used).read_text())
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                yield max(0, most - taken + int(stat.get(cache, 0)))
+            except (OSError, ValueError):  # "max": no limit here
+                continue

@@ -27,13 +27,15 @@ from a2v.ltx import __main__ as command
 from a2v.ltx import pipeline
 from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.encoding import Prompts
-from a2v.ltx.job import Files
+from a2v.ltx.job import Compute, Files
 from a2v.ltx.request import PARAMETERS, Request
 from a2v.tests import layouts
 from a2v.tests.tiny import TinyFiles, write_tiny
+from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -329,6 +331,25 @@ def test_a_failure_is_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (done.folder / "out.mp4").read_bytes() == older
 
 
+@pytest.mark.usefixtures("quick")
+def test_smaller_tiles_are_told_in_the_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the memory runs out after the first frames were written."""
+    decode, calls = AutoencoderKLLTX2Video.decode, []
+
+    def cramped(self: nn.Module, *given: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(self, *given, **more)
+
+    monkeypatch.setattr(AutoencoderKLLTX2Video, "decode", cramped)
+    done = run({**SMALL, "num_frames": 97})
+    assert done.status == 0, done.error
+    (note,) = re.findall(r"note: (decoded in tiles of .*)", done.error)
+    with av.open(str(done.folder / "out.mp4")) as container:
+        assert note in json.loads(container.metadata["comment"])["notes"]
+
+
 def pixels(path: Path) -> np.ndarray:
     """uint8 [frames, H, W, 3]."""
     with av.open(str(path)) as container:
@@ -488,7 +509,6 @@ def test_without_the_distilled_lora_its_scales_are_0(run: Run, tiny: TinyFiles) 
     assert {tensor.dtype for tensor in traces[0].values()} == {torch.float32, torch.uint8}
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("gpu", "flags", "dtype"),
     [
@@ -499,19 +519,19 @@ def test_without_the_distilled_lora_its_scales_are_0(run: Run, tiny: TinyFiles) 
     ],
 )
 def test_default_dtype_and_device(
-    run: Run, monkeypatch: pytest.MonkeyPatch, gpu: bool, flags: dict[str, Any], dtype: torch.dtype
+    run: Run, job: list[Job], monkeypatch: pytest.MonkeyPatch, gpu: bool, flags: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    seen = {}
+    seen: list[Compute] = []
 
-    def stop(*_: object, **settings: Any) -> None:
-        seen.update(settings)
+    def stop(files: Files, request: Request, compute: Compute, **_: Any) -> None:
+        seen.append(compute)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(command, "run", stop)
+    job[:] = [stop]
     assert run(**flags).status == 130
-    assert seen["dtype"] is dtype
-    assert seen["device"] == ("cuda" if gpu and not flags else "cpu")
+    assert seen[0].dtype is dtype
+    assert seen[0].device == ("cuda" if gpu and not flags else "cpu")
 
 
 @pytest.mark.usefixtures("quick")

@@ -20,9 +20,11 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.media import video
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.formats import FORMATS, QUALITIES, WRITE_MODES, suffix
+from a2v.ltx.media.probe import probe
 from a2v.ltx.media.rates import frame_rate
 from a2v.ltx.media.video import write_video
 from a2v.ltx.request import PARAMETERS
+from torch import Tensor
 
 from .test_video import clip, ffmpeg_sound, lag, likeness, sound, tool
 
@@ -336,6 +338,41 @@ def test_the_frontend_finds_the_workflow(tmp_path: Path, name: str) -> None:
         int.from_bytes(number, "big"): dict(boxes(value))[b"data"][8:] for number, value in boxes(inside[b"ilst"])
     }
     assert values[keys.index(b"workflow") + 1] == b'{"a": 1}'
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_note_that_comes_while_the_file_is_written(tmp_path: Path, name: str) -> None:
+    """It stands in the file's tags, and the frames and the sound are as without it."""
+    notes: list[str] = []
+    bare = json.dumps({"prompt": 'ein "Gesicht" 🙂', "notes": []}, ensure_ascii=False)
+
+    def told(chunks: list[Tensor], *, note: str = "") -> Path:
+        def frames() -> Iterator[Tensor]:
+            yield chunks[0]
+            notes[:] = [note] if note else []
+            yield from chunks[1:]
+
+        def tags() -> dict[str, str]:
+            return {"comment": bare.replace("[]", json.dumps(notes, ensure_ascii=False)), "title": "t"}
+
+        notes.clear()
+        path = tmp_path / f"{len(note)}{suffix(name)}"
+        track = Track(torch.linspace(-0.5, 0.5, 8000)[None], 8000)
+        return write_video(path, frames(), Fraction(24), track, format=name, metadata=tags).path
+
+    plain, noted, long = (told([clip(3), clip(3)], note=note) for note in ("", "smaller tiles, ächz", "x" * 5000))
+    comments = [json.loads(probe(path).metadata["comment"])["notes"] for path in (plain, noted, long)]
+    assert comments == [[], ["smaller tiles, ächz"], ["x" * 5000] if name == GIF else []]
+    assert all(probe(path).metadata.get("title") == "t" for path in (plain, noted, long))
+    assert packets(plain) == packets(noted) == packets(long)
+
+
+def packets(path: Path) -> list[tuple[object, ...]]:
+    """Pictures and sound; in a GIF its comment comes as a packet, too."""
+    with av.open(str(path)) as container:
+        return [
+            (p.stream.index, p.pts, bytes(p)) for p in container.demux() if p.size and not bytes(p).startswith(b"!\xfe")
+        ]
 
 
 # Memory, threads, failures

@@ -351,8 +351,13 @@ def test_what_a_killed_process_left_is_swept_after_a_day(tmp_path: Path) -> None
         path.write_bytes(b"unfinished")
         if path != young:
             os.utime(path, (time.time() - ABANDONED - 60,) * 2)
+    stuck = [tmp_path / f".w.{number:08x}.partial.mp4" for number in range(9)]  # folders cannot be deleted as files
+    for path in stuck:
+        path.mkdir()
+        os.utime(path, (time.time() - ABANDONED - 60,) * 2)
     write_video(tmp_path / "v.mp4", [clip(1)], Fraction(24), None)
-    assert {path.name for path in tmp_path.iterdir()} == {"v.mp4", young.name, *(path.name for path in others)}
+    left = {"v.mp4", young.name, *(path.name for path in (*others, *stuck))}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 @pytest.mark.skipif(

@@ -15,9 +15,9 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.job import Compute, Job
 from a2v.ltx.memory.encoder import text_encoder
 from a2v.ltx.memory.forecast import Forecast, Phase, Resident, estimate
-from a2v.ltx.memory.free import free_memory
 from a2v.ltx.memory.rehearsal import SMALL, blueprint, bytes_of, peak, weights
 from a2v.ltx.memory.work import one_step
+from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx.measure import GUIDANCE, job_of, run
 from a2v.tests.tiny import TinyFiles, write_tiny
@@ -191,6 +191,11 @@ def test_the_text_encoder_s_bytes_are_those_of_its_file(wide: TinyFiles) -> None
         assert abs(size / (factor * file.stat().st_size) - 1) < 1e-3  # the file has a header as well
         assert len(blocks) == len(language.layers) == 14 and sum(blocks) < size
     assert language.config.hidden_size == 1024
+    for dtype in (torch.bfloat16, torch.float32):
+        size, blocks, _ = text_encoder(wide.gemma, dtype, fp8=True)
+        model = load_gemma(wide.gemma, dtype, fp8="cpu").model
+        assert abs(size / weights(model) - 1) < 1e-3
+        assert abs(blocks[0] / weights(model.model.language_model.layers[0]) - 1) < 1e-3
     (wide.gemma / "broken.safetensors").write_bytes(b"\0" * 9)
     with pytest.raises(InputError, match=r"broken.*download"):
         text_encoder(wide.gemma / "broken.safetensors", None)
@@ -237,8 +242,3 @@ def test_what_does_not_fit_is_made_to(folder: Path, wide: TinyFiles) -> None:
 def test_what_an_offloaded_model_takes_is_the_rest_and_the_two_largest_blocks() -> None:
     assert Resident("x", 100, (10, 30, 20)).offloaded == 40 + 50
     assert Resident("x", 100).offloaded == 100
-
-
-def test_free_memory_is_told() -> None:
-    assert 0 < free_memory("cpu") < 2**62
-    assert free_memory("meta") == 2**63

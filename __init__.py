@@ -2,7 +2,8 @@
 
 The nodes are imported when ComfyUI asks for them, so that tests can import this package without ComfyUI. The routes
 are registered as ComfyUI imports the pack, before its server starts. Where a needed package is missing, too old or
-broken, the pack is off: one line in the log says what to install, and ComfyUI starts as it would without the pack.
+broken, the pack is off: one line in the log says what to install, and ComfyUI starts as it would without the pack. A
+package that the API alone needs switches off the API alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from .ltx import versions  # of Python's own library, no more
+
 if TYPE_CHECKING:
     from comfy_api.latest import ComfyExtension
 
@@ -19,19 +22,21 @@ WEB_DIRECTORY = "./web"
 LONGEST = 300  # characters of another package's error in the log
 
 
+def _said(error: Exception) -> str:
+    """Another package's error on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
+
+
 @cache
 def _extension() -> type[ComfyExtension] | None:
     """The nodes' extension; None where they cannot be imported here, which is logged once."""
     try:
-        from .ltx import versions
-
         if wrong := versions.problem():
             logging.error("LTX A2V: the pack is off: %s", wrong)
             return None
         from .nodes import Extension
     except Exception as error:  # a broken installation raises nearly anything
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
-        logging.error("LTX A2V: the pack is off: %s: %s.", said, versions.remedy())
+        logging.error("LTX A2V: the pack is off: %s: %s.", _said(error), versions.remedy())
         logging.debug("LTX A2V: where that comes from", exc_info=True)
         return None
     return Extension
@@ -52,7 +57,19 @@ def _running_server() -> Any:
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
-if (_server := _running_server()) is not None and _extension() is not None:
-    from .api import register
+def _open_api(server: Any) -> None:
+    """Registers the HTTP API's routes. Where they cannot work, one line in the log says why, and the nodes stay."""
+    try:
+        if wrong := versions.problem(versions.API):
+            logging.error("LTX A2V: the HTTP API is off: %s", wrong)
+            return
+        from .api import register
+    except Exception as error:
+        logging.error("LTX A2V: the HTTP API is off: %s: %s.", _said(error), versions.remedy())
+        logging.debug("LTX A2V: where that comes from", exc_info=True)
+        return
+    register(server)
 
-    register(_server)
+
+if (_server := _running_server()) is not None and _extension() is not None:
+    _open_api(_server)

@@ -17,6 +17,9 @@ PYTHON = (3, 10)
 TORCH = ">=2.6.0"
 """Below it, transformers' Gemma sees no picture. No line of requirements.txt, for torch is ComfyUI's own, built for the
 machine's GPU, and pip would put another build in its place."""
+API, DOWNLOAD = "the HTTP API", "python -m ltx download"
+ONLY_FOR = {"cryptography": API, "huggingface_hub": DOWNLOAD}
+"""What of the requirements one door alone needs; the others open without it."""
 LINE = re.compile(r"([A-Za-z0-9_.-]+)((?:(?:>=|<)[\d.]+,?)*)")
 
 
@@ -36,6 +39,11 @@ class Package:
         bounds = re.findall(r"(>=|<)([\d.]+)", self.wanted)
         return all(have >= _numbers(bound) if sign == ">=" else have < _numbers(bound) for sign, bound in bounds)
 
+    @property
+    def only_for(self) -> str | None:
+        """The one door that needs it; None: all of them do."""
+        return ONLY_FOR.get(self.name)
+
     def __str__(self) -> str:
         return f"{self.name} {self.version or 'is not installed'}"
 
@@ -51,11 +59,18 @@ def torch() -> Package:
     return _found("torch", TORCH)
 
 
-def problem() -> str | None:
-    """One sentence where Python or a package is not one that the pack runs with: what is wrong, what to install."""
+def problem(door: str | None = None) -> str | None:
+    """One sentence where Python or a package is not one that the pack runs with: what is wrong, what to install.
+
+    door: API or DOWNLOAD, which need packages of their own; by default what every door needs.
+    """
     if sys.version_info < PYTHON:
         return f"Python {sys.version.split()[0]} is too old; run ComfyUI with {'.'.join(map(str, PYTHON))} or newer."
-    wrong = [f"{package} (needed: {package.wanted})" for package in installed() if not package.supported]
+    wrong = [
+        f"{package} (needed: {package.wanted})"
+        for package in installed()
+        if not package.supported and package.only_for in (None, door)
+    ]
     if wrong:
         return f"{', '.join(wrong)}; {remedy()}."
     return None if torch().supported else f"{torch()} (needed: {TORCH}); {torch_remedy()}."

@@ -119,6 +119,9 @@ def _packages() -> Iterator[Line]:
     yield sys.version_info >= versions.PYTHON, f"Python {platform.python_version()} ({sys.executable})"
     missing = False
     for package in versions.installed():
+        if not package.supported and package.only_for:
+            yield None, f"{package} (needed: {package.wanted}): {package.only_for} does not work without it"
+            continue
         missing |= not package.supported
         yield package.supported, f"{package} (needed: {package.wanted})"
     if missing:

@@ -48,6 +48,27 @@ def test_comfyui_starts_and_one_line_says_what_to_install(tmp_path: Path, packag
         assert "EmptyImage" in nodes and not [name for name in nodes if name.startswith("LTXA2V")]
         assert server.post("/fal/queue/fal-ai/ltx-2.3-22b/audio-to-video", {}).status_code in (404, 405)
         log = server.log
+    assert_one_line(log, "the pack is off: ", told)
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [("3.0", ["cryptography 3.0 (needed: >=", *PIP])],
+    ids=["too old"],
+)
+def test_what_the_api_alone_needs_switches_off_the_api_alone(
+    tmp_path: Path, version: str | None, told: list[str]
+) -> None:
+    host = tmp_path / "host"
+    host.mkdir()
+    with Comfy(tmp_path / "base", host=shadowed(host, cryptography=version)) as server:
+        assert [name for name in server.object_info() if name.startswith("LTXA2V")]
+        assert server.post("/fal/queue/fal-ai/ltx-2.3-22b/audio-to-video", {}).status_code in (404, 405)
+        log = server.log
+    assert_one_line(log, "the HTTP API is off: ", told)
+
+
+def assert_one_line(log: str, what: str, told: list[str]) -> None:
     (line,) = [line for line in log.splitlines() if "LTX A2V" in line]
-    assert all(part in line for part in (*told, "the pack is off: "))
+    assert all(part in line for part in (*told, what))
     assert line.endswith(".") and "Traceback" not in log and "IMPORT FAILED" not in log

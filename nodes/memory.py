@@ -23,6 +23,7 @@ import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor, nn
 
+from ..ltx.classes import give_classes
 from ..ltx.diffusion.acceleration import EXACT, Acceleration
 from ..ltx.diffusion.conditioning import AudioCondition
 from ..ltx.diffusion.decode import Tiling
@@ -70,14 +71,14 @@ class FetchingBranch(Branch):
     weight = bias = None
 
 
-CASTABLE = (
-    *(
-        (getattr(nn, name), getattr(comfy.ops.manual_cast, name))
+CASTABLE = {
+    **{
+        getattr(nn, name): getattr(comfy.ops.manual_cast, name)
         for name in ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "RMSNorm")
-    ),
-    (QuantizedLinear, FetchingLinear),
-    (NVFP4Linear, FetchingNVFP4Linear),
-)
+    },
+    QuantizedLinear: FetchingLinear,
+    NVFP4Linear: FetchingNVFP4Linear,
+}
 """torch's layer → ComfyUI's, which fetches its weights to where its input is. Gemma's table of embeddings is not among
 them: only where its weights are can its input, the first of all, be put."""
 
@@ -259,12 +260,17 @@ def _merges(loras: tuple[tuple[Match, float], ...]) -> dict[str, Merge]:
 
 def hold(module: nn.Module, device: torch.device, offload: torch.device) -> Any:
     """A patcher that computes on `device` and waits on `offload`. The module's layers are changed in place."""
-    for part in module.modules():
-        _make_castable(part)
+    for layer in give_classes(module.modules(), CASTABLE, _has_weights):
+        if not hasattr(layer, "bias"):
+            layer.bias = None  # ComfyUI's layers ask every layer for one
     module.__class__ = _placed(type(module))
     module.compute_device = device
     named = type(type(module).__name__, (Holder,), {})  # the name that ComfyUI logs
     return Patcher(named(module), load_device=device, offload_device=offload)
+
+
+def _has_weights(layer: nn.Module) -> bool:
+    return any(True for _ in layer.parameters(recurse=False))
 
 
 def use(*handles: Handle, memory_required: float = 0) -> list[nn.Module]:
@@ -374,16 +380,6 @@ def _room(module: nn.Module, rehearse: Callable[[nn.Module, str], int], **change
 
 TEXT_MEMORY = 5e9
 """Gemma over 1024 tokens, all its hidden states kept, and its table of embeddings, which `settle` places."""
-
-
-def _make_castable(module: nn.Module) -> None:
-    if hasattr(module, "comfy_cast_weights") or not list(module.parameters(recurse=False)):
-        return
-    for theirs, ours in CASTABLE:
-        if type(module) is theirs:
-            module.__class__ = ours
-            if not hasattr(module, "bias"):
-                module.bias = None  # ComfyUI's layers ask every layer for one
 
 
 @cache

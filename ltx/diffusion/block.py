@@ -17,6 +17,7 @@ from diffusers.models.transformers.transformer_ltx2 import (
 )
 from torch import Tensor, nn
 
+from ..classes import give_classes
 from .modulation import Modulations, Pair, Rotary, ada
 
 COMPILED_FORMS = 64  # of one block: passes with and without sound, perturbed ones, the last block, sizes
@@ -113,9 +114,7 @@ class Block(LTX2VideoTransformerBlock):
 
 def adopt(model: LTX2VideoTransformer3DModel) -> None:
     """Gives the model's blocks the forward of `Block`. Doing it again changes nothing."""
-    for block in model.transformer_blocks:
-        if type(block) is LTX2VideoTransformerBlock:
-            block.__class__ = Block
+    give_classes(model.transformer_blocks, {LTX2VideoTransformerBlock: Block})
 
 
 def compile_blocks(model: LTX2VideoTransformer3DModel, on: bool = True) -> None:

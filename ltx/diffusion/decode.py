@@ -25,6 +25,7 @@ from diffusers.models.autoencoders.autoencoder_kl_ltx2 import LTX2VideoCausalCon
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..classes import give_classes
 from ..errors import InputError
 from ..latents import SPACE_SCALE, TIME_SCALE, denormalize_video
 
@@ -246,10 +247,13 @@ def _lengthened(x: Tensor, convolution: LTX2VideoCausalConv3d, causal: bool) -> 
 def slim(vae: Any) -> None:
     """Gives the VAE's plain blocks the forward of `ResnetBlock`. Doing it again changes nothing."""
     special = ("scale_shift_table", "per_channel_scale1", "norm3", "conv_shortcut")
-    for block in vae.modules() if isinstance(vae, nn.Module) else ():
-        plain = type(block) is LTX2VideoResnetBlock3d and all(getattr(block, name, None) is None for name in special)
-        if plain and isinstance(block.nonlinearity, nn.SiLU) and not block.training:
-            block.__class__ = ResnetBlock
+
+    def plain(block: nn.Module) -> bool:
+        own = all(getattr(block, name, None) is None for name in special)
+        return own and isinstance(block.nonlinearity, nn.SiLU) and not block.training
+
+    if isinstance(vae, nn.Module):
+        give_classes(vae.modules(), {LTX2VideoResnetBlock3d: ResnetBlock}, plain)
 
 
 def largest_tile(latent: tuple[int, int, int], tiling: Tiling | None) -> tuple[int, int, int]:

@@ -47,12 +47,8 @@ class NVFP4Linear(QuantizedLinear):
         super().__init__(stored, bias)
         self.weight_scale = nn.Parameter(stored.coding.scales, requires_grad=False)
 
-    def compute(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor:
-        coding = NVFP4(self.weight_scale.to(x.device, non_blocking=True), self.coding.scale, self.coding.shape)
-        y = F.linear(x, coding.decode(data, x.dtype), None if bias is None else bias.to(x.dtype))
-        for branch, factor in self.branches:
-            y = y + branch(x) * factor
-        return y
+    def coding_on(self, device: torch.device) -> NVFP4:
+        return NVFP4(self.weight_scale.to(device, non_blocking=True), self.coding.scale, self.coding.shape)
 
 
 def nvfp4(weight: Tensor, weight_scale: Tensor, weight_scale_2: Tensor, shape: tuple[int, int]) -> Stored:

@@ -112,12 +112,16 @@ class QuantizedLinear(nn.Linear):
         """The weight [out, in] without its branches."""
         return self.coding.decode(self.weight, dtype)
 
+    def coding_on(self, device: torch.device) -> Coding:
+        """How the bytes are read where the input is."""
+        return self.coding
+
     def forward(self, x: Tensor) -> Tensor:
         return self.compute(x, self.weight, self.bias)
 
     def compute(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., in] → [..., out] with bytes and bias that lie where x does."""
-        y = F.linear(x, self.coding.decode(data, x.dtype), None if bias is None else bias.to(x.dtype))
+        y = F.linear(x, self.coding_on(x.device).decode(data, x.dtype), None if bias is None else bias.to(x.dtype))
         for branch, factor in self.branches:
             y = y + branch(x) * factor
         return y

@@ -54,12 +54,20 @@ CASES = {
     "regular": {"scheduler": "beta", "steps": 3, "size": (128, 128), "seed": 6, "acceleration": "regular"},
     "high": {"scheduler": "ltx2", "steps": 5, "size": (128, 128), "seed": 7, "acceleration": "high"},
     "full": {"scheduler": "beta", "steps": 2, "size": (128, 128), "seed": 8, "acceleration": "full"},
+    "full with renewed sound": {
+        "scheduler": "beta",
+        "steps": 2,
+        "size": (128, 128),
+        "seed": 9,
+        "acceleration": "full",
+        "audio_strength": 0.5,
+    },
 }
 
 
-# Guidance in a part of the steps and cached blocks are the engine's alone; "full" is wired in the graph, too, and
-# "everything" has what the plainest case has.
-SOAK = ("prompt and sound", "regular", "high")
+# Guidance in a part of the steps and cached blocks are the engine's alone; the graph wires "full", too, and the other
+# two have what the plainest cases have.
+SOAK = ("prompt and sound", "regular", "high", "full")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +99,8 @@ def test_graph_and_command_give_the_same_frames(
         gradient_estimation_gamma=case.get("gamma", 0.0),
         prefix="parity",
         acceleration=case.get("acceleration"),
+        audio_strength=case.get("audio_strength", 1.0),
+        audio_guidance={} if "audio_strength" in case else None,
         **scales,
     )
     prompt["frames as png"] = {
@@ -119,6 +129,7 @@ def test_graph_and_command_give_the_same_frames(
         "image_strength": first,
         "end_image_strength": end,
         "acceleration": case.get("acceleration", "none"),
+        "audio_strength": case.get("audio_strength", 1.0),
         **OFF,
     }
     (tmp_path / "request.json").write_text(json.dumps(request))

@@ -1,5 +1,6 @@
 # make demo   an audio file becomes a video, on a miniature of the model in a real ComfyUI; AUDIO=path PROMPT=… IMAGE=path replace its input
 # make test   the tests, 15 minutes; ARGS="tests/ltx -x" goes to pytest
+# make quick  ruff and the tests that answer within a minute; for every save
 # make soak   the tests that take minutes each: fuzzing, endurance, clusters, the larger benchmarks
 # make matrix engine, nodes and API with the lowest and the newest Python, torch and packages that the pack runs with
 # make lint   ruff
@@ -17,11 +18,12 @@ export PYTHONDONTWRITEBYTECODE :=
 sum = $(shell cat $(1) | cksum | tr ' ' -)
 
 VENV := .venv/.done-python
+EDITOR := .venv/editor/a2v
 PACKAGES := .venv/.done-packages-$(call sum,requirements-dev.txt)
 PEERS := .venv/.done-peers-$(call sum,tests/requirements-peers.txt)
 HOST := .host/.done-$(call sum,tests/host/requirements.txt tests/host/setup_host.py)
 
-.PHONY: help demo test soak matrix lint bench evaluate clean setup debian
+.PHONY: help demo test quick soak matrix lint bench evaluate clean setup debian
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -33,6 +35,14 @@ demo: setup
 # share between threads.
 test: setup debian
 	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -n 3 --dist loadfile $(ARGS)
+
+QUICK := tests/test_style.py tests/test_house.py tests/test_messages.py tests/ltx/test_request.py tests/ltx/test_latents.py \
+    $(foreach name,schedules guidance samplers restart res_2s conditioning upscale,tests/ltx/diffusion/test_$(name).py) \
+    tests/ltx/weights/test_lora.py tests/ltx/media/test_images.py tests/nodes/test_schema.py tests/nodes/test_values.py \
+    tests/nodes/test_docs.py tests/nodes/test_files.py tests/api/test_schema.py
+
+quick: setup
+	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -q -n 3 --dist loadfile $(QUICK) $(ARGS)
 
 soak: setup debian
 	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -m soak --timeout 3600 $(ARGS)
@@ -53,7 +63,7 @@ evaluate: setup debian
 clean:
 	rm -rf .venv .host .demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
-setup: $(PACKAGES) $(PEERS) $(HOST)
+setup: $(PACKAGES) $(PEERS) $(HOST) $(EDITOR)
 
 # PYTHON=path names another interpreter
 $(VENV):
@@ -68,6 +78,10 @@ $(VENV):
 	echo "setup: $$("$$python" -V) in .venv"; \
 	"$$python" -m venv --clear .venv
 	@touch $@
+
+# Tests import the pack as `a2v`; pyproject.toml tells editors to look for it here.
+$(EDITOR): $(VENV)
+	@mkdir -p $(@D) && ln -sfn ../.. $@
 
 # --no-compile: Python compiles what is imported, a tenth of what is installed
 $(PACKAGES): $(VENV)

@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 ORACLE = ROOT.parent / "shared" / "oracle"
@@ -19,6 +20,9 @@ ORACLE = ROOT.parent / "shared" / "oracle"
 # Dozens of programs are started, and each would compile torch and ComfyUI anew where nothing compiled may be kept.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+settings.register_profile("a2v", deadline=None)  # a busy machine is no fault
+settings.load_profile("a2v")
 
 alias = types.ModuleType("a2v")
 alias.__path__ = [str(ROOT)]

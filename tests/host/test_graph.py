@@ -226,7 +226,7 @@ def test_files_outside_comfyuis_folders_are_out_of_reach(comfy: Comfy, models: T
         ({"guidance": {"stg_blocks": "last"}}, "stg_blocks: 'last'"),
         ({"guidance": {"stg_blocks": "99"}}, "stg_blocks names block 99"),
         ({"sigmas": {"scheduler": "karras"}}, "scheduler is 'karras'"),
-        ({"second": {"latent": ["first", 0], "guides": ["image second", 0]}}, "encode it for this pass"),
+        ({"second": {"latent": ["first", 0], "guides": ["image second", 0]}}, "encode it for this stage"),
         ({"decode": {"tile_size": 64, "tile_overlap": 64}}, "overlap"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

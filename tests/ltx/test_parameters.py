@@ -26,6 +26,7 @@ from a2v.ltx.errors import FlaggedError, InputError
 from a2v.ltx.job import Compute, Files
 from a2v.ltx.latents import patchify_video
 from a2v.ltx.media.formats import SUFFIXES
+from a2v.ltx.plan import plan
 from a2v.ltx.prompt.gemma import Gemma
 from a2v.ltx.request import PARAMETERS, SIZES, parse
 from a2v.ltx.trace import Recorder
@@ -612,7 +613,7 @@ def test_sizes_by_name(name: str) -> None:
     track = pipeline.Track(torch.zeros(1, 48000), 48000)
     wanted = {"auto": (1024, 576)} | SIZES
     for values in ({"video_size": name}, {"video_size": name, "use_multiscale": False}):
-        planned = pipeline.plan(parse({"prompt": "x", **values}), track)
+        planned = plan(parse({"prompt": "x", **values}), track)
         assert (planned.width, planned.height) == wanted[name]
 
 

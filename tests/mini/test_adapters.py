@@ -46,14 +46,14 @@ def test_hooks_add_what_the_pack_merges(batch: flow.Batch, prompts: text.Prompts
         up.copy_((0.1 * torch.randn(up.shape)).bfloat16())
     for down in lora.down:
         down.copy_(down.bfloat16())
-    ours = flow.predict(trained, batch, prompts, flow.LENGTH)
+    ours = flow.predict(trained, batch, prompts, flow.TEXT_LENGTH)
     lora.on = False
-    without = flow.predict(trained, batch, prompts, flow.LENGTH)
+    without = flow.predict(trained, batch, prompts, flow.TEXT_LENGTH)
     file = load_lora(export.export_lora(tmp_path / "lora.safetensors", lora.factors(lora.state_dict())))
     clean = model()
     weights = {name: p.clone() for name, p in clean.transformer.named_parameters()}
     with applied(clean.transformer, [(file, 1.0)], weights.__getitem__):
-        theirs = flow.predict(clean, batch, prompts, flow.LENGTH)
+        theirs = flow.predict(clean, batch, prompts, flow.TEXT_LENGTH)
     assert (ours[0] - without[0]).abs().max() > 0.05
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
 
@@ -65,9 +65,9 @@ def test_the_teacher_is_guided_as_the_pack_guides(batch: flow.Batch, prompts: te
         batch, **{k: v[:1] for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}, texts=(PROMPT,)
     )
     one = flow.replace(one, video_mask=torch.ones_like(one.video_mask), video_sigma=torch.tensor([0.6]))
-    velocity = adapters.guided(trained, one, prompts, flow.LENGTH, lora)
+    velocity = adapters.guided(trained, one, prompts, flow.TEXT_LENGTH, lora)
     runs = [
-        flow.predict(trained, flow.replace(one, **change), prompts, flow.LENGTH)[0]
+        flow.predict(trained, flow.replace(one, **change), prompts, flow.TEXT_LENGTH)[0]
         for change in ({}, {"texts": (flow.NEGATIVE_PROMPT,)}, {"isolated": True})
     ]
     cond, uncond, alone = (one.video - v * 0.6 for v in runs)

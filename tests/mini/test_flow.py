@@ -60,7 +60,7 @@ def test_training_and_pack_give_the_same_velocities(
     batch = flow.replace(batch, texts=(PROMPT,), isolated=isolated, video_mask=mask)
     batch = flow.replace(batch, audio_sigma=torch.tensor([0.3]), audio_mask=torch.ones_like(batch.audio_mask))
     with torch.no_grad():
-        ours = flow.predict(model, batch, text.Prompts(gemma), flow.LENGTH)
+        ours = flow.predict(model, batch, text.Prompts(gemma), flow.TEXT_LENGTH)
 
     transformer = copy.deepcopy(model.transformer)  # the pack changes its blocks
     context = encode_text(load_gemma(gemma, torch.float32), model.connectors, PROMPT)

@@ -85,7 +85,7 @@ def command(models: dict[str, str], field: str, path: Path) -> str:
         job.checkpoint.transformer(), job.checkpoint.video_vae(), job.checkpoint.connectors()
     if field == "lora":
         model = job.checkpoint.transformer(torch.float32)
-        lora.Merger(model, job.checkpoint.transformer_weight).set(job.first_loras)
+        lora.Merger(model, job.checkpoint.transformer_weight).set(job.loras[0])
     return f"{clip.width}x{clip.height}, {clip.frames} frames"
 
 

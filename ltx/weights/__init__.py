@@ -1,1 +1,1 @@
-"""From files of weights to modules: names and configurations, quantized layers, checkpoints, LoRAs."""
+"""Turns weight files into modules: names and configurations, quantized layers, checkpoints, LoRAs."""

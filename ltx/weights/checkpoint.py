@@ -1,9 +1,10 @@
-"""The parts of LTX-2.3 from what people have: the original single file, its parts in files of their own, or a diffusers
-folder; bf16, fp8 or GGUF.
+"""Loads the parts of LTX-2.3 from the original single file, from separate files of its parts, or from a diffusers
+folder. The weights may be bf16, fp8 or GGUF.
 
-Modules are built without memory and given tensors that map the file, so that loading makes no second copy. What a
-file holds is read from its own metadata; the published values serve where that is silent. Linear layers that are stored
-in fp8 or GGUF blocks stay so (quantized.py); whatever else is so stored is decoded here. No pickles.
+Each module is built on the meta device and then receives tensors that map the file, so loading makes no second copy.
+The configuration comes from the file's metadata; the published values replace missing entries. Linear layers that are
+stored in fp8 or GGUF blocks stay quantized (quantized.py); other quantized tensors are decoded here. Pickle files are
+not read.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 @dataclass(frozen=True)
 class Part:
-    """One model of the set: how an error calls it, its prefixes in the single file and its folder at diffusers'."""
+    """One part of the model: its name in error messages, its key prefixes in the single file, its diffusers folder."""
 
     name: str
     cls: type[nn.Module]
     folder: str
     prefixes: tuple[str, ...]
-    rename: Callable[[str], str | None]  # original name, less its prefix, → diffusers'; None: not used
+    rename: Callable[[str], str | None]  # original name without its prefix → diffusers' name, None if it is not used
     file: str  # a published file that holds this part and few others
-    argument: str  # of load_checkpoint, that names such a file
+    argument: str  # the argument of load_checkpoint that takes such a file
     skip: tuple[str, ...] = ()
     strip: bool = True
     on_meta: bool = True
@@ -69,7 +70,7 @@ AUDIO_VAE = Part(
     "audio VAE", AutoencoderKLLTX2Audio, "audio_vae", configs.AUDIO_VAE, configs.rename_audio_vae,
     PART_FILES["audio_vae"], "audio_vae",
 )  # fmt: skip
-VOCODER = Part(  # built on the CPU: its resampler's filters are computed, not stored
+VOCODER = Part(  # built on the CPU, because the constructor computes the resampler's filters; no file stores them
     "vocoder", LTX2VocoderWithBWE, "vocoder", configs.VOCODER, configs.rename_vocoder,
     PART_FILES["audio_vae"], "audio_vae", on_meta=False,
 )  # fmt: skip
@@ -79,7 +80,7 @@ PARTS = (TRANSFORMER, CONNECTORS, VIDEO_VAE, AUDIO_VAE, VOCODER)
 def build(
     cls: type, arguments: Callable[[], Mapping[str, Any]], path: Path, part: str, wanted: str, on_meta: bool = True
 ) -> nn.Module:
-    """A module yet without weights. Errors: a configuration that describes none, whatever is wrong with it."""
+    """Builds a module without its weights. Raises InputError if the configuration describes no such module."""
     try:
         with torch.device("meta" if on_meta else "cpu"):
             return cls(**arguments())
@@ -93,19 +94,21 @@ def build(
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor | Stored], path: Path, part: str, wanted: str) -> nn.Module:
-    """Gives a module its tensors, strictly: one more, one less or another shape is an error that names the first.
+    """Gives a module its tensors. A linear layer with a quantized weight becomes a QuantizedLinear; other quantized
+    tensors are decoded.
 
-    A linear layer whose weight is stored quantized becomes a QuantizedLinear; other quantized tensors are decoded.
+    Raises InputError if a tensor is missing, unknown, of another shape or of a dtype that is not supported; the message
+    names the first one.
     """
-    # Before the names: what is stored in an unread way has other tensors beside its weights.
+    # This check comes before the names, because an unsupported format stores further tensors beside its weights.
     for key, tensor in state.items():
         if isinstance(tensor, Tensor) and tensor.dtype not in DTYPES:
-            raise InputError(f"{path}: {key} is stored as {tensor.dtype}, which is not read; use {wanted}.")
+            raise InputError(f"{path}: {key} is stored as {tensor.dtype}, which is not supported; use {wanted}.")
     own = module.state_dict()
     for problem, keys in (
         ("lacks", own.keys() - state.keys()),
         ("has unknown", state.keys() - own.keys()),
-        ("has another shape of", {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}),
+        ("has the wrong shape for", {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}),
     ):
         if keys:
             raise InputError(
@@ -127,28 +130,30 @@ def fill(module: nn.Module, state: Mapping[str, Tensor | Stored], path: Path, pa
 
 
 def place(module: nn.Module, dtype: torch.dtype | None, device: torch.device | str) -> nn.Module:
-    """The module on `device`, what computes in `dtype` (None: what most of it is stored in); what does not change maps
-    its file. Weights that stay quantized stay as they are."""
+    """Moves a module to `device` and casts its floating-point tensors to `dtype`; None means the dtype of most weights.
+
+    A tensor that needs no change still maps its file. Quantized weights are not cast.
+    """
     stored = Counter()
     for parameter in module.parameters():
         if parameter.is_floating_point():
             stored[parameter.dtype] += parameter.numel()
     if dtype is None and len(stored) > 1:
         dtype = stored.most_common(1)[0][0]
-    # torch's own `to`: diffusers' warns of float32 layers, and these models name none.
+    # This calls torch's own `to`: diffusers' version warns about float32 layers, and these models name none.
     return nn.Module.to(module, device=device, dtype=dtype)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """LTX-2.3, opened. Opening reads only headers; each part is built when asked for.
+    """An opened LTX-2.3 checkpoint. Opening it reads only headers; each part is built when it is asked for.
 
-    path: the file or folder that has the transformer. files: by the name of the part, where else to look first.
+    path: the file or folder with the transformer. files: by the part's argument, a file that is searched before `path`.
     """
 
     path: Path
     version: str
-    file: WeightFile | None = field(default=None, repr=False)  # None: a diffusers folder
+    file: WeightFile | None = field(default=None, repr=False)  # None for a diffusers folder
     files: Mapping[str, WeightFile] = field(default_factory=dict, repr=False)
 
     @property
@@ -156,7 +161,7 @@ class Checkpoint:
         return self.file is None
 
     def _sources(self, part: Part) -> dict[str, tuple[WeightFile, str]]:
-        """diffusers' name → the file that has it and the name there."""
+        """Maps diffusers' names to the file that holds each tensor and its name there."""
         found: dict[str, tuple[WeightFile, str]] = {}
         for file in (self.files.get(part.argument), self.file):
             for key in file.names if file else ():
@@ -169,7 +174,8 @@ class Checkpoint:
         return found
 
     def _arguments(self, part: Part, sources: Mapping[str, tuple[WeightFile, str]]) -> dict[str, Any]:
-        """Of diffusers' class. The entry for the part is taken from a file that has the part, else from any."""
+        """Returns the arguments of diffusers' class. The configuration comes from a file that holds the part, else from
+        any file that has one."""
         entry = {CONNECTORS: "transformer", VIDEO_VAE: "vae"}.get(part, part.folder)
         opened = [file for file in (*self.files.values(), self.file) if file]
         files = dict.fromkeys([*(file for file, _ in sources.values()), *opened])
@@ -191,7 +197,7 @@ class Checkpoint:
         return InputError(f"{self.path}: has no {part.name}; name a file that has it as {part.argument}: {where}.")
 
     def check(self) -> None:
-        """Raises InputError for the first part that none of the files has; nothing is loaded."""
+        """Loads nothing. Raises InputError for the first part that none of the files has."""
         for part in PARTS:
             if not self._in_folder(part) and not self._complete(self._sources(part), part):
                 raise self._missing(part)
@@ -201,7 +207,8 @@ class Checkpoint:
 
     @staticmethod
     def _complete(sources: Mapping[str, object], part: Part) -> bool:
-        """Whether there is anything of it; of the connectors, both halves, which come in files of their own."""
+        """Whether the files hold the part. The connectors are complete only with both halves, which may come in two
+        files."""
         wanted = ("video_text_proj_in.weight", "video_connector.learnable_registers") if part is CONNECTORS else ()
         return bool(sources) and all(name in sources for name in wanted)
 
@@ -221,7 +228,7 @@ class Checkpoint:
         folder = self.path / part.folder
         config = read_config(folder, part.name)
         if part is TRANSFORMER:
-            config["perturbed_attn"] = True  # STG needs the processors that can skip attention; weights are the same
+            config["perturbed_attn"] = True  # STG needs the processors that can skip attention; weights stay the same
         cls = part.cls
         return build(cls, lambda: cls.extract_init_dict(config)[0], folder, part.name, WANTED_FOLDER, part.on_meta)
 
@@ -232,8 +239,8 @@ class Checkpoint:
         fp8: bool = False,
         on: torch.device | str | None = None,
     ) -> LTX2VideoTransformer3DModel:
-        """fp8: put the blocks' linear layers into float8_e4m3fn, rounding `on` a device (None: `device`), one after the
-        other; they compute in `dtype`."""
+        """Loads the transformer. With `fp8` the blocks' linear layers are rounded to float8_e4m3fn one after the other,
+        on the device `on` (by default `device`); they still compute in `dtype`."""
         if not fp8:
             return self._load(TRANSFORMER, dtype, device)
         module = self._load(TRANSFORMER, None, "cpu")
@@ -241,7 +248,7 @@ class Checkpoint:
         return place(module, dtype, device)
 
     def blueprint(self) -> LTX2VideoTransformer3DModel:
-        """The transformer without its weights: what a LoRA is matched against before anything is loaded."""
+        """Builds the transformer without its weights, so that a LoRA can be matched before anything is loaded."""
         if self._in_folder(TRANSFORMER):
             return self._from_folder(TRANSFORMER)
         sources = self._sources(TRANSFORMER)
@@ -249,9 +256,9 @@ class Checkpoint:
         return build(TRANSFORMER.cls, lambda: self._arguments(TRANSFORMER, sources), path, "transformer", WANTED)
 
     def transformer_weight(self, name: str) -> Tensor:
-        """A parameter of the transformer as the file has it, by diffusers' name: what undoing a LoRA goes back to.
+        """Reads a parameter of the transformer from the file, by diffusers' name; removing a LoRA restores this value.
 
-        One that is stored quantized is decoded to float32.
+        A quantized parameter is decoded to float32.
         """
         if self._in_folder(TRANSFORMER):
             return folder_tensor(self.path / "transformer", name)
@@ -277,11 +284,13 @@ class Checkpoint:
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """config.json of one part of a diffusers folder."""
+    """Reads config.json of one part of a diffusers folder. Raises InputError if it is missing or not a JSON object."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{folder}: no readable config.json of the {part} ({error}); use {WANTED_FOLDER}.") from error
+        raise InputError(
+            f"{folder}: has no readable config.json of the {part} ({error}); use {WANTED_FOLDER}."
+        ) from error
     if not isinstance(config, dict):
         raise InputError(f"{folder}: its config.json is not an object; use {WANTED_FOLDER}.")
     return config
@@ -290,12 +299,12 @@ def read_config(folder: Path, part: str) -> dict[str, Any]:
 def shards(folder: Path, part: str) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise InputError(f"{folder}: no .safetensors file of the {part}; download the whole folder.")
+        raise InputError(f"{folder}: has no .safetensors file of the {part}; download the whole folder.")
     return files
 
 
 def read_folder(folder: Path, part: str) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a diffusers part, over its shards, mapped."""
+    """Yields name and tensor of every weight of a diffusers part, over all shards; the tensors map the files."""
     for shard in shards(folder, part):
         file = open_safetensors(shard, "the whole folder")
         for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
@@ -317,10 +326,11 @@ def load_checkpoint(
     audio_vae: str | Path | None = None,
     connectors: str | Path | None = None,
 ) -> Checkpoint:
-    """Opens a file that has the transformer (safetensors or GGUF, alone or with other parts) or a diffusers folder.
+    """Opens a file with the transformer (safetensors or GGUF, alone or with other parts) or a diffusers folder.
 
-    The other three: files to take that part from instead; audio_vae may have the vocoder too, and connectors may have
-    the text projection alone. Errors: what is not LTX-2.3, by the version found. `Checkpoint.check` tells what lacks.
+    video_vae, audio_vae, connectors: files that replace this part of `path`. The audio_vae file may also hold the
+    vocoder; the connectors file may hold the text projection alone. Raises InputError if the model is not LTX-2.3. A
+    missing part is found by `Checkpoint.check`.
     """
     path = Path(path)
     named = {"video_vae": video_vae, "audio_vae": audio_vae, "connectors": connectors}
@@ -335,10 +345,10 @@ def load_checkpoint(
         if not (path / "transformer" / "config.json").is_file():
             raise InputError(f"{path}: a folder without transformer/config.json; name {WANTED} or a diffusers folder.")
         if not read_config(path / "transformer", "transformer").get("cross_attn_mod"):
-            raise InputError(f"{path}: lacks what version {VERSION} has; it may be LTX 2.0: use {WANTED_FOLDER}.")
+            raise InputError(f"{path}: is not version {VERSION}; it may be LTX 2.0: use {WANTED_FOLDER}.")
         return Checkpoint(path, VERSION, None, files)
     file = WeightFile(path, WANTED)
-    file.config  # noqa: B018 - an unreadable one is said now
+    file.config  # noqa: B018 - this raises now if the metadata cannot be read
     version = file.metadata.get("model_version", "")
     if version and not re.match(rf"{re.escape(VERSION)}(\D|$)", version):
         raise InputError(f"{path}: is LTX version {version}, and this pack needs version {VERSION}: use {WANTED}.")
@@ -347,7 +357,7 @@ def load_checkpoint(
         raise InputError(f"{path}: holds no LTX transformer; use {WANTED}.")
     if not version and configs.TRANSFORMER[0] + "prompt_adaln_single.linear.weight" not in file.names:
         raise InputError(
-            f"{path}: names no model_version and lacks what version {VERSION} has; it may be LTX 2.0: use {WANTED}."
+            f"{path}: names no model_version and lacks a layer of version {VERSION}; it may be LTX 2.0: use {WANTED}."
         )
     return Checkpoint(path, version or VERSION, file, files)
 
@@ -355,11 +365,14 @@ def load_checkpoint(
 def load_upscaler(
     path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> LTX2LatentUpsamplerModel:
-    """The latent upscaler ×2 from its own file (bare keys). Errors: another kind of file, or another factor."""
+    """Loads the latent upscaler ×2 from its own file, whose keys have no prefix.
+
+    Raises InputError if the file is another model or has another factor.
+    """
     path = Path(path)
     file = WeightFile(path, WANTED_UPSCALER)
     if "initial_conv.weight" not in file.names:
-        raise InputError(f"{path}: is no latent upscaler; use {WANTED_UPSCALER}.")
+        raise InputError(f"{path}: is not a latent upscaler; use {WANTED_UPSCALER}.")
     arguments = configs.upscaler_config(file.config)
     if arguments["temporal_upsample"] or not arguments["spatial_upsample"] or arguments["rational_spatial_scale"] != 2:
         raise InputError(f"{path}: does not double width and height; use {WANTED_UPSCALER}.")

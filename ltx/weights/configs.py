@@ -1,7 +1,7 @@
-"""What the original LTX-2.3 files say, in diffusers' words: configurations and names of weights.
+"""Translates the configuration and the weight names of the original LTX-2.3 files into diffusers' terms.
 
-Each `*_config` turns an entry of the file's `config` metadata into the arguments of diffusers' class; what the file
-does not say is as in the published model. Nothing here opens a file or builds a module.
+Each `*_config` function turns an entry of the file's `config` metadata into the arguments of diffusers' class. Where an
+entry is missing, the value of the published model is used. Nothing here opens a file or builds a module.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..models import VERSION, WANTED
 
 BLOCK_TYPES = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
 
-# Prefixes of the parts in the original single file.
+# The key prefixes of the parts in the original single file.
 TRANSFORMER = ("model.diffusion_model.",)
 CONNECTORS = (
     "model.diffusion_model.video_embeddings_connector.",
@@ -24,7 +24,7 @@ CONNECTORS = (
 )
 VIDEO_VAE, AUDIO_VAE, VOCODER = ("vae.",), ("audio_vae.",), ("vocoder.",)
 
-# original → diffusers, in order: a later pattern sees what the earlier ones made of the key.
+# original name → diffusers' name. The patterns apply in this order, each to the result of the earlier ones.
 TRANSFORMER_RENAMES = (
     (r"^patchify_proj", "proj_in"),
     (r"^audio_patchify_proj", "audio_proj_in"),
@@ -69,7 +69,7 @@ def rename(key: str, renames: tuple[tuple[str, str], ...]) -> str:
 
 
 def rename_transformer(key: str) -> str:
-    """Original key of the transformer, without its prefix → diffusers' name of the parameter or module."""
+    """Original key of the transformer without its prefix → diffusers' name of the parameter or module."""
     return rename(key, TRANSFORMER_RENAMES)
 
 
@@ -86,9 +86,9 @@ def rename_audio_vae(key: str) -> str:
 
 
 def rename_video_vae(key: str) -> str | None:
-    """Original key → diffusers' name; None for statistics the model does not use.
+    """Original key → diffusers' name, or None for statistics that the model does not use.
 
-    The original numbers blocks and resamplers in one row; diffusers hangs each resampler on a block.
+    The original file numbers blocks and resamplers in one sequence; diffusers attaches each resampler to a block.
     """
     if key.startswith("per_channel_statistics."):
         name = rename(key, STATISTICS_RENAMES)
@@ -144,7 +144,7 @@ def transformer_config(meta: Mapping[str, Any]) -> dict[str, Any]:
         "rope_double_precision": meta.get("frequencies_precision", "float64") == "float64",
         "rope_type": meta.get("rope_type", "split"),
         "timestep_scale_multiplier": meta.get("timestep_scale_multiplier", 1000),
-        # A file that has metadata but not this entry means 1 by it; one without any is the published model.
+        # Metadata without this entry means 1. A file without any metadata is the published model, which has 1000.
         "cross_attn_timestep_scale_multiplier": meta.get("av_ca_timestep_scale_multiplier", 1 if meta else 1000),
         "use_prompt_embeddings": not meta.get("caption_proj_before_connector", True),
         "perturbed_attn": True,
@@ -152,8 +152,11 @@ def transformer_config(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def connectors_config(meta: Mapping[str, Any], layers: int, caption_channels: int) -> dict[str, Any]:
-    """`config.transformer` of the file → arguments of LTX2TextConnectors. layers: hidden states of Gemma, with the
-    embeddings; caption_channels: their width. Both are measured on the file's projection."""
+    """`config.transformer` of the file → arguments of LTX2TextConnectors.
+
+    layers: the number of Gemma's hidden states, with the embeddings. caption_channels: their width. Both numbers are
+    measured on the file's projection.
+    """
     registers = meta.get("connector_num_learnable_registers", 128)
     gated = meta.get("connector_apply_gated_attention", True)
     video_heads, video_dim = (
@@ -188,7 +191,10 @@ def connectors_config(meta: Mapping[str, Any], layers: int, caption_channels: in
 
 
 def _block_row(blocks: list, suffix: str, file: str) -> tuple[list[int], list[str], list[int], list[bool]]:
-    """A row `res_x, compress, res_x, …` → layers of each res_x; type, multiplier and residual of each compress."""
+    """A row `res_x, compress, res_x, …` → layers of each res_x; type, multiplier and residual of each compress.
+
+    Raises InputError if the row has other blocks.
+    """
     layers = [options["num_layers"] for name, options in blocks[0::2] if name == "res_x"]
     resamplers = [
         (re.fullmatch(rf"compress_(space|time|all){suffix}", name), options) for name, options in blocks[1::2]
@@ -203,7 +209,7 @@ def _block_row(blocks: list, suffix: str, file: str) -> tuple[list[int], list[st
     )
 
 
-# The published VAE's rows, in the file's own words, for a file that has no metadata.
+# The rows of the published VAE, as its metadata names them. They serve for a file without metadata.
 ENCODER_BLOCKS = [
     ["res_x", {"num_layers": 4}], ["compress_space_res", {"multiplier": 2}],
     ["res_x", {"num_layers": 6}], ["compress_time_res", {"multiplier": 2}],
@@ -221,7 +227,7 @@ DECODER_BLOCKS = [
 
 
 def video_vae_config(meta: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """`config.vae` of the file → arguments of AutoencoderKLLTX2Video."""
+    """`config.vae` of the file → arguments of AutoencoderKLLTX2Video. Raises InputError if it has other blocks."""
     latent = meta.get("latent_channels", 128)
     down_layers, down_types, down_factors, _ = _block_row(meta.get("encoder_blocks", ENCODER_BLOCKS), "_res", file)
     channels = [latent]
@@ -244,7 +250,7 @@ def video_vae_config(meta: Mapping[str, Any], file: str) -> dict[str, Any]:
         "layers_per_block": tuple(down_layers),
         "spatio_temporal_scaling": (True,) * blocks,
         "downsample_type": tuple(down_types),
-        # diffusers wants widths, layers and factors from the output inwards, but the types from the input outwards.
+        # diffusers expects widths, layers and factors from the output to the input, but types from input to output.
         "decoder_block_out_channels": tuple(widths[::-1]),
         "decoder_layers_per_block": tuple(up_layers[::-1]),
         "decoder_spatio_temporal_scaling": (True,) * len(up_types),

@@ -1,7 +1,7 @@
-"""Opened files of weights, safetensors or GGUF, under the names of the original single file, whatever theirs are.
+"""Opens weight files, safetensors or GGUF, and gives their tensors the names of the original single file.
 
-People keep the parts of LTX-2.3 in one file or in several, with or without the prefixes of the single one. Here every
-file answers by the names of the single one. Tensors map their file; fp8 and GGUF ones stay as they are stored.
+People keep the parts of LTX-2.3 in one file or in several, with or without the key prefixes of the single file. Here
+every file uses the names of the single one. Tensors map their file; fp8 and GGUF tensors stay as they are stored.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from .gguf import GgufFile
 from .quantized import FLOAT8, Stored, float8
 
 SCALES = ("weight_scale", "scale_weight")
-"""Of the layer's fp8 weight: as Lightricks and ComfyUI name it now, and as ComfyUI did before."""
+"""Names of an fp8 weight's scale: the present one of Lightricks and ComfyUI, and an older one of ComfyUI."""
 NOTES = (*SCALES, "input_scale", "scale_input", "comfy_quant", "scaled_fp8")
-"""What stands beside quantised weights and is no weight. input_scale is for fp8 matrix products, which are not made."""
+"""Tensors beside a quantized weight that are not weights. input_scale is for fp8 matrix products, which are not
+used."""
 
-BARE = (  # (what only this part has, the part's prefix)
+BARE = (  # (key prefixes that only this part has, the part's prefix in the single file)
     (("transformer_blocks.", "patchify_proj."), TRANSFORMER[0]),
     (("video_embeddings_connector.", "audio_embeddings_connector."), TRANSFORMER[0]),
     (("decoder.up_blocks.", "encoder.down_blocks."), VIDEO_VAE[0]),
@@ -35,7 +36,7 @@ BARE = (  # (what only this part has, the part's prefix)
 
 
 class SafetensorsFile:
-    """An opened safetensors file. Opening reads the header."""
+    """An opened safetensors file. Opening it reads only the header."""
 
     def __init__(self, path: Path, wanted: str) -> None:
         self.path = path
@@ -59,14 +60,16 @@ class SafetensorsFile:
         try:
             return float8(tensor, scale)
         except ValueError as error:
-            raise InputError(f"{self.path}: {key} has {error}, which is not read; get the bf16 or fp8 file.") from error
+            raise InputError(
+                f"{self.path}: {key} has {error}, which is not supported; get the bf16 or fp8 file."
+            ) from error
 
 
 class WeightFile:
-    """A file of weights by original names: `names` maps them to the file's own keys."""
+    """A weight file that is read by the original names; `names` maps these to the file's own keys."""
 
     def __init__(self, path: Path, wanted: str) -> None:
-        """Errors: not there, cut short, another format, each in one sentence."""
+        """Raises InputError if the file is missing, cut short or of another format."""
         self.path = path
         self._file = GgufFile(path) if path.suffix.lower() == ".gguf" else SafetensorsFile(path, wanted)
         self.metadata = self._file.metadata
@@ -74,7 +77,7 @@ class WeightFile:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The `config` entry, parsed; {} without one. Errors: it is no JSON object."""
+        """The parsed `config` entry, {} if there is none. Raises InputError if it is not a JSON object."""
         try:
             config = json.loads(self.metadata.get("config", "{}"))
         except (json.JSONDecodeError, RecursionError) as error:
@@ -93,7 +96,7 @@ class WeightFile:
 
 
 def original_names(keys: Iterable[str]) -> dict[str, str]:
-    """The single file's name of each key → the key. A part without its prefix is told by a key only it has."""
+    """Maps the single file's names to these keys. A part without its prefix is recognised by a key that only it has."""
     keys = list(keys)
     if any(key.startswith("diffusion_model.") for key in keys):
         return {f"model.{key}" if key.startswith("diffusion_model.") else key: key for key in keys}
@@ -105,7 +108,7 @@ def original_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def open_safetensors(path: Path, wanted: str) -> safe_open:
-    """A mapped safetensors file. Errors: not there, empty, truncated, another format, each in one sentence."""
+    """Maps a safetensors file. Raises InputError if it is missing, empty, truncated or of another format."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file in it, {wanted}.")
     if not path.is_file():

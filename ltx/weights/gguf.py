@@ -1,4 +1,5 @@
-"""GGUF files: tensors in blocks of 32 or 256 values, mapped, and decoded by diffusers' torch functions in float32."""
+"""Reads GGUF files: tensors in blocks of 32 or 256 values. They map the file; diffusers' functions decode them in
+float32."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from .quantized import Stored
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
-"""City96's converter flattens some tensors to fit the format, and writes the shape they had here."""
-CHUNK = 1 << 22  # values decoded at once: bounds the float32 and int32 tensors on the way
+"""City96's converter flattens some tensors to fit the format; it stores their original shape under this key."""
+CHUNK = 1 << 22  # values decoded at once; it bounds the size of the temporary float32 and int32 tensors
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows of blocks; kind is a name of GGMLQuantizationType."""
+    """The coding of rows of blocks. kind: a name of GGMLQuantizationType."""
 
     kind: str
 
@@ -45,10 +46,11 @@ class Blocks:
 
 
 class GgufFile:
-    """An opened GGUF file. Opening reads the header; tensors map the file."""
+    """An opened GGUF file. Opening it reads only the header; its tensors map the file."""
 
     def __init__(self, path: Path) -> None:
-        """Errors: not there, no GGUF file, cut short, blocks of a kind that is not decoded; the package missing."""
+        """Raises InputError if the file is missing, cut short or not GGUF, has blocks of an unsupported kind, or if the
+        package gguf is missing."""
         if not path.is_file():
             raise InputError(f"{path}: no such file; check the name and the folder.")
         try:
@@ -61,12 +63,12 @@ class GgufFile:
         _, _, tensors, fields = struct.unpack("<4sIQQ", head)
         if (
             24 * tensors + 12 * fields > path.stat().st_size
-        ):  # the least that each takes; the reader would count for ever
-            raise InputError(f"{path}: no complete GGUF file (cut short, or no GGUF at all); download it again.")
+        ):  # these are the smallest possible sizes; gguf's reader would loop for ever on a larger count
+            raise InputError(f"{path}: is not a complete GGUF file (cut short or another format); download it again.")
         try:
             reader = gguf.GGUFReader(path)
         except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError, OverflowError) as error:
-            raise InputError(f"{path}: no complete GGUF file ({error}); download it again.") from error
+            raise InputError(f"{path}: is not a complete GGUF file ({error}); download it again.") from error
         self.path = path
         self.metadata = {
             name: field.contents()
@@ -78,8 +80,8 @@ class GgufFile:
             kind = tensor.tensor_type
             if kind.name not in DTYPES and kind not in dequantize_functions:
                 raise InputError(
-                    f"{path}: {tensor.name} is stored as {kind.name}, which is not read; get a Q8_0, Q6_K, Q5_K, Q4_K "
-                    f"or Q4_0 file."
+                    f"{path}: {tensor.name} is stored as {kind.name}, which is not supported; get a Q8_0, Q6_K, Q5_K, "
+                    f"Q4_K or Q4_0 file."
                 )
             shape = torch.Size(int(size) for size in reversed(tensor.shape))
             if original := reader.fields.get(ORIGINAL_SHAPE + tensor.name):
@@ -89,15 +91,19 @@ class GgufFile:
                     or not all(isinstance(n, int) for n in whole)
                     or prod(whole) != prod(shape)
                 ):
-                    raise InputError(f"{path}: no complete GGUF file (the shape of {tensor.name}); download it again.")
+                    raise InputError(
+                        f"{path}: is not a complete GGUF file (the shape of {tensor.name} is wrong); download it again."
+                    )
                 shape = torch.Size(whole)
             if kind.name in DTYPES and int(tensor.data_offset) % DTYPES[kind.name].itemsize:
-                raise InputError(f"{path}: no complete GGUF file ({tensor.name} is misaligned); download it again.")
+                raise InputError(
+                    f"{path}: is not a complete GGUF file ({tensor.name} is misaligned); download it again."
+                )
             self._tensors[tensor.name] = (kind.name, shape, int(tensor.data_offset), int(tensor.n_bytes))
         self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
         end = max((start + size for *_, start, size in self._tensors.values()), default=0)
         if end > len(self._bytes):
-            raise InputError(f"{path}: no complete GGUF file (cut short); download it again.")
+            raise InputError(f"{path}: is not a complete GGUF file (cut short); download it again.")
 
     def keys(self) -> list[str]:
         return list(self._tensors)

@@ -1,10 +1,11 @@
-"""LoRA files for the transformer: read, matched against the model, merged into its weights and taken out again.
+"""LoRA files for the transformer: reads them, matches them with the model, merges them into its weights, removes them.
 
 Merging computes W + sum of strength * (alpha / rank) * (up @ down) in float32 from the checkpoint's own W and rounds
-once to the parameter's dtype, so that it neither drifts nor needs peft, and undoing it is exact to the bit. A weight
-that stays quantized is not written: the pair becomes a branch beside it (quantized.py). Merge before offload hooks are
-put on: they keep copies of the weights. Read are plain low-rank pairs of linear layers under
-the names in use (lora_A/lora_B, lora_down/lora_up; original or diffusers' module names). Safetensors only.
+the result once to the parameter's dtype. It therefore does not drift and does not need peft, and removing a LoRA
+restores the weights exactly. A quantized weight is not rewritten: the pair becomes a branch beside it (quantized.py).
+Merge before you install offload hooks, because these keep copies of the weights. Supported are safetensors files with
+plain low-rank pairs of linear layers, named lora_A/lora_B or lora_down/lora_up under the original or diffusers' module
+names.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from .quantized import Branch, QuantizedLinear, weight_shape
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 HALF = re.compile(r"(?P<module>.+?)[._]lora[._](?P<half>A|B|down|up)(\.default)?(\.weight)?")
 ALPHA = ".alpha"
-CHUNK = 1 << 20  # values summed at once
+CHUNK = 1 << 20  # values that are summed at once
 UNREAD = re.compile(r"(?P<module>.+?)\.(dora_scale|lora_mid\.weight|lora_magnitude_vector(\.weight)?)")
-"""Tensors that change what a pair means (DoRA, Tucker): the pair is not used without them."""
+"""Tensors that change the meaning of a pair (DoRA, Tucker). They are not supported, so such a pair is not used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """An opened file: pairs by diffusers' parameter name, and the keys that are not read."""
+    """An opened LoRA file. targets: its pairs by diffusers' parameter name; unmatched: the keys that are not used."""
 
     path: Path
     targets: Mapping[str, LowRank] = field(repr=False)
@@ -57,7 +58,7 @@ class Lora:
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """What of a LoRA fits a model: parameter names, and the others with the reason."""
+    """How a LoRA fits a model. matched: the parameters that it changes; skipped: the other ones, each with a reason."""
 
     lora: Lora
     matched: tuple[str, ...]
@@ -65,7 +66,7 @@ class Match:
 
     @property
     def warning(self) -> str | None:
-        """One sentence for the report where only a part fits."""
+        """One sentence for the report if only a part of the LoRA fits, else None."""
         left = {**self.skipped, **dict.fromkeys(self.lora.unmatched, "not a plain LoRA pair")}
         if not left:
             return None
@@ -76,7 +77,10 @@ class Match:
 
 
 def load_lora(path: str | Path) -> Lora:
-    """Opens a LoRA; the tensors map the file. Raises InputError: not there, cut short, not safetensors, no LoRA."""
+    """Opens a LoRA; its tensors map the file.
+
+    Raises InputError if the file is missing, cut short or not safetensors, or if it holds no usable LoRA.
+    """
     path = Path(path)
     file = open_safetensors(path, "the LoRA file")
     halves: dict[str, dict[str, str]] = {}
@@ -118,7 +122,7 @@ def load_lora(path: str | Path) -> Lora:
 
 
 def match(lora: Lora, module: nn.Module) -> Match:
-    """Compares names and shapes. Raises InputError where nothing fits."""
+    """Compares a LoRA's names and shapes with the model's. Raises InputError if nothing fits."""
     matched, skipped = [], {}
     for name, low_rank in lora.targets.items():
         shape = weight_shape(module, name)
@@ -131,21 +135,23 @@ def match(lora: Lora, module: nn.Module) -> Match:
     if not matched:
         name, reason = next(iter(skipped.items()))
         raise InputError(
-            f"{lora.path}: fits nothing in this model: none of its {len(skipped)} layers is there in the same shape, "
+            f"{lora.path}: fits nothing in this model, which has none of the {len(skipped)} layers in the same shape, "
             f"e.g. {name} ({reason}); use a LoRA made for LTX-{VERSION}."
         )
     return Match(lora, tuple(matched), skipped)
 
 
 def factor(low_rank: LowRank, scale: float) -> float:
-    """scale * alpha / rank, what up @ down is multiplied by; no alpha means alpha = rank. Ranks differ by layer."""
+    """Returns scale * alpha / rank, the factor of up @ down. Without alpha, alpha = rank. Ranks differ by layer."""
     return scale if low_rank.alpha is None else scale * (low_rank.alpha / low_rank.down.shape[0])
 
 
 def merged(weight: Tensor, terms: Iterable[tuple[LowRank, float]], dtype: torch.dtype = torch.float32) -> Tensor:
-    """weight [out, in, …] + each pair at its strength, in float32 on weight's device, rounded once to `dtype`.
+    """Returns weight [out, in, …] + each pair at its strength: a float32 sum on the weight's device, rounded to
+    `dtype`.
 
-    `weight` is not written. Some rows at a time: what is summed stays in the cache, and takes no memory to speak of.
+    `weight` itself does not change. Some rows are summed at a time: they stay in the processor's cache and take little
+    memory.
     """
     halves = [
         (*(half.to(weight.device, torch.float32) for half in (pair.up, pair.down)), factor(pair, strength))
@@ -163,10 +169,10 @@ def merged(weight: Tensor, terms: Iterable[tuple[LowRank, float]], dtype: torch.
 
 
 class Merger:
-    """Holds one module's weights at W + its current LoRAs, and knows what to undo, also after an interruption.
+    """Keeps one module's weights at W + its current LoRAs. It can restore W even after an interruption.
 
-    `original` gives W by parameter name, as stored in the checkpoint. `device` is where merging is computed; None
-    means where each parameter lies. There is no second copy of the model: one parameter is worked on at a time.
+    original: gives W by parameter name, as the checkpoint stores it. device: where merging is computed; None means the
+    device of each parameter. Merging changes one parameter at a time, so it needs no second copy of the model.
     """
 
     def __init__(
@@ -179,15 +185,15 @@ class Merger:
         self.original = original
         self.device = device
         self._changed: set[str] = set()  # parameters that are not, or may not be, W
-        self._branches: dict[int, tuple[LowRank, Branch]] = {}  # by the pair's id, where its layer is
-        self._current: tuple[tuple[Lora, float], ...] | None = ()  # None: between two states
+        self._branches: dict[int, tuple[LowRank, Branch]] = {}  # by the pair's id, each on its layer's device
+        self._current: tuple[tuple[Lora, float], ...] | None = ()  # None while the weights change
 
     @torch.no_grad()
     def set(self, loras: Sequence[tuple[Lora, float]]) -> list[str]:
-        """Makes the weights W + these (LoRA, strength) pairs, whatever was merged before; `[]` restores W.
+        """Sets the weights to W + these (LoRA, strength) pairs, whatever was merged before; `[]` restores W.
 
-        Returns warnings, a sentence for each LoRA that fits in part. A strength of 0 is as if the LoRA were not there.
-        Raises InputError, before anything is touched, for a LoRA that fits nothing or a strength that is no number.
+        Returns one warning for each LoRA that fits only in part. A LoRA at strength 0 has no effect. Raises InputError
+        if a LoRA fits nothing or a strength is not a finite number; no weight has changed then.
         """
         for lora, strength in loras:
             if not math.isfinite(strength):
@@ -215,7 +221,8 @@ class Merger:
         return warnings
 
     def _branch(self, terms: dict[str, list[tuple[LowRank, float]]]) -> None:
-        """Gives each quantized layer its branches, and takes its name out of `terms`. What was placed stays placed."""
+        """Gives each quantized layer its branches and removes its name from `terms`. A branch that is on its device
+        already stays there."""
         placed, self._branches = self._branches, {}
         for name, layer in self.module.named_modules():
             if not isinstance(layer, QuantizedLinear):
@@ -237,7 +244,10 @@ def applied(
     original: Callable[[str], Tensor],
     device: torch.device | str | None = None,
 ) -> Iterator[list[str]]:
-    """The module with (LoRA, strength) pairs merged, inside `with`; restored on leaving. Yields and raises as `set`."""
+    """Merges (LoRA, strength) pairs into a module inside `with` and restores it afterwards.
+
+    Yields the warnings of `Merger.set` and raises InputError as it does.
+    """
     merger = Merger(module, original, device)
     try:
         yield merger.set(loras)
@@ -248,20 +258,20 @@ def applied(
 def _write(parameter: nn.Parameter, value: Tensor) -> None:
     value = value.to(parameter.device, parameter.dtype)
     if parameter.device.type == "cpu":
-        parameter.data = value  # its memory may be the checkpoint's map, which `original` reads: never written into
+        parameter.data = value  # never written in place: the memory may be the checkpoint's map, which `original` reads
     else:
         parameter.data.copy_(value)
 
 
 def _parameter(module: str) -> str:
-    """Module name in the file → diffusers' name of its weight."""
+    """Module name in the LoRA file → diffusers' name of the weight."""
     while prefix := next((p for p in PREFIXES if module.startswith(p)), None):
         module = module.removeprefix(prefix)
     return rename_transformer(f"{module}.weight")
 
 
 def _matrix(tensor: Tensor) -> Tensor | None:
-    """A linear layer's half as it is, a 1x1 convolution's as a matrix; None for what is neither."""
+    """One half of a pair as a matrix: a linear layer's unchanged, a 1x1 convolution's flattened, else None."""
     if tensor.ndim < 2 or not tensor.is_floating_point() or math.prod(tensor.shape[2:]) != 1:
         return None
     return tensor.flatten(1)

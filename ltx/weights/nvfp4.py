@@ -1,7 +1,8 @@
-"""NVFP4, the 4-bit weights of NVIDIA's newer cards as ComfyUI's files store them, unpacked at each call on any device.
+"""NVFP4, the 4-bit weights of NVIDIA's newer GPUs as ComfyUI's files store them. They are decoded at each call, on any
+device.
 
-A weight is two 4-bit floats a byte, one float8 scale for 16 neighbours in a row, and one float32 scale for all. The
-layout is comfy-kitchen's; nothing here needs that package, or a card that multiplies such numbers itself.
+A weight holds two 4-bit floats per byte, one float8 scale for 16 neighbours in a row, and one float32 scale for all
+values. The layout is that of comfy-kitchen. Neither that package nor a GPU with NVFP4 arithmetic is needed.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from torch import Tensor, nn
 
 from .quantized import QuantizedLinear, Stored
 
-BLOCK = 16  # neighbours in a row that share a scale; rows and columns are padded to multiples of it
-TILE_ROWS, TILE_COLUMNS = 128, 4  # of scales, in the order in which matrix units read them
+BLOCK = 16  # neighbours in a row that share a scale; rows and columns are padded to multiples of this number
+TILE_ROWS, TILE_COLUMNS = 128, 4  # a tile of scales, in the order in which matrix units read them
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of e2m1; the fourth bit is the sign
 VALUES = (*MAGNITUDES, *(-value for value in MAGNITUDES))
 
 
 @dataclass(frozen=True, eq=False)
 class NVFP4:
-    """scales: the bytes of a float8_e4m3fn per block, in tiles; scale: float32 []; shape: (out, in) without padding."""
+    """scales: one float8_e4m3fn per block, as bytes, in tiles; scale: float32 []; shape: (out, in) without padding."""
 
     scales: Tensor = field(repr=False)
     scale: Tensor = field(repr=False)
     shape: tuple[int, int]
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 [R, C / 2], the first of two values in the upper bits → the weight [out, in], rounded once."""
+        """uint8 [R, C / 2], the first of two values in the upper bits → weight [out, in], rounded once to `dtype`."""
         rows, columns = data.shape[0], 2 * data.shape[1]
         numbers = F.embedding(data.int(), _pairs(dtype, data.device)).view(rows, columns // BLOCK, BLOCK)
         scales = unswizzle(self.scales.to(data.device), rows, columns // BLOCK).contiguous()
@@ -41,7 +42,8 @@ class NVFP4:
 
 
 class NVFP4Linear(QuantizedLinear):
-    """QuantizedLinear with its scales, an eighth of the weight's size, as a parameter: they move with the layer."""
+    """A QuantizedLinear whose scales are a parameter: they take an eighth of the weight's size and move with the
+    layer."""
 
     def __init__(self, stored: Stored, bias: nn.Parameter | None) -> None:
         super().__init__(stored, bias)
@@ -52,7 +54,7 @@ class NVFP4Linear(QuantizedLinear):
 
 
 def nvfp4(weight: Tensor, weight_scale: Tensor, weight_scale_2: Tensor, shape: tuple[int, int]) -> Stored:
-    """A file's three tensors of a layer (out, in) = shape. ValueError: tensors that do not belong to such a layer."""
+    """Joins a file's three tensors of a layer (out, in) = shape. Raises ValueError if they do not fit such a layer."""
     rows, columns = (-(-size // BLOCK) * BLOCK for size in shape)
     scales = -(-rows // TILE_ROWS) * TILE_ROWS * -(-columns // BLOCK // TILE_COLUMNS) * TILE_COLUMNS
     if weight.dtype != torch.uint8 or tuple(weight.shape) != (rows, columns // 2):
@@ -64,7 +66,7 @@ def nvfp4(weight: Tensor, weight_scale: Tensor, weight_scale_2: Tensor, shape: t
 
 
 def unswizzle(scales: Tensor, rows: int, columns: int) -> Tensor:
-    """Scales in tiles → [rows, columns]. A tile is 128 rows of 4; of its rows, 0, 32, 64 and 96 lie side by side."""
+    """Scales in tiles → [rows, columns]. A tile has 128 rows of 4; its rows 0, 32, 64 and 96 lie side by side."""
     down, across = -(-rows // TILE_ROWS), -(-columns // TILE_COLUMNS)
     tiles = scales.reshape(down, across, TILE_ROWS // 4, 4, TILE_COLUMNS)
     return tiles.permute(0, 3, 2, 1, 4).reshape(down * TILE_ROWS, across * TILE_COLUMNS)[:rows, :columns]
@@ -72,6 +74,6 @@ def unswizzle(scales: Tensor, rows: int, columns: int) -> Tensor:
 
 @cache
 def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What each of the 256 bytes holds: [256, 2]."""
-    with torch.inference_mode(False):  # it outlives the call, whatever mode that runs in
+    """The two values that each of the 256 bytes holds: [256, 2]."""
+    with torch.inference_mode(False):  # the cached tensor serves later calls, which may run in another mode
         return torch.tensor(list(product(VALUES, VALUES)), dtype=dtype).to(device)

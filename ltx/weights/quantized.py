@@ -1,8 +1,9 @@
-"""Linear layers whose weight stays as its file stores it, fp8 or GGUF blocks, and is decoded at each call.
+"""Linear layers whose weight stays as its file stores it, as fp8 or GGUF blocks, and is decoded at each call.
 
-The bytes are a parameter of dtype uint8: casting the module casts what computes (biases, norms) and leaves them alone.
-Decoding computes in float32 and rounds once to the input's dtype. LoRAs on such a layer are a branch beside the weight,
-y += s·(x·Aᵀ)·Bᵀ: written into it they would be rounded to its grid, and a change of strength would rewrite it.
+The bytes are a parameter of dtype uint8, so casting the module casts biases and norms and leaves the bytes unchanged.
+Decoding computes in float32 and rounds once to the input's dtype. A LoRA on such a layer is a branch beside the weight,
+y += s·(x·Aᵀ)·Bᵀ. Merging it into the weight would round it to the quantized grid, and each change of strength would
+rewrite the weight.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ from torch import Tensor, nn
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 PLAIN = ("proj_in", "audio_proj_in")
-"""Layers that are decoded when they are loaded: the sampler reads the compute dtype from the first one's weight."""
+"""Layers that are decoded when they are loaded, because the sampler reads the compute dtype from proj_in's weight."""
 
 
 class Coding(Protocol):
-    """How the bytes of a weight are read."""
+    """How the bytes of a weight are decoded."""
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 [out, bytes of a row] → the weight [out, in] in `dtype`, on `data`'s device."""
+        """uint8 [out, bytes of a row] → weight [out, in] in `dtype`, on the device of `data`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Float8:
-    """One byte a value; value = byte as `dtype` · scale. scale: float32, one number [] or one a row [out, 1]."""
+    """One byte per value; value = byte as `dtype` · scale. scale: float32, one number [] or one per row [out, 1]."""
 
     dtype: torch.dtype
     scale: Tensor | None = field(default=None, repr=False)
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
-        values = data.view(self.dtype).to(dtype)  # exact: both formats fit into bfloat16, float16 and float32
+        values = data.view(self.dtype).to(dtype)  # exact, because both formats fit into bfloat16, float16 and float32
         if self.scale is None:
             return values
         if self.scale.ndim == 0:
-            return values.mul_(self.scale)  # a number on the CPU: multiplied in float32 on any device, rounded once
+            return values.mul_(self.scale)  # a CPU scalar: any device multiplies it in float32 and rounds once
         return (values.float() * self.scale.to(data.device)).to(dtype)
 
 
@@ -55,9 +56,9 @@ class Stored:
 
 
 def float8(weight: Tensor, scale: Tensor | None = None) -> Stored:
-    """A float8 tensor of a file with the scale beside it: of one element, or of one a row.
+    """Joins a file's float8 tensor with the scale beside it, which has one element, or one per row.
 
-    Raises ValueError for a scale of another shape.
+    Raises ValueError if the scale has another shape.
     """
     if scale is not None:
         scale = scale.detach().float()
@@ -71,10 +72,11 @@ def float8(weight: Tensor, scale: Tensor | None = None) -> Stored:
 
 
 def to_float8(weight: Tensor) -> Stored:
-    """A weight in float8_e4m3fn, scaled so that its largest value is the format's largest.
+    """Rounds a weight to float8_e4m3fn, scaled so that its largest value becomes the largest of the format.
 
-    One scale for all: the format is a floating one, so that a scale a row gains nothing; none at all puts small weights
-    among its subnormals (relative error of normal weights with deviation 0.02: 0.033, with a scale 0.0265).
+    All values share one scale. The format is a floating-point one, so a scale per row gains nothing. Without a scale,
+    small weights become subnormal numbers: the relative error of normal weights with deviation 0.02 is 0.033 without a
+    scale and 0.0265 with one.
     """
     weight = weight.float()
     top = torch.finfo(torch.float8_e4m3fn).max
@@ -95,9 +97,10 @@ class Branch(nn.Module):
 
 
 class QuantizedLinear(nn.Linear):
-    """nn.Linear over a stored weight. `branches`: LoRA pairs and their factors, (Branch, strength · alpha / rank).
+    """An nn.Linear over a stored weight. branches: LoRA pairs with their factors, (Branch, strength · alpha / rank).
 
-    They are no submodules: who sets them places them; what lies elsewhere than the input is fetched at each call.
+    The branches are not submodules: the code that sets them also moves them to a device. If a branch is on another
+    device than the input, it is copied at each call.
     """
 
     def __init__(self, stored: Stored, bias: nn.Parameter | None) -> None:
@@ -109,18 +112,18 @@ class QuantizedLinear(nn.Linear):
         self.branches: tuple[tuple[Branch, float], ...] = ()
 
     def decoded(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight [out, in] without its branches."""
+        """Decodes the weight [out, in], without its branches."""
         return self.coding.decode(self.weight, dtype)
 
     def coding_on(self, device: torch.device) -> Coding:
-        """How the bytes are read where the input is."""
+        """The coding with its tensors on `device`, where the input is."""
         return self.coding
 
     def forward(self, x: Tensor) -> Tensor:
         return self.compute(x, self.weight, self.bias)
 
     def compute(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor:
-        """x [..., in] → [..., out] with bytes and bias that lie where x does."""
+        """x [..., in] → [..., out]. The bytes and the bias must be on the device of x."""
         y = F.linear(x, self.coding_on(x.device).decode(data, x.dtype), None if bias is None else bias.to(x.dtype))
         for branch, factor in self.branches:
             y = y + branch(x) * factor
@@ -131,7 +134,8 @@ class QuantizedLinear(nn.Linear):
 
 
 def weight_shape(module: nn.Module, name: str) -> torch.Size | None:
-    """Shape of a parameter by its name, of a stored weight that of its values; None: there is none of that name."""
+    """Returns the shape of a parameter by its name, or None if there is no such parameter. For a quantized weight it is
+    the shape of the decoded values."""
     owner, _, last = name.rpartition(".")
     try:
         layer = module.get_submodule(owner)
@@ -144,7 +148,7 @@ def weight_shape(module: nn.Module, name: str) -> torch.Size | None:
 
 
 def replace(module: nn.Module, name: str, layer: nn.Module) -> None:
-    """Puts `layer` in the place of the submodule of that name."""
+    """Replaces the submodule of that name by `layer`."""
     owner, _, last = name.rpartition(".")
     setattr(module.get_submodule(owner), last, layer)
 
@@ -155,9 +159,9 @@ def quantize(
     to: torch.device | str = "cpu",
     prefix: str = "transformer_blocks.",
 ) -> None:
-    """Puts every linear layer below `prefix` into fp8, one after the other, in place; biases stay as they are.
+    """Rounds the weight of every linear layer below `prefix` to fp8, one layer after the other; biases do not change.
 
-    on: the device that rounds; to: where the bytes end.
+    on: the device that computes the rounding; to: the device that keeps the bytes.
     """
     for name, layer in list(module.named_modules()):
         if type(layer) is nn.Linear and name.startswith(prefix):

@@ -1,1 +1,1 @@
-"""From words to what the transformer attends to: Gemma, its tokenizer, expansion, contexts."""
+"""Turns a prompt into the contexts that the transformer attends to: Gemma, its tokenizer, expansion, caches."""

@@ -1,6 +1,7 @@
-"""What Gemma made of a prompt, kept: the same files do not encode or expand the same prompt twice, nor are they loaded.
+"""Caches for Gemma's results, so that the same files encode or expand a prompt only once and need not be loaded again.
 
-On disk between runs (`ContextCache`), in memory within a graph (`Recent`). Neither knows how it is made.
+`ContextCache` keeps results on disk between runs, `Recent` keeps them in memory within a graph. Neither knows how a
+result is computed.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ from ..diffusion.conditioning import TEXT_LENGTH, TextContext
 from . import expand
 from .expand import Expansion
 
-FORMAT = 1  # one more where the same files and text give other numbers than before
+FORMAT = 1  # raise it when the same files and the same text give other numbers than before
 WRITER = (expand.SYSTEM, expand.SYSTEM_IMAGE, expand.NEW_TOKENS, expand.TEMPERATURE, expand.TOP_K, expand.TOP_P)
-"""What an expansion depends on beside its files and what it is asked."""
-LIMIT = 1 << 30  # bytes on disk: some 80 contexts of the published checkpoint in bfloat16
-KEPT = 16  # results in memory; a context is 13 MB in bfloat16
+"""Settings that an expansion depends on, in addition to the files, the prompt, the seed and the image."""
+LIMIT = 1 << 30  # bytes on disk, enough for about 80 contexts of the published checkpoint in bfloat16
+KEPT = 16  # results in memory; a context takes 13 MB in bfloat16
 WEIGHTS = (".safetensors", ".gguf", ".json", ".model")
 
 
 def fingerprint(*paths: Path, device: torch.device | str = "cpu", dtype: object = None) -> str:
-    """What the numbers of a context depend on beside its text: the files (names, sizes, times) and how it is computed.
+    """A hash of everything that a context depends on except its text: the files (names, sizes, times) and how it is
+    computed.
 
-    A folder counts by the weights and configurations in it, at any depth.
+    For a folder, the weights and configurations in it are hashed, at any depth.
     """
     described: list[object] = [FORMAT, torch.device(device).type, str(dtype)]
     for path in paths:
@@ -49,10 +51,10 @@ def fingerprint(*paths: Path, device: torch.device | str = "cpu", dtype: object 
 
 
 class ContextCache:
-    """Contexts and expansions in a folder, a file each, by what they were made of; the ones used longest ago go first.
+    """Contexts and expansions in a folder, one file each. When the folder is full, the least recently used are deleted.
 
-    What cannot be read or written is as if it were not there: a cache never stops a run. Runs may share a folder.
-    `identity` is always a `fingerprint` of the files that would make what is asked for.
+    A file that cannot be read or written is ignored, so the cache never stops a run. Several runs may share a folder.
+    `identity` is always a `fingerprint` of the files that compute the result.
     """
 
     def __init__(self, folder: str | Path, limit: int = LIMIT) -> None:
@@ -61,7 +63,10 @@ class ContextCache:
     def context(
         self, text: str, identity: str, encode: Callable[[], TextContext], device: torch.device | str = "cpu"
     ) -> TextContext:
-        """The context of a text on `device`: kept, or made by `encode` and kept. Gemma belongs inside `encode`."""
+        """Returns the context of a text on `device`, from the cache or from `encode`, whose result is then kept.
+
+        Load Gemma inside `encode`, so that it is not loaded for a cached text.
+        """
         path = self._path("safetensors", identity, text.strip())
         data = self._read(path)
         context = None if data is None else _parse_context(data)
@@ -74,7 +79,7 @@ class ContextCache:
     def expansion(
         self, prompt: str, seed: int, image: Tensor | None, identity: str, write: Callable[[], Expansion]
     ) -> Expansion:
-        """A prompt as Gemma has expanded it before, or as `write` does now. What failed is tried again."""
+        """Returns the cached expansion of a prompt, or else the result of `write`. A failed expansion is not kept."""
         path = self._path("json", identity, prompt, seed % 2**64, image_digest(image), WRITER)
         data = self._read(path)
         expansion = None if data is None else _parse_expansion(data)
@@ -84,15 +89,15 @@ class ContextCache:
                 self._write(path, json.dumps({"prompt": expansion.prompt, "reason": expansion.reason}).encode())
         return expansion
 
-    def _path(self, kind: str, *made_of: object) -> Path:
-        return self.folder / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.{kind}"
+    def _path(self, kind: str, *key: object) -> Path:
+        return self.folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.{kind}"
 
     def _read(self, path: Path) -> bytes | None:
         try:
             data = path.read_bytes()
         except OSError:
             return None
-        _try(lambda: os.utime(path))  # used now
+        _try(lambda: os.utime(path))  # the time says when the file was last used
         return data
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -110,12 +115,12 @@ class ContextCache:
                 _try(lambda: os.unlink(temporary))
                 raise
         except OSError as error:
-            logging.warning("%s: what was encoded cannot be kept (%s).", self.folder, error)
+            logging.warning("%s: the encoded prompt cannot be kept (%s).", self.folder, error)
 
     def _make_room(self, size: int) -> None:
         found = []
         for path in (*self.folder.glob("*.safetensors"), *self.folder.glob("*.json")):
-            status = _try(path.stat)  # another run may have taken it
+            status = _try(path.stat)  # another run may have deleted it
             if status is not None:
                 found.append((status.st_mtime_ns, status.st_size, path))
         total = size + sum(each for _, each, _ in found)
@@ -127,36 +132,36 @@ class ContextCache:
 
 
 class Recent:
-    """The last few results of each owner, by what was asked. The owner is not kept alive; when it goes, they go."""
+    """The last few results of each owner, by their key. The owner is held weakly; its results are freed with it."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self.kept = kept
         self._owners: WeakKeyDictionary[object, OrderedDict[Hashable, Any]] = WeakKeyDictionary()
 
-    def get(self, owner: object, asked: Hashable) -> Any | None:
+    def get(self, owner: object, key: Hashable) -> Any | None:
         results = self._owners.get(owner)
-        if results is None or asked not in results:
+        if results is None or key not in results:
             return None
-        results.move_to_end(asked)
-        return results[asked]
+        results.move_to_end(key)
+        return results[key]
 
-    def put(self, owner: object, asked: Hashable, result: Any) -> None:
+    def put(self, owner: object, key: Hashable, result: Any) -> None:
         results = self._owners.setdefault(owner, OrderedDict())
-        results[asked] = result
-        results.move_to_end(asked)
+        results[key] = result
+        results.move_to_end(key)
         while len(results) > self.kept:
             results.popitem(last=False)
 
 
 def image_digest(image: Tensor | None) -> str | None:
-    """What stands for an image's pixels."""
+    """A hash of an image's size and pixels, None without an image."""
     if image is None:
         return None
     return hashlib.sha256(str(tuple(image.shape)).encode() + image.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _parse_context(data: bytes) -> TextContext | None:
-    """None: damaged."""
+    """The context in a file's bytes, None if they are damaged."""
     try:
         tensors = load(data)
         context = TextContext(tensors["video"], tensors["audio"], int(tensors["tokens"]))
@@ -167,7 +172,7 @@ def _parse_context(data: bytes) -> TextContext | None:
 
 
 def _parse_expansion(data: bytes) -> Expansion | None:
-    """None: damaged."""
+    """The expansion in a file's bytes, None if they are damaged."""
     try:
         found = json.loads(data)
         prompt, reason = found["prompt"], found["reason"]
@@ -176,8 +181,9 @@ def _parse_expansion(data: bytes) -> Expansion | None:
     return Expansion(prompt, expanded=True, reason=reason) if isinstance(prompt, str) and prompt else None
 
 
-def _try(act: Callable[[], object]) -> object | None:
+def _try(action: Callable[[], object]) -> object | None:
+    """The action's result, None if the operating system refuses it."""
     try:
-        return act()
+        return action()
     except OSError:
         return None

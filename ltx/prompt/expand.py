@@ -1,8 +1,9 @@
-"""A short prompt to a full one, written by the text encoder itself: Gemma's own chat, with the first image if any.
+"""Expands a short prompt to a full one. The text encoder itself writes it, in Gemma's chat format, and looks at the
+first image if there is one.
 
-It never stops a run: what goes wrong leaves the prompt as the user wrote it, with the reason. Only an interrupt passes
-through. Gemma cannot hear, so the soundtrack is known to it by the user's words alone. Loading Gemma is gemma.py's
-business, and turning the final prompt into a context text.py's.
+An expansion never stops a run: after a failure the user's own prompt is used, and the report gives the reason. Only an
+interrupt is raised. Gemma cannot hear, so it knows the soundtrack only from the user's words. gemma.py loads Gemma, and
+text.py turns the final prompt into a context.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from transformers.generation.streamers import BaseStreamer
 from .gemma import Gemma
 
 NEW_TOKENS = 512
-IMAGE_SIDE = 896  # pixels, the longer side; what Gemma's vision tower takes
+IMAGE_SIDE = 896  # pixels of the longer side, the input size of Gemma's vision tower
 TEMPERATURE = 0.7
-TOP_K, TOP_P = 64, 0.95  # Gemma's published ones, given here because not every copy of its folder brings them
+TOP_K, TOP_P = 64, 0.95  # Gemma's published values; they stand here because some copies of its folder lack them
 STRAIGHT = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "‟": '"'})
 
 _TASK = (
@@ -59,12 +60,13 @@ SYSTEM_IMAGE = (
     "far as they matter, and then what changes from there on. Where the user's words and the picture differ, the "
     "picture is how it begins and the words are what happens.\n" + _RULES
 )
-# English, since it is the language of nearly all captions that video models learn from; quoted speech is left alone.
+# The answer is English because nearly all captions that video models learn from are. Quoted speech is not translated.
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """The prompt to use. `reason`, one sentence: why it is the user's own (`expanded` False), or what it leaves out."""
+    """The prompt to use. expanded: whether Gemma wrote it. reason: one sentence that says why it is the user's own
+    prompt, or what the written one leaves out; else None."""
 
     prompt: str
     expanded: bool
@@ -80,25 +82,25 @@ def expand(
     on_token: Callable[[int, int, str], None] | None = None,
     interrupts: tuple[type[Exception], ...] = (),
 ) -> Expansion:
-    """The prompt as Gemma would write it; the same seed gives the same text. `image` is uint8 [H, W, 3].
+    """Returns the prompt as Gemma rewrites it. The same seed gives the same text. `image` is uint8 [H, W, 3].
 
-    `on_token` is called before the first token and after each with (tokens done, at most, the text so far). What it
-    raises ends the writing at that token and leaves this function, and so does any of `interrupts`, which the model's
-    own layers may raise; any other failure gives the prompt back unchanged. A Gemma without its vision tower goes by
-    the words alone.
+    `on_token` is called before the first token and after each token, with (tokens written, the most tokens, the text so
+    far). An exception from `on_token` is raised again, and so is one of `interrupts`, which the model's own layers may
+    raise. After any other failure the result is the user's prompt. A Gemma without its vision tower uses only the
+    words.
     """
-    unseen = None
+    image_note = None
     if image is not None and not gemma.sees:
-        image, unseen = None, f"The image is not described: {gemma.path.name} has no vision tower."
-    if not prompt.strip() and unseen:
-        return Expansion(prompt, expanded=False, reason=unseen)
+        image, image_note = None, f"The image is not described: {gemma.path.name} has no vision tower."
+    if not prompt.strip() and image_note:
+        return Expansion(prompt, expanded=False, reason=image_note)
     if not prompt.strip() and image is None:
         return _unchanged(prompt, "it is empty and there is no image to describe.")
     progress = _Progress(gemma, on_token)
     try:
         written = tidy(_generate(gemma, prompt, seed, image, progress))
     except Exception as error:
-        if progress.interrupted or isinstance(error, interrupts):  # in ComfyUI 0.3.75 it is a plain Exception
+        if progress.interrupted or isinstance(error, interrupts):  # ComfyUI 0.3.75's interrupt is a plain Exception
             raise
         if isinstance(error, torch.cuda.OutOfMemoryError):
             return _unchanged(prompt, "the text encoder ran out of memory.")
@@ -106,19 +108,19 @@ def expand(
         return _unchanged(prompt, message.rstrip(".") + ".")
     if not written:
         return _unchanged(prompt, "the text encoder's answer has no letters.")
-    return Expansion(written, expanded=True, reason=unseen)
+    return Expansion(written, expanded=True, reason=image_note)
 
 
 def tidy(text: str) -> str:
-    """Curly quotes made straight, and everything before the first letter dropped: quotes, asterisks, white space."""
+    """Makes curly quotes straight and removes everything before the first letter: quotes, asterisks, white space."""
     text = text.translate(STRAIGHT)
     return text[next((i for i, sign in enumerate(text) if sign.isalpha()), len(text)) :].strip()
 
 
 def chat(gemma: Gemma, prompt: str, image: bool) -> str:
-    """What Gemma is given to continue, through its folder's own chat template; <bos> is part of it."""
+    """The text that Gemma continues, made by its folder's own chat template. It begins with <bos>."""
     for token in gemma.tokenizer.added_tokens_decoder.values():
-        if token.special:  # in the user's text it would end the turn or ask for a second image
+        if token.special:  # such a token in the user's text would end the turn or ask for a second image
             prompt = prompt.replace(token.content, " ")
     content = [{"type": "text", "text": f"The idea: {prompt.strip() or 'none, the picture says it all'}"}]
     messages = [
@@ -131,7 +133,7 @@ def chat(gemma: Gemma, prompt: str, image: bool) -> str:
 @torch.no_grad()
 def _generate(gemma: Gemma, prompt: str, seed: int, image: Tensor | None, progress: _Progress) -> str:
     text = chat(gemma, prompt, image is not None)
-    options = {"add_special_tokens": False, "return_tensors": "pt"}  # the template wrote <bos>; one is enough
+    options = {"add_special_tokens": False, "return_tensors": "pt"}  # the template has written <bos> already
     if image is None:
         inputs = gemma.tokenizer(text, verbose=False, **options)
     else:
@@ -146,13 +148,13 @@ def _generate(gemma: Gemma, prompt: str, seed: int, image: Tensor | None, progre
         pad_token_id=gemma.tokenizer.pad_token_id,
         logits_processor=LogitsProcessorList(draw),
         streamer=progress,
-        **{"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0},  # _Draw leaves one token to choose
+        **{"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0},  # _Draw leaves one token to choose from
     )
     return gemma.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 class _Draw(LogitsProcessor):
-    """Draws the next token from a generator of its own, so that no device's global one is read, seeded or advanced."""
+    """Draws the next token from its own generator, so that no device's global generator is read, seeded or advanced."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed % 2**64)
@@ -165,7 +167,7 @@ class _Draw(LogitsProcessor):
 
 
 class _Progress(BaseStreamer):
-    """Hands the text so far to `on_token`, and remembers whether that raised."""
+    """Passes the text so far to `on_token`, and records whether `on_token` raised."""
 
     def __init__(self, gemma: Gemma, on_token: Callable[[int, int, str], None] | None) -> None:
         self.gemma, self.on_token = gemma, on_token
@@ -173,7 +175,7 @@ class _Progress(BaseStreamer):
         self.interrupted = False
 
     def put(self, value: Tensor) -> None:
-        self.tokens = [] if self.tokens is None else [*self.tokens, *value.tolist()]  # the prompt comes first
+        self.tokens = [] if self.tokens is None else [*self.tokens, *value.tolist()]  # the first call has the prompt
         if self.on_token is None:
             return
         text = self.gemma.tokenizer.decode(self.tokens, skip_special_tokens=True)
@@ -188,7 +190,7 @@ class _Progress(BaseStreamer):
 
 
 def _resize(image: Tensor) -> Image.Image:
-    """uint8 [H, W, 3] → the same picture with its longer side at IMAGE_SIDE."""
+    """uint8 [H, W, 3] → the same picture, scaled so that its longer side is IMAGE_SIDE."""
     picture = Image.fromarray(image.cpu().numpy())
     scale = IMAGE_SIDE / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)

@@ -1,6 +1,6 @@
-"""Gemma 3, the text encoder, from its repository's folder or from one file of ComfyUI's; not what it is used for.
+"""Loads Gemma 3, the text encoder, from the folder of its repository or from one of ComfyUI's single files.
 
-The whole conditional-generation model is kept: it reads prompts (text.py) and writes them (expand.py).
+The whole conditional-generation model is loaded, because it both encodes prompts (text.py) and writes them (expand.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PREPROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 @dataclass(frozen=True)
 class Gemma:
-    """The text encoder: model, tokenizer, and the folder or file they came from."""
+    """The text encoder: its model, its tokenizer, and the folder or file that they were loaded from."""
 
     model: Gemma3ForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
@@ -37,29 +37,32 @@ class Gemma:
 
     @property
     def sees(self) -> bool:
-        """Whether it can look at an image; a single file may come without the part that does."""
+        """Whether the model can look at an image; a single file may lack the vision tower."""
         return self.model.model.vision_tower is not None
 
     @cached_property
     def processor(self) -> ProcessorMixin:
-        """Text and images to model inputs. Only prompt expansion needs it. InputError where its config is missing."""
+        """The processor that turns text and images into model inputs; only prompt expansion needs it.
+
+        Raises InputError if its configuration is missing.
+        """
         if not self.path.is_dir():
             return gemma_file.image_processor(self.model, self.tokenizer)
         if not any((self.path / name).is_file() for name in PREPROCESSORS):
             raise InputError(
-                f"{self.path}: has neither {' nor '.join(PREPROCESSORS)}, which a prompt from an image needs; "
+                f"{self.path}: has neither {' nor '.join(PREPROCESSORS)}, and a prompt from an image needs one; "
                 f"download the whole {WANTED}."
             )
         return AutoProcessor.from_pretrained(self.path, local_files_only=True)
 
 
 def check_gemma(path: Path) -> None:
-    """InputError for what no text encoder can be loaded from, going by names and headers; no weights are read."""
+    """Checks names and headers and reads no weights. Raises InputError if no text encoder can be loaded from `path`."""
     if not path.exists():
         raise InputError(f"{path}: not found; give the folder that holds the whole {WANTED}, or {gemma_file.WANTED}.")
     if not path.is_dir():
         if path.suffix.lower() == ".gguf":
-            raise InputError(f"{path}: a GGUF text encoder is not read; use {gemma_file.WANTED}.")
+            raise InputError(f"{path}: a GGUF text encoder is not supported; use {gemma_file.WANTED}.")
         gemma_file.GemmaFile(path)
         return
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -79,15 +82,15 @@ def load_gemma(
     *,
     fp8: torch.device | str | None = None,
 ) -> Gemma:
-    """Gemma 3 from a transformers folder or from a single file with its tokenizer in it. Never the network.
+    """Loads Gemma 3 from a transformers folder or from a single file that holds the tokenizer; never from the network.
 
-    dtype None: what is stored, whose weights then stay mapped on a CPU. fp8: the device on which linear layers of the
-    language model that are not quantized yet are rounded to float8, half the memory; they compute in `dtype`.
-    InputError: a file missing or damaged, another model.
+    dtype: the compute dtype; with None the stored dtype is kept, and on a CPU the weights map the file. fp8: a device
+    that rounds the language model's linear layers to float8, except those that are quantized already. They take half
+    the memory and compute in `dtype`. Raises InputError if a file is missing or damaged, or if it is another model.
     """
     path = Path(path)
     check_gemma(path)
-    first = dtype if fp8 is None else None  # what is rounded needs no copy in `dtype` before
+    first = dtype if fp8 is None else None  # weights that are rounded to float8 need no earlier copy in `dtype`
     if path.is_dir():
         gemma = _from_folder(path, first)
     else:
@@ -102,12 +105,13 @@ def load_gemma(
 
 
 def _cast(model: Gemma3ForConditionalGeneration, dtype: torch.dtype | None) -> None:
-    """Parameters that compute, to `dtype`. Rotary frequencies are no parameters, and stay in float32."""
+    """Casts floating-point parameters to `dtype`. The rotary frequencies are not parameters and stay in float32."""
     for parameter in model.parameters():
         if dtype is not None and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     language = model.model.language_model
-    language.embed_tokens.embed_scale = torch.tensor(language.config.hidden_size**0.5)  # may be rounded to what it was
+    # transformers may have rounded the scale to the dtype of the file.
+    language.embed_tokens.embed_scale = torch.tensor(language.config.hidden_size**0.5)
     model.lm_head.weight = language.embed_tokens.weight
 
 
@@ -132,7 +136,7 @@ def _from_folder(folder: Path, dtype: torch.dtype | None) -> Gemma:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files transformers will open: one, or the shards of an index."""
+    """The weight files that transformers will open: one file, or the shards of an index."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not (folder / INDEX).is_file():
@@ -144,7 +148,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _check_weights(path: Path) -> None:
-    """InputError where the file is missing, or its size is not the one its header gives."""
+    """Raises InputError if the file is missing, or if its size differs from the size in its header."""
     if not path.is_file():
         raise InputError(f"{path}: not found; download it from {WANTED}.")
     try:

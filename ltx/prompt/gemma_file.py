@@ -1,7 +1,7 @@
-"""Gemma 3 from one safetensors file, as ComfyUI's text encoders are: bf16, scaled fp8, or NVFP4 mixed with others.
+"""Loads Gemma 3 from a single safetensors file of ComfyUI: bf16, scaled fp8, or NVFP4 mixed with other formats.
 
-The file has no configuration: sizes are measured on its tensors, and what cannot be measured is Gemma 3 12B's own.
-Weights keep the precision they are stored in and map the file; the tokenizer is a tensor of it.
+The file has no configuration. Sizes are measured on its tensors; values that cannot be measured are those of Gemma 3
+12B. Weights keep the precision in which they are stored and map the file. The tokenizer is one of the file's tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .sentencepiece import build_tokenizer
 WANTED = f"{', '.join(GEMMA_FILES[:-1])} or {GEMMA_FILES[-1]} of {GEMMA_FILES_PAGE}"
 TOKENIZER = "spiece_model"
 LANGUAGE, VISION, PROJECTOR = "model.language_model.", "model.vision_tower.", "model.multi_modal_projector."
-# ComfyUI's names and those of either generation of transformers → one form, with which what is built is then matched.
+# Maps ComfyUI's names and the names of both generations of transformers to one form, which the model's names match.
 RENAMES = (
     (r"^(model\.)?language_model\.(model\.)?", LANGUAGE),
     (r"^model\.(?=embed_tokens\.|layers\.|norm\.)", LANGUAGE),
@@ -39,7 +39,7 @@ RENAMES = (
 )
 FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2, "nvfp4": torch.uint8}
 VISION_HEADS = 16
-POOL = 4  # image patches across one of the tokens that the language model sees
+POOL = 4  # width in image patches of one image token of the language model
 ROPE = {
     "rope_theta": 1_000_000.0,
     "rope_local_base_freq": 10_000.0,
@@ -48,9 +48,10 @@ ROPE = {
 
 
 class GemmaFile:
-    """An opened file. Opening reads its header; `load` maps its tensors.
+    """An opened file. Opening it reads only the header; `model` maps the tensors.
 
-    Errors: another model than Gemma 3, a file cut short, one without a tokenizer, weights in a format that is not read.
+    Raises InputError if the file is not Gemma 3, is cut short, has no tokenizer, or has weights in an unsupported
+    format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +62,7 @@ class GemmaFile:
         self.tensors = {name for name in self.names if name.startswith((LANGUAGE, VISION, PROJECTOR))}
         for mark in ("embed_tokens", "layers.0.self_attn.q_norm", "layers.0.post_feedforward_layernorm"):
             if f"{LANGUAGE}{mark}.weight" not in self.tensors:
-                raise InputError(f"{path}: is no Gemma 3; use {WANTED}.")
+                raise InputError(f"{path}: is not Gemma 3; use {WANTED}.")
         if TOKENIZER not in stored:
             raise InputError(
                 f"{path}: holds no tokenizer ({TOKENIZER}); use {WANTED}, or the folder of Gemma's own repository."
@@ -80,8 +81,8 @@ class GemmaFile:
     def model(
         self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype | None = None
     ) -> Gemma3ForConditionalGeneration:
-        """The model on the CPU, computing in `dtype` (None: the embeddings', or bfloat16). It has a vision tower only
-        where the file has one."""
+        """Builds the model on the CPU. It computes in `dtype`; None means the dtype of the embeddings, or bfloat16. The
+        model has a vision tower only if the file has one."""
         with torch.device("meta"):
             model = Gemma3ForConditionalGeneration(self._config(tokenizer))
         if not self.sees:
@@ -95,11 +96,12 @@ class GemmaFile:
         return model
 
     def _fill(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """Gives the model its tensors, strictly, but for what the file has beyond the language model's."""
+        """Gives the model its tensors. Raises InputError if the language model's tensors are not exactly those of Gemma
+        3; further tensors of the file are ignored."""
         formats, read = self._formats(), set()
         for name in [name for name in model.state_dict() if not name.startswith("lm_head.")]:
             owner, _, last = name.rpartition(".")
-            source = owner.replace(f"{VISION}vision_model.", VISION)  # as transformers before 5 calls it
+            source = owner.replace(f"{VISION}vision_model.", VISION)  # the name in transformers before version 5
             module = model.get_submodule(owner)
             stored = self._stored(source, last, module.get_parameter(last).shape, formats)
             read.add(f"{source}.{last}")
@@ -114,12 +116,12 @@ class GemmaFile:
         unknown.discard(f"{LANGUAGE}lm_head.weight")  # tied to the embeddings
         if unknown:
             raise InputError(
-                f"{self.path}: has {len(unknown)} tensor(s) that Gemma 3 has not, for example {min(unknown)}; "
+                f"{self.path}: has {len(unknown)} tensor(s) that Gemma 3 does not have, for example {min(unknown)}; "
                 f"use {WANTED}."
             )
 
     def _stored(self, layer: str, last: str, shape: torch.Size, formats: Mapping[str, str]) -> Tensor | Stored:
-        """A parameter as the file has it: plain, or with what decodes it."""
+        """Reads a parameter as the file stores it: a plain tensor, or a quantized one with its coding."""
         name = f"{layer}.{last}"
         if name not in self.tensors:
             raise InputError(f"{self.path}: lacks {name}; download {WANTED} again.")
@@ -143,7 +145,7 @@ class GemmaFile:
         return tensor
 
     def _formats(self) -> dict[str, str]:
-        """Layer → its format, from the header and from the marker beside each weight."""
+        """Maps each quantized layer to its format, from the header and from the marker tensor beside each weight."""
         formats: dict[str, Any] = {}
         try:
             header = json.loads((self._file.metadata() or {}).get("_quantization_metadata", "{}"))
@@ -158,10 +160,10 @@ class GemmaFile:
                 elif last == "pre_quant_scale":
                     formats[layer] = last
         except (ValueError, AttributeError) as error:
-            raise InputError(f"{self.path}: what it says of its precision is not JSON; use {WANTED}.") from error
+            raise InputError(f"{self.path}: its notes on the weights' formats are not JSON; use {WANTED}.") from error
         for layer, given in formats.items():
             if given not in FORMATS:
-                raise InputError(f"{self.path}: {layer} is stored as {given}, which is not read; use {WANTED}.")
+                raise InputError(f"{self.path}: {layer} is stored as {given}, which is not supported; use {WANTED}.")
         return formats
 
     def _config(self, tokenizer: PreTrainedTokenizerBase) -> Gemma3Config:
@@ -217,7 +219,8 @@ class GemmaFile:
         return len(numbers)
 
     def _shape(self, name: str) -> list[int]:
-        """A tensor's stored shape. Of a packed weight only the rows mean what they say, and those are padded to 16."""
+        """A tensor's stored shape. A packed weight has the right number of rows, padded to a multiple of 16, but fewer
+        columns."""
         if name not in self.names:
             raise InputError(f"{self.path}: lacks {name}; download {WANTED} again.")
         return self._file.get_slice(self.names[name]).get_shape()
@@ -227,7 +230,7 @@ class GemmaFile:
 
 
 def image_processor(model: Gemma3ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> Gemma3Processor:
-    """Text and images to model inputs, as Gemma 3's own repository sets it up."""
+    """The processor that turns text and images into model inputs, with the settings of Gemma 3's own repository."""
     side = model.config.vision_config.image_size
     images = Gemma3ImageProcessor(
         do_resize=True,
@@ -243,7 +246,7 @@ def image_processor(model: Gemma3ForConditionalGeneration, tokenizer: PreTrained
 
 
 def _make_buffers(model: Gemma3ForConditionalGeneration) -> None:
-    """Buffers that no file holds: made on the CPU, since the model was built without memory."""
+    """Makes the buffers that no file holds, on the CPU, because the model was built on the meta device."""
     language = model.model.language_model
     for name, module in list(model.named_modules()):
         if "RotaryEmbedding" in type(module).__name__:
@@ -254,7 +257,7 @@ def _make_buffers(model: Gemma3ForConditionalGeneration) -> None:
         embeddings.position_ids = torch.arange(embeddings.num_positions).expand((1, -1))
     left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if left:
-        raise RuntimeError(f"buffers of Gemma 3 that this version of transformers added: {', '.join(left)}")
+        raise RuntimeError(f"this version of transformers has buffers of Gemma 3 that are not made: {', '.join(left)}")
 
 
 def _rename(key: str) -> str:

@@ -1,8 +1,8 @@
-"""Gemma's tokenizer from its SentencePiece model, which ComfyUI's single-file text encoders carry as a tensor.
+"""Builds Gemma's tokenizer from its SentencePiece model, which ComfyUI's single-file text encoders hold as a tensor.
 
-It gives the ids that the `tokenizer.json` of Gemma's own repository gives: that file was made from the same model, by
-the rules of transformers' converter, which are followed here. The model is a protocol buffer of a very plain kind, so
-neither the protobuf nor the sentencepiece package is needed to read it.
+The tokenizer gives the same ids as the `tokenizer.json` of Gemma's own repository. That file was made from the same
+model by transformers' converter, and this module follows the converter's rules. The model is a simple protocol buffer,
+so reading it needs neither the protobuf nor the sentencepiece package.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 IMAGE_TOKENS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 TURNS = ("<start_of_turn>", "<end_of_turn>")
 NAMED = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}  # ids 0 to 3
-CONTROL, USER_DEFINED = 3, 4  # of sentencepiece_model.proto's kinds of pieces
-BPE = 2  # of its kinds of models
+CONTROL, USER_DEFINED = 3, 4  # kinds of pieces in sentencepiece_model.proto
+BPE = 2  # a kind of model there
 BYTE_TAB = "<0x09>"
 CHAT = (
     "{{ bos_token }}{% set before = namespace(text='') %}{% for message in messages %}"
@@ -28,11 +28,11 @@ CHAT = (
     "{% if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}"
     "<end_of_turn>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
-"""Gemma 3's turns as it was trained on them: no turn of the system's own, its text opens the user's first one."""
+"""The chat template that Gemma 3 was trained with. The system has no turn; its text begins the user's first turn."""
 
 
 class Piece(NamedTuple):
-    """An entry of the vocabulary; its place is its id."""
+    """An entry of the vocabulary; its position is its id."""
 
     text: str
     score: float
@@ -40,7 +40,7 @@ class Piece(NamedTuple):
 
 
 def read_pieces(model: bytes) -> list[Piece]:
-    """The vocabulary of a SentencePiece model. ValueError: other bytes, or a model of another kind than Gemma's."""
+    """Reads the vocabulary of a SentencePiece model. Raises ValueError if the bytes are not a model of Gemma's kind."""
     pieces, kind = [], None
     for number, value in _fields(model):
         if number == 1:
@@ -53,11 +53,11 @@ def read_pieces(model: bytes) -> list[Piece]:
 
 
 def build_tokenizer(model: bytes, chat_template: str = CHAT) -> PreTrainedTokenizerFast:
-    """The bytes of a SentencePiece model → a tokenizer with Gemma 3's special tokens. ValueError: see `read_pieces`."""
+    """Bytes of a SentencePiece model → tokenizer with Gemma 3's special tokens. Raises ValueError as `read_pieces`."""
     pieces = read_pieces(model)
     scores = {piece.text: piece.score for piece in pieces}
     scores.update(dict.fromkeys(list(NAMED.values())[:3], 0.0))
-    if "\t" not in scores and BYTE_TAB in scores:  # the first Gemma had no piece for a tab
+    if "\t" not in scores and BYTE_TAB in scores:  # the first Gemma's model had no piece for a tab
         scores = {("\t" if text == BYTE_TAB else text): score for text, score in scores.items()}
         scores["\t"] = 0.0
     vocabulary = {text: number for number, text in enumerate(scores)}
@@ -92,14 +92,15 @@ def build_tokenizer(model: bytes, chat_template: str = CHAT) -> PreTrainedTokeni
 
 
 def _merges(scores: dict[str, float], known: set[str]) -> list[tuple[str, str]]:
-    """Every way to join two pieces to a third: the best-scored third first, and of its ways the longest left half."""
+    """Every pair of pieces that joins to a third piece. A third piece with a better score comes first; for the same
+    third piece, a longer left half comes first."""
     merges = [
         (-score, -cut, cut - len(text), text)
         for text, score in scores.items()
         for cut in range(1, len(text))
         if text[:cut] in known and text[cut:] in known
     ]
-    merges.sort(key=lambda merge: merge[:3])  # pieces of one score stay in the vocabulary's order
+    merges.sort(key=lambda merge: merge[:3])  # pieces with equal scores keep the order of the vocabulary
     return [(text[:-cut], text[-cut:]) for _, cut, _, text in merges]
 
 
@@ -116,7 +117,7 @@ def _piece(data: bytes) -> Piece:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of a message's fields: an int for a varint, bytes for everything else."""
+    """Yields (number, value) of a message's fields. The value is an int for a varint and bytes for any other type."""
     at, end = 0, len(data)
     while at < end:
         key, at = _varint(data, at)
@@ -130,7 +131,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif wire in (1, 5):
             size = 8 if wire == 1 else 4
         else:
-            raise ValueError("no protocol buffer")
+            raise ValueError("it is not a protocol buffer")
         if at + size > end:
             raise ValueError("its SentencePiece model is cut off")
         yield number, data[at : at + size]
@@ -138,7 +139,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that starts at `at`, and where it ends."""
+    """Returns the number that starts at `at`, and the position after it."""
     number = shift = 0
     while at < len(data) and shift < 64:
         byte = data[at]

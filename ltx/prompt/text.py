@@ -1,6 +1,7 @@
-"""Text to context: Gemma 3's hidden states, then the checkpoint's connectors. One prompt at a time, in both widths.
+"""Encodes a prompt: Gemma 3's hidden states go through the checkpoint's connectors and become a context for the video
+and one for the audio. It encodes one prompt at a time.
 
-Loading Gemma is gemma.py's business, writing a better prompt expand.py's, and encoding none twice contexts.py's.
+gemma.py loads Gemma, expand.py writes a fuller prompt, and contexts.py keeps the results.
 """
 
 from __future__ import annotations
@@ -17,21 +18,23 @@ from .gemma import WANTED, Gemma
 
 
 def tokenize(gemma: Gemma, text: str) -> list[int]:
-    """Token ids of the stripped text after one <bos>, without <eos> and uncut."""
+    """Token ids of the stripped text, with one <bos> in front and without <eos>. They are not cut to any length."""
     ids = gemma.tokenizer(text.strip(), add_special_tokens=False, verbose=False).input_ids
     return [gemma.tokenizer.bos_token_id, *ids]
 
 
 @torch.no_grad()
 def hidden_states(gemma: Gemma, text: str) -> tuple[Tensor, Tensor]:
-    """Every hidden state of the text, embeddings first, the last one after Gemma's norm, left padded.
+    """Computes every hidden state of the text: the embeddings first, the last state after Gemma's norm.
 
-    Returns states [layers + 1, 1, 1024, D] in the model's dtype, zero at the padding, and mask [1, 1024], 1 at tokens.
+    Returns states [layers + 1, 1, 1024, D] in the model's dtype and mask [1, 1024]. The padding is on the left; the
+    states are 0 there, and the mask is 1 at tokens.
     """
-    language = gemma.model.model.language_model  # neither the vision tower nor the head's 262k logits
+    language = gemma.model.model.language_model  # the vision tower and the head with its 262k logits are not needed
     device = gemma.model.device
     ids = torch.tensor([tokenize(gemma, text)[:TEXT_LENGTH]], device=device)
-    # The padding is masked and later zeroed: running the tokens alone, at their padded positions, gives the same.
+    # The padding is masked and its states are set to 0 later. So the tokens alone, at their positions after the
+    # padding, give the same result.
     start = TEXT_LENGTH - ids.shape[1]
     positions = torch.arange(start, TEXT_LENGTH, device=device).unsqueeze(0)
     output = language(input_ids=ids, position_ids=positions, use_cache=False, output_hidden_states=True)
@@ -50,17 +53,17 @@ def encode_text(
     text: str,
     trace: Trace | None = None,
 ) -> TextContext:
-    """Prompt → context, on the connectors' device and in their dtype. `trace` is shown each named intermediate.
+    """Prompt → context on the connectors' device and in their dtype. `trace` receives the intermediate tensors.
 
-    InputError where Gemma is not the size that the checkpoint's projection was trained on.
+    Raises InputError if Gemma's size differs from the size that the checkpoint's projection was trained with.
     """
     states, mask = hidden_states(gemma, text)
     layers, _, _, width = states.shape
     wanted = connectors.config.text_proj_in_factor, connectors.config.caption_channels
     if (layers, width) != wanted:
         raise InputError(
-            f"{gemma.path}: gives {layers} hidden states of width {width}, but the checkpoint takes "
-            f"{wanted[0]} of width {wanted[1]}; use the Gemma it was trained with, {WANTED}."
+            f"{gemma.path}: gives {layers} hidden states of width {width}, but the checkpoint needs "
+            f"{wanted[0]} of width {wanted[1]}; use the Gemma that it was trained with, {WANTED}."
         )
     features = rearrange(states, "layer batch token width -> batch token width layer")
     features = features.to(connectors.device, connectors.dtype)

@@ -250,7 +250,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "file as cache": ({"cache-dir": "voice.wav"}, SMALL, r"--cache-dir.*voice\.wav is a file"),
     "offload without a GPU": ({"offload": "blocks", "device": "cpu"}, SMALL, r"--offload.*CPU"),
     "sound as text encoder": ({"text-encoder": "voice.wav"}, SMALL, r"voice\.wav.*gemma_3_12B"),
-    "checkpoint as text encoder": ({"text-encoder": "ltx-2.0.0.safetensors"}, SMALL, r"ltx-2\.0\.0.*is no Gemma 3"),
+    "checkpoint as text encoder": ({"text-encoder": "ltx-2.0.0.safetensors"}, SMALL, r"ltx-2\.0\.0.*is not Gemma 3"),
     "no video VAE": ({"video-vae": MISSING}, SMALL, r"nowhere\.safetensors.*LTX23_video_vae"),
     "folder as audio VAE": ({"audio-vae": "split"}, SMALL, r"split: is a folder.*LTX23_audio_vae"),
     "audio VAE as video VAE": ({"video-vae": AUDIO_VAE}, SMALL, r"audio_vae\S+ has no video VAE.*LTX23_video_vae"),

@@ -264,7 +264,7 @@ Check = Callable[[str], bool | str]
 def test_the_loader_looks_at_a_file_before_anything_runs(models: Path) -> None:
     check: Check = loaders.TextEncoderLoader.validate_inputs
     assert check("mine/gemma-folder") is True and check("mine/gemma_3_12B_it_fp4_mixed.safetensors") is True
-    assert "no Gemma 3" in check("mine/a-checkpoint.safetensors")
+    assert "not Gemma 3" in check("mine/a-checkpoint.safetensors")
     assert "models/text_encoders" in check("mine/absent.safetensors")
 
 

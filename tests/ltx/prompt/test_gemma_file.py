@@ -278,14 +278,14 @@ def test_another_model(tiny: TinyFiles, tmp_path: Path, refusal: Refusal) -> Non
     t5 = tmp_path / "t5xxl_fp16.safetensors"
     save_file({"encoder.block.0.layer.0.SelfAttention.k.weight": torch.zeros(4, 4), "spiece_model": torch.zeros(4)}, t5)
     for path in (t5, tiny.checkpoint, tiny.upscaler, tiny.distilled_lora):
-        with refusal(path, "no Gemma 3", "gemma_3_12B_it_fp4_mixed.safetensors"):
+        with refusal(path, "not Gemma 3", "gemma_3_12B_it_fp4_mixed.safetensors"):
             load_gemma(path)
 
 
 @pytest.mark.parametrize("missing", ["layers.0.self_attn.q_norm", "layers.0.post_feedforward_layernorm"])
 def test_an_older_gemma(changed: Callable[..., Path], refusal: Refusal, missing: str) -> None:
     path = changed(lambda t: t.pop(f"model.{missing}.weight"))
-    with refusal(path, "no Gemma 3"):
+    with refusal(path, "not Gemma 3"):
         load_gemma(path)
 
 

@@ -25,7 +25,7 @@ REMEDY = re.compile(
 )
 """What to do about it: in a clause of its own, as the rule that was broken, or in words that are put in."""
 FACTS = {
-    "start: {} s is past the end of {}, {} s.": "the numbers say it",
+    "start: {} s is after the end of {} at {} s.": "the numbers say it",
     "the request is not a JSON object.": "it says what it is to be",
     "{}: no such parameter.": "where a name is near, it is put in",
     "{}: there are no frames to write.": "a program's mistake, no person's",

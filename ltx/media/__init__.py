@@ -1,1 +1,1 @@
-"""Sound, pictures and videos as files."""
+"""Reads and writes sound, pictures and videos."""

@@ -1,7 +1,7 @@
-"""Sound in: the audio track of any file → the waveform that is returned, and the one that the model hears.
+"""Reads the audio track of any file, and cuts the waveform for the finished file and the one that the model hears.
 
-Both are cut at the source's own rate, by exact fractions. The track that goes into the finished file is the source's
-samples, untouched. Writing sound is video.py's business, levelling it preprocess.py's, and encoding it sound.py's.
+Both are cut at the source's own rate, by exact fractions. The track in the finished file consists of the source's
+samples, unchanged. video.py writes sound, preprocess.py levels it, and sound.py encodes it to latents.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from torch import Tensor
 from ..errors import InputError
 from ..latents import TIME_SCALE
 
-MAX_SECONDS = 600  # the longest video is 481 frames at 1 fps; what lies beyond can never be needed
-MIN_RATE, MAX_RATE = 1000, 768_000  # Hz: below, nothing can be heard; above, nobody records
-MAX_VALUES = 2**28  # samples times channels of one file: 1 GiB, ten minutes of 48 kHz in nine channels
-MAX_SAMPLE = 1e6  # full scale is 1; beyond this a float file is damaged, and squares overflow
+MAX_SECONDS = 600  # the longest video, 481 frames at 1 fps, needs less
+MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; a lower rate carries no usable sound, and nobody records at a higher one
+MAX_VALUES = 2**28  # samples times channels of one file: 1 GiB, ten minutes at 48 kHz in nine channels
+MAX_SAMPLE = 1e6  # full scale is 1; a float file with a larger sample is damaged, and its square would overflow
 
-# Tags may be in any encoding. PyAV before 19 has to be told so; since then it takes them as they are.
+# Tags may be in any encoding. PyAV before version 19 needs an option for that; newer versions do not.
 TAGS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
 HALF = math.sqrt(0.5)
-# ITU-R BS.775: (left, right) share of each speaker; the subwoofer is left out. FFmpeg's float downmix is the same.
+# ITU-R BS.775: the share of each speaker in (left, right); the subwoofer has none. FFmpeg's float downmix is the same.
 DOWNMIX = {
     "FL": (1.0, 0.0), "FR": (0.0, 1.0), "FC": (HALF, HALF), "LFE": (0.0, 0.0), "LFE2": (0.0, 0.0),
     "FLC": (1.0, 0.0), "FRC": (0.0, 1.0), "DL": (1.0, 0.0), "DR": (0.0, 1.0), "BC": (0.5, 0.5),
@@ -44,8 +44,8 @@ DOWNMIX = {
 class Track:
     """Sound as it was recorded. waveform: float32 [channels, samples], full scale ±1; rate: Hz.
 
-    speakers: FFmpeg's names of the channels ("FL", "FR", "FC", …), empty where nobody knows them: then the usual
-    order for that many channels is assumed.
+    speakers: FFmpeg's names of the channels ("FL", "FR", "FC", …). If it is empty, the usual order for that number of
+    channels is assumed. Raises InputError if the shape or the rate cannot be used.
     """
 
     waveform: Tensor
@@ -67,17 +67,18 @@ class Track:
 
 
 def load_track(path: str | Path, start: float = 0, duration: float | None = None) -> Track:
-    """The audio of any file FFmpeg opens, at its own rate and layout. start, duration: seconds.
+    """Reads the audio of any file that FFmpeg opens, at the file's own rate and layout. start, duration: seconds.
 
-    Decoding starts at the beginning even where `start` is late: seeking is inexact in several formats. It ends after
-    `duration`, at most MAX_SECONDS. Damaged packets are passed over. Errors: InputError, one sentence with the name.
+    Decoding always starts at the beginning of the file, because seeking is inexact in several formats. It ends after
+    `duration`, at most MAX_SECONDS. Damaged packets are skipped. Raises InputError, which names the file, if it has no
+    usable sound.
     """
     path = Path(path)
     name = path.name or str(path)
     if not (math.isfinite(start) and start >= 0):
-        raise InputError(f"start: {start} is not a time in seconds from 0 up.")
+        raise InputError(f"start: {start} is not a time of at least 0 seconds.")
     if duration is not None and not duration > 0:
-        raise InputError(f"duration: {duration} is not a length in seconds above 0.")
+        raise InputError(f"duration: {duration} is not a length above 0 seconds.")
     if path.is_dir():
         raise InputError(f"{name}: is a folder; name one audio or video file in it.")
     if not path.is_file():
@@ -86,7 +87,7 @@ def load_track(path: str | Path, start: float = 0, duration: float | None = None
         raise InputError(f"{name}: the file is empty; copy or export it again.")
     length = Fraction(MAX_SECONDS if duration is None else min(duration, MAX_SECONDS))
     try:
-        # An open file and no protocols: a playlist must not make FFmpeg read other files or the network.
+        # FFmpeg gets an open file and no protocols, so that a playlist cannot make it read other files or the network.
         with (
             path.open("rb") as file,
             av.open(file, options={"protocol_whitelist": "none"}, **TAGS) as container,
@@ -101,7 +102,7 @@ def load_track(path: str | Path, start: float = 0, duration: float | None = None
 
 
 def _decode(container: Any, name: str, start: Fraction, length: Fraction) -> Track:
-    """Samples [start, start + length) of the container's best audio stream."""
+    """Decodes the samples [start, start + length), in seconds, of the container's best audio stream."""
     stream = container.streams.best("audio")
     if stream is None:
         raise InputError(f"{name}: has no audio track; choose a file with sound.")
@@ -110,19 +111,20 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction) -> Tra
     blocks: list[np.ndarray] = []
     kind, speakers, position, first, last = None, (), 0, 0, 0
     for frame in _frames(container, stream):
-        now = (frame.sample_rate, frame.layout.name, frame.format.name)
+        frame_kind = (frame.sample_rate, frame.layout.name, frame.format.name)
         if kind is None:
-            kind = now
+            kind = frame_kind
             if not MIN_RATE <= frame.sample_rate <= MAX_RATE:
                 raise InputError(f"{name}: {frame.sample_rate} Hz is not a usable sample rate; convert it to 48000 Hz.")
             speakers = tuple(channel.name for channel in frame.layout.channels)
             first = round(start * frame.sample_rate)
             last = first + max(1, round(length * frame.sample_rate))
-            # Format only, neither rate nor layout. Packed: PyAV reads past the end of eight or more planes and crashes.
+            # It changes the sample format only. The format is packed, because PyAV reads past the end of eight or more
+            # planes and crashes.
             to_float = av.AudioResampler("flt", frame.layout, frame.sample_rate)
-        if now != kind:
-            was, becomes = ("{} Hz {} {}".format(*each) for each in (kind, now))
-            raise InputError(f"{name}: changes on the way from {was} to {becomes}; convert it to one format.")
+        if frame_kind != kind:
+            old, new = ("{} Hz {} {}".format(*each) for each in (kind, frame_kind))
+            raise InputError(f"{name}: its sound changes from {old} to {new}; convert it to one format.")
         for block in to_float.resample(frame):
             if position + block.samples > first:
                 samples = rearrange(block.to_ndarray(), "1 (n c) -> c n", c=len(speakers))
@@ -130,27 +132,27 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction) -> Tra
             position += block.samples
         if (min(position, last) - first) * len(speakers) > MAX_VALUES:
             raise InputError(
-                f"{name}: holds over {MAX_VALUES // 10**6} million samples; cut it, or convert it to 48000 Hz stereo."
+                f"{name}: has over {MAX_VALUES // 10**6} million samples; cut it, or convert it to 48000 Hz stereo."
             )
         if position >= last:
             break
     if kind is None:
         raise InputError(f"{name}: no sound could be decoded; the file is damaged or empty: export it again.")
     if not blocks:
-        raise InputError(f"start: {float(start):g} s is past the end of {name}, {position / kind[0]:.3f} s.")
+        raise InputError(f"start: {float(start):g} s is after the end of {name} at {position / kind[0]:.3f} s.")
     waveform = np.concatenate(blocks, axis=1)
     damaged = ~(np.abs(waveform) < MAX_SAMPLE).all(axis=0)  # the comparison is False for NaN
     if damaged.any():
         at = float(start) + int(damaged.argmax()) / kind[0]
         raise InputError(
-            f"{name}: holds samples that are no numbers (NaN, infinite or beyond {MAX_SAMPLE:g}), "
+            f"{name}: has samples that are not usable numbers (NaN, infinite or beyond {MAX_SAMPLE:g}), "
             f"the first at {at:.3f} s; export it again as 16- or 24-bit."
         )
     return Track(torch.from_numpy(waveform), kind[0], () if "NONE" in speakers else speakers)
 
 
 def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames; what cannot be decoded is passed over, a file that breaks off ends there."""
+    """Yields decoded frames. A damaged packet is skipped; a truncated file ends at its last packet."""
     packets = container.demux(stream)
     while True:
         try:
@@ -159,8 +161,8 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
                 return
             frames = packet.decode()
         except av.FFmpegError:
-            continue  # after an error in demux the iterator is at its end
-        except IndexError:  # PyAV: a packet of a stream that was not there when the file was opened
+            continue  # after an error in demux, the iterator is at its end
+        except IndexError:  # PyAV raises it for a packet of a stream that the file's header does not have
             packets = container.demux(stream)
             continue
         yield from frames
@@ -170,22 +172,23 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def frames_for_audio(track: Track, fps: Fraction) -> int:
-    """Smallest 8k+1 ≥ 9 that leaves no more than half a frame of the track without a picture; no upper limit here."""
+    """The smallest number 8k+1 ≥ 9 of frames that covers the track but for half a frame. It has no upper limit."""
     needed = math.ceil(track.seconds * Fraction(fps) - Fraction(1, 2))
     return max(math.ceil(Fraction(needed - 1, TIME_SCALE)), 1) * TIME_SCALE + 1
 
 
 def samples_in(frames: int, fps: Fraction, rate: int) -> int:
+    """Samples at `rate` Hz that last as long as `frames` of video."""
     return round(Fraction(frames) / Fraction(fps) * rate)
 
 
 def soundtrack(track: Track, frames: int, fps: Fraction) -> Track:
-    """What the finished file plays: the first round(frames / fps · rate) samples, untouched and never padded."""
+    """The track of the finished file: the first round(frames / fps · rate) samples, unchanged and without padding."""
     return Track(track.waveform[:, : samples_in(frames, fps, track.rate)], track.rate, track.speakers)
 
 
 def conditioning_track(track: Track, frames: int, fps: Fraction) -> Track:
-    """What the model hears: stereo of exactly round(frames / fps · rate) samples, silence after the track's end."""
+    """The track that the model hears: round(frames / fps · rate) samples in stereo, with silence after the track."""
     samples = samples_in(frames, fps, track.rate)
     waveform = track.waveform[:, :samples].float()
     waveform = torch.nn.functional.pad(waveform, (0, samples - waveform.shape[1]))
@@ -193,7 +196,7 @@ def conditioning_track(track: Track, frames: int, fps: Fraction) -> Track:
 
 
 def to_stereo(waveform: Tensor, speakers: tuple[str, ...] = ()) -> Tensor:
-    """[C, n] → [2, n]: one channel is doubled, two are kept, more are mixed down."""
+    """[C, n] → [2, n]. One channel is copied, two stay as they are, and more are mixed down."""
     channels = waveform.shape[0]
     if channels == 1:
         return repeat(waveform, "1 n -> c n", c=2)
@@ -201,7 +204,7 @@ def to_stereo(waveform: Tensor, speakers: tuple[str, ...] = ()) -> Tensor:
         return waveform
     try:
         speakers = speakers or tuple(channel.name for channel in av.AudioLayout(f"{channels}c").channels)
-    except ValueError:  # no usual order for so many
+    except ValueError:  # FFmpeg knows no layout with this number of channels
         return repeat(waveform.mean(dim=0), "n -> c n", c=2)
     shares = waveform.new_tensor([DOWNMIX.get(speaker, (0.5, 0.5)) for speaker in speakers])
     return shares.T @ waveform

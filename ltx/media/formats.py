@@ -1,6 +1,6 @@
-"""The formats, qualities and write modes of a finished video, as FFmpeg's settings.
+"""The formats, qualities and write modes of a finished video, as settings for FFmpeg.
 
-This is the one home of their names, which are the endpoint's. A format is data; video.py encodes by it.
+Their names are the endpoint's and stand only here. A format is data; video.py encodes by it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from ..errors import InputError
 DEFAULT_FORMAT, DEFAULT_QUALITY, DEFAULT_WRITE_MODE = "X264 (.mp4)", "high", "balanced"
 QUALITIES = ("low", "medium", "high", "maximum")
 WRITE_MODES = ("fast", "balanced", "small")
-QP = 118  # FFmpeg's FF_QP2LAMBDA: one step of a quantiser in `global_quality`
+QP = 118  # FFmpeg's FF_QP2LAMBDA: one step of the quantiser, in units of `global_quality`
 
 
 @dataclass(frozen=True)
 class Format:
-    """How one kind of file is encoded: codec_options, the quality's and the write mode's are together the encoder's.
+    """How one kind of file is encoded. The encoder gets codec_options and the options of the quality and write mode.
 
-    Where pictures have palettes they are the arguments of FFmpeg's filters, by their names. rates: what the audio codec
-    takes, none: any. audio_bits: bit/s for each channel, 0 where the codec has no choice. downmixed: layouts that the
-    codec takes and gets wrong.
+    For GIF, whose frames have palettes, qualities and write_modes hold the arguments of FFmpeg's filters by name.
+    rates: sample rates of the audio codec in Hz; empty means any rate. audio_bits: bit/s per channel, 0 if the codec
+    has no such setting. downmixed: channel layouts that the codec accepts but encodes wrongly.
     """
 
     suffix: str
@@ -41,11 +41,11 @@ class Format:
     codec_options: Mapping[str, str] = field(default_factory=dict)
 
 
-# By the endpoint's names. Every quality is constant, so that size follows the content. "small" makes a smaller file
-# than "fast" at the same quality; in ProRes, whose frames stand alone at a fixed quantiser, the mode changes nothing.
+# By the endpoint's names. Each quality is constant, so the size depends on the content. "small" makes a smaller file
+# than "fast" at the same quality. ProRes encodes each frame alone with a fixed quantiser, so its mode changes nothing.
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
-        # 4:2:0 of 8 bits plays everywhere. 17 is taken for visually lossless; a step of 6 doubles the bits.
+        # 4:2:0 with 8 bits plays everywhere. CRF 17 is known as visually lossless; a step of 6 doubles the bits.
         "X264 (.mp4)": Format(
             suffix=".mp4",
             container="mp4",
@@ -61,11 +61,11 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             audio_bits=128_000,
             rates=(7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000),
             container_options={"movflags": "+faststart"},
-            # The same frames, the same file, on every processor: x264's vectorised code differs between
-            # them, and for pictures 64 pixels wide even from one run to the next. It is as fast without.
+            # The same frames give the same file on every processor. x264's vectorised code differs between processors,
+            # and for pictures 64 pixels wide even from one run to the next. This setting costs no speed.
             codec_options={"x264-params": "cpu-independent=1"},
         ),
-        # CRF without a rate limit, at about the .mp4's PSNR. Profile 0, 4:2:0: other profiles lack hardware decoders.
+        # CRF without a rate limit, at about the PSNR of the .mp4. 4:2:0 is profile 0; others lack hardware decoders.
         "VP9 (.webm)": Format(
             suffix=".webm",
             container="webm",
@@ -79,11 +79,11 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             },
             audio_codec="libopus",
             audio_bits=96_000,
-            rates=(48000,),  # it has lower ones, which resample to the same in every player
-            downmixed=("5.0", "6.1"),  # FFmpeg hands libopus their channels in an order that its header does not name
+            rates=(48000,),  # lower rates exist, but every player resamples them to 48000
+            downmixed=("5.0", "6.1"),  # FFmpeg gives libopus their channels in another order than its header says
             container_options={"cues_to_front": "1"},
         ),
-        # One quantiser for every slice; 1 is the finest. 24-bit PCM gives sources of 16 and of 24 bits back exactly.
+        # Every slice has the same quantiser; 1 is the finest. 24-bit PCM keeps sources of 16 and 24 bits exactly.
         "PRORES4444 (.mov)": Format(
             suffix=".mov",
             container="mov",
@@ -99,7 +99,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             audio_codec="pcm_s24le",
             container_options={"movflags": "+faststart"},
         ),
-        # Colours of a palette; dither: a grid, spread error (looks best, slowest), none (flat areas band).
+        # Quality is the number of colours. Dither: a grid, error diffusion (looks best, slowest), none (shows bands).
         "GIF (.gif)": Format(
             suffix=".gif",
             container="gif",
@@ -116,7 +116,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
                 "balanced": {"paletteuse": "dither=sierra2_4a"},
                 "small": {"paletteuse": "dither=none"},
             },
-            container_options={"loop": "0"},  # for ever
+            container_options={"loop": "0"},  # repeats for ever
         ),
     }
 )
@@ -124,12 +124,12 @@ SUFFIXES = MappingProxyType({name: kind.suffix for name, kind in FORMATS.items()
 
 
 def suffix(format: str) -> str:
-    """What the names of that format's files end in."""
+    """The file name suffix of that format. Raises InputError if there is no such format."""
     return choose("format", format, FORMATS).suffix
 
 
 def choose(what: str, name: str, among: Mapping[str, Any]) -> Any:
-    """The entry of that name. Errors: InputError with the names there are."""
+    """The entry of that name. Raises InputError, which lists the possible names, if there is none. what: the field."""
     if not isinstance(name, str) or name not in among:
         raise InputError(f"{what} is {name!r}: choose one of {', '.join(among)}.")
     return among[name]

@@ -1,6 +1,6 @@
-"""Pictures in: any image file → RGB → the compressed look the model was trained on → fitted pixels.
+"""Reads image files: any file → RGB → the look of compressed video, which the model was trained on → fitted pixels.
 
-It handles single pictures only; where a picture stands in time is conditioning.py's business.
+It handles single pictures; conditioning.py places a picture in time.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch import Tensor
 from ..errors import InputError
 
 CRF, PRESET = 33, "veryfast"
-MAX_PIXELS = 80_000_000  # below the count at which Pillow warns of a decompression bomb
-MAX_SIDE = 16_384  # H.264's own limit
-# Not EPS and WMF: Pillow hands those to other programs.
+MAX_PIXELS = 80_000_000  # less than the number at which Pillow warns of a decompression bomb
+MAX_SIDE = 16_384  # the limit of H.264
+# EPS and WMF are left out, because Pillow starts other programs for them.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "TGA", "PPM", "ICO", "PSD")
 
 
 def load_image(path: str | Path) -> Tensor:
-    """Image file → uint8 [H, W, 3], upright and in sRGB; of an animation the first frame. Errors: InputError.
+    """Image file → uint8 [H, W, 3], upright and in sRGB. An animation gives its first frame.
 
-    Transparent parts become black, which is what a video player shows where there is nothing; what lies under the
-    transparency is whatever the editor left there.
+    Transparent parts become black, as a video player shows an empty area; the hidden colours under them are arbitrary.
+    Raises InputError if the file is missing, too large or not readable.
     """
     path = Path(path)
     name = path.name or str(path)
@@ -50,21 +50,22 @@ def load_image(path: str | Path) -> Tensor:
         raise InputError(_too_large(name, "far larger")) from error
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         raise InputError(
-            f"{name}: cannot be read as an image; it is damaged or of another format: save it as PNG or JPEG."
+            f"{name}: cannot be read as an image; it is damaged or has another format: save it as PNG or JPEG."
         ) from error
 
 
 def _too_large(name: str, size: str) -> str:
-    return f"{name}: is {size}; at most {MAX_PIXELS // 10**6} megapixels and {MAX_SIDE} a side are read: scale it down."
+    limit = f"{MAX_PIXELS // 10**6} megapixels and {MAX_SIDE} pixels a side"
+    return f"{name}: is {size}; at most {limit} are read: scale it down."
 
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    """Opened image → uint8 [H, W, 3]."""
+    """Opened image → uint8 [H, W, 3]. Raises InputError if its pixels are floats."""
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise InputError(f"{name}: has float pixels, whose white is not known; save it as 8- or 16-bit PNG.")
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it, not scale it
+        raise InputError(f"{name}: has float pixels without a known white; save it as 8- or 16-bit PNG.")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip instead of scale
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
     alpha = None
     if image.has_transparency_data:
@@ -78,7 +79,7 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """L, RGB or CMYK under its ICC profile → RGB in sRGB. A profile that is broken or of another kind is ignored."""
+    """L, RGB or CMYK with an ICC profile → RGB in sRGB. A profile that is broken or of another kind is ignored."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -89,23 +90,28 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def from_float(image: Tensor) -> Tensor:
-    """ComfyUI's image, float [H, W, 3 or 4] in 0..1 → uint8 [H, W, 3]; alpha over black, as in load_image."""
+    """ComfyUI's image, float [H, W, 3 or 4] in 0..1 → uint8 [H, W, 3]. Transparent parts become black, as in
+    load_image.
+
+    Raises InputError if the shape is another one or a value is NaN or infinite.
+    """
     if image.ndim != 3 or image.shape[2] not in (3, 4) or not image.numel():
         raise InputError(f"image: its shape is {tuple(image.shape)}; [height, width, 3] is needed.")
     if not torch.isfinite(image).all():
-        raise InputError("image: holds values that are no numbers (NaN or infinite); check the node it comes from.")
+        raise InputError("image: has NaN or infinite values; check the node that it comes from.")
     image = image.float().clamp(0, 1)
     return (image[..., :3] * image[..., 3:] if image.shape[2] == 4 else image).mul(255).round().to("cpu", torch.uint8)
 
 
 def compress(image: Tensor, crf: int = CRF) -> Tensor:
-    """uint8 [H, W, 3] → the same after one frame of H.264, cropped to even sides. crf 0: unchanged.
+    """uint8 [H, W, 3] → the same picture after H.264 compression, cropped to even sides. With crf 0 it is unchanged.
 
-    The model was trained on frames of compressed video, and a cleaner first frame than that freezes the motion.
+    The model was trained on frames of compressed video; a cleaner first frame freezes the motion. Raises InputError if
+    the image is too large.
     """
     if crf == 0:
         return image
-    # A side of one pixel has no even crop: it is doubled.
+    # A side of one pixel cannot be cropped to an even size, so it is doubled.
     pixels = np.ascontiguousarray(image.repeat(*(2 if side == 1 else 1 for side in image.shape[:2]), 1).numpy())
     height, width = (side // 2 * 2 for side in pixels.shape[:2])
     if max(height, width) > MAX_SIDE:
@@ -123,10 +129,11 @@ def compress(image: Tensor, crf: int = CRF) -> Tensor:
 
 
 def fit(image: Tensor, width: int, height: int) -> Tensor:
-    """uint8 [H, W, 3] → float32 [1, 3, 1, height, width] in -1..1: scaled to cover, bilinear, centre cut out."""
+    """uint8 [H, W, 3] → float32 [1, 3, 1, height, width] in -1..1. The picture is scaled (bilinear) until it covers the
+    video, and its centre is cut out. Raises InputError if it is too long and narrow for that."""
     rows, columns = image.shape[:2]
-    # In floats, as the official code does: for some sizes (one in a hundred) the product is a hair above the whole
-    # number and the picture one pixel larger. Exact fractions would be tidier and differ from what the model is given.
+    # This computes in floats, as the official code does. For about one size in a hundred the product is slightly above
+    # a whole number, and the picture becomes one pixel larger. Exact fractions would give another input to the model.
     scale = max(height / rows, width / columns)
     size = math.ceil(rows * scale), math.ceil(columns * scale)
     if size[0] * size[1] > max(MAX_PIXELS, 4 * height * width):

@@ -1,8 +1,9 @@
-"""The sound on its way to the model: made clean and equally loud, and looked over for what spoils a video.
+"""Prepares the sound for the model: removes rumble, brings it to one loudness, and warns of sound that spoils a video.
 
-`preprocess` works on the conditioning copy alone; the track in the finished file stays the source's samples. One gain
-for the whole clip and a peak limit: nothing here follows the voice, for its dynamics move the lips. Every filter is
-FFmpeg's and leaves each sample in its place. `warnings` changes nothing. No reading, no mixing, no resampling.
+`preprocess` changes only the copy that conditions the video; the finished file keeps the source's samples. It applies
+one gain to the whole clip and limits the peaks. It does not compress the dynamics of a voice, because they move the
+lips. All filters are FFmpeg's and shift no sample in time. `warnings` only inspects the sound. This module does not
+read files, mix channels or resample.
 """
 
 from __future__ import annotations
@@ -20,48 +21,50 @@ from torch import Tensor
 from ..errors import InputError
 from .audio import Track, conditioning_track, soundtrack
 
-TARGET = -16.0  # LUFS: where web video and podcasts lie; speech gets there almost without the limiter
+TARGET = -16.0  # LUFS, the usual loudness of web video and podcasts; speech reaches it with little limiting
 CEILING = -1.0  # dBFS, sample peak
-MAX_GAIN = 20.0  # dB: room noise of a usual take, -60 LUFS, stays below -40
-GATE = -70.0  # LUFS: BS.1770's own absolute gate; below it there is nothing to raise
-SUBSONIC = 10  # Hz: below hearing; the model's lowest band peaks at 46 Hz
-SHORTEST = Fraction(1, 2)  # s: ebur128 needs one block of 0.4 s, in steps it rounds at odd rates
+MAX_GAIN = 20.0  # dB; room noise of a usual recording, -60 LUFS, then stays at or below -40
+GATE = -70.0  # LUFS, the absolute gate of BS.1770; quieter sound is silence and is not raised
+SUBSONIC = 10  # Hz, below hearing; the model's lowest band peaks at 46 Hz
+SHORTEST = Fraction(1, 2)  # s; ebur128 needs a block of 0.4 s, and it rounds block sizes at odd sample rates
 
-SILENCE = -60.0  # dBFS over 0.1 s: the pauses of a usual take lie above it, and the model hears nothing to move to
-LONG_SILENCE = 2.0  # s: pauses of speech and music are shorter
-LOW_LEVEL = TARGET - MAX_GAIN - 3  # dBFS in each of two channels: more than `preprocess` makes up for
-CLIPPED, FULL_SCALE = 1e-3, 0.9999  # share of samples there: loud masters stay below, speech 3 dB over has 1 to 2 %
-ONE_SIDED = 30.0  # dB between the channels: crosstalk of a real stereo recording is louder
-CANCELLING = -10.0  # dB, mono mix against the channels: 0 for equal ones, -3 for unrelated ones
-OFFSET = 0.01  # of full scale: as strong as quiet speech
-DROP, STEADY = 50.0, 5  # dB lost in 10 ms, after and before 50 ms so: voices stop by up to 37 dB, starts are natural
-FADING = 6.0  # dB lost over those 50 ms: a fade-out, however short
-FLOOR = -90.0  # dBFS, silence of 16 bits: a drop from hiss to nothing is no break
-STEP, ISOLATED = 0.05, 8.0  # a jump of that much, and so many times as sharp as all within 10 ms; voices reach 5
-BREAKS_A_SECOND = 1.0  # more of them are the sound itself: crackle, a square wave
-LISTED = 3  # times named in one sentence
+SILENCE = -60.0  # dBFS over 0.1 s; pauses in a usual recording are louder, and quieter sound moves nothing
+LONG_SILENCE = 2.0  # s; pauses in speech and music are shorter
+LOW_LEVEL = TARGET - MAX_GAIN - 3  # dBFS in each of two channels; `preprocess` cannot raise quieter sound to TARGET
+CLIPPED, FULL_SCALE = 1e-3, 0.9999  # share of clipped samples: loud masters have less, speech 3 dB too loud 1 to 2 %
+ONE_SIDED = 30.0  # dB between the channels; the crosstalk of a real stereo recording is louder
+CANCELLING = -10.0  # dB, the mono mix against the channels: 0 for equal channels, -3 for unrelated ones
+OFFSET = 0.01  # of full scale, as strong as quiet speech
+DROP, STEADY = 50.0, 5  # dB lost within 10 ms, with 5 steady blocks of 10 ms on each side; voices drop by up to 37 dB
+FADING = 6.0  # dB lost over those 50 ms, which makes the drop the end of a short fade-out
+FLOOR = -90.0  # dBFS, silence in 16 bits; a drop from hiss to digital silence does not count as a break
+STEP, ISOLATED = 0.05, 8.0  # size of a jump, and its ratio to the sharpest change within 10 ms; voices reach 5
+BREAKS_A_SECOND = 1.0  # more breaks than this are the sound itself, for instance crackle or a square wave
+LISTED = 3  # times that one sentence lists
 
 
 def preprocess(track: Track) -> Track:
-    """The track without DC and rumble, at TARGET LUFS (gain at most MAX_GAIN), peaks at or below CEILING.
+    """Returns the track without DC and rumble, at TARGET LUFS (gain at most MAX_GAIN), with peaks at or below CEILING.
 
-    Same samples, rate and channels, no delay. Loudness is BS.1770's, of the stereo mix that the model hears, so a mono
-    file and its stereo copy come out alike. Silence stays silence. Cut before and pad after: padding would be shifted
-    by the mean. Errors: InputError for samples that are no numbers.
+    The number of samples, the rate and the channels stay the same, without a delay. Loudness is measured by BS.1770 on
+    the stereo mix that the model hears, so a mono file and its stereo copy give the same result. Silence stays silence.
+    Cut the track before this call and pad it afterwards, because the mean is subtracted and would shift the padding.
+    Raises InputError if a sample is NaN or infinite.
     """
     waveform = track.waveform.detach().to("cpu", torch.float32)
     if not waveform.isfinite().all():
-        raise InputError("audio: holds samples that are no numbers; export it again as 16- or 24-bit.")
-    # The mean first: the high-pass starts from rest, and a constant would be a thump. Both directions: no phase shift.
+        raise InputError("audio: has NaN or infinite samples; export it again as 16- or 24-bit.")
+    # The mean is removed first, because the high-pass starts from rest and would turn a constant into a thump. The
+    # filter runs in both directions, so that it shifts no phase.
     waveform = waveform - waveform.double().mean(dim=1, keepdim=True).float()
-    once = ("highpass", {"frequency": str(SUBSONIC), "precision": "f64"})
+    high_pass = ("highpass", {"frequency": str(SUBSONIC), "precision": "f64"})
     ceiling = 10 ** (CEILING / 20)
-    limiter = ("alimiter", {"limit": str(ceiling), "level": "0", "latency": "1"})  # no make-up gain, no delay
-    waveform = _filter(waveform, track.rate, once, ("areverse", {}), once, ("areverse", {}))
+    limiter = ("alimiter", {"limit": str(ceiling), "level": "0", "latency": "1"})  # without make-up gain and delay
+    waveform = _filter(waveform, track.rate, high_pass, ("areverse", {}), high_pass, ("areverse", {}))
 
     level = loudness(Track(waveform, track.rate, track.speakers))
     gain = min(TARGET - level, MAX_GAIN) if level > GATE else 0.0
-    for last in (False, True):  # the limiter takes a little loudness away: once more, with that added
+    for last in (False, True):  # the limiter lowers the loudness a little; the second round adds that to the gain
         result = Track(waveform * 10 ** (gain / 20), track.rate, track.speakers)
         if result.waveform.abs().max() <= ceiling:
             break
@@ -72,25 +75,26 @@ def preprocess(track: Track) -> Track:
 
 
 def loudness(track: Track) -> float:
-    """Integrated loudness of the stereo mix in LUFS (BS.1770 by FFmpeg's ebur128); plain power below half a second."""
+    """Integrated loudness of the stereo mix in LUFS: BS.1770 by FFmpeg's ebur128, or plain power below SHORTEST."""
     stereo = conditioning_track(track, track.waveform.shape[1], Fraction(track.rate)).waveform
     if track.seconds < SHORTEST:
         return float(_decibel(stereo.double().square().mean(dim=1).sum()))
-    # Frame.metadata came after PyAV 14.2, the oldest that ComfyUI asks for: the filter writes it to a file.
+    # The filter writes to a file, because Frame.metadata is newer than PyAV 14.2, the oldest version that ComfyUI
+    # takes.
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "loudness.txt"
-        written = {"mode": "print", "key": "lavfi.r128.I", "file": str(file), "direct": "1"}
-        _filter(stereo, track.rate, ("ebur128", {"metadata": "1"}), ("ametadata", written))
+        printing = {"mode": "print", "key": "lavfi.r128.I", "file": str(file), "direct": "1"}
+        _filter(stereo, track.rate, ("ebur128", {"metadata": "1"}), ("ametadata", printing))
         values = [line for line in file.read_text().splitlines() if line.startswith("lavfi.r128.I=")]
     return float(values[-1].partition("=")[2])
 
 
 def _filter(waveform: Tensor, rate: int, *filters: tuple[str, dict[str, str]]) -> Tensor:
-    """[C, n] through FFmpeg's filters one after another; the length must come out unchanged."""
+    """Applies FFmpeg's filters to [C, n], one after the other. The length must stay the same."""
     channels, samples = waveform.shape
     try:
         layout = av.AudioLayout({1: "mono", 2: "stereo"}.get(channels, f"{channels}c")).name
-    except ValueError:  # no usual order for so many, and none is needed
+    except ValueError:  # FFmpeg knows no layout with this number of channels; the filters need none
         layout = f"{channels} channels"
     graph = av.filter.Graph()
     chain = [graph.add_abuffer(sample_rate=rate, format="flt", layout=layout, time_base=Fraction(1, rate))]
@@ -98,7 +102,7 @@ def _filter(waveform: Tensor, rate: int, *filters: tuple[str, dict[str, str]]) -
     chain += [graph.add("aformat", sample_fmts="flt"), graph.add("abuffersink")]
     graph.link_nodes(*chain).configure()
 
-    packed = rearrange(waveform.numpy(), "c n -> 1 (n c)")  # PyAV reads past the end of eight or more planes
+    packed = rearrange(waveform.numpy(), "c n -> 1 (n c)")  # because PyAV reads past the end of eight or more planes
     blocks: list[np.ndarray] = []
     for begin in range(0, samples, rate):
         block = np.ascontiguousarray(packed[:, begin * channels : (begin + rate) * channels])
@@ -115,7 +119,7 @@ def _filter(waveform: Tensor, rate: int, *filters: tuple[str, dict[str, str]]) -
 
 
 def _filtered(graph: av.filter.Graph) -> list[np.ndarray]:
-    """What the graph has ready."""
+    """Takes the blocks that the graph has finished."""
     blocks = []
     while True:
         try:
@@ -124,30 +128,30 @@ def _filtered(graph: av.filter.Graph) -> list[np.ndarray]:
             return blocks
 
 
-# What spoils a video
+# Warnings
 
 
 def warnings(track: Track, frames: int, fps: Fraction, *, levelled: bool = False) -> list[str]:
-    """One sentence for each thing in the sound beside `frames` of video that makes videos static or jumpy.
+    """Returns one sentence for each problem of the sound that makes a video of `frames` static or jumpy.
 
-    Silence is looked for in what the model hears, the padding after the track's end included; all else in the track.
-    levelled: `preprocess` is going to run, and what it takes away, a DC offset, needs no sentence.
+    Silence is searched in the track that the model hears, with the padding after its end; the other problems are
+    searched in the track itself. levelled: `preprocess` will run; it removes a DC offset, so that needs no warning.
     """
     track = Track(track.waveform.detach().to("cpu", torch.float32), track.rate, track.speakers)
-    heard = conditioning_track(track, frames, fps)
+    model_track = conditioning_track(track, frames, fps)
     source = soundtrack(track, frames, fps).waveform
     if not source.isfinite().all():
-        return ["The audio holds samples that are no numbers: export it again as 16- or 24-bit."]
+        return ["The audio has NaN or infinite samples: export it again as 16- or 24-bit."]
     offset = source.double().mean(dim=1, keepdim=True).float()
-    stereo = heard.waveform.clone()
+    stereo = model_track.waveform.clone()
     stereo[:, : source.shape[1]] -= stereo[:, : source.shape[1]].mean(dim=1, keepdim=True)
 
-    found = _silences(stereo, heard.rate)
+    found = _silences(stereo, model_track.rate)
     power = stereo.double().square().mean(dim=1)
     if float(_decibel(power.max())) > SILENCE:
         found += _sides(stereo, power)
-        found += _breaks(stereo[:, : source.shape[1]], heard.rate)
-    clipped = _clipped(source, heard.rate)
+        found += _breaks(stereo[:, : source.shape[1]], model_track.rate)
+    clipped = _clipped(source, model_track.rate)
     if clipped > CLIPPED:
         found.append(f"{clipped:.1%} of the audio's samples are clipped: record it again at a lower level.")
     if not levelled and offset.abs().max() > OFFSET:
@@ -161,18 +165,18 @@ def _decibel(power: Tensor) -> Tensor:
 
 
 def _levels(stereo: Tensor, block: int) -> Tensor:
-    """Power in dBFS of each whole block, the mean of the channels; of everything where it is shorter."""
+    """Power in dBFS of each whole block, as the mean of the channels. A shorter waveform is one block."""
     block = min(block, stereo.shape[1])
     whole = stereo.shape[1] // block * block
     return _decibel(reduce(stereo[:, :whole].square(), "c (n b) -> n", "mean", b=block))
 
 
 def _silences(stereo: Tensor, rate: int) -> list[str]:
-    """Sentences about silence and a level that is low throughout."""
+    """Warnings of silence and of a level that is low from start to end."""
     levels = _levels(stereo, max(1, rate // 10))
     silent = levels < SILENCE
     if silent.all():
-        return [f"The audio is silent, below {SILENCE:g} dBFS from start to end: nothing in it can move the picture."]
+        return [f"The audio is silent, below {SILENCE:g} dBFS from start to end: it cannot move the picture."]
     found = []
     block = Fraction(max(1, rate // 10), rate)
     edges = torch.nn.functional.pad(silent.int(), (1, 1)).diff()
@@ -196,7 +200,7 @@ def _listed(items: list[str]) -> str:
 
 
 def _sides(stereo: Tensor, power: Tensor) -> list[str]:
-    """Sentences about one channel that is missing and two that cancel each other."""
+    """Warnings of one silent channel and of two channels that cancel each other."""
     left, right = _decibel(power).tolist()
     if abs(left - right) > ONE_SIDED:
         side = "left" if left > right else "right"
@@ -208,19 +212,19 @@ def _sides(stereo: Tensor, power: Tensor) -> list[str]:
 
 
 def _clipped(source: Tensor, rate: int) -> float:
-    """Share of samples at full scale in the worst channel; 0 without flat tops that are reached by a jump.
+    """Share of samples at full scale in the worst channel. It is 0 unless there are flat tops that a jump leads to.
 
-    A full-scale sine has neither: with two neighbours above FULL_SCALE the one before is above 0.999.
+    A full-scale sine has no such jump: before two neighbours above FULL_SCALE, its sample is above 0.999.
     """
     full = source.abs() >= FULL_SCALE
     corners = full[:, 2:] & full[:, 1:-1] & (source[:, :-2].abs() < 0.999)
     share = full.double().mean(dim=1)
-    share[corners.sum(dim=1) < source.shape[1] / rate] = 0  # less than one a second
+    share[corners.sum(dim=1) < source.shape[1] / rate] = 0  # less than one per second
     return float(share.max())
 
 
 def _breaks(stereo: Tensor, rate: int) -> list[str]:
-    """A sentence about sound that stops dead, and about jumps within it."""
+    """A warning of sound that stops abruptly and of jumps in the waveform."""
     seconds = stereo.shape[1] / rate
     times = sorted(_drops(stereo, rate) + _jumps(stereo, rate))
     times = [t for t, before in zip(times, [-1.0, *times], strict=False) if t - before > 0.1]
@@ -230,7 +234,7 @@ def _breaks(stereo: Tensor, rate: int) -> list[str]:
 
 
 def _drops(stereo: Tensor, rate: int) -> list[float]:
-    """Seconds at which steady sound is gone within one block of 10 ms."""
+    """Times in seconds at which steady sound ends within one block of 10 ms."""
     block = max(1, rate // 100)
     levels = _levels(stereo, block).clamp(min=FLOOR)
     if len(levels) < 2 * STEADY + 1:
@@ -244,13 +248,14 @@ def _drops(stereo: Tensor, rate: int) -> list[float]:
 
 
 def _jumps(stereo: Tensor, rate: int) -> list[float]:
-    """Seconds at which the waveform jumps from one sample to the next, as nothing around it does."""
+    """Times in seconds at which the waveform jumps between two samples, much more sharply than around them."""
     mono = stereo.mean(dim=0)
     around = max(8, rate // 100)
     if len(mono) < 4 * around:
         return []
     sharp = mono.diff().diff().abs()
-    # Coarse: the sharpest of each 2.5 ms against the median of its neighbours. Then each one left, exactly.
+    # A coarse search compares the sharpest change of each 2.5 ms with the median of its neighbours. Each candidate is
+    # then checked exactly.
     block = around // 4
     most, at = sharp[: len(sharp) // block * block].reshape(-1, block).max(dim=1)
     usual = torch.nn.functional.pad(most[None], (4, 4), mode="replicate")[0].unfold(0, 9, 1).median(dim=1).values
@@ -258,9 +263,10 @@ def _jumps(stereo: Tensor, rate: int) -> list[float]:
     centres = centres[(centres >= around + 2) & (centres < len(sharp) - around - 2)]
     if not len(centres) or len(centres) > 8 * BREAKS_A_SECOND * len(mono) / rate + 8:
         return []
-    offsets = torch.cat([torch.arange(-around, -3), torch.arange(4, around + 1)])  # the jump spreads over a few
+    offsets = torch.cat([torch.arange(-around, -3), torch.arange(4, around + 1)])  # a jump spreads over a few samples
     near = centres[:, None] + offsets
     before, after = mono[near].square().tensor_split([around - 3], dim=1)
-    loud = _decibel(torch.minimum(before.mean(dim=1), after.mean(dim=1))) > LOW_LEVEL  # a start is no break
+    # Sound on both sides is needed: the start of a sound is not a break.
+    loud = _decibel(torch.minimum(before.mean(dim=1), after.mean(dim=1))) > LOW_LEVEL
     lone = sharp[centres] >= ISOLATED * sharp[near].amax(dim=1)
     return [(int(i) + 1) / rate for i in centres[loud & lone]]

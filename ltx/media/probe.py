@@ -1,4 +1,4 @@
-"""The facts of a video file."""
+"""Reads the facts of a video file: size, frames, rate, codecs, colours, tags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import av
 from ..errors import InputError
 from .rates import frame_rate
 
-# ITU-T H.273 code points that matrix, primaries and transfer have in common, by ffprobe's names; 2 is "unspecified".
+# ITU-T H.273 code points that mean the same for matrix, primaries and transfer, with ffprobe's names. 2 is unspecified.
 BT709 = 1
 COLOR_NAMES = MappingProxyType({BT709: "bt709", 6: "smpte170m"})
 RANGE_NAMES = MappingProxyType({1: "tv", 2: "pc"})
@@ -24,7 +24,8 @@ RANGE_NAMES = MappingProxyType({1: "tv", 2: "pc"})
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A finished file. frames, fps: exact; seconds: of the longer stream; size: bytes. Without audio: None and 0."""
+    """A finished file. frames and fps are exact; seconds: length of the longer stream; size: bytes. Without audio, its
+    fields are None and 0."""
 
     path: Path
     width: int
@@ -48,12 +49,15 @@ class VideoFile:
 
     @property
     def duration(self) -> Fraction:
-        """Of the picture, in seconds: frames / fps, exact."""
+        """Length of the picture in seconds: frames / fps, exact."""
         return self.frames / self.fps
 
 
 def probe(path: str | Path) -> VideoFile:
-    """The facts of a video file, from its headers; frames are counted where no header says how many."""
+    """Reads the facts of a video file from its headers. Frames are counted if no header gives their number.
+
+    Raises InputError if it is not a readable video file.
+    """
     path = Path(path)
     try:
         with av.open(str(path)) as container:
@@ -66,7 +70,7 @@ def probe(path: str | Path) -> VideoFile:
             codec = video.codec_context
             fps = Fraction(video.average_rate or video.base_rate or 0)
             if fps and "matroska" in container.format.name:
-                fps = frame_rate(float(fps))  # from a frame's duration in nanoseconds
+                fps = frame_rate(float(fps))  # Matroska stores only a frame's duration in nanoseconds
             return VideoFile(
                 path=path,
                 width=video.width,
@@ -95,7 +99,7 @@ def probe(path: str | Path) -> VideoFile:
 
 
 def _metadata(container: Any) -> dict[str, str]:
-    """The tags as they were given: Matroska writes keys in capitals, and a GIF has one comment for all."""
+    """The tags as `write_video` got them: Matroska writes keys in capitals, and a GIF keeps all tags in its comment."""
     found = dict(container.metadata)
     if "matroska" in container.format.name:
         return {key.lower(): value for key, value in found.items()}

@@ -1,7 +1,7 @@
-"""Safety checker: an image classifier in a transformers folder looks at frames spread evenly over the clip.
+"""The safety checker: an image classifier in a transformers folder looks at frames spread evenly over the clip.
 
-It says what it saw. Whether a flagged clip is refused or replaced, and what happens where no classifier is installed,
-is decided by who asks. Nothing is downloaded, no pickle is opened, and no code that a folder brings is run.
+It only reports a verdict. The caller decides whether a flagged clip is refused or replaced, and what happens if no
+classifier is installed. Nothing is downloaded, no pickle file is opened, and no code of a classifier's folder runs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..errors import InputError
 
-REQUIRED = "LTX_A2V_SAFETY"  # an environment variable; set to "require", nothing is made without a safety checker
+REQUIRED = "LTX_A2V_SAFETY"  # an environment variable; with the value "require" no video is made without a checker
 UNCHECKED = "the safety checker did not run"
-SAMPLES = 16  # frames looked at, the first and the last among them
-THRESHOLD = 0.5  # a frame with this score or more flags the clip
-# A label with one of these words in it means unsafe, unless a word of NEGATIONS stands there too ("non-nude").
+SAMPLES = 16  # number of frames that are checked, with the first and the last frame
+THRESHOLD = 0.5  # a frame with this score or a higher one flags the clip
+# A label with one of these words means unsafe, unless it also has a word of NEGATIONS ("non-nude").
 UNSAFE = frozenset(("nsfw", "unsafe", "explicit", "nude", "nudes", "nudity", "naked", "porn", "porno", "pornography"))
 UNSAFE |= {"pornographic", "hentai", "sexy", "sexual", "sensual", "erotic", "erotica", "gore", "violent", "violence"}
 NEGATIONS = frozenset(("no", "non", "not", "without"))
@@ -33,9 +33,9 @@ NEGATIONS = frozenset(("no", "non", "not", "without"))
 
 @dataclass(frozen=True)
 class Checker:
-    """A classifier, what prepares its input, and the indices of the labels that mean unsafe.
+    """A classifier with its input processor. unsafe: indices of the labels that mean unsafe.
 
-    independent: each label has a probability of its own, instead of all sharing one.
+    independent: each label has its own probability; otherwise the probabilities of all labels add up to 1.
     """
 
     model: PreTrainedModel
@@ -47,7 +47,8 @@ class Checker:
 
 @dataclass(frozen=True)
 class Verdict:
-    """score: the highest of any frame looked at, 0–1; frame: that frame's index in the clip."""
+    """The result for a clip. score: the highest score of a checked frame, 0–1; frame: that frame's index in the
+    clip."""
 
     flagged: bool
     score: float
@@ -56,15 +57,18 @@ class Verdict:
 
 
 def find_checker(root: Path) -> Path | None:
-    """The first folder with a config.json in models/safety_checker (`root`): itself, else the nearest, then by name."""
+    """Finds a folder with a config.json in `root` (models/safety_checker): `root` itself or the least deep folder, and
+    of several the first by name."""
     folders = (path.parent for path in root.rglob("config.json"))
     return min(folders, key=lambda folder: (len(folder.parts), str(folder)), default=None)
 
 
 def load_checker(folder: str | Path, device: torch.device | str = "cpu", unsafe: Collection[str] = UNSAFE) -> Checker:
-    """An image classifier from a local transformers folder, in float32. `unsafe`: words of labels to flag, lower case.
+    """Loads an image classifier from a local transformers folder, in float32. unsafe: lower-case words of labels that
+    flag a frame.
 
-    InputError: a file missing or damaged, not an image classifier, or labels that tell nothing.
+    Raises InputError if a file is missing or damaged, if it is not an image classifier, or if no label, or every label,
+    means unsafe.
     """
     folder = Path(folder)
     for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
@@ -79,15 +83,15 @@ def load_checker(folder: str | Path, device: torch.device | str = "cpu", unsafe:
         model, report = AutoModelForImageClassification.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
         )
-    except Exception as error:  # a damaged or foreign folder raises nearly anything
+    except Exception as error:  # a damaged folder can raise nearly any exception
         line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"{folder}: cannot be loaded as an image classifier ({line}); download it again or use another."
         ) from error
-    if report["missing_keys"]:  # transformers would fill them with noise, the head of a bare backbone above all
+    if report["missing_keys"]:  # transformers fills missing weights with noise, for instance the head of a backbone
         raise InputError(
-            f"{folder}: its weights lack {min(report['missing_keys'])}, so it is no trained image classifier; "
-            "use another."
+            f"{folder}: its weights lack {min(report['missing_keys'])}, so it is not a trained image classifier; "
+            "use another one."
         )
     labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
     indices = tuple(i for i, label in enumerate(labels) if _means_unsafe(label, unsafe))
@@ -107,7 +111,8 @@ def load_checker(folder: str | Path, device: torch.device | str = "cpu", unsafe:
 
 
 def sampled(total: int, count: int = SAMPLES) -> list[int]:
-    """The indices of `count` of `total` frames, evenly spread with the first and the last; all where it has no more."""
+    """Indices of `count` out of `total` frames, spread evenly from the first to the last. A shorter clip gives all its
+    frames. Raises ValueError for an impossible number."""
     if total < 1 or count < 2:
         raise ValueError(f"{count} of {total} frames")
     count = min(count, total)
@@ -117,33 +122,34 @@ def sampled(total: int, count: int = SAMPLES) -> list[int]:
 
 @torch.no_grad()
 def score(checker: Checker, frame: Tensor) -> float:
-    """How unsafe one frame is, 0–1: uint8 [H, W, 3] → the probability of the unsafe labels together.
-
-    Of labels that are independent, the highest.
-    """
+    """Scores one frame: uint8 [H, W, 3] → the sum of the unsafe labels' probabilities, 0–1; for independent labels
+    their highest probability. Raises InputError if the classifier gives no finite number."""
     picture = Image.fromarray(frame.cpu().numpy())
     inputs = checker.processor(images=picture, return_tensors="pt").to(checker.model.device)
     logits = checker.model(**inputs).logits[0].double()
     unsafe = list(checker.unsafe)
     chance = logits.sigmoid()[unsafe].max() if checker.independent else logits.softmax(0)[unsafe].sum()
-    if not chance.isfinite():  # it would compare as safe
-        raise InputError(f"{checker.folder}: gives no number for a frame; its weights are damaged: download it again.")
+    if not chance.isfinite():  # NaN is below every threshold and would count as safe
+        raise InputError(
+            f"{checker.folder}: gives no finite score for a frame; its weights are damaged: download it again."
+        )
     return min(1.0, chance.item())
 
 
 class Watch:
-    """Looks at a clip while its chunks pass through on their way elsewhere; holds no more than the chunk at hand."""
+    """Checks a clip while its chunks pass through. It holds only the current chunk."""
 
     def __init__(self, checker: Checker, total: int, *, count: int = SAMPLES, threshold: float = THRESHOLD) -> None:
         if not 0 < threshold <= 1:
             raise InputError(f"The safety threshold {threshold} must be above 0 and at most 1.")
         self.checker, self.total, self.threshold = checker, total, threshold
         self.wanted = sampled(total, count)
-        self.scores: dict[int, float] = {}  # by frame, in the order seen
+        self.scores: dict[int, float] = {}  # by frame, in the clip's order
         self.complete = False
 
     def __call__(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The same chunks, uint8 [n, H, W, 3], each looked at before it goes on. ValueError: not `total` frames."""
+        """Yields the same chunks, uint8 [n, H, W, 3], after checking each. Raises ValueError if their frames are not
+        `total`."""
         start = 0
         for chunk in chunks:
             stop = start + len(chunk)
@@ -153,25 +159,25 @@ class Watch:
             yield chunk
             start = stop
         if start != self.total:
-            raise ValueError(f"{start} frames passed where {self.total} were announced")
+            raise ValueError(f"the clip has {start} frames, not {self.total} as announced")
         self.complete = True
 
     @property
     def flagged(self) -> bool:
-        """Whether a frame seen so far is unsafe; may be asked at any time, to stop early."""
+        """Whether a frame that was checked so far is unsafe. A caller may ask at any time, to stop early."""
         return any(value >= self.threshold for value in self.scores.values())
 
     @property
     def verdict(self) -> Verdict:
-        """On the whole clip. RuntimeError until all of it has passed."""
+        """The result for the whole clip. Raises RuntimeError if the clip has not ended."""
         if not self.complete:
-            raise RuntimeError(f"{len(self.scores)} of {len(self.wanted)} frames looked at: the clip has not ended")
+            raise RuntimeError(f"{len(self.scores)} of {len(self.wanted)} frames are checked: the clip has not ended")
         frame, highest = max(self.scores.items(), key=lambda item: item[1])
         return Verdict(self.flagged, highest, frame, len(self.scores))
 
 
 def check(checker: Checker, frames: Tensor, *, count: int = SAMPLES, threshold: float = THRESHOLD) -> Verdict:
-    """The verdict on a clip that is there as a whole, uint8 [n, H, W, 3]."""
+    """Checks a whole clip, uint8 [n, H, W, 3]."""
     watch = Watch(checker, len(frames), count=count, threshold=threshold)
     for _ in watch([frames]):
         pass
@@ -179,7 +185,7 @@ def check(checker: Checker, frames: Tensor, *, count: int = SAMPLES, threshold: 
 
 
 def blank(frames: Tensor) -> Tensor:
-    """Black frames of the same shape: what stands in for a flagged clip."""
+    """Black frames of the same shape, which replace a flagged clip."""
     return torch.zeros_like(frames)
 
 

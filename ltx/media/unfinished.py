@@ -1,4 +1,4 @@
-"""A file that takes its name when it is complete, and what the disk may refuse meanwhile."""
+"""Writes a file under a temporary name until it is complete, and turns errors of the disk into sentences."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from pathlib import Path
 
 from ..errors import InputError
 
-ABANDONED = 24 * 3600  # seconds without a change, after which an unfinished file is a killed process's
+ABANDONED = 24 * 3600  # seconds; an unfinished file that did not change for so long belongs to a killed process
 UNFINISHED = re.compile(r"\..*\.[0-9a-f]{8}\.partial\.[a-z0-9]+")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; on success it becomes `path`, on any failure it is gone.
+    """Yields a temporary name beside `path`. On success that file is renamed to `path`; after a failure it is deleted.
 
-    Only a killed process leaves such a file; those that lie there for a day are deleted.
+    Only a killed process leaves such a file; it is deleted after a day. Raises InputError if `path` cannot be written.
     """
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; create it or choose another.")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a file in it.")
     _sweep(path.parent)
-    # The same folder, so that the rename is one step; random, so that two writers of one name do not meet.
+    # It is in the same folder, so that the rename is atomic, and its name is random, so that two writers do not
+    # collide.
     partial = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         yield partial
         with disk_errors(path):
             os.replace(partial, path)
     finally:
-        if partial.exists():  # on a read-only disk deleting what is not there fails, too
+        if partial.exists():  # on a read-only disk even deleting a missing file fails
             partial.unlink()
 
 
 def _sweep(folder: Path) -> None:
-    """Deletes what killed processes left there; what cannot be deleted stays, and ends nothing."""
+    """Deletes unfinished files of killed processes. A file that cannot be deleted stays and does not stop the
+    others."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             with suppress(OSError):
@@ -50,7 +52,7 @@ def _sweep(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """What the operating system refuses, in one sentence about the file asked for."""
+    """Turns an error of the operating system into one sentence about `path`: InputError or OSError."""
     try:
         yield
     except PermissionError as error:

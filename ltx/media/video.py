@@ -1,9 +1,8 @@
-"""Frames and sound to a finished file.
+"""Writes frames and sound to a finished file.
 
-Frames are encoded and muxed as they come, while the caller makes the next ones, and the sound beside them up to the
-same moment: memory does not grow with the clip. The file takes its name when it is complete; until then, and after any
-failure, an older file of that name is as it was. It decodes no latents (decode.py) and cuts no sound to length
-(audio.soundtrack).
+Frames are encoded and muxed as they arrive, while the caller makes the next ones; the sound is written up to the same
+moment. So memory does not grow with the clip. The file gets its name when it is complete; until then, and after any
+failure, an older file of that name stays unchanged. decode.py decodes latents, and audio.soundtrack cuts the sound.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ from .formats import DEFAULT_FORMAT, DEFAULT_QUALITY, DEFAULT_WRITE_MODE, FORMAT
 from .probe import BT709, VideoFile, probe
 from .unfinished import disk_errors, replacing
 
-PALETTE_FRAMES = 8  # frames of a GIF that share a palette; so many wait in memory
-PALETTE_BITS = 0xFC  # of each colour a GIF's frame keeps 6: FFmpeg finds the nearest in a list of all that occurred
-GIF_RATE = 50  # frames/s; browsers show a delay under 2/100 s as 10/100 s
+PALETTE_FRAMES = 8  # frames of a GIF that share a palette; this many wait in memory
+PALETTE_BITS = 0xFC  # a GIF keeps 6 bits per channel, because FFmpeg's search slows down with the number of colours
+GIF_RATE = 50  # frames/s; browsers show a delay below 2/100 s as 10/100 s
 
-# AAC and Opus have no side pair in up to six channels: the same samples in the same order go as the back pair.
+# With up to six channels, AAC and Opus have no side pair. The same samples in the same order become the back pair.
 BACK_NAMES = MappingProxyType({"5.0(side)": "5.0", "5.1(side)": "5.1", "quad(side)": "quad"})
-# Keys with an atom of their own in an mp4; any other needs `use_metadata_tags`, which fewer players read.
+# Keys that have their own atom in an mp4. Other keys need `use_metadata_tags`, which fewer players read.
 MP4_KEYS = frozenset({"title", "artist", "album", "comment", "date", "description", "copyright"})
-NOTES_ROOM = 512  # bytes behind a JSON tag, for notes that come while the file is written
-SOUND_BLOCK = 4096  # samples encoded at a time
+NOTES_ROOM = 512  # spare bytes after a JSON tag, for notes that arrive while the file is written
+SOUND_BLOCK = 4096  # samples that are encoded at a time
 
 
 def write_video(
@@ -58,16 +57,20 @@ def write_video(
     metadata: Mapping[str, str] | Callable[[], Mapping[str, str]] = MappingProxyType({}),
     on_frames: Callable[[int], None] | None = None,
 ) -> VideoFile:
-    """Encode uint8 frames [n, H, W, 3] as they come, with the track from frame 0 on; the file appears when complete.
+    """Encodes uint8 frames [n, H, W, 3] as they arrive, with the track from frame 0 on. The file appears when complete.
 
-    The picture is converted to BT.709, limited range, and tagged so; a GIF stays sRGB, silent, and loops, and above
-    50 frames/s drops some. The sound keeps its rate and channels where the codec has them; else it is resampled to the
-    next higher rate it has, or downmixed to stereo. It is neither cut nor padded. A chunk is encoded in a thread while
-    `chunks` makes the next: at most two are in memory. `on_frames(n)`: n frames encoded so far, in the caller's thread.
-    metadata: the file's tags, or what gives them: asked once the first chunk is there, and again at the end, for a note
-    in a JSON text may come while the file is written.
-    Whatever `chunks` or `on_frames` raise goes through. Errors: InputError (unknown format, quality or mode, a suffix
-    not the format's, no frames, odd or changing size, no such folder), OSError (disk full).
+    The picture is converted to BT.709 with limited range and tagged so. A GIF stays in sRGB, has no sound, loops, and
+    drops frames above 50 frames/s. The sound keeps its rate and channels if the codec supports them; otherwise it is
+    resampled to the next higher rate of the codec, or downmixed to stereo. It is neither cut nor padded. A chunk is
+    encoded in a thread while `chunks` makes the next one, so at most two are in memory. `on_frames(n)` is called in the
+    caller's thread after n frames.
+
+    metadata: the file's tags, or a function that returns them. The function is called when the first chunk is there and
+    again at the end, because notes in a JSON tag may arrive while the file is written.
+
+    Exceptions of `chunks` and `on_frames` are raised again. Raises InputError if the format, quality or mode is
+    unknown, the suffix does not fit the format, there are no frames, their size is odd or changes, or the folder is
+    missing. Raises OSError if the disk is full.
     """
     path, fps = Path(path).absolute(), Fraction(fps)
     kind = choose("format", format, FORMATS)
@@ -78,7 +81,7 @@ def write_video(
     }
     with replacing(path) as partial:
         if path.suffix.lower() != kind.suffix:
-            raise InputError(f"{path}: the name of a file in the format {format} must end in {kind.suffix}.")
+            raise InputError(f"{path}: a file in the format {format} must end in {kind.suffix}.")
         tags = _encode(partial, path, chunks, fps, track, metadata, on_frames, kind, options)
         later = metadata() if callable(metadata) else tags
         if kind.container == "gif":
@@ -86,7 +89,7 @@ def write_video(
         else:
             _exchange(partial, path, tags, later)
     written = probe(path)
-    # A GIF's header has no rate, only delays in whole hundredths of a second.
+    # A GIF has no rate in its header, only delays in whole hundredths of a second.
     return replace(written, fps=min(fps, Fraction(GIF_RATE))) if kind.container == "gif" else written
 
 
@@ -101,41 +104,42 @@ def _encode(
     kind: Format,
     options: Mapping[str, str],
 ) -> Mapping[str, str]:
-    """The file's whole content, at `partial`; `path` is what errors name. Returns the tags as they were written."""
+    """Writes the whole content to `partial`; error messages name `path`. Returns the tags that were written."""
     chunks = iter(chunks)
     first = next(chunks, None)
     if first is None:
         raise InputError(f"{path}: there are no frames to write.")
     height, width = _size(path, first)
     if callable(metadata):
-        room = " " * NOTES_ROOM  # blanks behind JSON mean nothing
+        room = " " * NOTES_ROOM  # JSON readers ignore blanks at the end
         metadata = {key: text + room if text.startswith("{") else text for key, text in metadata().items()}
     track = track if kind.audio_codec else None
     container_options = dict(kind.container_options)
     if kind.container in ("mp4", "mov"):
-        # The edit list ends on the last sample, not on a millisecond.
+        # With this time scale the edit list ends exactly at the last sample; the default rounds to a millisecond.
         container_options["movie_timescale"] = str(_rate(track, kind) if track else fps.numerator)
         if not MP4_KEYS.issuperset(metadata):
             container_options["movflags"] += "+use_metadata_tags"
     with _output(partial, path, kind.container, container_options) as container, ThreadPoolExecutor(1) as encoder:
-        # An interrupt while a thread starts makes the executor forget it, and it would write on: it starts idle.
+        # An interrupt during a thread's start makes the executor lose the thread, which would go on writing. So the
+        # thread starts here, with an empty task.
         encoder.submit(int).result()
         container.metadata.update(metadata)
         streams = _Streams(container, path, width, height, fps, track, kind, options)
-        tell, running = on_frames or (lambda done: None), None
+        report, running = on_frames or (lambda done: None), None
         for chunk in chain([first], chunks):
             if _size(path, chunk) != (height, width):
                 raise InputError(f"{path}: the frames change size, from {width}x{height} on.")
             if running is not None:
-                tell(running.result())
+                report(running.result())
             running = encoder.submit(streams.add, chunk.cpu())
-        tell(running.result())
+        report(running.result())
         streams.finish()
     return metadata
 
 
 class _Streams:
-    """Picture and sound of an open container, side by side."""
+    """The picture stream and the sound stream of an open container."""
 
     def __init__(
         self,
@@ -153,9 +157,9 @@ class _Streams:
         self.shape = _Palettes(fps, options) if paletted else _Yuv(fps, kind.pixel_format)
         self.picture = _add_picture(container, width, height, fps, kind, {} if paletted else options)
         self.sound, self.blocks = None, iter(())
-        self.frames, self.heard = 0, Fraction(0)
+        self.frames, self.sound_seconds = 0, Fraction(0)
         if track is not None:
-            # The encoder resamples what it is given to its own rate, in step with the time stamps.
+            # The encoder resamples its input to its own rate and follows the time stamps.
             track, layout = _fit(track, kind)
             rate = _rate(track, kind)
             self.blocks = _blocks(track, layout)
@@ -164,13 +168,13 @@ class _Streams:
                 self.sound.bit_rate = track.waveform.shape[0] * min(kind.audio_bits, 3 * rate)
 
     def add(self, images: Tensor) -> int:
-        """Encode and mux these, and the sound that belongs to them → frames so far."""
+        """Encodes and muxes these images and the sound beside them. Returns the number of frames so far."""
         for image in images:
             for frame in self.shape(image):
                 self._mux(self.picture.encode(frame))
             self.frames += 1
-            while self.heard < self.frames / self.fps and (block := next(self.blocks, None)) is not None:
-                self.heard += Fraction(block.samples, block.sample_rate)
+            while self.sound_seconds < self.frames / self.fps and (block := next(self.blocks, None)) is not None:
+                self.sound_seconds += Fraction(block.samples, block.sample_rate)
                 self._mux(self.sound.encode(block))
         return self.frames
 
@@ -199,7 +203,8 @@ def _size(path: Path, chunk: Tensor) -> tuple[int, int]:
 
 
 class _Yuv:
-    """uint8 [H, W, 3] sRGB → BT.709, limited range: converted, not only tagged. Chroma from every pixel, rounded."""
+    """uint8 [H, W, 3] sRGB → BT.709 with limited range. The pixels are converted, not only tagged; chroma is averaged
+    over all pixels and rounded."""
 
     def __init__(self, fps: Fraction, pixel_format: str) -> None:
         self.fps, self.pixel_format, self.count = fps, pixel_format, 0
@@ -217,7 +222,7 @@ class _Yuv:
         yield self.graph.pull()
 
     def _converter(self, frame: av.VideoFrame) -> Any:
-        # The filter: PyAV's own reformatter has had these flags only since version 18.
+        # A filter converts, because PyAV's own reformatter has these flags only since version 18.
         graph = av.filter.Graph()
         filters = [
             graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base),
@@ -233,7 +238,8 @@ class _Yuv:
 
 
 class _Palettes:
-    """uint8 [H, W, 3] sRGB → frames with palettes, each made for PALETTE_FRAMES of them; at most GIF_RATE a second."""
+    """uint8 [H, W, 3] sRGB → frames with palettes, at most GIF_RATE per second. PALETTE_FRAMES frames share a
+    palette."""
 
     def __init__(self, fps: Fraction, options: Mapping[str, str]) -> None:
         self.fps, self.options = fps, options
@@ -282,9 +288,10 @@ def _add_picture(
     stream = container.add_stream(kind.video_codec, rate=rate, options=dict(options))
     stream.width, stream.height, stream.pix_fmt = width, height, kind.pixel_format
     codec = stream.codec_context
-    # PyAV's default, threads within a frame, makes x264 cut each frame into slices: larger, and slower with many cores.
+    # PyAV's default, threads within a frame, makes x264 cut each frame into slices. Such files are larger, and encoding
+    # is slower on many cores.
     codec.thread_type = "AUTO"
-    codec.bit_rate = 0  # the quality is constant
+    codec.bit_rate = 0  # the options set a constant quality instead
     if not paletted:
         codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
         codec.color_primaries = codec.color_trc = BT709
@@ -292,25 +299,25 @@ def _add_picture(
 
 
 def _rate(track: Track, kind: Format) -> int:
-    """The sound's rate in the file: its own, else the next higher one that the codec has, else its highest."""
+    """The sound's rate in the file, in Hz: its own, else the codec's next higher rate, else the codec's highest."""
     return min((rate for rate in kind.rates if rate >= track.rate), default=max(kind.rates, default=track.rate))
 
 
 def _fit(track: Track, kind: Format) -> tuple[Track, str]:
-    """The track with channels that the codec can hold, and FFmpeg's name of their layout."""
+    """Returns the track with channels that the codec supports, and FFmpeg's name of their layout."""
     channels = track.waveform.shape[0]
-    # Where nobody knows the channels: FFmpeg's usual layout, but for three, whose third would be taken for a subwoofer.
+    # Unknown channels get FFmpeg's usual layout, except three channels: their third would become a subwoofer.
     name = av.AudioLayout("+".join(track.speakers) or f"{channels}c").name
     if name == "2.1" and not track.speakers:
         name = "3.0"
     name = BACK_NAMES.get(name, name)
     if name in kind.downmixed or not _holds(kind.audio_codec, name):
-        return conditioning_track(track, track.waveform.shape[1], Fraction(track.rate)), "stereo"  # nothing cut
+        return conditioning_track(track, track.waveform.shape[1], Fraction(track.rate)), "stereo"  # at its full length
     return track, name
 
 
 def _holds(codec: str, layout: str) -> bool:
-    """Whether the encoder takes that layout, which only opening it tells."""
+    """Whether the encoder supports that layout. Only opening it gives the answer."""
     context = av.CodecContext.create(codec, "w")
     format_, rates = context.codec.audio_formats[0], context.codec.audio_rates or [48000]
     context.layout, context.format, context.sample_rate = layout, format_, rates[0]
@@ -323,7 +330,7 @@ def _holds(codec: str, layout: str) -> bool:
 
 
 def _blocks(track: Track, layout: str) -> Iterator[av.AudioFrame]:
-    """The waveform in frames, the first at time 0: the encoder's priming lies before it and the file says so."""
+    """Yields the waveform in frames, the first at time 0. The encoder puts its priming before it and records that."""
     for start in range(0, track.waveform.shape[1], SOUND_BLOCK):
         samples = track.waveform[:, start : start + SOUND_BLOCK].float().cpu()
         packed = rearrange(samples, "c n -> 1 (n c)").numpy()
@@ -333,21 +340,21 @@ def _blocks(track: Track, layout: str) -> Iterator[av.AudioFrame]:
 
 
 def _exchange(partial: Path, path: Path, written: Mapping[str, str], later: Mapping[str, str]) -> None:
-    """Puts tags that have changed in the place of those that were written; one that grew past its room stays as it was.
+    """Replaces tags that changed after they were written. A tag that is longer than its room stays unchanged.
 
-    FFmpeg writes tags with a file's header, and as plain UTF-8, so that they lie in one piece.
+    FFmpeg writes tags with the file's header as plain UTF-8, so each tag is one run of bytes.
     """
     for key, text in written.items():
         old, new = text.encode(), later.get(key, text).encode()
         if old.rstrip() == new or len(new) > len(old):
             continue
         with disk_errors(path), partial.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
-            while (place := content.find(old)) >= 0:  # a .mov has the comment twice
+            while (place := content.find(old)) >= 0:  # a .mov file has the comment twice
                 content[place : place + len(old)] = new.ljust(len(old))
 
 
 def _append_comment(partial: Path, path: Path, metadata: Mapping[str, str]) -> None:
-    """The metadata as JSON in a GIF's comment extension, before the trailer: FFmpeg writes none."""
+    """Writes the metadata as JSON into a GIF's comment extension, before the trailer, because FFmpeg writes none."""
     if not metadata:
         return
     text = json.dumps(dict(metadata)).encode("ascii")
@@ -359,7 +366,7 @@ def _append_comment(partial: Path, path: Path, metadata: Mapping[str, str]) -> N
 
 @contextmanager
 def _output(partial: Path, path: Path, container_format: str, options: dict[str, str]) -> Iterator[Any]:
-    """An open container; the error that ends it is the first one, not the one that closing then gives."""
+    """Yields an open container. After an error, the first error is raised, not one from closing the container."""
     with disk_errors(path):
         container = av.open(str(partial), "w", format=container_format, container_options=options)
     try:
@@ -368,5 +375,5 @@ def _output(partial: Path, path: Path, container_format: str, options: dict[str,
         with suppress(av.error.FFmpegError):
             container.close()
         raise
-    with disk_errors(path):  # writes the index, and may be what finds the disk full
+    with disk_errors(path):  # closing writes the index, which may fail on a full disk
         container.close()

@@ -1,1 +1,1 @@
-"""The method: conditioning, schedules, guidance, samplers, the transformer, latents to pixels."""
+"""The diffusion method: conditioning, schedules, guidance, samplers, the transformer, and decoding to pixels."""

@@ -1,11 +1,12 @@
-"""Acceleration levels: what each one gives up for speed. `none` is exact.
+"""Acceleration levels, which trade exactness for speed. `none` is exact.
 
-Guidance shapes a clip while the noise is high, so the last steps can do without it (Kynkäänniemi et al. 2024, arXiv
-2404.07724); where a step's first block changes little, the others would, too (first-block cache, after TeaCache, arXiv
-2411.19108); and the distilled recipe needs neither guidance nor many steps. docs/benchmarks.md has what they cost.
+Guidance shapes a clip while the noise is high, so the last steps can run without it (Kynkäänniemi et al. 2024, arXiv
+2404.07724). If the first block of a step changes little, the other blocks do so, too (first-block cache, after
+TeaCache, arXiv 2411.19108). The distilled recipe needs no guidance and few steps. docs/benchmarks.md shows what each
+level costs.
 
-diffusers' own first-block cache is not used: it wants every pass to run from the first block and a context for each,
-and a perturbed pass here begins at the block where it departs from another.
+diffusers' own first-block cache is not used. It needs every pass to run from the first block and a context for each
+pass, but here an STG pass begins at the block where it differs from another pass.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from ..errors import InputError
 from ..models import MODELS, is_distilled
 from ..request import ACCELERATIONS
 
-GUIDED = 0.6  # of the steps, from the first on; fewer save more and follow prompt and audio less
-REUSE = 0.1  # relative change of the first block's work below which the other blocks' is used again; diffusers has 0.05
+GUIDED = 0.6  # share of the steps that are guided, from the first on; a lower one saves time and weakens guidance
+REUSE = 0.1  # relative change of the first block below which the other blocks are reused; diffusers has 0.05
 
 
 @dataclass(frozen=True)
 class Acceleration:
-    """guided: the share of the steps, from the first on, that are guided. reuse: threshold of the first-block cache, 0
-    is off. distilled: the distilled recipe, 8 sigmas of its own and one pass a step.
+    """The settings of a level. guided: share of the steps that are guided, from the first on. reuse: threshold of the
+    first-block cache, 0 for off. distilled: use the distilled recipe with its own 8 sigmas and one pass per step.
+
+    Raises InputError if a value is out of range.
     """
 
     guided: float = 1.0
@@ -35,12 +38,12 @@ class Acceleration:
 
     def __post_init__(self) -> None:
         if not 0 <= self.guided <= 1:
-            raise InputError(f"guided is {self.guided}: give a share of the steps from 0 to 1.")
+            raise InputError(f"guided is {self.guided}: give a number from 0 to 1, the share of guided steps.")
         if not (math.isfinite(self.reuse) and self.reuse >= 0):
             raise InputError(f"reuse is {self.reuse}: give a number of at least 0.")
 
     def guided_above(self, sigmas: Tensor) -> float:
-        """The sigma down to which steps of this schedule are guided, itself not among them."""
+        """Steps of this schedule are guided if their sigma is above this one."""
         return float(sigmas[math.ceil(self.guided * (len(sigmas) - 1))])
 
 
@@ -55,9 +58,9 @@ LEVELS = dict(
 
 
 def full_strength(checkpoint: str, lora: bool) -> float:
-    """The distilled LoRA's strength under `full`: 1, or 0 where the checkpoint is distilled, going by its file's name.
+    """Strength of the distilled LoRA under `full`: 1, or 0 for a distilled checkpoint, which its file name tells.
 
-    lora: whether there is one. Errors: InputError where nothing is distilled.
+    checkpoint: the file name. lora: whether there is a distilled LoRA. Raises InputError if neither is distilled.
     """
     if is_distilled(checkpoint):
         return 0.0

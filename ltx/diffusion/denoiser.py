@@ -1,4 +1,5 @@
-"""The transformer as a predictor of x0: the passes that guidance asks for, combined and blended by the masks."""
+"""The transformer as a predictor of x0: it runs the passes that guidance needs, combines their predictions, and blends
+the result by the masks."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ from .tokens import Tokens
 
 
 class GuidedDenoiser:
-    """(x, sigma, step) → x0 of both streams. It is the state of one run.
+    """(x, sigma, step) → x0 of both streams. An object holds the state of one stage.
 
-    The streams' tensors say where it runs. Frozen audio is not guided, and its text context is the positive one in
-    every pass: what the negative prompt says then concerns the video alone. room: free bytes beside the weights, for
-    the passes of a step as one batch. Errors: InputError where `Steering.check` finds one.
+    It computes on the device of the streams' tensors. Frozen audio is not guided, and its text context is the positive
+    one in every pass, so the negative prompt acts on the video alone. room: free bytes beside the weights, which decide
+    whether the passes of a step run as one batch. Raises InputError as `Steering.check`.
     """
 
     def __init__(
@@ -90,15 +91,15 @@ class GuidedDenoiser:
             return tensor.to(self.device, self.dtype)
 
         runs_uncond, runs_perturbed, runs_isolated = needed(*self.guidances)
-        seen, heard = placed(conditions.positive.video), placed(conditions.positive.audio)
-        passes = {"cond": Pass(seen, heard)}
+        video_text, audio_text = placed(conditions.positive.video), placed(conditions.positive.audio)
+        passes = {"cond": Pass(video_text, audio_text)}
         if runs_uncond:
-            own = placed(conditions.negative.audio) if self.guidances[1].runs_uncond else heard
-            passes["uncond"] = Pass(placed(conditions.negative.video), own)
+            audio_negative = placed(conditions.negative.audio) if self.guidances[1].runs_uncond else audio_text
+            passes["uncond"] = Pass(placed(conditions.negative.video), audio_negative)
         if runs_perturbed:
-            passes["perturbed"] = Pass(seen, heard, *(_stg_blocks(g, layers) for g in self.guidances))
+            passes["perturbed"] = Pass(video_text, audio_text, *(_stg_blocks(g, layers) for g in self.guidances))
         if runs_isolated:
-            passes["isolated"] = Pass(seen, heard, isolated=True)
+            passes["isolated"] = Pass(video_text, audio_text, isolated=True)
         return passes
 
     def _guide(self, predictions: dict[str, Tokens]) -> Tokens:

@@ -1,7 +1,7 @@
-"""Guidance: which passes of the transformer a step needs, and how their predictions make one.
+"""Guidance: which passes of the transformer a step needs, and how their predictions are combined to one.
 
-All predictions are x0, tokens [1, N, C]. Running the passes is the work of the pipeline; blending the result with the
-clean tokens by the mask, too.
+All predictions are x0, tokens [1, N, C]. denoiser.py runs the passes and blends the result with the clean tokens by the
+mask.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Guidance:
-    """Scales of the guidance terms. A pass whose scale is neutral (cfg 1, stg 0, modality 1) is not run.
+    """Scales of the guidance terms. A pass with a neutral scale (cfg 1, stg 0, modality 1) is not run.
 
-    `rescale` in 0..1 pulls the standard deviation of the sum back to the conditional prediction's. `stg_blocks` are
-    the transformer blocks whose self-attention the STG pass perturbs; empty means the default one of the model's depth.
+    rescale: 0..1, how far the standard deviation of the sum is pulled back to that of the conditional prediction.
+    stg_blocks: the transformer blocks whose self-attention the STG pass perturbs; if empty, the default block for the
+    model's depth. Raises InputError if a value is out of range.
     """
 
     cfg: float = 1.0
@@ -37,30 +38,30 @@ class Guidance:
             raise InputError(f"rescale is {self.rescale}: give a number from 0 to 1.")
         object.__setattr__(self, "stg_blocks", tuple(self.stg_blocks))
         if any(isinstance(block, bool) or not isinstance(block, int) or block < 0 for block in self.stg_blocks):
-            raise InputError(f"stg_blocks is {list(self.stg_blocks)}: give block numbers from 0 up.")
+            raise InputError(f"stg_blocks is {list(self.stg_blocks)}: give block numbers of at least 0.")
 
     @property
     def runs_uncond(self) -> bool:
-        """Whether the pass with the negative text is needed."""
+        """Whether the pass with the negative prompt is needed."""
         return not math.isclose(self.cfg, 1.0)
 
     @property
     def runs_perturbed(self) -> bool:
-        """Whether the pass with perturbed self-attention (STG) is needed."""
+        """Whether the STG pass, with perturbed self-attention, is needed."""
         return not math.isclose(self.stg, 0.0)
 
     @property
     def runs_isolated(self) -> bool:
-        """Whether the pass without attention between audio and video is needed."""
+        """Whether the modality pass, without attention between audio and video, is needed."""
         return not math.isclose(self.modality, 1.0)
 
     @property
     def passes(self) -> int:
-        """Transformer passes a step takes, the conditional one among them."""
+        """Number of transformer passes of a step, with the conditional pass."""
         return 1 + self.runs_uncond + self.runs_perturbed + self.runs_isolated
 
     def blocks(self, layers: int) -> tuple[int, ...]:
-        """`stg_blocks` for a transformer of `layers` blocks. Raises InputError where one is not there."""
+        """`stg_blocks` for a transformer of `layers` blocks. Raises InputError if the transformer lacks one of them."""
         outside = [block for block in self.stg_blocks if block >= layers]
         if outside:
             raise InputError(f"stg_blocks names block {outside[0]}, and this model has blocks 0 to {layers - 1}.")
@@ -73,12 +74,15 @@ class Guidance:
         perturbed: Tensor | None = None,
         isolated: Tensor | None = None,
     ) -> Tensor:
-        """The guided x0 in float32, of `cond`'s shape. A pass that is not run may be None; its argument is ignored."""
+        """Combines the predictions of the passes to the guided x0, float32 of `cond`'s shape.
+
+        The prediction of a pass that is not run is ignored and may be None. Raises ValueError if a needed one is None.
+        """
         cond = cond.float()
         if self.passes == 1:
             return cond
         guided = cond
-        # In the official order of terms: another one differs in the last bit.
+        # The terms have the official order; another order differs in the last bit.
         for runs, weight, other in (
             (self.runs_uncond, self.cfg - 1, uncond),
             (self.runs_perturbed, self.stg, perturbed),
@@ -95,16 +99,16 @@ class Guidance:
 
 
 NONE = Guidance()
-"""One pass a step, as in the second pass and the distilled recipe."""
+"""One pass per step, as in the second stage and in the distilled recipe."""
 
 
 def default_stg_blocks(layers: int) -> tuple[int, ...]:
-    """The block to perturb: 28 of LTX-2.3's 48, in proportion for another depth."""
+    """The block that STG perturbs by default: block 28 of LTX-2.3's 48, in proportion for another depth."""
     return (min(round(28 / 48 * layers), layers - 1),)
 
 
 def needed(*guidances: Guidance) -> tuple[bool, bool, bool]:
-    """Which passes beside the conditional one streams under these need together: uncond, perturbed, isolated."""
+    """Whether streams with these guidances together need the negative, the STG and the modality pass."""
     return tuple(
         any(getattr(g, name) for g in guidances) for name in ("runs_uncond", "runs_perturbed", "runs_isolated")
     )

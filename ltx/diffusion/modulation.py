@@ -1,8 +1,8 @@
-"""What the transformer is told of noise levels and positions: AdaLN for the few distinct levels, rotary embeddings.
+"""The transformer's inputs for noise levels and positions: AdaLN for the few distinct levels, and rotary embeddings.
 
-Both are made apart from the blocks, the one once a step and the other once a stage. In two things diffusers' forward
-differs from the official code: the gates of the audio-video attention take the *other* stream's sigma, while scale and
-shift take each token's own timestep; and a frozen stream has sigma 0 everywhere.
+AdaLN is computed once per step and the embeddings once per stage, outside the blocks. In two points this follows the
+official code and not diffusers' forward. First, the gates of the audio-video attention take the *other* stream's sigma,
+while scale and shift take each token's own timestep. Second, a frozen stream has sigma 0 everywhere.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Rotary:
-    """(cos, sin) of the positions for self-attention and for the attention between the streams."""
+    """(cos, sin) of the positions, for self-attention and for the attention between the streams."""
 
     video: Pair
     audio: Pair
@@ -28,12 +28,12 @@ class Rotary:
 
 
 def rotary(model: LTX2VideoTransformer3DModel, video: Tensor, audio: Tensor, device: torch.device) -> Rotary:
-    """Embeddings of positions [1, axes, N, 2]. Made on the CPU: not every device has float64, and it is once a run."""
+    """Embeds positions [1, axes, N, 2]. It computes on the CPU once per stage, because some devices lack float64."""
     video, audio = video.cpu(), audio.cpu()
 
     def make(module: nn.Module, positions: Tensor) -> Pair:
         cos, sin = module(positions)
-        if module.rope_type == "split":  # [1, heads, N, half] → as queries and keys lie in memory
+        if module.rope_type == "split":  # [1, heads, N, half] → the memory layout of queries and keys
             cos, sin = (rearrange(t, "1 heads n half -> n heads half").contiguous() for t in (cos, sin))
         return cos.to(device), sin.to(device)
 
@@ -47,14 +47,14 @@ def rotary(model: LTX2VideoTransformer3DModel, video: Tensor, audio: Tensor, dev
 
 @dataclass(frozen=True)
 class Levels:
-    """The distinct noise levels of a stream's tokens: values float32 [L], index [N] into them, None where L is 1."""
+    """The distinct noise levels of a stream's tokens. values: float32 [L]; index: [N] into values, None if L is 1."""
 
     values: Tensor
     index: Tensor | None = None
 
     @classmethod
     def of(cls, tokens: Tensor) -> Levels:
-        """From each token's level [1, N]."""
+        """Makes Levels from each token's level [1, N]."""
         values, index = torch.unique(tokens.flatten(), return_inverse=True)
         return cls(values, index if len(values) > 1 else None)
 
@@ -64,11 +64,11 @@ class Levels:
 
 @dataclass(frozen=True)
 class Modulation:
-    """What a step's noise levels make of AdaLN. [L, parameters, D] of each stream; the tables of a block are added to
-    these. index [N] hands levels to tokens, as in `Levels`.
+    """One stream's AdaLN values for the noise levels of a step. Each block adds its own table to them.
 
-    own: for the stream itself; across: scale and shift between the streams; gate [1, 1, D]: what a stream takes in
-    from the other one; prompt [1, 2, D]; out [L, D]: for the last layer.
+    own: [L, parameters, D] for the stream itself; across: [L, parameters, D], scale and shift for the attention between
+    the streams; gate: [1, 1, D], for what the stream takes from the other one; prompt: [1, 2, D]; out: [L, D] for the
+    last layer; index: [N], the level of each token, as in `Levels`.
     """
 
     own: Tensor
@@ -81,6 +81,8 @@ class Modulation:
 
 @dataclass(frozen=True)
 class Modulations:
+    """AdaLN values of both streams."""
+
     video: Modulation
     audio: Modulation
 
@@ -93,7 +95,8 @@ def modulation(
     audio_sigma: Tensor,
     dtype: torch.dtype,
 ) -> Modulations:
-    """AdaLN of one step. video, audio: the tokens' levels; *_sigma: float32 [1], each stream's, 0 if frozen."""
+    """Computes AdaLN for one step. video, audio: the tokens' levels; video_sigma, audio_sigma: float32 [1], 0 for a
+    frozen stream."""
     scale = model.config.timestep_scale_multiplier
     gate_scale = model.config.cross_attn_timestep_scale_multiplier
 
@@ -101,23 +104,23 @@ def modulation(
         values, embedded = module(sigmas * factor, batch_size=1, hidden_dtype=dtype)
         return rearrange(values, "l (p d) -> l p d", d=embedded.shape[-1]), embedded
 
-    own, out = embed(model.time_embed, video.values)
-    heard, heard_out = embed(model.audio_time_embed, audio.values)
+    video_own, video_out = embed(model.time_embed, video.values)
+    audio_own, audio_out = embed(model.audio_time_embed, audio.values)
     return Modulations(
         Modulation(
-            own,
+            video_own,
             embed(model.av_cross_attn_video_scale_shift, video.values)[0],
             embed(model.av_cross_attn_video_a2v_gate, audio_sigma, gate_scale)[0],
             embed(model.prompt_adaln, video_sigma)[0],
-            out,
+            video_out,
             video.index,
         ),
         Modulation(
-            heard,
+            audio_own,
             embed(model.av_cross_attn_audio_scale_shift, audio.values)[0],
             embed(model.av_cross_attn_audio_v2a_gate, video_sigma, gate_scale)[0],
             embed(model.audio_prompt_adaln, audio_sigma)[0],
-            heard_out,
+            audio_out,
             audio.index,
         ),
     )
@@ -125,7 +128,8 @@ def modulation(
 
 @dataclass(frozen=True, eq=False)
 class Ada:
-    """AdaLN parameters of a block, each [L, D]; asked for by number, as tokens need it: [N or 1, D]."""
+    """AdaLN parameters of a block, each [L, D]. Indexing by a parameter's number gives it for the tokens: [N or 1,
+    D]."""
 
     values: tuple[Tensor, ...]
     index: Tensor | None
@@ -137,7 +141,7 @@ class Ada:
         return value if self.index is None else value[self.index]
 
     def modulate(self, normed: Tensor, shift: int, scale: int) -> Tensor:
-        """normed · (1 + scale) + shift, by the numbers of the two."""
+        """Returns normed · (1 + scale) + shift. shift, scale: the numbers of the two parameters."""
         return (normed * self.spread(1 + self.values[scale])).add_(self[shift])
 
 

@@ -1,7 +1,7 @@
-"""The passes of a step: what each asks of the transformer, and how they walk its blocks together.
+"""The passes of a step: the inputs of each pass, and how the passes run through the transformer's blocks together.
 
-Nothing is computed twice or in vain: a perturbed pass begins as a copy of the pass that it follows, at the first block
-where they differ; a stream whose result nobody reads is left out; and a step may reuse what its blocks did before.
+They avoid needless work. An STG pass begins as a copy of another pass, at the first block where the two differ. A
+stream is left out if nothing reads its result. And a step may reuse the result of the blocks from an earlier step.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from .block import Rows
 from .modulation import Modulation, Modulations, Rotary, ada
 from .tokens import Tokens
 
-GPU_SHARE = 0.5  # of the free memory: the rest is for what fragments and for the other tensors of the step
-CPU_CACHE = 32e6
+GPU_SHARE = 0.5  # of the free memory; the rest is for fragmentation and for the other tensors of the step
+CPU_CACHE = 32e6  # bytes
 State = tuple[Tensor, Tensor | None]
-"""A pass between two blocks: video [1, N, D] and audio [1, T, D'], None where nobody hears the audio."""
+"""A pass between two blocks: video [1, N, D] and audio [1, T, D'], or None if nothing reads the audio."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One prediction that a step asks for: its text contexts [1, tokens, D] and what it leaves out.
+    """One forward of the transformer. video_context, audio_context: its text contexts, [1, tokens, D].
 
-    perturbed, perturbed_audio: blocks whose video or audio self-attention is only its value projection (STG); isolated:
-    no attention between the streams (modality guidance).
+    perturbed, perturbed_audio: blocks whose video or audio self-attention is replaced by its value projection (STG
+    pass). isolated: whether the attention between the streams is left out (modality pass).
     """
 
     video_context: Tensor
@@ -41,7 +41,7 @@ class Pass:
         return self.video_context is other.video_context and self.audio_context is other.audio_context
 
     def departs(self, leader: Pass) -> int | None:
-        """The first block where this pass is not `leader` any more; None where that is the very first thing."""
+        """The first block in which this pass differs from `leader`; None if their inputs differ already."""
         if not self.same_text(leader) or self.isolated != leader.isolated:
             return None
         own = {*self.perturbed} ^ {*leader.perturbed}, {*self.perturbed_audio} ^ {*leader.perturbed_audio}
@@ -50,16 +50,15 @@ class Pass:
 
 @dataclass(frozen=True)
 class Order:
-    """How passes share a batch. rows: their numbers in the batch's order. follows: of a pass that begins as a copy, the
-    pass that it follows and the block where it departs."""
+    """How passes share a batch. rows: the numbers of the passes in the batch's order. follows: for each pass that
+    begins as a copy, the pass that it copies and the first block where they differ."""
 
     rows: tuple[int, ...]
     follows: Mapping[int, tuple[int, int]]
 
     @classmethod
     def of(cls, passes: Sequence[Pass]) -> Order:
-        """Rows with sound come first, joined ones before isolated ones; only joined ones are heard where no audio is
-        read."""
+        """Orders the passes. Isolated passes come last, because their rows may have no audio."""
         rows = tuple(sorted(range(len(passes)), key=lambda number: passes[number].isolated))
         follows: dict[int, tuple[int, int]] = {}
         for place, number in enumerate(rows):
@@ -70,28 +69,28 @@ class Order:
         return cls(rows, follows)
 
     def after_first_block(self, state: Mapping[int, State]) -> dict[int, State]:
-        """Every pass's state there: one that departs later has its leader's."""
+        """The state of every pass after the first block. A pass that differs only later has the state of its leader."""
         leader = {row: leader for row, (leader, block) in self.follows.items() if block}
         return {row: state[leader.get(row, row)] for row in self.rows}
 
 
 @dataclass(eq=False)
 class Reuse:
-    """First-block cache: where a step's first block changes the video nearly as it did when all blocks last ran, the
-    change that the rest made then is used again.
+    """First-block cache. If the first block changes the video nearly as it did in the last full step, the other blocks
+    do not run, and their change of that step is reused. An object holds the state of one stage.
 
-    threshold: mean |change of that change| / mean |change| below which that is so; last: the sigma of the last step,
-    which always runs whole. It is the state of one run; `skipped` counts the steps that it spared.
+    threshold: it is reused below this ratio, mean |difference of the two changes| / mean |change|. last: the sigma of
+    the last step, which always runs all blocks. skipped: the number of steps that reused a change.
     """
 
     threshold: float
     last: float = 0.0
     skipped: int = 0
-    _change: Tensor | None = None  # the first block's, when all blocks last ran
-    _rests: dict[int, State] = field(default_factory=dict)  # by pass: the change that the other blocks made then
+    _change: Tensor | None = None  # the first block's change in the last full step
+    _rests: dict[int, State] = field(default_factory=dict)  # by pass: the other blocks' change in that step
 
     def spares(self, change: Tensor, passes: int) -> bool:
-        """Whether a step of so many passes can do without the other blocks, by its first block's change."""
+        """Whether a step with this number of passes can reuse the other blocks' change. change: its first block's."""
         if self._change is not None and all(number in self._rests for number in range(passes)):
             near = (change - self._change).abs().mean() / self._change.abs().mean()
             if bool(near < self.threshold):
@@ -101,26 +100,25 @@ class Reuse:
         return False
 
     def finished(self, heads: Mapping[int, State]) -> dict[int, State]:
-        """The states after the last block, from those after the first one and the change remembered."""
+        """The states after the last block: those after the first block plus the remembered change."""
         return {row: _plus(head, self._rests[row]) for row, head in heads.items()}
 
     def remember(self, heads: Mapping[int, State], states: Mapping[int, State]) -> None:
-        """Keeps the change from the states after the first block to those after the last one."""
+        """Keeps the change between the states after the first block and those after the last one."""
         self._rests = {row: _minus(states[row], heads[row]) for row in states}
 
 
 def working_set(model: LTX2VideoTransformer3DModel, tokens: int) -> float:
-    """Bytes of activations that a row of `tokens` needs in a block beside its state, at its widest: the feed-forward's
-    hidden layer before and after its activation, twice four tensors of the model's width, and those around it.
-    """
+    """Bytes of activations that a row of `tokens` needs in a block beside its state, at the peak. That is the hidden
+    layer of the feed-forward before and after its activation, each four tensors of the model's width, and the tensors
+    around it."""
     width = model.config.num_attention_heads * model.config.attention_head_dim
     return 12.0 * tokens * width * model.proj_in.weight.element_size()
 
 
 def batch_room(device: torch.device) -> float:
-    """Bytes that the passes of a step may take as one batch: free memory on a GPU; on a CPU what its caches hold.
-
-    Measured on a CPU: a batch of four is twice as fast where it stays in the cache and 7 % slower where it does not.
+    """Bytes that the passes of a step may take as one batch: a share of a GPU's free memory, or the size of a CPU's
+    caches. Measured on a CPU, a batch of four is twice as fast if it stays in the cache, and 7 % slower if it does not.
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -142,14 +140,14 @@ def velocities(
 ) -> list[tuple[Tensor, Tensor | None]]:
     """Tokens → the velocities of each pass, video [1, N, C] and audio [1, T, C], in the model's dtype.
 
-    audio_read: whether audio velocities are wanted; without, they are None and what only serves them is not run.
-    batched: the passes as one batch, or one after the other through each block. on_block is called before each block
-    and may raise to stop.
+    audio_read: whether audio velocities are needed; otherwise they are None, and work that only serves them is left
+    out. batched: whether the passes run as one batch, or else one after the other through each block. on_block is
+    called before each block and may raise to stop.
     """
     blocks, order = model.transformer_blocks, Order.of(passes)
-    seen, heard = model.proj_in(x.video), model.audio_proj_in(x.audio)
+    video_in, audio_in = model.proj_in(x.video), model.audio_proj_in(x.audio)
     state: dict[int, State] = {
-        row: (seen, heard if audio_read or not passes[row].isolated else None)
+        row: (video_in, audio_in if audio_read or not passes[row].isolated else None)
         for row in order.rows
         if row not in order.follows
     }
@@ -164,7 +162,7 @@ def velocities(
             state |= _run(block, number, group, passes, state, positions, levels, audio_read or not last)
         if number == 0 and reuse is not None:
             heads = order.after_first_block(state)
-            if reuse.spares(heads[order.rows[0]][0] - seen, len(passes)):
+            if reuse.spares(heads[order.rows[0]][0] - video_in, len(passes)):
                 state = reuse.finished(heads)
                 break
     else:
@@ -192,29 +190,29 @@ def _run(
     levels: Modulations,
     audio_read: bool,
 ) -> dict[int, State]:
-    """One block on these passes as one batch → their new states."""
-    loud = [row for row in rows if state[row][1] is not None]
+    """Runs one block on these passes as one batch → their new states."""
+    with_audio = [row for row in rows if state[row][1] is not None]
     first = passes[rows[0]]
     second = [not passes[row].same_text(first) for row in rows]
     texts = [first, passes[rows[second.index(True)]]] if any(second) else [first]
     video, audio = block(
         _stack([state[row][0] for row in rows]),
-        _stack([state[row][1] for row in loud]) if loud else None,
+        _stack([state[row][1] for row in with_audio]) if with_audio else None,
         _stack([text.video_context for text in texts]),
-        _stack([text.audio_context for text in texts]) if loud else None,
+        _stack([text.audio_context for text in texts]) if with_audio else None,
         Rows(
             tuple(second),
             tuple(passes[row].isolated for row in rows),
             tuple(number in passes[row].perturbed for row in rows),
-            tuple(number in passes[row].perturbed_audio for row in loud),
+            tuple(number in passes[row].perturbed_audio for row in with_audio),
         ),
         levels,
         positions,
         audio_read,
     )
-    seen = dict(zip(rows, video.split(1), strict=True))
-    heard = dict(zip(loud, audio.split(1), strict=True)) if loud else {}
-    return {row: (seen[row], heard.get(row)) for row in rows}
+    video_rows = dict(zip(rows, video.split(1), strict=True))
+    audio_rows = dict(zip(with_audio, audio.split(1), strict=True)) if with_audio else {}
+    return {row: (video_rows[row], audio_rows.get(row)) for row in rows}
 
 
 def _stack(rows: Sequence[Tensor]) -> Tensor:

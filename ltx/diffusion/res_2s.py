@@ -1,4 +1,4 @@
-"""res_2s: a sampler of second order with renewed noise, two predictions a step, as in the official HQ pipeline."""
+"""res_2s: a second-order sampler that renews noise. It makes two predictions per step, as the official HQ pipeline."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .samplers import UNWATCHED, Denoiser, Hooks
 from .schedules import checked
 from .tokens import FreshNoise, Tokens
 
-SUBSTEP_SEED = 10_000  # what the second generator's seed adds to the first one's
+SUBSTEP_SEED = 10_000  # the second generator's seed is the first one's plus this number
 SHARE = 0.5  # of the noise that is renewed
-LAST = 0.0011  # the sigma that stands in for 0 before the last prediction
-SMALL_STEP, LOW_SIGMA = 0.5, 0.03  # the anchor is moved in steps below the one and above the other
+LAST = 0.0011  # the sigma that replaces 0 before the last prediction
+SMALL_STEP, LOW_SIGMA = 0.5, 0.03  # the anchor moves if the step h is smaller and sigma is higher than these
 
 
 def res_2s(
@@ -30,11 +30,11 @@ def res_2s(
     clean: Tokens | None = None,
     masks: Tokens | None = None,
 ) -> Tokens:
-    """The exponential Runge-Kutta method with c2 = 1/2 (Hochbruck and Ostermann 2005), half of the noise renewed at the
-    middle and the end of each step.
+    """The exponential Runge-Kutta method with c2 = 1/2 (Hochbruck and Ostermann 2005). At the middle and at the end of
+    each step, half of the noise is drawn anew.
 
-    clean, masks: what to blend back after noise was added. The state is float64 inside. Errors: InputError for unusable
-    sigmas, and for sigmas that do not fall.
+    clean, masks: the clean tokens, which are blended back by the masks after noise was added. It computes in float64.
+    Raises InputError if the sigmas cannot be used or do not fall.
     """
     sigmas = _falling(checked(sigmas))
     at_end, at_middle = FreshNoise(seed), FreshNoise(seed + SUBSTEP_SEED)
@@ -50,7 +50,7 @@ def res_2s(
         middle_sigma = (sigma * after) ** 0.5
         middle = renew(anchor, anchor + h * a21 * (first - anchor), sigma, middle_sigma, at_middle)
         if h < SMALL_STEP and sigma > LOW_SIGMA:
-            # The start from which the noisy middle would have been reached: what the official code iterates towards.
+            # The anchor becomes the start that leads to the noisy middle. The official code approaches it by iteration.
             anchor = (middle - h * a21 * first) / (1 - h * a21)
         second = denoise(middle.float(), torch.tensor(middle_sigma, dtype=torch.float32), step)
         end = anchor + h * b1 * (first - anchor) + h * b2 * (second.double() - anchor)
@@ -61,7 +61,7 @@ def res_2s(
 
 
 def weights(h: float) -> tuple[float, float, float]:
-    """a21, b1, b2 of the method for a step of h = ln(sigma / sigma'), by the phi functions."""
+    """The coefficients a21, b1 and b2 of the method for a step of h = ln(sigma / sigma'), by the phi functions."""
     half = h / 2
     phi1_half = -math.expm1(-half) / half
     phi1 = -math.expm1(-h) / h
@@ -70,8 +70,8 @@ def weights(h: float) -> tuple[float, float, float]:
 
 
 def _falling(sigmas: Tensor) -> Tensor:
-    """The schedule with LAST before a 0 at its end: logarithms need a last step above 0, and one prediction more ends
-    it."""
+    """The schedule with LAST before a 0 at its end, because the logarithm needs a last step above 0. One more
+    prediction at LAST then ends the run. Raises InputError if the sigmas do not fall."""
     if sigmas[-1] == 0:
         sigmas = torch.cat([sigmas[:-1], torch.tensor([LAST, 0.0])])
     if not (sigmas.diff() < 0).all():
@@ -92,7 +92,7 @@ def _renewed(
     clean: Tokens | None,
     masks: Tokens | None,
 ) -> Tokens:
-    """`end`, reached from `start` on the way from sigma to `after`, with SHARE of its noise drawn anew."""
+    """Returns `end` with SHARE of its noise drawn anew. A step from sigma to `after` has led from `start` to `end`."""
     new = SHARE * after
     old = (after**2 - new**2) ** 0.5
     scale = (1 - after) + old

@@ -1,4 +1,4 @@
-"""One stage: from noise, or from the latent of the stage before, down the sigmas to a video latent."""
+"""Samples one stage: from noise, or from the latent of the previous stage, down the sigmas to a video latent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .samplers import UNWATCHED, Hooks, euler, gradient_estimation, restarting
 from .steering import RES_2S, Steering
 from .tokens import Tokens
 
-RESTART_SEED = 10_000  # what the restart noise's seed adds to the request's
+RESTART_SEED = 10_000  # the seed of the restart noise is the request's seed plus this number
 
 
 @torch.inference_mode()
@@ -32,11 +32,13 @@ def sample(
     room: float | None = None,
     hooks: Hooks = UNWATCHED,
 ) -> tuple[Tensor, AudioCondition, Noise]:
-    """One stage → float32 video latent, the audio for the next stage (frozen), and the noise it goes on with.
+    """Samples one stage → float32 video latent, the audio for the next stage (frozen), and the noise for the next
+    stage.
 
-    latent: [1, 128, F, H, W]; it gives the size and, below sigma 1, the start. device: where to compute, by default
-    where the model is; room: bytes there for the passes of a step as one batch, by default what the device says. The
-    hooks get x0 as tokens (`grid` makes a latent of the video's). Errors: InputError.
+    latent: [1, 128, F, H, W], which gives the size and, if the first sigma is below 1, the start. device: the device to
+    compute on, by default the model's. room: free bytes there for the passes of a step as one batch, by default
+    measured on the device. The hooks receive x0 as tokens; `grid` turns the video's tokens into a latent. Raises
+    InputError if the latent has another shape or the conditions and the steering do not fit together.
     """
     if latent.ndim != 5 or latent.shape[:2] != (1, CHANNELS):
         raise InputError(f"the latent is {list(latent.shape)}; an LTX video latent [1, {CHANNELS}, F, H, W] is needed.")
@@ -46,7 +48,7 @@ def sample(
     sound = audio_stream(audio).to(device)
     seed = noise.seed + RESTART_SEED
     drawn, noise = noise.draw(tuple(video.latent.shape), tuple(sound.latent.shape))
-    # A schedule's 1 may be a hair below it in float32; the noise is whole all the same.
+    # The 1 of a schedule may be slightly below 1 in float32; the start is pure noise nevertheless.
     scale = 1.0 if sigmas[0] > 1 - 1e-6 else float(sigmas[0])
     x = Tokens(*(s.noised(n.to(device), scale) for s, n in zip((video, sound), drawn, strict=True)))
     if trace is not None:
@@ -70,6 +72,6 @@ def sample(
 
 
 def grid(tokens: Tensor, like: Tensor) -> Tensor:
-    """The grid's part of video tokens, without keyframes → latent of `like`'s shape."""
+    """Video tokens → latent of the shape of `like`. The keyframes after the grid's tokens are left out."""
     f, h, w = like.shape[2:]
     return unpatchify_video(tokens[:, : f * h * w], (f, h, w))

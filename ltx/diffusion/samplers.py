@@ -1,8 +1,8 @@
-"""Samplers: ways down a schedule for a model that predicts x0, on the tokens of picture and sound together.
+"""Samplers: they lead down a schedule with a model that predicts x0, on the tokens of picture and sound together.
 
-They know neither the transformer nor guidance nor masks: the denoiser returns predictions that are guided and blended
-with the clean tokens already. A frozen token (mask 0: x0 = x) has no velocity and stays as it is, to the bit. State and
-arithmetic are float32 whatever comes in. res_2s.py has one more.
+They do not use the transformer, guidance or masks, because the denoiser returns predictions that are guided and blended
+with the clean tokens. A frozen token (mask 0, so x0 = x) has no velocity and stays exactly the same. The state and the
+arithmetic are float32, whatever the inputs are. A further sampler is in res_2s.py.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ Denoiser = Callable[[Tokens, Tensor, int], Tokens]
 
 @dataclass(frozen=True)
 class Hooks:
-    """Who watches a stage; what any of them raises ends the sampling.
+    """Functions that are called while a stage is sampled. An exception from one of them ends the sampling.
 
-    on_step: (steps done, steps in all, the denoiser's x0) after each step. on_block: before each block of the
-    transformer. trace: `step{k}/{in,x0,out}_{video,audio}`, where x0 is what the step was made with.
+    on_step: called after each step with (steps done, all steps, the denoiser's x0). on_block: called before each block
+    of the transformer. trace: called with the tensors `step{k}/{in,x0,out}_{video,audio}`; this x0 is the one that the
+    step used.
     """
 
     on_step: Callable[[int, int, Tokens], None] | None = None
@@ -38,7 +39,8 @@ class Hooks:
     trace: Trace | None = None
 
     def stepped(self, step: int, total: int, predicted: Tokens, *, x: Tokens, x0: Tokens, out: Tokens) -> None:
-        """Tells of a step that was made: what entered, what it was made with, what came out."""
+        """Calls the hooks after a step. x: its start; x0: the prediction it used; out: its result; predicted: the
+        denoiser's own x0."""
         if self.trace is not None:
             for name, tokens in (("in", x), ("x0", x0), ("out", out)):
                 self.trace(f"step{step}/{name}_video", tokens.video)
@@ -52,10 +54,11 @@ UNWATCHED = Hooks()
 
 @dataclass(frozen=True)
 class Restart:
-    """Fresh noise on the way down, which lets later steps correct what earlier ones settled wrongly.
+    """Fresh noise during sampling, so that later steps can correct mistakes of earlier ones.
 
-    share: of the noise that is left after each step, this part is drawn anew (none after the last step). times:
-    restart proper (Xu et al. 2023, arXiv 2306.14878), back from sigma_min to sigma_max and down again, so often.
+    share: the part of the remaining noise that is drawn anew after each step but the last. times: the number of
+    restarts (Xu et al. 2023, arXiv 2306.14878); each goes back from sigma_min to sigma_max and repeats the steps
+    between. Raises InputError if a value is out of range.
     """
 
     share: float = RESTART_SHARE
@@ -75,16 +78,19 @@ class Restart:
             )
 
     def __bool__(self) -> bool:
-        """Whether it draws any noise."""
+        """Whether it adds any noise."""
         return bool(self.share or self.times)
 
     def walk(self, sigmas: Tensor) -> list[tuple[int, bool]]:
-        """The steps in the order taken, each with whether a jump back to its sigma comes before it."""
+        """The steps in the order of sampling, each with a flag for a jump back to its sigma before it.
+
+        Raises InputError if no step lies between sigma_min and sigma_max.
+        """
         steps = [(step, False) for step in range(len(sigmas) - 1)]
         if not self.times:
             return steps
         low = int((sigmas >= self.sigma_min).sum()) - 1  # the last sigma not below sigma_min
-        high = int((sigmas > self.sigma_max).sum())  # the first one not above sigma_max
+        high = int((sigmas > self.sigma_max).sum())  # the first sigma not above sigma_max
         if high >= low:
             raise InputError(
                 f"restart: no step of this schedule lies between sigma {self.sigma_min} and {self.sigma_max}; "
@@ -95,7 +101,7 @@ class Restart:
 
 
 def euler(denoise: Denoiser, x: Tokens, sigmas: Tensor, hooks: Hooks = UNWATCHED) -> Tokens:
-    """Euler's method on dx/dσ = (x - x0)/σ, down `sigmas` [steps + 1]. Errors: InputError for unusable sigmas."""
+    """Euler's method on dx/dσ = (x - x0)/σ, down `sigmas` [steps + 1]. Raises InputError if they cannot be used."""
     sigmas, x = checked(sigmas), x.float()
     for step, (sigma, after) in enumerate(pairwise(sigmas.tolist())):
         x0 = denoise(x, sigmas[step], step).float()
@@ -106,9 +112,10 @@ def euler(denoise: Denoiser, x: Tokens, sigmas: Tensor, hooks: Hooks = UNWATCHED
 
 
 def gradient_estimation(denoise: Denoiser, x: Tokens, sigmas: Tensor, gamma: float, hooks: Hooks = UNWATCHED) -> Tokens:
-    """Euler's method with each velocity extrapolated from the last one; a step to 0 takes x0 itself.
+    """Euler's method with each velocity extrapolated from the previous one. A step to sigma 0 takes x0 itself.
 
-    Permenter and Yuan 2024, https://openreview.net/forum?id=o2ND9v0CeK. `gamma` 1 is Euler. Errors as in `euler`.
+    Permenter and Yuan 2024, https://openreview.net/forum?id=o2ND9v0CeK. With `gamma` 1 it is Euler's method. Raises
+    InputError as `euler`.
     """
     sigmas, x, extrapolate = checked(sigmas), x.float(), Extrapolation(gamma)
     for step, (sigma, after) in enumerate(pairwise(sigmas.tolist())):
@@ -134,10 +141,11 @@ def restarting(
     masks: Tokens | None = None,
     gamma: float = 0.0,
 ) -> Tokens:
-    """Euler's method, or with `gamma` gradient estimation, with fresh noise from `seed` on the way.
+    """Euler's method, or gradient estimation if there is a `gamma`, with fresh noise from `seed` between the steps.
 
-    masks [1, N, 1]: each token gets noise by its own level, mask · sigma; without masks each is free. The last velocity
-    of gradient estimation outlives the small noise of a step, but not a jump back. Errors as in `euler`.
+    masks [1, N, 1]: each token gets noise by its own level, mask · sigma; without masks every mask is 1. The previous
+    velocity of gradient estimation is kept after the small noise of a step and forgotten after a jump back. Raises
+    InputError as `euler` and `Restart.walk`.
     """
     sigmas, x = checked(sigmas), x.float()
     masks = masks or x.map(lambda own: torch.ones_like(own[..., :1]))
@@ -169,7 +177,7 @@ def to_d(x: Tokens, x0: Tokens, sigma: float) -> Tokens:
 
 
 class Extrapolation:
-    """The x0 that the velocity gamma · (v - v_last) + v_last points to. It is the state of one run."""
+    """The x0 that belongs to the velocity gamma · (v - v_last) + v_last. An object holds the state of one stage."""
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
@@ -182,7 +190,7 @@ class Extrapolation:
 
 
 def _renewed(x: Tensor, x0: Tensor, mask: Tensor, noise: Tensor, sigma: float, after: float, share: float) -> Tensor:
-    """One step to `after`, `share` of whose noise is new. Each token keeps its own level, mask · sigma."""
+    """One step to sigma `after`, with `share` of its noise drawn anew. Each token keeps its own level, mask · sigma."""
     level, target = mask * sigma, mask * after
     new = share * target
     old = (target**2 - new**2).sqrt()
@@ -192,6 +200,6 @@ def _renewed(x: Tensor, x0: Tensor, mask: Tensor, noise: Tensor, sigma: float, a
 
 
 def _noised_back(x: Tensor, mask: Tensor, noise: Tensor, low: float, high: float) -> Tensor:
-    """Noise added until every token's level has gone from mask · low back to mask · high."""
+    """Adds noise so that the level of every token rises from mask · low to mask · high."""
     scale = (1 - mask * high) / (1 - mask * low)
     return scale * x + ((mask * high) ** 2 - (scale * mask * low) ** 2).sqrt() * noise

@@ -1,11 +1,11 @@
-"""Noise schedules: the sigmas a pass walks down, from 1 to 0.
+"""Noise schedules: the sigmas of a stage, from 1 down to 0.
 
 Each schedule is a pure function of the number of steps and returns float32 on the CPU, at most `steps + 1` values that
-fall to 0. The arithmetic keeps the precision of the official schedulers (float32 for `ltx2` and `beta`, float64 for
-`linear_quadratic`), so that the values agree to the last bit. Stepping along them is the work of `samplers`.
+fall to 0. The arithmetic has the precision of the official schedulers (float32 for `ltx2` and `beta`, float64 for
+`linear_quadratic`), so that the values agree exactly. samplers.py uses them.
 
-Sources: the LTX-2 schedulers; `beta` after Lee et al. 2024, https://arxiv.org/abs/2407.12173. `beta` needs scipy, which
-ComfyUI and diffusers bring.
+Sources: the LTX-2 schedulers; for `beta`, Lee et al. 2024, https://arxiv.org/abs/2407.12173. `beta` needs scipy, which
+ComfyUI and diffusers require.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch import Tensor
 
 from ..errors import InputError
 
-LTX2_SHIFT = 2.05  # at 4096 tokens, which audio-to-video takes at every size
+LTX2_SHIFT = 2.05  # the value for 4096 tokens, which audio-to-video uses at every size
 LTX2_LAST = 0.1  # the last sigma above 0
 BETA_SHIFT = 2.37
-BETA_PARAMETER = 0.6  # both alpha and beta
+BETA_PARAMETER = 0.6  # alpha and beta have this value
 BETA_TIMESTEPS = 10_000
-LINEAR_NOISE = 0.025  # what the linear half of `linear_quadratic` removes
+LINEAR_NOISE = 0.025  # the noise that the linear half of `linear_quadratic` removes
 
 REFINE = (0.909375, 0.725, 0.421875, 0.0)
-"""The second pass, whatever the first one's schedule."""
+"""The sigmas of the second stage, whatever the first stage's schedule is."""
 
 DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, *REFINE)
-"""The first pass of the distilled recipe: eight steps."""
+"""The sigmas of the first stage in the distilled recipe: eight steps."""
 
 
 def ltx2(steps: int) -> Tensor:
@@ -43,7 +43,7 @@ def ltx2(steps: int) -> Tensor:
 
 
 def linear_quadratic(steps: int) -> Tensor:
-    """Half the steps linear down to 0.975, the others quadratic to 0: [steps + 1]."""
+    """Half of the steps fall linearly to 0.975, the others quadratically to 0: [steps + 1]."""
     if _check(steps) == 1:
         return torch.tensor([1.0, 0.0])
     linear = steps // 2
@@ -58,8 +58,8 @@ def linear_quadratic(steps: int) -> Tensor:
 
 
 def beta(steps: int) -> Tensor:
-    """Timesteps at the quantiles of Beta(0.6, 0.6): [steps + 1], or fewer where two of them round to the same one."""
-    from scipy.special import betaincinv  # here, because importing scipy is slow
+    """Timesteps at the quantiles of Beta(0.6, 0.6): [steps + 1], or fewer if two of them round to the same timestep."""
+    from scipy.special import betaincinv  # imported here, because importing scipy is slow
 
     _check(steps)
     quantiles = betaincinv(BETA_PARAMETER, BETA_PARAMETER, [1 - i / steps for i in range(steps)])
@@ -84,8 +84,8 @@ def _check(steps: int) -> int:
 
 
 def checked(sigmas: Tensor) -> Tensor:
-    """The schedule [steps + 1] as float32 on the CPU. Errors: InputError for no step or a value out of place."""
-    sigmas = torch.as_tensor(sigmas, dtype=torch.float32, device="cpu")  # scalars on the CPU cost no synchronisation
+    """The schedule [steps + 1] as float32 on the CPU. Raises InputError if it has no step or an impossible value."""
+    sigmas = torch.as_tensor(sigmas, dtype=torch.float32, device="cpu")  # CPU scalars need no synchronisation
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise InputError("sigmas has no step: give a schedule of at least two values.")
     if not (sigmas.isfinite().all() and (sigmas[:-1] > 0).all() and sigmas[-1] >= 0):

@@ -1,7 +1,7 @@
-"""The sound in latent space: waveform → log-mel → latents, and latents → waveform.
+"""Encodes sound to latents (waveform → log-mel → latents) and decodes latents to sound.
 
-The order is the model's: stereo, then 16 kHz, then log-mel, then the VAE. Cutting to length is audio.py's business, and
-levelling preprocess.py's.
+The order is the model's: first stereo, then 16 kHz, then log-mel, then the VAE. audio.py cuts the sound to length, and
+preprocess.py levels it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from ..media.audio import Track, conditioning_track, samples_in, to_stereo
 MEL_RATE = 16_000
 FFT, HOP, BINS = 1024, 160, 64
 FLOOR = 1e-5
-ZERO_CROSSINGS, ROLLOFF = 6, 0.99  # of the windowed sinc: torchaudio's defaults
-RESAMPLE_BLOCK = 1 << 16  # output samples filtered at a time: bounds memory for any length
+ZERO_CROSSINGS, ROLLOFF = 6, 0.99  # torchaudio's defaults for the windowed sinc
+RESAMPLE_BLOCK = 1 << 16  # output samples that are filtered at a time, which bounds the memory
 
 
 def log_mel(track: Track) -> Tensor:
-    """16 kHz log-mel spectrogram, magnitude, 64 Slaney bands from 0 to 8 kHz: float32 [1, 2, T, 64], 100 T a second."""
+    """Log-mel spectrogram of magnitudes at 16 kHz, in 64 Slaney bands from 0 to 8 kHz: float32 [1, 2, T, 64], with 100
+    frames per second. Raises InputError if the track is too short."""
     waveform = resample(to_stereo(track.waveform.float(), track.speakers), track.rate, MEL_RATE)
     if waveform.shape[1] <= FFT // 2:
         raise InputError(f"audio: {float(track.seconds):.3f} s is too short; it needs {FFT // 2 / MEL_RATE:g} s.")
@@ -38,8 +39,9 @@ def log_mel(track: Track) -> Tensor:
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
     """Sinc interpolation under a Hann window, [C, n] → [C, ceil(n · new_rate / rate)].
 
-    The formula of torchaudio.functional.resample at its defaults, one polyphase filter per output phase (Smith, Digital
-    Audio Resampling). Only the taps inside the window are built, so rates without a common factor cost no more.
+    The formula is that of torchaudio.functional.resample with its defaults, with one polyphase filter per output phase
+    (Smith, Digital Audio Resampling). Only the taps inside the window are computed, so rates without a common factor
+    cost no more.
     """
     if rate == new_rate:
         return waveform
@@ -51,7 +53,8 @@ def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
     # Output i lies at input time i·step/phases: the taps start `width` before that time's whole part.
     phase = torch.arange(min(phases, length), dtype=torch.int64)[:, None]
     tap = torch.arange(-width, width + 2, dtype=torch.int64)
-    # In float32 throughout, for torchaudio is: its rounding moves the result by up to 8e-6 and is part of the input.
+    # All of this is float32, as in torchaudio. Its rounding changes the result by up to 8e-6, and the model has seen
+    # it.
     time = (-phase / phases + (phase * step // phases + tap) / step) * cutoff
     time = time.clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
     window = torch.cos(time * math.pi / ZERO_CROSSINGS / 2) ** 2
@@ -69,8 +72,8 @@ def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
 
 
 def mel_bands() -> Tensor:
-    """Slaney's triangular bands (Auditory Toolbox, 1998), each of unit area: float32 [FFT/2 + 1, BINS]."""
-    # Linear below 1 kHz (15 mel), then 27 mel for every factor of 6.4.
+    """Slaney's triangular bands (Auditory Toolbox, 1998), each with unit area: float32 [FFT/2 + 1, BINS]."""
+    # The scale is linear below 1 kHz (15 mel); above, each factor of 6.4 adds 27 mel.
     top = 15 + 27 * math.log(MEL_RATE / 2 / 1000) / math.log(6.4)
     mel = torch.linspace(0, top, BINS + 2, dtype=torch.float64)
     edges = torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
@@ -81,10 +84,11 @@ def mel_bands() -> Tensor:
 
 
 def encode_audio(vae: Any, track: Track, frames: int, fps: Fraction) -> Tensor:
-    """Normalised latent of the sound beside `frames` of video: float32 [1, 8, T, 16], T = latents.audio_length."""
+    """Encodes the sound beside `frames` of video → normalised latent, float32 [1, 8, T, 16], T =
+    latents.audio_length."""
     latent = encode_mel(vae, log_mel(conditioning_track(track, frames, fps)))
     length = audio_length(frames, fps)
-    if latent.shape[2] < length:  # the encoder rounds up, so only another encoder can do this
+    if latent.shape[2] < length:  # this encoder rounds up, so only another encoder can give too few
         raise RuntimeError(
             f"audio VAE gave {latent.shape[2]} latents for {frames} frames, not {length} ({AUDIO_RATE} Hz)."
         )
@@ -92,16 +96,16 @@ def encode_audio(vae: Any, track: Track, frames: int, fps: Fraction) -> Tensor:
 
 
 def encode_mel(vae: Any, mel: Tensor) -> Tensor:
-    """Log-mel [1, 2, T, 64] → normalised latent, float32 [1, 8, about T / 4, 16], all that the encoder gives."""
+    """Log-mel [1, 2, T, 64] → normalised latent, float32 [1, 8, about T / 4, 16], the encoder's whole output."""
     latent = vae.encode(mel.to(vae.device, vae.dtype)).latent_dist.mode().float()
     tokens = patchify_audio(latent)  # the statistics are per channel and mel bin
     return unpatchify_audio((tokens - vae.latents_mean.to(tokens)) / vae.latents_std.to(tokens))
 
 
 def decode_audio(vae: Any, vocoder: Any, latent: Tensor, frames: int, fps: Fraction) -> Track:
-    """Normalised latent [1, 8, T, 16] → the sound beside `frames` of video, stereo at the vocoder's 48 kHz.
+    """Normalised latent [1, 8, T, 16] → the sound beside `frames` of video, in stereo at the vocoder's 48 kHz.
 
-    It ends with the last mel frame that the latents hold (10 ms each, 4T - 3 of them), 10 to 50 ms before the picture.
+    The latents hold 4T - 3 mel frames of 10 ms, so the sound ends 10 to 50 ms before the picture.
     """
     tokens = patchify_audio(latent.to(vae.device, torch.float32))
     raw = unpatchify_audio(tokens * vae.latents_std.to(tokens) + vae.latents_mean.to(tokens))

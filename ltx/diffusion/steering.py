@@ -1,4 +1,4 @@
-"""Steering: everything that says how a stage is sampled, made in one place and checked before a model is loaded."""
+"""Steering: all settings that say how a stage is sampled. They are made and checked here, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ EULER, RES_2S = SAMPLERS = ("euler", "res_2s")
 class Steering:
     """How a stage is sampled.
 
-    sigmas: float32 [steps + 1] on the CPU. guidance, audio_guidance: of the picture and of the sound. restart: fresh
-    noise on the way. gamma: gradient estimation's, 0 is off. sampler: one of SAMPLERS. What an acceleration level
-    switches off is switched off here: the distilled recipe has no guidance. Errors: InputError.
+    sigmas: float32 [steps + 1] on the CPU. guidance: for the picture; audio_guidance: for the sound. restart: fresh
+    noise during sampling. gamma: the factor of gradient estimation, 0 for off. sampler: one of SAMPLERS. An
+    acceleration level switches settings off here: the distilled recipe has no guidance. Raises InputError if a value is
+    out of range or the settings do not fit together.
     """
 
     sigmas: Tensor
@@ -36,10 +37,10 @@ class Steering:
     sampler: str = EULER
 
     def __post_init__(self) -> None:
-        settle = {"sigmas": schedules.checked(self.sigmas), "restart": self.restart or None}
+        final = {"sigmas": schedules.checked(self.sigmas), "restart": self.restart or None}
         if self.acceleration.distilled:
-            settle |= {"guidance": NONE, "audio_guidance": NONE}
-        for name, value in settle.items():
+            final |= {"guidance": NONE, "audio_guidance": NONE}
+        for name, value in final.items():
             object.__setattr__(self, name, value)
         if self.sampler not in SAMPLERS:
             raise InputError(f"sampler: {self.sampler!r} is not one of {', '.join(SAMPLERS)}.")
@@ -53,22 +54,22 @@ class Steering:
         return len(self.sigmas) - 1
 
     def acting(self, audio_frozen: bool) -> tuple[Guidance, Guidance]:
-        """The guidance of picture and sound that acts: frozen sound is not guided."""
+        """The guidance of the picture and the guidance of the sound that take effect: frozen sound is not guided."""
         return self.guidance, NONE if audio_frozen else self.audio_guidance
 
     def passes(self, audio_frozen: bool) -> int:
-        """Passes of the transformer that a guided step takes."""
+        """Number of transformer passes in a guided step."""
         return 1 + sum(needed(*self.acting(audio_frozen)))
 
     def check(self, audio_frozen: bool, negative: bool = True, layers: int | None = None) -> None:
-        """Raises InputError for what cannot be sampled so.
+        """Raises InputError if a stage cannot be sampled with these settings.
 
-        negative: whether there is a negative prompt. layers: blocks of the transformer, where they are known.
+        negative: whether there is a negative prompt. layers: number of the transformer's blocks, None if unknown.
         """
         acting = self.acting(audio_frozen)
         if self.acceleration.guided < 1 and not self.acceleration.reuse and not any(needed(*acting)):
             raise InputError(
-                "acceleration: regular leaves guidance out of some steps, and nothing guides these (every scale is "
+                "acceleration: regular leaves guidance out of some steps, but there is no guidance (every scale is "
                 "neutral); choose none or high."
             )
         if any(guidance.runs_uncond for guidance in acting) and not negative:
@@ -83,10 +84,8 @@ class Steering:
 
 
 def steer(request: Request, stg_blocks: tuple[int, ...] = ()) -> tuple[Steering, Steering]:
-    """How a request's first and second stage are sampled. stg_blocks: what STG perturbs, the model's default if empty.
-
-    Errors: InputError.
-    """
+    """The steering of a request's first and second stage. stg_blocks: the blocks that STG perturbs, by default those of
+    the model. Raises InputError as `Steering`."""
     acceleration = LEVELS[request.acceleration]
     sigmas = schedules.SCHEDULES[request.scheduler](request.num_inference_steps)
     gamma = request.gradient_estimation_gamma
@@ -102,7 +101,7 @@ def steer(request: Request, stg_blocks: tuple[int, ...] = ()) -> tuple[Steering,
 
 
 def schedule_under(acceleration: Acceleration, sigmas: Tensor) -> Tensor:
-    """The first stage's sigmas under a level: the distilled recipe has its own."""
+    """The sigmas of the first stage under an acceleration level. The distilled recipe replaces the given ones."""
     return torch.tensor(schedules.DISTILLED) if acceleration.distilled else sigmas
 
 

@@ -1,4 +1,4 @@
-"""The two streams that are sampled together, with arithmetic, and the noise that is drawn for both."""
+"""Tokens of the two streams that are sampled together, with arithmetic, and fresh noise for both."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 class Tokens:
     """Patchified tokens of both streams: video [1, Nv, C] and audio [1, Na, C].
 
-    Arithmetic is stream by stream; a number, or a tensor without dimensions, counts for both.
+    Arithmetic works on each stream; a number, or a tensor without dimensions, applies to both.
     """
 
     video: Tensor
     audio: Tensor
 
     def map(self, function: Callable[..., Tensor], *others: Tokens | Tensor | float) -> Tokens:
-        """function(own tensor, the others' tensors of that stream) for each stream."""
+        """Calls function(own tensor, the others' tensors of that stream) for each stream and joins the results."""
         pairs = [(o.video, o.audio) if isinstance(o, Tokens) else (o, o) for o in others]
         return Tokens(function(self.video, *(v for v, _ in pairs)), function(self.audio, *(a for _, a in pairs)))
 
@@ -50,11 +50,12 @@ class Tokens:
 
 
 class FreshNoise:
-    """A stream of Gaussian noise of its own behind a seed: video tokens, then audio tokens, at each call."""
+    """Its own stream of Gaussian noise for a seed. Each call draws for the video tokens and then for the audio
+    tokens."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator("cpu").manual_seed(seed % 2**64)
 
     def __call__(self, like: Tokens, dtype: torch.dtype = torch.float32) -> Tokens:
-        """Noise of the shape and on the device of `like`. It is drawn on the CPU: a seed means the same everywhere."""
+        """Noise with the shape and device of `like`. It is drawn on the CPU, so a seed gives the same on any device."""
         return like.map(lambda own: torch.randn(own.shape, generator=self.generator, dtype=dtype).to(own.device))

@@ -1,4 +1,4 @@
-"""The step between the two stages: latents of half the size → latents of the full size, in the VAE's own space."""
+"""Upscales between the two stages: latents of half the size → latents of the full size, in the VAE's own space."""
 
 from __future__ import annotations
 

@@ -140,10 +140,10 @@ def test_errors(randn: Callable[..., Tensor]) -> None:
         for strength in (-0.1, 1.1, float("nan")):
             with pytest.raises(InputError, match=f"^{field}: "):
                 Guide(randn(1, 128, 1, 2, 3), frame, strength)
-    with pytest.raises(InputError, match="96×64 video and used in a 192×128 one"):
+    with pytest.raises(InputError, match="96×64 video, but this stage is 192×128: encode it for this stage"):
         video_stream(torch.zeros(1, 128, 3, 4, 6), guides(randn, [(0, 1.0)]), FPS)
     for frame in (17, -1):
-        with pytest.raises(InputError, match=f"frame {frame}, and the video ends at frame 16"):
+        with pytest.raises(InputError, match=f"frame {frame}; the frames of this video are 0 to 16"):
             video_stream(latent, guides(randn, [(frame, 1.0)]), FPS)
-    with pytest.raises(InputError, match="19 latents where 17 frames at 24 fps take 18"):
+    with pytest.raises(InputError, match="19 latents, but 17 frames at 24 fps need 18"):
         AudioCondition(randn(1, 8, 19, 16), 17, FPS)

@@ -377,7 +377,9 @@ def test_a_tile_smaller_than_what_two_tilings_share() -> None:
 
 def test_where_the_smallest_tile_does_not_fit_one_sentence_says_so() -> None:
     vae = Cramped((3, 4, 4), 1)
-    with pytest.raises(InputError, match=r"^decode: memory .* 64 px and 16 frames; .*smaller video\.$"):
+    with pytest.raises(
+        InputError, match=r"^decode: there is not enough memory .* 64 px and 16 frames; .*smaller video\.$"
+    ):
         next(decode_video(vae, vae.latent()))
 
 

@@ -1,1 +1,1 @@
-"""What a job takes of memory, and blocks that wait in host memory."""
+"""Memory: a forecast of what a job needs, and offloading of blocks to host memory."""

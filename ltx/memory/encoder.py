@@ -1,4 +1,4 @@
-"""The text encoder's bytes and its language model for a rehearsal, from the headers of its files alone."""
+"""Measures the text encoder for the forecast: its bytes, and a language model for a rehearsal, from file headers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..prompt.text import encode_text
 from .rehearsal import CPU, META
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Bytes of the types that are converted to the one that computes; what is quantised stays as it is stored."""
+"""Bytes per value of the types that are cast to the compute dtype. Quantized types are not cast."""
 LAYER = re.compile(r"(?!.*vision).*?layers\.(\d+)\.")
 
 
 def headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of every tensor of a safetensors file, or of those that a folder's index names."""
+    """Type and shape of every tensor of a safetensors file, or of all files that a folder's index names."""
     path = Path(path)
     if path.is_dir():
         index = path / "model.safetensors.index.json"
@@ -39,8 +39,10 @@ def headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def text_encoder(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> tuple[int, tuple[int, ...], nn.Module]:
-    """Gemma's bytes in memory, those of each of its layers, and its language model for a rehearsal, in which all layers
-    are one. fp8: the layers' matrices are rounded to one byte a value. Errors: InputError for headers that cannot be
+    """Returns Gemma's bytes in memory, the bytes of each layer, and its language model for a rehearsal, in which one
+    layer stands for all.
+
+    fp8: whether the layers' matrices are rounded to one byte per value. Raises InputError if the headers cannot be
     read.
     """
     try:
@@ -54,7 +56,7 @@ def text_encoder(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> tu
 def _stored(
     entries: Mapping[str, tuple[str, tuple[int, ...]]], dtype: torch.dtype | None, fp8: bool
 ) -> tuple[int, tuple[int, ...]]:
-    """Bytes in memory: all of them, and those of each layer of the language model."""
+    """Bytes in memory: the total, and those of each layer of the language model."""
     total, layers = 0, {}
     for name, (kind, shape) in entries.items():
         layer = LAYER.match(name)
@@ -95,7 +97,7 @@ def _language(entries: Mapping[str, tuple[str, tuple[int, ...]]], layers: int, d
 
 
 def encode_longest(language: nn.Module, connectors: nn.Module, path: Path) -> None:
-    """A prompt that fills the context."""
+    """Encodes a prompt that fills the whole context. The rehearsal runs it."""
 
     def tokenizer(*_: object, **__: object) -> SimpleNamespace:
         return SimpleNamespace(input_ids=[3] * (TEXT_LENGTH - 1))

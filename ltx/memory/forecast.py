@@ -1,9 +1,9 @@
-"""How much memory a job takes, known before anything is loaded.
+"""Forecasts how much memory a job takes, before anything is loaded.
 
-The bytes of a part are those of its tensors, whose shapes and types the headers of the files tell. What computing takes
-on top is rehearsed (work.py). Counted is what a device must hold: weights as they lie in memory (on a CPU they may map
-their file, whose pages count) and tensors. Pages of a file that were read to convert weights do not count, since the
-system takes them back when it needs them.
+The bytes of a part come from the shapes and types of its tensors in the file headers. The activations are measured in a
+rehearsal (work.py). The forecast counts everything that a device must hold: weights in their form in memory (on a CPU
+they may map their file, and its pages count) and tensors. It does not count file pages that were read only to convert
+weights, because the system frees them when it needs memory.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .free import free_memory
 from .rehearsal import META, blueprint, bytes_of, peak, weights
 from .work import decoding, image_encoding, one_step, upscaling
 
-GEMMA, TRANSFORMER = "Gemma", "transformer"  # the parts whose blocks can wait in host memory
+GEMMA, TRANSFORMER = "Gemma", "transformer"  # the models whose blocks can wait in host memory
 OFFLOADED = "blocks wait in host memory"
 
 
 @dataclass(frozen=True)
 class Resident:
-    """A model in memory. size: bytes of its weights; blocks: of those that can be fetched one at a time."""
+    """A model in memory. size: bytes of its weights; blocks: bytes of each block that can be fetched by itself."""
 
     name: str
     size: int
@@ -47,15 +47,15 @@ class Resident:
 
     @property
     def offloaded(self) -> int:
-        """Bytes on the device while its blocks wait in host memory: one computes and the next is on its way."""
+        """Bytes on the device while the blocks wait in host memory: one block computes and the next one is copied."""
         return self.size - sum(self.blocks) + sum(sorted(self.blocks)[-2:])
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a job, and what is in memory at once during it. work: bytes of activations at their peak; remedy: how
-    it is made to fit, "" as it is; offloaded: whether blocks wait in host memory; host: bytes of host memory beside the
-    device."""
+    """A phase of a job. models: those in memory at once; work: peak bytes of activations; remedy: the change that makes
+    the phase fit, "" if it needs none; offloaded: whether blocks wait in host memory; host: bytes of host memory in
+    addition to the device; fits: whether the phase fits into the device's free memory."""
 
     name: str
     models: tuple[Resident, ...]
@@ -84,8 +84,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The memory that each phase of a job takes on a device with `free` bytes. tiling: what the decoder had better be
-    given, None for the clip as one tile."""
+    """The memory that each phase of a job takes on a device with `free` bytes. tiling: the tiling that the decoder
+    should use, None for the clip as one tile."""
 
     device: str
     free: int
@@ -97,11 +97,11 @@ class Forecast:
         return max(phase.peak for phase in self.phases)
 
     def offloaded(self, name: str) -> bool:
-        """Whether the blocks of the model of that name wait in host memory, in every phase: weights stay put."""
+        """Whether the blocks of the model of that name wait in host memory. This holds in all phases or in none."""
         return any(phase.offloaded and any(name == model.name for model in phase.models) for phase in self.phases)
 
     def lines(self) -> list[str]:
-        """For the terminal and the report: a line a phase, in order."""
+        """Lines for the terminal and for doctor: a header, then one line for each phase, in order."""
         known = f"{readable(self.free)} free" if self.free < 2**62 else "free memory unknown"
         return [f"memory on {self.device}, {known}; the most at once {readable(self.peak)}", *map(str, self.phases)]
 
@@ -110,10 +110,8 @@ class Forecast:
 
 
 def estimate(job: Job, compute: Compute, free: int | None = None) -> Forecast:
-    """What `pipeline.run` will hold, phase by phase, from headers alone. free: bytes, by default what the device tells.
-
-    Errors: what loading the parts would raise.
-    """
+    """Forecasts the memory of each phase of `pipeline.run` from file headers alone. free: bytes that the job may use,
+    by default measured on the device. Raises InputError as loading the parts does."""
     device = torch.device(compute.device)
     room = free_memory(device) if free is None else free
     planner = _Planner(device.type, room, compute.offload)
@@ -125,7 +123,7 @@ def estimate(job: Job, compute: Compute, free: int | None = None) -> Forecast:
 
 
 class _Measured:
-    """Rehearses what each phase of a job takes, and hands it to the planner."""
+    """Rehearses each phase of a job and gives the result to the planner."""
 
     def __init__(self, job: Job, compute: Compute, planner: _Planner) -> None:
         self.job, self.clip, self.compute, self.planner = job, job.plan, compute, planner
@@ -142,7 +140,7 @@ class _Measured:
         return blueprint(lambda: self.job.checkpoint.audio_vae(self.compute.dtype))
 
     def encoding(self) -> None:
-        """Prompts, sound and images."""
+        """Adds the phases that encode prompts, sound and images."""
         job, dtype, add = self.job, self.compute.dtype, self.planner.add
         connectors = blueprint(lambda: job.checkpoint.connectors(dtype))
         size, blocks, language = text_encoder(job.files.text_encoder, dtype, self.compute.fp8)
@@ -158,16 +156,16 @@ class _Measured:
             add("encode images", (Resident.of("video VAE", self.vae),), work)
 
     def sampling(self) -> None:
-        """The stages, and the upscaler between them."""
+        """Adds the stages and the upscaler between them."""
         job, dtype, two_stages = self.job, self.compute.dtype, self.clip.two_stages
         fp8 = {"fp8": True} if self.compute.fp8 else {}
         model = blueprint(lambda: job.checkpoint.transformer(dtype, **fp8))
         transformer = Resident.of(TRANSFORMER, model, model.transformer_blocks)
         models = (transformer, *self._mapped_loras())
         targets = {name for loaded, _ in job.loras[1] for name in loaded.targets}
-        # W, a change to it and their sum, in float32, of one weight at a time.
+        # Merging holds W, its change and their sum in float32, for one weight at a time.
         merging = 12 * max((p.numel() for name, p in model.named_parameters() if name in targets), default=0)
-        model.transformer_blocks = model.transformer_blocks[:3]  # enough to see a step at its peak
+        model.transformer_blocks = model.transformer_blocks[:3]  # three blocks are enough to reach a step's peak
 
         self._stage("first stage" if two_stages else "sample", models, model, self.first, merging, guided=True)
         if two_stages:
@@ -203,12 +201,12 @@ class _Measured:
 
             return max(merging, peak(work, self.on))
 
-        apart = step(0.0)
-        together = step(math.inf) if guided and self.on != "cpu" else apart
-        self.planner.add(name, models, together, smaller=apart)
+        one_by_one = step(0.0)
+        batched = step(math.inf) if guided and self.on != "cpu" else one_by_one
+        self.planner.add(name, models, batched, smaller=one_by_one)
 
     def _mapped_loras(self) -> tuple[Resident, ...]:
-        """On a CPU the LoRAs' own pages, which merging reads."""
+        """The pages of the LoRA files on a CPU, which merging reads."""
         files = {loaded.path: loaded for loaded, _ in self.job.loras[1]}
         if self.on != "cpu" or not files:
             return ()
@@ -216,7 +214,7 @@ class _Measured:
         return (Resident("LoRAs", bytes_of(half for pair in pairs for half in (pair.up, pair.down))),)
 
     def decoding(self) -> Tiling | None:
-        """Sound and picture; the tiles that fit."""
+        """Adds the phases that decode sound and picture. Returns the tiling that fits."""
         clip = self.clip
         if self.job.request.audio_strength < 1:
             vocoder = blueprint(lambda: self.job.checkpoint.vocoder(torch.float32))
@@ -228,26 +226,26 @@ class _Measured:
 
 
 class _Planner:
-    """Collects phases and makes them fit into `room` bytes of a device, by what each can do without."""
+    """Collects phases and makes them fit into `room` bytes of a device, with the means that each phase has."""
 
     def __init__(self, device: str, room: int, offload: str) -> None:
         self.device, self.room, self.offload = device, room, offload
         self.phases: list[Phase] = []
 
     def add(self, name: str, models: tuple[Resident, ...], work: int, smaller: int | None = None) -> None:
-        """smaller: the work where it is done in smaller batches."""
+        """Adds a phase. smaller: the work in bytes if the passes of a step run one by one."""
         phase = Phase(name, models, work)
         if smaller is not None and smaller < work and not self._fits(phase):
             phase = replace(phase, work=smaller, remedy="guidance passes one by one")
-        can = self.device != "cpu" and self.offload != NEVER and any(model.blocks for model in models)
-        if can and (self.offload == BLOCKS or not self._fits(phase)):
+        can_offload = self.device != "cpu" and self.offload != NEVER and any(model.blocks for model in models)
+        if can_offload and (self.offload == BLOCKS or not self._fits(phase)):
             phase = replace(phase, offloaded=True, remedy=OFFLOADED)
             if smaller is not None and smaller < work:
                 phase = replace(phase, work=work if self._fits(replace(phase, work=work)) else smaller)
         self.phases.append(replace(phase, fits=self._fits(phase)))
 
     def settled(self) -> tuple[Phase, ...]:
-        """A model that is offloaded in one phase is so in all of them: it is placed once."""
+        """The final phases. A model that is offloaded in one phase is offloaded in all, because it is placed once."""
         offloaded = {model.name for phase in self.phases if phase.offloaded for model in phase.models if model.blocks}
         found = []
         for phase in self.phases:
@@ -257,8 +255,10 @@ class _Planner:
         return tuple(found)
 
     def decode(self, vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling | None) -> Tiling | None:
-        """Adds the phase; tiles get smaller until it fits, as the decoder itself would make them."""
-        clip, models, asked = torch.empty(1, CHANNELS, *latent, device=META), (Resident.of("video VAE", vae),), tiling
+        """Adds the decode phase. The tiles get smaller until it fits, as they do in the decoder itself. Returns the
+        tiling."""
+        clip, models = torch.empty(1, CHANNELS, *latent, device=META), (Resident.of("video VAE", vae),)
+        requested = tiling
         while True:
             work, host = decoding(vae, latent, tiling, self.device)
             on_host = self.device == "cpu"
@@ -267,7 +267,7 @@ class _Planner:
             if self._fits(phase) or following is None:
                 break
             tiling = following
-        remedy = "" if tiling == asked else f"in tiles of {tiling}"
+        remedy = "" if tiling == requested else f"in tiles of {tiling}"
         self.phases.append(replace(phase, remedy=remedy, fits=self._fits(phase)))
         return tiling
 

@@ -1,4 +1,4 @@
-"""How much memory is free now."""
+"""Measures how much memory is free now."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def free_memory(device: torch.device | str) -> int:
-    """Bytes that new tensors may take on a device now; what torch holds there in reserve counts as free.
+    """Bytes that new tensors may take on a device now. Memory that torch keeps in reserve there counts as free.
 
-    Of a CPU: memory that the system can give without swapping, within the limit of a container. Of a device that does
-    not tell: no limit.
+    On a CPU it is the memory that the system can give without swapping, within the limit of a container. For a device
+    without such a figure it is UNKNOWN, which means no limit.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -35,20 +35,21 @@ def _available(proc: Path) -> int:
         lines = (line.split(":") for line in (proc / "meminfo").read_text("ascii").splitlines())
         return {name: int(value.split()[0]) * 1024 for name, value in lines}["MemAvailable"]
     except (OSError, KeyError, ValueError):  # not Linux
-        try:  # half of all: a guess on the safe side
+        try:  # half of the host's memory is a careful guess
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
         except (AttributeError, ValueError, OSError):
             return UNKNOWN
 
 
 def _within_limits(proc: Path, cgroups: Path) -> Iterator[int]:
-    """What each limit of the process's control groups leaves, of either version; pages of files count as free."""
+    """Bytes that each limit of the process's control groups leaves, for groups of version 1 and 2. File pages count as
+    free."""
     try:
         groups = [line.split(":", 2) for line in (proc / "self/cgroup").read_text("utf-8").splitlines()]
     except OSError:
         return
     for number, controllers, path in groups:
-        if number == "0":
+        if number == "0":  # version 2
             root, limit, used, cache = cgroups, "memory.max", "memory.current", "inactive_file"
         elif "memory" in controllers.split(","):
             names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
@@ -56,7 +57,7 @@ def _within_limits(proc: Path, cgroups: Path) -> Iterator[int]:
         else:
             continue
         folder = root / path.lstrip("/")
-        # In a container the path may be the host's, and the container's own group lies at the root.
+        # In a container the path may be that of the host, and the container's own group is at the root.
         for group in (folder, *folder.parents):
             if not group.is_relative_to(root):
                 break
@@ -64,5 +65,5 @@ def _within_limits(proc: Path, cgroups: Path) -> Iterator[int]:
                 most, taken = int((group / limit).read_text()), int((group / used).read_text())
                 stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
                 yield max(0, most - taken + int(stat.get(cache, 0)))
-            except (OSError, ValueError):  # "max": no limit here
+            except (OSError, ValueError):  # the text "max" means that this group has no limit
                 continue

@@ -1,10 +1,10 @@
-"""Blocks that wait in host memory and visit the device one at a time, while the next one is on its way.
+"""Offloading: blocks wait in host memory and are copied to the device when they compute, the next one in advance.
 
-A model larger than the device computes so, and gives the same numbers. diffusers' group offloading moves a block at
-every call, and learns what comes next from the model's own forward; here the passes of a step call a block several
-times in a row, under a forward of this pack's (transformer.py), so a block stays until another one is called.
+So a model that is larger than the device can compute, with the same numbers. diffusers' group offloading moves a block
+at every call and learns the next block from the model's own forward. Here the passes of a step may call a block several
+times in a row, under this pack's own forward (passes.py), so a block stays on the device until another one is called.
 
-Weights are changed, a LoRA merged for instance, while all of them are home: `rest` first.
+Before weights are changed, for instance by merging a LoRA, call `rest`, which puts all blocks back into host memory.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 Home = list[tuple[nn.Module, str, Tensor]]
-"""Where each tensor of a block belongs, its name there, and the tensor in host memory."""
+"""For each tensor of a block: its module, its name there, and the tensor in host memory."""
 
 
 class Offload:
-    """Puts a model on `device`, but for `blocks`, which go there when they are called, in turns.
+    """Puts a model on `device`, except `blocks`, which are copied there when they are called.
 
-    The model's blocks must be in host memory. Two of them are on the device at a time. On CUDA the next one is copied
-    on a stream of its own, from page-locked memory: from all of it at once with `pinned`, which takes as much host
-    memory as the blocks have bytes; else from a copy of each made as it goes.
+    The blocks must be in host memory. At most two of them are on the device at a time. On CUDA the next block is copied
+    on a separate stream, from page-locked memory. With `pinned` all blocks are page-locked for good, which takes as
+    much host memory as they have bytes; otherwise each block is page-locked for its copy.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class Offload:
     ) -> None:
         self.module, self.blocks, self.device = module, list(blocks), torch.device(device)
         self.pinned = pinned
-        self.fetched = 0  # blocks copied to the device so far
+        self.fetched = 0  # number of blocks that were copied to the device so far
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self._homes: dict[int, Home] = {}  # of the blocks that are away from home
-        self._coming: dict[int, tuple[list[Tensor], Any]] = {}  # copies on their way, and the event that they are there
+        self._homes: dict[int, Home] = {}  # of the blocks that are on the device
+        self._coming: dict[int, tuple[list[Tensor], Any]] = {}  # copies in progress, each with the event of its end
         inside = {id(part) for block in self.blocks for part in block.modules()}
-        moved: dict[int, Tensor] = {}  # what two modules share stays shared
+        moved: dict[int, Tensor] = {}  # a tensor that two modules share stays shared
         for part in module.modules():
             if id(part) not in inside:
                 for name, tensor in _own(part):
@@ -51,7 +51,7 @@ class Offload:
         ]
 
     def rest(self) -> None:
-        """All blocks home; after it their weights may be changed."""
+        """Puts all blocks back into host memory. Afterwards their weights may be changed."""
         if self._stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
         self._coming.clear()
@@ -59,7 +59,7 @@ class Offload:
             self._leave(number)
 
     def release(self) -> None:
-        """All blocks home, and the hooks gone."""
+        """Puts all blocks back into host memory and removes the hooks."""
         self.rest()
         for hook in self._hooks:
             hook.remove()
@@ -80,9 +80,9 @@ class Offload:
             self._leave(other)
         if number not in self._coming:
             self._fetch(number)
-        copies, there = self._coming.pop(number)
-        if there is not None:
-            torch.cuda.current_stream(self.device).wait_event(there)
+        copies, copied = self._coming.pop(number)
+        if copied is not None:
+            torch.cuda.current_stream(self.device).wait_event(copied)
         home = [(part, name, tensor) for part in block.modules() for name, tensor in _own(part)]
         self._homes[number] = home
         for (part, name, tensor), copy in zip(home, copies, strict=True):
@@ -95,14 +95,14 @@ class Offload:
             setattr(part, name, tensor)
 
     def _fetch(self, number: int) -> None:
-        """Begins to copy a block; it is there when its event has come."""
+        """Begins to copy a block to the device. Its event tells when the copy is complete."""
         tensors = [tensor for part in self.blocks[number].modules() for _, tensor in _own(part)]
-        self._coming.clear()  # of a block that was not called after all
+        self._coming.clear()  # drops the copy of a block that was not called after all
         self.fetched += 1
         if self._stream is None:
             self._coming[number] = [tensor.to(self.device) for tensor in tensors], None
             return
-        # What this copy writes over may be read by kernels in the queue: of the block before the one that computes.
+        # This copy may overwrite memory that queued kernels of the previous block still read, so it waits for them.
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             copies = []
@@ -123,10 +123,10 @@ def _like(tensor: Tensor, copy: Tensor) -> Tensor:
 
 
 def offload_transformer(model: nn.Module, device: torch.device | str, *, pinned: bool = False) -> Offload:
-    """The transformer, loaded on the CPU, with its blocks in host memory."""
+    """Offloads the blocks of a transformer that was loaded on the CPU."""
     return Offload(model, model.transformer_blocks, device, pinned=pinned)
 
 
 def offload_gemma(model: nn.Module, device: torch.device | str, *, pinned: bool = False) -> Offload:
-    """Gemma's conditional-generation model, loaded on the CPU, with the language model's layers in host memory."""
+    """Offloads the language model's layers of a Gemma model that was loaded on the CPU."""
     return Offload(model, model.model.language_model.layers, device, pinned=pinned)

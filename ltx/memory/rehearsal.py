@@ -1,8 +1,7 @@
-"""Code run without its numbers, to count the bytes that it would hold.
+"""Runs code with tensors that have sizes but no numbers, and counts the bytes that it would hold.
 
-The real code runs once with tensors that have sizes and no numbers. So there are no constants to tune, and what the
-code does differently tomorrow is counted differently tomorrow. Python, the libraries and what an allocator keeps in
-reserve are not counted.
+The real code runs once with such tensors. So there are no constants to tune, and the count follows every change of the
+code. Python, the libraries and the reserve of an allocator are not counted.
 """
 
 from __future__ import annotations
@@ -22,31 +21,32 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 SMALL = 2**18
-"""Elements up to which a rehearsed tensor has numbers: a mask or the noise levels of a clip's tokens, which code asks
-for, and no activations."""
-CHANNEL_BLOCK = 16  # on a CPU with AVX-512; 8 with AVX2
+"""A rehearsed tensor with at most this many elements has numbers. Masks and the noise levels of a clip's tokens are
+that small, and the code reads their values; activations are larger."""
+CHANNEL_BLOCK = 16  # on a CPU with AVX-512; it is 8 with AVX2
 FILLS = ("ones_like", "zeros_like", "full_like")
 ASKING = (torch.ops.aten.is_nonzero.default, torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 META, CPU = torch.device("meta"), torch.device("cpu")
 
 
 class Rehearsal(TorchDispatchMode):
-    """Runs code without its numbers; `peak` is the most bytes of tensors made inside that were alive at once.
+    """Runs code without numbers. `peak` is the most bytes of tensors, made inside, that were alive at once.
 
-    Tensors of more than SMALL elements, and what is computed from them, are on the meta device whatever device was
-    asked for. `on`: the kind of device that is rehearsed; how it computes a convolution differs.
+    Tensors with more than SMALL elements, and all results from them, are on the meta device, whatever device the code
+    names. on: the kind of device that is rehearsed; devices differ in the memory that a convolution needs.
     """
 
     def __init__(self, on: str = "cpu") -> None:
         super().__init__()
         self.on, self.alive, self.peak = on, 0, 0
         self._known: dict[int, int] = {}  # bytes by storage
-        self._small: set[tuple[Any, ...]] = set()  # calls whose results are, seen on the meta device, which is slow
+        self._small: set[tuple[Any, ...]] = set()  # calls with small results; finding out on the meta device is slow
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        twins: list[Tensor] = []  # kept until the result is counted: the storage of a freed one may become the result's
+        # The twins are kept until the result is counted, because the result could get the storage of a freed one.
+        twins: list[Tensor] = []
         result = self._run(func, args, kwargs, given, twins)
         outside = {tensor.untyped_storage()._cdata for tensor in (*given, *twins)} - self._known.keys()
         within = self._convolution(given, result) if func.__name__.startswith("conv") else 0
@@ -68,10 +68,10 @@ class Rehearsal(TorchDispatchMode):
             return twins[-1]
 
         if func in ASKING and given[0].is_meta and given[0].dtype == torch.bool:
-            return True  # code that asks whether all numbers are well goes on
+            return True  # code that checks its numbers, for instance for NaN, continues
         if any(tensor.is_meta or tensor.numel() > SMALL for tensor in given):
             result = func(*tree_map(sized, args), **tree_map(sized, kwargs))
-            if func.__name__.startswith(FILLS) and result.numel() <= SMALL:  # reads sizes, no numbers
+            if func.__name__.startswith(FILLS) and result.numel() <= SMALL:  # such functions read only the size
                 return func(torch.empty(given[0].shape, dtype=given[0].dtype), *args[1:], **tree_map(_here, kwargs))
             return result
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
@@ -98,24 +98,25 @@ class Rehearsal(TorchDispatchMode):
         self.alive -= self._known.pop(key, 0)
 
     def _convolution(self, given: list[Tensor], result: Tensor) -> int:
-        """What a convolution holds while it runs, beside its input and result. Kernels want the channels innermost or
-        in blocks: oneDNN copies the input so, computes into another such copy, and then drops the first; cuDNN's
-        workspace holds both. The weight is copied too.
+        """Bytes that a convolution holds while it runs, in addition to its input and result. Kernels need the channels
+        innermost or in blocks. oneDNN copies the input into such a layout, computes into another copy, and then frees
+        the first; cuDNN's workspace holds both. The weight is copied, too.
         """
-        read, weight = given[:2]
+        x, weight = given[:2]
         if self.on != "cpu":
-            return weight.nbytes + read.nbytes + result.nbytes
-        inside, outside = (_blocked(tensor) for tensor in (read, result))
+            return weight.nbytes + x.nbytes + result.nbytes
+        inside, outside = (_blocked(tensor) for tensor in (x, result))
         return weight.nbytes + max(inside + outside, outside + result.nbytes) - result.nbytes
 
 
 def _blocked(tensor: Tensor) -> int:
-    """Bytes of a tensor [N, C, …] in oneDNN's layout, which fills its channels up to whole blocks."""
+    """Bytes of a tensor [N, C, …] in oneDNN's layout, which pads the channels to whole blocks."""
     return tensor.nbytes // tensor.shape[1] * -(-tensor.shape[1] // CHANNEL_BLOCK) * CHANNEL_BLOCK
 
 
 def _shape(value: Any) -> Any:
-    """What of an operator's argument the size of its result can depend on, hashable; 2, 2.0 and True are apart."""
+    """A hashable key of everything in an operator's argument that the result's size can depend on. 2, 2.0 and True have
+    different keys."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, (list, tuple)):
@@ -128,7 +129,8 @@ def _here(value: Any) -> Any:
 
 
 class _Functions(TorchFunctionMode):
-    """What is not taken apart: fused attention, in the memory of its result; tensors that map a file, as they are."""
+    """Functions that the rehearsal treats as a whole: fused attention holds only its result, and tensors that map a
+    file are passed on."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -143,27 +145,28 @@ class _Functions(TorchFunctionMode):
 
 @contextmanager
 def rehearsed(on: str = "cpu") -> Iterator[Rehearsal]:
-    """Inside, tensors have sizes and no numbers. Modules loaded or moved there take no memory either."""
+    """Inside `with`, tensors have sizes but no numbers. Modules that are loaded or moved there take no memory, too."""
     with torch.inference_mode(), _Functions(), Rehearsal(on) as rehearsal:
         yield rehearsal
 
 
 def peak(work: Callable[[], object], on: str = "cpu") -> int:
-    """The most bytes of tensors that `work` would hold at once, beside what it is given."""
+    """The most bytes of tensors that `work` would hold at once, without its inputs."""
     with rehearsed(on) as rehearsal:
         work()
     return rehearsal.peak
 
 
 def blueprint(load: Callable[[], nn.Module]) -> nn.Module:
-    """The module that `load` gives, with sizes for numbers: nothing is read but headers, nothing converted."""
+    """The module that `load` returns, with sizes but no numbers. Only headers are read, and nothing is converted."""
     with rehearsed():
         return load()
 
 
 def twin(module: nn.Module, dtype: torch.dtype | None = None, **changes: object) -> nn.Module:
-    """A model like this diffusers one, with sizes for numbers. changes: what is another in its configuration."""
-    # A class of that name may be one that a host put over diffusers' own.
+    """A copy of a diffusers model with sizes but no numbers. changes: values that replace those of its
+    configuration."""
+    # ComfyUI's memory management may have put a class of the same name over diffusers' own.
     cls = [cls for cls in type(module).__mro__ if cls.__name__ == type(module).__name__][-1]
     return _built(cls, json.dumps({**module.config, **changes}, default=str), dtype or module.dtype)
 
@@ -176,9 +179,10 @@ def _built(cls: type, config: str, dtype: torch.dtype) -> nn.Module:
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Of these tensors, what several share counted once."""
+    """Bytes of these tensors; a tensor that appears several times counts once."""
     return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
 
 
 def weights(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers."""
     return bytes_of([*module.parameters(), *module.buffers()])

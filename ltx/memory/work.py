@@ -1,4 +1,4 @@
-"""What each kind of computing takes beside the weights, rehearsed: a step, encoding, upscaling, decoding."""
+"""Rehearses the memory that each kind of work takes beside the weights: a step, encoding, upscaling, decoding."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .rehearsal import META, peak
 
 
 def decoding(vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling | None, on: str = "cpu") -> tuple[int, int]:
-    """Bytes that the largest tile takes where the VAE computes, and those of the frames that are held on the CPU."""
+    """Bytes that the largest tile takes on the VAE's device, and bytes of the frames that are held on the CPU."""
     tile = torch.empty(1, CHANNELS, *largest_tile(latent, tiling), device=META)
     frame = 3 * torch.float32.itemsize * latent[1] * latent[2] * SPACE_SCALE**2
     return peak(lambda: decode_tile(vae, tile), on), held_frames(latent, tiling) * frame
 
 
 def image_encoding(vae: nn.Module, height: int, width: int, on: str = "cpu") -> int:
-    """Bytes that the encoder takes over one image."""
+    """Bytes that encoding one image takes. height, width: pixels."""
     return peak(lambda: encode_image(vae, torch.zeros(1, 3, 1, height, width)), on)
 
 
 def upscaling(upsampler: nn.Module, vae: nn.Module, latent: tuple[int, int, int], on: str = "cpu") -> int:
-    """Bytes that doubling a latent of that grid takes."""
+    """Bytes that upscaling a latent with that grid takes."""
     return peak(lambda: upscale(upsampler, vae, torch.zeros(1, CHANNELS, *latent)), on)
 
 
@@ -45,10 +45,10 @@ def one_step(
     images: Iterable[bool] = (),
     room: float = 0.0,
 ) -> None:
-    """One step of a stage, on a model of at least two blocks, of which STG takes the second.
+    """Samples one step of a stage. The model has at least two blocks, and STG perturbs the second one.
 
-    guidance: of picture and sound. images: for each, whether it is the first frame. room: bytes free for the passes as
-    one batch.
+    guidance: for picture and sound. images: for each image, whether it is the first frame. room: bytes that the passes
+    may take as one batch.
     """
     widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
 

@@ -1,1 +1,1 @@
-"""The commands beside the pipeline: doctor and download."""
+"""The commands other than the pipeline: doctor and download."""

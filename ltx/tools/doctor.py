@@ -1,7 +1,7 @@
-"""`python -m ltx doctor`: what is installed, which models are found where, what will fit, and what is missing.
+"""`python -m ltx doctor` reports what is installed, which models it finds, what is missing, and whether a job will fit.
 
-Nothing is changed, and no weights are read: files are opened by the pack's own readers, which look at headers. What is
-broken becomes a line, never a traceback: so the packages that may be broken are imported inside, one after the other.
+It changes nothing and reads no weights: the pack's own readers open the files and look only at headers. Every fault
+becomes a line of the report and never a traceback, so packages that may be broken are imported inside the functions.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ..models import MODELS, PACK, Published, size
 if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
 
-SPEECH = PACK / "assets" / "speech.opus"  # 5 s: what a default job is rehearsed with
+SPEECH = PACK / "assets" / "speech.opus"  # 5 s of sound for the rehearsal of a default job
 Say = Callable[[str], object]
 Line = tuple[bool | None, str]
-"""Whether that is well, which None leaves open, and what is said."""
+"""A line of the report: whether it is good (True), bad (False) or only a note (None), and its text."""
 OK, BAD, NOTE = "ok     ", "WRONG  ", "       "
-# Published weights in bytes, bfloat16: what must be on the device at once, and a forty-eighth of it.
+# Bytes of the published weights in bfloat16: the transformer, one of its 48 blocks, and the text encoder.
 TRANSFORMER, BLOCK, TEXT = 37_980_000_000, 770_000_000, 30_700_000_000
-FLOAT8 = 0.5
+FLOAT8 = 0.5  # size of fp8 weights in proportion to bfloat16
 
 
 @dataclass
 class Found:
-    """Models by what they are for; each is one that its reader opens."""
+    """The models that were found, by their purpose. Each can be opened by its reader."""
 
     checkpoints: list[Checkpoint] = field(default_factory=list)
     encoders: list[Path] = field(default_factory=list)
@@ -46,32 +46,32 @@ class Found:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m ltx doctor",
-        description="Says what is installed, which models are found where, what will fit and what is missing. "
-        "Exit status: 0 where a default job can run, 1 otherwise.",
+        description="Reports what is installed, which models it finds, what is missing, and whether a job will fit. "
+        "Exit status: 0 if a default job can run, 1 otherwise.",
     )
     p.add_argument(
         "--models",
         type=Path,
         metavar="DIR",
-        help="ComfyUI's models folder; default: of the ComfyUI whose custom_nodes this pack lies in",
+        help="ComfyUI's models folder; default: the one of the ComfyUI that has this pack in custom_nodes",
     )
     return p
 
 
 def main(argv: list[str], say: Say) -> int:
-    """Says a line at a time; the exit status."""
+    """Writes the report, one line at a time, with `say`. Returns the exit status."""
     arguments = parser().parse_args(argv)
     runs = True
     for name, section in (("Python and packages", _packages), ("Device", _devices)):
         say(name)
-        runs &= _told(section, say)
+        runs &= _write(section, say)
     folder = arguments.models or models.around(PACK.absolute())
     say("Models")
     if folder is None:
-        say(f"{BAD}no ComfyUI around this pack; name its models folder: python -m ltx doctor --models DIR")
+        say(f"{BAD}this pack is not inside a ComfyUI; name the models folder: python -m ltx doctor --models DIR")
         return 1
     if not folder.is_dir():
-        say(f"{BAD}{folder}: is no folder; name ComfyUI's models folder with --models")
+        say(f"{BAD}{folder}: is not a folder; name ComfyUI's models folder with --models")
         return 1
     try:
         places = models.folders(folder.absolute())
@@ -79,40 +79,40 @@ def main(argv: list[str], say: Say) -> int:
         say(f"{BAD}{error}")
         return 1
     found = Found()
-    readable = _told(lambda: _models(places, found), say)
+    readable = _write(lambda: _models(places, found), say)
     needed = list(_needed(found))
-    say("Missing" if needed else "Nothing is missing that a default job needs")
+    say("Missing" if needed else "Nothing that a default job needs is missing")
     for model in needed:
         say(f"{BAD}{model.what}: {model.name}, {size(model.size)}, into {places[model.folder][0]}, from {model.url}")
         if model.terms:
-            say(f"{NOTE}its terms must be accepted on that page first, and a token given: hf auth login")
+            say(f"{NOTE}accept its terms on that page first, then log in with a token: hf auth login")
     if needed:
         keys = " ".join(key for key in models.DEFAULT if MODELS[key] in needed)
         named = "" if arguments.models is None else f' --models "{arguments.models}"'
         say(f"{NOTE}python -m ltx download {keys}{named} gets {'it' if len(needed) == 1 else 'them'}")
     say("What fits")
-    runs &= _told((lambda: _fits(found)) if readable and not needed else _known_sizes, say)
+    runs &= _write((lambda: _fits(found)) if readable and not needed else _known_sizes, say)
     runs &= readable and not needed
     say("A default job can run." if runs else "A default job cannot run yet: see the lines above.")
     return 0 if runs else 1
 
 
-def _told(section: Callable[[], Iterable[Line]], say: Say) -> bool:
-    """Whether nothing in a section is wrong. An error of any kind is its last line: this is what finds such errors."""
-    well = True
+def _write(section: Callable[[], Iterable[Line]], say: Say) -> bool:
+    """Writes a section and returns whether it has no bad line. An error of any kind becomes the section's last line."""
+    all_good = True
     try:
         for good, line in section():
             say((NOTE if good is None else OK if good else BAD) + line)
-            well &= good is not False
+            all_good &= good is not False
     except Exception as error:
         say(f"{BAD}{_reason(error)}")
         return False
-    return well
+    return all_good
 
 
 def _reason(error: Exception) -> str:
-    said = " ".join(str(error).split())
-    return said if isinstance(error, InputError) else f"{type(error).__name__}: {said}"[:300]
+    message = " ".join(str(error).split())
+    return message if isinstance(error, InputError) else f"{type(error).__name__}: {message}"[:300]
 
 
 def _packages() -> Iterator[Line]:
@@ -132,7 +132,7 @@ def _packages() -> Iterator[Line]:
         yield False, versions.torch_remedy()
     if missing or not torch.supported:
         return
-    from .. import pipeline  # noqa: F401 - a package can be there and not work
+    from .. import pipeline  # noqa: F401 - this shows whether the installed packages work
 
     yield True, "they can be imported"
 
@@ -147,12 +147,12 @@ def _devices() -> Iterator[Line]:
             free, total = torch.cuda.mem_get_info(number)
             yield True, f"{torch.cuda.get_device_name(number)}: {size(total)}, {size(free)} free"
     else:
-        yield None, "no GPU that torch can use: a job runs on the CPU, for hours at the real model's size"
+        yield None, "torch finds no GPU: a job runs on the CPU and takes hours with the published model"
     yield True, f"torch {torch.__version__}, host memory {size(free_memory('cpu'))} free"
 
 
 def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
-    """A line for each model that is one of the pack's, or that its name says to be one."""
+    """One line for each model that the pack can use, and one for each unusable file whose name looks like one."""
     from ..media.safety import find_checker, load_checker
     from ..prompt.gemma import check_gemma
     from ..weights.checkpoint import load_upscaler
@@ -161,7 +161,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     for path in _unique(_transformer_files(places)):
         try:
             checkpoint = _checkpoint(path, places)
-        except Exception as error:  # strangers' files: whatever is wrong with one, the others are looked at
+        except Exception as error:  # a broken file may raise anything, and the other files are still checked
             if "ltx" in path.name.lower():
                 yield None, f"cannot be used: {_reason(error)}"
         else:
@@ -172,7 +172,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     def opened(
         paths: Iterable[Path], what: str, into: list[Path], read: Callable[[Path], object], named: str = ""
     ) -> Iterator[Line]:
-        """named: a word in the names of those whose problem is told; others may be another pack's."""
+        """named: a file with this word in its name gets a line if it is unusable; others may belong to other packs."""
         for path in _unique(paths):
             try:
                 read(path)
@@ -189,7 +189,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     yield from opened([*folders, *single], "text encoder", found.encoders, check_gemma, "gemma")
     upscalers = (path for base in places["latent_upscale_models"] for path in models.files(base, ".safetensors"))
     yield from opened(upscalers, "upscaler", found.upscalers, load_upscaler, "ltx-")
-    # A LoRA is held against the first checkpoint: one that fits nothing would do nothing.
+    # A LoRA is matched with the first checkpoint, because a LoRA that fits nothing would have no effect.
     model = found.checkpoints[0].blueprint() if found.checkpoints else None
     loras = [path for base in places["loras"] for path in models.files(base, ".safetensors")]
 
@@ -223,7 +223,8 @@ def _transformer_files(places: Mapping[str, list[Path]]) -> Iterator[Path]:
 
 
 def _checkpoint(path: Path, places: Mapping[str, list[Path]]) -> Checkpoint:
-    """A file with the transformer, together with files of the parts that it lacks. Errors: of what is wrong with it."""
+    """Opens a file with the transformer, together with files of its missing parts. Raises InputError if it cannot be
+    used."""
     from ..weights.checkpoint import load_checkpoint
 
     opened = load_checkpoint(path)
@@ -253,7 +254,7 @@ def _size_of(path: Path) -> str:
 
 
 def _needed(found: Found) -> Iterator[Published]:
-    """What a default job lacks. A distilled checkpoint needs no LoRA."""
+    """The published models that a default job still needs. A distilled checkpoint needs no LoRA."""
     from_names = [checkpoint.path.name for checkpoint in found.checkpoints]
     if not from_names:
         yield MODELS["dev"]
@@ -266,7 +267,8 @@ def _needed(found: Found) -> Iterator[Published]:
 
 
 def _fits(found: Found) -> Iterator[Line]:
-    """The endpoint's defaults, with the first model of each kind, prepared and rehearsed as the command does it."""
+    """Prepares and rehearses a job as the command does, with the endpoint's defaults and the first model of each
+    kind."""
     import torch
 
     from ..job import Compute, Files, prepare
@@ -293,11 +295,11 @@ def _fits(found: Found) -> Iterator[Line]:
     yield True, f"the default request with {checkpoint.path.name} on {head.removeprefix('memory on ')}"
     yield from ((phase.fits, str(phase)) for phase in forecast.phases)
     if not all(phase.fits for phase in forecast.phases):
-        yield False, "take a smaller size, fewer frames, fp8 or GGUF files, or dtype fp8 (--fp8)"
+        yield False, "use a smaller size, fewer frames, fp8 or GGUF files, or dtype fp8 (--fp8)"
 
 
 def _known_sizes() -> Iterator[Line]:
-    """Where the files are not there to be measured: the published weights against the device."""
+    """Compares the published weights with the device, if files are missing and cannot be measured."""
     import torch
 
     from ..memory.free import free_memory
@@ -307,9 +309,9 @@ def _known_sizes() -> Iterator[Line]:
     for name, share in (("bf16", 1.0), ("fp8", FLOAT8)):
         whole, blocks = share * max(TRANSFORMER, TEXT), 2 * share * BLOCK
         if whole < free:
-            state = f"fit on {device}, {size(free)} free, beside what computing takes"
+            state = f"fit on {device} with {size(free)} free, without the memory that computing takes"
         elif device == "cuda" and whole < host and 4 * blocks < free:
-            state = f"wait in host memory, {size(host)} free, and visit {device} block by block"
+            state = f"wait in host memory with {size(host)} free, and go to {device} block by block"
         else:
             state = f"do not fit: {size(free)} free on {device}, {size(host)} on the host"
-        yield None, f"the published weights in {name}, at most {size(whole)} at once, {state}"
+        yield None, f"the published weights in {name}, at most {size(whole)} at a time, {state}"

@@ -1,1 +1,1 @@
-"""The engine: LTX-2.3 audio-to-video on torch and diffusers. It knows no ComfyUI; `python -m ltx` runs it headless."""
+"""The engine: LTX-2.3 audio-to-video on torch and diffusers. It does not use ComfyUI; `python -m ltx` runs it."""

@@ -26,18 +26,18 @@ def _end(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    # The imports below take seconds. Nothing is open yet: until `main` takes over, a signal ends the program at once.
+    # The imports below take seconds. Nothing is open yet, so a signal ends the program at once until `main` starts.
     signal.signal(signal.SIGINT, _end)
     signal.signal(signal.SIGTERM, _end)
 
-from . import versions  # noqa: E402 - of Python's own library, no more
+from . import versions  # noqa: E402 - it imports only Python's own library
 from .tools import doctor, download  # noqa: E402
 
 COMMANDS = {"doctor": doctor.main, "download": download.main}
 
 
 def command(name: str, argv: Sequence[str]) -> int:
-    """Runs one of COMMANDS; the exit status."""
+    """Runs one of COMMANDS and returns its exit status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -45,18 +45,18 @@ def command(name: str, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `… | head`; nothing can be said any more
+    except BrokenPipeError:  # as in `… | head`: there is no output to write to any more
         os._exit(1)
 
 
-if __name__ == "__main__" and sys.argv[1:2] and sys.argv[1] in COMMANDS:  # they run where the imports below fail
+if __name__ == "__main__" and sys.argv[1:2] and sys.argv[1] in COMMANDS:  # they work even if the imports below fail
     sys.exit(command(sys.argv[1], sys.argv[2:]))
 
 if __name__ == "__main__" and (wrong := versions.problem()):
     print(wrong, file=sys.stderr)
     sys.exit(1)
 
-# Before torch and transformers are imported: their warnings are for programmers, this command's output for users.
+# This comes before the import of torch and transformers, whose warnings are for programmers and not for users.
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
@@ -74,7 +74,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def lora_argument(text: str) -> tuple[Path, float]:
-    """FILE:SCALE, or FILE alone for 1. The last colon counts, so that C:\\x.safetensors is a file."""
+    """Splits FILE:SCALE; FILE alone has scale 1. The last colon separates them, so C:\\x.safetensors is a file."""
     path, _, scale = text.rpartition(":")
     try:
         return (Path(path), float(scale)) if path else (Path(text), 1.0)
@@ -86,21 +86,21 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m ltx",
         description="Makes a video that moves with an audio file, with LTX-2.3, without ComfyUI.",
-        epilog="python -m ltx doctor says what is installed, found and missing; python -m ltx download gets models.",
+        epilog="python -m ltx doctor reports what is installed and missing; python -m ltx download gets models.",
     )
     p.add_argument("--checkpoint", type=Path, required=True, metavar="F", help="LTX-2.3 file, or a diffusers folder")
     p.add_argument(
         "--text-encoder", type=Path, required=True, metavar="PATH", help="Gemma 3 12B: folder, or single file"
     )
-    p.add_argument("--upscaler", type=Path, metavar="F", help="latent upscaler x2; needed for two passes")
+    p.add_argument("--upscaler", type=Path, metavar="F", help="latent upscaler x2; needed for two stages")
     p.add_argument("--distill-lora", type=Path, metavar="F", help="distilled LoRA, at the request's two strengths")
-    p.add_argument("--camera-lora", type=Path, metavar="F", help="camera LoRA, at camera_lora_scale in both passes")
+    p.add_argument("--camera-lora", type=Path, metavar="F", help="camera LoRA, at camera_lora_scale in both stages")
     p.add_argument(
-        "--lora", type=lora_argument, action="append", default=[], metavar="F:SCALE", help="another LoRA, both passes"
+        "--lora", type=lora_argument, action="append", default=[], metavar="F:SCALE", help="another LoRA, both stages"
     )
-    p.add_argument("--video-vae", type=Path, metavar="F", help="video VAE, where the checkpoint has none")
-    p.add_argument("--audio-vae", type=Path, metavar="F", help="audio VAE and vocoder, where the checkpoint has none")
-    p.add_argument("--connectors", type=Path, metavar="F", help="text connectors, where the checkpoint has none")
+    p.add_argument("--video-vae", type=Path, metavar="F", help="video VAE, if the checkpoint has none")
+    p.add_argument("--audio-vae", type=Path, metavar="F", help="audio VAE and vocoder, if the checkpoint has none")
+    p.add_argument("--connectors", type=Path, metavar="F", help="text connectors, if the checkpoint has none")
     p.add_argument("--audio", type=Path, required=True, metavar="F", help="audio, or a video with sound")
     p.add_argument("--image", type=Path, metavar="F", help="first frame")
     p.add_argument("--end-image", type=Path, metavar="F", help="last frame")
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
     p.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks")
     p.add_argument(
-        "--offload", choices=OFFLOAD, default=AUTO, help="blocks wait in host memory; default: where the GPU is small"
+        "--offload", choices=OFFLOAD, default=AUTO, help="keep blocks in host memory; default: if the GPU is too small"
     )
     p.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep encoded prompts here, for later runs")
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
@@ -121,12 +121,13 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FILE",
-        help="the finished video, .mp4 unless the request says else",
+        help="the finished video, .mp4 unless the request names another format",
     )
     return p
 
 
 def read_request(path: Path) -> dict[str, Any]:
+    """The request in a JSON file. Raises InputError if it cannot be read."""
     try:
         return json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
@@ -138,13 +139,15 @@ def read_request(path: Path) -> dict[str, Any]:
 
 
 def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
-    """What would fail after an hour of sampling is said before it."""
+    """Checks before sampling that the results can be written afterwards. Raises InputError if not."""
     suffix = SUFFIXES[request.video_output_type]
     if arguments.output.suffix.lower() != suffix:
-        raise InputError(f"--output: {arguments.output} does not end in {suffix}, as {request.video_output_type} does.")
+        raise InputError(
+            f"--output: {arguments.output} does not end in {suffix}, which {request.video_output_type} needs."
+        )
     for name, path in (("--output", arguments.output), ("--trace", arguments.trace)):
         if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"{name}: the folder {path.absolute().parent} is not there; make it first.")
+            raise InputError(f"{name}: the folder {path.absolute().parent} does not exist; create it first.")
         if path is not None and path.is_dir():
             raise InputError(f"{name}: {path} is a folder; name a file in it.")
         if path is not None and not os.access(path.absolute().parent, os.W_OK):
@@ -162,7 +165,7 @@ class Bars:
     def __call__(self, phase: str, done: int, total: int) -> None:
         if phase != self.phase:
             self.close()
-            # delay: not shown while it is made, when an interrupt would find no bar whose line is to be ended
+            # With a delay the bar is not shown while it is made: an interrupt could not end its line then.
             line = {"desc": phase, "unit": "", "file": sys.stderr, "dynamic_ncols": True, "delay": 1e-9}
             self.phase, self.bar = phase, tqdm(total=total, **line)
             self.bar.refresh()
@@ -195,30 +198,30 @@ def files_of(arguments: argparse.Namespace) -> Files:
 
 
 def compute_of(arguments: argparse.Namespace) -> Compute:
-    """Where and how it is computed. Errors: a GPU that is not there, offloading without one."""
+    """The device and the way to compute. Raises InputError if there is no GPU for --device cuda or --offload blocks."""
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device: cuda is not available here; use --device cpu.")
     if device == "cpu" and arguments.offload == BLOCKS:
-        raise InputError("--offload: blocks wait in host memory for a GPU, and this runs on the CPU; leave it out.")
+        raise InputError("--offload: blocks can wait in host memory only for a GPU; leave it out on the CPU.")
     dtype = DTYPES[arguments.dtype or ("float32" if device == "cpu" else "bfloat16")]
     return Compute(dtype, device, arguments.fp8, arguments.compile, arguments.offload)
 
 
 def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) -> int:
-    """The exit status. job: what is run, `pipeline.run`."""
+    """Runs a job and returns the exit status. job: the function that runs it, `pipeline.run`."""
     arguments = parser().parse_args(argv)
-    transformers.utils.logging.disable_progress_bar()  # the bars below are this command's own
+    transformers.utils.logging.disable_progress_bar()  # this command shows its own bars
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # A terminated run tidies up as an interrupted one does: the handler raises KeyboardInterrupt.
+    # The handler raises KeyboardInterrupt, so that a terminated run cleans up as an interrupted one does.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     bars, recorder, written = Bars(), Recorder() if arguments.trace else None, False
 
-    def ended(said: object, status: int) -> int:
+    def ended(message: object, status: int) -> int:
         bars.close()
-        print(said, file=sys.stderr)
+        print(message, file=sys.stderr)
         return status
 
     try:
@@ -229,7 +232,8 @@ def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) ->
             request,
             compute_of(arguments),
             stg_blocks=tuple(arguments.stg_blocks),
-            announce=lambda forecast: print(f"{forecast}\n", end="", file=sys.stderr),  # whole, whatever interrupts
+            # One write for text and line end, so that an interrupt does not split them.
+            announce=lambda forecast: print(f"{forecast}\n", end="", file=sys.stderr),
             trace=recorder,
             progress=bars,
         )

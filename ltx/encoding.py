@@ -1,4 +1,4 @@
-"""What a job encodes before it is sampled: prompts, sound and images. Each part of the model is loaded when needed."""
+"""Encodes the prompts, the sound and the images of a job before sampling. Each model is loaded when it is needed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .prompt.text import encode_text
 from .trace import Trace, under
 
 OnProgress = Callable[[str, int, int], None]
-"""(what is being done, steps done, steps in all)."""
+"""A function that is called with (name of the phase, steps done, all steps)."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompt as used, its context and the negative one's, and what the report says of them."""
+    """The prompt as it is used, its context, the context of the negative prompt, and notes for the report."""
 
     prompt: str
     positive: TextContext
@@ -37,10 +37,10 @@ class Prompts:
 
 
 def encode_prompts(job: Job, compute: Compute, trace: Trace | None, say: OnProgress, offload: bool = False) -> Prompts:
-    """The prompts of a request, the positive one expanded if asked.
+    """Encodes the prompts of a request, after expanding the positive one if the request asks for it.
 
-    Gemma and the connectors leave memory after it. What the job's folder of contexts has is not made again, and Gemma
-    not loaded where it has everything. offload: whether Gemma's layers wait in host memory.
+    Gemma and the connectors are freed afterwards. Contexts in the job's folder are not computed again, and Gemma is not
+    loaded if all of them are there. offload: whether Gemma's layers wait in host memory.
     """
     with _TextEncoder(job, compute, offload) as encoder:
         prompt, notes = job.request.prompt, []
@@ -60,7 +60,7 @@ def encode_prompts(job: Job, compute: Compute, trace: Trace | None, say: OnProgr
 
 
 class _TextEncoder:
-    """Gemma and the connectors of a job, loaded when they are first needed, behind its folder of contexts."""
+    """Gemma and the connectors of a job, with its folder of contexts. They are loaded when they are first needed."""
 
     def __init__(self, job: Job, compute: Compute, offload: bool) -> None:
         self.job, self.compute, self.offload = job, compute, offload
@@ -109,8 +109,8 @@ class _TextEncoder:
             context = encode()
         else:
             files = self.job.files
-            own = [files.text_encoder, files.checkpoint, *([files.connectors] if files.connectors else [])]
-            context = self.cache.context(text, self.fingerprint(*own), encode, self.compute.device)
+            used = [files.text_encoder, files.checkpoint, *([files.connectors] if files.connectors else [])]
+            context = self.cache.context(text, self.fingerprint(*used), encode, self.compute.device)
         if trace is not None:
             trace("video_enc", context.video)
             trace("audio_enc", context.audio)
@@ -118,23 +118,24 @@ class _TextEncoder:
 
 
 def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> AudioCondition:
-    """The track, levelled if asked, as the audio stream's condition. The track that is returned stays as it is."""
+    """Encodes the track, levelled if the request asks for it. The job's own track, which the file gets, does not
+    change."""
     clip, track = job.plan, job.track
     if job.request.preprocess_audio:
         track = preprocess.preprocess(soundtrack(track, clip.frames, clip.fps))
     vae = job.checkpoint.audio_vae(compute.dtype, compute.device)
     if trace is not None:
-        heard = conditioning_track(track, clip.frames, clip.fps)
-        mel = log_mel(heard)
-        trace("audio/waveform", heard.waveform[None])
+        model_track = conditioning_track(track, clip.frames, clip.fps)
+        mel = log_mel(model_track)
+        trace("audio/waveform", model_track.waveform[None])
         trace("audio/mel", mel)
-        trace("audio/latent", encode_mel(vae, mel))  # before the trim, as the official code has it
+        trace("audio/latent", encode_mel(vae, mel))  # before it is cut, as in the golden files
     latent = encode_audio(vae, track, clip.frames, clip.fps)
     return AudioCondition(latent, clip.frames, clip.fps, job.request.audio_strength)
 
 
 def encode_images(job: Job, compute: Compute, trace: Trace | None) -> tuple[tuple[Guide, ...], tuple[Guide, ...]]:
-    """The images as guides of the first and of the second stage, each encoded at its stage's size."""
+    """Encodes the images as guides for the first and for the second stage, each at the size of its stage."""
     clip, request = job.plan, job.request
     if not job.images:
         return (), ()

@@ -1,4 +1,4 @@
-"""A headless job: its files, how it is computed, and everything that is settled before a model is loaded."""
+"""A headless job: its files, its way to compute, and everything that is decided before a model is loaded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Files:
     image: Path | None = None
     end_image: Path | None = None
     safety_checker: Path | None = None
-    video_vae: Path | None = None  # these three: where that part is not in the checkpoint
+    video_vae: Path | None = None  # this and the next two are for parts that the checkpoint does not have
     audio_vae: Path | None = None
     connectors: Path | None = None
     contexts: Path | None = None  # a folder that keeps encoded prompts
@@ -56,9 +56,10 @@ class Files:
 class Compute:
     """Where and how a job is computed.
 
-    dtype: what computes; None: what the files store. fp8: transformer and Gemma are stored in float8 and compute in
-    `dtype`. compiled: torch.compile of the transformer's block. offload: one of OFFLOAD, for a GPU. tiling: the
-    decoder's tiles, None for the clip as one.
+    dtype: the compute dtype; None means the dtype of the files. fp8: whether the transformer and Gemma are stored in
+    float8; they compute in `dtype`. compiled: whether torch.compile compiles the transformer's block. offload: one of
+    OFFLOAD, for a GPU. tiling: the decoder's tiles, None for the clip as one tile. Raises InputError if offload is
+    another value.
     """
 
     dtype: torch.dtype | None = None
@@ -77,8 +78,8 @@ class Compute:
 class Job:
     """Everything that is known before a model is loaded.
 
-    images: after the H.264 round trip, each FIRST or END. steering, loras: of the first and of the second stage; the
-    LoRAs are the same ones in the same order.
+    images: the compressed images, each with its name FIRST or END. steering, loras: for the first and for the second
+    stage; both stages have the same LoRAs in the same order. notes: sentences for the report.
     """
 
     files: Files
@@ -93,11 +94,11 @@ class Job:
 
 
 def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) -> Job:
-    """Opens every file and settles every number. What is wrong with the input is said here, before models load."""
+    """Opens every file and decides every number. It raises InputError for mistakes in the input before models load."""
     steering = steer(request, stg_blocks)
     notes = [*request.notes, *_unchecked(files, request)]
     track = load_track(files.audio)
-    pictures, absent = _pictures(files, request)
+    pictures, picture_notes = _pictures(files, request)
     sizes = tuple(None if p is None else (p.shape[1], p.shape[0]) for p in pictures)
     planned = plan(request, track, sizes)
     if pictures[1] is not None and planned.frames == 1:
@@ -105,7 +106,7 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     if planned.two_stages and files.upscaler is None:
         raise InputError("--upscaler: two stages need it; name the upscaler's file or set use_multiscale to false.")
     if planned.two_stages:
-        load_upscaler(files.upscaler)  # maps the file, and says what is wrong with it before the first stage, not after
+        load_upscaler(files.upscaler)  # this only maps the file, and raises now rather than after the first stage
     if request.camera_lora != "none" and files.camera_lora is None:
         raise InputError(f"camera_lora: {request.camera_lora} needs its file; name it with --camera-lora.")
     checkpoint = load_checkpoint(
@@ -115,16 +116,17 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     blueprint = checkpoint.blueprint()
     steering[0].check(request.audio_strength == 1, layers=len(blueprint.transformer_blocks))
     check_gemma(files.text_encoder)
-    loras, said = _loras(files, request, checkpoint.path.name, planned.two_stages)
-    said += [warning for loaded, _ in loras[1] if (warning := match(loaded, blueprint).warning)]
+    loras, lora_notes = _loras(files, request, checkpoint.path.name, planned.two_stages)
+    lora_notes += [warning for loaded, _ in loras[1] if (warning := match(loaded, blueprint).warning)]
     images = tuple((compress(p), name) for p, name in zip(pictures, (FIRST, END), strict=True) if p is not None)
-    notes += [*absent, *said, *planned.notes]
+    notes += [*picture_notes, *lora_notes, *planned.notes]
     notes += preprocess.warnings(track, planned.frames, planned.fps, levelled=request.preprocess_audio)
     return Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(notes))
 
 
 def _unchecked(files: Files, request: Request) -> list[str]:
-    """What the report says where the safety checker is asked for and none was named. Errors: one is demanded."""
+    """The note for the report if no safety checker was named. Raises InputError if the request or the environment
+    requires one."""
     if not request.enable_safety_checker or files.safety_checker is not None:
         return []
     if "enable_safety_checker" in request.given or os.environ.get(REQUIRED) == "require":
@@ -136,7 +138,7 @@ def _unchecked(files: Files, request: Request) -> list[str]:
 
 
 def _pictures(files: Files, request: Request) -> tuple[list[Tensor | None], list[str]]:
-    """The first and the end image, None where there is none, and what the report says of one at strength 0."""
+    """Loads the first and the end image, None for a missing one. Returns them with the notes for the report."""
     pictures, notes = [], []
     for path, strength, name in (
         (files.image, request.image_strength, FIRST),
@@ -151,7 +153,8 @@ def _pictures(files: Files, request: Request) -> tuple[list[Tensor | None], list
 def _loras(
     files: Files, request: Request, checkpoint: str, two_stages: bool
 ) -> tuple[tuple[Strengths, Strengths], list[str]]:
-    """Every LoRA with its strength in the first and in the second stage, and what the report says of them."""
+    """Loads every LoRA. Returns them with their strengths in the first and in the second stage, and notes for the
+    report."""
     both = [(load_lora(path), scale) for path, scale in files.loras]
     if files.camera_lora is not None:
         both.append((load_lora(files.camera_lora), request.camera_lora_scale))

@@ -1,7 +1,7 @@
-"""The published files that the pack works with, and ComfyUI's folders that models lie in. Nothing is opened here.
+"""The published files that the pack works with, and ComfyUI's model folders. Nothing is opened here.
 
-The one home of names, repositories, sizes and folders. Only Python's own library is imported at the top, so that
-`doctor` can read it whatever else is broken.
+Their names, repositories, sizes and folders stand only here. The module imports only Python's own library at the top,
+so that `doctor` can read it even if other packages are broken.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from pathlib import Path
 
 from .errors import InputError
 
-PACK = Path(__file__).parent.parent  # not resolved: in custom_nodes it may be a link
+PACK = Path(__file__).parent.parent  # not resolved, because custom_nodes may hold a link to the pack
 HUB = "https://huggingface.co"
-VERSION = "2.3"  # of the model that a file must be for, where it says so
+VERSION = "2.3"  # the model version that a file must have, if it names one
 LTX = f"Lightricks/LTX-{VERSION}"
 GEMMA = "google/gemma-3-12b-it-qat-q4_0-unquantized"
 CAMERA_FILE = "ltx-2-19b-lora-camera-control-{}.safetensors"
 CAMERA_REPOSITORY = "Lightricks/LTX-2-19b-LoRA-Camera-Control-{}"
 CAMERA_MOVES = ("dolly-in", "dolly-out", "dolly-left", "dolly-right", "jib-up", "jib-down", "static")
 PARTS_OF_A_FOLDER = ("*.json", "*.safetensors", "*.model", "*.jinja")
-"""What of a whole repository is fetched: no pickles, no other framework's weights."""
+"""The files of a whole repository that are fetched: no pickle files and no weights of other frameworks."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A file of the hub, or a whole repository where `file` is empty, which then is a folder of its own.
+    """A file on the hub, or a whole repository if `file` is empty, which becomes a folder.
 
-    size: bytes, about. folder: below ComfyUI's models. terms: whether these must be accepted on its page first.
+    what: its name in messages. size: approximate bytes. folder: the folder in ComfyUI's models folder. terms: whether
+    its terms must be accepted on its page first.
     """
 
     what: str
@@ -41,7 +42,7 @@ class Published:
 
     @property
     def name(self) -> str:
-        """Of the file, or of the folder, in ComfyUI's folder."""
+        """The name of the file, or of the repository's folder, in ComfyUI's folder."""
         return self.file or self.repository.rpartition("/")[2]
 
     @property
@@ -50,7 +51,7 @@ class Published:
 
     @property
     def url(self) -> str:
-        """Where a browser gets it: the file, or the page of the repository."""
+        """The address for a browser: the file, or the page of the repository."""
         return f"{self.page}/resolve/main/{self.file}" if self.file else self.page
 
 
@@ -79,32 +80,32 @@ MODELS: Mapping[str, Published] = {
     },
 }
 DEFAULT = ("dev", "distilled-lora", "upscaler", "gemma")
-"""What the first workflow loads."""
+"""The models that the default workflow loads."""
 WANTED = MODELS["dev"].name
-"""The file that an error names where a checkpoint is missing or wrong."""
+"""The file that an error message names if a checkpoint is missing or wrong."""
 
 PART_FILES: Mapping[str, str] = {
     "video_vae": "LTX23_video_vae_bf16.safetensors",
     "audio_vae": "LTX23_audio_vae_bf16.safetensors",
     "connectors": "ltx-2.3_text_projection_bf16.safetensors",
 }
-"""A published file of each part that people also have apart from the checkpoint."""
+"""A published file for each part that people also keep outside the checkpoint."""
 PART_FOLDERS: Mapping[str, tuple[str, ...]] = {
     "video_vae": ("vae", "checkpoints"),
     "audio_vae": ("vae", "checkpoints"),
     "connectors": ("text_encoders", "diffusion_models", "checkpoints"),
 }
-"""Where people keep those parts; a whole checkpoint has them, too."""
+"""The folders in which people keep those parts; a whole checkpoint has them, too."""
 GEMMA_FILES = (
     "gemma_3_12B_it.safetensors",
     "gemma_3_12B_it_fp8_scaled.safetensors",
     "gemma_3_12B_it_fp4_mixed.safetensors",
 )
 GEMMA_FILES_PAGE = f"{HUB}/Comfy-Org/ltx-2"
-"""Gemma as ComfyUI has it, one file with its tokenizer inside; the last one is the smallest."""
+"""The page of ComfyUI's files of Gemma: single files with the tokenizer inside. The last one is the smallest."""
 
 ALSO = {"text_encoders": ("clip",), "diffusion_models": ("unet",)}
-"""Older names of ComfyUI's folders, which it still looks into."""
+"""Older names of ComfyUI's folders, which ComfyUI still uses."""
 KINDS = (
     "checkpoints",
     "diffusion_models",
@@ -116,29 +117,32 @@ KINDS = (
     "safety_checker",
 )
 EXTRA = "extra_model_paths.yaml"
-DEPTH = 4  # how deep below such a folder a model is looked for
+DEPTH = 4  # levels of subfolders in which a model is searched
 
 
 def is_distilled(name: str) -> bool:
-    """Whether a file's name says that it is distilled: nothing in the published files does."""
+    """Whether a file is distilled, by its name: the published files have no other sign of it."""
     return "distilled" in name.lower()
 
 
 def overdone(checkpoint: str, strengths: Sequence[float]) -> str | None:
-    """One sentence where a distilled LoRA acts on a checkpoint that is distilled already, going by its file's name."""
+    """One sentence if a distilled LoRA acts on a checkpoint that its name calls distilled, else None."""
     if is_distilled(checkpoint) and any(strengths):
-        return "the checkpoint is distilled already (by its name); the distilled LoRA on top overdoes it"
+        return "the checkpoint is distilled already (by its name); the distilled LoRA overdoes the picture"
     return None
 
 
 def around(pack: Path) -> Path | None:
-    """The models folder of the ComfyUI that a pack in custom_nodes/ belongs to."""
+    """The models folder of the ComfyUI that has the pack in custom_nodes/, None if there is none."""
     models = pack.parent.parent / "models"
     return models if pack.parent.name == "custom_nodes" and models.is_dir() else None
 
 
 def folders(models: Path) -> dict[str, list[Path]]:
-    """kind → where ComfyUI looks for such models; the first is where new ones go. Errors: an unreadable EXTRA."""
+    """Maps each kind of model to ComfyUI's folders for it; new models go into the first one.
+
+    Raises InputError if EXTRA cannot be read.
+    """
     found = {kind: [models / name for name in (kind, *ALSO.get(kind, ()))] for kind in KINDS}
     for kind, path, first in _extra(models.parent / EXTRA):
         if kind in found and path not in found[kind]:
@@ -147,7 +151,7 @@ def folders(models: Path) -> dict[str, list[Path]]:
 
 
 def _extra(file: Path) -> list[tuple[str, Path, bool]]:
-    """(kind, folder, whether it goes first) of ComfyUI's file of further folders; nothing where there is none."""
+    """Reads ComfyUI's file of further folders: (kind, folder, whether it goes first). It may be missing."""
     if not file.is_file():
         return []
     wrong = f"{file}: cannot be read as ComfyUI's list of model folders ({{}}); correct it, or move it away."
@@ -165,7 +169,7 @@ def _extra(file: Path) -> list[tuple[str, Path, bool]]:
         if section is None:
             continue
         if not isinstance(section, dict):
-            raise InputError(wrong.format("it holds no lists of folders"))
+            raise InputError(wrong.format("it has no lists of folders"))
         section = dict(section)
         base = os.path.expandvars(os.path.expanduser(str(section.pop("base_path", ""))))
         first = section.pop("is_default", False) is True
@@ -177,7 +181,7 @@ def _extra(file: Path) -> list[tuple[str, Path, bool]]:
 
 
 def files(folder: Path, *suffixes: str) -> list[Path]:
-    """Files with these endings at most DEPTH folders deep, in order. A folder that cannot be read counts as empty."""
+    """Files with these suffixes, at most DEPTH folders deep, sorted. A folder that cannot be read counts as empty."""
     found = []
     for root, below, names in os.walk(folder, followlinks=True):
         if len(Path(root).relative_to(folder).parts) >= DEPTH:
@@ -188,7 +192,8 @@ def files(folder: Path, *suffixes: str) -> list[Path]:
 
 
 def present(model: Published, places: Mapping[str, list[Path]]) -> Path | None:
-    """Where a published file of that name lies already, in any folder of its kind; a folder by its config.json."""
+    """The path of a published model that is there already, in any folder of its kind, else None. A repository's folder
+    is recognised by its config.json."""
     for folder in places[model.folder]:
         if not model.file and (folder / model.name / "config.json").is_file():
             return folder / model.name
@@ -199,4 +204,5 @@ def present(model: Published, places: Mapping[str, list[Path]]) -> Path | None:
 
 
 def size(count: float) -> str:
+    """A number of bytes in words."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

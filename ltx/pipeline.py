@@ -1,6 +1,6 @@
-"""The headless job from files to a finished video: the calls to the other files, in order.
+"""Runs a headless job from files to a finished video: the calls to the other modules, in order.
 
-One part of the model is in memory at a time.
+Each model is loaded for its phase and freed afterwards.
 """
 
 from __future__ import annotations
@@ -55,12 +55,14 @@ def run(
     trace: Trace | None = None,
     progress: OnProgress | None = None,
 ) -> Result:
-    """The whole job, from files to a finished file. Errors: InputError, before models load where that can be.
+    """Runs a whole job, from files to a finished file.
 
-    prompts: already encoded ones; Gemma is then not loaded. announce: is told what each stage takes before anything
-    loads.
+    prompts: prompts that are encoded already; Gemma is then not loaded. announce: is called with the memory forecast
+    before anything loads. trace: receives the run's tensors. progress: is called after each step of a phase. Raises
+    InputError for mistakes in the input, if possible before models load, and FlaggedError if the safety checker flags
+    the result.
     """
-    compute, say = compute or Compute(), progress or (lambda stage, done, total: None)
+    compute, say = compute or Compute(), progress or (lambda phase, done, total: None)
     job = prepare(files, request, stg_blocks)
     checker = load_checker(files.safety_checker) if request.enable_safety_checker and files.safety_checker else None
     compute, offloaded = _fitting(job, compute, announce)
@@ -73,7 +75,7 @@ def run(
         trace("final/video_latent", latent)
     track = _track(job, compute, audio, trace)
 
-    retried: list[str] = []  # the last one says it all
+    retried: list[str] = []  # only the last note counts
     vae = job.checkpoint.video_vae(compute.dtype, compute.device)
     decoded = decode_video(
         vae, latent, compute.tiling, lambda done, total: say("decode", done, total), on_retry=retried.append
@@ -97,7 +99,8 @@ def run(
 
 
 def _fitting(job: Job, compute: Compute, announce: Callable[[Forecast], None] | None) -> tuple[Compute, frozenset[str]]:
-    """How the job fits: with tiles that do, and the names of the parts whose blocks wait in host memory."""
+    """Makes the job fit into memory. Returns `compute` with tiles that fit, and the names of the models whose blocks
+    wait in host memory."""
     if announce is None and torch.device(compute.device).type != "cuda":
         return compute, frozenset()
     forecast = estimate(job, compute)
@@ -117,10 +120,11 @@ def _sample(
     trace: Trace | None,
     say: OnProgress,
 ) -> tuple[Tensor, AudioCondition]:
-    """Both stages, or the only one → the video latent and the sound as it came out. The transformer then goes."""
+    """Samples both stages, or the only one → the video latent and the resulting sound. The transformer is freed
+    afterwards."""
     clip, checkpoint, dtype, device = job.plan, job.checkpoint, compute.dtype, compute.device
     model = checkpoint.transformer(dtype, "cpu" if offload else device, compute.fp8, device)
-    merger = Merger(model, checkpoint.transformer_weight, device)  # blocks that wait on the host, too
+    merger = Merger(model, checkpoint.transformer_weight, device)  # it also merges into blocks in host memory
     merger.set(job.loras[0])
     waiting = offload_transformer(model, device) if offload else None
     if compute.compiled:
@@ -152,19 +156,19 @@ def _sample(
 
 
 def _track(job: Job, compute: Compute, audio: AudioCondition, trace: Trace | None) -> Track:
-    """The sound of the file: the source's own samples, or what the first stage made of them."""
+    """The sound of the file: the source's own samples, or the sound that the first stage made of them."""
     clip = job.plan
     if job.request.audio_strength == 1:
         return soundtrack(job.track, clip.frames, clip.fps)
     if trace is not None:
         trace("final/audio_latent", audio.latent)
     vae = job.checkpoint.audio_vae(compute.dtype, compute.device)
-    vocoder = job.checkpoint.vocoder(torch.float32, compute.device)  # small, and bfloat16 is heard
+    vocoder = job.checkpoint.vocoder(torch.float32, compute.device)  # it is small, and bfloat16 would be audible
     return decode_audio(vae, vocoder, audio.latent, clip.frames, clip.fps)
 
 
 def _refuse(watch: Watch, frames: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The frames, until the safety checker flags one."""
+    """Yields the frames. Raises FlaggedError if the safety checker flags one."""
     for chunk in watch(frames):
         if watch.flagged:
             raise FlaggedError(
@@ -175,7 +179,7 @@ def _refuse(watch: Watch, frames: Iterator[Tensor]) -> Iterator[Tensor]:
 
 
 def _frames(chunks: Iterator[Tensor], trace: Trace | None) -> Iterator[Tensor]:
-    """Decoded floats → uint8 as the file takes them; the trace gets all of them at the end."""
+    """Decoded floats → uint8 for the file. The trace gets all of them at the end."""
     kept = []
     for chunk in chunks:
         frames = to_uint8(chunk)

@@ -1,4 +1,5 @@
-"""What a request comes to for one sound and its images: frames, pixels and rate, settled before anything is loaded."""
+"""Plans a video: decides frames, pixels and rate from a request, its sound and its images, before anything is
+loaded."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from .media.rates import frame_rate
 from .request import AUTO, MAX_FRAMES, SIZES, Request
 
 MAX_AREA = 1920 * 1088
-MAX_SAMPLES = 2**27  # of the sound beside a video, which is padded to its end: ten minutes at 192 kHz, 1 GiB in stereo
+MAX_SAMPLES = 2**27  # of the sound, padded to the video's end: over ten minutes at 192 kHz, 1 GiB in stereo
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request comes to: the result's pixels, frames (8k+1) and exact rate, and what was changed for them."""
+    """The plan of a video: its pixels, its frames (8k+1), its exact rate, and notes on every changed value."""
 
     width: int
     height: int
@@ -39,7 +40,7 @@ def round_frames(frames: int) -> int:
 
 
 def snap_size(width: int, height: int, two_stages: bool) -> tuple[int, int]:
-    """Pixels rounded up to the grid; past the largest area, scaled down to it and rounded down."""
+    """Rounds pixels up to the grid. A size above the largest area is scaled down to it and rounded down."""
     grid = SPACE_SCALE * (2 if two_stages else 1)
 
     def up(side: int) -> int:
@@ -49,12 +50,13 @@ def snap_size(width: int, height: int, two_stages: bool) -> tuple[int, int]:
     shrink = math.sqrt(MAX_AREA / (width * height))
     if shrink >= 1:
         return width, height
-    # A long strip can have its short side under one cell; a cell is the least there is.
+    # The short side of a long strip can be less than one cell of the grid; one cell is the minimum.
     return max(int(width * shrink) // grid, 1) * grid, max(int(height * shrink) // grid, 1) * grid
 
 
 def choose_frames(track: Track, fps: Fraction, match: bool, num_frames: int) -> tuple[int, list[str]]:
-    """Frames of the clip, 8k+1, and what was changed. match: from the audio, at most 481."""
+    """Returns the frames of the clip, 8k+1, and notes on changes. match: whether the audio sets the length, up to 481
+    frames. Raises InputError if the sound would not fit into memory."""
     notes = []
     if match:
         frames = frames_for_audio(track, fps)
@@ -76,34 +78,36 @@ def choose_frames(track: Track, fps: Fraction, match: bool, num_frames: int) -> 
 
 
 def _check_length(frames: int, fps: Fraction, track: Track) -> None:
-    """The sound has to fit into memory from the first frame to the last."""
+    """Raises InputError if the clip is too long or its sound would not fit into memory."""
     seconds = frames / fps
     if seconds > MAX_SECONDS:
         raise InputError(
-            f"fps: {frames} frames at {float(fps):g} fps last {float(seconds):.0f} s, and {MAX_SECONDS} s is the most; "
+            f"fps: {frames} frames at {float(fps):g} fps last {float(seconds):.0f} s, but {MAX_SECONDS} s is the most; "
             "raise fps or ask for fewer frames."
         )
     if seconds * track.rate > MAX_SAMPLES:
         raise InputError(
-            f"audio: {track.rate} Hz is too much for a video of {float(seconds):.0f} s; convert it to 48000 Hz."
+            f"audio: {track.rate} Hz is too high for a video of {float(seconds):.0f} s; convert it to 48000 Hz."
         )
 
 
 def choose_size(
     size: str | tuple[int, int], two_stages: bool, images: tuple[tuple[int, int] | None, ...] = ()
 ) -> tuple[int, int, list[str]]:
-    """Width, height and what was changed. images: (width, height) of the first and the end image, None if absent."""
+    """Returns width, height and notes on changes. images: (width, height) of the first and the end image, None for a
+    missing one."""
     if size == AUTO:
-        asked = next((image for image in images if image), SIZES["landscape_16_9"])
+        requested = next((image for image in images if image), SIZES["landscape_16_9"])
     else:
-        asked = SIZES[size] if isinstance(size, str) else size
-    width, height = snap_size(*asked, two_stages)
-    changed = (width, height) != tuple(asked)
-    return width, height, [f"size taken from {asked[0]}×{asked[1]} to {width}×{height}"] if changed else []
+        requested = SIZES[size] if isinstance(size, str) else size
+    width, height = snap_size(*requested, two_stages)
+    changed = (width, height) != tuple(requested)
+    return width, height, [f"size changed from {requested[0]}×{requested[1]} to {width}×{height}"] if changed else []
 
 
 def plan(request: Request, track: Track, images: tuple[tuple[int, int] | None, ...] = ()) -> Plan:
-    """Frames, size and rate of a request for this track and these images' (width, height)."""
+    """Plans a request for this track and these images, given as (width, height). Raises InputError as
+    `choose_frames`."""
     fps = frame_rate(request.fps)
     frames, frame_notes = choose_frames(track, fps, request.match_audio_length, request.num_frames)
     width, height, size_notes = choose_size(request.video_size, request.use_multiscale, images)

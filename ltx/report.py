@@ -1,4 +1,4 @@
-"""What was asked and what was used, as the report of a finished video has it."""
+"""The report of a finished video: the requested values, the used values, and notes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from .job import Job
 
 
 def describe(job: Job, prompt: str, notes: list[str]) -> dict[str, Any]:
-    """The report of a job. prompt: as used. It has names of files and no paths: it travels in the file it is about."""
+    """Makes the report of a job. prompt: the prompt as it was used. The report has file names but no paths, because it
+    is stored in the video file."""
     asked = asdict(replace(job.request, given=frozenset(), notes=()))
     del asked["given"], asked["notes"]
     steering, frozen = job.steering[0], job.request.audio_strength == 1

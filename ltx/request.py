@@ -1,4 +1,4 @@
-"""The endpoint's parameters: the one home of their defaults, ranges and choices.
+"""The endpoint's parameters, with their defaults, ranges and choices, which stand only here.
 
 Node widgets, the command and the HTTP validation read `PARAMETERS`. `parse` turns a JSON object into a `Request`.
 """
@@ -29,18 +29,19 @@ SIZES = {
 }
 AUTO = "auto"
 ACCELERATIONS = ("none", "regular", "high", "full")
-SIDE = 512  # of a custom size that names only the other side
+SIDE = 512  # pixels of the missing side if a custom size names only one
 MAX_FRAMES = 481
 SEED_BELOW = 2**31
-MOST = 2**16  # frames or pixels of a side: past any machine, and small enough to calculate with
-SHOWN = 100  # characters of a wrong value, which may be a whole file
+MOST = 2**16  # frames or pixels of a side: more than any machine can make, and safe to calculate with
+SHOWN = 100  # characters of a wrong value in a message; the value may be a whole file
 
 
 @dataclass(frozen=True)
 class Parameter:
     """One input of the endpoint. kind: text, integer, number, switch, choice, size or seed.
 
-    minimum and maximum are the endpoint's range; hard_* is what the engine itself cannot pass, and binds the command.
+    minimum, maximum: the endpoint's range. hard_minimum, hard_maximum: the limits of the engine itself, which apply to
+    the command.
     """
 
     kind: str
@@ -72,61 +73,63 @@ def _choice(default: str, choices: tuple[str, ...], text: str) -> Parameter:
 
 
 PARAMETERS: dict[str, Parameter] = {
-    "prompt": Parameter("text", None, "What is to be seen. It describes the picture; the audio drives the motion."),
-    "negative_prompt": Parameter("text", NEGATIVE_PROMPT, "What is not to be seen; acts where CFG is not 1."),
+    "prompt": Parameter("text", None, "What the video shows. It describes the picture; the audio drives the motion."),
+    "negative_prompt": Parameter("text", NEGATIVE_PROMPT, "What the video must not show. It acts if CFG is not 1."),
     "match_audio_length": _switch(True, "The video lasts as long as the audio, rounded up so that nothing is cut."),
     "num_frames": Parameter(
-        "integer", 121, "Frames where the audio sets no length; rounded up to 8k+1.", 9, MAX_FRAMES, (), 1, MOST
+        "integer", 121, "Frames if the audio does not set the length; rounded up to 8k+1.", 9, MAX_FRAMES, (), 1, MOST
     ),
     "video_size": Parameter(
         "size",
         "landscape_16_9",
-        "Size of the video: a name, or width and height. auto takes the first image's, else the end image's.",
+        "Size of the video: a name, or width and height. auto is the first image's size, else the end image's.",
         64,
         4096,
         (AUTO, *SIZES),
         1,
         MOST,
     ),
-    "use_multiscale": _switch(True, "Two passes: half the size first, then twice that and refined. Off: one pass."),
+    "use_multiscale": _switch(True, "Two stages: first half the size, then the full size, refined. Off: one stage."),
     "fps": _number(24, 1, 60, "Frames per second; 23.976 and 29.97 mean the exact broadcast rates.", (0.01, 1000)),
-    "num_inference_steps": Parameter("integer", 15, "Steps of the first pass.", 8, 50, (), 1, 10_000),
+    "num_inference_steps": Parameter("integer", 15, "Steps of the first stage.", 8, 50, (), 1, 10_000),
     "video_cfg_scale": _number(3, 1, 20, "How strongly the picture follows the prompt. 1 leaves that pass out."),
     "video_stg_scale": _number(1, 0, 20, "Spatio-temporal guidance: coherence of motion. 0 leaves that pass out."),
-    "video_rescaling_scale": _share(0.85, "Pulls contrast back to the unguided picture's; higher tames burnt colours."),
+    "video_rescaling_scale": _share(0.85, "Pulls the contrast back to the unguided one; more tames burnt colours."),
     "video_modality_scale": _number(3, 0, 10, "How strongly the picture follows the audio. 1 leaves that pass out."),
-    "audio_cfg_scale": _number(7, 1, 20, "CFG of the audio; acts only at an audio strength below 1."),
-    "audio_stg_scale": _number(None, 0, 20, "STG of the audio; acts only at an audio strength below 1."),
-    "audio_rescaling_scale": _share(0.7, "Rescaling of the audio; acts only at an audio strength below 1."),
-    "audio_modality_scale": _number(3, 0, 10, "How far the audio follows the picture; inert at audio strength 1."),
-    "audio_strength": _share(1, "1 returns the track untouched; below, the model may change it."),
-    "gradient_estimation_gamma": _number(
-        None, 0, 10, "Extrapolates each step's direction from the last one's: 2 is usual; 0 is off (Euler).", (0, None)
+    "audio_cfg_scale": _number(7, 1, 20, "CFG of the audio. It acts only at an audio strength below 1."),
+    "audio_stg_scale": _number(None, 0, 20, "STG of the audio. It acts only at an audio strength below 1."),
+    "audio_rescaling_scale": _share(0.7, "Rescaling of the audio. It acts only at an audio strength below 1."),
+    "audio_modality_scale": _number(
+        3, 0, 10, "How strongly the audio follows the picture. It acts only at an audio strength below 1."
     ),
-    "use_restart_sampling": _switch(True, "Adds a little noise after each step of the first pass."),
-    "scheduler": _choice("beta", ("ltx2", "linear_quadratic", "beta"), "How the noise falls in the first pass."),
-    "acceleration": _choice("none", ACCELERATIONS, "Speed for exactness; none is exact."),
+    "audio_strength": _share(1, "1 returns the track unchanged. With a lower value the model may change it."),
+    "gradient_estimation_gamma": _number(
+        None, 0, 10, "Extrapolates a step's direction from the previous one: 2 is usual, 0 is off (Euler).", (0, None)
+    ),
+    "use_restart_sampling": _switch(True, "Adds a little noise after each step of the first stage."),
+    "scheduler": _choice("beta", ("ltx2", "linear_quadratic", "beta"), "How the noise falls in the first stage."),
+    "acceleration": _choice("none", ACCELERATIONS, "Trades exactness for speed; none is exact."),
     "camera_lora": _choice(
         "none",
         ("dolly_in", "dolly_out", "dolly_left", "dolly_right", "jib_up", "jib_down", "static", "none"),
         "A camera movement, by its LoRA.",
     ),
-    "camera_lora_scale": _share(1, "Strength of the camera LoRA in both passes."),
-    "distill_lora_first_pass_scale": _share(0.2, "Strength of the distilled LoRA in the first pass; 0 is off."),
-    "distill_lora_second_pass_scale": _share(0.5, "Strength of the distilled LoRA in the second pass."),
-    "image_strength": _share(1, "How firmly the first image holds frame 0; 0 is as without it."),
-    "end_image_strength": _share(1, "How firmly the end image holds the last frame; 0 is as without it."),
-    "seed": Parameter("seed", None, "Drives all noise: the same seed gives the same frames. Absent: drawn."),
-    "enable_prompt_expansion": _switch(True, "The text encoder writes a fuller prompt first."),
-    "enable_safety_checker": _switch(True, "An image classifier looks at the result."),
-    "preprocess_audio": _switch(True, "Levels the audio that conditions the video; the returned track stays as it is."),
+    "camera_lora_scale": _share(1, "Strength of the camera LoRA in both stages."),
+    "distill_lora_first_pass_scale": _share(0.2, "Strength of the distilled LoRA in the first stage; 0 is off."),
+    "distill_lora_second_pass_scale": _share(0.5, "Strength of the distilled LoRA in the second stage; 0 is off."),
+    "image_strength": _share(1, "How strongly frame 0 keeps the first image; 0 ignores the image."),
+    "end_image_strength": _share(1, "How strongly the last frame keeps the end image; 0 ignores the image."),
+    "seed": Parameter("seed", None, "Drives all noise: the same seed gives the same frames. If absent, it is drawn."),
+    "enable_prompt_expansion": _switch(True, "The text encoder first writes a fuller prompt."),
+    "enable_safety_checker": _switch(True, "An image classifier checks the result."),
+    "preprocess_audio": _switch(True, "Levels the audio that conditions the video; the returned track is unchanged."),
     "video_output_type": _choice("X264 (.mp4)", tuple(FORMATS), "Container and codec. GIF has no sound."),
     "video_quality": _choice("high", QUALITIES, "Quality of the encoded video."),
     "video_write_mode": _choice("balanced", WRITE_MODES, "fast encodes sooner, small takes longer for fewer bytes."),
 }  # fmt: skip
 
 ABSENT = ("gradient_estimation_gamma", "audio_stg_scale")
-"""Numbers that may be absent or null, which counts as 0: off."""
+"""Numbers that may be absent or null, which means 0 (off)."""
 
 FLAGS = {
     "audio_url": "--audio",
@@ -134,24 +137,25 @@ FLAGS = {
     "end_image_url": "--end-image",
     "sync_mode": "--output",
 }
-"""Inputs of the endpoint that are files or delivery here: the command takes them as flags."""
+"""Inputs of the endpoint that the command takes as flags: files, and how the result is delivered."""
 
 INERT = ("audio_cfg_scale", "audio_stg_scale", "audio_rescaling_scale", "audio_modality_scale")
-"""What does nothing while the audio is kept."""
+"""Parameters that have no effect at audio strength 1."""
 
 DISTILLED_INERT = (
     "num_inference_steps", "scheduler", "negative_prompt", "video_cfg_scale", "video_stg_scale",
     "video_rescaling_scale", "video_modality_scale", *INERT, "distill_lora_first_pass_scale",
     "distill_lora_second_pass_scale",
 )  # fmt: skip
-"""What the distilled recipe of acceleration `full` sets by itself."""
+"""Parameters that have no effect under acceleration `full`, because the distilled recipe sets them."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The endpoint's parameters, checked; `parse` makes it, and takes absent ones from PARAMETERS.
+    """The endpoint's parameters after the checks of `parse`, which takes absent ones from PARAMETERS.
 
-    given: the names that the request had; the safety checker is asked for more firmly by name than by default.
+    given: the names that were in the request; a safety checker that the request names is required, the default one is
+    not. notes: sentences for the report.
     """
 
     prompt: str
@@ -193,7 +197,7 @@ class Request:
 
 
 def _shown(value: Any) -> str:
-    """On one line, and no longer than a sentence bears."""
+    """A value on one line, cut to SHOWN characters."""
     shown = repr(value)
     return shown if len(shown) <= SHOWN else shown[:SHOWN] + "…"
 
@@ -209,7 +213,7 @@ def _check_range(name: str, value: float, low: float | None, high: float | None)
 
 
 def _is_number(value: Any) -> bool:
-    # Against the largest float: false for NaN, the infinities, and a whole number that no float holds.
+    # The comparison is false for NaN, for infinities, and for a whole number that is too large for a float.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -234,7 +238,8 @@ def _size(value: Any) -> str | tuple[int, int]:
 
 
 def check_value(name: str, value: Any) -> Any:
-    """One parameter's value, checked and in its own type. Errors name the parameter and what it takes."""
+    """Returns a parameter's value in the right type. Raises InputError, which says what the parameter takes, if it is
+    wrong."""
     parameter = PARAMETERS[name]
     kind = parameter.kind
     if kind == "text":
@@ -264,7 +269,8 @@ def check_value(name: str, value: Any) -> Any:
 
 
 def parse(values: Mapping[str, Any]) -> Request:
-    """A JSON object with the endpoint's names → Request, its seed drawn if absent. Errors name the key."""
+    """A JSON object with the endpoint's names → Request. An absent seed is drawn. Raises InputError, which names the
+    key, if a value is wrong."""
     if not isinstance(values, Mapping):
         raise InputError("the request is not a JSON object.")
     notes = []
@@ -274,13 +280,13 @@ def parse(values: Mapping[str, Any]) -> Request:
             raise InputError(f"{name}: the command takes this as {FLAGS[name]}; remove it from the request.")
         if name not in PARAMETERS:
             near = difflib.get_close_matches(name, PARAMETERS, 1)
-            said = name if name.isidentifier() and len(name) <= SHOWN else _shown(name)
-            raise InputError(f"{said}: no such parameter" + (f"; did you mean {near[0]}?" if near else "."))
+            shown = name if name.isidentifier() and len(name) <= SHOWN else _shown(name)
+            raise InputError(f"{shown}: no such parameter" + (f"; did you mean {near[0]}?" if near else "."))
         if value is None and name in ("seed", *ABSENT):
             continue
         checked[name] = check_value(name, value)
     if "prompt" not in checked:
-        raise InputError("prompt: missing; say what is to be seen.")
+        raise InputError("prompt: missing; say what the video shows.")
     if "seed" not in checked:
         checked["seed"] = random.SystemRandom().randrange(SEED_BELOW)
     if checked.get("audio_strength", 1.0) == 1:

@@ -1,4 +1,4 @@
-"""A run's tensors under names, and the file that keeps them: the names are those of the golden files."""
+"""Traces: the tensors of a run, under the names of the golden files, and the file that keeps them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 Trace = Callable[[str, Tensor], None]
-"""(name, tensor): is shown the tensors of a run as they are made."""
+"""A function that is called with (name, tensor) for each tensor when a run has computed it."""
 
 
 def under(prefix: str, trace: Trace | None) -> Trace | None:
-    """The same trace for names that begin with `prefix` and a slash."""
+    """The same trace with `prefix` and a slash before each name."""
     return None if trace is None else lambda name, tensor: trace(f"{prefix}/{name}", tensor)
 
 
 class Recorder:
-    """Collects named tensors; floats become float32, everything is copied to the CPU."""
+    """Collects named tensors. Floats become float32, and each tensor is copied to the CPU."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -30,7 +30,7 @@ class Recorder:
         self.tensors[name] = kept.contiguous()
 
     def save(self, path: str | Path) -> None:
-        """Writes all of it, under a temporary name first. Errors: OSError."""
+        """Writes all tensors, first under a temporary name. Raises OSError if the file cannot be written."""
         path = Path(path)
         partial = path.with_name(f".{path.name}.partial")
         try:

@@ -1,6 +1,6 @@
-"""Which of the needed packages are installed, and in which version; requirements.txt says what is needed.
+"""Checks which of the packages in requirements.txt are installed, and in which version.
 
-Only Python's own library is imported, for this is asked before anything else is.
+It imports only Python's own library, because it runs before everything else.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 PYTHON = (3, 10)
 TORCH = ">=2.6.0"
-"""Below it, transformers' Gemma sees no picture. No line of requirements.txt, for torch is ComfyUI's own, built for the
-machine's GPU, and pip would put another build in its place."""
+"""With an older torch, transformers' Gemma cannot see images. requirements.txt has no line for torch, because ComfyUI
+brings the build for the machine's GPU, and pip would replace it by another build."""
 API, DOWNLOAD = "the HTTP API", "python -m ltx download"
 ONLY_FOR = {"cryptography": API, "huggingface_hub": DOWNLOAD}
-"""What of the requirements one door alone needs; the others open without it."""
+"""Packages that only one entry point needs; the others work without them."""
 LINE = re.compile(r"([A-Za-z0-9_.-]+)((?:(?:>=|<)[\d.]+,?)*)")
 
 
 @dataclass(frozen=True)
 class Package:
-    """wanted: as requirements.txt has it, ">=1.0,<2". version: what is installed, None for nothing."""
+    """A required package. wanted: its range in requirements.txt, for instance ">=1.0,<2". version: the installed one,
+    None if it is not installed."""
 
     name: str
     wanted: str
@@ -41,7 +42,7 @@ class Package:
 
     @property
     def only_for(self) -> str | None:
-        """The one door that needs it; None: all of them do."""
+        """The one entry point that needs it, None if all of them do."""
         return ONLY_FOR.get(self.name)
 
     def __str__(self) -> str:
@@ -49,7 +50,7 @@ class Package:
 
 
 def installed() -> Iterator[Package]:
-    """Every package of requirements.txt, in its order."""
+    """Yields every package of requirements.txt, in its order."""
     for line in REQUIREMENTS.read_text("utf-8").splitlines():
         if found := LINE.fullmatch(line.strip()):
             yield _found(found[1], found[2])
@@ -60,9 +61,10 @@ def torch() -> Package:
 
 
 def problem(door: str | None = None) -> str | None:
-    """One sentence where Python or a package is not one that the pack runs with: what is wrong, what to install.
+    """One sentence that says what is wrong and what to install, if the pack cannot run with this Python or a package,
+    else None.
 
-    door: API or DOWNLOAD, which need packages of their own; by default what every door needs.
+    door: the entry point, API or DOWNLOAD, whose own packages are checked, too; by default only the common ones are.
     """
     if sys.version_info < PYTHON:
         return f"Python {sys.version.split()[0]} is too old; run ComfyUI with {'.'.join(map(str, PYTHON))} or newer."
@@ -87,12 +89,12 @@ def torch_remedy() -> str:
 def _found(name: str, wanted: str) -> Package:
     try:
         version = metadata.version(name)
-    except (metadata.PackageNotFoundError, KeyError, TypeError):  # the last two: a damaged one
+    except (metadata.PackageNotFoundError, KeyError, TypeError):  # a damaged package raises the last two
         version = None
     return Package(name, wanted, version)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The release, of the same length for all: 5.0.0rc1 counts as 5.0.0, and a local part does not count."""
+    """The release as four numbers: 5.0.0rc1 counts as 5.0.0, and a local part is ignored."""
     release = [int(number) for number in re.match(r"\d*(?:\.\d+)*", version)[0].split(".") if number]
     return tuple([*release, 0, 0, 0, 0][:4])

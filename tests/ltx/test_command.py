@@ -231,7 +231,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "LTX-2.5": ({"checkpoint": "ltx-2.5.0.safetensors"}, SMALL, r"2\.5.*2\.3|2\.3.*2\.5"),
     "cut checkpoint": ({"checkpoint": "cut.safetensors"}, SMALL, r"cut\.safetensors"),
     "picture as checkpoint": ({"checkpoint": "picture.png"}, SMALL, r"picture\.png"),
-    "checkpoint as upscaler": ({"upscaler": "ltx-2.5.0.safetensors"}, TWO_PASSES, r"no latent upscaler"),
+    "checkpoint as upscaler": ({"upscaler": "ltx-2.5.0.safetensors"}, TWO_PASSES, r"not a latent upscaler"),
     "checkpoint as LoRA": ({"distill-lora": "ltx-2.5.0.safetensors"}, SMALL, r"LoRA"),
     "empty sound": ({"audio": "empty.wav"}, SMALL, r"empty\.wav.*empty"),
     "cut sound": ({"audio": "cut.wav"}, SMALL, r"cut\.wav"),
@@ -400,7 +400,7 @@ def test_the_report(run: Run, tiny: TinyFiles, media: Path) -> None:
     for note in (
         r"note: no distilled LoRA given: its scales count as 0",
         r"note: num_frames rounded up from 10 to 17",
-        r"note: size taken from 100×64 to 128×64",
+        r"note: size changed from 100×64 to 128×64",
         r"note: audio_cfg_scale does nothing",
         r"note: the first image has strength 0",
         r"note: the safety checker did not run",

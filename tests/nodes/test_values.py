@@ -93,7 +93,7 @@ def test_sizes_of_both_passes(
     made = latents.VideoSize.execute("custom", *size, 121, two_passes).args
     assert [tuple(latent["samples"].shape) for latent in made[:2]] == [(1, 128, *first), (1, 128, *second)]
     changed = second[1] * 32 != size[1] or second[2] * 32 != size[0]
-    assert ("size taken from" in made[2]) == changed
+    assert ("size changed from" in made[2]) == changed
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 64, 64), (2, 128, 2, 4, 4), (1, 16, 2, 4, 4)])

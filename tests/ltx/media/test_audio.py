@@ -284,9 +284,7 @@ def test_a_playlist_opens_no_other_file(tmp_path, name, text):
 def test_a_rate_that_changes_on_the_way(tmp_path):
     parts = [write(tmp_path / f"{r}.aac", voice(0.5, r), r, "aac", "mono", "flt").read_bytes() for r in (48000, 16000)]
     (tmp_path / "both.aac").write_bytes(b"".join(parts))
-    with pytest.raises(
-        InputError, match=r"both\.aac: its sound changes from 48000 Hz mono fltp to 16000 Hz mono fltp"
-    ):
+    with pytest.raises(InputError, match=r"both\.aac: its sound changes from 48000 Hz mono fltp to 16000 Hz mono fltp"):
         audio.load_track(tmp_path / "both.aac")
 
 

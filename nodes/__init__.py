@@ -1,4 +1,4 @@
-"""What a person sees in the graph: the nodes, listed in the order data flows. Everything that knows ComfyUI is here.
+"""The nodes of the graph, listed in the order in which data flows. All code that uses ComfyUI is in this folder.
 
 A node is a schema and a few lines that call `ltx/`. This module imports ComfyUI, so only the root's
 `comfy_entrypoint` imports it.

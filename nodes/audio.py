@@ -1,4 +1,4 @@
-"""The sound: from a file, how many frames of video it asks for, made ready for the model, and back from latents."""
+"""Nodes for the sound: load it, count its frames, prepare it for the model, and decode it from latents."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ AUDIO = f"{CATEGORY}/Audio"
 
 
 def frames_input() -> io.Input:
-    """The number of frames, where a node takes it from Frame Count."""
+    """The input for the number of frames, which comes from Frame Count."""
     default = PARAMETERS["num_frames"].default
     return io.Int.Input("frames", default=default, min=1, max=100_000, step=8, tooltip="From Frame Count.")
 
 
 def to_track(audio: dict[str, Any]) -> engine.Track:
-    """ComfyUI's AUDIO → the engine's. Errors: a batch of several."""
+    """ComfyUI's AUDIO → the engine's track. Raises InputError if it is a batch of several tracks."""
     waveform = audio["waveform"]
     if waveform.ndim != 3 or waveform.shape[0] != 1:
         raise InputError(f"audio: its shape is {tuple(waveform.shape)}; one track, [1, channels, samples], is needed.")
@@ -40,7 +40,7 @@ def to_track(audio: dict[str, Any]) -> engine.Track:
 
 
 def from_track(track: engine.Track) -> dict[str, Any]:
-    """The engine's track → ComfyUI's AUDIO. `speakers` is our own addition, which other nodes ignore or drop."""
+    """The engine's track → ComfyUI's AUDIO. It has an additional key, `speakers`, which other nodes ignore or drop."""
     waveform = rearrange(track.waveform, "c n -> 1 c n")
     return {"waveform": waveform, "sample_rate": track.rate, "speakers": track.speakers}
 
@@ -59,8 +59,8 @@ class LoadAudio(io.ComfyNode):
                     "audio",
                     options=files.uploads("audio", "video"),
                     upload=io.UploadType.audio,
-                    tooltip="A file of ComfyUI's input folder; upload one with the button. Any format that FFmpeg "
-                    "opens, also a video.",
+                    tooltip="A file in ComfyUI's input folder; upload one with the button. It can have any format that "
+                    "FFmpeg opens, and it can be a video.",
                 ),
                 io.Float.Input(
                     "start_time",
@@ -69,7 +69,7 @@ class LoadAudio(io.ComfyNode):
                     max=86400.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Seconds to leave out at the beginning.",
+                    tooltip="Seconds to skip at the beginning.",
                 ),
                 io.Float.Input(
                     "duration",
@@ -80,10 +80,10 @@ class LoadAudio(io.ComfyNode):
                     optional=True,
                     tooltip="Seconds to read; 0 reads to the end.",
                 ),
-                # The player; the frontend wants it last, and under this name.
+                # The player. The frontend needs it as the last input and under this name.
                 io.Custom("AUDIO_UI").Input("audioUI", optional=True, tooltip="Plays the chosen file."),
             ],
-            outputs=[io.Audio.Output("track", display_name="audio", tooltip="The sound, untouched.")],
+            outputs=[io.Audio.Output("track", display_name="audio", tooltip="The sound, unchanged.")],
         )
 
     @classmethod
@@ -108,8 +108,8 @@ class FrameCount(io.ComfyNode):
             node_id="LTXA2VFrameCount",
             display_name="LTX A2V Frame Count",
             category=AUDIO,
-            description=f"How many frames the video has: as many as the audio lasts, or a number of yours. Rounded up "
-            f"to one more than a multiple of 8, as the model needs, and at most {MAX_FRAMES} from audio.",
+            description=f"Sets how many frames the video has: as many as the audio lasts, or your own number. It is "
+            f"rounded up to one more than a multiple of 8, as the model needs. The audio gives at most {MAX_FRAMES}.",
             inputs=[
                 io.Audio.Input("audio", tooltip="The sound that the video is made for."),
                 widget("fps", "frame_rate", step=0.001, display_name="fps"),
@@ -118,8 +118,8 @@ class FrameCount(io.ComfyNode):
             ],
             outputs=[
                 io.Int.Output("frames", display_name="frames", tooltip="Frames of the video."),
-                io.Float.Output("fps", display_name="fps", tooltip="Frames a second, as given."),
-                io.String.Output("report", display_name="report", tooltip="What was rounded or cut, and why."),
+                io.Float.Output("fps", display_name="fps", tooltip="The same frames per second as the input."),
+                io.String.Output("report", display_name="report", tooltip="Says what was rounded or cut, and why."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -128,13 +128,13 @@ class FrameCount(io.ComfyNode):
     def execute(
         cls, audio: dict[str, Any], frame_rate: float, match_audio_length: bool, num_frames: int
     ) -> io.NodeOutput:
-        frames, said = count(to_track(audio), frame_rate, match_audio_length, num_frames)
-        return io.NodeOutput(frames, frame_rate, report(cls, said))
+        frames, note = count(to_track(audio), frame_rate, match_audio_length, num_frames)
+        return io.NodeOutput(frames, frame_rate, report(cls, note))
 
 
-def count(track: engine.Track, fps: float, match: bool, asked: int) -> tuple[int, str]:
-    """Frames of the video, and a sentence on how they came about."""
-    frames, notes = choose_frames(track, frame_rate(fps), match, asked)
+def count(track: engine.Track, fps: float, match: bool, num_frames: int) -> tuple[int, str]:
+    """Returns the number of frames, and a sentence for the report that says what was changed."""
+    frames, notes = choose_frames(track, frame_rate(fps), match, num_frames)
     seconds = float(frames / frame_rate(fps))
     return frames, "; ".join([f"{frames} frames, {seconds:.2f} s", *notes])
 
@@ -146,10 +146,10 @@ class PreprocessAudio(io.ComfyNode):
             node_id="LTXA2VPreprocessAudio",
             display_name="LTX A2V Preprocess Audio",
             category=AUDIO,
-            description=f"A copy of the sound for the model to hear: rumble removed, raised or lowered to "
-            f"{preprocess.TARGET:g} LUFS, peaks below {preprocess.CEILING:g} dBFS. Quiet voices then move lips as loud "
-            "ones do. The video keeps the sound as it was loaded: connect Load Audio, not this, where it is saved. Its "
-            "report warns of silence, hard cuts, clipping and the like, which make videos static or jumpy.",
+            description=f"Makes a copy of the sound for the model: it removes rumble, sets the loudness to "
+            f"{preprocess.TARGET:g} LUFS and keeps peaks below {preprocess.CEILING:g} dBFS. Quiet voices then move the "
+            "lips as loud ones do. The video keeps the loaded sound: connect Load Audio, not this node, to Save Video. "
+            "The report warns of silence, hard cuts, clipping and other faults that make videos static or jumpy.",
             inputs=[
                 io.Audio.Input("audio", tooltip="From Load Audio."),
                 frames_input(),
@@ -157,12 +157,13 @@ class PreprocessAudio(io.ComfyNode):
                 widget(
                     "preprocess_audio",
                     "enabled",
-                    tooltip="Off hands the sound on as it is, for a track that is mastered already; the warnings stay.",
+                    tooltip="Off passes the sound on unchanged, for a track that is mastered already. The warnings "
+                    "stay.",
                 ),
             ],
             outputs=[
-                io.Audio.Output("heard", display_name="audio", tooltip="For Audio Conditioning alone."),
-                io.String.Output("report", display_name="report", tooltip="What was done, and what to watch out for."),
+                io.Audio.Output("heard", display_name="audio", tooltip="Only for Audio Conditioning."),
+                io.String.Output("report", display_name="report", tooltip="Says what was done, and gives warnings."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -174,10 +175,10 @@ class PreprocessAudio(io.ComfyNode):
         if not enabled:
             return io.NodeOutput(audio, report(cls, "\n".join(["the audio was not preprocessed", *warnings])))
         source = engine.soundtrack(track, frames, rate)
-        heard = preprocess.preprocess(source)
-        levels = " to ".join(_level(preprocess.loudness(each)) for each in (source, heard))
-        said = f"the audio for the model was brought from {levels}"
-        return io.NodeOutput(from_track(heard), report(cls, "\n".join([said, *warnings])))
+        levelled = preprocess.preprocess(source)
+        levels = " to ".join(_level(preprocess.loudness(each)) for each in (source, levelled))
+        note = f"the audio for the model was brought from {levels}"
+        return io.NodeOutput(from_track(levelled), report(cls, "\n".join([note, *warnings])))
 
 
 def _level(loudness: float) -> str:
@@ -191,18 +192,18 @@ class DecodeAudio(io.ComfyNode):
             node_id="LTXA2VDecodeAudio",
             display_name="LTX A2V Decode Audio",
             category=AUDIO,
-            description="The sound of the finished video. At audio strength 1 that is the loaded sound, untouched; "
-            "below, what the model made of it, in stereo at 48 kHz.",
+            description="Gives the sound of the finished video. At audio strength 1 it is the loaded sound, unchanged; "
+            "at a lower strength it is the sound that the model made of it, in stereo at 48 kHz.",
             inputs=[
-                AudioIO.Input("before", tooltip="From Audio Conditioning, whose strength decides."),
+                AudioIO.Input("before", tooltip="From Audio Conditioning. Its strength decides which sound it is."),
                 AudioIO.Input("after", tooltip="The last sampler's next audio."),
                 AudioVaeIO.Input("audio_vae", tooltip="From Load Model."),
                 VocoderIO.Input("vocoder", tooltip="From Load Model."),
-                io.Audio.Input("audio", tooltip="From Load Audio: what is returned at strength 1."),
+                io.Audio.Input("audio", tooltip="From Load Audio: the sound that is returned at strength 1."),
             ],
             outputs=[
                 io.Audio.Output("track", display_name="audio", tooltip="For Save Video."),
-                io.String.Output("report", display_name="report", tooltip="Which of the two it is."),
+                io.String.Output("report", display_name="report", tooltip="Says which of the two sounds it is."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -218,18 +219,18 @@ class DecodeAudio(io.ComfyNode):
     ) -> io.NodeOutput:
         if (before.frames, before.fps) != (after.frames, after.fps):
             raise InputError(
-                f"after: it is of {after.frames} frames at {float(after.fps):g} fps and before of {before.frames} at "
+                f"after: it has {after.frames} frames at {float(after.fps):g} fps, but before has {before.frames} at "
                 f"{float(before.fps):g}; connect the audio of one run."
             )
         if before.strength == 1:
-            return io.NodeOutput(audio, report(cls, "the audio is the loaded one, untouched"))
+            return io.NodeOutput(audio, report(cls, "the audio is the loaded one, unchanged"))
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
         vae, voice = memory.use(audio_vae, vocoder)
         track = decode_audio(vae, voice, after.latent, after.frames, after.fps)
         progress(1, 1)
-        said = f"the audio was made anew at strength {before.strength:g}, {track.rate} Hz"
-        return io.NodeOutput(from_track(track), report(cls, said))
+        note = f"the audio was made anew at strength {before.strength:g}, {track.rate} Hz"
+        return io.NodeOutput(from_track(track), report(cls, note))
 
 
 NODES = (LoadAudio, FrameCount, PreprocessAudio, DecodeAudio)

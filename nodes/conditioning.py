@@ -1,4 +1,4 @@
-"""What a pass is told to keep: the sound, and images at the first and the last frame."""
+"""Nodes for what a stage keeps: the sound, and images at the first and the last frame."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class AudioConditioning(io.ComfyNode):
             display_name="LTX A2V Audio Conditioning",
             category=CONDITIONING,
             description="Encodes the sound that drives the video, cut to the video's length or followed by silence. At "
-            "strength 1 it stays as it is; below, the first pass may change it, and Decode Audio gives the result.",
+            "strength 1 it stays unchanged; at a lower strength the first stage may change it, and Decode Audio gives "
+            "the result.",
             inputs=[
                 AudioVaeIO.Input("audio_vae", tooltip="From Load Model."),
                 io.Audio.Input("audio", tooltip="From Preprocess Audio or Load Audio: any rate, mono to surround."),
@@ -41,8 +42,8 @@ class AudioConditioning(io.ComfyNode):
                 widget(
                     "audio_strength",
                     "strength",
-                    tooltip="1 keeps the track, and the picture follows it. Lower it to have the model change or renew "
-                    "the sound: 0.9 touches it up, 0 makes another one.",
+                    tooltip="1 keeps the track, and the picture follows it. With a lower value the model changes the "
+                    "sound: 0.9 touches it up, 0 makes a new one.",
                 ),
             ],
             outputs=[
@@ -66,17 +67,17 @@ class AudioConditioning(io.ComfyNode):
 
 
 def _image_schema(*, node_id: str, display_name: str, description: str, strength: str, where: str) -> io.Schema:
-    """A node that conditions on one image. strength: the parameter that says how firmly; where: at which frame."""
+    """The schema of a node for one image. strength: the endpoint's parameter for its strength; where: its frame."""
     return io.Schema(
         node_id=node_id,
         display_name=display_name,
         category=CONDITIONING,
-        description=f"{description} One node for each stage, since each has its own size. At strength 0 the image is "
-        "left out.",
+        description=f"{description} Use one node for each stage, because each stage has its own size. At strength 0 "
+        "the image is left out.",
         inputs=[
             VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
-            io.Image.Input("image", tooltip=f"{where} Of a batch the first image is taken."),
-            io.Latent.Input("latent", tooltip="The stage's latent: the image is scaled to its size and cut to fit."),
+            io.Image.Input("image", tooltip=f"{where} A batch gives its first image."),
+            io.Latent.Input("latent", tooltip="The stage's latent: the image is scaled to its size and cropped."),
             widget(strength, "strength"),
             GuidesIO.Input("guides", optional=True, tooltip="Other images of the same stage."),
             io.Int.Input(
@@ -85,8 +86,8 @@ def _image_schema(*, node_id: str, display_name: str, description: str, strength
                 min=0,
                 max=51,
                 optional=True,
-                tooltip="H.264 CRF of a round trip before encoding. The model knows compressed video: a cleaner image "
-                "freezes the motion. 0 skips it.",
+                tooltip="CRF of an H.264 compression before encoding. The model knows compressed video, and a cleaner "
+                "image freezes the motion. 0 skips it.",
             ),
         ],
         outputs=[GuidesIO.Output("images", display_name="guides", tooltip="For the stage's sampler.")],
@@ -137,7 +138,7 @@ def _with_guide(
     guides: tuple[Guide, ...] = (),
     compression: int = CRF,
 ) -> tuple[Guide, ...]:
-    """The guides with this image at that frame, encoded at the latent's size; without it at strength 0."""
+    """The guides and this image at that frame, encoded at the latent's size. At strength 0 the image is left out."""
     if strength == 0:
         return tuple(guides)
     height, width = (side * SPACE_SCALE for side in samples_of(latent).shape[3:])

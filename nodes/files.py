@@ -1,7 +1,7 @@
-"""From a widget's value to a path that may be read.
+"""Turns a widget's value into a path that may be read.
 
-ComfyUI 0.3.75 checks neither that a value is among a widget's options nor that an uploaded file lies in the folder it
-names, so both are checked here. Every error is one sentence that says what is missing, and where it belongs.
+ComfyUI 0.3.75 does not check that a value is one of a widget's options, nor that an uploaded file is inside its folder.
+Both are checked here. Every error is one sentence that says what is missing and where it belongs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import folder_paths
 
 from ..ltx.errors import InputError
 
-LISTED_DEPTH = 3  # how deep below a models folder a model that is itself a folder may lie
+LISTED_DEPTH = 3  # levels of subfolders in which a model that is itself a folder is found
 
 
 def model_files(kind: str) -> list[str]:
@@ -23,7 +23,7 @@ def model_files(kind: str) -> list[str]:
 
 
 def model_file(kind: str, name: str, wanted: str) -> Path:
-    """The file of that name. Errors: not among `model_files`."""
+    """The file of that name. Raises InputError if it is not among `model_files`."""
     path = folder_paths.get_full_path(kind, name) if name in model_files(kind) else None
     if path is None:
         raise InputError(f"{name!r} is not in models/{kind}: {wanted}.")
@@ -31,14 +31,14 @@ def model_file(kind: str, name: str, wanted: str) -> Path:
 
 
 def gguf_files(kind: str) -> list[str]:
-    """Names of the GGUF files in a models folder, which ComfyUI itself does not list."""
+    """Names of the GGUF files in a models folder. ComfyUI itself does not list them."""
     bases = folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else []
     found = (name for base in bases for name in folder_paths.recursive_search(base)[0])
     return sorted({name for name in found if name.lower().endswith(".gguf")})
 
 
 def gguf_file(kind: str, name: str, wanted: str) -> Path:
-    """The file of that name. Errors: not among `gguf_files`."""
+    """The file of that name. Raises InputError if it is not among `gguf_files`."""
     path = folder_paths.get_full_path(kind, name) if name in gguf_files(kind) else None
     if path is None:
         raise InputError(f"{name!r} is not in models/{kind}: {wanted}.")
@@ -46,15 +46,15 @@ def gguf_file(kind: str, name: str, wanted: str) -> Path:
 
 
 def model_folders(kind: str, mark: str) -> list[str]:
-    """Names of the folders in a models folder that hold the file `mark`, and so are one model each."""
+    """Names of the folders in a models folder that contain the file `mark`, so each of them is one model."""
     return sorted(_folders(kind, mark))
 
 
 def model_folder(kind: str, name: str, mark: str, wanted: str) -> Path:
-    """The folder of that name. Errors: not among `model_folders`."""
+    """The folder of that name. Raises InputError if it is not among `model_folders`."""
     path = _folders(kind, mark).get(name)
     if path is None:
-        raise InputError(f"{name!r} is no folder with a {mark} in models/{kind}: {wanted}.")
+        raise InputError(f"{name!r} is not a folder with a {mark} in models/{kind}: {wanted}.")
     return path
 
 
@@ -79,9 +79,10 @@ def uploads(*kinds: str) -> list[str]:
 
 
 def upload(name: str) -> Path:
-    """The file of an upload widget's value (`name`, `folder/name`, `name [output]`). Errors: not there, or outside."""
-    if not isinstance(name, str):  # a queued prompt may hold anything
-        raise InputError(f"{name!r} is no file's name: choose a file, or upload one.")
+    """The file of an upload widget's value (`name`, `folder/name`, `name [output]`). Raises InputError if it is missing
+    or outside ComfyUI's folder."""
+    if not isinstance(name, str):  # a queued prompt may contain anything
+        raise InputError(f"{name!r} is not a file name: choose a file, or upload one.")
     bare, base = folder_paths.annotated_filepath(name)
     base = os.path.realpath(base or folder_paths.get_input_directory())
     path = os.path.realpath(os.path.join(base, bare))
@@ -93,14 +94,15 @@ def upload(name: str) -> Path:
 
 
 def choice(field: str, value: str, options: Sequence[str]) -> str:
-    """The value, if it is one of the options."""
+    """Returns the value if it is one of the options. Raises InputError otherwise."""
     if value not in options:
         raise InputError(f"{field} is {value!r}: choose one of {', '.join(options)}.")
     return value
 
 
 def verdict(check: Callable[[str], object], value: str | None) -> bool | str:
-    """What `validate_inputs` returns: the check's sentence, or True. A linked value is not known yet: None passes."""
+    """The result for `validate_inputs`: the sentence of the check's InputError, or True. A linked value is not known
+    yet, so None is accepted."""
     if value is not None:
         try:
             check(value)
@@ -110,6 +112,7 @@ def verdict(check: Callable[[str], object], value: str | None) -> bool | str:
 
 
 def stamp(path: Path) -> str:
-    """What changes when a file does, for `fingerprint_inputs`. No path: ComfyUI writes this into saved videos."""
+    """A text that changes when the file changes, for `fingerprint_inputs`. It has no path, because ComfyUI writes it
+    into saved videos."""
     status = path.stat()
     return f"{status.st_mtime_ns}:{status.st_size}"

@@ -1,4 +1,4 @@
-"""The size of the video, as empty latents; and the step between the two passes."""
+"""Nodes for the size of the video, as empty latents, and for the upscale between the two stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATENTS = f"{CATEGORY}/Latents"
 
 
 def samples_of(latent: dict[str, Any]) -> Tensor:
-    """The tensor of a native LATENT [1, 128, F, H, W]. Errors: another kind of latent, or a batch."""
+    """The tensor of a native LATENT [1, 128, F, H, W]. Raises InputError if it is another kind of latent or a batch."""
     samples = latent["samples"]
     if getattr(samples, "is_nested", False) or samples.ndim != 5 or samples.shape[:2] != (1, CHANNELS):
         shape = "nested" if getattr(samples, "is_nested", False) else list(samples.shape)
@@ -46,9 +46,9 @@ class VideoSize(io.ComfyNode):
             node_id="LTXA2VVideoSize",
             display_name="LTX A2V Video Size",
             category=LATENTS,
-            description="Size and length of the video, as empty latents. With two passes the first one works at half "
-            "the size. Width and height are rounded up to a multiple of 64 (of 32 with one pass); past the area of "
-            "1920×1088 both are scaled down. Resolution, aspect ratio, duration.",
+            description="Sets the size and length of the video, as empty latents. With two stages the first one works "
+            "at half the size. Width and height are rounded up to a multiple of 64 (of 32 with one stage); above the "
+            "area of 1920×1088 both are scaled down. Resolution, aspect ratio, duration.",
             inputs=[
                 io.Combo.Input(
                     "video_size",
@@ -56,31 +56,34 @@ class VideoSize(io.ComfyNode):
                     default=known.default,
                     tooltip="A preset; auto for the size of the connected image; custom for width and height below.",
                 ),
-                io.Int.Input("width", default=width, **side, tooltip="Pixels across. Acts at custom."),
-                io.Int.Input("height", default=height, **side, tooltip="Pixels down. Acts at custom."),
+                io.Int.Input("width", default=width, **side, tooltip="Width in pixels. It acts at custom."),
+                io.Int.Input("height", default=height, **side, tooltip="Height in pixels. It acts at custom."),
                 frames_input(),
                 widget(
                     "use_multiscale",
                     "two_passes",
-                    tooltip="On: half the size first, then Latent Upscale and a second sampler. Off, for one sampler "
-                    "alone: full size at once, slower and with more memory.",
+                    display_name="two_stages",
+                    tooltip="On: half the size first, then Latent Upscale and a second sampler. Off: full size at once "
+                    "with one sampler, which is slower and needs more memory.",
                 ),
-                io.Image.Input("first_image", optional=True, tooltip="Its size is taken at auto."),
-                io.Image.Input("end_image", optional=True, tooltip="Its size is taken at auto without a first image."),
+                io.Image.Input("first_image", optional=True, tooltip="At auto, the video gets its size."),
+                io.Image.Input(
+                    "end_image", optional=True, tooltip="At auto without a first image, the video gets its size."
+                ),
             ],
             outputs=[
                 io.Latent.Output(
                     "first",
-                    display_name="first pass",
-                    tooltip="Empty, at the first pass's size. For the first sampler.",
+                    display_name="first stage",
+                    tooltip="An empty latent at the first stage's size. For the first sampler.",
                 ),
                 io.Latent.Output(
                     "second",
                     display_name="full size",
-                    tooltip="Empty, at the video's size: tells the second pass's images how large to be.",
+                    tooltip="An empty latent at the video's size. It gives the second stage's images their size.",
                 ),
                 io.String.Output(
-                    "report", display_name="report", tooltip="The size used, and from what it was rounded."
+                    "report", display_name="report", tooltip="Says which size is used, and what was rounded."
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -109,8 +112,8 @@ class VideoSize(io.ComfyNode):
             {"samples": memory.to_graph(torch.zeros(1, CHANNELS, *video_shape(frames, high // d, wide // d)))}
             for d in (divisor, 1)
         )
-        said = "; ".join([f"{wide}×{high}, {frames} frames", *notes])
-        return io.NodeOutput(first, second, report(cls, said))
+        note = "; ".join([f"{wide}×{high}, {frames} frames", *notes])
+        return io.NodeOutput(first, second, report(cls, note))
 
 
 class LatentUpscale(io.ComfyNode):
@@ -120,7 +123,7 @@ class LatentUpscale(io.ComfyNode):
             node_id="LTXA2VLatentUpscale",
             display_name="LTX A2V Latent Upscale",
             category=LATENTS,
-            description="Doubles width and height of the first pass's latents. The second sampler refines the result.",
+            description="Doubles width and height of the first stage's latent. The second sampler refines the result.",
             inputs=[
                 UpscalerIO.Input("upscaler", tooltip="From Load Upscaler."),
                 VideoVaeIO.Input("video_vae", tooltip="From Load Model: its statistics scale the latents."),
@@ -136,7 +139,7 @@ class LatentUpscale(io.ComfyNode):
         progress(0, 1)
         samples = samples_of(latent)
         room = memory.upscaling_memory(upscaler.module, video_vae.module, samples)
-        # Of the VAE only two vectors are read, wherever they are: it need not be loaded.
+        # The VAE need not be loaded, because only two of its vectors are read, on whatever device they are.
         (upsampler,) = memory.use(upscaler, memory_required=room)
         result = upscale(upsampler, video_vae.module, samples)
         progress(1, 1)

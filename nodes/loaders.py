@@ -1,6 +1,6 @@
-"""Models and LoRAs from ComfyUI's models folders into the graph. Nothing is downloaded; what is missing is named.
+"""Nodes that load models and LoRAs from ComfyUI's models folders. Nothing is downloaded; errors name what is missing.
 
-A loader runs again whenever ComfyUI's cache has dropped its output, and when the file has changed.
+A loader runs again when ComfyUI's cache has dropped its output, and when the file has changed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SAME = "from the checkpoint"
 
 
 def _checkpoint_names() -> list[str]:
-    """Files and folders that may hold the transformer: LTX's first, of these those with all the parts."""
+    """Files and folders that may hold the transformer. Names with LTX come first, whole checkpoints before others."""
     names = [
         *files.model_files("checkpoints"),
         *files.model_folders("diffusers", DIFFUSERS_MARK),
@@ -71,7 +71,7 @@ def _part_names(part: str) -> list[str]:
 
 
 def _part_paths(**names: str | None) -> dict[str, Path]:
-    """part=value of its widget → the files that are named."""
+    """part=value of its widget → the paths of the named files."""
     paths = {}
     for part, name in names.items():
         if name is None or name == SAME:
@@ -87,7 +87,7 @@ def _checkpoint(name: str, **parts: str | None) -> Checkpoint:
 
 
 def _gemma_names() -> list[str]:
-    """Folders of models/text_encoders that hold a model, and the files that are in none of them; Gemmas first."""
+    """Model folders in models/text_encoders, and the files outside of them. Names with Gemma come first."""
     folders = files.model_folders("text_encoders", GEMMA_MARK)
     single = [
         name
@@ -104,7 +104,7 @@ def _gemma_path(name: str) -> Path:
 
 
 def _check_gemma(name: str) -> None:
-    """InputError where the file is no Gemma; a folder is looked into when it is loaded."""
+    """Raises InputError if the file is not Gemma. A folder is checked when it is loaded."""
     path = _gemma_path(name)
     if path.is_file():
         GemmaFile(path)
@@ -119,12 +119,12 @@ def _distilled_path(name: str) -> Path:
 
 
 def _camera_path(movement: str) -> Path | None:
-    """The camera LoRA of that movement, in whatever folder below models/loras; None for none."""
+    """The camera LoRA of that movement, in any folder below models/loras; None for the movement none."""
     if files.choice("camera_lora", movement, PARAMETERS["camera_lora"].choices) == NO_CAMERA:
         return None
     wanted = MODELS[movement.replace("_", "-")]
     for name in files.model_files("loras"):
-        if PureWindowsPath(name).name.lower() == wanted.name:  # knows both kinds of slashes
+        if PureWindowsPath(name).name.lower() == wanted.name:  # this class splits at both kinds of slashes
             return files.model_file("loras", name, WANTED_LORA)
     raise InputError(f"camera_lora: {wanted.name} is not in models/loras: get it from {wanted.page}.")
 
@@ -146,9 +146,9 @@ class ModelLoader(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=_checkpoint_names(),
-                    tooltip=f"An LTX-{VERSION} file of models/checkpoints (bf16 or fp8), for instance "
-                    f"{MODELS['dev'].name}; a diffusers folder of models/diffusers; or the transformer alone, "
-                    "safetensors or GGUF, of models/diffusion_models.",
+                    tooltip=f"An LTX-{VERSION} file in models/checkpoints (bf16 or fp8), for instance "
+                    f"{MODELS['dev'].name}; a diffusers folder in models/diffusers; or the transformer alone, "
+                    "safetensors or GGUF, in models/diffusion_models.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -156,31 +156,31 @@ class ModelLoader(io.ComfyNode):
                     default="auto",
                     tooltip="Precision of weights and computation. auto: bfloat16 where the device supports it, "
                     "float32 on the CPU. fp8: as auto, with the weights of the transformer's blocks rounded to 8 bits. "
-                    "What is fp8 or GGUF in its file stays so.",
+                    "Weights that are fp8 or GGUF in their file stay so.",
                 ),
                 io.Combo.Input(
                     "video_vae",
                     options=_part_names("video_vae"),
                     default=SAME,
                     optional=True,
-                    tooltip="Where the video VAE is, if not in the checkpoint: a file of models/vae, for instance "
-                    f"{PART_FILES['video_vae']}, or a whole checkpoint.",
+                    tooltip="The file with the video VAE, if the checkpoint has none: a file in models/vae, for "
+                    f"instance {PART_FILES['video_vae']}, or a whole checkpoint.",
                 ),
                 io.Combo.Input(
                     "audio_vae",
                     options=_part_names("audio_vae"),
                     default=SAME,
                     optional=True,
-                    tooltip="Where the audio VAE and the vocoder are, if not in the checkpoint: a file of models/vae, "
-                    f"for instance {PART_FILES['audio_vae']}, or a whole checkpoint.",
+                    tooltip="The file with the audio VAE and the vocoder, if the checkpoint has none: a file in "
+                    f"models/vae, for instance {PART_FILES['audio_vae']}, or a whole checkpoint.",
                 ),
                 io.Combo.Input(
                     "connectors",
                     options=_part_names("connectors"),
                     default=SAME,
                     optional=True,
-                    tooltip="Where the text connectors or their projection are, if not in the checkpoint: a file of "
-                    f"models/text_encoders, for instance {PART_FILES['connectors']}, of "
+                    tooltip="The file with the text connectors or their projection, if the checkpoint has none: a file "
+                    f"in models/text_encoders, for instance {PART_FILES['connectors']}, a file in "
                     "models/diffusion_models, or a whole checkpoint.",
                 ),
             ],
@@ -205,7 +205,7 @@ class ModelLoader(io.ComfyNode):
 
         def check(name: str) -> None:
             opened = _checkpoint(name, **parts)
-            if None not in parts.values():  # one that is linked is not known yet
+            if None not in parts.values():  # a linked value is not known yet
                 opened.check()
 
         return files.verdict(check, checkpoint)
@@ -227,7 +227,7 @@ class ModelLoader(io.ComfyNode):
             memory.hold_text(opened.connectors, other),
             memory.hold_vae(opened.video_vae, other),
             memory.hold_vae(opened.audio_vae, other),
-            memory.hold_vae(opened.vocoder, "float32"),  # small, and bfloat16 is heard
+            memory.hold_vae(opened.vocoder, "float32"),  # it is small, and bfloat16 would be audible
         )
 
 
@@ -253,8 +253,8 @@ class TextEncoderLoader(io.ComfyNode):
                     options=list(memory.MODEL_DTYPES),
                     default="auto",
                     tooltip="Precision of weights and computation. auto: bfloat16 where the device supports it, "
-                    "float32 on the CPU. fp8: weights that the file has in 16 bits are kept in 8, half the memory. "
-                    "What a file has in 8 or 4 bits stays so with any of them.",
+                    "float32 on the CPU. fp8: 16-bit weights are rounded to 8 bits, which halves the memory. Weights "
+                    "that have 8 or 4 bits in their file always stay so.",
                 ),
             ],
             outputs=[TextEncoderIO.Output("encoder", display_name="text_encoder", tooltip="For Text Encode.")],
@@ -289,7 +289,7 @@ class UpscalerLoader(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=files.model_files("latent_upscale_models"),
-                    tooltip=f"A file of models/latent_upscale_models: {MODELS['upscaler'].name}.",
+                    tooltip=f"A file in models/latent_upscale_models: {MODELS['upscaler'].name}.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -317,11 +317,13 @@ class UpscalerLoader(io.ComfyNode):
 
 
 def _report_output() -> io.Output:
-    return io.String.Output("report", display_name="report", tooltip="How many of the model's weights it changes.")
+    return io.String.Output(
+        "report", display_name="report", tooltip="Says how many of the model's weights the LoRA changes."
+    )
 
 
 def _lora_schema(*inputs: io.Input, node_id: str, display_name: str, description: str) -> io.Schema:
-    """A node that merges one LoRA at one strength."""
+    """The schema of a node that merges one LoRA at one strength."""
     return io.Schema(
         node_id=node_id,
         display_name=display_name,
@@ -342,7 +344,7 @@ def _merged(node: type[io.ComfyNode], model: memory.Model, path: Path, strength:
 
 
 def _fitting(path: Path, model: memory.Model) -> tuple[Match, str]:
-    """The LoRA in that file, and a sentence on how it fits the model. Errors: it fits nothing."""
+    """Returns the LoRA in that file and a sentence on how it fits the model. Raises InputError if it fits nothing."""
     fit = match(load_lora(path), model.module)
     if fit.warning:
         logging.warning(fit.warning)
@@ -353,14 +355,14 @@ class LoraLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _lora_schema(
-            io.Combo.Input("lora", options=files.model_files("loras"), tooltip="A file of models/loras."),
+            io.Combo.Input("lora", options=files.model_files("loras"), tooltip="A file in models/loras."),
             io.Float.Input(
-                "strength", default=1.0, min=-4.0, max=4.0, step=0.05, tooltip="1 is what it was trained at."
+                "strength", default=1.0, min=-4.0, max=4.0, step=0.05, tooltip="It was trained at strength 1."
             ),
             node_id="LTXA2VLora",
             display_name="LTX A2V LoRA",
-            description="Merges a LoRA into the model, a camera movement for instance. Placed before Distilled LoRA it "
-            "acts in both stages. A file that fits none of the model's weights is an error.",
+            description="Merges a LoRA into the model, for instance a style or a person. Before Distilled LoRA it acts "
+            "in both stages. A file that fits none of the model's weights is an error.",
         )
 
     @classmethod
@@ -382,18 +384,18 @@ class CameraLora(io.ComfyNode):
         return _lora_schema(
             widget(
                 "camera_lora",
-                tooltip="dolly moves the camera in, out or sideways, jib up or down, static holds it still; none "
-                "leaves the model as it is.",
+                tooltip="dolly moves the camera in, out or sideways, jib moves it up or down, static holds it still; "
+                "none does not change the model.",
             ),
             widget(
                 "camera_lora_scale",
                 "strength",
-                tooltip="1 is the whole movement; lower it where the picture loses detail or the lips stop moving.",
+                tooltip="1 is the whole movement. Lower it if the picture loses detail or the lips stop moving.",
             ),
             node_id="LTXA2VCameraLora",
             display_name="LTX A2V Camera LoRA",
-            description="Moves the camera, by the LoRA made for that movement. The file is found by its official name, "
-            "in models/loras or any folder in it. Placed before Distilled LoRA it acts in both stages.",
+            description="Moves the camera with the LoRA for that movement. The node finds the file by its official "
+            "name, in models/loras or any folder in it. Before Distilled LoRA it acts in both stages.",
         )
 
     @classmethod
@@ -418,8 +420,8 @@ class DistilledLora(io.ComfyNode):
             node_id="LTXA2VDistilledLora",
             display_name="LTX A2V Distilled LoRA",
             category=LOADERS,
-            description="Merges the distilled LoRA into the model at two strengths, one for each stage. The model's "
-            "own weights stay as they are. For an undistilled (dev) checkpoint.",
+            description="Merges the distilled LoRA into the model at two strengths, one for each stage. The input "
+            "model does not change. It is for an undistilled (dev) checkpoint.",
             inputs=[
                 ModelIO.Input(
                     "model", tooltip="From Load Model, or from another LoRA, which then acts in both stages."
@@ -427,14 +429,14 @@ class DistilledLora(io.ComfyNode):
                 io.Combo.Input(
                     "lora",
                     options=sorted(files.model_files("loras"), key=lambda name: not is_distilled(name)),
-                    tooltip=f"A file of models/loras: {MODELS['distilled-lora'].name}.",
+                    tooltip=f"A file in models/loras: {MODELS['distilled-lora'].name}.",
                 ),
-                widget("distill_lora_first_pass_scale", "first_pass_strength"),
-                widget("distill_lora_second_pass_scale", "second_pass_strength"),
+                widget("distill_lora_first_pass_scale", "first_pass_strength", display_name="first_stage_strength"),
+                widget("distill_lora_second_pass_scale", "second_pass_strength", display_name="second_stage_strength"),
             ],
             outputs=[
-                ModelIO.Output("first_pass", display_name="first pass model", tooltip="For the first sampler."),
-                ModelIO.Output("second_pass", display_name="second pass model", tooltip="For the second sampler."),
+                ModelIO.Output("first_pass", display_name="first stage model", tooltip="For the first sampler."),
+                ModelIO.Output("second_pass", display_name="second stage model", tooltip="For the second sampler."),
                 _report_output(),
             ],
             hidden=[io.Hidden.unique_id],
@@ -457,10 +459,10 @@ class DistilledLora(io.ComfyNode):
         warning = overdone(model.checkpoint, strengths)
         if warning:
             logging.warning(warning)
-        said = "strength {:g} in the first stage, {:g} in the second".format(*strengths)
+        note = "strength {:g} in the first stage, {:g} in the second".format(*strengths)
         return io.NodeOutput(
             *(model.with_lora(loaded, strength) for strength in strengths),
-            report(cls, "\n".join([f"{fit}; {said}", *([warning] if warning else [])])),
+            report(cls, "\n".join([f"{fit}; {note}", *([warning] if warning else [])])),
         )
 
 

@@ -1,10 +1,10 @@
-"""Residency: a diffusers or transformers module under ComfyUI's memory management, whole or in part, exactly.
+"""Puts diffusers' and transformers' modules under ComfyUI's memory management, without changing their numbers.
 
-ComfyUI moves a model's weights between memories when this or any other pack needs room, and leaves behind what does
-not fit. A module of its own can compute all the same, because its layers fetch their weights when they are called.
-Here diffusers' and transformers' layers are given the classes of ComfyUI that do this; the numbers stay the same.
+ComfyUI moves a model's weights between host memory and the device when this or another pack needs room. Weights that do
+not fit stay in host memory. ComfyUI's own layers can compute nevertheless, because they fetch their weights when they
+are called. This module gives diffusers' and transformers' layers ComfyUI's classes, which do that.
 
-Nothing here holds a model by a strong reference: handles travel through the graph, and die with its cache.
+No global object here holds a model: handles travel through the graph, and ComfyUI's cache frees them.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ Usual = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.Mod
 
 
 class FetchingLinear(QuantizedLinear, comfy.ops.CastWeightBiasOp):
-    """A quantized layer that fetches its bytes to where its input is, as ComfyUI's layers do, and decodes them there.
+    """A quantized layer that fetches its bytes to the input's device, as ComfyUI's layers do, and decodes them there.
 
-    ComfyUI's patches are never put on its weight: LoRAs on it are branches.
+    Its weight has no patches of ComfyUI, because LoRAs on it are branches.
     """
 
     comfy_cast_weights = True
@@ -58,13 +58,13 @@ class FetchingLinear(QuantizedLinear, comfy.ops.CastWeightBiasOp):
 
 
 class FetchingNVFP4Linear(FetchingLinear, NVFP4Linear):
-    """The same of a layer in NVFP4; its scales it fetches itself."""
+    """The same for a layer in NVFP4, which also fetches its scales."""
 
 
 class FetchingBranch(Branch):
-    """A LoRA pair that ComfyUI may leave behind: it is fetched when it is called.
+    """A LoRA pair that ComfyUI may leave in host memory. It is fetched when it is called.
 
-    ComfyUI from 0.8.0 on reads `weight` and `bias` of every such layer, and a pair has neither.
+    ComfyUI from 0.8.0 on reads `weight` and `bias` of every such layer, so the pair has both as None.
     """
 
     comfy_cast_weights = True
@@ -79,16 +79,17 @@ CASTABLE = {
     QuantizedLinear: FetchingLinear,
     NVFP4Linear: FetchingNVFP4Linear,
 }
-"""torch's layer → ComfyUI's, which fetches its weights to where its input is. Gemma's table of embeddings is not among
-them: only where its weights are can its input, the first of all, be put."""
+"""torch's layer → ComfyUI's layer, which fetches its weights to the input's device. Embedding is not among them: the
+token ids are Gemma's first input and are put on the device of the embeddings."""
 
 DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
 MODEL_DTYPES = (*DTYPES, "fp8")
-"""Of the transformer and of Gemma: fp8 keeps the blocks' weights in 8 bits, and computes as auto does."""
+"""The dtypes of the transformer and of Gemma. fp8 keeps the blocks' weights in 8 bits and computes as auto does."""
 
 
 class Holder(nn.Module):
-    """What ComfyUI may write on (`device`, counters of bytes): the `device` of diffusers' modules cannot be set."""
+    """A module on which ComfyUI can set attributes (`device`, byte counters); a diffusers module has a fixed
+    `device`."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class Holder(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Handle:
-    """A model on its way through a graph. The two methods are how ComfyUI counts what its cache keeps alive."""
+    """A model that travels through a graph. ComfyUI calls the two methods to count the memory that its cache holds."""
 
     patcher: Any
 
@@ -114,7 +115,7 @@ class Handle:
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder(Handle):
-    """Gemma with its tokenizer, and the connectors that turn its hidden states into the transformer's context."""
+    """Gemma with its tokenizer, and the connectors, which turn its hidden states into the transformer's context."""
 
     gemma: Gemma
     connectors: Handle
@@ -128,11 +129,11 @@ class TextEncoder(Handle):
 
 @dataclass(frozen=True, eq=False)
 class Model(Handle):
-    """The transformer with `loras` merged where it computes; `plain` is the same one without.
+    """The transformer with `loras`, which are merged on the device where it computes. plain: the patcher without LoRAs.
 
-    checkpoint: the name of the file it came from. acceleration: what a sampler leaves out; compiled: whether its blocks
-    are compiled. branches: of each LoRA, its pairs for quantized layers, which every handle on these weights shares:
-    a module whose children are Branches, under ComfyUI's memory management like any model.
+    checkpoint: the name of its file. acceleration: the settings of an acceleration level. compiled: whether its blocks
+    are compiled. branches: for each LoRA its pairs for quantized layers, as a module of Branches under ComfyUI's memory
+    management; all handles on these weights share them.
     """
 
     plain: Any
@@ -153,7 +154,7 @@ class Model(Handle):
         return [(fit, strength) for fit, strength in self.loras if strength and fit in self.branches]
 
     def attach(self) -> None:
-        """Gives the quantized layers, which all handles share, the branches of this one."""
+        """Gives the quantized layers the branches of this handle. All handles share these layers."""
         layers = {name: m for name, m in self.module.named_modules() if isinstance(m, QuantizedLinear)}
         chosen: dict[str, tuple[tuple[Branch, float], ...]] = dict.fromkeys(layers, ())
         for fit, strength in self._branching:
@@ -165,11 +166,11 @@ class Model(Handle):
             layer.branches = chosen[name]
 
     def with_lora(self, fit: Match, strength: float) -> Model:
-        """This model with one LoRA more: another handle on the same weights."""
+        """This model with one more LoRA, as another handle on the same weights."""
         return self.with_loras((*self.loras, (fit, strength)))
 
     def with_loras(self, loras: tuple[tuple[Match, float], ...]) -> Model:
-        """This model with these LoRAs in place of its own."""
+        """This model with these LoRAs instead of its own."""
         layers = {f"{n}.weight" for n, m in self.module.named_modules() if isinstance(m, QuantizedLinear)}
         for fit, _ in loras:
             if fit not in self.branches and not layers.isdisjoint(fit.matched):
@@ -183,7 +184,7 @@ class Model(Handle):
 
 
 class Pairs(nn.ModuleList):
-    """The branches of one LoRA; `index`: module name of the layer → place in the list."""
+    """The branches of one LoRA. index: module name of the layer → position in the list."""
 
     def __init__(self, pairs: dict[str, LowRank]) -> None:
         super().__init__(FetchingBranch(pair.down, pair.up) for pair in pairs.values())
@@ -192,17 +193,17 @@ class Pairs(nn.ModuleList):
 
 @dataclass(frozen=True)
 class Kept:
-    """A weight as it was, in the form that ComfyUI's patcher keeps it in."""
+    """An unmerged weight, in the form in which ComfyUI's patcher keeps it."""
 
     weight: Tensor
     inplace_update: bool = False
 
 
 class Patcher(Usual):
-    """ComfyUI's patcher, with a short way for merges.
+    """ComfyUI's patcher with a faster path for merges.
 
-    Its own takes half a millisecond a weight beside the sum, which is seconds for the strengths of the two passes; and
-    since 2026 it hands the weight over in float16 where a GPU has that, which rounds twice.
+    ComfyUI's own path takes half a millisecond per weight in addition to the sum, which is seconds for the strengths of
+    the two stages. Since 2026 it also converts the weight to float16 if the GPU supports that, which would round twice.
     """
 
     def patch_weight_to_device(
@@ -227,9 +228,9 @@ Term = tuple[Tensor, Tensor, float | None, float]
 
 
 class Merge(WeightAdapterBase):
-    """ComfyUI's patch of one weight: every LoRA on it in one float32 sum, rounded once, by the engine's own formula.
+    """ComfyUI's patch of one weight: a float32 sum with all its LoRAs, rounded once, by the engine's own formula.
 
-    Newer versions of ComfyUI move the tensors in `weights` and make another one of this class with them.
+    Newer versions of ComfyUI move the tensors in `weights` and make a new object of this class with them.
     """
 
     name = "ltxa2v"
@@ -239,17 +240,17 @@ class Merge(WeightAdapterBase):
         self.weights = weights
 
     def calculate_weight(self, weight: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """What ComfyUI asks for where it has left the weight behind, and fetches it for each step."""
+        """ComfyUI calls this if the weight stayed in host memory and is fetched for each step."""
         return self.applied_to(weight)
 
     def applied_to(self, weight: Tensor) -> Tensor:
-        """The merged weight, in `weight`'s dtype and memory; `weight` is not written."""
+        """The merged weight in the dtype and on the device of `weight`, which does not change."""
         terms = ((LowRank(down, up, alpha), strength) for up, down, alpha, strength in self.weights)
         return merged(weight, terms, weight.dtype)
 
 
 def _merges(loras: tuple[tuple[Match, float], ...]) -> dict[str, Merge]:
-    """Patches by parameter name. A LoRA at strength 0 is as if it were not there."""
+    """Patches by parameter name. A LoRA at strength 0 has no effect."""
     terms: dict[str, tuple[Term, ...]] = {}
     for fit, strength in loras:
         for name in fit.matched if strength else ():
@@ -259,13 +260,13 @@ def _merges(loras: tuple[tuple[Match, float], ...]) -> dict[str, Merge]:
 
 
 def hold(module: nn.Module, device: torch.device, offload: torch.device) -> Any:
-    """A patcher that computes on `device` and waits on `offload`. The module's layers are changed in place."""
+    """A patcher whose module computes on `device` and waits on `offload`. The module's layers get other classes."""
     for layer in give_classes(module.modules(), CASTABLE, _has_weights):
         if not hasattr(layer, "bias"):
-            layer.bias = None  # ComfyUI's layers ask every layer for one
+            layer.bias = None  # ComfyUI reads the bias of every layer
     module.__class__ = _placed(type(module))
     module.compute_device = device
-    named = type(type(module).__name__, (Holder,), {})  # the name that ComfyUI logs
+    named = type(type(module).__name__, (Holder,), {})  # ComfyUI logs the name of this class
     return Patcher(named(module), load_device=device, offload_device=offload)
 
 
@@ -274,9 +275,9 @@ def _has_weights(layer: nn.Module) -> bool:
 
 
 def use(*handles: Handle, memory_required: float = 0) -> list[nn.Module]:
-    """Brings models to their devices, as much of them as fits beside `memory_required` bytes, and returns the modules.
+    """Loads models onto their devices, as far as they fit beside `memory_required` bytes, and returns the modules.
 
-    A module's `.device` then says where it computes and wants its inputs, wherever its weights lie.
+    A module's `.device` is then the device where it computes and needs its inputs, wherever its weights are.
     """
     patchers = list(dict.fromkeys(patcher for handle in handles for patcher in handle.get_models()))
     management.load_models_gpu(patchers, memory_required=memory_required)
@@ -289,27 +290,28 @@ def use(*handles: Handle, memory_required: float = 0) -> list[nn.Module]:
 
 
 def settle(module: nn.Module, device: torch.device) -> None:
-    """Moves to `device` what no layer fetches: buffers, and parameters that a module uses outside a castable layer.
+    """Moves tensors that no layer fetches to `device`: buffers, and parameters that belong to no castable layer.
 
-    ComfyUI leaves them behind when it loads a model in part: the modulation tables, the connectors' registers, the
-    latents' statistics, Gemma's norms and embeddings.
+    When ComfyUI loads a model in part, it leaves them in host memory: the modulation tables, the connectors' registers,
+    the latents' statistics, Gemma's norms and embeddings.
     """
     for part in module.modules():
         fetches = hasattr(part, "comfy_cast_weights")
         own = [*part.buffers(recurse=False), *([] if fetches else part.parameters(recurse=False))]
         if any(tensor.device != device for tensor in own):
-            part._apply(lambda tensor: tensor.to(device), recurse=False)  # `to` would take the children along
+            part._apply(lambda tensor: tensor.to(device), recurse=False)  # `to` would also move the children
 
 
 def dtype_for(name: str, device: torch.device) -> torch.dtype:
-    """The loaders' dtype widget. auto: bfloat16 where the device computes in it, float32 elsewhere, as on the CPU."""
-    if name not in tuple(DTYPES):  # an object, which a request can have in its place, has no hash
+    """The dtype for a value of the loaders' widget. auto: bfloat16 if the device computes in it, else float32, as on
+    the CPU. Raises InputError for any other value."""
+    if name not in tuple(DTYPES):  # a tuple, because a request can hold a value without a hash
         raise InputError(f"dtype is {name!r}: choose one of {', '.join(DTYPES)}.")
     return DTYPES[name] or (torch.bfloat16 if management.should_use_bf16(device) else torch.float32)
 
 
 def hold_transformer(load: Callable[..., nn.Module], dtype: str, checkpoint: str = "") -> Model:
-    """load: (dtype, fp8=…, on=…) → the transformer, in host memory: Checkpoint.transformer."""
+    """Loads the transformer into host memory. load: Checkpoint.transformer, called as load(dtype, fp8=…, on=…)."""
     device = management.get_torch_device()
     rounding = {"fp8": True, "on": device} if dtype == "fp8" else {}
     module = load(dtype_for("auto" if rounding else dtype, device), **rounding)
@@ -328,7 +330,7 @@ def hold_text(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Handle:
 
 
 def hold_gemma(load: Callable[..., Gemma], dtype: str, connectors: Handle) -> TextEncoder:
-    """load: (dtype, fp8=device that rounds) → Gemma; see `load_gemma`."""
+    """Loads Gemma. load: a function like `load_gemma`, called as load(dtype, fp8=the device that rounds)."""
     device = management.text_encoder_device()
     fp8 = {"fp8": device} if dtype == "fp8" else {}
     gemma = load(dtype_for("auto" if fp8 else dtype, device), **fp8)
@@ -336,17 +338,18 @@ def hold_gemma(load: Callable[..., Gemma], dtype: str, connectors: Handle) -> Te
 
 
 def to_graph(tensor: Tensor) -> Tensor:
-    """Where ComfyUI wants what travels between nodes."""
+    """Moves a tensor to the device that ComfyUI wants for data between nodes."""
     return tensor.to(management.intermediate_device())
 
 
 FOUR_PASSES = Guidance(cfg=3.0, stg=1.0, modality=3.0)
 
-# Bytes of activations beside the weights: ComfyUI keeps as much room free. On a CPU none is kept: nothing moves there.
+# The functions below give bytes of activations, for which ComfyUI keeps room beside the weights. On a CPU they give 0,
+# because no weights move there.
 
 
 def sampling_memory(module: nn.Module, latent: Tensor) -> int:
-    """One guided step over `latent` [1, C, F, H, W], its passes one after the other."""
+    """Bytes for a guided step over `latent` [1, C, F, H, W], if its passes run one after the other."""
     frames, fps = pixel_frames(latent), Fraction(24)
     audio = AudioCondition(torch.zeros(1, AUDIO_CHANNELS, audio_length(frames, fps), AUDIO_BINS), frames, fps)
     empty = torch.empty_like(latent, device="meta")
@@ -358,32 +361,33 @@ def sampling_memory(module: nn.Module, latent: Tensor) -> int:
 
 
 def decoding_memory(module: nn.Module, latent: Tensor, tiling: Tiling) -> int:
-    """The video VAE's decoder over the largest tile of `latent` [1, C, F, H, W]."""
+    """Bytes for decoding the largest tile of `latent` [1, C, F, H, W] with the video VAE."""
     return _room(module, lambda twin, on: decoding(twin, tuple(latent.shape[2:]), tiling, on)[0])
 
 
 def encoding_memory(module: nn.Module, height: int, width: int) -> int:
-    """The video VAE's encoder over one image."""
+    """Bytes for encoding one image with the video VAE. height, width: pixels."""
     return _room(module, lambda twin, on: image_encoding(twin, height, width, on))
 
 
 def upscaling_memory(module: nn.Module, vae: nn.Module, latent: Tensor) -> int:
-    """The upsampler over `latent` [1, C, F, H, W]."""
+    """Bytes for upscaling `latent` [1, C, F, H, W]."""
     return _room(module, lambda like, on: upscaling(like, twin(vae), tuple(latent.shape[2:]), on))
 
 
 def _room(module: nn.Module, rehearse: Callable[[nn.Module, str], int], **changes: object) -> int:
-    """What `rehearse` tells of a twin of the module, on the kind of device that it computes on."""
+    """The result of `rehearse` for a twin of the module and the kind of its device. changes: see `twin`."""
     on = module.device.type
     return 0 if on == "cpu" else rehearse(twin(module, **changes), on)
 
 
 TEXT_MEMORY = 5e9
-"""Gemma over 1024 tokens, all its hidden states kept, and its table of embeddings, which `settle` places."""
+"""Bytes for Gemma over 1024 tokens with all hidden states, and for its embeddings, which `settle` moves."""
 
 
 @cache
 def _placed(theirs: type) -> type:
-    """The class with a `device` that is where the module computes; theirs is where its first weight happens to lie."""
+    """A subclass whose `device` is the device where the module computes. In the original class it is the device of the
+    first weight."""
     device = property(lambda self: self.compute_device)
     return type(theirs.__name__, (theirs,), {"__module__": theirs.__module__, "device": device})

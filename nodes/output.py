@@ -1,4 +1,4 @@
-"""The way out: latents to frames, frames and sound to a file, and what the file says of itself."""
+"""Nodes for the output: decode latents to frames, save frames and sound to a file, and join reports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .widgets import widget
 
 OUTPUT = f"{CATEGORY}/Output"
 REPORTS = 12  # texts that one Report joins
-FOLDERS = ("output", "temp")  # of ComfyUI's, for a file
+FOLDERS = ("output", "temp")  # ComfyUI's folders for a saved file
 
 
 def _tiling_inputs() -> list[io.Input]:
@@ -49,7 +49,7 @@ def _tiling_inputs() -> list[io.Input]:
             min=64,
             max=8192,
             step=32,
-            tooltip="Long side of a tile in pixels. Halved where the memory runs out.",
+            tooltip="Long side of a tile in pixels. It is halved if memory runs out.",
         ),
         io.Int.Input(
             "tile_overlap",
@@ -57,7 +57,7 @@ def _tiling_inputs() -> list[io.Input]:
             min=0,
             max=4096,
             step=32,
-            tooltip="Pixels that neighbouring tiles share. Raise it where seams show.",
+            tooltip="Pixels that neighbouring tiles share. Raise it if you see seams.",
         ),
         io.Int.Input(
             "tile_frames",
@@ -65,7 +65,7 @@ def _tiling_inputs() -> list[io.Input]:
             min=16,
             max=8192,
             step=8,
-            tooltip="Frames of a tile. Halved where the memory runs out.",
+            tooltip="Frames of a tile. They are halved if memory runs out.",
         ),
         io.Int.Input(
             "tile_frame_overlap",
@@ -73,14 +73,14 @@ def _tiling_inputs() -> list[io.Input]:
             min=0,
             max=4096,
             step=8,
-            tooltip="Frames that successive tiles share. Raise it where the picture jumps between them.",
+            tooltip="Frames that successive tiles share. Raise it if the picture jumps between tiles.",
         ),
     ]
 
 
 @dataclass(frozen=True)
 class _Decoder:
-    """A latent that is ready to be decoded, and the size of the frames it gives."""
+    """A latent that is ready to be decoded, and the size of its frames."""
 
     vae: Any
     latent: Tensor
@@ -88,17 +88,17 @@ class _Decoder:
     frames: int
     height: int
     width: int
-    notes: list[str] = field(default_factory=list)  # what became of the tiles where memory ran out
+    notes: list[str] = field(default_factory=list)  # a note if memory ran out and the tiles became smaller
 
     def chunks(self, progress: Progress) -> Iterator[Tensor]:
-        """Its frames, float32 [n, H, W, 3] in 0..1, some at a time."""
+        """Decodes and yields the frames, float32 [n, H, W, 3] in 0..1, some at a time."""
         return decode_video(
             self.vae, self.latent, self.tiling, progress, on_retry=self._retry, free=management.soft_empty_cache
         )
 
     def _retry(self, note: str) -> None:
         logging.warning("LTX A2V: %s", note)
-        self.notes[:] = [note]  # the newest tells of those before it
+        self.notes[:] = [note]  # each note replaces the previous one
 
 
 def _decoder(
@@ -124,8 +124,8 @@ class Decode(io.ComfyNode):
             node_id="LTXA2VDecode",
             display_name="LTX A2V Decode",
             category=OUTPUT,
-            description="Latents to frames, in tiles of space and time that overlap and are blended. Smaller tiles "
-            "take less memory. A clip that fits into one tile is decoded whole.",
+            description="Decodes a latent to frames, in tiles that overlap in space and time and are blended. Smaller "
+            "tiles take less memory. A clip that fits into one tile is decoded whole.",
             inputs=[
                 VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
                 io.Latent.Input("latent", tooltip="From the last sampler."),
@@ -165,18 +165,18 @@ def _file_inputs() -> list[io.Input]:
             "filename_prefix",
             default="video/ltx-a2v",
             tooltip="Name of the file, with folders; a number is added. %year%, %month%, %day%, %width% and "
-            "the like are filled in.",
+            "similar names are replaced.",
         ),
         widget(
             "video_output_type",
             "format",
-            tooltip="X264 plays everywhere; VP9 is for the web; PRORES4444 is for editing, large, and not shown by "
-            "browsers; GIF has no sound.",
+            tooltip="X264 plays everywhere; VP9 is for the web; PRORES4444 is for editing: its files are large, and "
+            "browsers do not show them; GIF has no sound.",
         ),
         widget(
             "video_quality",
             "quality",
-            tooltip="high looks as the frames do; lower it for small files, maximum to edit.",
+            tooltip="high looks like the frames. Lower it for small files; choose maximum for editing.",
         ),
         widget("video_write_mode", "write_mode"),
     ]
@@ -184,16 +184,16 @@ def _file_inputs() -> list[io.Input]:
 
 def _optional_inputs() -> list[io.Input]:
     return [
-        io.Audio.Input("audio", optional=True, tooltip="The sound: from Decode Audio, or as it was loaded."),
+        io.Audio.Input("audio", optional=True, tooltip="The sound, from Decode Audio or Load Audio."),
         io.String.Input(
-            "report", optional=True, force_input=True, tooltip="From Report: is kept with the file and shown in it."
+            "report", optional=True, force_input=True, tooltip="From Report. The text is stored in the file."
         ),
     ]
 
 
 @dataclass(frozen=True)
 class _Target:
-    """A file to be written: its name, what goes into it and how."""
+    """A file to be written: its name, its content and its format."""
 
     prefix: str
     frames: int
@@ -213,10 +213,10 @@ class _Target:
         notes: Callable[[], str],
         on_frames: Callable[[int], None],
     ) -> io.NodeOutput:
-        """Frames uint8 [n, H, W, 3] and the sound into the next file of that name; what the node returns.
+        """Writes frames uint8 [n, H, W, 3] and the sound into the next file of that name. Returns the node's output.
 
-        notes: gives lines of the report, those that are known with the first frames for the file, and at the end all
-        of them for ComfyUI's history.
+        notes: returns the lines of the report; it is called for the file's metadata and at the end for ComfyUI's
+        history.
         """
         rate = frame_rate(self.fps)
         folder, name, subfolder = _destination(self.prefix, self.width, self.height, suffix(self.format), self.kind)
@@ -258,9 +258,9 @@ class SaveVideo(io.ComfyNode):
             node_id="LTXA2VSaveVideo",
             display_name="LTX A2V Save Video",
             category=OUTPUT,
-            description="Writes .mp4, .webm, .mov or .gif into ComfyUI's output folder, with the sound from its first "
-            "sample on, untouched and cut to the video's length. Dropped on the canvas, any but a .gif brings its "
-            "graph back.",
+            description="Writes .mp4, .webm, .mov or .gif into ComfyUI's output folder, with the unchanged sound from "
+            "its first sample on, cut to the video's length. If you drop the file on the canvas, its graph comes back "
+            "(not from a .gif).",
             inputs=[
                 io.Image.Input("images", tooltip="The frames, from Decode or any other node."),
                 *_file_inputs(),
@@ -296,8 +296,8 @@ class SaveLatentVideo(io.ComfyNode):
             node_id="LTXA2VSaveLatentVideo",
             display_name="LTX A2V Decode and Save",
             category=OUTPUT,
-            description="Decode, Safety Checker and Save Video in one, for long or large clips: each part is written "
-            "while the next one is decoded, and the whole clip is never in memory.",
+            description="Decode, Safety Checker and Save Video in one node, for long or large clips: each part is "
+            "written while the next one is decoded, so the whole clip is never in memory.",
             inputs=[
                 VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
                 io.Latent.Input("latent", tooltip="From the last sampler."),
@@ -312,7 +312,7 @@ class SaveLatentVideo(io.ComfyNode):
                     options=list(FOLDERS),
                     default=FOLDERS[0],
                     optional=True,
-                    tooltip="output keeps the file. temp is for one look: ComfyUI empties that folder when it starts.",
+                    tooltip="output keeps the file. temp is for a preview: ComfyUI empties that folder when it starts.",
                 ),
             ],
             outputs=[io.Video.Output("video", display_name="video", tooltip="The file that was written.")],
@@ -359,9 +359,9 @@ class SaveLatentVideo(io.ComfyNode):
         )
         frames = (to_uint8(chunk) for chunk in clip.chunks(progress))
 
-        def write(chunks: Iterable[Tensor], said: str) -> io.NodeOutput:
+        def write(chunks: Iterable[Tensor], verdict: str) -> io.NodeOutput:
             def notes() -> str:
-                return "\n".join((report, said, *clip.notes))
+                return "\n".join((report, verdict, *clip.notes))
 
             return target.write(cls, chunks, notes, lambda done: progress.check())
 
@@ -371,9 +371,9 @@ class SaveLatentVideo(io.ComfyNode):
         try:
             return write(safety.stop_at_flag(watch, frames), safety.passed(watch))
         except safety.Flagged:
-            said = announce(cls, safety.flagged(watch, action))
+            verdict = announce(cls, safety.flagged(watch, action))
             black = torch.zeros(1, clip.height, clip.width, 3, dtype=torch.uint8)
-            return write((black for _ in range(clip.frames)), said)
+            return write((black for _ in range(clip.frames)), verdict)
 
 
 class Report(io.ComfyNode):
@@ -383,18 +383,18 @@ class Report(io.ComfyNode):
             node_id="LTXA2VReport",
             display_name="LTX A2V Report",
             category=OUTPUT,
-            description="Joins what the other nodes have to report, for Save Video: what was asked and what was made "
-            "of it then stays with the file.",
+            description="Joins the reports of other nodes for Save Video, so that the settings and all warnings are "
+            "stored in the file.",
             inputs=[
                 io.String.Input(
                     f"report_{number}",
                     optional=True,
                     force_input=True,
-                    tooltip="Any node's report, or another text. Empty ones are left out.",
+                    tooltip="The report of any node, or another text. Empty texts are left out.",
                 )
                 for number in range(1, REPORTS + 1)
             ],
-            outputs=[io.String.Output("joined", display_name="report", tooltip="One line for each thing said.")],
+            outputs=[io.String.Output("joined", display_name="report", tooltip="All lines of the joined reports.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -408,7 +408,8 @@ class Report(io.ComfyNode):
 def _destination(
     prefix: str, width: int, height: int, ending: str = ".mp4", kind: io.FolderType = io.FolderType.output
 ) -> tuple[Path, str, str]:
-    """Folder, file name and subfolder of the next video under that prefix. Errors: outside that folder of ComfyUI's."""
+    """Folder, file name and subfolder of the next video with that prefix. Raises InputError if it is outside ComfyUI's
+    folder or names no file."""
     output = folder_paths.get_directory_by_type(kind.value)
     outside = InputError(f"filename_prefix: {prefix!r} leads out of the {kind.value} folder; give a name inside it.")
     if Path(output, prefix).resolve() == Path(output).resolve():
@@ -420,9 +421,10 @@ def _destination(
 
 
 def _metadata(prompt: Any, extra: dict[str, Any] | None, made: dict[str, Any] | None = None) -> dict[str, str]:
-    """The graph, for dropping the file back into ComfyUI: as its own Save Video embeds it, unless it is told not to.
+    """The tags of a file: the graph, as ComfyUI's own Save Video embeds it, so that the file can be dropped on the
+    canvas. ComfyUI's option --disable-metadata leaves all tags out.
 
-    made: what the file is and how it came about, as its comment; the command writes the same there.
+    made: the facts and the report of the file, which become its comment, as in a file of the command.
     """
     if args.disable_metadata:
         return {}
@@ -433,7 +435,7 @@ def _metadata(prompt: Any, extra: dict[str, Any] | None, made: dict[str, Any] | 
 
 
 def _json(value: Any) -> str:
-    """JSON whose strings hold no bare brace: the frontend's reader of .webm counts those, too."""
+    """JSON with escaped braces in its strings, because the frontend's reader of .webm files counts all braces."""
     escaped = {"{": "\\u007b", "}": "\\u007d"}
     return re.sub(
         r'"(?:[^"\\]|\\.)*"', lambda text: re.sub("[{}]", lambda brace: escaped[brace[0]], text[0]), json.dumps(value)
@@ -441,7 +443,7 @@ def _json(value: Any) -> str:
 
 
 def _report(video: VideoFile, name: str, subfolder: str) -> dict[str, Any]:
-    """Facts about the file, as JSON. They reach ComfyUI's history."""
+    """The facts of the file for ComfyUI's history, as values that JSON can hold."""
     facts = {key: value for key, value in vars(video).items() if key not in ("path", "metadata")}
     return {"filename": name, "subfolder": subfolder, **facts, "fps": str(video.fps), "duration": float(video.duration)}
 

@@ -1,4 +1,4 @@
-"""What a person sees of a running node: its bar, a preview of the latents, a text; and the way to stop it."""
+"""The display of a running node (progress bar, preview of the latents, text), and how an interrupt stops it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch import Tensor
 
 PREVIEW_SIDE = 512
 INTERRUPTS = (comfy.model_management.InterruptProcessingException,)
-"""What an interrupt is: raised by `check`, and by every layer that fetches its weights."""
+"""The exceptions of an interrupt. `check` raises them, and so does every layer that fetches its weights."""
 
 
 class Progress:
-    """A node's progress bar. Moving it is also where an interrupt takes hold."""
+    """A node's progress bar. Each update also checks for an interrupt."""
 
     def __init__(self, node_id: str) -> None:
         self.node_id = node_id
         self.bar: comfy.utils.ProgressBar | None = None
 
     def check(self) -> None:
-        """Ends the node here if the person has interrupted the run."""
+        """Raises ComfyUI's interrupt if the user has interrupted the run."""
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     def __call__(self, done: int, total: int, preview: Image.Image | None = None) -> None:
@@ -37,8 +37,9 @@ class Progress:
 
 
 def show_text(node_id: str, text: str) -> None:
-    """Writes on the node in the browser that queued the run; newer text replaces it. Nothing without a server."""
-    server = sys.modules.get("server")  # not imported: importing ComfyUI's server outside of it starts half of one
+    """Writes a text on the node, in the browser that queued the run; a newer text replaces it. Without a server it does
+    nothing."""
+    server = sys.modules.get("server")  # an import outside ComfyUI would start a part of its server
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)
     send = getattr(instance, "send_progress_text", None)
     if send is not None and text:
@@ -46,7 +47,7 @@ def show_text(node_id: str, text: str) -> None:
 
 
 def report(node: type[io.ComfyNode], text: str) -> str:
-    """Says what a node has to report on the node itself and in the log, and returns it for the output."""
+    """Writes a node's report on the node and in the log, and returns it for the output."""
     if node.hidden is not None:
         show_text(node.hidden.unique_id, text)
     logging.info("LTX A2V: %s", text)
@@ -54,7 +55,8 @@ def report(node: type[io.ComfyNode], text: str) -> str:
 
 
 def preview(latent: Tensor) -> Image.Image:
-    """The middle frame of a latent [1, 128, F, H, W], small, in colours that are a guess: the factors are LTXV's."""
+    """A small picture of the middle frame of a latent [1, 128, F, H, W]. Its colours are approximate, because the
+    factors are those of LTXV."""
     ltxv = comfy.latent_formats.LTXV()
     painter = latent_preview.Latent2RGBPreviewer(ltxv.latent_rgb_factors, ltxv.latent_rgb_factors_bias)
     middle = latent.shape[2] // 2

@@ -1,6 +1,6 @@
-"""The safety checker: which classifiers are installed, what they say, and what becomes of a flagged clip.
+"""The safety checker as a node: it finds installed classifiers, checks a clip, and replaces or refuses a flagged one.
 
-It is never silently absent: where none is installed, or it is off, the report says so. Nothing is downloaded.
+If no classifier is installed, or the checker is off, the report says so. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KIND = "safety_checker"
 MARK = "config.json"
 OFF, FIRST, ROOT = "off", "first found", "."
 REPLACE, REFUSE = ACTIONS = ("replace", "refuse")
-CHUNK = 16  # frames handed on at a time
+CHUNK = 16  # frames that are checked at a time
 WANTED = (
     "put a whole image classifier of transformers with safetensors weights there, for instance the repository "
     "https://huggingface.co/Falconsai/nsfw_image_detection"
@@ -36,7 +36,7 @@ folder_paths.add_model_folder_path(KIND, os.path.join(folder_paths.models_dir, K
 
 
 def installed() -> dict[str, Path]:
-    """Folders of classifiers by name, the nearest first; a classifier that lies in the folder itself is `.`."""
+    """Folders of classifiers by name, the least deep first. A classifier in the folder itself has the name `.`."""
     found = {}
     for base in map(Path, folder_paths.get_folder_paths(KIND)):
         if (base / MARK).is_file():
@@ -47,7 +47,7 @@ def installed() -> dict[str, Path]:
 
 
 def stamp() -> str:
-    """What changes when a classifier is installed, replaced or removed, for `fingerprint_inputs`."""
+    """A text that changes when a classifier is installed, replaced or removed, for `fingerprint_inputs`."""
     return ";".join(f"{name}:{files.stamp(path / MARK)}" for name, path in installed().items())
 
 
@@ -56,9 +56,9 @@ def checker_input(*first: str) -> io.Input:
         "checker",
         options=[*first, *installed()],
         default=FIRST,
-        tooltip="A folder of models/safety_checker with an image classifier. first found takes the nearest one; "
-        f"without any the video is not checked, and the report says so (the environment's {REQUIRED}=require makes it "
-        "an error).",
+        tooltip="A folder in models/safety_checker with an image classifier. first found takes the least deep one. If "
+        f"there is none, the video is not checked, and the report says so (the environment variable {REQUIRED}=require "
+        "makes that an error).",
     )
 
 
@@ -69,7 +69,7 @@ def threshold_input(name: str = "threshold") -> io.Input:
         min=0.01,
         max=1.0,
         step=0.01,
-        tooltip="A frame whose unsafe labels score so much flags the clip. Lower it to be stricter.",
+        tooltip="A frame with this unsafe score or a higher one flags the clip. Lower it to be stricter.",
     )
 
 
@@ -78,52 +78,53 @@ def action_input(name: str = "action") -> io.Input:
         name,
         options=list(ACTIONS),
         default=REPLACE,
-        tooltip="replace: black frames stand in for a flagged clip. refuse: the run ends, and nothing is saved.",
+        tooltip="replace: a flagged clip becomes black frames. refuse: the run ends, and nothing is saved.",
     )
 
 
 def check_choice(name: str) -> None:
-    """Whether there is a checker of that name, or one that need not be there. Errors: neither."""
+    """Raises InputError if the name is neither an installed checker nor off or first found."""
     if name not in (OFF, FIRST, *installed()):
-        raise InputError(f"{name!r} is no folder with a {MARK} in models/{KIND}: {WANTED}.")
+        raise InputError(f"{name!r} is not a folder with a {MARK} in models/{KIND}: {WANTED}.")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A loaded checker, or none and the reason."""
+    """A loaded checker, or None and the reason."""
 
     checker: Checker | None
     reason: str = ""
 
 
 def open_checker(name: str) -> Choice:
-    """The checker of that name. Errors: not there or not usable; none, where the environment requires one."""
+    """Loads the checker of that name. Raises InputError if it is missing or unusable, or if there is none and the
+    environment requires one."""
     check_choice(name)
     known = installed()
     path = next(iter(known.values()), None) if name == FIRST else known.get(name)
     if path is not None:
-        return Choice(load_checker(path))  # on the CPU: a few frames, and no room taken from the model
+        return Choice(load_checker(path))  # on the CPU: it checks few frames and takes no device memory
     if os.environ.get(REQUIRED) == "require":
         what = "it is off" if name == OFF else f"there is none in models/{KIND}: {WANTED}"
-        raise InputError(f"safety checker: {REQUIRED}=require asks for one, and {what}.")
+        raise InputError(f"safety checker: {REQUIRED}=require needs one, and {what}.")
     reason = "it is off" if name == OFF else f"none is installed in models/{KIND}"
-    said = f"the safety checker did not run: {reason}"
-    logging.warning("LTX A2V: %s", said)
-    return Choice(None, said)
+    note = f"the safety checker did not run: {reason}"
+    logging.warning("LTX A2V: %s", note)
+    return Choice(None, note)
 
 
 def chunks(images: Tensor) -> Iterator[Tensor]:
-    """Frames of a native IMAGE as a file takes them, some at a time: uint8 [n, H, W, 3] on the CPU."""
+    """Yields the frames of a native IMAGE for a file, some at a time: uint8 [n, H, W, 3] on the CPU."""
     for start in range(0, len(images), CHUNK):
         yield to_uint8(images[start : start + CHUNK, ..., :3].float().clamp(0, 1)).cpu()
 
 
 class Flagged(Exception):
-    """A frame was flagged; what has passed so far is not to be used."""
+    """A frame was flagged. The frames so far must not be used."""
 
 
 def stop_at_flag(watch: Watch, frames: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The frames as they come, until one is flagged. Errors: Flagged."""
+    """Yields the frames. Raises Flagged if one of them is flagged."""
     for chunk in watch(frames):
         if watch.flagged:
             raise Flagged
@@ -131,17 +132,18 @@ def stop_at_flag(watch: Watch, frames: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def passed(watch: Watch) -> str:
+    """The sentence for the report on a clip that was not flagged."""
     return f"the safety checker {watch.checker.folder.name} passed the clip ({len(watch.wanted)} frames looked at)"
 
 
 def flagged(watch: Watch, action: str) -> str:
-    """What is said of a flagged clip that is replaced. Errors: FlaggedError where it is refused."""
+    """The sentence for the report on a flagged clip that is replaced. Raises FlaggedError if it is refused."""
     frame, score = max(watch.scores.items(), key=lambda item: item[1])
-    said = f"the safety checker {watch.checker.folder.name} flagged the clip (frame {frame}: {score:.2f})"
+    verdict = f"the safety checker {watch.checker.folder.name} flagged the clip (frame {frame}: {score:.2f})"
     if action == REFUSE:
-        raise FlaggedError(f"{said}, and nothing was saved: change the prompt or the images, or the threshold.")
-    logging.warning("LTX A2V: %s", said)
-    return f"{said}; black frames stand in for it"
+        raise FlaggedError(f"{verdict}, and nothing was saved: change the prompt or the images, or the threshold.")
+    logging.warning("LTX A2V: %s", verdict)
+    return f"{verdict}; black frames stand in for it"
 
 
 class SafetyChecker(io.ComfyNode):
@@ -151,8 +153,8 @@ class SafetyChecker(io.ComfyNode):
             node_id="LTXA2VSafetyChecker",
             display_name="LTX A2V Safety Checker",
             category=f"{CATEGORY}/Output",
-            description="Looks at frames spread evenly over the clip with an image classifier of your own, and "
-            "replaces or refuses a clip that it flags: an NSFW filter. Place it between Decode and Save Video.",
+            description="Checks frames spread evenly over the clip with your own image classifier, and replaces or "
+            "refuses a flagged clip: an NSFW filter. Place it between Decode and Save Video.",
             inputs=[
                 io.Image.Input("images", tooltip="The frames, from Decode."),
                 checker_input(FIRST),
@@ -162,14 +164,17 @@ class SafetyChecker(io.ComfyNode):
                     default=SAMPLES,
                     min=2,
                     max=10_000,
-                    tooltip="The first and the last are among them. More find what shows only briefly.",
+                    tooltip="Number of frames that are checked, with the first and the last. A higher number finds "
+                    "things that appear only briefly.",
                 ),
                 action_input(),
             ],
             outputs=[
-                io.Image.Output("checked", display_name="images", tooltip="The frames, or black ones in their place."),
+                io.Image.Output("checked", display_name="images", tooltip="The frames, or black frames instead."),
                 io.Boolean.Output("flagged", display_name="flagged", tooltip="Whether the clip was flagged."),
-                io.String.Output("report", display_name="report", tooltip="What it saw, or why it did not look."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="Says what was found, or why nothing was checked."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -199,8 +204,8 @@ class SafetyChecker(io.ComfyNode):
             done += len(chunk)
             progress(done, len(images))
         if watch.flagged:
-            said = report(cls, flagged(watch, action))
-            return io.NodeOutput(blank(images), True, said)
+            verdict = report(cls, flagged(watch, action))
+            return io.NodeOutput(blank(images), True, verdict)
         return io.NodeOutput(images, False, report(cls, f"{passed(watch)}, highest score {watch.verdict.score:.2f}"))
 
 

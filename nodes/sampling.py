@@ -1,4 +1,4 @@
-"""Sampling: the schedule, what steers it, and one pass of the transformer. The sampler is used twice."""
+"""Nodes for sampling: the schedule, the steering, and the sampler of one stage. A graph uses the sampler twice."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, eq=False)
 class NextNoise:
-    """A native NOISE that goes on where a pass stopped drawing: one seed drives both passes, in sequence."""
+    """A native NOISE that continues the noise stream of a stage, so that one seed drives both stages in sequence."""
 
     noise: Noise
 
@@ -44,7 +44,7 @@ class NextNoise:
         return self.noise.seed
 
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
-        """For stock samplers: noise of the latent's shape, float32 on the CPU."""
+        """Noise of the latent's shape, float32 on the CPU. ComfyUI's own samplers call this."""
         (drawn,), _ = self.noise.draw(tuple(input_latent["samples"].shape))
         return drawn
 
@@ -56,14 +56,14 @@ class Scheduler(io.ComfyNode):
             node_id="LTXA2VScheduler",
             display_name="LTX A2V Scheduler",
             category=SAMPLING,
-            description="How the noise falls. The second pass has its own three steps, whatever the first one's are.",
+            description="Sets how the noise falls. The second stage always has its own three steps.",
             inputs=[widget("scheduler"), widget("num_inference_steps", "steps", step=1)],
             outputs=[
                 io.Sigmas.Output(
-                    "first_pass", display_name="first pass sigmas", tooltip="From 1 to 0, in these steps."
+                    "first_pass", display_name="first stage sigmas", tooltip="From 1 to 0 in the given steps."
                 ),
                 io.Sigmas.Output(
-                    "second_pass", display_name="second pass sigmas", tooltip="0.909 to 0 in three steps."
+                    "second_pass", display_name="second stage sigmas", tooltip="From 0.909 to 0 in three steps."
                 ),
             ],
         )
@@ -78,8 +78,8 @@ def _blocks_input() -> io.Input:
     return io.String.Input(
         "stg_blocks",
         default=AUTO,
-        tooltip="Transformer blocks that STG perturbs, for instance 28 or 27, 28. auto: block 28 of 48, in proportion "
-        "for another depth.",
+        tooltip="The transformer blocks that STG perturbs, for instance 28 or 27, 28. auto: block 28 of 48, in "
+        "proportion for another depth.",
     )
 
 
@@ -90,9 +90,9 @@ class PictureGuidance(io.ComfyNode):
             node_id="LTXA2VGuidance",
             display_name="LTX A2V Guidance",
             category=SAMPLING,
-            description="How the first pass is guided. Each scale that is not neutral costs one more pass of the "
-            "transformer in every step; a sampler without guidance takes one. CFG, STG (perturbed attention), rescale "
-            "and modality: lips that do not move want more of the last.",
+            description="Sets how the first stage is guided. Each scale that is not neutral costs one more pass of the "
+            "transformer in every step; without guidance a step takes one pass. CFG, STG (perturbed attention), "
+            "rescale and modality: raise modality if the lips do not move.",
             inputs=[
                 widget("video_cfg_scale", "cfg", step=0.1),
                 widget("video_stg_scale", "stg", step=0.1),
@@ -115,8 +115,8 @@ class AudioGuidance(io.ComfyNode):
             node_id="LTXA2VAudioGuidance",
             display_name="LTX A2V Audio Guidance",
             category=SAMPLING,
-            description="How the sound is guided while the first pass renews it. It acts only at an audio strength "
-            "below 1; at 1 the track is kept, and this does nothing.",
+            description="Sets how the sound is guided while the first stage renews it. It acts only at an audio "
+            "strength below 1; at 1 the track is kept, and this node has no effect.",
             inputs=[
                 widget(
                     "audio_cfg_scale",
@@ -128,14 +128,18 @@ class AudioGuidance(io.ComfyNode):
                     "audio_stg_scale",
                     "stg",
                     step=0.1,
-                    tooltip="Raise it to 1 where the sound is blurred or drones. 0 leaves that pass out.",
+                    tooltip="Raise it to 1 if the sound is blurred or drones. 0 leaves that pass out.",
                 ),
-                widget("audio_rescaling_scale", "rescale", tooltip="Higher tames a sound that is harsh or too loud."),
+                widget(
+                    "audio_rescaling_scale",
+                    "rescale",
+                    tooltip="A higher value tames a sound that is harsh or too loud.",
+                ),
                 widget(
                     "audio_modality_scale",
                     "modality",
                     step=0.1,
-                    tooltip="How far the sound follows the picture. 1 leaves that pass out.",
+                    tooltip="How strongly the sound follows the picture. 1 leaves that pass out.",
                 ),
                 _blocks_input(),
             ],
@@ -154,33 +158,36 @@ class Accelerate(io.ComfyNode):
             node_id="LTXA2VAcceleration",
             display_name="LTX A2V Acceleration",
             category=SAMPLING,
-            description="Speed for exactness, in one place: it sits between the models, schedule and guidance and the "
-            "samplers. none changes nothing; the report says what a level does.",
+            description="Trades exactness for speed, in one place: it takes the models, the schedule and the guidance "
+            "and gives them to the samplers. none changes nothing; the report says what a level does.",
             inputs=[
                 widget(
                     "acceleration",
                     "level",
-                    tooltip="none: exact. regular: the last 40 % of the steps without guidance. high: also reuses what "
-                    "the transformer did a step before where little changes. full: the distilled recipe, 8 steps "
-                    "without guidance; needs the distilled LoRA or a distilled checkpoint.",
+                    tooltip="none: exact. regular: the last 40 % of the steps run without guidance. high: as regular, "
+                    "and a step reuses the result of the transformer's blocks if little changes. full: the distilled "
+                    "recipe, 8 steps without guidance, which needs the distilled LoRA or a distilled checkpoint.",
                 ),
                 io.Boolean.Input(
                     "torch_compile",
                     default=False,
                     tooltip="Compiles the transformer's blocks with torch.compile: the first step takes a minute or "
-                    "more, each later one less time. Needs a compiler (Triton on a GPU). Not bit for bit the same.",
+                    "more, each later step takes less time. It needs a compiler (Triton on a GPU). The result is not "
+                    "the same bit for bit.",
                 ),
-                ModelIO.Input("first_model", tooltip="The first pass's model, from Distilled LoRA or Load Model."),
-                ModelIO.Input("second_model", tooltip="The second pass's; the first one's again where there is one."),
-                io.Sigmas.Input("schedule", tooltip="The first pass's sigmas, from Scheduler."),
-                GuidanceIO.Input("scales", optional=True, tooltip="The first pass's guidance."),
+                ModelIO.Input("first_model", tooltip="The first stage's model, from Distilled LoRA or Load Model."),
+                ModelIO.Input(
+                    "second_model", tooltip="The second stage's model. With one stage, connect the first model again."
+                ),
+                io.Sigmas.Input("schedule", tooltip="The first stage's sigmas, from Scheduler."),
+                GuidanceIO.Input("scales", optional=True, tooltip="The first stage's guidance."),
             ],
             outputs=[
-                ModelIO.Output("first_pass", display_name="first pass model", tooltip="For the first sampler."),
-                ModelIO.Output("second_pass", display_name="second pass model", tooltip="For the second sampler."),
-                io.Sigmas.Output("sigmas", display_name="first pass sigmas", tooltip="For the first sampler."),
+                ModelIO.Output("first_pass", display_name="first stage model", tooltip="For the first sampler."),
+                ModelIO.Output("second_pass", display_name="second stage model", tooltip="For the second sampler."),
+                io.Sigmas.Output("sigmas", display_name="first stage sigmas", tooltip="For the first sampler."),
                 GuidanceIO.Output("guidance", display_name="guidance", tooltip="For the first sampler."),
-                io.String.Output("report", display_name="report", tooltip="What this level does."),
+                io.String.Output("report", display_name="report", tooltip="Says what this level does."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -203,22 +210,24 @@ class Accelerate(io.ComfyNode):
         models[0] = replace(models[0], acceleration=chosen)
         steps = len(schedule) - 1
         guided = math.ceil(chosen.guided * steps)
-        said = [f"acceleration {level}"]
+        notes = [f"acceleration {level}"]
         if chosen.distilled:
-            said.append(f"{steps} distilled steps without guidance")
+            notes.append(f"{steps} distilled steps without guidance")
         if chosen.guided < 1:
-            said.append(f"{guided} of {steps} steps guided")
+            notes.append(f"{guided} of {steps} steps guided")
         if chosen.reuse:
-            said.append(f"blocks reused where the first one changes by less than {chosen.reuse:g}")
-        return io.NodeOutput(*models, schedule, scales or NONE, report(cls, "; ".join(said)))
+            notes.append(f"blocks reused if the first one changes by less than {chosen.reuse:g}")
+        return io.NodeOutput(*models, schedule, scales or NONE, report(cls, "; ".join(notes)))
 
 
 def _distilled(model: memory.Model) -> memory.Model:
-    """The model as the distilled recipe wants it: its distilled LoRA at 1, and none on a distilled checkpoint."""
-    own = [is_distilled(fit.lora.path.name) for fit, _ in model.loras]
-    strength = full_strength(model.checkpoint, any(own))
-    loras = zip(model.loras, own, strict=True)
-    return model.with_loras(tuple((fit, strength if is_own else old) for (fit, old), is_own in loras))
+    """The model for the distilled recipe: its distilled LoRA has strength 1, or 0 on a distilled checkpoint."""
+    distilled = [is_distilled(fit.lora.path.name) for fit, _ in model.loras]
+    strength = full_strength(model.checkpoint, any(distilled))
+    loras = zip(model.loras, distilled, strict=True)
+    return model.with_loras(
+        tuple((fit, strength if is_distilled_lora else old) for (fit, old), is_distilled_lora in loras)
+    )
 
 
 class RestartSampling(io.ComfyNode):
@@ -230,37 +239,39 @@ class RestartSampling(io.ComfyNode):
             node_id="LTXA2VRestart",
             display_name="LTX A2V Restart Sampling",
             category=SAMPLING,
-            description="Fresh noise on the way down, so that later steps can correct what earlier ones settled "
-            "wrongly. Two kinds: a little after each step, which costs nothing, or restarts, which go back and take "
-            "part of the steps again.",
+            description="Adds fresh noise while sampling, so that later steps can correct mistakes of earlier ones. "
+            "There are two kinds: a little noise after each step, which costs no time, and restarts, which go back and "
+            "repeat a part of the steps.",
             inputs=[
                 io.Float.Input(
                     "noise",
                     default=usual.share,
                     **level,
-                    tooltip="Of the noise left after each step this share is drawn anew. The usual choice, at 0.2: "
-                    "livelier motion and fewer frozen faces. 0 leaves it out; above 0.5 details boil.",
+                    tooltip="This share of the remaining noise is drawn anew after each step. 0.2 is usual: it gives "
+                    "livelier motion and fewer frozen faces. 0 leaves it out; above 0.5 details flicker.",
                 ),
                 io.Int.Input(
                     "restarts",
                     default=usual.times,
                     min=0,
                     max=20,
-                    tooltip="Restart proper (Xu et al. 2023): so many times back from sigma_min to sigma_max and down "
-                    "again. For hands, crowds and other hard motion that comes out wrong; 1 or 2, with noise at 0. "
-                    "Each one takes the steps in between once more.",
+                    tooltip="Number of restarts (Xu et al. 2023): each goes back from sigma_min to sigma_max and down "
+                    "again. Try 1 or 2, with noise at 0, if hands, crowds or other difficult motion are wrong. Each "
+                    "restart repeats the steps in between.",
                 ),
                 io.Float.Input(
                     "sigma_min",
                     default=usual.sigma_min,
                     **level,
-                    tooltip="Where a restart turns back: lower reworks details too. Acts where restarts is not 0.",
+                    tooltip="A restart begins at this sigma. A lower value also reworks details. It acts if restarts "
+                    "is not 0.",
                 ),
                 io.Float.Input(
                     "sigma_max",
                     default=usual.sigma_max,
                     **level,
-                    tooltip="To where it goes back: higher changes more of the motion. Acts where restarts is not 0.",
+                    tooltip="A restart goes back to this sigma. A higher value changes more of the motion. It acts if "
+                    "restarts is not 0.",
                 ),
             ],
             outputs=[RestartIO.Output("renewal", display_name="restart", tooltip="For the first sampler.")],
@@ -272,7 +283,7 @@ class RestartSampling(io.ComfyNode):
 
 
 def _blocks(text: str) -> tuple[int, ...]:
-    """ "28, 29" → (28, 29); "auto" or nothing → (): the model's default."""
+    """ "28, 29" → (28, 29). "auto" or an empty text → (), the model's default. Raises InputError for any other text."""
     parts = text.replace(",", " ").split()
     if parts in ([], [AUTO]):
         return ()
@@ -286,33 +297,41 @@ class Sampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTXA2VSampler",
-            # The frontend of 0.3.75 searches names alone: what people type has to be in one.
+            # The frontend of 0.3.75 searches only names, so the name contains words that people search for.
             display_name="LTX A2V Sampler (audio to video, lip sync)",
             category=SAMPLING,
-            description="One pass: from noise to a video latent that moves with the audio. Used twice: at half the "
-            "size with guidance, then, from the upscaled latent and the first sampler's noise, at full size without. "
-            "Audio to video (a2v): lip sync, talking heads, singing, dance, music videos.",
+            description="Samples one stage: from noise to a video latent that moves with the audio. Use it twice: "
+            "first at half the size with guidance, then at full size without guidance, from the upscaled latent and "
+            "the first sampler's noise. Audio to video (a2v): lip sync, talking heads, singing, dance, music videos.",
             inputs=[
                 ModelIO.Input("model", tooltip="From Load Model or a LoRA."),
-                io.Noise.Input("noise", tooltip="First pass: RandomNoise. Second pass: the first sampler's noise."),
+                io.Noise.Input(
+                    "noise", tooltip="First stage: RandomNoise. Second stage: next noise of the first sampler."
+                ),
                 io.Sigmas.Input("sigmas", tooltip="From Scheduler, or any schedule that falls from 1."),
-                TextIO.Input("positive", tooltip="What is to be seen."),
-                AudioIO.Input("audio", tooltip="First pass: Audio Conditioning. Second pass: the first's next audio."),
-                io.Latent.Input("latent", tooltip="First pass: the empty latent. Second pass: the upscaled one."),
-                TextIO.Input("negative", optional=True, tooltip="What is not to be seen; needed where cfg is not 1."),
-                GuidanceIO.Input("guidance", optional=True, tooltip="From Guidance; without it one pass a step."),
-                GuidesIO.Input("guides", optional=True, tooltip="Images, encoded at this pass's size."),
+                TextIO.Input("positive", tooltip="The positive prompt: what the video shows."),
+                AudioIO.Input(
+                    "audio", tooltip="First stage: Audio Conditioning. Second stage: next audio of the first sampler."
+                ),
+                io.Latent.Input("latent", tooltip="First stage: the empty latent. Second stage: the upscaled one."),
+                TextIO.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="The negative prompt: what the video must not show. It is needed if cfg is not 1.",
+                ),
+                GuidanceIO.Input("guidance", optional=True, tooltip="From Guidance. Without it a step takes one pass."),
+                GuidesIO.Input("guides", optional=True, tooltip="Images, encoded at this stage's size."),
                 GuidanceIO.Input(
                     "audio_guidance", optional=True, tooltip="From Audio Guidance, for an audio strength below 1."
                 ),
-                RestartIO.Input("restart", optional=True, tooltip="From Restart Sampling; for the first pass."),
+                RestartIO.Input("restart", optional=True, tooltip="From Restart Sampling, for the first stage."),
                 io.Combo.Input(
                     "sampler",
                     options=list(SAMPLERS),
                     default=EULER,
-                    tooltip="euler is the endpoint's. res_2s, of the official HQ pipeline, is finer in few steps: two "
-                    "predictions a step, twice the time; without restart and gamma. Strengths below 1 hold far more "
-                    "firmly with it.",
+                    tooltip="euler is the endpoint's sampler. res_2s, from the official HQ pipeline, gives finer "
+                    "detail in few steps. It makes two predictions per step and takes twice the time; use it without "
+                    "restart and gamma. Strengths below 1 act far more strongly with it.",
                 ),
                 widget("gradient_estimation_gamma", step=0.1, display_name="gamma (0 = Euler)"),
             ],
@@ -322,9 +341,12 @@ class Sampler(io.ComfyNode):
                 AudioIO.Output(
                     "next_audio",
                     display_name="next audio",
-                    tooltip="The sound after this pass, kept from here on. For the second sampler and Decode Audio.",
+                    tooltip="The sound after this stage; a later stage keeps it. For the second sampler and Decode "
+                    "Audio.",
                 ),
-                io.String.Output("report", display_name="report", tooltip="Seed, steps and what did nothing."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="Gives seed and steps, and inputs without effect."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -362,7 +384,7 @@ class Sampler(io.ComfyNode):
         samples = samples_of(latent)
         if pixel_frames(samples) != audio.frames:
             raise InputError(
-                f"latent: it is {pixel_frames(samples)} frames long and the audio was encoded for {audio.frames}; "
+                f"latent: it has {pixel_frames(samples)} frames, but the audio was encoded for {audio.frames}; "
                 "give both the same number of frames."
             )
         progress(0, steering.steps)
@@ -381,12 +403,12 @@ class Sampler(io.ComfyNode):
             device=module.device,
             hooks=Hooks(on_step, progress.check),
         )
-        said = f"seed {noise.seed}, {steering.steps} steps of {sampler}, {steering.passes(audio.frozen)} passes each"
+        note = f"seed {noise.seed}, {steering.steps} steps of {sampler}, {steering.passes(audio.frozen)} passes each"
         if audio_guidance is not None and audio.frozen:
-            said += "; the audio guidance did nothing, for the audio is kept (audio strength 1)"
+            note += "; the audio guidance did nothing, because the audio is kept (audio strength 1)"
         if model.acceleration.distilled and (guidance or NONE, audio_guidance or NONE) != (NONE, NONE):
-            said += "; acceleration full has no guidance"
-        return io.NodeOutput({"samples": memory.to_graph(denoised)}, NextNoise(after), next_audio, report(cls, said))
+            note += "; acceleration full has no guidance"
+        return io.NodeOutput({"samples": memory.to_graph(denoised)}, NextNoise(after), next_audio, report(cls, note))
 
 
 NODES = (Scheduler, PictureGuidance, AudioGuidance, Accelerate, RestartSampling, Sampler)

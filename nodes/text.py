@@ -1,7 +1,7 @@
-"""The prompt: written out by Gemma, and made what the transformer reads. Both are kept, so that Gemma may leave.
+"""Nodes for the prompt: Gemma writes it out and encodes it for the transformer.
 
-ComfyUI keeps the last result of a node. Here the last few texts of each text encoder are kept beside it, so that going
-back to an earlier one does not bring Gemma to the device again.
+ComfyUI keeps only the last result of a node. This module keeps the last few texts of each text encoder, so that going
+back to an earlier text does not load Gemma onto the device again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class TextEncode(io.ComfyNode):
             node_id="LTXA2VTextEncode",
             display_name="LTX A2V Text Encode",
             category=f"{CATEGORY}/Conditioning",
-            description="Encodes a prompt with Gemma and the connectors. One node for what is to be seen, and one for "
-            "what is not where the guidance's CFG scale is not 1. Runs again only when the text changes.",
+            description="Encodes a prompt with Gemma and the connectors. Use one node for the positive prompt, and a "
+            "second one for the negative prompt if the guidance's CFG scale is not 1. It runs again only when the text "
+            "changes.",
             inputs=[
                 TextEncoderIO.Input("text_encoder", tooltip="From Load Text Encoder."),
                 io.String.Input(
@@ -41,8 +42,8 @@ class TextEncode(io.ComfyNode):
                     multiline=True,
                     default="",
                     dynamic_prompts=True,
-                    tooltip="What is to be seen. It describes the picture; the audio drives the motion. Up to 1024 "
-                    "tokens are read.",
+                    tooltip="What the video shows. It describes the picture; the audio drives the motion. The model "
+                    "reads up to 1024 tokens.",
                 ),
             ],
             outputs=[TextIO.Output("context", display_name="text", tooltip="For a sampler: positive or negative.")],
@@ -53,13 +54,13 @@ class TextEncode(io.ComfyNode):
     def execute(cls, text_encoder: memory.TextEncoder, text: str) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
-        asked = ("context", text.strip())
-        context = _recent.get(text_encoder, asked)
+        key = ("context", text.strip())
+        context = _recent.get(text_encoder, key)
         if context is None:
             memory.use(text_encoder, text_encoder.connectors, memory_required=memory.TEXT_MEMORY)
             context = encode_text(text_encoder.gemma, text_encoder.connectors.module, text)
             context = replace(context, video=memory.to_graph(context.video), audio=memory.to_graph(context.audio))
-            _recent.put(text_encoder, asked, context)
+            _recent.put(text_encoder, key, context)
         progress(1, 1)
         if context.truncated:
             logging.warning("The prompt has %d tokens; the %d after the first %d are left out.", context.tokens,
@@ -74,9 +75,9 @@ class ExpandPrompt(io.ComfyNode):
             node_id="LTXA2VExpandPrompt",
             display_name="LTX A2V Expand Prompt",
             category=f"{CATEGORY}/Conditioning",
-            description="Gemma writes a full prompt from a short one, for a shot that is driven by sound; with a first "
-            "image it looks at that too. What it writes appears here as it writes. Where it fails, your own prompt "
-            "is used, and the report says why. A prompt enhancer.",
+            description="Gemma writes a full prompt from a short one, for a shot that is driven by sound. It also "
+            "looks at the first image if there is one. The text appears on the node while it is written. If that "
+            "fails, your own prompt is used, and the report says why. A prompt enhancer.",
             inputs=[
                 TextEncoderIO.Input("text_encoder", tooltip="From Load Text Encoder."),
                 io.String.Input(
@@ -85,7 +86,7 @@ class ExpandPrompt(io.ComfyNode):
                     default="",
                     dynamic_prompts=True,
                     tooltip="The idea of the shot: who, where, and whether the sound is speech, song, music or noise, "
-                    "for Gemma does not hear it.",
+                    "because Gemma does not hear it.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -93,23 +94,25 @@ class ExpandPrompt(io.ComfyNode):
                     min=0,
                     max=2**64 - 1,
                     control_after_generate=True,
-                    tooltip="The same seed gives the same text; another one another wording. Link it with the noise's "
-                    "seed, and one number stands for the whole video.",
+                    tooltip="The same seed gives the same text, and another seed gives another wording. Link it with "
+                    "the noise's seed, so that one number defines the whole video.",
                 ),
                 widget(
                     "enable_prompt_expansion",
                     "enabled",
-                    tooltip="Off uses the prompt as it is: for one that is written out already.",
+                    tooltip="Off uses your prompt unchanged, for a prompt that is written out already.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The first image, unless its strength is 0. Of a batch the first is taken.",
+                    tooltip="The first image, unless its strength is 0. A batch gives its first image.",
                 ),
             ],
             outputs=[
                 io.String.Output("expanded", display_name="prompt", tooltip="For the positive Text Encode."),
-                io.String.Output("report", display_name="report", tooltip="The prompt as used, or why it is yours."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="The prompt that is used, and why it is your own."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -122,29 +125,29 @@ class ExpandPrompt(io.ComfyNode):
             return io.NodeOutput(prompt, f"prompt: {_line(prompt)}")
         progress = Progress(cls.hidden.unique_id)
         picture = None if image is None else compress(from_float(image[0].cpu()))
-        asked = ("expansion", prompt, seed, image_digest(picture))
+        key = ("expansion", prompt, seed, image_digest(picture))
 
         def on_token(done: int, total: int, text: str) -> None:
             progress(done, total)
             show_text(cls.hidden.unique_id, text)
 
-        expansion = _recent.get(text_encoder, asked)
+        expansion = _recent.get(text_encoder, key)
         if expansion is None:
             memory.use(text_encoder, memory_required=memory.TEXT_MEMORY)
             expansion = expand(
                 text_encoder.gemma, prompt, seed=seed, image=picture, on_token=on_token, interrupts=INTERRUPTS
             )
-            if expansion.expanded:  # what failed is tried again
-                _recent.put(text_encoder, asked, expansion)
+            if expansion.expanded:  # a failed expansion is tried again next time
+                _recent.put(text_encoder, key, expansion)
         show_text(cls.hidden.unique_id, expansion.prompt if expansion.expanded else expansion.reason)
         if expansion.reason:
             logging.warning("LTX A2V: %s", expansion.reason)
-        said = [f"prompt: {_line(expansion.prompt)}", *filter(None, [expansion.reason])]
-        return io.NodeOutput(expansion.prompt, "\n".join(said))
+        notes = [f"prompt: {_line(expansion.prompt)}", *filter(None, [expansion.reason])]
+        return io.NodeOutput(expansion.prompt, "\n".join(notes))
 
 
 def _line(text: str) -> str:
-    """A text on one line, as a report has it."""
+    """A text on one line, for a report."""
     return " ".join(text.split())
 
 

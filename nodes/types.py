@@ -1,4 +1,4 @@
-"""The types that travel between this pack's nodes. Whatever other packs may use too has ComfyUI's own type instead."""
+"""The socket types between this pack's nodes. Data that other packs can use, too, has ComfyUI's own types instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Widgets for the endpoint's parameters: default, range, choices and tooltip come from the place that knows them."""
+"""Widgets for the endpoint's parameters. Default, range, choices and tooltip come from ltx/request.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def widget(
     tooltip: str | None = None,
     display_name: str | None = None,
 ) -> io.Input:
-    """The input for an endpoint parameter, under its own name or another. The range is what the engine accepts."""
+    """The input for an endpoint parameter, under its own name or another one. Its range is the range of the engine."""
     known = PARAMETERS[parameter]
     options = {"id": name or parameter, "tooltip": tooltip or known.help, "default": known.default}
     options["display_name"] = display_name

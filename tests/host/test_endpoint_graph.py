@@ -157,7 +157,7 @@ def test_everything_at_once_is_the_command_bit_for_bit(
     notes = [line.removeprefix("note: ") for line in done.stderr.splitlines() if line.startswith("note: ")]
     for line in notes:
         assert any(line in note for note in report["notes"]), line
-    assert any("size taken from 120×70 to 128×128" in note for note in report["notes"])
+    assert any("size changed from 120×70 to 128×128" in note for note in report["notes"])
     layers = sum(key.endswith("lora_A.weight") for key in load_file(camera))
     assert f"{camera.name}: all of its {layers} layers applied; strength 0.8" in report["notes"]
     assert any(note.startswith(f"seed {2**33 + 3}, 3 steps of euler, 4 passes") for note in report["notes"])

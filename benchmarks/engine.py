@@ -1,7 +1,7 @@
-"""The engine's side of host.py: what a graph runs again when only its seed changes, without ComfyUI.
+"""The engine's side of host.py: the work of a graph whose seed has changed, without ComfyUI.
 
-The calls are those of `pipeline.run` from the noise to the file; models and conditions are ready before, as in a server
-that has run the graph once.
+The calls are those of `pipeline.run` from the noise to the file. The models and conditions are ready before, as in a
+server that has run the graph once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from a2v.ltx.weights.checkpoint import load_checkpoint, load_upscaler
 
 @cache
 def ready(checkpoint: str, gemma: str, upscaler: str, distilled: str, prompts: tuple[str, str]) -> dict[str, Any]:
-    """The models, and both prompts' contexts."""
+    """Loads the models and encodes both prompts."""
     file, dtype = load_checkpoint(checkpoint), torch.float32
     encoder, connectors = load_gemma(gemma, dtype), file.connectors(dtype)
     model = file.transformer(dtype)
@@ -51,11 +51,11 @@ def ready(checkpoint: str, gemma: str, upscaler: str, distilled: str, prompts: t
 def again(
     models: dict[str, str], prompts: list[str], audio: str, clip: list[int], steps: int, seed: int, output: str
 ) -> dict[str, Any]:
-    """From the seed to the file. "engine": its seconds, without what was ready."""
+    """Computes from the seed to the file. "engine": the seconds for that, without loading and encoding."""
     parts = ready(**models, prompts=tuple(prompts))
     size, fps, track = Clip(*clip), Fraction(clip[3]), load_track(audio)
     sound = AudioCondition(encode_audio(parts["audio vae"], track, size.frames, fps), size.frames, fps)
-    (seen, unseen), model, merger = parts["contexts"], parts["model"], parts["merger"]
+    (positive, negative), model, merger = parts["contexts"], parts["model"], parts["merger"]
     start = time.perf_counter()
     merger.set([(parts["lora"], 0.2)])
     stg_blocks = (stg_block(len(model.transformer_blocks)),)
@@ -63,14 +63,14 @@ def again(
     latent, sound, noise = sample(
         model,
         torch.zeros(1, CHANNELS, *video_shape(size.frames, size.height // 2, size.width // 2)),
-        Conditions(seen, sound, unseen),
+        Conditions(positive, sound, negative),
         Steering(schedules.SCHEDULES["beta"](steps), guidance),
         Noise(seed),
     )
     latent = upscale(parts["upscaler"], parts["vae"], latent)
     merger.set([(parts["lora"], 0.5)])
     refine = Steering(torch.tensor(schedules.REFINE))
-    latent, _, _ = sample(model, latent, Conditions(seen, sound), refine, noise)
+    latent, _, _ = sample(model, latent, Conditions(positive, sound), refine, noise)
     frames = map(to_uint8, decode_video(parts["vae"], latent, Tiling()))
     write_video(output, frames, fps, soundtrack(track, size.frames, fps), metadata={"comment": "{}"})
     return {"engine": time.perf_counter() - start}

@@ -1,4 +1,4 @@
-"""The models and media that benchmarks share, made on the spot: random weights, a sweep of sound."""
+"""Makes the models and media that the benchmarks share: random weights and a sweep of sound."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 from a2v.tests.tiny import TinyFiles, write_tiny
 
 NARROW = {"layers": 48, "heads": 4, "head_dim": 16}
-"""48 blocks as published, each 1/64 as wide: the blocks are nearly all of the time, in steps of seconds."""
+"""48 blocks as in the published model, each 1/64 as wide. The blocks take nearly all of the time, and a step
+seconds."""
 LAYERS = NARROW["layers"]
 SMALL = {"layers": 48, "heads": 2, "head_dim": 16}
 
@@ -19,7 +20,7 @@ def models(folder: Path, small: bool = False) -> TinyFiles:
 
 
 def sound_file(path: Path, seconds: float, rate: int = 48000) -> Path:
-    """A stereo WAV: a sweep that comes and goes."""
+    """Writes a stereo WAV with a sweep that swells and fades."""
     time = np.arange(round(seconds * rate)) / rate
     sides = [np.sin(2 * np.pi * (160 + 40 * side + 30 * time) * time) * np.sin(3 * time) ** 2 for side in (0, 1)]
     with wave.open(str(path), "wb") as file:
@@ -31,7 +32,7 @@ def sound_file(path: Path, seconds: float, rate: int = 48000) -> Path:
 
 
 def job(files: TinyFiles, audio: Path, output: Path) -> dict[str, str]:
-    """The paths of a headless job, by the names of pipeline.Files."""
+    """The paths of a headless job, under the names of job.Files."""
     return {
         "checkpoint": str(files.checkpoint),
         "text_encoder": str(files.gemma),

@@ -1,11 +1,12 @@
-"""The real shape on a GPU: 22B's transformer in bfloat16 with random weights, both passes of a 1024×576×121 clip with
-frozen audio; ours exact and at each acceleration level, the official code eager. Seconds a step and peak memory.
+"""The published size on a GPU: the 22B transformer in bfloat16 with random weights, and both stages of a 1024×576×121
+clip with frozen audio. Our side runs exactly and at each acceleration level, the official code runs eagerly. It
+measures seconds per step and peak memory.
 
-It reads no checkpoint: both sides make the same weights from the parameters' names. It needs CUDA and about 90 GB of
-its memory, for two models; `python benchmarks --small gpu` runs all of it at a toy size on a CPU.
+It reads no checkpoint, because both sides make the same weights from the names of the parameters. It needs CUDA with
+about 90 GB of memory for two models. `python benchmarks --small gpu` runs all of it at a toy size on a CPU.
 
-On the device machine, which has torch, transformers and einops but neither diffusers, PyAV nor the peers. Once, in the
-repository's root:
+The device machine has torch, transformers and einops, but not diffusers, PyAV and the peers. Run this once in the root
+of the repository:
 
     echo /.whl/ >> .git/info/exclude
     python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \\
@@ -17,7 +18,7 @@ and then, with `.whl` in `carry`:
     python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl &&
     PYTHONPATH=/tmp/site python3 benchmarks gpu && cp benchmarks/results/gpu.json $OUT
 
-Copy gpu.json into benchmarks/results/ and run `make bench ARGS=--page` for the page.
+Then copy gpu.json into benchmarks/results/ and run `make bench ARGS=--page` to write the page.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ STEPS = 15
 # The published transformer's sizes; toy ones for a CPU.
 LARGE = {"layers": 48, "heads": 32, "head_dim": 128}
 LITTLE = {"layers": 3, "heads": 2, "head_dim": 16}
-SPREAD = 0.02  # of the random weights: activations stay of unit size
-CLOSE = 0.05  # relative L2 of equal algorithms in bfloat16, with room; in float32 they agree to 1e-6
+SPREAD = 0.02  # deviation of the random weights, which keeps activations near unit size
+CLOSE = 0.05  # largest relative L2 of equal algorithms in bfloat16, with a margin; in float32 they agree to 1e-6
 
 
 def device() -> torch.device:
@@ -58,7 +59,7 @@ def dtype() -> torch.dtype:
 
 
 def randomise(model: nn.Module, rename: Any = str) -> nn.Module:
-    """A meta module → the same random weights whichever side builds it; rename: its names → those of ours."""
+    """Gives a meta module random weights, the same on both sides. rename: maps its parameter names to ours."""
     model = model.to(dtype()).to_empty(device=device()).eval().requires_grad_(False)
     generator = torch.Generator(device())
     with torch.no_grad():
@@ -69,7 +70,7 @@ def randomise(model: nn.Module, rename: Any = str) -> nn.Module:
     return model
 
 
-# The official names that differ → diffusers' (model.md §1), in this order.
+# official name → diffusers' name where they differ; the patterns apply in this order.
 NAMES = (
     (r"^(audio_)?patchify_proj", r"\1proj_in"),
     (r"av_ca_(video|audio)_scale_shift_adaln_single", r"av_cross_attn_\1_scale_shift"),
@@ -90,7 +91,7 @@ def renamed(name: str) -> str:
 
 @contextlib.contextmanager
 def clock(steps: int) -> Iterator[dict[str, float]]:
-    """Seconds a step and the peak of allocated memory (GPU only) of what runs inside."""
+    """Measures seconds per step and, on a GPU, the peak of allocated memory inside `with`."""
     found: dict[str, float] = {}
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -104,7 +105,7 @@ def clock(steps: int) -> Iterator[dict[str, float]]:
 
 
 def texts(size: dict[str, int]) -> list[Tensor]:
-    """The contexts, positive and negative, video and audio."""
+    """The contexts: video and audio of the positive prompt, then of the negative prompt."""
     width = size["heads"] * size["head_dim"]
     return [text.to(device(), dtype()) for text in contexts(width, width // 2)]
 
@@ -114,7 +115,7 @@ def halved(clip: Clip) -> Clip:
 
 
 def schedule(level: str, steps: int) -> Tensor:
-    """First-pass sigmas of a level."""
+    """The first stage's sigmas under a level."""
     return torch.tensor(DISTILLED) if level == "full" else SCHEDULES["beta"](steps)
 
 
@@ -142,7 +143,7 @@ def our_model(layers: int, heads: int, head_dim: int) -> nn.Module:
 
 @torch.inference_mode()
 def ours(size: dict[str, int], clip: list[int], level: str, steps: int, save: str | None = None) -> dict[str, Any]:
-    """Both stages at a level. `save`: one exact guided step to sigma 0 alone, its latent written."""
+    """Runs both stages at a level. save: run only one exact guided step to sigma 0 and write its latent there."""
     from a2v.ltx.diffusion.acceleration import LEVELS
     from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
     from a2v.ltx.diffusion.guidance import Guidance
@@ -152,12 +153,12 @@ def ours(size: dict[str, int], clip: list[int], level: str, steps: int, save: st
 
     model, whole = our_model(**size), Clip(*clip)
     first = halved(whole)
-    seen, heard, unseen, unheard = texts(size)
+    video_text, audio_text, video_negative, audio_negative = texts(size)
     scales = {name.removesuffix("_scale"): value for name, value in GUIDANCE.items()}
     guidance = Guidance(**scales, stg_blocks=(stg_block(size["layers"]),))
-    sigmas, positive = schedule(level, steps), TextContext(seen, heard)
+    sigmas, positive = schedule(level, steps), TextContext(video_text, audio_text)
     audio = AudioCondition(sound(whole.frames), whole.frames, Fraction(whole.fps))
-    guided = Conditions(positive, audio, TextContext(unseen, unheard))
+    guided = Conditions(positive, audio, TextContext(video_negative, audio_negative))
     blank = torch.zeros(1, CHANNELS, *video_shape(first.frames, first.height, first.width))
     if save:
         steering = Steering(torch.tensor(WHOLE), guidance)
@@ -174,7 +175,7 @@ def ours(size: dict[str, int], clip: list[int], level: str, steps: int, save: st
 
 
 def doubled(latent: Tensor) -> Tensor:
-    """In place of the upscaler, which both sides share."""
+    """Replaces the upscaler, which both sides would share."""
     return nn.functional.interpolate(latent.float(), scale_factor=(1, 2, 2))
 
 
@@ -182,7 +183,7 @@ def both(one: dict[str, float], two: dict[str, float], steps: int) -> dict[str, 
     return {
         "first": one["step"],
         "second": two["step"],
-        "passes": one["step"] * steps + two["step"] * (len(REFINE) - 1),
+        "stages": one["step"] * steps + two["step"] * (len(REFINE) - 1),
         "allocated": max(one.get("allocated", 0), two.get("allocated", 0)),
     }
 
@@ -213,21 +214,21 @@ def official_model(layers: int, heads: int, head_dim: int) -> nn.Module:
 
 @torch.inference_mode()
 def official(size: dict[str, int], clip: list[int], steps: int, save: str | None = None) -> dict[str, Any]:
-    """As ours, by ltx-pipelines 1.0.0's own helpers. `save`: with the rules of version 1.2."""
+    """The same as `ours` with the helpers of ltx-pipelines 1.0.0. save: as in `ours`, with the rules of version 1.2."""
     from a2v.benchmarks import official as peer
 
     model, whole = official_model(**size), Clip(*clip)
     first = halved(whole)
-    seen, heard, unseen, _ = texts(size)
+    video_text, audio_text, video_negative, _ = texts(size)
     guided = peer.helpers.multi_modal_guider_denoising_func(
-        video_guider=peer.MultiModalGuider(params=peer.guider(size["layers"]), negative_context=unseen),
+        video_guider=peer.MultiModalGuider(params=peer.guider(size["layers"]), negative_context=video_negative),
         audio_guider=peer.MultiModalGuider(params=peer.MultiModalGuiderParams()),
-        v_context=seen,
-        a_context=heard,
+        v_context=video_text,
+        a_context=audio_text,
         transformer=model,
     )
-    plain = peer.helpers.simple_denoising_func(video_context=seen, audio_context=heard, transformer=model)
-    # Its noise on the CPU, as ours is: the same on both sides.
+    plain = peer.helpers.simple_denoising_func(video_context=video_text, audio_context=audio_text, transformer=model)
+    # The noise is drawn on the CPU, as ours is, so that both sides have the same.
     generator = torch.Generator().manual_seed(1)
 
     def noiser(state: Any, noise_scale: float = 1.0) -> Any:
@@ -235,7 +236,7 @@ def official(size: dict[str, int], clip: list[int], steps: int, save: str | None
         share = state.denoise_mask * noise_scale
         return peer.replace(state, latent=(noise * share + state.latent * (1 - share)).to(state.latent.dtype))
 
-    def one_pass(clip: Clip, sigmas: Tensor, function: Any, **start: Any) -> Tensor:
+    def one_stage(clip: Clip, sigmas: Tensor, function: Any, **start: Any) -> Tensor:
         return peer.helpers.denoise_video_only(
             output_shape=peer.VideoPixelShape(1, clip.frames, clip.height, clip.width, float(clip.fps)),
             conditionings=[],
@@ -255,19 +256,19 @@ def official(size: dict[str, int], clip: list[int], steps: int, save: str | None
     sigmas = schedule("none", steps)
     if save:
         with peer.version_1_2():
-            latent = one_pass(first, torch.tensor(WHOLE), guided)
+            latent = one_stage(first, torch.tensor(WHOLE), guided)
         save_file({"latent": latent.float().cpu().contiguous()}, save)
         return {}
     with clock(steps) as one:
-        latent = one_pass(first, sigmas, guided)
+        latent = one_stage(first, sigmas, guided)
     refine = torch.tensor(REFINE)
     with clock(len(REFINE) - 1) as two:
-        one_pass(whole, refine, plain, noise_scale=REFINE[0], initial_video_latent=doubled(latent).to(dtype()))
+        one_stage(whole, refine, plain, noise_scale=REFINE[0], initial_video_latent=doubled(latent).to(dtype()))
     return both(one, two, steps)
 
 
 def gpu(folder: Path, small: bool = False, rounds: int = 2) -> Table | None:
-    """None without CUDA, unless it is small."""
+    """Returns None without CUDA, unless it runs at the toy size."""
     if not small and not torch.cuda.is_available():
         return None
     size, clip, steps = (LITTLE, TOY, 2) if small else (LARGE, CLIP, STEPS)
@@ -281,7 +282,7 @@ def gpu(folder: Path, small: bool = False, rounds: int = 2) -> Table | None:
         one, other = (load_file(folder / f"{name}.safetensors")["latent"] for name in ("ours", "official"))
         error = float((one - other).norm() / other.norm())
         if not error < CLOSE:
-            raise AssertionError(f"a guided step is {error:.3f} off the official one")
+            raise AssertionError(f"the error of a guided step against the official one is {error:.3f}")
         for number in range(1 if small else rounds):
             say(f"  round {number + 1}")
             found["official"].append(them("official", **job))
@@ -290,9 +291,9 @@ def gpu(folder: Path, small: bool = False, rounds: int = 2) -> Table | None:
     wanted = {"none": "≤ 0.85", "regular": "≤ 0.65", "high": "≤ 0.45"}
     base, rows, numbers = found["official"], [], {"error": error}
     for name, runs in found.items():
-        # A level leaves out work in some steps, so that a step's time is their mean.
+        # The time of a step is the mean of all steps, because a level leaves work out in some of them.
         first = Ratio([r["first"] for r in runs], [r["first"] for r in base])
-        passes = Ratio([r["passes"] for r in runs], [r["passes"] for r in base])
+        stages = Ratio([r["stages"] for r in runs], [r["stages"] for r in base])
         ours = name != "official"
         rows.append(
             (
@@ -301,26 +302,26 @@ def gpu(folder: Path, small: bool = False, rounds: int = 2) -> Table | None:
                 str(first) if ours else MISSING,
                 wanted.get(name, MISSING),
                 f"{middle([r['second'] for r in runs], 3)} s",
-                f"{middle([r['passes'] for r in runs], 1)} s",
-                str(passes) if ours else MISSING,
+                f"{middle([r['stages'] for r in runs], 1)} s",
+                str(stages) if ours else MISSING,
                 f"{max(r['allocated'] for r in runs) / 1e9:.1f} GB" if runs[0]["allocated"] else MISSING,
             )
         )
-        numbers |= {f"{name} first": first.median, f"{name} passes": passes.median}
+        numbers |= {f"{name} first": first.median, f"{name} stages": stages.median}
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     notes = (
         f"{name}; {clip.width}×{clip.height}×{clip.frames}, {steps} + 3 steps, {size['layers']} blocks, random "
-        f"weights in {str(dtype()).removeprefix('torch.')}, frozen audio; `full` takes the 8 distilled steps. Peak: "
-        "allocated, weights included; upscaler, text encoder and decoder are not. The guided x0 is "
-        f"{error:.1e} off the official code's with the rules of its version 1.2.",
+        f"weights in {str(dtype()).removeprefix('torch.')}, frozen audio; `full` takes the 8 distilled steps. The peak "
+        "is allocated memory with the weights, without upscaler, text encoder and decoder. The guided x0 differs by "
+        f"{error:.1e} from that of the official code with the rules of its version 1.2.",
     )
     columns = (
         "transformer",
-        "first pass, a step",
+        "first stage, per step",
         "ratio",
         "wanted",
-        "second pass, a step",
-        "2 passes",
+        "second stage, per step",
+        "2 stages",
         "ratio",
         "peak",
     )

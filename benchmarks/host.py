@@ -1,8 +1,9 @@
-"""Host overhead: a graph in a real ComfyUI server less the engine on the same request.
+"""Host overhead: the time of a graph in a real ComfyUI server minus the time of the engine for the same request.
 
-Both sides have their models and conditions from an earlier run; what is timed is a second queue with a new seed, from
-ComfyUI's execution_start to its execution_success, and the same calls of the engine in a process without ComfyUI.
-A long run's share is also sampled in the server (outside.py): the machine's own pace blurs the difference of minutes.
+Both sides have their models and conditions from an earlier run. Timed are a second queue with a new seed, from
+ComfyUI's execution_start to its execution_success, and the same calls of the engine in a process without ComfyUI. The
+share outside the engine is also sampled in the server (outside.py), because the varying speed of the machine hides a
+small difference between runs of minutes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from a2v.tests.host.comfy import Comfy, Run, write_models
 from a2v.tests.tiny import Sizes
 
 LONG = Clip(49, 512, 512)
-STEPS = 40  # of the long run, which then takes about a minute
-STRAY = 0.05  # of 255, on average: how several threads share a sum differs from one process to the next
+STEPS = 40  # of the long run, which takes about a minute
+STRAY = 0.05  # of 255 on average; several threads split a sum differently in each process
 PROMPTS = ("a woman speaks to the camera", "static")
 
 
@@ -47,7 +48,7 @@ def pixels(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
-    """One row. sizes: of the checkpoint; steps: of the first pass; times: how often each side runs it."""
+    """One row of the table. sizes: of the checkpoint; steps: of the first stage; times: how often each side runs it."""
 
     name: str
     sizes: dict[str, int]
@@ -70,11 +71,11 @@ def outside(report: Path) -> float:
             report.unlink()
             counts = json.loads(lines[-1])
             return counts["host"] / sum(counts.values())
-    raise Differs("nobody sampled the run")
+    raise Differs("the run was not sampled")
 
 
 def spent(case: Case, folder: Path) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of the graph and of the engine, in turn, over the same checkpoint, and the share outside of it."""
+    """Seconds of the graph and of the engine, in turns, with the same checkpoint, and the share outside the engine."""
     models = write_models(folder / "comfy", **case.sizes)
     nodes = folder / "comfy" / "custom_nodes"
     nodes.mkdir()
@@ -109,9 +110,9 @@ def spent(case: Case, folder: Path) -> tuple[list[float], list[float], list[floa
                 seed=seed, output=str(output),
             )  # fmt: skip
             (saved,) = [item for node in done.outputs.values() for item in node.get("images", ())]
-            apart = np.abs(pixels(server.path(saved)).astype(int) - pixels(output)).mean()
-            if apart > (0 if threads() == 1 else STRAY):
-                raise Differs(f"the graph and the engine make different videos: {apart:.3f} of 255 apart on average")
+            difference = np.abs(pixels(server.path(saved)).astype(int) - pixels(output)).mean()
+            if difference > (0 if threads() == 1 else STRAY):
+                raise Differs(f"the graph and the engine make different videos: by {difference:.3f} of 255 on average")
             return execution(done), answer["engine"], share
 
         both(1, 0)  # makes the conditions of this size
@@ -147,12 +148,13 @@ def host(folder: Path, small: bool = False, rounds: int = 2) -> Table:
         )
         numbers |= {f"{name} seconds": median(over), f"{name} share": median(shares)}
     notes = (
-        "Graph: a second queue with a new seed, from execution_start to execution_success by ComfyUI's own clock. "
-        "Engine: the same calls, from noise to file, with models and conditions ready. The frames are compared.",
-        "Outside the engine: of samples of the server's stack, a hundred a second; unlike the difference of long runs, "
-        "this share does not depend on how fast the machine is from one minute to the next.",
-        "Most of what 48 blocks add is ComfyUI's own patching, weight by weight, of the two LoRA strengths of a run; "
-        "it does not grow with the clip.",
+        "Graph: the time of a second queue with a new seed, from execution_start to execution_success by ComfyUI's own "
+        "clock. Engine: the time of the same calls, from noise to file, with models and conditions ready. The frames "
+        "of both are compared.",
+        "Outside the engine: the share of samples of the server's stack, taken a hundred times per second. Unlike the "
+        "difference of long runs, this share does not depend on the changing speed of the machine.",
+        "With 48 blocks most of the overhead is ComfyUI's own patching, weight by weight, for the two LoRA strengths "
+        "of a run; it does not grow with the clip.",
     )
     columns = ("run", "graph", "engine", "graph − engine", "outside the engine", "wanted")
     return Table("Host overhead", columns, tuple(rows), notes, numbers)

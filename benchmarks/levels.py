@@ -1,7 +1,9 @@
-"""Acceleration levels: how much less work each does than `none`, how much faster it is, and how far off its result.
+"""Acceleration levels: how much work each level saves against `none`, how much faster it is, and how large its error
+is.
 
-Two models take turns: 48 narrow blocks, of which sampling's time is nearly all, and the trained miniature, whose steps
-resemble one another as a real model's do, so that what is reused and what that costs can be seen at all.
+It uses two models: one with 48 narrow blocks, whose sampling takes nearly all of the time, and the trained miniature.
+Successive steps of the miniature are similar, as those of the real model are, so it shows what reusing blocks saves and
+costs.
 """
 
 from __future__ import annotations
@@ -100,12 +102,14 @@ def levels(folder: Path, small: bool = False, rounds: int = 3) -> Table:
             }
     notes = (
         f"{CLIP.width}×{CLIP.height}×{CLIP.frames} with {made.LAYERS} narrow blocks, {TRAINED.width}×{TRAINED.height}×"
-        f"{TRAINED.frames} with the miniature's {sizes.LAYERS}; {steps} steps and the endpoint's other defaults, two "
-        "passes; from the first pass's start to the second one's end. Block runs: of both passes, as a share of "
-        "`none`'s. Latent and frames are compared with those of `none`.",
-        "Random weights change the video anew in every step, so that `high` finds nothing to reuse there and is "
-        "`regular` with a look more; the trained ones are what it is for. But the miniature is so small that most of "
-        "its time goes into starting each operation: take its errors and block runs, and the other's times.",
+        f"{TRAINED.frames} with the miniature's {sizes.LAYERS}; {steps} steps and the endpoint's other defaults, with "
+        "two stages. The time is measured from the start of the first stage to the end of the second one. Block runs "
+        "are those of both stages, as a share of the block runs of `none`. Latent and frames are compared with those "
+        "of `none`.",
+        "A model with random weights changes the video differently in every step, so `high` finds nothing to reuse "
+        "there and saves no more than `regular`; it is made for trained weights. But the miniature is so small that "
+        "most of its time goes into starting each operation. So read the errors and block runs of the miniature, and "
+        "the times of the other model.",
     )
     columns = ("model and level", "block runs", "sampling", "speed-up", "final latent, relative L2", "frames, PSNR")
     return Table("Acceleration levels", columns, tuple(rows), notes, numbers)

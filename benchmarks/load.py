@@ -1,6 +1,6 @@
-"""Loading a checkpoint of 4 GB against reading the same bytes raw: time, and what is resident then.
+"""Compares loading a checkpoint of 4 GB with reading the same bytes raw: the time, and the resident memory afterwards.
 
-The file is written in full, not sparse, and is cold where the page cache was told to drop it.
+The file is written in full and is not sparse. It is cold after the page cache was told to drop it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ PARTS = ("transformer", "connectors", "video_vae", "audio_vae", "vocoder")
 
 
 def drop(path: str) -> None:
-    """Nothing of the file stays in the page cache."""
+    """Removes the file from the page cache."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def ours(path: str, cold: bool) -> dict[str, Any]:
-    """Every part in the file's dtype, its weights' bytes then copied out as for a device, BLOCK at a time."""
+    """Loads every part in the file's dtype, then copies the bytes of its weights out as for a device, BLOCK at a
+    time."""
     buffer = torch.ones(BLOCK, dtype=torch.uint8)
     if cold:
         drop(path)
@@ -46,7 +47,7 @@ def ours(path: str, cold: bool) -> dict[str, Any]:
 
 
 def raw(path: str, cold: bool) -> dict[str, Any]:
-    """The file's bytes, read into a buffer BLOCK at a time."""
+    """Reads the file's bytes into a buffer, BLOCK at a time."""
     buffer = memoryview(bytearray(os.urandom(BLOCK)))
     if cold:
         drop(path)
@@ -58,7 +59,7 @@ def raw(path: str, cold: bool) -> dict[str, Any]:
 
 
 def fill(path: Path) -> None:
-    """Gives a sparse checkpoint's tensors bytes of their own, so that reading it is reading a disk."""
+    """Fills a sparse checkpoint's tensors with random bytes, so that reading it reads the disk."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
@@ -82,7 +83,7 @@ def load(folder: Path, small: bool = False, rounds: int = 5) -> Table:
         say(f"  round {number + 1}")
         for cold in times:
             for function, spent in zip(("ours", "raw"), times[cold], strict=True):
-                with sides("load", log=folder / "sides.log") as (side,):  # a fresh one: it holds what it read
+                with sides("load", log=folder / "sides.log") as (side,):  # a new process, because it keeps what it read
                     answer = side(function, path=str(path), cold=cold)
                 spent.append(answer["load"])
                 if function == "ours":
@@ -93,11 +94,11 @@ def load(folder: Path, small: bool = False, rounds: int = 5) -> Table:
         (name, *(f"{middle(spent)} s" for spent in times[cold]), str(Ratio(*times[cold])), "≤ 1.30")
         for name, cold in (("from the disk", True), ("from the page cache", False))
     ]
-    rows.append(("resident after it / size of the file", middle(grown), "1.00", middle(grown), "≤ 1.15"))
+    rows.append(("resident memory after it / size of the file", middle(grown), "1.00", middle(grown), "≤ 1.15"))
     notes = (
-        f"A file of {size / 1e9:.2f} GB in bfloat16, blocks of the published width. Ours: `load_checkpoint`, every "
-        "part of the model built, and all of its weights copied through a buffer of 64 MB, as to a device; raw: the "
-        "file read through such a buffer.",
+        f"The file has {size / 1e9:.2f} GB in bfloat16, with blocks of the published width. Our side calls "
+        "`load_checkpoint`, builds every part of the model, and copies all weights through a buffer of 64 MB, as to a "
+        "device. The raw side reads the file through such a buffer.",
     )
     numbers = {
         "cold": Ratio(*times[True]).median,

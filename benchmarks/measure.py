@@ -1,6 +1,6 @@
-"""What every benchmark shares: sides in processes of their own, run in turns; ratios with their spread; the table.
+"""Tools that all benchmarks share: sides in their own processes, ratios with their spread, and the table of results.
 
-It measures nothing by itself, and the engine is not imported here: a side's memory is its own process's.
+It measures nothing by itself. It does not import the engine, because a side's memory is that of its own process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "av", "ltx-core", "ltx-pipelin
 
 
 def threads() -> int:
-    """Of each side: BENCH_THREADS, by default one a core."""
+    """Number of threads of each side: BENCH_THREADS, by default one per core."""
     return int(os.environ.get("BENCH_THREADS") or os.cpu_count() or 1)
 
 
@@ -40,22 +40,22 @@ def say(text: str) -> None:
 
 
 def resident(field: str) -> int:
-    """VmRSS (now) or VmHWM (the peak since `forget_peak`) in bytes."""
+    """Resident memory in bytes. field: VmRSS for now, or VmHWM for the peak since `forget_peak`."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return 1024 * int(line.split()[1])
-    raise OSError(f"the system does not tell {field}")
+    raise OSError(f"the system does not report {field}")
 
 
 class SideError(RuntimeError):
-    """A side's process failed; the text is the end of what it printed."""
+    """A side's process failed. The text says why."""
 
 
 class Side:
-    """A process that runs functions of one module of this folder, one at a time; a context manager.
+    """A process that runs functions of one module of this folder, one at a time. It is a context manager.
 
-    `side("step", frames=9)` → the function's result, a dict, with "seconds" (wall time of the call), "peak" and "grown"
-    added (bytes: the call's peak of resident memory and what is resident after it, both less what the imports left).
+    `side("step", frames=9)` returns the function's result, a dict, and adds "seconds" (wall time of the call), "peak"
+    and "grown" (bytes of resident memory at the call's peak and after it, both without the memory of the imports).
     """
 
     def __init__(self, module: str, log: Path | None = None) -> None:
@@ -100,14 +100,14 @@ class Side:
 
 @contextmanager
 def sides(*modules: str, log: Path | None = None) -> Iterator[list[Side]]:
-    """Fresh processes, one a module."""
+    """Starts a new process for each module."""
     with ExitStack() as stack:
         yield [stack.enter_context(Side(module, log)) for module in modules]
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """ours / other of runs taken in turns, a pair at a time."""
+    """The ratio ours / other of runs in turns, pair by pair."""
 
     ours: Sequence[float]
     other: Sequence[float]
@@ -125,14 +125,14 @@ class Ratio:
 
 
 def middle(values: Sequence[float], digits: int = 2, factor: float = 1.0) -> str:
-    """Median, with the extremes where they differ."""
+    """The median, followed by the extremes if they differ."""
     shown = [f"{v * factor:.{digits}f}" for v in (statistics.median(values), min(values), max(values))]
     return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]}–{shown[2]})"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A benchmark's result: what the document shows, and `numbers`, the same figures by name for programs."""
+    """A benchmark's result. numbers: figures of the table by name, for programs."""
 
     title: str
     columns: tuple[str, ...]
@@ -142,7 +142,7 @@ class Table:
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.columns) for row in self.rows):
-            raise ValueError(f"{self.title}: a row has not {len(self.columns)} cells")
+            raise ValueError(f"{self.title}: a row does not have {len(self.columns)} cells")
 
     def markdown(self) -> str:
         lines = [" | ".join(self.columns), " | ".join(["---"] + ["---:"] * (len(self.columns) - 1))]
@@ -151,7 +151,7 @@ class Table:
 
 
 def machine() -> str:
-    """Processor, memory, system and versions, in a line."""
+    """The processor, the memory, the system and the versions, on one line."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -173,7 +173,7 @@ def version(package: str) -> str | None:
 
 
 def save(name: str, table: Table, where: str, folder: Path = RESULTS) -> Path:
-    """Writes the table with the date and the machine, for `document`."""
+    """Saves the table with the date and the machine, for `document`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     content = {**asdict(table), "date": datetime.date.today().isoformat(), "machine": where}
@@ -192,10 +192,11 @@ def load(path: Path) -> tuple[Table, str, str]:
 INTRODUCTION = """\
 # Benchmarks
 
-`make bench` takes these figures and writes this page; `make bench ARGS="peer encode"` takes some of them. Nothing is
-downloaded: the models have random weights. What is compared runs in turns (A B A B …), each side in a process of its
-own, with the same threads. A ratio is the median over pairs of runs, its extremes in brackets; below 1, this pack is
-the faster or the smaller one. Memory is the peak of resident memory less what the imports alone take.
+`make bench` measures these figures and writes this page; `make bench ARGS="peer encode"` measures some of them.
+Nothing is downloaded, because the models have random weights. The two sides run in turns (A B A B …), each in its own
+process, with the same number of threads. A ratio is the median over pairs of runs, with the extremes in brackets. If
+it is below 1, this pack is faster or smaller. Memory is the peak of resident memory without the memory of the
+imports.
 """
 
 

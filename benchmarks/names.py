@@ -1,4 +1,4 @@
-"""The benchmarks by name, in the order of the page: each is a function of its name, in a module of this folder."""
+"""The benchmarks by name, in the order of the page. Each is a function with this name in a module of this folder."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ BENCHMARKS = {
     "gpu": "gpu",
 }
 LACKING = {"encode": "ffmpeg", "gpu": "CUDA"}
-"""What is said to be missing where one cannot run."""
+"""What is missing if a benchmark cannot run."""

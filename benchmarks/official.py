@@ -1,9 +1,9 @@
-"""The official side: ltx-pipelines 1.0.0 on a CPU, on the same files and request as ours.py.
+"""The official side: ltx-pipelines 1.0.0 on a CPU, with the same files and request as ours.py.
 
-Changed so that it runs here at all: torch.cuda.synchronize and empty_cache do nothing; its pipeline's bfloat16 reads
-float32, and what its LoRA merging leaves in the file's bfloat16 is converted, too; the prompts' contexts are handed
-over, since its Gemma loader needs an older transformers.
-`version_1_2` puts in the rules of its later version, which this pack follows, where numbers are compared.
+Some changes are needed to run it here. torch.cuda.synchronize and empty_cache do nothing. Its pipeline computes in
+float32 instead of bfloat16, and weights that its LoRA merging leaves in bfloat16 are converted, too. It gets the
+prompts' contexts, because its Gemma loader needs an older transformers. For comparing numbers, `version_1_2` adds the
+rules of its later version, which this pack follows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 class _Float32:
-    """torch as its pipeline module sees it."""
+    """A stand-in for torch in its pipeline module, in which bfloat16 is float32."""
 
     bfloat16 = torch.float32
 
@@ -51,7 +51,8 @@ class _Float32:
 
 @contextmanager
 def version_1_2() -> Iterator[None]:
-    """Scale and shift between the streams by each token's own timestep; a frozen stream has sigma 0."""
+    """Inside `with`, scale and shift between the streams use each token's own timestep, and a frozen stream has sigma
+    0."""
     preprocessor = transformer_args.MultiModalTransformerArgsPreprocessor
     prepare, modality = preprocessor.prepare, helpers.modality_from_latent_state
 
@@ -98,16 +99,16 @@ def step(
     count: bool = False,
     later: bool = False,
 ) -> dict[str, Any]:
-    """As ours.step. later: with version 1.2's rules."""
+    """The same as ours.step. later: use the rules of version 1.2."""
     model, size = transformer(checkpoint), Clip(*clip)
     inner = model.velocity_model
-    seen, heard, unseen, _ = contexts(inner.inner_dim, inner.audio_inner_dim)
+    video_text, audio_text, video_negative, _ = contexts(inner.inner_dim, inner.audio_inner_dim)
     sigmas = torch.tensor(WHOLE) if save else LTX2Scheduler().execute(steps=15)[: steps + 1]
     guided = helpers.multi_modal_guider_denoising_func(
-        video_guider=MultiModalGuider(params=guider(len(inner.transformer_blocks)), negative_context=unseen),
+        video_guider=MultiModalGuider(params=guider(len(inner.transformer_blocks)), negative_context=video_negative),
         audio_guider=MultiModalGuider(params=MultiModalGuiderParams()),
-        v_context=seen,
-        a_context=heard,
+        v_context=video_text,
+        a_context=audio_text,
         transformer=model,
     )
     with rules(later), Counter(inner.transformer_blocks, enabled=count) as counter:
@@ -143,7 +144,8 @@ def whole(
     save: str | None = None,
     later: bool = False,
 ) -> dict[str, Any]:
-    """A2VidPipelineTwoStage and its file writer. texts: a file with the contexts; lora: the second stage's strength."""
+    """Runs A2VidPipelineTwoStage and its file writer. texts: a file with the contexts; lora: strength of the distilled
+    LoRA in the second stage."""
     size, text, kept = Clip(*clip), load_file(texts), {}
     handed_over = [
         SimpleNamespace(video_encoding=text[f"prompt/{i}/video_enc"], audio_encoding=text[f"prompt/{i}/audio_enc"])

@@ -1,6 +1,6 @@
-"""This pack's side: the same work as official.py, through the engine's public calls.
+"""This pack's side: it does the same work as official.py, with the engine's public functions.
 
-Every function runs in a process of its own (`measure.Side`), takes and returns plain values, and keeps what it loaded.
+Every function runs in its own process (`measure.Side`), takes and returns plain values, and keeps the loaded models.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ def load(checkpoint: str) -> None:
 
 
 def step(checkpoint: str, clip: list[int], steps: int, save: str | None = None, count: bool = False) -> dict[str, Any]:
-    """Guided steps of a first stage. save: one step to sigma 0 instead, its latent written. count: block runs, too."""
+    """Runs guided steps of a first stage. save: run one step to sigma 0 instead and write its latent there. count:
+    count block runs, too."""
     model, size = transformer(checkpoint), Clip(*clip)
-    seen, heard, unseen, unheard = contexts(model.config.cross_attention_dim, model.config.audio_cross_attention_dim)
+    widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
+    video_text, audio_text, video_negative, audio_negative = contexts(*widths)
     with Counter(model.transformer_blocks, enabled=count) as counter:
         start = time.perf_counter()
         guidance = Guidance(
@@ -57,7 +59,7 @@ def step(checkpoint: str, clip: list[int], steps: int, save: str | None = None, 
         latent, _, _ = sample(
             model,
             torch.zeros(1, CHANNELS, *video_shape(size.frames, size.height, size.width)),
-            Conditions(TextContext(seen, heard), audio, TextContext(unseen, unheard)),
+            Conditions(TextContext(video_text, audio_text), audio, TextContext(video_negative, audio_negative)),
             Steering(sigmas, guidance),
             Noise(1),
         )
@@ -68,7 +70,7 @@ def step(checkpoint: str, clip: list[int], steps: int, save: str | None = None, 
 
 
 class Kept:
-    """A trace that keeps the tensors of some names, and when each name came."""
+    """A trace that keeps the tensors with some names, and the time at which each name arrived."""
 
     def __init__(self, *names: str) -> None:
         self.names, self.tensors, self.times = names, {}, {}
@@ -82,20 +84,20 @@ class Kept:
 def whole(
     files: dict[str, str], values: dict[str, Any], layers: int, save: str | None = None, names: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """The whole job, from files to a file. `save`: writes those of its trace's tensors that `names` names.
+    """Runs the whole job, from files to a file. save: a file for the tensors of its trace with these `names`.
 
-    "sampling": seconds from the first stage's start to the second one's end, where a trace was asked for; "runs": block
-    runs of both stages, counted by calls of `Block`, which the job itself loads.
+    "sampling": seconds from the first stage's start to the second one's end, if there is a trace. "runs": block runs of
+    both stages, counted as calls of `Block`, because the job loads the model itself.
     """
     paths = Files(**{name: Path(path) for name, path in files.items()})
     kept: Callable | None = Kept(*names) if save else None
     runs = 0
 
-    def seen(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def count(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         nonlocal runs
         runs += rows(arguments) if isinstance(module, Block) else 0
 
-    counting = register_module_forward_pre_hook(seen)
+    counting = register_module_forward_pre_hook(count)
     start = time.perf_counter()
     result = pipeline.run(paths, parse(values), Compute(torch.float32), stg_blocks=(stg_block(layers),), trace=kept)
     seconds = time.perf_counter() - start

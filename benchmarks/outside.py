@@ -1,8 +1,8 @@
-"""A module that host.py puts among ComfyUI's custom nodes: which share of a run is spent outside the engine.
+"""A module that host.py puts into ComfyUI's custom nodes. It measures which share of a run is spent outside the engine.
 
-A thread looks at the stack of the one that executes prompts, a hundred times a second. The innermost frame of this pack
-tells whose time it is: below ltx/ the engine's, otherwise the host's. That share is not blurred by how fast the machine
-happens to be, as a difference of two long runs is. After each prompt its counts are appended to outside.jsonl.
+A thread samples the stack of the thread that executes prompts, a hundred times per second. If the innermost frame of
+this pack is below ltx/, the time counts for the engine, otherwise for the host. Unlike the difference of two long runs,
+this share does not depend on the speed of the machine. After each prompt the counts are appended to outside.jsonl.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECONDS = 0.01
 
 
 def of_engine(frame: FrameType | None) -> bool | None:
-    """None: this stack executes no prompt."""
+    """Whether the stack is inside the engine; None if it executes no prompt."""
     found = None
     while frame:
         name = frame.f_code.co_filename
@@ -39,9 +39,9 @@ def watch(report: Path) -> None:
     counts = {True: 0, False: 0}
     while True:
         time.sleep(SECONDS)
-        seen = [side for frame in sys._current_frames().values() if (side := of_engine(frame)) is not None]
-        if seen:
-            counts[seen[0]] += 1
+        found = [side for frame in sys._current_frames().values() if (side := of_engine(frame)) is not None]
+        if found:
+            counts[found[0]] += 1
         elif any(counts.values()):
             with report.open("a") as file:
                 file.write(json.dumps({"engine": counts[True], "host": counts[False]}) + "\n")

@@ -1,6 +1,6 @@
-"""Against ltx-pipelines 1.0.0: a guided step and the whole job, time and memory, block runs counted, numbers compared.
+"""Comparison with ltx-pipelines 1.0.0: time, memory, block runs and numbers of a guided step and of the whole job.
 
-`peer` is one size; `growth` is how a step's cost follows tokens and frames.
+`peer` measures one size; `growth` measures how the cost of a step grows with tokens and frames.
 """
 
 from __future__ import annotations
@@ -13,28 +13,30 @@ from a2v.benchmarks.work import Clip, request
 from safetensors.torch import load_file
 
 STEP = Clip(121, 256, 256)  # 1024 video tokens
-WHOLE = Clip(49, 448, 448)  # 343 tokens, then 1372
+WHOLE = Clip(49, 448, 448)  # 343 tokens in the first stage, 1372 in the second
 STEPS = 8
 SIZES = (Clip(9, 256, 256), Clip(49, 256, 256), Clip(121, 256, 256), Clip(241, 256, 256), Clip(121, 384, 384))
 SMALL = Clip(9, 128, 128)
-EXACT = 1e-5  # relative L2 in float32: algorithms that are equal
+EXACT = 1e-5  # relative L2 in float32; equal algorithms differ by less
 MB = 1e-6
 
 
 class Differs(AssertionError):
-    """The sides compute different things, so that their times say nothing."""
+    """The sides compute different things, so their times cannot be compared."""
 
 
 def off(one: Path, other: Path, names: tuple[str, str]) -> float:
-    """Relative L2 distance of a tensor of one file from another's. Raises Differs: not finite, or other shapes."""
+    """Relative L2 distance between a tensor of one file and a tensor of another. Raises Differs if the shapes differ or
+    a value is not finite."""
     x, expected = load_file(one)[names[0]].double(), load_file(other)[names[1]].double()
     if x.shape != expected.shape or not (x.isfinite().all() and expected.isfinite().all()):
-        raise Differs(f"{names[0]}: {list(x.shape)} here, {list(expected.shape)} there, or not all finite")
+        raise Differs(f"{names[0]}: shapes {list(x.shape)} and {list(expected.shape)}, or a value is not finite")
     return float((x - expected).norm() / expected.norm())
 
 
 def peer(folder: Path, small: bool = False, rounds: int = 3, again: int = 2) -> Table:
-    """rounds: fresh pairs of processes; again: pairs of steps in each, after the first, which memory is read off."""
+    """Compares both sides. rounds: number of new pairs of processes; again: pairs of steps in each after the first one,
+    which gives the memory."""
     rounds, again = (1, 1) if small else (rounds, again)
     files, layers = made.models(folder, small), made.LAYERS
     clip, whole, steps = (SMALL, SMALL, 2) if small else (STEP, WHOLE, STEPS)
@@ -77,7 +79,7 @@ def peer(folder: Path, small: bool = False, rounds: int = 3, again: int = 2) -> 
             raise Differs(f"the {what}'s latent is {error:.1e} off the official one's, more than {EXACT:.0e}")
 
     whole_time, whole_memory = ([], []), ([], [])
-    # What is imported at the first use comes with a job of seconds, before the one that is measured.
+    # A job of seconds comes before the measured one, because some modules are imported at their first use.
     first = {"ours": {"values": request(SMALL, 1)}, "official": {"clip": SMALL.plain, "steps": 1}}
     for number in range(rounds):
         say(f"  whole jobs, processes {number + 1} of {rounds}")
@@ -107,19 +109,19 @@ def peer(folder: Path, small: bool = False, rounds: int = 3, again: int = 2) -> 
         row("… peak memory", step_memory, "MB", MB, "≤ 0.90"),
         row(f"the whole job, {full}: time", whole_time, "s", 1, "≤ 0.80"),
         row("… peak memory", whole_memory, "MB", MB, "≤ 0.90"),
-        ("block runs a guided step", *(f"{n:g}" for n in counted), f"{counted[0] / counted[1]:.3f}", "≤ 0.854"),
+        ("block runs per guided step", *(f"{n:g}" for n in counted), f"{counted[0] / counted[1]:.3f}", "≤ 0.854"),
         ("latent after a guided step: relative error", f"{step_off:.1e}", MISSING, MISSING, f"≤ {EXACT:.0e}"),
         ("final latent of the whole job: relative error", f"{whole_off:.1e}", MISSING, MISSING, f"≤ {EXACT:.0e}"),
     )
     notes = (
-        f"One checkpoint of {layers} narrow blocks with random weights, float32; {rounds} fresh processes a side, "
-        f"{rounds * again} pairs of steps. A step's time is without loading, its memory with it; the whole job goes "
-        "from files to an .mp4 (LTX2 schedule, guidance in every step, distilled LoRA in the second pass). The "
-        "official side is handed the prompts' contexts for nothing, ours reads and runs the text encoder. A block run "
-        "is one call of a transformer block on one batch row. Errors are against the official code with the rules of "
-        "its version 1.2, without a LoRA: its own merging rounds to bfloat16.",
-        "Blocks this narrow leave room in the processor's caches, so that ours runs the passes of a step as one batch: "
-        "a tenth faster, and up to 32 MB more, which is much only beside weights of 45 MB.",
+        f"Both sides use one checkpoint of {layers} narrow blocks with random weights in float32. There are {rounds} "
+        f"new processes per side and {rounds * again} pairs of steps. The time of a step does not include loading, its "
+        "memory does. The whole job goes from files to an .mp4 (LTX2 schedule, guidance in every step, distilled LoRA "
+        "in the second stage). The official side gets the prompts' contexts ready-made; ours loads and runs the text "
+        "encoder. A block run is one call of a transformer block on one batch row. Errors are measured against the "
+        "official code with the rules of its version 1.2, without a LoRA, because its own merging rounds to bfloat16.",
+        "Blocks that are so narrow leave room in the processor's caches, so our side runs the passes of a step as one "
+        "batch. It is a tenth faster and takes up to 32 MB more, which is much only in proportion to weights of 45 MB.",
     )
     numbers = {
         "step time": Ratio(*step_time).median,
@@ -137,6 +139,7 @@ def peer(folder: Path, small: bool = False, rounds: int = 3, again: int = 2) -> 
 
 
 def growth(folder: Path, small: bool = False, rounds: int = 2) -> Table:
+    """Measures a guided step of both sides at several sizes."""
     clips = (SMALL, Clip(17, 128, 128)) if small else SIZES
     checkpoint = str(made.models(folder, small).checkpoint)
     times = {clip: ([], []) for clip in clips}
@@ -165,9 +168,9 @@ def growth(folder: Path, small: bool = False, rounds: int = 2) -> Table:
             )
         )
         numbers[f"{clip.tokens} tokens"] = Ratio(*times[clip]).median
-    columns = ("first pass", "tokens", "ms a step: ours", "official", "ms a token: ours", "official", "ratio",
+    columns = ("first stage", "tokens", "ms per step: ours", "official", "ms per token: ours", "official", "ratio",
                "MB above the weights: ours", "official")  # fmt: skip
     notes = (
-        "A guided step of 4 passes at each size, the fastest run; the first size pays for the start of both sides.",
+        "The fastest run of a guided step of 4 passes at each size. The first size includes the start of both sides.",
     )
     return Table("How a guided step grows with frames and size", columns, tuple(rows), notes, numbers)

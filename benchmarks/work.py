@@ -1,4 +1,4 @@
-"""The work that both sides do: sizes, guidance and inputs made from a seed, and a counter of block runs. Only torch."""
+"""The work of both sides: sizes, guidance, inputs from a seed, and a counter of block runs. It imports only torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 GUIDANCE = {"cfg_scale": 3.0, "stg_scale": 1.0, "rescale_scale": 0.85, "modality_scale": 3.0}
 TEXT = 1024  # tokens of a context
 WHOLE = (1.0, 0.0)
-"""Sigmas of one step all the way: what it leaves is the guided x0 itself, so that numbers compared are the model's."""
+"""Sigmas of one step to 0. Its result is the guided x0 itself, so the comparison is one of the models."""
 OFF = dict.fromkeys(
     ("use_restart_sampling", "preprocess_audio", "enable_prompt_expansion", "enable_safety_checker"), False
 )
@@ -37,12 +37,12 @@ class Clip:
 
 
 def stg_block(layers: int) -> int:
-    """28 in the published 48; the same place in fewer."""
+    """Block 28 of the published 48, or the block at the same place in a smaller model."""
     return layers * 28 // 48
 
 
 def request(clip: Clip, steps: int, **more: Any) -> dict[str, Any]:
-    """The official pipeline's request in the endpoint's names; x264 as its file writer has it."""
+    """The official pipeline's request in the endpoint's names, with the x264 settings of its file writer."""
     return {
         "prompt": "a woman speaks to the camera in a room",
         "negative_prompt": "text, static",
@@ -66,23 +66,23 @@ def request(clip: Clip, steps: int, **more: Any) -> dict[str, Any]:
 
 
 def contexts(video: int, audio: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Contexts of these widths: the positive prompt's for video and audio, then the negative one's."""
+    """Random contexts of these widths: video and audio of the positive prompt, then of the negative prompt."""
     generator = torch.Generator().manual_seed(2)
     widths = (video, audio, video, audio)
     return tuple(torch.randn(1, TEXT, width, generator=generator) for width in widths)
 
 
 def sound(frames: int, fps: int = 24) -> Tensor:
-    """Audio latent [1, 8, T, 16] of a clip, 25 a second."""
+    """A random audio latent [1, 8, T, 16] for a clip, with 25 latents per second."""
     return torch.randn(1, 8, round(frames / fps * 25), 16, generator=torch.Generator().manual_seed(3))
 
 
 @dataclass
 class Counter:
-    """Counts block runs inside `with`: a call of a transformer block on one batch row.
+    """Counts block runs inside `with`. A block run is a call of a transformer block on one batch row.
 
-    A block's own call and its video feed-forward's are counted apart, and the larger number is the count: an engine
-    may run a block's parts without calling the block, but no run goes without the feed-forward.
+    The calls of a block and of its video feed-forward are counted separately, and the larger number is the result. An
+    engine may run the parts of a block without calling the block, but each run includes the feed-forward.
     """
 
     blocks: Iterable[nn.Module]
@@ -108,14 +108,14 @@ class Counter:
             handle.remove()
 
     def _watch(self, module: nn.Module, what: str) -> None:
-        def seen(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        def count(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             self.calls[what] += rows((*arguments, *named.values()))
 
-        self._handles.append(module.register_forward_pre_hook(seen, with_kwargs=True))
+        self._handles.append(module.register_forward_pre_hook(count, with_kwargs=True))
 
 
 def rows(arguments: tuple[Any, ...]) -> int:
-    """Batch rows of the first tensor, or of the first argument that has one as `x`."""
+    """Number of batch rows of the first tensor among the arguments, or of the first attribute `x` that is a tensor."""
     for argument in arguments:
         tensor = getattr(argument, "x", argument)
         if isinstance(tensor, Tensor):

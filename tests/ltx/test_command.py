@@ -43,7 +43,7 @@ SMALL = {
     "prompt": "a woman speaks", "seed": 5, "use_multiscale": False, "video_size": {"width": 64, "height": 64},
     "num_frames": 9, "match_audio_length": False, "num_inference_steps": 2,
 }  # fmt: skip
-TWO_PASSES = {**SMALL, "use_multiscale": True, "video_size": {"width": 128, "height": 64}}
+TWO_STAGES = {**SMALL, "use_multiscale": True, "video_size": {"width": 128, "height": 64}}
 
 
 def write_wav(path: Path, seconds: float, rate: int = 16000, channels: int = 1) -> Path:
@@ -200,7 +200,7 @@ AUDIO_VAE, PROJECTION = "split/LTX23_audio_vae_bf16.safetensors", "split/ltx-2.3
 REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "no checkpoint": ({"checkpoint": MISSING}, SMALL, r"nowhere\.safetensors"),
     "no text encoder": ({"text-encoder": MISSING}, SMALL, r"nowhere\.safetensors"),
-    "no upscaler": ({"upscaler": MISSING}, TWO_PASSES, r"nowhere\.safetensors"),
+    "no upscaler": ({"upscaler": MISSING}, TWO_STAGES, r"nowhere\.safetensors"),
     "no distilled LoRA": ({"distill-lora": MISSING}, SMALL, r"nowhere\.safetensors"),
     "no camera LoRA": ({"camera-lora": MISSING}, SMALL, r"nowhere\.safetensors"),
     "no LoRA": ({"lora": f"{MISSING}:0.5"}, SMALL, r"nowhere\.safetensors"),
@@ -226,12 +226,12 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "no safety checker": ({}, {**SMALL, "enable_safety_checker": True}, r"enable_safety_checker.*--safety-checker"),
     "safety checker": ({"safety-checker": "voice.wav"}, SMALL, r"voice\.wav"),
     "camera movement": ({}, {**SMALL, "camera_lora": "dolly_in"}, r"dolly_in.*--camera-lora"),
-    "two passes": ({"upscaler": None}, TWO_PASSES, r"--upscaler.*use_multiscale"),
+    "two stages": ({"upscaler": None}, TWO_STAGES, r"--upscaler.*use_multiscale"),
     "LTX-2.0": ({"checkpoint": "ltx-2.0.0.safetensors"}, SMALL, r"2\.0.*2\.3|2\.3.*2\.0"),
     "LTX-2.5": ({"checkpoint": "ltx-2.5.0.safetensors"}, SMALL, r"2\.5.*2\.3|2\.3.*2\.5"),
     "cut checkpoint": ({"checkpoint": "cut.safetensors"}, SMALL, r"cut\.safetensors"),
     "picture as checkpoint": ({"checkpoint": "picture.png"}, SMALL, r"picture\.png"),
-    "checkpoint as upscaler": ({"upscaler": "ltx-2.5.0.safetensors"}, TWO_PASSES, r"not a latent upscaler"),
+    "checkpoint as upscaler": ({"upscaler": "ltx-2.5.0.safetensors"}, TWO_STAGES, r"not a latent upscaler"),
     "checkpoint as LoRA": ({"distill-lora": "ltx-2.5.0.safetensors"}, SMALL, r"LoRA"),
     "empty sound": ({"audio": "empty.wav"}, SMALL, r"empty\.wav.*empty"),
     "cut sound": ({"audio": "cut.wav"}, SMALL, r"cut\.wav"),
@@ -388,7 +388,7 @@ def test_sounds(run: Run, media: Path, audio: str, request_: dict[str, Any], exp
 @pytest.mark.usefixtures("quick")
 def test_the_report(run: Run, tiny: TinyFiles, media: Path) -> None:
     """The last line of standard output is JSON; what was changed or left out stands on standard error."""
-    request = {**TWO_PASSES, "num_frames": 10, "video_size": {"width": 100, "height": 64}, "image_strength": 0}
+    request = {**TWO_STAGES, "num_frames": 10, "video_size": {"width": 100, "height": 64}, "image_strength": 0}
     done = run({**request, "audio_cfg_scale": 5}, image=media / "picture.png")
     assert done.status == 0, done.error
     report = json.loads(done.out)
@@ -407,7 +407,7 @@ def test_the_report(run: Run, tiny: TinyFiles, media: Path) -> None:
     ):
         assert re.search(note, done.error), note
     assert "not built" not in done.error
-    with_lora = run({**TWO_PASSES, "distill_lora_second_pass_scale": 0.75}, distill_lora=tiny.distilled_lora)
+    with_lora = run({**TWO_STAGES, "distill_lora_second_pass_scale": 0.75}, distill_lora=tiny.distilled_lora)
     assert "distilled" not in with_lora.error
     (lora,) = json.loads(with_lora.out)["loras"]
     pairs = sum(key.endswith("lora_A.weight") for key in load_file(tiny.distilled_lora))
@@ -417,7 +417,7 @@ def test_the_report(run: Run, tiny: TinyFiles, media: Path) -> None:
 @pytest.mark.usefixtures("quick")
 def test_the_report_travels_in_the_file(run: Run, media: Path) -> None:
     """The comment of the file: what was asked, what was used, the notes; names of files, never their folders."""
-    request = {**TWO_PASSES, "num_frames": 10, "audio_cfg_scale": 5}
+    request = {**TWO_STAGES, "num_frames": 10, "audio_cfg_scale": 5}
     done = run(request, image=media / "picture.png")
     assert done.status == 0, done.error
     with av.open(str(done.folder / "out.mp4")) as container:
@@ -493,9 +493,9 @@ def test_a_drawn_seed_is_reported_and_repeats_the_run(run: Run) -> None:
 def test_without_the_distilled_lora_its_scales_are_0(run: Run, tiny: TinyFiles) -> None:
     """No file, and a file at 0: the same frames. The trace lies where it was asked for."""
     traces = []
-    zero = {**TWO_PASSES, "distill_lora_first_pass_scale": 0, "distill_lora_second_pass_scale": 0}
+    zero = {**TWO_STAGES, "distill_lora_first_pass_scale": 0, "distill_lora_second_pass_scale": 0}
     for number, (request, lora) in enumerate(
-        ((TWO_PASSES, None), (zero, tiny.distilled_lora), (TWO_PASSES, tiny.distilled_lora))
+        ((TWO_STAGES, None), (zero, tiny.distilled_lora), (TWO_STAGES, tiny.distilled_lora))
     ):
         trace = tiny.checkpoint.parent / f"trace{number}.safetensors"
         done = run(request, distill_lora=lora, trace=trace)
@@ -541,7 +541,7 @@ def test_bfloat16_runs(run: Run) -> None:
 
 # Where the weights come from, and how they are kept: with the text encoder, since these flags concern it too.
 
-UNEXPANDED = {**TWO_PASSES, "enable_prompt_expansion": False}
+UNEXPANDED = {**TWO_STAGES, "enable_prompt_expansion": False}
 
 
 @pytest.fixture
@@ -611,7 +611,7 @@ def test_a_kept_prompt_needs_no_gemma(run: Run, traced: Callable, tiny: TinyFile
     """With the tokenizer spoiled, no Gemma can be loaded: what is kept runs, expanded prompt and all, and no other."""
     gemma, cache = tmp_path / "gemma", tmp_path / "cache"
     shutil.copytree(tiny.gemma, gemma)
-    request = {**TWO_PASSES, "enable_prompt_expansion": True}
+    request = {**TWO_STAGES, "enable_prompt_expansion": True}
     first = traced(request, text_encoder=gemma, cache_dir=cache)
     assert sorted({path.suffix for path in cache.iterdir()}) == [".json", ".safetensors"]
     spoiled(gemma / "tokenizer.json")
@@ -661,7 +661,7 @@ def start(line: list[str]) -> subprocess.Popen[str]:
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 @pytest.mark.parametrize("number", (pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGTERM))
 def test_a_signal_in_the_middle(number: int, tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
-    """While the first pass samples: status 130 soon, and the folder as it was, an older file in it."""
+    """While the first stage samples: status 130 soon, and the folder as it was, an older file in it."""
     folder = tmp_path / "output"
     folder.mkdir()
     (folder / "out.mp4").write_bytes(b"older")

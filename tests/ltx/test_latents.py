@@ -127,7 +127,7 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
 
 
 def test_golden_noise(oracle: Path) -> None:
-    """At sigma 1 an unguided token is the noise itself: pass one, then pass two through its start."""
+    """At sigma 1 an unguided token is the noise itself: the first stage, then the second through its start."""
     with safe_open(oracle / "linear_quadratic_ge.safetensors", "pt") as golden:
         first, second = (golden.get_tensor(f"s{n}/step0/in_video") for n in (1, 2))
         start = latents.patchify_video(golden.get_tensor("up/out"))

@@ -42,15 +42,15 @@ BASE = {
     "prompt": "a woman speaks", "seed": 5, "video_size": {"width": 128, "height": 64}, "match_audio_length": False,
     "num_frames": 9, "num_inference_steps": 3, "enable_prompt_expansion": False,
 }  # fmt: skip
-"""Small and fast; what is absent has the endpoint's default: two passes, restart, levelled audio."""
+"""Small and fast; what is absent has the endpoint's default: two stages, restart, levelled audio."""
 
 IMAGES = ("image", "end_image")
-REFINE = 0.909375  # sigma at which the second pass starts
+REFINE = 0.909375  # sigma at which the second stage starts
 
 
 # What there is to change, as patterns of whole names.
 
-FIRST = r"s1/step0/(x0|out)_video"  # the first step of the first pass, once the passes of guidance are combined
+FIRST = r"s1/step0/(x0|out)_video"  # the first step of the first stage, once the passes of guidance are combined
 LATER = (
     r"s1/step[1-9]/((in|x0|out)_video|call\d/video_x0)",
     r"up/(in|unnorm_in|unnorm_out|out)",
@@ -60,7 +60,7 @@ LATER = (
 )
 """All that follows from the video after the first step."""
 SECOND = (r"s2/step0/((x0|out)_video|call0/video_x0)", r"s2/step[1-9]/((in|x0|out)_video|call0/video_x0)", *LATER[3:])
-"""All that follows from the second pass' first prediction."""
+"""All that follows from the second stage's first prediction."""
 HEARD = (r"audio/latent", r"s[12]/step\d/((in|x0|out)_audio|call\d/audio_x0)")
 """Frozen audio, wherever it goes by."""
 CALLS = r"s1/step0/call\d/video_x0"
@@ -150,7 +150,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
             ),
         ),
     ),
-    # The noise of the first pass' video is drawn before the audio's, whose length the rate changes.
+    # The noise of the first stage's video is drawn before the audio's, whose length the rate changes.
     "fps": (
         Row(
             30,
@@ -526,14 +526,14 @@ def test_a_lora_at_0_is_none(engine: Engine) -> None:
     assert_same_results(engine(off, (*IMAGES, "distill_lora")), engine())
 
 
-def test_the_distilled_lora_acts_in_its_own_pass(engine: Engine) -> None:
-    """At 0 in the first pass, that pass is as without the file, and the second one starts from the same latent."""
+def test_the_distilled_lora_acts_in_its_own_stage(engine: Engine) -> None:
+    """At 0 in the first stage, that stage is as without the file, and the second one starts from the same latent."""
     only_second = engine({"distill_lora_first_pass_scale": 0}, (*IMAGES, "distill_lora"))
     differ = {name for name in changed(only_second, engine()) if not name.startswith(("asked/", "used/"))}
     assert differ and all(re.fullmatch("|".join(SECOND), name) for name in differ)
 
 
-def test_a_camera_lora_is_in_both_passes(engine: Engine) -> None:
+def test_a_camera_lora_is_in_both_stages(engine: Engine) -> None:
     run = engine({"camera_lora": "jib_up", "camera_lora_scale": 0.3}, (*IMAGES, "camera_lora"))
     (lora,) = json.loads(run.things["used/loras"])
     assert (lora["first_pass"], lora["second_pass"]) == (0.3, 0.3)
@@ -549,8 +549,8 @@ def test_gamma_1_is_euler(engine: Engine) -> None:
     assert min(distance(two, engine(), r"s1/step[12]/out_video|final/video_latent").values()) > 1e-3
 
 
-def test_gamma_acts_in_the_second_pass(engine: Engine) -> None:
-    """A first pass of one step is Euler under any gamma; what differs then is the second one's."""
+def test_gamma_acts_in_the_second_stage(engine: Engine) -> None:
+    """A first stage of one step is Euler under any gamma; what differs then is the second one's."""
     one_step = {"num_inference_steps": 1}
     euler, two = engine(one_step), engine({**one_step, "gradient_estimation_gamma": 2})
     assert max(distance(two, euler, r"s1/step0/out_video|s2/step0/(in|out)_video").values()) < 1e-5
@@ -558,7 +558,7 @@ def test_gamma_acts_in_the_second_pass(engine: Engine) -> None:
 
 
 def test_restart_draws_from_a_generator_of_its_own(engine: Engine) -> None:
-    """The noise of both passes is the request's seed's, in the one order, whether restart is on or not."""
+    """The noise of both stages is the request's seed's, in the one order, whether restart is on or not."""
     generator = torch.Generator().manual_seed(BASE["seed"])
     first, _, second = (torch.randn(1, n, 128, generator=generator) for n in (4, 9, 16))
     for restart in (True, False):
@@ -569,7 +569,7 @@ def test_restart_draws_from_a_generator_of_its_own(engine: Engine) -> None:
 
 
 def test_restart_renews_a_fifth_of_the_noise(engine: Engine) -> None:
-    """The first step of the first pass, by endpoint.md's formula, from Euler's run and a generator at seed + 10000."""
+    """The first step of the first stage, by endpoint.md's formula, from Euler's run and a generator at seed + 10000."""
     euler, restarted = (engine({"use_restart_sampling": on}, ()) for on in (False, True))
     x, x0, target = restarted["s1/step0/in_video"], restarted["s1/step0/x0_video"], restarted["s1/sigmas"][1]
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(BASE["seed"] + 10_000))
@@ -584,7 +584,7 @@ def test_restart_renews_a_fifth_of_the_noise(engine: Engine) -> None:
     steps = [restarted[f"s2/step{i}/{name}_video"] for i, name in ((0, "in"), (0, "x0"), (0, "out"))]
     levels = restarted["s2/sigmas"]
     plain = steps[1] + (steps[0] - steps[1]) * levels[1] / levels[0]
-    torch.testing.assert_close(steps[2], plain, rtol=1e-5, atol=1e-5)  # none in the second pass
+    torch.testing.assert_close(steps[2], plain, rtol=1e-5, atol=1e-5)  # none in the second stage
 
 
 def test_audio_strength_goes_to_the_frozen_case(engine: Engine) -> None:
@@ -598,7 +598,7 @@ def test_audio_strength_goes_to_the_frozen_case(engine: Engine) -> None:
     assert distances == sorted(distances, reverse=True) and distances[-1] < 1e-3 < distances[0], distances
 
 
-def test_one_pass_sees_the_images_at_full_size(engine: Engine) -> None:
+def test_one_stage_sees_the_images_at_full_size(engine: Engine) -> None:
     two, one = engine(), engine({"use_multiscale": False})
     for number in (0, 1):
         for kind in ("pixels", "latent"):

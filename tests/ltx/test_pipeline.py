@@ -275,11 +275,11 @@ def with_loras(ledger: Any, loras: list[tuple[Path, float]]) -> Any:
 def reference(
     peer: Peer, files: TinyFiles, media: Path, request: dict[str, Any], stg_blocks: tuple[int, ...], audio: str
 ) -> dict[str, Tensor]:
-    """The official two passes (or one) with the request's parameters, under the trace's names."""
+    """The official two stages (or one) with the request's parameters, under the trace's names."""
     r = request
     frames, fps, seed = r["num_frames"], r["exact_fps"], r["seed"]
     width, height = r["video_size"]["width"], r["video_size"]["height"]
-    two_passes = r.get("use_multiscale", True)
+    two_stages = r.get("use_multiscale", True)
     ledger = peer.ledger.ModelLedger(torch.float32, CPU, str(files.checkpoint), None, str(files.upscaler))
     prompts = (r["prompt"], r["negative_prompt"])
     positive, negative = contexts(peer, ledger, files, prompts)
@@ -304,7 +304,7 @@ def reference(
     scheduler = getattr(peer.schedulers, schedulers[r["scheduler"]] + "Scheduler")()
     camera = [(files.camera_lora, r["camera_lora_scale"])] if "camera_lora_scale" in r else []
 
-    def one_pass(size: tuple[int, int], sigmas: Tensor, function: Any, **start: Any) -> Tensor:
+    def one_stage(size: tuple[int, int], sigmas: Tensor, function: Any, **start: Any) -> Tensor:
         return peer.helpers.denoise_video_only(
             output_shape=peer.shapes.VideoPixelShape(batch=1, frames=frames, width=size[1], height=size[0], fps=fps),
             conditionings=image_items(peer, images, size, encoder),
@@ -335,11 +335,11 @@ def reference(
         a_context=positive.audio_encoding,
         transformer=with_loras(ledger, [*camera, (files.distilled_lora, r["distill_lora_first_pass_scale"])]),
     )
-    size = (height // 2, width // 2) if two_passes else (height, width)
+    size = (height // 2, width // 2) if two_stages else (height, width)
     sigmas = scheduler.execute(steps=r["num_inference_steps"])
     result = {"audio/latent": whole, "s1/sigmas": sigmas}
-    latent = one_pass(size, sigmas, guided)
-    if two_passes:
+    latent = one_stage(size, sigmas, guided)
+    if two_stages:
         result["up/in"] = latent
         latent = peer.upsampler.upsample_video(latent, encoder, ledger.spatial_upsampler())
         result["up/out"] = latent
@@ -349,7 +349,7 @@ def reference(
             transformer=with_loras(ledger, [*camera, (files.distilled_lora, r["distill_lora_second_pass_scale"])]),
         )
         refine = torch.tensor([0.909375, 0.725, 0.421875, 0.0])
-        latent = one_pass((height, width), refine, plain, noise_scale=refine[0], initial_video_latent=latent)
+        latent = one_stage((height, width), refine, plain, noise_scale=refine[0], initial_video_latent=latent)
     for number, state in enumerate(noiser.states):
         result[f"s{number // 2 + 1}/step0/in_{('video', 'audio')[number % 2]}"] = state
     result["final/video_latent"] = latent
@@ -401,7 +401,7 @@ CASES = {
              gradient_estimation_gamma=2.0, end_image_strength=1),
         True, (1,), "stereo.wav",
     ),
-    "one pass, short mono sound": (
+    "one stage, short mono sound": (
         case(96, 160, 25, 24, 3, seed=99, use_multiscale=False, video_stg_scale=0.0, gradient_estimation_gamma=1.4,
              image_strength=0.8, end_image_strength=0.8, scheduler="linear_quadratic"),
         False, (2,), "mono.wav",
@@ -493,7 +493,7 @@ def test_neutral_guidance_is_the_plain_prediction(model: nn.Module) -> None:
 
 
 def test_noise_is_drawn_in_the_official_order(model: nn.Module) -> None:
-    """Video tokens (grid, then keyframes), audio tokens, and the same again in the second pass, from one generator."""
+    """Video tokens (grid, then keyframes), audio tokens, and the same again in the second stage, from one generator."""
     seen = Recorder()
     keyframe = Guide(torch.randn(1, CHANNELS, 1, 2, 3), frame=8, strength=0.25)
     latent, _, noise = sample(model, guides=(keyframe,), trace=seen)

@@ -244,9 +244,9 @@ def test_loras_are_merged_as_the_engine_merges_them(
     model = memory.Model(patcher, patcher)
     fits = [lora.match(each, model.module) for each in loras]
     camera = model.with_lora(fits[1], 0.7)
-    passes = [camera.with_lora(fits[0], strength) for strength in strengths]
+    stages = [camera.with_lora(fits[0], strength) for strength in strengths]
     with simulated():
-        for handle, wanted in ((passes[0], expected[0]), (passes[1], expected[1]), (passes[0], expected[0])):
+        for handle, wanted in ((stages[0], expected[0]), (stages[1], expected[1]), (stages[0], expected[0])):
             room(share, handle)
             memory.use(handle)
             assert torch.equal(run_transformer(handle.module, DEVICE), wanted)
@@ -254,7 +254,7 @@ def test_loras_are_merged_as_the_engine_merges_them(
         room(share, model)
         memory.use(model)
         assert torch.equal(run_transformer(model.module, DEVICE), plain)
-        passes[0].patcher.detach()
+        stages[0].patcher.detach()
     assert_same_weights(model.module, checkpoint.transformer(dtype))
 
 
@@ -283,7 +283,7 @@ def test_a_merge_is_rounded_once_whatever_comfyui_hands_over(
 def test_loras_on_quantized_weights(
     files: TinyFiles, loras: list[lora.Lora], room: Room, name: str, share: float
 ) -> None:
-    """Branches: what the engine gives, the same pairs in both passes, and gone from the model without."""
+    """Branches: what the engine gives, the same pairs in both stages, and gone from the model without."""
     checkpoint = load_checkpoint(files.checkpoint.with_name(name))
     module, expected = checkpoint.transformer(torch.float32), []
     for strength in (0.2, 0.5):
@@ -296,19 +296,19 @@ def test_loras_on_quantized_weights(
     model = memory.Model(patcher, patcher)
     fits = [lora.match(each, model.module) for each in loras]
     camera = model.with_lora(fits[1], 0.7)
-    passes = [camera.with_lora(fits[0], strength) for strength in (0.2, 0.5)]
-    assert len(passes[0].get_models()) == 3 and passes[0].get_models()[1:] == passes[1].get_models()[1:]
+    stages = [camera.with_lora(fits[0], strength) for strength in (0.2, 0.5)]
+    assert len(stages[0].get_models()) == 3 and stages[0].get_models()[1:] == stages[1].get_models()[1:]
     assert model.get_models() == [patcher]
     assert camera.with_lora(fits[0], 0.0).get_models()[1:] == camera.get_models()[1:]
     # ComfyUI from 0.8.0 on reads both of every layer that fetches its weights.
-    layers = [layer for each in passes[0].get_models() for layer in each.model.modules() if fetches(layer)]
+    layers = [layer for each in stages[0].get_models() for layer in each.model.modules() if fetches(layer)]
     assert layers and all(hasattr(layer, "weight") and hasattr(layer, "bias") for layer in layers)
     with simulated():
-        for handle, wanted in ((passes[0], expected[0]), (passes[1], expected[1]), (model, plain)):
+        for handle, wanted in ((stages[0], expected[0]), (stages[1], expected[1]), (model, plain)):
             room(share, *(memory.Handle(each) for each in handle.get_models()))
             memory.use(handle)
             assert torch.equal(run_transformer(handle.module, DEVICE), wanted)
-        for each in passes[0].get_models():
+        for each in stages[0].get_models():
             each.detach()
     assert_same_weights(model.module, checkpoint.transformer(torch.float32))
 

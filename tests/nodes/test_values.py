@@ -57,7 +57,7 @@ def test_a_batch_of_audio_is_refused(shape: tuple[int, ...]) -> None:
         audio.to_track({"waveform": torch.zeros(shape), "sample_rate": 16000})
 
 
-def test_the_second_pass_draws_what_comes_after_the_first() -> None:
+def test_the_second_stage_draws_what_comes_after_the_first() -> None:
     shapes = [(1, 5, 8), (1, 3, 8), (1, 20, 8)]
     generator = torch.Generator().manual_seed(9)
     expected = [torch.randn(shape, generator=generator) for shape in shapes]
@@ -87,7 +87,7 @@ def test_stg_blocks_are_read_from_a_text() -> None:
         ((4096, 4096), True, (16, 22, 22), (16, 44, 44)),
     ],
 )
-def test_sizes_of_both_passes(
+def test_sizes_of_both_stages(
     size: tuple[int, int], two_passes: bool, first: tuple[int, ...], second: tuple[int, ...]
 ) -> None:
     made = latents.VideoSize.execute("custom", *size, 121, two_passes).args

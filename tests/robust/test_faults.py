@@ -1,7 +1,7 @@
 """Faults on the way: memory and disk that run out, folders that cannot be written, files that vanish, signals.
 
 After each: nothing half-written under a final name, memory back, and the next run is right. Signals during the start
-and the first pass, and failures inside the writer, are tests/ltx/test_command.py's and test_video.py's.
+and the first stage, and failures inside the writer, are tests/ltx/test_command.py's and test_video.py's.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_audio_is_frozen(randn: Callable[..., Tensor]) -> None:
 @pytest.mark.parametrize("name", ["ltx2", "endpoint_defaults", "linear_quadratic_ge"])
 @pytest.mark.parametrize("stage", [1, 2])
 def test_goldens(oracle: Path, name: str, stage: int) -> None:
-    """The tokens that enter each pass, and the levels of noise each of them has."""
+    """The tokens that enter each stage, and the levels of noise each of them has."""
     with safe_open(oracle / f"{name}.safetensors", "pt") as golden:
         info = json.loads(golden.metadata()["info"])
         get = golden.get_tensor

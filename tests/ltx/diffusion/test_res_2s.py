@@ -273,7 +273,7 @@ def test_partial_audio_is_blended_as_the_official_loop_does(model: nn.Module) ->
     assert not torch.equal(audio.latent, condition().latent)
 
 
-def test_the_seed_of_the_pass_drives_its_noise(model: nn.Module) -> None:
+def test_the_seed_of_the_stage_drives_its_noise(model: nn.Module) -> None:
     """Seed + 10000, as restart's: not the stream that the first noise came from."""
     state = Noise(4).draw((1,))[1].state  # the same first noise for both
     runs = [sample(model, noise=Noise(seed, state))[0] for seed in (4, 4, 5)]

@@ -1,4 +1,4 @@
-"""The step between the passes against ltx-core's own, and against the goldens."""
+"""The upscale between the stages against ltx-core's own, and against the goldens."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def groups(v: Variant) -> list[Group]:
     loader = Node("model", "LTXA2VModelLoader", None, {"checkpoint": checkpoint[0]}, {}, 400, 0, (checkpoint,))
     upscaler = Node("upscaler", "LTXA2VUpscalerLoader", None, {"file": UPSCALER[0]}, {}, 400, 0, (UPSCALER,))
     gemma = Node("gemma", "LTXA2VTextEncoderLoader", None, {"folder": GEMMA}, {"connectors": "model.connectors"}, 400)
-    passes = ("model.model", "model.model") if v.distilled else ("lora.first pass model", "lora.second pass model")
+    passes = ("model.model", "model.model") if v.distilled else ("lora.first stage model", "lora.second stage model")
     lora = Node(
         "lora",
         "LTXA2VDistilledLora",
@@ -213,7 +213,7 @@ def groups(v: Variant) -> list[Group]:
                     "stop moving. Name the movement in the prompt too.", 400)]]  # fmt: skip
     else:
         columns += [[gemma, lora], [note("other LoRAs", "A camera or style LoRA: put **LTX A2V Camera LoRA** or **LTX "
-                    "A2V LoRA** between Load Model and Distilled LoRA, and it acts in both passes.\n\nThe distilled "
+                    "A2V LoRA** between Load Model and Distilled LoRA, and it acts in both stages.\n\nThe distilled "
                     "LoRA lets 15 steps do: without it take 30 or more.", 280)]]  # fmt: skip
     found = [Group("1 · Models", BLUE, 0, columns)]
 
@@ -291,7 +291,7 @@ def groups(v: Variant) -> list[Group]:
     columns = []
     for which in v.images:
         column = []
-        for order, latent in (("first", "size.first pass"), ("second", "size.full size")):
+        for order, latent in (("first", "size.first stage"), ("second", "size.full size")):
             key = f"{which} in {order}"
             links = {"video_vae": "model.video_vae", "image": f"{which} image.IMAGE", "latent": latent}
             if order in guides:
@@ -362,16 +362,16 @@ def groups(v: Variant) -> list[Group]:
         Node("sigmas", "LTXA2VScheduler", None, schedule),
     ]
     steer: dict[str, str] = {}
-    sigmas = "sigmas.first pass sigmas"
+    sigmas = "sigmas.first stage sigmas"
     if v.distilled:
         extra = [note("steps", "**linear_quadratic** in **8** steps is the schedule that this checkpoint was distilled "
                       "for: leave both as they are. A higher number does not make it better.")]  # fmt: skip
     else:
         steering += [Node("guidance", "LTXA2VGuidance")]
-        links = {"first_model": passes[0], "second_model": passes[1], "schedule": "sigmas.first pass sigmas"}
+        links = {"first_model": passes[0], "second_model": passes[1], "schedule": "sigmas.first stage sigmas"}
         faster = Node("faster", "LTXA2VAcceleration", None, {}, {**links, "scales": "guidance.guidance"}, 340)
         extra = [faster, Node("restart", "LTXA2VRestart")]
-        passes, sigmas = ("faster.first pass model", "faster.second pass model"), "faster.first pass sigmas"
+        passes, sigmas = ("faster.first stage model", "faster.second stage model"), "faster.first stage sigmas"
         steer = {"negative": "negative.text", "guidance": "faster.guidance", "restart": "restart.restart"}
         if strength:
             extra += [Node("audio guidance", "LTXA2VAudioGuidance")]
@@ -385,11 +385,11 @@ def groups(v: Variant) -> list[Group]:
         "sigmas": sigmas,
         "positive": "positive.text",
         "audio": "sound.audio",
-        "latent": "size.first pass",
+        "latent": "size.first stage",
         **steer,
         **({"guides": guides["first"]} if guides else {}),
     }
-    title = "First pass: half the size" + ("" if v.distilled else ", guided")
+    title = "First stage: half the size" + ("" if v.distilled else ", guided")
     found += [
         Group(
             f"{next(number)} · {title}",
@@ -405,7 +405,7 @@ def groups(v: Variant) -> list[Group]:
     second = {
         "model": passes[1],
         "noise": "first.next noise",
-        "sigmas": "sigmas.second pass sigmas",
+        "sigmas": "sigmas.second stage sigmas",
         "positive": "positive.text",
         "audio": "first.next audio",
         "latent": "upscale.latent",
@@ -414,7 +414,7 @@ def groups(v: Variant) -> list[Group]:
     upscale = {"upscaler": "upscaler.upscaler", "video_vae": "model.video_vae", "latent": "first.latent"}
     found += [
         Group(
-            f"{next(number)} · Second pass: full size, refined",
+            f"{next(number)} · Second stage: full size, refined",
             VIOLET,
             0,
             [
@@ -422,9 +422,9 @@ def groups(v: Variant) -> list[Group]:
                     Node("upscale", "LTXA2VLatentUpscale", None, {}, upscale, 300),
                     note(
                         "one pass only",
-                        "The first pass works at half the size; this one doubles it and refines it "
-                        "in three steps.\n\nFor one pass: switch *two_passes* off in Video Size, and bypass Latent "
-                        "Upscale and Second pass (**Ctrl+B**).",
+                        "The first stage works at half the size; this one doubles it and refines it "
+                        "in three steps.\n\nFor one stage: switch *two_stages* (before ComfyUI 0.8: *two_passes*) off "
+                        "in Video Size, and bypass Latent Upscale and Second pass (**Ctrl+B**).",
                         300,
                     ),
                 ],

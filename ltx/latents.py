@@ -122,7 +122,7 @@ def denormalize_video(vae: nn.Module, latent: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Noise:
-    """A stream of Gaussian noise. Both stages draw from the stream of one seed, so the first passes its state on."""
+    """A stream of Gaussian noise. Both stages draw from one stream: the second continues where the first ended."""
 
     seed: int
     state: Tensor | None = None

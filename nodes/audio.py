@@ -157,8 +157,7 @@ class PreprocessAudio(io.ComfyNode):
                 widget(
                     "preprocess_audio",
                     "enabled",
-                    tooltip="Off passes the sound on unchanged, for a track that is mastered already. The warnings "
-                    "stay.",
+                    tooltip="Off leaves the sound unchanged, for a track that is mastered already. The warnings stay.",
                 ),
             ],
             outputs=[

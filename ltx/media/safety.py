@@ -137,7 +137,7 @@ def score(checker: Checker, frame: Tensor) -> float:
 
 
 class Watch:
-    """Checks a clip while its chunks pass through. It holds only the current chunk."""
+    """Checks a clip while its chunks go through. It holds only the current chunk."""
 
     def __init__(self, checker: Checker, total: int, *, count: int = SAMPLES, threshold: float = THRESHOLD) -> None:
         if not 0 < threshold <= 1:

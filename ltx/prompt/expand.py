@@ -167,7 +167,7 @@ class _Draw(LogitsProcessor):
 
 
 class _Progress(BaseStreamer):
-    """Passes the text so far to `on_token`, and records whether `on_token` raised."""
+    """Gives the text so far to `on_token`, and records whether `on_token` raised."""
 
     def __init__(self, gemma: Gemma, on_token: Callable[[int, int, str], None] | None) -> None:
         self.gemma, self.on_token = gemma, on_token

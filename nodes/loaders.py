@@ -154,7 +154,7 @@ class ModelLoader(io.ComfyNode):
                     "dtype",
                     options=list(memory.MODEL_DTYPES),
                     default="auto",
-                    tooltip="Precision of weights and computation. auto: bfloat16 where the device supports it, "
+                    tooltip="Precision of weights and computation. auto: bfloat16 if the device supports it, "
                     "float32 on the CPU. fp8: as auto, with the weights of the transformer's blocks rounded to 8 bits. "
                     "Weights that are fp8 or GGUF in their file stay so.",
                 ),
@@ -252,7 +252,7 @@ class TextEncoderLoader(io.ComfyNode):
                     "dtype",
                     options=list(memory.MODEL_DTYPES),
                     default="auto",
-                    tooltip="Precision of weights and computation. auto: bfloat16 where the device supports it, "
+                    tooltip="Precision of weights and computation. auto: bfloat16 if the device supports it, "
                     "float32 on the CPU. fp8: 16-bit weights are rounded to 8 bits, which halves the memory. Weights "
                     "that have 8 or 4 bits in their file always stay so.",
                 ),
@@ -295,7 +295,7 @@ class UpscalerLoader(io.ComfyNode):
                     "dtype",
                     options=list(memory.DTYPES),
                     default="auto",
-                    tooltip="Precision of weights and computation. auto: bfloat16 where the device supports it, "
+                    tooltip="Precision of weights and computation. auto: bfloat16 if the device supports it, "
                     "float32 on the CPU.",
                 ),
             ],

@@ -33,7 +33,7 @@ DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, *REFINE)
 
 
 def ltx2(steps: int) -> Tensor:
-    """Uniform in time, shifted, then stretched so that the last sigma above 0 is 0.1: [steps + 1]."""
+    """Sigmas uniform in time, then shifted, then stretched until the last one above 0 is 0.1: [steps + 1]."""
     if _check(steps) == 1:
         return torch.tensor([1.0, 0.0])
     sigmas = _shifted(torch.linspace(1, 0, steps + 1)[:-1], LTX2_SHIFT)

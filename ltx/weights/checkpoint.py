@@ -307,7 +307,7 @@ def read_folder(folder: Path, part: str) -> Iterator[tuple[str, Tensor]]:
     """Yields name and tensor of every weight of a diffusers part, over all shards; the tensors map the files."""
     for shard in shards(folder, part):
         file = open_safetensors(shard, "the whole folder")
-        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+        for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
             yield key, file.get_tensor(key)
 
 

@@ -1,6 +1,7 @@
 # make demo   turns an audio file into a video, with a miniature of the model in a real ComfyUI; AUDIO=path PROMPT=… IMAGE=path replace its input
 # make test   runs the tests in 15 minutes; ARGS="tests/ltx -x" goes to pytest
 # make quick  runs ruff and the tests that take less than a minute, for every save
+# make host   runs the tests of nodes and server on another ComfyUI, COMFYUI=path; WITH="package==1.2" replaces what its requirements.txt pins
 # make soak   runs the tests that take minutes each: fuzzing, endurance, clusters, the larger benchmarks
 # make matrix tests engine, nodes and API with the lowest and the newest Python, torch and packages that the pack supports
 # make lint   runs ruff
@@ -24,7 +25,13 @@ PACKAGES := .venv/.done-packages-$(call sum,requirements-dev.txt)
 PEERS := .venv/.done-peers-$(call sum,tests/requirements-peers.txt)
 HOST := .host/.done-$(call sum,tests/host/requirements.txt tests/host/setup_host.py)
 
-.PHONY: help demo test quick soak matrix lint bench evaluate clean setup debian
+# Another ComfyUI runs, with the tests, in a layer over .venv: an environment of its own that holds only what .venv lacks.
+ifdef COMFYUI
+LAYER := .host/layer-$(shell cat requirements-dev.txt $(COMFYUI)/requirements.txt - <<< '$(WITH)' | cksum | tr ' ' -)
+LAYERED := $(LAYER)/.done
+endif
+
+.PHONY: help demo test quick host soak matrix lint bench evaluate clean setup debian
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -44,6 +51,10 @@ QUICK := tests/test_style.py tests/test_house.py tests/test_messages.py tests/lt
 
 quick: setup
 	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -q -n 3 --dist loadfile $(QUICK) $(ARGS)
+
+host: setup debian $(LAYERED)
+	@LTX_A2V_HOST=$(COMFYUI) OMP_NUM_THREADS=1 exec $(or $(LAYER),.venv)/bin/python .venv/bin/pytest -n 2 --dist loadfile \
+	    $(or $(ARGS),tests/nodes tests/host)
 
 soak: setup debian
 	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -m soak --timeout 3600 $(ARGS)
@@ -101,6 +112,16 @@ $(HOST): $(VENV)
 	@echo "setup: ComfyUI 0.3.75 in .host (8 MB to fetch)"
 	@mkdir -p .host; rm -f .host/.done-*
 	@.venv/bin/python tests/host/setup_host.py .host/comfyui
+	@touch $@
+
+# The packages of .venv serve where they fit, torch above all.
+$(LAYERED): $(PACKAGES)
+	@echo "setup: what $(COMFYUI)/requirements.txt needs beyond .venv, in $(LAYER)"
+	@rm -rf $(LAYER)
+	@.venv/bin/python -m venv --without-pip $(LAYER)
+	@.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(echo $(LAYER)/lib/python*/site-packages)/venv.pth"
+	@$(PIP) --python $(LAYER)/bin/python install --no-compile --requirement $(COMFYUI)/requirements.txt
+	@$(if $(WITH),$(PIP) --python $(LAYER)/bin/python install --no-compile $(WITH))
 	@touch $@
 
 # This installs a browser, a decoder that shares no code with the pack, and two speech synthesisers. If they cannot be

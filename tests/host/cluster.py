@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-RAY = Path(sys.executable).with_name("ray")
+RAY = (sys.executable, "-m", "ray.scripts.scripts")  # the command `ray`, of the interpreter that runs the tests
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5e" * 32}
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 START_SECONDS = 120
@@ -47,11 +47,13 @@ def ray_start(environment: dict[str, str], address: str | None = None) -> Iterat
         "--include-dashboard=false",
     )
     where = (f"--address={address}",) if address else head
-    command = [str(RAY), "start", "--block", "--disable-usage-stats", *SMALL, *where]
+    command = [*RAY, "start", "--block", "--disable-usage-stats", *SMALL, *where]
     log = folder / "start.log"
     with log.open("wb") as out:
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
-        process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + START_SECONDS
         while "Ray runtime started" not in log.read_text():

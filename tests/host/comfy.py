@@ -2,6 +2,9 @@
 
 Plain calls over HTTP and one websocket a run; no asyncio, no pytest, and nothing of ComfyUI is imported here. The pack
 is installed the way `git clone` would: a folder of its name under custom_nodes/, here a link to this checkout.
+
+The server is the one that `make setup` unpacks, or the one in the folder that LTX_A2V_HOST names; the interpreter that
+runs the tests runs it, too. `make host COMFYUI=path` sets both.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import websocket
 from a2v.tests.tiny import TinyFiles, write_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-HOST = ROOT / ".host" / "comfyui"
+HOST = Path(os.environ.get("LTX_A2V_HOST") or ROOT / ".host" / "comfyui").resolve()
 PACK = "ltx-audio-to-video"
 START_SECONDS = 120
 LOG_TAIL = 40

@@ -1,20 +1,19 @@
 """ComfyUI's own modules, imported into the test's process from the unpacked server, for tests of the nodes.
 
 The server's folder goes to the end of `sys.path`, so that it hides nothing. Tests are skipped by name where there is no
-server: `make setup` unpacks one, and LTX_A2V_HOST names another.
+server; tests/host/comfy.py says which one it is.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from a2v.tests.host.comfy import HOST
 
-HOST = Path(os.environ.get("LTX_A2V_HOST") or Path(__file__).resolve().parents[2] / ".host" / "comfyui")
 BASE = tempfile.TemporaryDirectory(prefix="comfy-")
 
 if (HOST / "comfy").is_dir():

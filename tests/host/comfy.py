@@ -151,6 +151,13 @@ class Comfy:
     def object_info(self) -> dict[str, Any]:
         return self.get("/object_info")
 
+    def not_an_option(self, kind: str, field: str, value: str) -> str:
+        """What a ComfyUI newer than 0.3.75 says of a widget's value that is not among its options, before any node."""
+        inputs = self.object_info()[kind]["input"]
+        given, *more = {**inputs["required"], **inputs.get("optional", {})}[field]
+        options = given if isinstance(given, list) else more[0]["options"]
+        return f"Value not in list: {field}: {value!r} not in {options}"
+
     def upload(self, file: Path) -> str:
         """Sends an input file (audio goes the same way as pictures); the name to give to a loader."""
         with file.open("rb") as data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from a2v.ltx.models import MODELS
 from a2v.mini import sizes
 from a2v.tests.host.browser import Frontend, browser_path
 from a2v.tests.host.comfy import Comfy
+from playwright.sync_api import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "mini" / "weights"
@@ -38,6 +40,8 @@ CHANGE = """changes => {
                 widget.callback?.(value);
             }
 }"""
+RUN = "[data-testid=queue-button] button, button[data-testid=queue-button]"
+DETAILS = "error-overlay-see-errors"
 pytestmark = pytest.mark.skipif(browser_path() is None, reason="no chromium here (apt-get install chromium)")
 
 
@@ -48,9 +52,35 @@ def fresh(tmp_path: Path) -> Iterator[Comfy]:
         yield server
 
 
-def close_dialog(frontend: Frontend) -> None:
-    frontend.page.keyboard.press("Escape")
-    frontend.page.locator(".p-dialog-mask").first.wait_for(state="detached")
+def dialog(page: Page) -> str:
+    """What the open dialog says; it is closed again."""
+    said = page.locator(".p-dialog").inner_text()
+    page.keyboard.press("Escape")
+    page.locator(".p-dialog-mask").first.wait_for(state="detached")
+    return said
+
+
+def missing(page: Page) -> str:
+    """The page's own list of what an opened template needs, "folder / name" each: a dialog, or since 2026 a panel."""
+    told, button = page.get_by_text("the following models were not found"), page.get_by_test_id(DETAILS)
+    told.or_(button).first.wait_for()
+    if told.is_visible():
+        return dialog(page)
+    button.click()
+    page.get_by_test_id("missing-model-download").first.wait_for()
+    rows = page.get_by_test_id("error-group-missing-model").inner_text()
+    return re.sub(r"(\S+)\n(\S+)\nDownload\b", r"\2 / \1", rows)
+
+
+def refused(page: Page) -> str:
+    """What the page says once Run was pressed in vain, every detail unfolded."""
+    told, panel = page.locator(".p-dialog"), page.get_by_test_id("error-group-execution")
+    told.or_(panel).first.wait_for()
+    if told.is_visible():
+        return dialog(page)
+    for info in panel.get_by_role("button", name=re.compile("^Info for")).all():
+        info.click()
+    return panel.inner_text()
 
 
 def ran(server: Comfy, seconds: float = 300) -> dict:
@@ -71,22 +101,16 @@ def test_from_the_template_to_the_video(fresh: Comfy) -> None:
         page.get_by_text("ltx-audio-to-video", exact=True).click()
         page.get_by_text("audio_to_video").first.click()
 
-        # the page's own list of what the template needs: each with folder, name and link
-        missing = page.get_by_text("the following models were not found")
-        missing.wait_for()
-        said = page.locator(".p-dialog").inner_text()
+        said = missing(page)
         for model in (MODELS[key] for key in NAMED.values()):
             # the page knows files alone; of Gemma's folder the pack tells below
             assert not model.file or f"{model.folder} / {model.name}" in said
-        close_dialog(frontend)
 
         # pressed all the same, the pack names file, folder and page
-        page.get_by_test_id("queue-button").get_by_role("button", name="Run").click()
-        page.get_by_text(MODELS["dev"].page).first.wait_for()
-        said = page.locator(".p-dialog").inner_text()
+        page.locator(RUN).first.click()
+        said = refused(page)
         for key in NAMED.values():
             assert MODELS[key].page in said, key
-        close_dialog(frontend)
         assert requests.get(f"{fresh.url}/history", timeout=10).json() == {}
 
         # what it said is done, and R pressed
@@ -98,7 +122,7 @@ def test_from_the_template_to_the_video(fresh: Comfy) -> None:
         fresh.upload(ROOT / "assets" / "speech.opus")
         page.evaluate("() => app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
         page.evaluate(CHANGE, CHANGES)
-        page.get_by_test_id("queue-button").get_by_role("button", name="Run").click()
+        page.locator(RUN).first.click()
         entry = ran(fresh)
         assert entry["status"]["status_str"] == "success", entry["status"]
         (video,) = [item for output in entry["outputs"].values() for item in output.get("images", ())]

@@ -37,6 +37,9 @@ SETTINGS = {
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
 }
 READY_MS = 60_000
+LOOKED_UP = ("https://api.comfy.org/", "https://huggingface.co/")
+"""The node registry, and the pages of models that a graph names: the page asks them, and nothing here reaches them."""
+TOASTS = ".p-toast-message, [data-testid=toast]"  # before and since 1.58
 # the page loads a workflow of its own at the end of its start
 READY = """type => window.app?.vueAppReady && window.LiteGraph?.registered_node_types[type]
     && app.extensionManager.workflow.activeWorkflow && app.graph.nodes.length"""
@@ -46,7 +49,7 @@ LOAD = """async workflow => {
     await new Promise(requestAnimationFrame);
 }"""
 MISSING = """() => app.graph.nodes
-    .filter(node => node.has_errors || !(node.type in LiteGraph.registered_node_types)).map(node => node.type)"""
+    .filter(node => !(node.type in LiteGraph.registered_node_types)).map(node => node.type)"""
 SERIALIZE = "() => JSON.stringify(app.graph.serialize({sortNodes: true}))"
 PROMPT = "async () => JSON.stringify((await app.graphToPrompt()).output)"
 # the whole graph in view without menus over it; where it lies on the page, in pixels
@@ -135,15 +138,20 @@ class Frontend:
     def set_mode(self, ids: Iterable[int], mode: int) -> None:
         """Switches nodes on (0) or bypasses them (4), as Ctrl+B does."""
         self.page.evaluate(
-            "([ids, mode]) => app.graph.nodes.filter(node => ids.includes(node.id)).forEach(node => node.mode = mode)",
+            """([ids, mode]) => app.graph.nodes
+                .filter(node => ids.includes(Number(node.id))) // newer frontends keep it as a string
+                .forEach(node => node.mode = mode)""",
             [list(ids), mode],
         )
+
+    def toasts(self) -> int:
+        """How many messages pop up in a corner of the page."""
+        return self.page.locator(TOASTS).count()
 
     def screenshot(self, path: Path) -> None:
         """A picture of the whole open graph, as large as the page allows."""
         self.page.screenshot(path=path, clip=self.page.evaluate(FIT, MARGIN))
 
     def _on_console(self, message: ConsoleMessage) -> None:
-        # the page's own look-ups at the node registry, which nothing here can reach
-        if message.type == "error" and "https://api.comfy.org/" not in message.text:
+        if message.type == "error" and not any(place in message.text for place in LOOKED_UP):
             self.errors.append(f"{message.text} ({message.location.get('url', '')})")

@@ -20,6 +20,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,16 @@ sys.modules.setdefault("a2v", alias)
 
 from a2v.ltx.request import NEGATIVE_PROMPT
 from a2v.tests.host.browser import OWN_NODE, Frontend, Workflow, browser_path
-from a2v.tests.host.comfy import HOST, Comfy
+from a2v.tests.host.comfy import HOST, Comfy, Prompt
 from PIL import Image
 
 WORKFLOWS = ROOT / "workflows"
 ASSET = ROOT / "assets" / "workflow.png"
 DEFAULT = "audio_to_video"
 JPEG_QUALITY = 70
+FRONTEND = "comfyui-frontend-package"
+DRAWN_HERE = f"\n{FRONTEND}=={version(FRONTEND)}\n" in (ROOT / "requirements-dev.txt").read_text(encoding="utf-8")
+"""Whether this frontend is the one that draws the files, and gives them back to the letter."""
 INPUTS = (ROOT / "assets" / "speech.opus", HOST / "input" / "example.png")  # what the workflows load
 
 # published files (name, repository, models folder, size for the note)
@@ -701,6 +705,14 @@ def api_text(prompt: dict[str, dict[str, Any]]) -> str:
 def text(value: object) -> str:
     """UI form as it is committed."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def sent(prompt: Prompt) -> Prompt:
+    """What every frontend sends of one graph: newer ones leave out the player of Load Audio, which has no value."""
+    return {
+        key: {**node, "inputs": {name: value for name, value in node["inputs"].items() if name != "audioUI"}}
+        for key, node in prompt.items()
+    }
 
 
 def export(frontend: Frontend, workflow: Workflow) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from a2v.ltx.media import audio
 from a2v.tests.host.api import APP, LONG, SMALL, SPEECH, client_of, environment, write_published
 from a2v.tests.host.browser import Frontend
 from a2v.tests.host.comfy import Comfy
+from a2v.tests.host.draw_workflows import sent
 from a2v.tests.ltx.media.test_safety import write as write_classifier
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -262,7 +263,7 @@ def test_the_graph_of_a_request_opens_in_the_editor(
         queued = frontend.prompt()
         assert frontend.errors == []
         places = [tuple(node["pos"]) for node in frontend.serialize()["nodes"]]
-    asked = answer.json()
+    asked = sent(answer.json())
     assert {key: node["class_type"] for key, node in queued.items()} == {
         key: node["class_type"] for key, node in asked.items()
     }

@@ -14,12 +14,14 @@ from a2v.tests.host.draw_workflows import (
     BLUEPRINT,
     BLUEPRINT_ABOUT,
     DEFAULT,
+    DRAWN_HERE,
     INPUTS,
     OUTSIDE,
     PROMOTED,
     WORKFLOWS,
     api_file,
     blueprint,
+    sent,
 )
 from a2v.tests.tiny import TinyFiles
 
@@ -28,9 +30,10 @@ WORKFLOW = WORKFLOWS / f"{DEFAULT}.json"
 UI = json.loads(WORKFLOW.read_text(encoding="utf-8"))
 API = json.loads(api_file(WORKFLOW).read_text(encoding="utf-8"))
 EMPTY = {"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": []}
-ALERT = ".p-toast-message"
-OFFERED = """() => document.getElementById('vue-app').__vue_app__.config.globalProperties.$pinia._s.get('subgraph')
-    .subgraphBlueprints.map(found => ({name: found.display_name, about: found.description}))"""
+# ComfyUI has blueprints of its own, too
+OFFERED = """name => document.getElementById('vue-app').__vue_app__.config.globalProperties.$pinia._s.get('nodeDef')
+    .visibleNodeDefs.filter(found => found.name.startsWith('SubgraphBlueprint.') && found.display_name === name)
+    .map(found => found.description)"""
 SEARCH = "() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')"
 ADDED = "() => app.graph.nodes.some(node => node.isSubgraphNode())"
 # the workflow's loader and saver, and what the two took and gave, at the node that was found
@@ -62,10 +65,10 @@ def asked(frontend: Frontend) -> Prompt:
     frontend.load(EMPTY)
     frontend.page.evaluate(SEARCH)
     frontend.page.keyboard.type(BLUEPRINT.stem, delay=10)
-    frontend.page.locator(".p-autocomplete-option", has_text=BLUEPRINT.stem).first.click()
+    frontend.page.get_by_role("option").filter(has_text=BLUEPRINT.stem).first.click()
     frontend.page.wait_for_function(ADDED, timeout=10_000)
     frontend.page.evaluate(CONNECT)
-    assert frontend.errors == [] and frontend.page.locator(ALERT).count() == 0
+    assert frontend.errors == [] and frontend.toasts() == 0
     return frontend.prompt()
 
 
@@ -83,11 +86,13 @@ def named(prompt: Prompt) -> dict[str, dict[str, Any]]:
 
 
 def test_the_server_offers_it(comfy: Comfy) -> None:
-    ((key, found),) = comfy.get("/global_subgraphs").items()
+    offered = comfy.get("/global_subgraphs").items()
+    ((key, found),) = ((key, found) for key, found in offered if PACK in found["info"]["node_pack"])
     assert (found["name"], found["info"]) == (BLUEPRINT.stem, {"node_pack": f"custom_nodes.{PACK}"})
     assert comfy.get(f"/global_subgraphs/{key}")["data"] == FILE
 
 
+@pytest.mark.skipif(not DRAWN_HERE, reason="files are drawn with the frontend of requirements-dev.txt")
 def test_the_file_is_what_is_drawn(frontend: Frontend) -> None:
     assert blueprint(frontend, UI) == FILE, "run tests/host/draw_workflows.py"
     assert frontend.errors == []
@@ -105,11 +110,11 @@ def test_it_holds_the_workflow_but_its_ends() -> None:
 
 
 def test_the_node_library_lists_it(frontend: Frontend) -> None:
-    assert frontend.page.evaluate(OFFERED) == [{"name": BLUEPRINT.stem, "about": BLUEPRINT_ABOUT}]
+    assert frontend.page.evaluate(OFFERED, BLUEPRINT.stem) == [BLUEPRINT_ABOUT]
 
 
 def test_it_queues_what_the_workflow_queues(asked: Prompt) -> None:
-    assert named(asked) == named(API)
+    assert named(sent(asked)) == named(sent(API))
 
 
 def test_the_closed_node_takes_the_prompt_and_makes_a_video(

@@ -22,7 +22,6 @@ FORMATS = {
     "PRORES4444 (.mov)": "video/quicktime",
 }
 EMPTY = {"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": []}
-ALERT = ".p-toast-message"
 TYPE = """text => {
     const node = app.graph.nodes.find(node => node.title === 'Positive prompt');
     node.widgets.find(widget => widget.name === 'prompt').value = text;
@@ -30,7 +29,8 @@ TYPE = """text => {
 # the workflow names models that a fresh server lacks, and the dialog that offers them looks them up
 QUIET = "() => app.extensionManager.setting.set('Comfy.Workflow.ShowMissingModelsWarning', false)"
 DROP = """async ([data, name, type]) => {
-    app.extensionManager.toast.removeAll();
+    const {toast} = app.extensionManager;
+    (toast.dismissAll ?? toast.removeAll)();
     const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
     await app.handleFile(new File([bytes], name, {type}));
     await new Promise(requestAnimationFrame);
@@ -82,7 +82,7 @@ def test_a_dropped_file_brings_its_graph_back(
     frontend.load(EMPTY)
     assert frontend.serialize()["nodes"] == []
     frontend.page.evaluate(DROP, [base64.b64encode(path.read_bytes()).decode(), path.name, FORMATS[file_format]])
-    assert frontend.errors == [] and frontend.page.locator(ALERT).count() == 0
+    assert frontend.errors == [] and frontend.toasts() == 0
     found = frontend.serialize()
     (positive,) = (node for node in found["nodes"] if node.get("title") == "Positive prompt")
     assert TEXT in positive["widgets_values"]

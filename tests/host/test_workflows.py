@@ -14,7 +14,7 @@ import pytest
 from a2v.ltx.diffusion import schedules
 from a2v.ltx.request import PARAMETERS
 from a2v.tests.host import demo
-from a2v.tests.host.browser import Frontend
+from a2v.tests.host.browser import Frontend, Workflow
 from a2v.tests.host.comfy import Comfy, Prompt, Run
 from a2v.tests.host.draw_workflows import (
     ASSET,
@@ -22,6 +22,7 @@ from a2v.tests.host.draw_workflows import (
     CUT,
     DEFAULT,
     DISTILLED,
+    DRAWN_HERE,
     INPUTS,
     VARIANTS,
     WORKFLOWS,
@@ -29,6 +30,7 @@ from a2v.tests.host.draw_workflows import (
     api_text,
     draw,
     export,
+    sent,
     workflow_files,
 )
 from a2v.tests.tiny import TinyFiles
@@ -260,16 +262,39 @@ def test_the_graph_reads_left_to_right_and_nothing_overlaps(name: str) -> None:
     assert all((a[0], a[1]) < (b[0], b[1]) for a, b in pairwise(steps) if a[1] == b[1])
 
 
+def meant(workflow: Workflow) -> Workflow:
+    """What every frontend writes of one graph: newer ones say some things twice, and leave defaults out."""
+    found = json.loads(json.dumps(workflow))
+    for node in found["nodes"]:
+        named = node.pop("widgets_values_named", {})
+        values = node.pop("widgets_values", [])
+        while values and values[-1] is None:  # of buttons
+            values.pop()
+        assert list(named.values())[: len(values)] in ([], values), node["type"]
+        node["widgets_values"] = values
+        for socket in (*node.get("inputs", ()), *node.get("outputs", ())):
+            socket.pop("localized_name", None)
+    for group in found["groups"]:
+        group.pop("font_size", None)
+    for corner in found["extra"]["reroutes"]:
+        corner["linkIds"].sort()
+    return found
+
+
 @each
 def test_the_frontend_gives_back_both_files(name: str, frontend: Frontend) -> None:
     path = WORKFLOWS / f"{name}.json"
     ui, api = export(frontend, UI[name])
     assert frontend.errors == []
-    assert ui == path.read_text(encoding="utf-8"), "run tests/host/draw_workflows.py"
-    assert api == api_file(path).read_text(encoding="utf-8"), "run tests/host/draw_workflows.py"
+    assert meant(json.loads(ui)) == meant(UI[name])
+    assert sent(json.loads(api)) == sent(API[name])
+    if DRAWN_HERE:
+        assert ui == path.read_text(encoding="utf-8"), "run tests/host/draw_workflows.py"
+        assert api == api_file(path).read_text(encoding="utf-8"), "run tests/host/draw_workflows.py"
     assert frontend.page.evaluate(CUT) == []
 
 
+@pytest.mark.skipif(not DRAWN_HERE, reason="files are drawn with the frontend of requirements-dev.txt")
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_the_files_are_what_is_drawn(variant: Any, frontend: Frontend) -> None:
     assert draw(frontend, variant) == UI[variant.name], "run tests/host/draw_workflows.py"

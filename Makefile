@@ -27,6 +27,7 @@ HOST := .host/.done-$(call sum,tests/host/requirements.txt tests/host/setup_host
 
 # Another ComfyUI runs, with the tests, in a layer over .venv: an environment of its own that holds only what .venv lacks.
 ifdef COMFYUI
+$(if $(wildcard $(COMFYUI)/main.py),,$(error COMFYUI=$(COMFYUI) is no folder of ComfyUI: it holds no main.py))
 LAYER := .host/layer-$(shell cat requirements-dev.txt $(COMFYUI)/requirements.txt - <<< '$(WITH)' | cksum | tr ' ' -)
 LAYERED := $(LAYER)/.done
 endif

@@ -110,6 +110,8 @@ def test_it_holds_the_workflow_but_its_ends() -> None:
 
 
 def test_the_node_library_lists_it(frontend: Frontend) -> None:
+    # a page is ready before it has fetched the blueprints
+    frontend.page.wait_for_function(f"name => ({OFFERED})(name).length", arg=BLUEPRINT.stem)
     assert frontend.page.evaluate(OFFERED, BLUEPRINT.stem) == [BLUEPRINT_ABOUT]
 
 

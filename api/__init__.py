@@ -17,7 +17,8 @@ def register(server: Any) -> None:
     if _registered:
         return
     try:
-        from . import cluster, routes  # aiohttp, pydantic and SQLAlchemy are the server's; the nodes do without
+        from . import cluster
+        from .protocol import queue as routes  # aiohttp, pydantic and SQLAlchemy are the server's; the nodes do without
 
         jobs = routes.install(server)
         _registered.append(jobs)

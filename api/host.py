@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..ltx.errors import InputError
+from .graph.compose import GEMMA_FOLDER, Models, Prompt, find_models
 from .waiting import is_set_within
-from .workflow import GEMMA_FOLDER, Models, Prompt, find_models
 
 LOOK_SECONDS = 1.0  # between looks at the queue, for what no event tells: a prompt that a person took out of it
 

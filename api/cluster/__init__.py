@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..jobs import Jobs
+    from ..queue.jobs import Jobs
 
 
 def install(server: Any, jobs: Jobs) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from ..incoming import CHUNK, Incoming, TooLargeError
-from ..media import RESULT
+from ..files.incoming import CHUNK, Incoming, TooLargeError
+from ..files.media import RESULT
 from ..settings import MIB, Settings
 
 LARGEST_RESULT = 16 * 1024 * MIB

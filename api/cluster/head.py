@@ -22,11 +22,12 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
-from .. import store, workflow
+from ..database import store
+from ..database.store import Request
+from ..graph import compose as workflow
 from ..host import Host, NodeError, OnEvent, Outcome, Rejected
-from ..jobs import Jobs, LeaseLost
+from ..queue.jobs import Jobs, LeaseLost
 from ..settings import SUBFOLDER
-from ..store import Request
 from .door import Door
 from .worker import IDENTITY, MEDIA, PROTOCOL
 

@@ -21,9 +21,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from .. import auth, workflow
+from ..files.incoming import CHUNK, Incoming, TooLargeError
+from ..graph import compose as workflow
 from ..host import Host, Outcome, Rejected
-from ..incoming import CHUNK, Incoming, TooLargeError
+from ..protocol import access as auth
 from ..settings import SUBFOLDER, Settings
 from ..waiting import wait_for
 

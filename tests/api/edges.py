@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from a2v.api.database.store import Store
 from a2v.api.settings import Settings
-from a2v.api.store import Store
 from aiohttp import web
 from PIL import Image
 

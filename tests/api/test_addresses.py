@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from a2v.api import addresses
-from a2v.api.addresses import fetch, judge, parse, public
+from a2v.api.network import addresses
+from a2v.api.network.addresses import fetch, judge, parse, public
 from a2v.api.settings import Settings
 from a2v.ltx.errors import InputError
 from a2v.tests.api.edges import Names, answering, make_settings

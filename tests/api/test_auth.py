@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import requests
-from a2v.api import auth, uploads
+from a2v.api.files import uploads
+from a2v.api.protocol import access as auth
 from a2v.api.settings import Settings
 from a2v.tests.api.edges import KEY, Names, make_settings, opened, serving, wav
 from aiohttp import web

@@ -16,10 +16,10 @@ import av
 import numpy as np
 import pytest
 import requests
-from a2v.api import media
-from a2v.api.media import inline_gone, localize
+from a2v.api.database.store import Store
+from a2v.api.files import media
+from a2v.api.files.media import inline_gone, localize
 from a2v.api.settings import SUBFOLDER, Settings
-from a2v.api.store import Store
 from a2v.ltx.errors import InputError
 from a2v.ltx.media.audio import load_track
 from a2v.ltx.media.images import load_image

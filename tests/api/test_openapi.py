@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from a2v.api import auth, media, openapi, uploads
-from a2v.api.routes import Endpoint
+from a2v.api.database.store import Store
+from a2v.api.files import media, uploads
+from a2v.api.protocol import access as auth
+from a2v.api.protocol import openapi
+from a2v.api.protocol.queue import Endpoint
 from a2v.api.settings import Settings
-from a2v.api.store import Store
-from a2v.api.webhooks import Webhooks
+from a2v.api.webhooks.deliveries import Webhooks
 from a2v.ltx.request import PARAMETERS
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from a2v.api import auth, snapshots, store
-from a2v.api.jobs import Jobs
-from a2v.api.routes import OWNER, Endpoint
+from a2v.api.database import store
+from a2v.api.database.store import DONE, QUEUED, RUNNING, Request
+from a2v.api.protocol import access as auth
+from a2v.api.protocol.queue import OWNER, Endpoint
+from a2v.api.queue import snapshots
+from a2v.api.queue.jobs import Jobs
+from a2v.api.queue.snapshots import Told
 from a2v.api.settings import APP
-from a2v.api.snapshots import Told
-from a2v.api.store import DONE, QUEUED, RUNNING, Request
 from a2v.tests.api.edges import make_settings, opened
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -110,7 +112,7 @@ def test_a_poller_that_would_read_the_same_again_waits_for_news(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over whatever connection; another client is answered at once when it first asks, and all are in the end."""
-    monkeypatch.setattr("a2v.api.snapshots.LATELY", 1e6)
+    monkeypatch.setattr("a2v.api.queue.snapshots.LATELY", 1e6)
     settings = make_settings(tmp_path, hold_seconds=1e6)
 
     async def main(jobs: Jobs) -> list[tuple[int, str]]:

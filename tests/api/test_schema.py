@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from a2v.api.schema import Input, Invalid, Output, VideoFile, check, digest, read_json
+from a2v.api.applications.inputs import Input, Invalid, Output, VideoFile, check, digest, read_json
 from a2v.ltx.request import PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[2]

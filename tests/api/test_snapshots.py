@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from a2v.api import snapshots, store
-from a2v.api.snapshots import Snapshots
-from a2v.api.store import DONE, RUNNING, Request, Store
+from a2v.api.database import store
+from a2v.api.database.store import DONE, RUNNING, Request, Store
+from a2v.api.queue import snapshots
+from a2v.api.queue.snapshots import Snapshots
 from a2v.tests.api.edges import make_settings, opened
 from sqlalchemy import event
 

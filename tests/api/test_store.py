@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from a2v.api import store
-from a2v.api.store import DONE, QUEUED, RUNNING, Request, Store
+from a2v.api.database import store
+from a2v.api.database.store import DONE, QUEUED, RUNNING, Request, Store
 from sqlalchemy.exc import IntegrityError
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import requests
-from a2v.api import uploads
-from a2v.api.media import localize
+from a2v.api.database.store import Store
+from a2v.api.files import uploads
+from a2v.api.files.media import localize
 from a2v.api.settings import Settings
-from a2v.api.store import Store
 from a2v.tests.api.edges import KEY, make_settings, opened, png, serving, wav
 from aiohttp import web
 from fal_client import client as fal

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import requests
-from a2v.api import webhooks
+from a2v.api.database.store import Store
 from a2v.api.settings import Settings
-from a2v.api.store import Store
-from a2v.api.webhooks import DELIVERED, FAILED, PENDING, Delivery, Signer, Webhooks
+from a2v.api.webhooks import deliveries as webhooks
+from a2v.api.webhooks.deliveries import DELIVERED, FAILED, PENDING, Delivery, Signer, Webhooks
 from a2v.ltx.errors import InputError
 from a2v.tests.api.edges import Names, answering, make_settings, opened, serving
 from aiohttp import web

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
-from a2v.api import workflow
-from a2v.api.workflow import Graph, ModelMissing, Models, Prompt, compose, find_models, read
+from a2v.api.graph import compose as workflow
+from a2v.api.graph.compose import Graph, ModelMissing, Models, Prompt, compose, find_models, read
 from a2v.ltx.request import parse
 
 MODELS = Models(

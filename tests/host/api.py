@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from a2v.api.graph.compose import CHECKPOINT_FILE, GEMMA_FOLDER, LORA_FILE, UPSCALER_FILE
 from a2v.api.settings import APP
-from a2v.api.workflow import CHECKPOINT_FILE, GEMMA_FOLDER, LORA_FILE, UPSCALER_FILE
 from a2v.tests.host.comfy import Comfy, write_models
 from a2v.tests.tiny import TinyFiles
 

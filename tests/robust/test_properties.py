@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from a2v.api.schema import STRANGERS, check
+from a2v.api.applications.inputs import STRANGERS, check
 from a2v.ltx.diffusion.schedules import SCHEDULES
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import (

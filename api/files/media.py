@@ -22,13 +22,14 @@ from aiohttp import web
 from PIL import Image
 from yarl import URL
 
-from ..ltx.errors import InputError
-from ..ltx.media.audio import TAGS
-from ..ltx.media.images import FORMATS
-from . import addresses, uploads
+from ...ltx.errors import InputError
+from ...ltx.media.audio import TAGS
+from ...ltx.media.images import FORMATS
+from ..database.store import Store
+from ..network import addresses
+from ..settings import MIB, SUBFOLDER, Settings
+from . import uploads
 from .incoming import CHUNK, Incoming, TooLargeError
-from .settings import MIB, SUBFOLDER, Settings
-from .store import Store
 
 Kind = Literal["audio", "image"]
 

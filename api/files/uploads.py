@@ -23,10 +23,10 @@ from aiohttp import web
 from sqlalchemy import ForeignKey, delete, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from . import auth
+from ..database.store import Base, Store
+from ..protocol import access as auth
+from ..settings import MIB, Settings
 from .incoming import CHUNK, Incoming, TooLargeError
-from .settings import MIB, Settings
-from .store import Base, Store
 
 TOKEN_SECONDS = 3600
 MAX_PARTS = 10_000

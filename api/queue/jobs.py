@@ -29,15 +29,17 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from ..ltx.errors import InputError
-from . import media, store, uploads, workflow
-from .host import Host, NodeError, Outcome, Rejected
-from .schema import MEDIA, Invalid, Job, check, invalid_from
-from .settings import APP, MIB, SUBFOLDER, Settings
+from ...ltx.errors import InputError
+from ..applications.inputs import MEDIA, Invalid, Job, check, invalid_from
+from ..database import store
+from ..database.store import DONE, RUNNING, Request, Store
+from ..files import media, uploads
+from ..graph import compose as workflow
+from ..host import Host, NodeError, Outcome, Rejected
+from ..settings import APP, MIB, SUBFOLDER, Settings
+from ..waiting import is_set_within
+from ..webhooks.deliveries import Webhooks
 from .snapshots import Snapshot, Snapshots
-from .store import DONE, RUNNING, Request, Store
-from .waiting import is_set_within
-from .webhooks import Webhooks
 
 TICK_SECONDS = 1.0  # between looks at what other servers and the clock have done
 FETCHES = 8  # requests whose media are fetched at once

@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 from yarl import URL
 
-from .settings import Settings
+from ..settings import Settings
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

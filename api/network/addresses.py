@@ -18,9 +18,9 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from ..ltx.errors import InputError
-from .settings import Settings
-from .waiting import wait_for
+from ...ltx.errors import InputError
+from ..settings import Settings
+from ..waiting import wait_for
 
 MAX_REDIRECTS = 5
 CONNECT_SECONDS = 10.0

@@ -15,13 +15,13 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..ltx.errors import InputError
-from ..ltx.request import Request
+from ...ltx.errors import InputError
+from ...ltx.request import Request
 
 Prompt = dict[str, dict[str, Any]]
 Link = list[Any]
 
-FOLDER = Path(__file__).resolve().parents[1] / "workflows" / "api"
+FOLDER = Path(__file__).resolve().parents[2] / "workflows" / "api"
 PLAIN, ONE_IMAGE, TWO_IMAGES = "audio_to_video", "image_and_audio", "first_and_last_image"
 CAMERA, REGENERATION = "camera_move", "audio_regeneration"
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import models_json_schema
 
-from . import schema
-from .settings import Settings
+from ..applications import inputs as schema
+from ..settings import Settings
 
 if TYPE_CHECKING:
-    from .routes import Operation
+    from .queue import Operation
 
 MODELS = (
     schema.Input,

@@ -24,11 +24,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Text, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from ..ltx.errors import InputError
-from . import addresses
-from .settings import Settings
-from .store import Base, Store
-from .waiting import is_set_within
+from ...ltx.errors import InputError
+from ..database.store import Base, Store
+from ..network import addresses
+from ..settings import Settings
+from ..waiting import is_set_within
 
 FIELD = "fal_webhook"
 JWKS = "/rest/.well-known/jwks.json"

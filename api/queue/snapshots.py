@@ -16,8 +16,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from . import store
-from .store import QUEUED, Request, Store
+from ..database import store
+from ..database.store import QUEUED, Request, Store
 
 FRESH_SECONDS = 0.5
 LATELY = 1.0  # seconds within which a poller asks again

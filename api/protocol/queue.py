@@ -18,18 +18,21 @@ from typing import Any
 
 from aiohttp import web
 
-from ..ltx.errors import InputError
-from . import auth, media, openapi, schema, uploads
-from .host import Host
-from .jobs import Jobs, ReusedKey, Submission, result_file, with_url
-from .schema import Invalid, problem
-from .settings import APP, Settings, read_settings
-from .snapshots import Snapshot, Told
-from .store import DONE, PRIORITIES, QUEUED, Request, Store
-from .waiting import is_set_within
-from .webhooks import Webhooks
-from .webhooks import check as check_webhook
-from .workflow import ModelMissing
+from ...ltx.errors import InputError
+from ..applications import inputs as schema
+from ..applications.inputs import Invalid, problem
+from ..database.store import DONE, PRIORITIES, QUEUED, Request, Store
+from ..files import media, uploads
+from ..graph.compose import ModelMissing
+from ..host import Host
+from ..queue.jobs import Jobs, ReusedKey, Submission, result_file, with_url
+from ..queue.snapshots import Snapshot, Told
+from ..settings import APP, Settings, read_settings
+from ..waiting import is_set_within
+from ..webhooks.deliveries import Webhooks
+from ..webhooks.deliveries import check as check_webhook
+from . import access as auth
+from . import openapi
 
 OWNER = "/".join(APP.split("/")[:2])  # the clients leave the rest out once they have a request
 PING_SECONDS = 10.0

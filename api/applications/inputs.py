@@ -24,8 +24,8 @@ from pydantic import (
     create_model,
 )
 
-from ..ltx.errors import InputError
-from ..ltx.request import PARAMETERS, SIDE, Parameter, Request, parse
+from ...ltx.errors import InputError
+from ...ltx.request import PARAMETERS, SIDE, Parameter, Request, parse
 
 Detail = list[dict[str, Any]]
 ALIAS, SIZE = "image_size", "video_size"

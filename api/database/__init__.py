@@ -1,0 +1,1 @@
+"""The database: requests, their logs, and whatever else must outlive the process."""

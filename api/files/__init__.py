@@ -1,0 +1,1 @@
+"""Files: what requests name on its way in, uploads, and results on their way out."""

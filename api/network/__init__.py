@@ -1,0 +1,1 @@
+"""Other servers: which addresses may be called, and how."""

@@ -1,0 +1,1 @@
+"""A request from its submission to its end."""

@@ -17,11 +17,10 @@ def register(server: Any) -> None:
     if _registered:
         return
     try:
-        from . import cluster
-        from .protocol import queue as routes  # aiohttp, pydantic and SQLAlchemy are the server's; the nodes do without
+        from . import cluster, install  # aiohttp, pydantic and SQLAlchemy are the server's; the nodes do without
 
-        jobs = routes.install(server)
-        _registered.append(jobs)
-        cluster.install(server, jobs)
+        queue = install.install(server)
+        _registered.append(queue)
+        cluster.install(server, queue)
     except Exception:
         logging.exception("LTX A2V: the HTTP API could not be set up, and is off; the nodes are not touched by that")

@@ -10,20 +10,24 @@ import asyncio
 import copy
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..ltx.errors import InputError
-from .graph.compose import GEMMA_FOLDER, Models, Prompt, find_models
+from .graph.graph import Prompt
+from .graph.model_files import Listing
 from .waiting import is_set_within
 
 LOOK_SECONDS = 1.0  # between looks at the queue, for what no event tells: a prompt that a person took out of it
 
 KNOWN_SECONDS = 3.0
+SAFETY = "safety"
+FOLDER_MARK = "config.json"  # in every model that is a folder of its own
 
 T = TypeVar("T")
 OnEvent = Callable[[str, dict[str, Any]], None]
+FindModels = Callable[[Listing, Listing], Any]
 
 
 class Listener:
@@ -68,36 +72,35 @@ class Rejected(Exception):
         self.errors = errors
 
 
+class HostLost(Exception):
+    """Why a run came to no outcome, which is not the request's fault: another ComfyUI is to take it."""
+
+
 class Host:
     """A running PromptServer, seen from its own event loop."""
 
     def __init__(self, server: Any) -> None:
         self.server = server
-        self._known: dict[str, tuple[float, Any]] = {}
+        self._known: dict[Hashable, tuple[float, Any]] = {}
 
-    def _lately(self, name: str, look: Callable[[], T]) -> T:
+    def _lately(self, key: Hashable, look: Callable[[], T]) -> T:
         """What a look into the models folders found, if it was just now: they may be large, and on a slow disk."""
-        until, found = self._known.get(name, (0.0, None))
+        until, found = self._known.get(key, (0.0, None))
         if until < time.monotonic():
             found = look()
-            self._known[name] = (time.monotonic() + KNOWN_SECONDS, found)
+            self._known[key] = (time.monotonic() + KNOWN_SECONDS, found)
         return found
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the next questions are answered without a look."""
-        now = time.monotonic()
-        return len(self._known) == 2 and all(until > now + 0.1 for until, _ in self._known.values())
+    def is_known(self, find: FindModels) -> bool:
+        """Whether `models(find)` and `safety_missing` answer without a look."""
+        soon = time.monotonic() + 0.1
+        return all(self._known.get(key, (0.0, None))[0] > soon for key in (find, SAFETY))
 
-    def models(self) -> Models:
-        """The official files, where they are. Errors: ModelMissing."""
-        return self._lately("models", self._find_models)
-
-    def _find_models(self) -> Models:
+    def models(self, find: FindModels) -> Any:
+        """What an application finds in ComfyUI's listings of files and of model folders. Errors: ModelMissing."""
         from ..nodes import files  # imports ComfyUI's nodes, which are not there yet when the routes are registered
 
-        marks = {GEMMA_FOLDER.folder: "config.json"}
-        return find_models(files.model_files, lambda kind: files.model_folders(kind, marks[kind]))
+        return self._lately(find, lambda: find(files.model_files, lambda kind: files.model_folders(kind, FOLDER_MARK)))
 
     def check_camera(self, movement: str) -> None:
         """Whether that movement's LoRA is there. Errors: InputError, with its address."""
@@ -111,7 +114,7 @@ class Host:
         """What to install where no safety checker is; None where one is."""
         from ..nodes import safety
 
-        return self._lately("safety", lambda: None if safety.installed() else safety.WANTED)
+        return self._lately(SAFETY, lambda: None if safety.installed() else safety.WANTED)
 
     async def run(self, prompt: Prompt, on_queued: Callable[[str], None], on_event: OnEvent) -> Outcome:
         """Queues a prompt and follows it to its end. on_queued is told its id; on_event all that ComfyUI says of it.

@@ -11,7 +11,6 @@ from typing import Any
 from ..ltx.errors import InputError
 
 PREFIX = "/fal"
-APP = "fal-ai/ltx-2.3-22b/audio-to-video"
 SUBFOLDER = "ltx_a2v_api"
 """Of ComfyUI's input, output and temp folders: all that the API writes there, and all it ever deletes there."""
 

@@ -30,7 +30,7 @@ class Published:
     """A file on the hub, or a whole repository if `file` is empty, which becomes a folder.
 
     what: its name in messages. size: approximate bytes. folder: the folder in ComfyUI's models folder. terms: whether
-    its terms must be accepted on its page first.
+    its terms must be accepted on its page first. older: the files of earlier versions, newest first, which serve as well.
     """
 
     what: str
@@ -39,6 +39,7 @@ class Published:
     folder: str
     size: int
     terms: bool = False
+    older: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -61,10 +62,20 @@ MODELS: Mapping[str, Published] = {
         "distilled checkpoint", LTX, "ltx-2.3-22b-distilled-1.1.safetensors", "checkpoints", 46_149_345_334
     ),
     "upscaler": Published(
-        "latent upscaler", LTX, "ltx-2.3-spatial-upscaler-x2-1.1.safetensors", "latent_upscale_models", 995_743_560
+        "latent upscaler",
+        LTX,
+        "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+        "latent_upscale_models",
+        995_743_560,
+        older=("ltx-2.3-spatial-upscaler-x2-1.0.safetensors",),
     ),
     "distilled-lora": Published(
-        "distilled LoRA", LTX, "ltx-2.3-22b-distilled-lora-384-1.1.safetensors", "loras", 7_605_507_256
+        "distilled LoRA",
+        LTX,
+        "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
+        "loras",
+        7_605_507_256,
+        older=("ltx-2.3-22b-distilled-lora-384.safetensors",),
     ),
     "gemma": Published("text encoder", GEMMA, "", "text_encoders", 24_400_000_000, terms=True),
     "safety-checker": Published("safety checker", "Falconsai/nsfw_image_detection", "", "safety_checker", 344_000_000),

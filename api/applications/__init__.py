@@ -1,1 +1,13 @@
-"""The applications that are answered: what each takes, how that is checked, and the graph that it becomes."""
+"""The applications that this server answers, by their ids: each has inputs, a graph that it fills in, and defaults.
+
+To answer another one, describe it in a file of its own, as audio_to_video.py does, and name it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .application import Application
+from .audio_to_video import AUDIO_TO_VIDEO
+
+APPLICATIONS: Mapping[str, Application] = {application.id: application for application in (AUDIO_TO_VIDEO,)}

@@ -11,18 +11,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..queue.jobs import Jobs
+    from ..queue.queue import RequestQueue
 
 
-def install(server: Any, jobs: Jobs) -> None:
+def install(server: Any, queue: RequestQueue) -> None:
     """Makes a PromptServer a head, a worker, both or (as most are) neither. To be called before it starts."""
-    if jobs.settings.is_worker:
+    if queue.settings.is_worker:
         from .worker import Worker
 
-        server.app.add_routes(Worker(jobs.host, jobs.settings).routes())
-    if jobs.settings.ray_address:
+        server.app.add_routes(Worker(queue.host, queue.settings).routes())
+    if queue.settings.ray_address:
         from .head import Cluster
 
-        cluster = Cluster(jobs)
+        cluster = Cluster(queue)
         server.app.on_startup.append(lambda _: cluster.start())
         server.app.on_cleanup.append(lambda _: cluster.close())

@@ -41,7 +41,7 @@ NO_AGENT = (
 )
 
 
-class Refused(Exception):
+class ClusterRefused(Exception):
     """Why this cluster is not used: one sentence."""
 
 
@@ -133,20 +133,22 @@ class Bridge:
         self._out.flush()
 
     def join(self) -> None:
-        """Errors: Refused."""
+        """Errors: ClusterRefused."""
         if not _is_loopback_address(self.address) and _mode() != "token":
-            raise Refused(NO_TOKEN.format(where="this server"))
+            raise ClusterRefused(NO_TOKEN.format(where="this server"))
         try:
             import ray
         except ImportError:
-            raise Refused("Ray is not installed here: `pip install 'ray>=2.52'` into ComfyUI's Python.") from None
+            raise ClusterRefused(
+                "Ray is not installed here: `pip install 'ray>=2.52'` into ComfyUI's Python."
+            ) from None
         if tuple(int(part) for part in ray.__version__.split(".")[:2]) < OLDEST:
-            raise Refused(f"Ray {ray.__version__} is too old, it has no tokens: `pip install 'ray>=2.52'`.")
+            raise ClusterRefused(f"Ray {ray.__version__} is too old, it has no tokens: `pip install 'ray>=2.52'`.")
         try:
             ray.init(address=self.address, namespace="ltx-a2v", log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # Ray has no class of its own for what goes wrong here
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise Refused(
+            raise ClusterRefused(
                 f"Ray's cluster at {self.address} cannot be joined ({reason.rstrip('.')}): this machine needs a "
                 "`ray start` too, with the token, the Ray and the Python version of the others."
             ) from None
@@ -154,15 +156,15 @@ class Bridge:
         self.say(say="joined", ip=ray.util.get_node_ip_address())
 
     def _look_at_nodes(self, nodes: list[dict[str, Any]]) -> set[str]:
-        """The ids of those that are up. Errors: Refused, if there are others than this machine and no token."""
+        """The ids of those that are up. Errors: ClusterRefused, if there are others than this machine and no token."""
         alive = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["Alive"]}
         self._far = not all(_is_loopback(address) for address in alive.values())
         if self._far and _mode() != "token":
-            raise Refused(NO_TOKEN.format(where="this server"))
+            raise ClusterRefused(NO_TOKEN.format(where="this server"))
         return set(alive)
 
     async def serve(self) -> None:
-        """Until the input ends. Errors: Refused."""
+        """Until the input ends. Errors: ClusterRefused."""
         told: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -236,7 +238,7 @@ class Bridge:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _tend(self, node: str) -> None:
-        """One machine, as long as it is there. Errors: Refused."""
+        """One machine, as long as it is there. Errors: ClusterRefused."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
@@ -245,7 +247,7 @@ class Bridge:
         try:
             found = json.loads(await asyncio.wait_for(_as_future(agent.describe.remote()), START_SECONDS))
             if self._far and found["mode"] != "token":
-                raise Refused(NO_TOKEN.format(where=found["name"]))
+                raise ClusterRefused(NO_TOKEN.format(where=found["name"]))
             self._vetted.add(node)
             mine = {f"{node}/{url}": url for url in found["urls"]}
             while True:
@@ -299,7 +301,7 @@ def main() -> None:
     try:
         bridge.join()
         asyncio.run(bridge.serve())
-    except Refused as refused:
+    except ClusterRefused as refused:
         bridge.say(say="refused", why=str(refused))
     out.close()
 

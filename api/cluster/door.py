@@ -16,7 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 from ..files.incoming import CHUNK, Incoming, TooLargeError
-from ..files.media import RESULT
+from ..files.results import RESULT
 from ..settings import MIB, Settings
 
 LARGEST_RESULT = 16 * 1024 * MIB

@@ -1,32 +1,31 @@
 """The head of a cluster: the bridge kept running, a lane for each worker it tells of, and a request on each free lane.
 
-A lane is one more server on the store: it claims a request with a lease of its own and ends it as `Jobs` does, and only
-the graph runs elsewhere. A request whose worker is lost goes back into the queue, and whoever is free takes it.
+A lane claims a request with a lease of its own and ends it as the server's own lane does; only the graph runs there.
+A request whose worker is lost goes back into the queue, and whoever is free takes it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import hashlib
 import json
 import logging
 import secrets
 import socket
 import sys
-import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Set
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
-from ..database import store
-from ..database.store import Request
-from ..graph import compose as workflow
-from ..host import Host, NodeError, OnEvent, Outcome, Rejected
-from ..queue.jobs import Jobs, LeaseLost
+from ..graph.compose import SAVE
+from ..graph.graph import Graph, Prompt
+from ..host import Host, HostLost, NodeError, OnEvent, Outcome, Rejected
+from ..queue.lane import Lane
+from ..queue.queue import RequestQueue
+from ..queue.ticking import Ticker
 from ..settings import SUBFOLDER
 from .door import Door
 from .worker import IDENTITY, MEDIA, PROTOCOL
@@ -40,18 +39,14 @@ ARRIVAL_SECONDS = 15.0  # for a result in a shared folder to be seen here
 LONGEST_LINE = 2**26
 
 
-class WorkerLost(Exception):
-    """Why an order came to no outcome."""
-
-
 class Cluster:
     """All workers of this server. `start` and `close` on the loop that answers requests."""
 
-    def __init__(self, jobs: Jobs) -> None:
-        self.jobs = jobs
-        self.door = Door(jobs.settings)
-        self.lanes: dict[str, Lane] = {}
-        self.probe = _probe(jobs.settings.system)
+    def __init__(self, queue: RequestQueue) -> None:
+        self.queue = queue
+        self.door = Door(queue.settings)
+        self.workers: dict[str, RemoteWorker] = {}
+        self.probe = _probe(queue.settings.system)
         self._orders: dict[str, asyncio.Queue[dict[str, Any]]] = {}
         self._bridge: asyncio.subprocess.Process | None = None
         self._complaint = ""
@@ -65,10 +60,10 @@ class Cluster:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        for lane in self.lanes.values():
-            await lane.close()
+        for worker in self.workers.values():
+            await worker.close()
         await self.door.close()
-        (self.jobs.settings.output_folder / self.probe["name"]).unlink(missing_ok=True)
+        (self.queue.settings.output_folder / self.probe["name"]).unlink(missing_ok=True)
 
     async def _keep(self) -> None:
         """The bridge, started anew whenever it ends: Ray ends it where the cluster is gone for a minute."""
@@ -79,15 +74,15 @@ class Cluster:
                 self._complain(f"the cluster cannot be used: {type(error).__name__}: {error}")
             finally:
                 self._bridge = None
-                for lane in self.lanes.values():
-                    lane.state = {"error": "the connection to Ray's cluster is gone"}
+                for worker in self.workers.values():
+                    worker.state = {"error": "the connection to Ray's cluster is gone"}
                 for lines in self._orders.values():
                     lines.put_nowait({"kind": "lost", "why": "the connection to Ray's cluster is gone"})
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _serve(self) -> None:
         pipe = asyncio.subprocess.PIPE
-        command = (sys.executable, str(BRIDGE), str(self.jobs.settings.ray_address))
+        command = (sys.executable, str(BRIDGE), str(self.queue.settings.ray_address))
         bridge = await asyncio.create_subprocess_exec(
             *command, stdin=pipe, stdout=pipe, limit=LONGEST_LINE, start_new_session=True
         )  # it ends as its input does; Ctrl-C is not for it
@@ -121,29 +116,29 @@ class Cluster:
             logging.error("LTX A2V: %s", sentence)
 
     def _write_probe(self) -> None:
-        folder = self.jobs.settings.output_folder
+        folder = self.queue.settings.output_folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / self.probe["name"]).write_text(self.probe["says"])
 
     async def _show(self, workers: list[dict[str, Any]]) -> None:
-        told = {worker["key"]: worker for worker in workers if worker.get("identity") != IDENTITY}
-        for key, lane in list(self.lanes.items()):
+        told = {state["key"]: state for state in workers if state.get("identity") != IDENTITY}
+        for key, worker in list(self.workers.items()):
             if key not in told:
-                lane.state = {"error": "its machine has left the cluster"}
-                if lane.is_idle:
-                    del self.lanes[key]
-                    await lane.close()
-                    logging.warning("LTX A2V: %s has left the cluster", lane.name)
+                worker.state = {"error": "its machine has left the cluster"}
+                if not worker.lane.is_busy:
+                    del self.workers[key]
+                    await worker.close()
+                    logging.warning("LTX A2V: %s has left the cluster", worker.name)
         for key, state in told.items():
-            if key not in self.lanes:
-                self.lanes[key] = Lane(self, key, state["name"])
-                await self.lanes[key].start()
-            self.lanes[key].show(state)
-            if self.lanes[key].is_ready:
+            if key not in self.workers:
+                self.workers[key] = RemoteWorker(self, key, state["name"])
+                self.workers[key].start()
+            self.workers[key].show(state)
+            if self.workers[key].is_ready:
                 self._complaint = ""
 
     async def follow(self, worker: str, order: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """An order's lines until the consumer has enough, which ends it. Errors: WorkerLost."""
+        """An order's lines until the consumer has enough, which ends it. Errors: HostLost."""
         lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         order_id = order["id"]
         self._orders[order_id] = lines
@@ -152,16 +147,16 @@ class Cluster:
             while True:
                 line = await lines.get()
                 if line["kind"] == "lost":
-                    raise WorkerLost(line["why"])
+                    raise HostLost(line["why"])
                 yield line
         finally:
             del self._orders[order_id]
-            with suppress(WorkerLost):
+            with suppress(HostLost):
                 self._tell(do="stop", id=order_id)
 
     def _tell(self, **message: Any) -> None:
         if self._bridge is None or self._bridge.stdin is None or self._bridge.stdin.is_closing():
-            raise WorkerLost("the connection to Ray's cluster is gone")
+            raise HostLost("the connection to Ray's cluster is gone")
         self._bridge.stdin.write(json.dumps(message).encode() + b"\n")
 
 
@@ -169,14 +164,14 @@ class Remote(Host):
     """A worker's ComfyUI. What is asked of models and installations, this server's own answers."""
 
     def __init__(self, cluster: Cluster, key: str) -> None:
-        super().__init__(cluster.jobs.host.server)
+        super().__init__(cluster.queue.host.server)
         self._cluster, self._key = cluster, key
 
-    async def run(self, prompt: workflow.Prompt, on_queued: Callable[[str], None], on_event: OnEvent) -> Outcome:
-        """Errors: Rejected; WorkerLost. Ending the task that awaits this stops the run there."""
-        settings = self._cluster.jobs.settings
+    async def run(self, prompt: Prompt, on_queued: Callable[[str], None], on_event: OnEvent) -> Outcome:
+        """Errors: Rejected; HostLost. Ending the task that awaits this stops the run there."""
+        settings = self._cluster.queue.settings
         names = {text for text in _strings(prompt) if MEDIA.fullmatch(text)}
-        prefix = workflow.Graph(prompt).inputs(workflow.SAVE)["filename_prefix"]
+        prefix = Graph(prompt).inputs(SAVE)["filename_prefix"]
         token = prefix.removeprefix(f"{SUBFOLDER}/")
         order_id = str(uuid.uuid4())
         on_queued(order_id)
@@ -198,27 +193,27 @@ class Remote(Host):
                         await self._judge(prompt, line["errors"])
                     else:
                         return await self._outcome(line)
-        raise WorkerLost("it said nothing")
+        raise HostLost("it said nothing")
 
-    async def _judge(self, prompt: workflow.Prompt, errors: dict[str, str]) -> None:
-        """Errors: Rejected where this server rejects the graph too; else WorkerLost, the worker is set up otherwise."""
+    async def _judge(self, prompt: Prompt, errors: dict[str, str]) -> None:
+        """Errors: Rejected where this server rejects the graph too; else HostLost, the worker is set up otherwise."""
         import execution
 
         valid, _, _, node_errors = await execution.validate_prompt(str(uuid.uuid4()), prompt, None)
         if not valid or node_errors:
             raise Rejected(errors)
-        raise WorkerLost(f"it refused a graph that this server takes: {'; '.join(errors.values())}")
+        raise HostLost(f"it refused a graph that this server takes: {'; '.join(errors.values())}")
 
     async def _outcome(self, line: dict[str, Any]) -> Outcome:
         error = NodeError(**line["error"]) if line["error"] else None
         outcome = Outcome(line["outputs"], error, line["interrupted"], line["removed"])
         facts = next((found["report"][0] for found in outcome.outputs.values() if found.get("report")), None)
         if facts and not error and not outcome.interrupted:
-            path = self._cluster.jobs.settings.output_folder / Path(facts["filename"]).name
+            path = self._cluster.queue.settings.output_folder / Path(facts["filename"]).name
             until = time.monotonic() + ARRIVAL_SECONDS
             while not await asyncio.to_thread(path.is_file):
                 if time.monotonic() > until:
-                    raise WorkerLost("its result did not arrive")
+                    raise HostLost("its result did not arrive")
                 await asyncio.sleep(0.5)
         return outcome
 
@@ -226,37 +221,41 @@ class Remote(Host):
         """A worker keeps nothing by itself."""
 
 
-class Lane(Jobs):
-    """The work that one worker gets. Media are fetched and old results removed by the server's own `Jobs`."""
+class RemoteWorker:
+    """A worker as it was last seen, and the lane of requests that it gets whenever it is ready.
 
-    passing = "output"  # the folder whose files come from workers
+    Media are fetched and old results removed by the head's own queue.
+    """
 
     def __init__(self, cluster: Cluster, key: str, name: str) -> None:
-        jobs = cluster.jobs
-        super().__init__(Remote(cluster, key), jobs.store, jobs.settings, jobs.webhooks)
+        queue = cluster.queue
         self.name = name
         self.state: dict[str, Any] = {}
+        self._host = Remote(cluster, key)
+        self._ticker = Ticker(self._tick)
+        self.lane = Lane(
+            self._host,
+            queue.store,
+            queue.settings,
+            queue.journal,
+            queue.finishing,
+            self._ticker.wake,
+            name=name,
+            passing="output",  # where the files of workers arrive
+            on_end=self._on_end,
+        )
         self._seen = 0.0
         self._aside = 0.0
         self._problem: str | None = ""
 
-    async def start(self) -> None:
-        threading.Thread(target=self._heartbeat, name="ltx-a2v-lease", daemon=True).start()
-        atexit.register(self._leave)
-        self._tasks = [asyncio.create_task(self._work())]
+    def start(self) -> None:
+        self.lane.leases.start()
+        self._ticker.start()
 
     async def close(self) -> None:
-        self._stopped.set()
-        for task in [*self._tasks, *([self._busy] if self._busy else [])]:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        await asyncio.to_thread(self._leave)
-        atexit.unregister(self._leave)
-
-    @property
-    def is_idle(self) -> bool:
-        return self._busy is None
+        await self._ticker.stop()
+        await self.lane.close()
+        await asyncio.to_thread(self.lane.leases.stop)
 
     def show(self, state: dict[str, Any]) -> None:
         """What was last seen of the worker; what keeps it from working is logged once."""
@@ -269,14 +268,14 @@ class Lane(Jobs):
             else:
                 logging.info("LTX A2V: worker %s is ready", self.name)
         if self.is_ready:
-            self._wake.set()
+            self._ticker.wake()
 
     def _unfit(self) -> str | None:
         if "error" in self.state:
             return self.state["error"]
         if self.state.get("protocol") != PROTOCOL:
             return "it has another version of this pack"
-        if not self.state["safety"] and self.host.safety_missing() is None:
+        if not self.state["safety"] and self._host.safety_missing() is None:
             return "it has no safety checker, and this server has one"
         return None
 
@@ -287,29 +286,16 @@ class Lane(Jobs):
         return fresh and self._unfit() is None and bool(self.state["free"])
 
     async def _tick(self) -> None:
-        if self._busy or self.is_ready:
-            await super()._tick()
+        if self.lane.is_busy or self.is_ready:
+            await self.lane.tick(time.time())
 
-    async def _tick_fetches(self, now: float, marked: Set[str]) -> None:
-        """Not here."""
-
-    async def _result(self, request: Request) -> dict[str, Any]:
-        self._log(request.id, f"Sent to {self.name}")
-        try:
-            result = await super()._result(request)
+    def _on_end(self, lost: str | None, started: bool) -> None:
+        """A run has ended, or its worker was lost for that reason."""
+        if lost is None:
             self.state = {**self.state, "free": True}
-            return result
-        except WorkerLost as error:
-            reason = str(error)
-        logging.warning("LTX A2V: %s did not finish request %s, another one will: %s", self.name, request.id, reason)
-        self.state = {"error": reason}
-        self._aside = time.monotonic() + (LOST_SECONDS if self._started else ASIDE_SECONDS)
-        self._log(request.id, f"{self.name} did not finish it, another one will: {reason}", "WARN")
-        await self._flush()
-        if not self._started:  # only starts are counted
-            await self.store.run(self._set, request.id, {"attempts": request.attempts - 1})
-        await self.store.run(store.release, server=self.server_id)
-        raise LeaseLost
+        else:
+            self.state = {"error": lost}
+            self._aside = time.monotonic() + (LOST_SECONDS if started else ASIDE_SECONDS)
 
 
 def _strings(value: Any) -> list[str]:

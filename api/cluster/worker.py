@@ -22,9 +22,11 @@ import aiohttp
 from aiohttp import web
 
 from ..files.incoming import CHUNK, Incoming, TooLargeError
-from ..graph import compose as workflow
+from ..graph.compose import SAVE
+from ..graph.graph import Prompt
 from ..host import Host, Outcome, Rejected
-from ..protocol import access as auth
+from ..protocol.access import guard
+from ..protocol.bodies import read_json
 from ..settings import SUBFOLDER, Settings
 from ..waiting import wait_for
 
@@ -57,8 +59,8 @@ class Worker:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.get(PATH, auth.guard(self.look, self._settings), allow_head=False),
-            web.post(f"{PATH}/run", auth.guard(self.run, self._settings)),
+            web.get(PATH, guard(self.look, self._settings), allow_head=False),
+            web.post(f"{PATH}/run", guard(self.run, self._settings)),
         ]
 
     async def look(self, request: web.Request) -> web.Response:
@@ -69,7 +71,7 @@ class Worker:
 
     async def run(self, request: web.Request) -> web.StreamResponse:
         """One order; lines of JSON until its outcome, an empty one every second."""
-        order = await auth.read_json(request, self._settings)
+        order = await read_json(request, self._settings)
         if not _is_order(order):
             return web.Response(status=409)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -134,7 +136,7 @@ class Worker:
             self._host.forget(prompt_id)
         await asyncio.to_thread(self._clear, media, token)
 
-    async def _fetch(self, order: dict[str, Any], folder: Path) -> workflow.Prompt:
+    async def _fetch(self, order: dict[str, Any], folder: Path) -> Prompt:
         """The graph, with the media where they lie here: in a shared folder, or fetched for this order alone."""
         text = json.dumps(order["prompt"])
         for name, url in order["media"].items():
@@ -162,7 +164,7 @@ class Worker:
                 raise Undone("a file arrived damaged")
             await file.keep(path, 0o644)
 
-    async def _run(self, prompt: workflow.Prompt, on_queued: Callable[[str], None], say: Say) -> Outcome:
+    async def _run(self, prompt: Prompt, on_queued: Callable[[str], None], say: Say) -> Outcome:
         def on_event(kind: str, data: dict[str, Any]) -> None:
             if kind in TOLD:
                 say({"kind": "event", "name": kind, "data": data})
@@ -202,12 +204,12 @@ def _is_shared(probe: dict[str, str], settings: Settings) -> bool:
         return False
 
 
-def _wanted(prompt: workflow.Prompt, outcome: Outcome) -> dict[str, dict[str, Any]]:
+def _wanted(prompt: Prompt, outcome: Outcome) -> dict[str, dict[str, Any]]:
     """What the head reads of the outputs."""
     return {
         key: value
         for key, value in outcome.outputs.items()
-        if prompt.get(key, {}).get("class_type") in (workflow.SAVE, "PreviewAny")
+        if prompt.get(key, {}).get("class_type") in (SAVE, "PreviewAny")
     }
 
 

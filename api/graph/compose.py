@@ -1,27 +1,18 @@
 """A request as a graph: the committed workflows of workflows/api/, put together and filled in. Nothing here runs one.
 
-Nodes are found by their class and title, never by number, so that a workflow can be drawn anew without this file. What
-one workflow lacks is taken over from the one that has it, with its links. All values are of ComfyUI's API form.
+Every node gets the request's own values; how they act together is the nodes' business. What one workflow lacks is taken
+over from the one that has it, with its links.
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import PurePosixPath
 
-from ...ltx.errors import InputError
 from ...ltx.request import Request
+from .graph import Graph, Prompt, is_link_from, read
+from .model_files import ModelNames
 
-Prompt = dict[str, dict[str, Any]]
-Link = list[Any]
-
-FOLDER = Path(__file__).resolve().parents[2] / "workflows" / "api"
 PLAIN, ONE_IMAGE, TWO_IMAGES = "audio_to_video", "image_and_audio", "first_and_last_image"
 CAMERA, REGENERATION = "camera_move", "audio_regeneration"
 
@@ -40,7 +31,7 @@ SAMPLER, SAVE, REPORT, EXPAND, ENCODE = (
 )
 IMAGE, END_IMAGE = "LTXA2VImageConditioning", "LTXA2VEndImageConditioning"
 ACCELERATION = "LTXA2VAcceleration"
-FIRST, SECOND = "First pass", "Second pass"
+FIRST_STAGE, SECOND_STAGE = "First pass", "Second pass"  # titles of the samplers in the workflows
 NEGATIVE = "Negative prompt"
 FIRST_IMAGE, LAST_IMAGE = "First image", "End image"
 FINAL_PROMPT = "Final prompt"
@@ -48,125 +39,9 @@ CHECK, NO_CHECK = "first found", "off"
 CUSTOM = "custom"
 
 
-class ModelMissing(InputError):
-    """A published file that is not in ComfyUI's folders: the administrator's to put there, not the caller's."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A published model: its official names, the newest first, the models folder and the address."""
-
-    names: tuple[str, ...]
-    folder: str
-    url: str
-
-    def find(self, listing: Iterable[str]) -> str:
-        """Its name as ComfyUI lists it, in whatever folder below. Errors: ModelMissing."""
-        by_name = {PureWindowsPath(name).name.lower(): name for name in listing}  # knows both kinds of slashes
-        for name in self.names:
-            if name in by_name:
-                return by_name[name]
-        raise ModelMissing(f"{self.names[0]} is not in ComfyUI's models/{self.folder}: get it from {self.url}.")
-
-
-_LTX = "https://huggingface.co/Lightricks/LTX-2.3"
-CHECKPOINT_FILE = Wanted(("ltx-2.3-22b-dev.safetensors",), "checkpoints", _LTX)
-UPSCALER_FILE = Wanted(
-    ("ltx-2.3-spatial-upscaler-x2-1.1.safetensors", "ltx-2.3-spatial-upscaler-x2-1.0.safetensors"),
-    "latent_upscale_models",
-    _LTX,
-)
-LORA_FILE = Wanted(
-    ("ltx-2.3-22b-distilled-lora-384-1.1.safetensors", "ltx-2.3-22b-distilled-lora-384.safetensors"), "loras", _LTX
-)
-GEMMA_FOLDER = Wanted(
-    ("gemma-3-12b-it-qat-q4_0-unquantized",),
-    "text_encoders",
-    "https://huggingface.co/google/gemma-3-12b-it-qat-q4_0-unquantized",
-)
-
-
-@dataclass(frozen=True)
-class Models:
-    """The model files by the names that the loaders take."""
-
-    checkpoint: str
-    upscaler: str
-    lora: str
-    gemma: str
-
-
-def find_models(files: Callable[[str], Iterable[str]], folders: Callable[[str], Iterable[str]]) -> Models:
-    """files, folders: a models folder's name → what ComfyUI lists there. Errors: ModelMissing, for the first one."""
-    return Models(
-        checkpoint=CHECKPOINT_FILE.find(files(CHECKPOINT_FILE.folder)),
-        upscaler=UPSCALER_FILE.find(files(UPSCALER_FILE.folder)),
-        lora=LORA_FILE.find(files(LORA_FILE.folder)),
-        gemma=GEMMA_FOLDER.find(folders(GEMMA_FOLDER.folder)),
-    )
-
-
-@lru_cache
-def read(name: str) -> Prompt:
-    """A committed workflow; not to be changed."""
-    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-
-
-class Graph:
-    """A prompt that is being put together."""
-
-    def __init__(self, prompt: Prompt) -> None:
-        self.prompt = copy.deepcopy(prompt)
-
-    def all(self, kind: str) -> list[str]:
-        return [key for key, node in self.prompt.items() if node["class_type"] == kind]
-
-    def find(self, kind: str, title: str | None = None) -> str:
-        """The id of the only such node. Errors: LookupError, the committed workflow is not what this file expects."""
-        found = [key for key in self.all(kind) if title in (None, self.title(key))]
-        if len(found) != 1:
-            raise LookupError(f"{len(found)} nodes are {kind}{f' ({title})' if title else ''}, and one is expected")
-        return found[0]
-
-    def has(self, kind: str) -> bool:
-        return bool(self.all(kind))
-
-    def title(self, key: str) -> str:
-        return self.prompt[key].get("_meta", {}).get("title", "")
-
-    def inputs(self, kind: str, title: str | None = None) -> dict[str, Any]:
-        return self.prompt[self.find(kind, title)]["inputs"]
-
-    def add(self, kind: str, title: str, **inputs: Any) -> str:
-        key = str(max(int(part) for key in self.prompt for part in key.split(":")) + 1)
-        self.prompt[key] = {"inputs": inputs, "class_type": kind, "_meta": {"title": title}}
-        return key
-
-    def remove(self, key: str) -> None:
-        """Takes a node out, and every link from it."""
-        del self.prompt[key]
-        for node in self.prompt.values():
-            node["inputs"] = {name: value for name, value in node["inputs"].items() if not _from(value, key)}
-
-    def graft(self, donor: Graph, kind: str, title: str | None = None) -> str:
-        """Takes over a node of another graph, linked to this one's nodes of the same class and title."""
-        node = donor.prompt[donor.find(kind, title)]
-        inputs = {
-            name: [self.find(donor.prompt[value[0]]["class_type"], donor.title(value[0])), value[1]]
-            if isinstance(value, list)
-            else value
-            for name, value in node["inputs"].items()
-        }
-        return self.add(kind, node["_meta"]["title"], **inputs)
-
-
-def _from(value: Any, key: str) -> bool:
-    return isinstance(value, list) and len(value) == 2 and value[0] == key
-
-
 def compose(
     request: Request,
-    models: Models,
+    models: ModelNames,
     *,
     audio: str,
     image: str | None = None,
@@ -189,12 +64,12 @@ def compose(
     if request.audio_strength < 1:
         _regenerate(graph, request)
     if not request.use_multiscale:
-        _make_one_pass(graph)
+        _make_one_stage(graph)
     _write(graph, request, prefix, folder)
     return graph.prompt
 
 
-def _load(graph: Graph, request: Request, models: Models, audio: str) -> None:
+def _load(graph: Graph, request: Request, models: ModelNames, audio: str) -> None:
     graph.inputs(MODEL)["checkpoint"] = models.checkpoint
     graph.inputs(UPSCALER)["file"] = models.upscaler
     graph.inputs(GEMMA)["folder"] = models.gemma
@@ -226,9 +101,10 @@ def _load(graph: Graph, request: Request, models: Models, audio: str) -> None:
 
 
 def _place_images(graph: Graph, request: Request, image: str | None, end_image: str | None) -> None:
-    """Files and strengths of the images; a first image that the workflow has and the request has not is taken out.
+    """Files and strengths of the images; the workflow's first image is taken out where the request has none.
 
-    An image at strength 0 still gives its size, and is seen by nothing else; the nodes see to the conditioning.
+    An image at strength 0 still gives its size, and the prompt's expansion does not see it; the conditioning nodes
+    leave it out by themselves.
     """
     if image:
         graph.inputs("LoadImage", FIRST_IMAGE)["image"] = image
@@ -260,23 +136,23 @@ def _steer(graph: Graph, request: Request) -> None:
     graph.inputs(ACCELERATION)["level"] = request.acceleration
 
 
-def _make_one_pass(graph: Graph) -> None:
+def _make_one_stage(graph: Graph) -> None:
     """The first sampler's outputs go where the second one's went; it, the upscaler and its images are left out."""
-    first, second = graph.find(SAMPLER, FIRST), graph.find(SAMPLER, SECOND)
+    first, second = graph.find(SAMPLER, FIRST_STAGE), graph.find(SAMPLER, SECOND_STAGE)
     guides = graph.prompt[second]["inputs"].get("guides")
     while guides:
         key, guides = guides[0], graph.prompt[guides[0]]["inputs"].get("guides")
         graph.remove(key)
     for node in graph.prompt.values():
         for name, value in node["inputs"].items():
-            if _from(value, second):
+            if is_link_from(value, second):
                 node["inputs"][name] = [first, value[1]]
     for key in (second, graph.find("LTXA2VLatentUpscale"), graph.find(UPSCALER)):
         graph.remove(key)
 
 
 def _regenerate(graph: Graph, request: Request) -> None:
-    """Audio guidance for the first pass, and the file's sound from the last pass's latents."""
+    """Audio guidance for the first stage, and the file's sound from the last stage's latents."""
     donor = Graph(read(REGENERATION))
     guidance = graph.graft(donor, "LTXA2VAudioGuidance")
     graph.prompt[guidance]["inputs"].update(
@@ -285,7 +161,7 @@ def _regenerate(graph: Graph, request: Request) -> None:
         rescale=request.audio_rescaling_scale,
         modality=request.audio_modality_scale,
     )
-    graph.inputs(SAMPLER, FIRST)["audio_guidance"] = [guidance, 0]
+    graph.inputs(SAMPLER, FIRST_STAGE)["audio_guidance"] = [guidance, 0]
     track = graph.graft(donor, "LTXA2VDecodeAudio")
     graph.inputs(SAVE)["audio"] = [track, 0]
 
@@ -317,31 +193,3 @@ def _write(graph: Graph, request: Request, prefix: str, folder: str) -> None:
     said = [[key, slot] for kind, slot in _REPORTING for key in graph.all(kind)]
     graph.inputs(REPORT).clear()
     graph.inputs(REPORT).update({f"report_{number}": link for number, link in enumerate(said, 1)})
-
-
-def field_of(graph: Prompt, node_id: str) -> str | None:
-    """The request's field behind a node's mistake; None where it is no single one."""
-    node = graph.get(node_id, {})
-    title = node.get("_meta", {}).get("title", "")
-    if node.get("class_type") in ("LoadImage", IMAGE, END_IMAGE):
-        return "end_image_url" if title.startswith(LAST_IMAGE) else "image_url"
-    return {
-        "LTXA2VLoadAudio": "audio_url",
-        "LTXA2VFrameCount": "audio_url",
-        "LTXA2VPreprocessAudio": "audio_url",
-        "LTXA2VAudioConditioning": "audio_url",
-        "LTXA2VCameraLora": "camera_lora",
-        "LTXA2VVideoSize": "video_size",
-        ACCELERATION: "acceleration",
-    }.get(node.get("class_type", ""))
-
-
-def in_request_words(graph: Prompt, message: str) -> str:
-    """A node's sentence with the field's name for the media file that the server keeps under a hash."""
-    for node_id, node in graph.items():
-        for name in ("audio", "image"):
-            value, field = node["inputs"].get(name), field_of(graph, node_id)
-            if field and isinstance(value, str):
-                for kept in (value, PurePosixPath(value).name):
-                    message = message.replace(kept, field)
-    return message

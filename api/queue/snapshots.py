@@ -1,23 +1,22 @@
 """Requests as pollers see them. Many pollers of many requests cost one look at the store in each half second.
 
 A look takes along all requests that were lately asked for and are not fresh; what this server changes is outdated at
-once, and what another one changes after that half second. An answer takes a third of a millisecond of the interpreter
-from the running job; `Told` knows whom it would tell nothing new, and who is better kept waiting for news.
+once, and what another one changes after that half second.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from ..database import store
-from ..database.store import QUEUED, Request, Store
+from ..database import rows
+from ..database.rows import QUEUED, StoredRequest
+from ..database.store import Store
 
 FRESH_SECONDS = 0.5
 LATELY = 1.0  # seconds within which a poller asks again
@@ -27,7 +26,7 @@ LATELY = 1.0  # seconds within which a poller asks again
 class Snapshot:
     """A request, how many wait before it, and its log: each line with its id, by which streams know what they sent."""
 
-    request: Request
+    request: StoredRequest
     position: int
     logs: tuple[tuple[int, dict[str, Any]], ...]
 
@@ -86,31 +85,11 @@ class Snapshots:
             self._looking.pop(request_id, None)
 
 
-class Told:
-    """What each poller was told last, for as long as it is likely to ask again."""
-
-    def __init__(self) -> None:
-        self._last: dict[Hashable, tuple[float, Any]] = {}
-        self._swept = 0.0
-
-    def knows(self, poller: Hashable, answer: Any) -> bool:
-        """Whether it was told just this, lately."""
-        at, last = self._last.get(poller, (-math.inf, None))
-        return time.monotonic() - at <= LATELY and last == answer
-
-    def note(self, poller: Hashable, answer: Any) -> None:
-        now = time.monotonic()
-        if now - self._swept > LATELY:
-            self._last = {each: told for each, told in self._last.items() if told[0] >= now - LATELY}
-            self._swept = now
-        self._last[poller] = (now, answer)
-
-
 def _look_up(session: Session, ids: Collection[str]) -> dict[str, Snapshot]:
-    requests = store.find_all(session, ids)
-    positions = store.positions(session, [request.id for request in requests if request.status == QUEUED])
+    requests = rows.find_all(session, ids)
+    positions = rows.positions(session, [request.id for request in requests if request.status == QUEUED])
     logs: dict[str, list[tuple[int, dict[str, Any]]]] = {}
-    for line in store.logs_of(session, [request.id for request in requests if request.status != QUEUED]):
+    for line in rows.logs_of(session, [request.id for request in requests if request.status != QUEUED]):
         logs.setdefault(line.request_id, []).append((line.id, log_line(line)))
     return {
         request.id: Snapshot(request, positions.get(request.id, 0), tuple(logs.get(request.id, ())))

@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Text, select, update
@@ -27,6 +26,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from ...ltx.errors import InputError
 from ..database.store import Base, Store
 from ..network import addresses
+from ..network.fetching import request as exchange
 from ..settings import Settings
 from ..waiting import is_set_within
 
@@ -133,14 +133,6 @@ class Webhooks:
         self._loop: asyncio.Task[None] | None = None
         self._trying: set[asyncio.Task[None]] = set()
 
-    def routes(self) -> list[web.RouteDef]:
-        """The published key, for anyone."""
-
-        async def jwks(_: web.Request) -> web.Response:
-            return web.json_response(self.signer.jwks, headers={"Cache-Control": "max-age=86400"})
-
-        return [web.get(self.settings.prefix + JWKS, jwks)]
-
     def start(self) -> None:
         """Takes up what is due, that of an earlier run included."""
         self._loop = asyncio.create_task(self._run())
@@ -205,7 +197,7 @@ class Webhooks:
         headers |= self.signer.headers(request_id, body, time.time())
         target = addresses.parse(url, FIELD)
         hosts, seconds = self.settings.allowed_hosts, self.settings.webhook_seconds
-        async with addresses.request("POST", target, FIELD, hosts, seconds, data=body, headers=headers) as response:
+        async with exchange("POST", target, FIELD, hosts, seconds, data=body, headers=headers) as response:
             return None if 200 <= response.status < 300 else f"{target.raw_host} answered {response.status}"
 
 

@@ -8,18 +8,22 @@ import socket
 import ssl
 import threading
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO
 from a2v.api.database.store import Store
+from a2v.api.protocol import operations
+from a2v.api.protocol.operations import Operation
 from a2v.api.settings import Settings
 from aiohttp import web
 from PIL import Image
 
 KEY = "a-key-of-these-tests"
+APP = AUDIO_TO_VIDEO.id
 
 
 def make_settings(folder: Path, **changes: Any) -> Settings:
@@ -36,6 +40,13 @@ def opened(settings: Settings) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def app_of(described: Iterable[Operation], settings: Settings, **options: Any) -> web.Application:
+    """An app with these routes and nothing else. options: of aiohttp's Application."""
+    app = web.Application(**options)
+    app.add_routes(operations.routes(described, settings))
+    return app
 
 
 @contextmanager

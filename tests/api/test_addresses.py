@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from a2v.api.network import addresses
-from a2v.api.network.addresses import fetch, judge, parse, public
+from a2v.api.network import addresses, fetching
+from a2v.api.network.addresses import judge, parse, public
+from a2v.api.network.fetching import fetch
 from a2v.api.settings import Settings
 from a2v.ltx.errors import InputError
 from a2v.tests.api.edges import Names, answering, make_settings
@@ -398,7 +399,7 @@ def test_a_body_longer_than_announced_ends_where_it_should(settings: Settings) -
 
 
 def test_a_server_that_falls_silent_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(fetching, "IDLE_SECONDS", 0.2)
     for pieces in ([], [HEAD[:20]], [HEAD, b"x" * 50]):
         with pytest.raises(InputError, match="took too long"):
             asyncio.run(raw(settings, *pieces, end=False))

@@ -15,8 +15,12 @@ from typing import Any
 
 import pytest
 import requests
-from a2v.api.files import uploads
-from a2v.api.protocol import access as auth
+from a2v.api.protocol import operations, proxy
+from a2v.api.protocol.access import guard, has_key
+from a2v.api.protocol.bodies import read_json
+from a2v.api.protocol.cors import install_cors
+from a2v.api.protocol.uploads import Uploads
+from a2v.api.protocol.urls import base_url
 from a2v.api.settings import Settings
 from a2v.tests.api.edges import KEY, Names, make_settings, opened, serving, wav
 from aiohttp import web
@@ -36,8 +40,8 @@ def place(settings: Settings) -> Iterator[str]:
             "method": request.method,
             "match": dict(request.match_info),
         }
-        body = await auth.read_json(request, settings) if request.can_read_body else None
-        return web.json_response({**seen, "body": body, "base": auth.base_url(request)})
+        body = await read_json(request, settings) if request.can_read_body else None
+        return web.json_response({**seen, "body": body, "base": base_url(request)})
 
     async def stream(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -53,14 +57,15 @@ def place(settings: Settings) -> Iterator[str]:
     def make() -> web.Application:
         app = web.Application(middlewares=[same_origin_only])
         own = [
-            web.post("/fal/run/{owner}/{app}", auth.guard(echo, settings)),
-            web.post("/fal/queue/{owner}/{app}", auth.guard(echo, settings)),
-            web.get("/fal/queue/{owner}/{app}/requests/{id}/stream", auth.guard(stream, settings)),
-            web.put("/fal/queue/{owner}/{app}/requests/{id}/cancel", auth.guard(echo, settings)),
-            *uploads.routes(settings, store),
+            web.post("/fal/run/{owner}/{app}", guard(echo, settings)),
+            web.post("/fal/queue/{owner}/{app}", guard(echo, settings)),
+            web.get("/fal/queue/{owner}/{app}/requests/{id}/stream", guard(stream, settings)),
+            web.put("/fal/queue/{owner}/{app}/requests/{id}/cancel", guard(echo, settings)),
+            *operations.routes(Uploads(settings, store).operations(), settings),
         ]
-        app.add_routes([*own, *auth.proxy_routes(settings, own), web.post("/prompt", echo)])
-        auth.install_cors(app, settings)
+        proxied = operations.routes(proxy.operations(settings, own), settings)
+        app.add_routes([*own, *proxied, web.post("/prompt", echo)])
+        install_cors(app, settings)
         return app
 
     with opened(settings) as store, serving(make) as port:
@@ -126,9 +131,9 @@ def test_without_a_key_this_machine_is_answered_and_no_other(tmp_path: Path) -> 
         assert requests.post(f"{base}/fal/run/a/b", headers=key("any"), timeout=10).status_code == 200
     settings = make_settings(tmp_path)
     for remote in (None, "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"):
-        assert auth.has_key(Request(remote), settings), remote
+        assert has_key(Request(remote), settings), remote
     for remote in ("192.168.1.7", "10.0.0.1", "172.17.0.1", "8.8.8.8", "fe80::1%eth0", "::ffff:192.168.1.7", "", "x"):
-        assert not auth.has_key(Request(remote), settings), remote
+        assert not has_key(Request(remote), settings), remote
 
 
 # bodies
@@ -261,7 +266,7 @@ def test_the_check_of_the_real_comfyui_lets_a_configured_page_pass(tmp_path: Pat
     def make() -> web.Application:
         app = web.Application(middlewares=[host["create_origin_only_middleware"]()])
         app.add_routes([web.post(path, ok) for path in ("/fal/queue/a/b", "/prompt")])
-        auth.install_cors(app, make_settings(tmp_path, origins=(PAGE,)))
+        install_cors(app, make_settings(tmp_path, origins=(PAGE,)))
         return app
 
     with serving(make) as port:

@@ -240,8 +240,7 @@ def test_embedded_mode_imports_nothing_of_it() -> None:
     code = f"""
 import sys, types
 alias = types.ModuleType("a2v"); alias.__path__ = [{str(ROOT)!r}]; sys.modules["a2v"] = alias
-from a2v.api import cluster
-from a2v.api.protocol import queue
+from a2v.api import cluster, install
 from types import SimpleNamespace
 cluster.install(None, SimpleNamespace(settings=SimpleNamespace(is_worker=False, ray_address=None)))
 print([name for name in sys.modules if name == "ray" or name.startswith("a2v.api.cluster.")])

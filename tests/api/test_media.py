@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 import requests
 from a2v.api.database.store import Store
-from a2v.api.files import media
-from a2v.api.files.media import inline_gone, localize
+from a2v.api.files import results
+from a2v.api.files.media import localize
+from a2v.api.files.results import inline_gone
+from a2v.api.protocol import files
 from a2v.api.settings import SUBFOLDER, Settings
 from a2v.ltx.errors import InputError
 from a2v.ltx.media.audio import load_track
 from a2v.ltx.media.images import load_image
-from a2v.tests.api.edges import answering, make_settings, opened, png, serving, wav
+from a2v.tests.api.edges import answering, app_of, make_settings, opened, png, serving, wav
 from aiohttp import web
 from PIL import Image
 
@@ -249,17 +251,12 @@ def result(settings: Settings) -> Path:
 
 @pytest.fixture
 def base(settings: Settings) -> Iterator[str]:
-    def make() -> web.Application:
-        app = web.Application()
-        app.add_routes(media.routes(settings))
-        return app
-
-    with serving(make) as port:
+    with serving(lambda: app_of(files.operations(settings), settings)) as port:
         yield f"http://{HERE}:{port}"
 
 
 def test_a_result_is_served_whole_and_in_ranges(settings: Settings, result: Path, base: str) -> None:
-    url = media.result_url(result.name, base, settings)
+    url = results.result_url(result.name, base, settings)
     whole = requests.get(url, timeout=10)
     assert whole.status_code == 200 and whole.content == result.read_bytes()
     assert whole.headers["Content-Type"] == "video/mp4" and whole.headers["Accept-Ranges"] == "bytes"
@@ -303,10 +300,10 @@ def test_a_result_can_be_the_next_requests_input(settings: Settings, store: Stor
 
 def test_a_data_uri_holds_the_result_up_to_the_cap(tmp_path: Path, result: Path) -> None:
     fits = make_settings(tmp_path, max_inline=5000)
-    head, _, body = asyncio.run(media.data_uri(result, fits)).partition(",")
+    head, _, body = asyncio.run(results.data_uri(result, fits)).partition(",")
     assert head == "data:video/mp4;base64" and base64.b64decode(body) == result.read_bytes()
     with pytest.raises(InputError, match=r"^sync_mode: .*larger than"):
-        asyncio.run(media.data_uri(result, make_settings(tmp_path, max_inline=4999)))
+        asyncio.run(results.data_uri(result, make_settings(tmp_path, max_inline=4999)))
 
 
 def test_an_inline_result_stays_ten_minutes_after_its_first_reader_or_an_hour(settings: Settings) -> None:

@@ -10,34 +10,29 @@ from typing import Any
 
 import pytest
 from a2v.api.database.store import Store
-from a2v.api.files import media, uploads
-from a2v.api.protocol import access as auth
-from a2v.api.protocol import openapi
-from a2v.api.protocol.queue import Endpoint
+from a2v.api.install import all_operations, routes
+from a2v.api.protocol.openapi import document
+from a2v.api.protocol.operations import Operation
+from a2v.api.queue.queue import RequestQueue
 from a2v.api.settings import Settings
-from a2v.api.webhooks.deliveries import Webhooks
 from a2v.ltx.request import PARAMETERS
-from aiohttp import web
+from a2v.tests.api.edges import app_of, make_settings
 from aiohttp.test_utils import TestClient, TestServer
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    made = Settings(system=tmp_path / "s", input=tmp_path / "i", output=tmp_path / "o", temp=tmp_path / "t", key="k")
-    made.prepare()
-    return made
+    return make_settings(tmp_path, key="k")
 
 
 @pytest.fixture
-def database(settings: Settings) -> Iterator[Store]:
-    made = Store(settings.database)
-    yield made
-    made.close()
+def queue(settings: Settings, database: Store) -> RequestQueue:
+    return RequestQueue(None, database, settings, None)  # the handlers are not called here
 
 
 @pytest.fixture
-def endpoint(settings: Settings) -> Endpoint:
-    return Endpoint(None, settings)  # the handlers are not called here
+def described(queue: RequestQueue, settings: Settings, database: Store) -> list[Operation]:
+    return all_operations(queue, settings, database, None)
 
 
 def plain(path: str) -> str:
@@ -45,20 +40,19 @@ def plain(path: str) -> str:
     return re.sub(r"{(\w+):[^{}]*(?:{[^{}]*}[^{}]*)?}", r"{\1}", path)
 
 
-def test_what_is_served_is_what_is_described(endpoint: Endpoint, settings: Settings, database: Store) -> None:
-    own = [*endpoint.routes(), *uploads.routes(settings, database)]
-    webhooks = Webhooks.__new__(Webhooks)  # only its routes
-    webhooks.settings = settings
-    served = [*own, *media.routes(settings), *webhooks.routes(), *auth.proxy_routes(settings, own)]
+def test_what_is_served_is_what_is_described(
+    queue: RequestQueue, described: list[Operation], settings: Settings, database: Store
+) -> None:
+    served = [route for route in routes(queue, settings, database, None) if route.method != "*"]
     # the operations of one request are served under the application's whole name, too
     found = {(route.method, plain(route.path)) for route in served if "audio-to-video/requests" not in route.path}
-    described = openapi.document(endpoint.operations, settings)["paths"]
-    assert found == {(method.upper(), path) for path, methods in described.items() for method in methods}
+    paths = document(described, settings)["paths"]
+    assert found == {(method.upper(), path) for path, methods in paths.items() for method in methods}
 
 
-def test_every_reference_leads_somewhere_and_names_are_unique(endpoint: Endpoint, settings: Settings) -> None:
-    document = openapi.document(endpoint.operations, settings)
-    schemas = document["components"]["schemas"]
+def test_every_reference_leads_somewhere_and_names_are_unique(described: list[Operation], settings: Settings) -> None:
+    whole = document(described, settings)
+    schemas = whole["components"]["schemas"]
 
     def walk(value: Any) -> Iterator[str]:
         if isinstance(value, dict):
@@ -70,38 +64,39 @@ def test_every_reference_leads_somewhere_and_names_are_unique(endpoint: Endpoint
             for part in value:
                 yield from walk(part)
 
-    found = set(walk(document))
+    found = set(walk(whole))
     assert found and {reference.removeprefix("#/components/schemas/") for reference in found} <= schemas.keys()
-    names = [described["operationId"] for methods in document["paths"].values() for described in methods.values()]
+    names = [found["operationId"] for methods in whole["paths"].values() for found in methods.values()]
     assert len(names) == len(set(names))
 
 
-def test_ranges_and_choices_are_the_table_s(endpoint: Endpoint, settings: Settings) -> None:
-    properties = openapi.document(endpoint.operations, settings)["components"]["schemas"]["Input"]["properties"]
+def test_ranges_and_choices_are_the_table_s(described: list[Operation], settings: Settings) -> None:
+    properties = document(described, settings)["components"]["schemas"]["Input"]["properties"]
     for name, parameter in PARAMETERS.items():
-        described = properties[name]
+        found = properties[name]
         if parameter.kind == "choice":
-            assert tuple(described["enum"]) == parameter.choices
+            assert tuple(found["enum"]) == parameter.choices
         elif parameter.kind in ("number", "integer"):
-            number = next(part for part in described.get("anyOf", [described]) if part["type"] != "null")
+            number = next(part for part in found.get("anyOf", [found]) if part["type"] != "null")
             assert (number["minimum"], number["maximum"]) == (parameter.minimum, parameter.maximum)
         if name != "prompt":
-            assert described["default"] == parameter.default
+            assert found["default"] == parameter.default
 
 
-def test_the_key_is_asked_for_where_the_document_says_so(endpoint: Endpoint, settings: Settings) -> None:
-    async def answers() -> dict[str, int]:
-        app = web.Application()
-        app.add_routes(endpoint.routes())
-        found = {}
-        async with TestClient(TestServer(app)) as client:
-            for operation in endpoint.operations:
-                path = settings.prefix + operation.path.format(request_id="one")
-                found[operation.path] = (await client.request(operation.method, path)).status
-        return found
+def test_the_key_is_asked_for_where_the_document_says_so(described: list[Operation], settings: Settings) -> None:
+    values = {"request_id": "one", "id": "0" * 32, "multipart": "0" * 32, "number": "1", "name": "x"}
 
-    document = openapi.document(endpoint.operations, settings)
-    for path, status in asyncio.run(answers()).items():
-        (described,) = document["paths"][settings.prefix + path].values()
-        wanted = "security" in described
-        assert status == (401 if wanted else 200) and ("401" in described["responses"]) == wanted
+    async def answers() -> list[int]:
+        async with TestClient(TestServer(app_of(described, settings))) as client:
+            paths = [settings.prefix + operation.plain_path.format(**values) for operation in described]
+            asked = zip(described, paths, strict=True)
+            return [(await client.request(operation.method, path)).status for operation, path in asked]
+
+    whole = document(described, settings)["paths"]
+    for operation, status in zip(described, asyncio.run(answers()), strict=True):
+        said = whole[settings.prefix + operation.plain_path][operation.method.lower()]
+        assert ("security" in said) == operation.needs_key
+        assert status == 401 or not operation.needs_key, operation.name
+        assert status != 401 or "401" in said["responses"], operation.name
+        if operation.name == "describe":
+            assert status == 200

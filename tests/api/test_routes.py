@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from a2v.api.database import store
-from a2v.api.database.store import DONE, QUEUED, RUNNING, Request
-from a2v.api.protocol import access as auth
-from a2v.api.protocol.queue import OWNER, Endpoint
-from a2v.api.queue import snapshots
-from a2v.api.queue.jobs import Jobs
-from a2v.api.queue.snapshots import Told
-from a2v.api.settings import APP
-from a2v.tests.api.edges import make_settings, opened
+from a2v.api.applications import APPLICATIONS
+from a2v.api.database import rows
+from a2v.api.database.rows import DONE, QUEUED, RUNNING, StoredRequest
+from a2v.api.database.store import Store
+from a2v.api.install import routes
+from a2v.api.protocol.pollers import LATELY, Told
+from a2v.api.queue.queue import RequestQueue
+from a2v.tests.api.edges import APP, make_settings, opened
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
@@ -26,18 +25,17 @@ Client = TestClient[web.Request, web.Application]
 
 
 def asked(tmp_path: Path, questions: Callable[[Client], Awaitable[Any]]) -> Any:
-    """What comes of questions to an endpoint that never gets as far as its jobs."""
+    """What comes of questions to all routes; none gets as far as the queue."""
     settings = make_settings(tmp_path)
-    endpoint = Endpoint(None, settings)
-    own = endpoint.routes()
 
-    async def main() -> Any:
+    async def main(database: Store) -> Any:
         app = web.Application()
-        app.add_routes([*own, *auth.proxy_routes(settings, [*own, endpoint.other_applications()]), *endpoint.rest()])
+        app.add_routes(routes(RequestQueue(None, database, settings, None), settings, database, None))
         async with TestClient(TestServer(app)) as client:
             return await questions(client)
 
-    return asyncio.run(main())
+    with opened(settings) as database:
+        return asyncio.run(main(database))
 
 
 OTHERS = ["fal-ai/ltx-2.3-22b/text-to-video", "fal-ai/other", "x/y/requests/1/status", "fal-ai/ltx-2.3-22b-x"]
@@ -112,27 +110,28 @@ def test_a_poller_that_would_read_the_same_again_waits_for_news(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over whatever connection; another client is answered at once when it first asks, and all are in the end."""
+    monkeypatch.setattr("a2v.api.protocol.pollers.LATELY", 1e6)
     monkeypatch.setattr("a2v.api.queue.snapshots.LATELY", 1e6)
     settings = make_settings(tmp_path, hold_seconds=1e6)
 
-    async def main(jobs: Jobs) -> list[tuple[int, str]]:
+    async def main(database: Store) -> list[tuple[int, str]]:
+        queue = RequestQueue(None, database, settings, None)
         app = web.Application()
-        app.add_routes(Endpoint(jobs, settings).routes())
+        app.add_routes(routes(queue, settings, database, None))
         agent = {"User-Agent": "another"}
         async with TestServer(app) as server, TestClient(server) as one, TestClient(server, headers=agent) as other:
 
             async def poll(client: Client) -> tuple[int, str]:
-                answer = await client.get(f"/fal/queue/{OWNER}/requests/1/status")
+                answer = await client.get(f"/fal/queue/{APPLICATIONS[APP].owner}/requests/1/status")
                 return answer.status, (await answer.json())["status"]
 
             async def becomes(status: str) -> None:
-                await jobs.store.run(lambda session: setattr(store.find(session, "1"), "status", status))
-                jobs.snapshots.outdate("1")
-                jobs._notify("1")
+                await database.run(lambda session: setattr(rows.find(session, "1"), "status", status))
+                queue.journal.changed("1")
 
             found = [await poll(one)]
             held = asyncio.create_task(poll(one))
-            while not jobs._watched:
+            while not queue.journal.is_watched("1"):
                 await asyncio.sleep(0.01)
             found.append(await poll(other))
             assert not held.done()
@@ -144,8 +143,8 @@ def test_a_poller_that_would_read_the_same_again_waits_for_news(
 
     with opened(settings) as database:
         with database.session() as session:
-            session.add(Request(id="1", app=APP, arguments={}, digest="", created=time.time()))
-        found = asyncio.run(asyncio.wait_for(main(Jobs(None, database, settings, None)), 60))
+            session.add(StoredRequest(id="1", app=APP, arguments={}, digest="", created=time.time()))
+        found = asyncio.run(asyncio.wait_for(main(database), 60))
     assert found == [(202, QUEUED)] * 2 + [(202, RUNNING)] * 2 + [(200, DONE)] * 3
 
 
@@ -155,7 +154,7 @@ def test_what_pollers_were_told_is_remembered_for_a_second() -> None:
     told.note("one", {"status": QUEUED})
     assert told.knows("one", {"status": QUEUED}) and not told.knows("one", {"status": RUNNING})
     assert not told.knows("other", {"status": QUEUED})
-    time.sleep(snapshots.LATELY + 0.1)
+    time.sleep(LATELY + 0.1)
     assert not told.knows("one", {"status": QUEUED})
     told.note("other", {})
     assert len(told._last) == 1  # nobody is remembered for ever

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from a2v.api.applications.inputs import Input, Invalid, Output, VideoFile, check, digest, read_json
+from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO, Input
+from a2v.api.applications.inputs import CheckedRequest, Invalid, digest, read_json
+from a2v.api.protocol.messages import Output, ResultVideo
 from a2v.ltx.request import PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +54,10 @@ PAGE: dict[str, tuple[Any, ...]] = {
 }
 
 
+def check(body: Any) -> CheckedRequest:
+    return AUDIO_TO_VIDEO.check(body)
+
+
 def problems(body: Any) -> list[dict[str, Any]]:
     with pytest.raises(Invalid) as refused:
         check(body)
@@ -90,7 +96,7 @@ def test_default_and_range(name: str) -> None:
 
 def test_the_page_s_first_example_and_a_drawn_seed() -> None:
     first, second = check(LEAST), check(LEAST)
-    assert first.media == {"audio_url": "https://host/a.mp3"} and not first.sync_mode
+    assert first.files == {"audio_url": "https://host/a.mp3"} and not first.sync_mode
     assert 0 <= first.request.seed < 2**31 and first.request.seed != second.request.seed
     assert first.arguments == {**LEAST, "seed": first.request.seed}
     assert check({**LEAST, "seed": 2**70}).request.seed == 2**70
@@ -99,7 +105,7 @@ def test_the_page_s_first_example_and_a_drawn_seed() -> None:
 def test_the_page_s_whole_example() -> None:
     example = json.loads((ROOT / "tests" / "api" / "example.json").read_text())
     job = check(example)
-    assert job.media.keys() == {"audio_url", "image_url"} and job.notes[0].endswith("(audio_strength 1)")
+    assert job.files.keys() == {"audio_url", "image_url"} and job.notes[0].endswith("(audio_strength 1)")
 
 
 @pytest.mark.parametrize(
@@ -150,6 +156,6 @@ def test_the_digest_tells_meanings_apart_and_not_spellings() -> None:
 
 def test_the_output_is_the_page_s() -> None:
     assert Output.model_fields.keys() == {"video", "seed", "prompt"}
-    assert list(VideoFile.model_fields) == [
+    assert list(ResultVideo.model_fields) == [
         "url", "content_type", "file_name", "file_size", "width", "height", "fps", "duration", "num_frames"
     ]  # fmt: skip

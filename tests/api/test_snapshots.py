@@ -5,31 +5,32 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from a2v.api.database import store
-from a2v.api.database.store import DONE, RUNNING, Request, Store
+from a2v.api.database import rows
+from a2v.api.database.rows import DONE, RUNNING, StoredRequest
+from a2v.api.database.store import Store
 from a2v.api.queue import snapshots
 from a2v.api.queue.snapshots import Snapshots
-from a2v.tests.api.edges import make_settings, opened
+from a2v.api.settings import Settings
+from a2v.tests.api.edges import opened
 from sqlalchemy import event
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Store]:
-    with opened(make_settings(tmp_path)) as made:
+def database(settings: Settings) -> Iterator[Store]:
+    with opened(settings) as made:
         with made.session() as session:
             for number in range(5):
-                session.add(Request(id=str(number), app="app", arguments={}, digest="", created=time.time()))
+                session.add(StoredRequest(id=str(number), app="app", arguments={}, digest="", created=time.time()))
                 session.flush()
         yield made
 
 
 def change(database: Store, request_id: str, **values: Any) -> None:
     with database.session() as session:
-        request = store.find(session, request_id)
+        request = rows.find(session, request_id)
         for name, value in values.items():
             setattr(request, name, value)
 
@@ -52,7 +53,7 @@ def questions(database: Store, ask: Callable[[Snapshots], Awaitable[Any]], patie
 def test_positions_and_logs(database: Store) -> None:
     change(database, "0", status=RUNNING)
     with database.session() as session:
-        store.add_log(session, "0", "one", 0.25)
+        rows.add_log(session, "0", "one", 0.25)
 
     async def ask(seen: Snapshots) -> list[Any]:
         return [await seen.look(name) for name in ("0", "1", "4", "none")]

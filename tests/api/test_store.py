@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import stat
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from a2v.api.database import store
-from a2v.api.database.store import DONE, QUEUED, RUNNING, Request, Store
+from a2v.api.database import rows
+from a2v.api.database.rows import DONE, QUEUED, RUNNING, StoredRequest
+from a2v.api.database.store import Store
 from sqlalchemy.exc import IntegrityError
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "requests.sqlite")
-    yield made
-    made.close()
 
 
 def put(database: Store, name: str, **values: Any) -> None:
     known = {"id": name, "app": "app", "arguments": {"prompt": name}, "digest": "d", "created": 100.0}
     with database.session() as session:
-        session.add(Request(**{**known, **values}))
+        session.add(StoredRequest(**{**known, **values}))
 
 
-def look(database: Store, name: str) -> Request:
+def look(database: Store, name: str) -> StoredRequest:
     with database.session() as session:
-        found = store.find(session, name, whole=True)
+        found = rows.find(session, name, whole=True)
         assert found is not None
         return found
 
 
-def claim(database: Store, server: str, now: float = 200.0, seconds: float = 30.0) -> Request | None:
+def claim(database: Store, server: str, now: float = 200.0, seconds: float = 30.0) -> StoredRequest | None:
     with database.session() as session:
-        return store.claim(session, server, now, seconds)
+        return rows.claim(session, server, now, seconds)
 
 
 def test_only_the_owner_reads_it(database: Store) -> None:
@@ -50,9 +42,9 @@ def test_order_is_by_priority_and_arrival(database: Store) -> None:
     for name, priority in (("low", 1), ("first", 0), ("second", 0)):
         put(database, name, priority=priority)
     with database.session() as session:
-        positions = {name: store.position(session, store.find(session, name)) for name in ("low", "first", "second")}
-        assert store.positions(session, [*positions, "none"]) == positions
-        assert store.positions(session, []) == {}
+        positions = {name: rows.position(session, rows.find(session, name)) for name in ("low", "first", "second")}
+        assert rows.positions(session, [*positions, "none"]) == positions
+        assert rows.positions(session, []) == {}
     assert positions == {"first": 0, "second": 1, "low": 2}
     assert [claim(database, "s").id for _ in range(3)] == ["first", "second", "low"]
     assert claim(database, "s") is None
@@ -89,19 +81,19 @@ def test_only_expired_leases_are_given_up(database: Store) -> None:
     claim(database, "dies", 200.0, 30.0)
     claim(database, "lives", 200.0, 30.0)
     with database.session() as session:
-        assert store.change(session, "dead", "dies", status=RUNNING, started=201.0)
-        assert not store.change(session, "dead", "lives", status=RUNNING)
-        store.renew(session, "lives", 225.0, 30.0)
+        assert rows.change(session, "dead", "dies", status=RUNNING, started=201.0)
+        assert not rows.change(session, "dead", "lives", status=RUNNING)
+        rows.renew(session, "lives", 225.0, 30.0)
     with database.session() as session:
-        assert store.release_expired(session, 231.0, "lives") == 1
+        assert rows.release_expired(session, 231.0, "lives") == 1
     dead, alive = look(database, "dead"), look(database, "alive")
     assert (dead.status, dead.lease_server, dead.started) == (QUEUED, None, None)
     assert (alive.lease_server, alive.lease_until) == ("lives", 255.0)
     again = claim(database, "lives", 232.0)
     assert (again.id, again.attempts) == ("dead", 2)
     with database.session() as session:  # the one that was taken for dead wakes up
-        assert not store.change(session, "dead", "dies", result={})
-        store.renew(session, "dies", 232.0, 30.0)
+        assert not rows.change(session, "dead", "dies", result={})
+        rows.renew(session, "dies", 232.0, 30.0)
     assert look(database, "dead").lease_server == "lives"
 
 
@@ -109,8 +101,8 @@ def test_a_server_that_slept_keeps_what_nobody_took(database: Store) -> None:
     put(database, "a")
     claim(database, "sleeps", 200.0, 30.0)
     with database.session() as session:
-        assert store.release_expired(session, 500.0, "sleeps") == 0
-        store.renew(session, "sleeps", 500.0, 30.0)
+        assert rows.release_expired(session, 500.0, "sleeps") == 0
+        rows.renew(session, "sleeps", 500.0, 30.0)
     assert look(database, "a").lease_until == 530.0
 
 
@@ -118,13 +110,13 @@ def test_a_request_ends_once(database: Store) -> None:
     put(database, "a")
     mine = claim(database, "s")
     with database.session() as session:
-        assert store.finish(session, store.find(session, "a"), 210.0, result={"seed": 1})
+        assert rows.finish(session, rows.find(session, "a"), 210.0, result={"seed": 1})
     with database.session() as session:
-        assert not store.finish(session, store.find(session, "a"), 220.0, result={"seed": 2})
+        assert not rows.finish(session, rows.find(session, "a"), 220.0, result={"seed": 2})
     ended = look(database, "a")
     assert (ended.status, ended.result, ended.ended, ended.lease_server) == (DONE, {"seed": 1}, 210.0, None)
     with database.session() as session:
-        assert store.release_expired(session, 1e9, "other") == 0 and store.release(session, server="s") == 0
+        assert rows.release_expired(session, 1e9, "other") == 0 and rows.release(session, server="s") == 0
     assert mine.id == "a" and claim(database, "s") is None
 
 
@@ -134,7 +126,7 @@ def test_a_server_that_leaves_gives_back_its_own(database: Store) -> None:
     claim(database, "one")
     claim(database, "two")
     with database.session() as session:
-        assert store.release(session, server="one") == 1
+        assert rows.release(session, server="one") == 1
     assert look(database, "a").lease_server is None and look(database, "b").lease_server == "two"
 
 
@@ -145,7 +137,7 @@ def test_who_has_waited_too_long(database: Store) -> None:
     put(database, "claimed", start_timeout=50.0, priority=-1)
     claim(database, "s")
     with database.session() as session:
-        assert [request.id for request in store.overdue(session, 200.0)] == ["late"]
+        assert [request.id for request in rows.overdue(session, 200.0)] == ["late"]
 
 
 def test_one_key_one_request(database: Store) -> None:
@@ -156,7 +148,7 @@ def test_one_key_one_request(database: Store) -> None:
     with pytest.raises(IntegrityError):
         put(database, "d", idempotency_key="k")
     with database.session() as session:
-        assert store.find_retried(session, "app", "k").id == "a"
+        assert rows.find_retried(session, "app", "k").id == "a"
 
 
 def test_logs_come_in_order(database: Store) -> None:
@@ -164,26 +156,26 @@ def test_logs_come_in_order(database: Store) -> None:
         put(database, name)
     with database.session() as session:
         for number in range(3):
-            store.add_log(session, "ab"[number % 2], str(number), 1.0)
+            rows.add_log(session, "ab"[number % 2], str(number), 1.0)
     with database.session() as session:
-        lines = store.logs_of(session, ["a"])
+        lines = rows.logs_of(session, ["a"])
         assert [line.message for line in lines] == ["0", "2"]
-        both = store.logs_of(session, ["a", "b", "c"])
+        both = rows.logs_of(session, ["a", "b", "c"])
         assert [(line.request_id, line.message) for line in both] == [("a", "0"), ("b", "1"), ("a", "2")]
-        assert store.logs_of(session, []) == []
+        assert rows.logs_of(session, []) == []
 
 
 def test_media_that_another_request_needs_are_kept(database: Store) -> None:
     put(database, "a", media={"audio_url": "x", "image_url": "shared"}, gone=True, status=DONE)
     put(database, "b", media={"audio_url": "shared"})
     with database.session() as session:
-        assert store.unused_media(session) == {"x"}
+        assert rows.unused_media(session) == {"x"}
 
 
 def test_an_error_leaves_nothing_half_done(database: Store) -> None:
     put(database, "a")
     with pytest.raises(RuntimeError), database.session() as session:
-        store.find(session, "a").error = "half"
+        rows.find(session, "a").error = "half"
         session.flush()
         raise RuntimeError
     assert look(database, "a").error is None

@@ -19,8 +19,9 @@ import requests
 from a2v.api.database.store import Store
 from a2v.api.files import uploads
 from a2v.api.files.media import localize
+from a2v.api.protocol.uploads import Uploads
 from a2v.api.settings import Settings
-from a2v.tests.api.edges import KEY, make_settings, opened, png, serving, wav
+from a2v.tests.api.edges import KEY, app_of, make_settings, opened, png, serving, wav
 from aiohttp import web
 from fal_client import client as fal
 from PIL import Image
@@ -68,9 +69,8 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         store = managers[0].__enter__()
 
         def make() -> web.Application:
-            app = web.Application(client_max_size=1000)  # ComfyUI's limit must not matter to uploads
-            app.add_routes(uploads.routes(settings, store))
-            return app
+            # ComfyUI's limit must not matter to uploads
+            return app_of(Uploads(settings, store).operations(), settings, client_max_size=1000)
 
         managers.append(serving(make))
         port = managers[1].__enter__()
@@ -250,7 +250,7 @@ def move_back(place: Place, seconds: float) -> None:
     """As if that time had passed since everything so far."""
 
     def change(session: Any) -> None:
-        for column in (uploads.Upload.created, uploads.Upload.until, uploads.Bearer.until):
+        for column in (uploads.Upload.created, uploads.Upload.until, uploads.UploadToken.until):
             session.execute(update(column.class_).values({column.key: column - seconds}))
 
     asyncio.run(place.store.run(change))
@@ -490,4 +490,4 @@ def test_purge_deletes_what_is_of_no_use_and_nothing_else(place: Place) -> None:
     ids = {url["file_url"].split("/")[-2] for url in (whole, fresh)}
     assert {name.split(".")[0] for name in place.files()} == ids
     with place.store.session() as session:
-        assert session.query(uploads.Bearer).count() == 0 and session.query(uploads.Upload).count() == 2
+        assert session.query(uploads.UploadToken).count() == 0 and session.query(uploads.Upload).count() == 2

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import requests
 from a2v.api.database.store import Store
+from a2v.api.protocol import signing_key
 from a2v.api.settings import Settings
 from a2v.api.webhooks import deliveries as webhooks
 from a2v.api.webhooks.deliveries import DELIVERED, FAILED, PENDING, Delivery, Signer, Webhooks
 from a2v.ltx.errors import InputError
-from a2v.tests.api.edges import Names, answering, make_settings, opened, serving
+from a2v.tests.api.edges import Names, answering, app_of, make_settings, opened, serving
 from aiohttp import web
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -105,12 +106,7 @@ def test_a_webhook_arrives_once_signed_by_the_published_key(settings: Settings) 
         drive(settings, store, lambda hooks: add(hooks, url), until=lambda: row(store).state == DELIVERED)
         drive(settings, store, lambda hooks: add(hooks, url), lambda _: asyncio.sleep(0.3), until=lambda: True)
 
-        def make() -> web.Application:
-            app = web.Application()
-            app.add_routes(Webhooks(settings, store).routes())
-            return app
-
-        with serving(make) as jwks_port:
+        with serving(lambda: app_of(signing_key.operations(Webhooks(settings, store)), settings)) as jwks_port:
             jwks = requests.get(f"http://{HERE}:{jwks_port}/fal/rest/.well-known/jwks.json", timeout=10).json()
     assert len(got) == 1 and got[0].method == "POST" and got[0].path_qs == "/hook?a=1&b=%2F"
     assert got[0].content_type == "application/json" and json.loads(bodies[0]) == BODY

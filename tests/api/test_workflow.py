@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 from a2v.api.graph import compose as workflow
-from a2v.api.graph.compose import Graph, ModelMissing, Models, Prompt, compose, find_models, read
+from a2v.api.graph import fields
+from a2v.api.graph.compose import compose
+from a2v.api.graph.graph import Graph, Prompt, read
+from a2v.api.graph.model_files import ModelMissing, ModelNames, find_models
 from a2v.ltx.request import parse
 
-MODELS = Models(
+MODELS = ModelNames(
     "ltx-2.3-22b-dev.safetensors",
     "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
     "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
@@ -122,7 +125,7 @@ PLACES: dict[str, tuple[Any, str, str | None, str]] = {
     "audio_rescaling_scale": (0.25, "LTXA2VAudioGuidance", None, "rescale"),
     "audio_modality_scale": (1.5, "LTXA2VAudioGuidance", None, "modality"),
     "audio_strength": (0.75, "LTXA2VAudioConditioning", None, "strength"),
-    "gradient_estimation_gamma": (2.0, workflow.SAMPLER, workflow.FIRST, "gradient_estimation_gamma"),
+    "gradient_estimation_gamma": (2.0, workflow.SAMPLER, workflow.FIRST_STAGE, "gradient_estimation_gamma"),
     "camera_lora": ("jib_down", "LTXA2VCameraLora", None, "camera_lora"),
     "camera_lora_scale": (0.5, "LTXA2VCameraLora", None, "strength"),
     "distill_lora_first_pass_scale": (0.1, workflow.LORA, None, "first_pass_strength"),
@@ -152,7 +155,7 @@ def test_each_parameter_reaches_its_widget(name: str) -> None:
 def test_switches_of_whole_nodes() -> None:
     request = parse({"prompt": "x", "use_restart_sampling": False, "enable_safety_checker": False})
     graph = Graph(compose(request, MODELS, audio="a.wav", prefix="p"))
-    assert not graph.has("LTXA2VRestart") and "restart" not in graph.inputs(workflow.SAMPLER, workflow.FIRST)
+    assert not graph.has("LTXA2VRestart") and "restart" not in graph.inputs(workflow.SAMPLER, workflow.FIRST_STAGE)
     assert graph.inputs(workflow.SAVE)["checker"] == "off"
     custom = parse({"prompt": "x", "video_size": {"width": 640}})
     size = Graph(compose(custom, MODELS, audio="a.wav", prefix="p")).inputs("LTXA2VVideoSize")
@@ -174,7 +177,7 @@ def test_models_are_found_by_their_official_names_in_any_folder() -> None:
         "text_encoders": ["google/gemma-3-12b-it-qat-q4_0-unquantized"],
     }
     found = find_models(there.__getitem__, there.__getitem__)
-    assert found == Models(
+    assert found == ModelNames(
         "LTX\\LTX-2.3-22b-dev.safetensors",
         "ltx-2.3-spatial-upscaler-x2-1.0.safetensors",
         "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
@@ -193,7 +196,7 @@ def test_a_node_s_mistake_is_a_field_s() -> None:
     request = parse({"prompt": "x", "camera_lora": "dolly_in"})
     prompt = compose(request, MODELS, audio="a.wav", image="a.png", end_image="b.png", prefix="p")
     graph = Graph(prompt)
-    fields = {
+    expected = {
         graph.find("LTXA2VLoadAudio"): "audio_url",
         graph.find("LoadImage", "First image"): "image_url",
         graph.find("LoadImage", "End image"): "end_image_url",
@@ -201,14 +204,14 @@ def test_a_node_s_mistake_is_a_field_s() -> None:
         graph.find(workflow.SAVE): None,
         "gone": None,
     }
-    assert {key: workflow.field_of(prompt, key) for key in fields} == fields
+    assert {key: fields.field_of(prompt, key) for key in expected} == expected
 
 
 def test_a_sentence_names_the_field_and_not_the_kept_file() -> None:
     names = {"audio": "api/" + "0a" * 16 + ".wav", "image": "api/" + "1b" * 16 + ".png"}
     prompt = compose(parse({"prompt": "x"}), MODELS, **names, prefix="p")
     say = f"{names['audio']}: no sound; unlike {PurePosixPath(names['image']).name} or other.wav"
-    assert workflow.in_request_words(prompt, say) == "audio_url: no sound; unlike image_url or other.wav"
+    assert fields.in_request_words(prompt, say) == "audio_url: no sound; unlike image_url or other.wav"
 
 
 def test_composing_changes_no_committed_workflow() -> None:

@@ -13,14 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from a2v.api.graph.compose import CHECKPOINT_FILE, GEMMA_FOLDER, LORA_FILE, UPSCALER_FILE
-from a2v.api.settings import APP
+from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO
+from a2v.ltx.models import MODELS
 from a2v.tests.host.comfy import Comfy, write_models
 from a2v.tests.tiny import TinyFiles
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEECH = ROOT / "assets" / "speech.opus"
-CAMERA_FILE = "ltx-2-19b-lora-camera-control-dolly-in.safetensors"
+APP = AUDIO_TO_VIDEO.id
+CAMERA_FILE = MODELS["dolly-in"].name
 SMALL: dict[str, Any] = {
     "prompt": "a person speaks",
     "video_size": {"width": 64, "height": 64},
@@ -41,11 +42,11 @@ def write_published(base: Path, **sizes: int | str) -> TinyFiles:
     """The tiny set in the server's model folders, under the names that the workflows ask for; their paths there."""
     files = write_models(base, **sizes)
     names = {
-        "checkpoint": CHECKPOINT_FILE.names[0],
-        "upscaler": UPSCALER_FILE.names[0],
-        "distilled_lora": LORA_FILE.names[0],
+        "checkpoint": MODELS["dev"].name,
+        "upscaler": MODELS["upscaler"].name,
+        "distilled_lora": MODELS["distilled-lora"].name,
         "camera_lora": CAMERA_FILE,
-        "gemma": GEMMA_FOLDER.names[0],
+        "gemma": MODELS["gemma"].name,
     }
     placed = {
         field: getattr(files, field).rename(getattr(files, field).with_name(name)) for field, name in names.items()

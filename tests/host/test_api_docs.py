@@ -21,9 +21,9 @@ from typing import Any
 import av
 import pytest
 import requests
-from a2v.api.settings import APP, MIB, Settings, read_settings
+from a2v.api.settings import MIB, Settings, read_settings
 from a2v.tests.api.edges import wav
-from a2v.tests.host.api import environment, write_published
+from a2v.tests.host.api import APP, environment, write_published
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.test_api_js import install_client
 

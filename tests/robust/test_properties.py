@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from a2v.api.applications.inputs import STRANGERS, check
+from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO
+from a2v.api.applications.inputs import STRANGERS
 from a2v.ltx.diffusion.schedules import SCHEDULES
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import (
@@ -252,7 +253,7 @@ def test_any_name_is_told_on_one_line(name: str) -> None:
 
 def test_of_names_without_number_some_are_told() -> None:
     strangers = {f"video_size{number}": number for number in range(1000)}
-    notes = check({"prompt": "x", "audio_url": "https://example.com/a.wav", **strangers}).notes
+    notes = AUDIO_TO_VIDEO.check({"prompt": "x", "audio_url": "https://example.com/a.wav", **strangers}).notes
     assert len(notes) == STRANGERS + 1 and "did you mean video_size?" in notes[0]
     assert notes[-1] == f"{1000 - STRANGERS} more names are no inputs and were passed over"
 

@@ -1,0 +1,67 @@
+"""What a file is, by a look at its header: the pixels and samples are the graph's business."""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from pathlib import Path
+from typing import Literal
+
+import av
+from PIL import Image
+
+from ...ltx.errors import InputError
+from ...ltx.media.audio import TAGS
+from ...ltx.media.images import FORMATS
+
+Kind = Literal["audio", "image"]
+
+SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
+OPTIONS = {"protocol_whitelist": "none", "probesize": "65536"}
+"""FFmpeg's. As in ltx/media/audio.py, a playlist must not make it read other files or the network. It reads `probesize`
+bytes beyond a file's headers: the usual 5 MB take 30 ms of the interpreter from a running job."""
+
+
+def look(path: Path, kind: Kind, field: str) -> str:
+    """A suffix that fits what is in the file. Errors: `InputError`, where the file is not of that kind."""
+    return _look_at_audio(path, field) if kind == "audio" else _look_at_image(path, field)
+
+
+def _look_at_audio(path: Path, field: str) -> str:
+    """A suffix that fits the container. Errors: nothing that FFmpeg reads, or no sound in it."""
+    try:
+        with path.open("rb") as file, av.open(file, options=OPTIONS, **TAGS) as container:
+            if not container.streams.audio:
+                raise InputError(f"{field}: the file has no sound; give an audio file, or a video with a sound track.")
+            names = [*container.format.name.split(","), *sorted(container.format.extensions)]
+            return next((f".{name}" for name in names if _is_kind(f".{name}", "audio")), ".bin")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise InputError(
+            f"{field}: the file is no audio ({reason}); check that the URL leads to the file itself."
+        ) from error
+
+
+def _look_at_image(path: Path, field: str) -> str:
+    """A suffix that fits the format. Errors: nothing that `ltx.media.images` reads."""
+    Image.init()
+    try:
+        with Image.open(path, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
+            endings = [suffix for suffix, known in Image.registered_extensions().items() if known == image.format]
+            return min(endings, key=len, default=".bin")
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        raise InputError(f"{field}: the file is no image; check that the URL leads to the file itself.") from error
+
+
+def best_suffix(name: str, content_type: str, kind: Kind, found: str) -> str:
+    """Of the name, else of the content type, where it is one of that kind; else what the content said."""
+    candidates = (Path(name).suffix.lower(), mimetypes.guess_extension(content_type) or "")
+    return next((suffix for suffix in candidates if _is_kind(suffix, kind)), found)
+
+
+def _is_kind(suffix: str, kind: Kind) -> bool:
+    kinds = ("audio/", "video/") if kind == "audio" else ("image/",)
+    known = mimetypes.types_map.get(suffix, "")
+    return bool(SUFFIX.fullmatch(suffix)) and known.startswith(kinds)

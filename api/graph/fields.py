@@ -1,0 +1,36 @@
+"""A node's mistake in the words of the request that the graph was made from."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from .compose import ACCELERATION, END_IMAGE, IMAGE, LAST_IMAGE
+from .graph import Prompt
+
+
+def field_of(graph: Prompt, node_id: str) -> str | None:
+    """The request's field behind a node's mistake; None where it is no single one."""
+    node = graph.get(node_id, {})
+    title = node.get("_meta", {}).get("title", "")
+    if node.get("class_type") in ("LoadImage", IMAGE, END_IMAGE):
+        return "end_image_url" if title.startswith(LAST_IMAGE) else "image_url"
+    return {
+        "LTXA2VLoadAudio": "audio_url",
+        "LTXA2VFrameCount": "audio_url",
+        "LTXA2VPreprocessAudio": "audio_url",
+        "LTXA2VAudioConditioning": "audio_url",
+        "LTXA2VCameraLora": "camera_lora",
+        "LTXA2VVideoSize": "video_size",
+        ACCELERATION: "acceleration",
+    }.get(node.get("class_type", ""))
+
+
+def in_request_words(graph: Prompt, message: str) -> str:
+    """A node's sentence with the field's name for the media file that the server keeps under a hash."""
+    for node_id, node in graph.items():
+        for name in ("audio", "image"):
+            value, field = node["inputs"].get(name), field_of(graph, node_id)
+            if field and isinstance(value, str):
+                for kept in (value, PurePosixPath(value).name):
+                    message = message.replace(kept, field)
+    return message

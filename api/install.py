@@ -1,0 +1,97 @@
+"""The API's parts put together on a ComfyUI server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from .applications import APPLICATIONS
+from .database.store import Store
+from .host import Host
+from .protocol import files, operations, proxy, signing_key
+from .protocol.answers import problem
+from .protocol.cors import install_cors
+from .protocol.following import Following
+from .protocol.openapi import document
+from .protocol.operations import Answer, Operation
+from .protocol.submitting import Submitting
+from .protocol.uploads import Uploads
+from .queue.queue import RequestQueue
+from .settings import Settings, read_settings
+from .webhooks.deliveries import Webhooks
+
+
+def install(server: Any) -> RequestQueue:
+    """Registers everything on a PromptServer's app; work begins when that starts."""
+    import folder_paths
+
+    settings = read_settings(folder_paths)
+    settings.prepare()
+    database = Store(settings.database)
+    webhooks = Webhooks(settings, database)
+    queue = RequestQueue(Host(server), database, settings, webhooks)
+    server.app.add_routes(routes(queue, settings, database, webhooks))
+    install_cors(server.app, settings)
+    server.app.on_startup.append(lambda _: queue.start())
+    server.app.on_cleanup.append(lambda _: queue.close())
+    return queue
+
+
+def routes(queue: RequestQueue, settings: Settings, database: Store, webhooks: Webhooks) -> list[web.RouteDef]:
+    """All routes, in the order in which they are looked through: last what answers that there is no such one."""
+    described = all_operations(queue, settings, database, webhooks)
+    return [*operations.routes(described, settings), other_applications(settings), anything_else(settings)]
+
+
+def all_operations(queue: RequestQueue, settings: Settings, database: Store, webhooks: Webhooks) -> list[Operation]:
+    """Whatever is served and described."""
+    submitting, following = Submitting(queue, settings), Following(queue, settings)
+    own = [operation for application in APPLICATIONS.values() for operation in submitting.operations(application)]
+    for owner in dict.fromkeys(application.owner for application in APPLICATIONS.values()):
+        own += following.operations(owner, [id for id, each in APPLICATIONS.items() if each.owner == owner])
+    own.append(_description(lambda: found, settings))
+    own += Uploads(settings, database).operations()
+    targets = [*operations.routes(own, settings), other_applications(settings)]
+    found = [*own, *files.operations(settings), *signing_key.operations(webhooks), *proxy.operations(settings, targets)]
+    return found
+
+
+def _description(described: Any, settings: Settings) -> Operation:
+    async def describe(_: web.Request) -> web.Response:
+        return web.json_response(document(described(), settings))
+
+    return Operation(
+        name="describe",
+        method="GET",
+        path="/openapi.json",
+        handler=describe,
+        summary="This document.",
+        answers={200: Answer("An OpenAPI document.")},
+        needs_key=False,
+    )
+
+
+def other_applications(settings: Settings) -> web.RouteDef:
+    """Whatever looks like a call of an application. To be registered after the applications that there are."""
+
+    async def unknown(request: web.Request) -> web.Response:
+        name = request.match_info["path"].split("/requests/")[0]
+        if name in APPLICATIONS or name in {application.owner for application in APPLICATIONS.values()}:
+            return no_such_path(request)
+        return problem(404, f"Application {name[:200]!r} not found; this server has {', '.join(APPLICATIONS)}.")
+
+    return web.route("*", settings.prefix + "/{kind:run|queue}/{path:[^/]+/[^/]+[\\s\\S]*}", unknown)
+
+
+def anything_else(settings: Settings) -> web.RouteDef:
+    """To be registered after everything."""
+
+    async def unknown(request: web.Request) -> web.Response:
+        return no_such_path(request)
+
+    return web.route("*", f"{settings.prefix}/{{path:[\\s\\S]*}}", unknown)
+
+
+def no_such_path(request: web.Request) -> web.Response:
+    return problem(404, f"{request.method} {request.path[:200]!r} is nothing of this API; see openapi.json.")

@@ -1,0 +1,191 @@
+"""Where a request stands, its result, its end and its graph."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import suppress
+from typing import Any
+
+from aiohttp import web
+
+from ..database.rows import DONE, QUEUED, StoredRequest
+from ..files import results
+from ..queue.queue import RequestQueue
+from ..queue.snapshots import Snapshot
+from ..settings import Settings
+from ..waiting import is_set_within
+from .answers import Refusal, about
+from .messages import Cancelled, Output, PlainProblem, Status, ValidationProblem
+from .operations import Answer, Operation, Parameter
+from .pollers import Told
+from .urls import base_url, request_urls
+
+PING_SECONDS = 10.0
+REQUEST_ID = Parameter("request_id", "path", {"type": "string"})
+LOGS = Parameter("logs", "query", {"type": "string", "enum": ["0", "1", "true", "false"]})
+NO_SUCH = {404: Answer("There is no such request.", PlainProblem)}
+ENDINGS = {
+    400: Answer("It was cancelled, or has not ended yet.", PlainProblem),
+    410: Answer("The result was deleted.", PlainProblem),
+    422: Answer("An input turned out wrong.", ValidationProblem),
+    424: Answer("A model file is not installed.", PlainProblem),
+    500: Answer("It failed.", PlainProblem),
+    504: Answer("It did not start in time.", PlainProblem),
+}
+
+
+class Following:
+    """The handlers of the routes of one request."""
+
+    def __init__(self, queue: RequestQueue, settings: Settings) -> None:
+        self.queue, self.settings, self.told = queue, settings, Told()
+
+    def operations(self, owner: str, applications: list[str]) -> list[Operation]:
+        """owner: what the clients name in these addresses; the applications' whole names lead to them, too."""
+
+        def one(name: str, method: str, rest: str, summary: str, answers: Any, *parameters: Parameter) -> Operation:
+            paths = [f"/queue/{prefix}/requests/{{request_id}}{rest}" for prefix in (owner, *applications)]
+            return Operation(
+                name=name,
+                method=method,
+                path=paths[0],
+                also=tuple(paths[1:]),
+                handler=getattr(self, name),
+                summary=summary,
+                parameters=(REQUEST_ID, *parameters),
+                answers=answers,
+            )
+
+        standing = {200: Answer("It has ended.", Status), 202: Answer("It waits or runs.", Status), **NO_SUCH}
+        streamed = {200: Answer("A Status in each event.", None, "text/event-stream"), **NO_SUCH}
+        ended = {200: Answer("The result.", Output), **ENDINGS, **NO_SUCH}
+        ending = {
+            202: Answer("It is being ended.", Cancelled),
+            400: Answer("It had ended.", Cancelled),
+            404: Answer("There is no such request.", Cancelled),
+        }
+        graph = {200: Answer("Nodes by their ids."), **NO_SUCH}
+        return [
+            one("status", "GET", "/status", "Tells where a request stands.", standing, LOGS),
+            one("stream", "GET", "/status/stream", "Tells it whenever it changes, until the end.", streamed, LOGS),
+            one("result", "GET", "", "The result of a request that has ended.", ended),
+            one("cancel", "PUT", "/cancel", "Ends a request that waits or runs.", ending),
+            one("workflow", "GET", "/workflow", "The request's graph, in ComfyUI's API form.", graph),
+        ]
+
+    async def _snapshot(self, request: web.Request) -> Snapshot:
+        snapshot = await self.queue.look(request.match_info["request_id"])
+        if snapshot is None:
+            raise Refusal(404, "Request not found.")
+        return snapshot
+
+    def _status(self, request: web.Request, snapshot: Snapshot, after: int = 0) -> dict[str, Any]:
+        found = snapshot.request
+        body: dict[str, Any] = {"status": found.status, **request_urls(request, found, self.settings)}
+        if found.status == QUEUED:
+            return {**body, "queue_position": snapshot.position}
+        wanted = request.query.get("logs", "").lower() in ("1", "true", "yes")
+        body["logs"] = [line for number, line in snapshot.logs if number > after] if wanted else []
+        if found.status == DONE:
+            body["metrics"] = {"inference_time": found.ended - found.started} if found.started else {}
+            if found.error:
+                body |= {"error": found.error, "error_type": found.error_type}
+        return body
+
+    async def status(self, request: web.Request) -> web.Response:
+        """Answers at once, but a poller that was told the same within the last second waits for news a little."""
+        snapshot = await self._snapshot(request)
+        body = self._status(request, snapshot)
+        poller = (request.remote, request.headers.get("User-Agent"), snapshot.request.id)  # connections are pooled
+        if snapshot.request.status != DONE and self.told.knows(poller, body):
+            with self.queue.watch(snapshot.request.id) as changed:
+                heard = await is_set_within(changed, self.settings.hold_seconds)
+            if heard:
+                snapshot = await self._snapshot(request)
+                body = self._status(request, snapshot)
+        self.told.note(poller, body)
+        return about(snapshot.request, body, 200 if snapshot.request.status == DONE else 202)
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events: the status whenever it differs, each line of the log once."""
+        snapshot = await self._snapshot(request)
+        request_id = snapshot.request.id
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Fal-Request-Id": request_id}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        last: dict[str, Any] = {}
+        sent, quiet = 0, 0.0
+        with suppress(ConnectionError), self.queue.watch(request_id) as changed:
+            while True:
+                changed.clear()
+                body = self._status(request, snapshot, sent)
+                same = {**body, "logs": None} == last and not body.get("logs")
+                if not same:
+                    last = {**body, "logs": None}
+                    if body["status"] != QUEUED and snapshot.logs:
+                        sent = snapshot.logs[-1][0]
+                    await response.write(f"data: {json.dumps(body)}\n\n".encode())
+                    quiet = 0.0
+                elif quiet >= PING_SECONDS:  # so that neither side takes the connection for dead
+                    await response.write(b": still here\n\n")
+                    quiet = 0.0
+                if snapshot.request.status == DONE:
+                    break
+                if not await is_set_within(changed, 1.0):
+                    quiet += 1.0
+                snapshot = await self._snapshot(request)
+            await response.write_eof()
+        return response
+
+    # --- its end ---
+
+    async def _find(self, request: web.Request) -> StoredRequest:
+        found = await self.queue.find(request.match_info["request_id"])
+        if found is None:
+            raise Refusal(404, "Request not found.")
+        return found
+
+    async def result(self, request: web.Request) -> web.Response:
+        return await result_answer(request, await self._find(request), self.queue, self.settings)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        done = await self.queue.cancel(request.match_info["request_id"])
+        if done is None:
+            return web.json_response({"status": "NOT_FOUND"}, status=404)
+        if not done:
+            return web.json_response({"status": "ALREADY_COMPLETED"}, status=400)
+        return web.json_response({"status": "CANCELLATION_REQUESTED"}, status=202)
+
+    async def workflow(self, request: web.Request) -> web.Response:
+        found = await self._find(request)
+        if found.workflow is None:
+            return about(found, {"detail": "The request has no graph yet: it has not been started."}, 404)
+        name = f'attachment; filename="{found.id}.json"'
+        return about(found, found.workflow, headers={"Content-Disposition": name})
+
+
+async def result_answer(
+    request: web.Request, found: StoredRequest, queue: RequestQueue, settings: Settings
+) -> web.Response:
+    """What whoever asks for a request's result is answered."""
+    if found.status != DONE:
+        return about(found, {"detail": "Request is still in progress"}, 400)
+    if found.error is not None:
+        body = {"detail": found.error_detail or found.error, "error_type": found.error_type}
+        headers = {"X-Fal-Error-Type": found.error_type or ""}
+        if found.error_status == 504:
+            headers["X-Fal-Request-Timeout-Type"] = "user"  # the clients do not retry this one
+        return about(found, body, found.error_status or 500, headers)
+    path = results.result_file(found, settings)
+    over = found.sync_mode and results.inline_gone(found.ended or 0, found.read, time.time(), settings)
+    if over or found.gone or not await asyncio.to_thread(path.is_file):
+        gone = results.GONE if found.sync_mode else "The result's file was deleted."
+        return about(found, {"detail": gone, "error_type": "result_gone"}, 410)
+    if found.sync_mode:
+        await queue.note_read(found.id)
+        url = await results.data_uri(path, settings)
+    else:
+        url = results.result_url(path.name, base_url(request), settings)
+    return about(found, results.with_url(found.result or {}, url))

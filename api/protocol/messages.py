@@ -1,0 +1,90 @@
+"""What answers hold, as OpenAPI describes them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, create_model
+
+ResultVideo = create_model(
+    "VideoFile",  # its name on the endpoint's page
+    __doc__="The file, and what is in it.",
+    url=(str, ...),
+    content_type=(str, ...),
+    file_name=(str, ...),
+    file_size=(int, ...),
+    width=(int, ...),
+    height=(int, ...),
+    fps=(float, ...),
+    duration=(float, ...),
+    num_frames=(int, ...),
+)
+
+
+class Output(BaseModel):
+    """What a request ends with."""
+
+    video: ResultVideo
+    seed: int = Field(description="The seed that was used.")
+    prompt: str = Field(description="The prompt that was used, after its expansion.")
+
+
+class LogLine(BaseModel):
+    message: str
+    level: Literal["STDERR", "STDOUT", "ERROR", "INFO", "WARN", "DEBUG"]
+    source: Literal["USER"]
+    timestamp: str = Field(json_schema_extra={"format": "date-time"})
+
+
+class Submitted(BaseModel):
+    """Where the request can be asked after."""
+
+    request_id: str
+    gateway_request_id: str
+    response_url: str
+    status_url: str
+    cancel_url: str
+    status: Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
+    queue_position: int
+
+
+class Status(BaseModel):
+    """Where the request stands. queue_position while it waits; logs after that, where they were asked for."""
+
+    status: Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
+    request_id: str
+    gateway_request_id: str
+    response_url: str
+    status_url: str
+    cancel_url: str
+    queue_position: int | None = None
+    logs: list[LogLine] | None = None
+    metrics: dict[str, float] | None = None
+    error: str | None = None
+    error_type: str | None = None
+
+
+class Cancelled(BaseModel):
+    status: Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED", "NOT_FOUND"]
+
+
+class Problem(BaseModel):
+    """One thing that is wrong with a request."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+    ctx: dict[str, Any] | None = None
+
+
+class ValidationProblem(BaseModel):
+    """All that is wrong with a request's inputs."""
+
+    detail: list[Problem]
+
+
+class PlainProblem(BaseModel):
+    """Why there is no result: one sentence."""
+
+    detail: str
+    error_type: str | None = None

@@ -1,0 +1,86 @@
+"""A route that describes itself: what is registered on the server is what the OpenAPI document says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from ..settings import Settings
+from .access import guard
+from .answers import Handler, answering
+
+JSON, BYTES = "application/json", "application/octet-stream"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer's meaning, and what its body holds: a model, or anything of that content type."""
+
+    meaning: str
+    model: type[BaseModel] | None = None
+    content: str = JSON
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """schema: of its text, as JSON schema has it."""
+
+    name: str
+    where: Literal["path", "query", "header"]
+    schema: Mapping[str, Any]
+    description: str = ""
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a route takes: a model, or any body of that content type with that JSON schema."""
+
+    model: type[BaseModel] | None = None
+    schema: Mapping[str, Any] | None = None
+    content: str = JSON
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One documented route.
+
+    path: below the prefix, with aiohttp's patterns for its parameters. needs_key: whether it is for those alone who
+    have the key. also: further paths that lead to it and that the document leaves out. head: whether HEAD is answered
+    as GET is. Parameters of the path are described in `parameters` as the others are.
+    """
+
+    name: str
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    answers: Mapping[int | str, Answer]
+    parameters: tuple[Parameter, ...] = ()
+    body: Body | None = None
+    needs_key: bool = True
+    also: tuple[str, ...] = ()
+    head: bool = False
+
+    @property
+    def plain_path(self) -> str:
+        """The path without aiohttp's patterns: `/files/{id}`."""
+        return re.sub(r"{(\w+):[^{}]*(?:{[^{}]*}[^{}]*)?}", r"{\1}", self.path)
+
+
+def routes(operations: Iterable[Operation], settings: Settings) -> list[web.RouteDef]:
+    """All of them, as the server's app takes them."""
+    found = []
+    for operation in operations:
+        handler = answering(operation.handler)
+        if operation.needs_key:
+            handler = guard(handler, settings)
+        options = {"allow_head": operation.head} if operation.method == "GET" else {}
+        for path in (operation.path, *operation.also):
+            found.append(web.RouteDef(operation.method, settings.prefix + path, handler, options))
+    return found

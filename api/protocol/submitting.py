@@ -1,0 +1,179 @@
+"""Requests into the queue: submitted, or run while the client waits."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from ...ltx.errors import InputError
+from ..applications import Application
+from ..applications.inputs import Invalid, digest, problem, read_json
+from ..database.rows import PRIORITIES, StoredRequest
+from ..graph.model_files import ModelMissing
+from ..queue.queue import RequestQueue
+from ..queue.submissions import ReusedKey, Submission
+from ..settings import Settings
+from ..webhooks.deliveries import check as check_webhook
+from .answers import Handler, Refusal, about
+from .bodies import read_body
+from .following import ENDINGS, result_answer
+from .messages import Output, PlainProblem, Submitted, ValidationProblem
+from .operations import Answer, Body, Operation, Parameter
+from .urls import base_url, request_urls
+
+LARGE_BODY = 2**20  # bytes, of which the event loop reads no JSON itself; a thread costs milliseconds while a job runs
+KEY_HEADERS = ("Idempotency-Key", "X-Fal-Idempotency-Key")
+LONGEST_KEY = 255
+WEBHOOK = Parameter("fal_webhook", "query", {"type": "string", "format": "uri"})
+HEADERS = (
+    Parameter(
+        "X-Fal-Queue-Priority",
+        "header",
+        {"type": "string", "enum": [*PRIORITIES]},
+        "Low ones wait for all others.",
+    ),
+    Parameter(
+        "X-Fal-Request-Timeout",
+        "header",
+        {"type": "number", "exclusiveMinimum": 0.1, "maximum": 1e9},
+        "Seconds within which the request must start.",
+    ),
+    Parameter(
+        "Idempotency-Key",
+        "header",
+        {"type": "string", "maxLength": LONGEST_KEY},
+        "A retry under the same key is the same request.",
+    ),
+)
+BAD_BODY = {
+    400: Answer("The request is broken.", PlainProblem),
+    413: Answer("The body is too large.", PlainProblem),
+    415: Answer("The body is not announced as JSON.", PlainProblem),
+    422: Answer("An input is missing or wrong.", ValidationProblem),
+    424: Answer("A model file is not installed.", PlainProblem),
+}
+
+
+class Submitting:
+    """The handlers of each application's own routes."""
+
+    def __init__(self, queue: RequestQueue, settings: Settings) -> None:
+        self.queue, self.settings = queue, settings
+
+    def operations(self, application: Application) -> list[Operation]:
+        slug = "_".join(application.id.split("/")[2:]).replace("-", "_")
+        return [
+            Operation(
+                name=f"submit_{slug}",
+                method="POST",
+                path=f"/queue/{application.id}",
+                handler=self._for(application, self.submit),
+                summary="Puts a request into the queue.",
+                parameters=(*HEADERS, WEBHOOK),
+                body=Body(application.inputs),
+                answers={200: Answer("It is in the queue.", Submitted), **BAD_BODY},
+            ),
+            Operation(
+                name=f"run_{slug}",
+                method="POST",
+                path=f"/run/{application.id}",
+                handler=self._for(application, self.run),
+                summary="Runs a request and answers with its result.",
+                parameters=HEADERS,
+                body=Body(application.inputs),
+                answers={200: Answer("The result.", Output), **ENDINGS, **BAD_BODY},
+            ),
+        ]
+
+    def _for(
+        self, application: Application, handler: Callable[[Application, web.Request], Awaitable[web.StreamResponse]]
+    ) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return await handler(application, request)
+
+        return handle
+
+    async def submit(self, application: Application, request: web.Request) -> web.Response:
+        queued, position = await self._submit(application, request, request.query.get(WEBHOOK.name))
+        urls = request_urls(request, queued, self.settings)
+        return about(queued, {**urls, "status": queued.status, "queue_position": position})
+
+    async def run(self, application: Application, request: web.Request) -> web.StreamResponse:
+        queued, _ = await self._submit(application, request, None)
+
+        def alive() -> bool:
+            return request.transport is not None and not request.transport.is_closing()
+
+        ended = await self.queue.wait(queued.id, alive)
+        if ended is None:  # nobody is there to get it
+            await self.queue.cancel(queued.id)
+            raise Refusal(499, "The client closed the connection.")
+        return await result_answer(request, ended, self.queue, self.settings)
+
+    async def _submit(
+        self, application: Application, request: web.Request, webhook: str | None
+    ) -> tuple[StoredRequest, int]:
+        submission = Submission(
+            base_url=base_url(request),
+            priority=_priority(request),
+            webhook_url=await self._webhook(webhook),
+            idempotency_key=_idempotency_key(request),
+            start_timeout=_timeout(request),
+        )
+        body = await read_body(request, self.settings)
+        value, hashed = await asyncio.to_thread(_parsed, body) if len(body) > LARGE_BODY else _parsed(body)
+        try:
+            return await self.queue.submit(application, value, hashed, submission)
+        except ReusedKey:
+            message = "The key was used for another request; take a new one for each."
+            raise Invalid([problem("idempotency-key", message, where="header")]) from None
+        except ModelMissing as error:
+            raise Refusal(424, str(error), "model_missing") from None
+
+    async def _webhook(self, url: str | None) -> str | None:
+        if url is not None:
+            try:
+                await check_webhook(url, self.settings)
+            except InputError as error:
+                raise Invalid([problem("fal_webhook", str(error), where="query")]) from None
+        return url
+
+
+def _parsed(body: bytes) -> tuple[Any, str]:
+    value = read_json(body)
+    return value, digest(value)
+
+
+def _header_problem(name: str, message: str) -> Invalid:
+    return Invalid([problem(name, message, where="header")])
+
+
+def _priority(request: web.Request) -> int:
+    name = request.headers.get("X-Fal-Queue-Priority", "normal").lower()
+    if name not in PRIORITIES:
+        raise _header_problem("x-fal-queue-priority", f"Give {' or '.join(PRIORITIES)}.")
+    return PRIORITIES[name]
+
+
+def _timeout(request: web.Request) -> float | None:
+    text = request.headers.get("X-Fal-Request-Timeout")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.1 < seconds < math.inf:
+        raise _header_problem("x-fal-request-timeout", "Give the seconds within which it is to start, above 0.1.")
+    return seconds
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    key = next((request.headers[name] for name in KEY_HEADERS if request.headers.get(name)), None)
+    if key and (len(key) > LONGEST_KEY or not key.isprintable()):
+        raise _header_problem("idempotency-key", f"Give at most {LONGEST_KEY} printable characters.")
+    return key

@@ -1,0 +1,88 @@
+"""How requests end without a result: what is stored of it, and what is told to their clients."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ...ltx.errors import InputError
+from ..applications import Application
+from ..applications.inputs import Invalid
+from ..database.rows import StoredRequest
+from ..graph import fields
+from ..graph.graph import Prompt
+from ..host import NodeError, Rejected
+
+ATTEMPTS = 3  # starts of a request whose server died under it each time
+UNPROCESSABLE, MISSING_MODEL, CANCELLED, TIMED_OUT, FAILED = 422, 424, 400, 504, 500
+
+
+class RequestFailed(Exception):
+    """A request's end without a result. values: the columns of `StoredRequest` that say so."""
+
+    def __init__(self, message: str, kind: str, status: int, detail: list[dict[str, Any]] | None = None) -> None:
+        super().__init__(message)
+        self.values = {"error": message, "error_type": kind, "error_status": status, "error_detail": detail}
+
+
+class LeaseLost(Exception):
+    """Another server has the request by now: this one has no more say in it."""
+
+
+def refused(error: Invalid) -> RequestFailed:
+    return RequestFailed(str(error), "validation_error", UNPROCESSABLE, error.detail)
+
+
+def missing_model(error: InputError) -> RequestFailed:
+    return RequestFailed(str(error), "model_missing", MISSING_MODEL)
+
+
+def cancelled() -> RequestFailed:
+    return RequestFailed("The request was cancelled.", "client_cancelled", CANCELLED)
+
+
+def stopped_in_comfyui() -> RequestFailed:
+    return RequestFailed("Somebody stopped the request in ComfyUI.", "interrupted", CANCELLED)
+
+
+def without_outputs() -> RequestFailed:
+    return RequestFailed("ComfyUI ended the run without its outputs.", "internal_error", FAILED)
+
+
+def lost() -> RequestFailed:
+    return RequestFailed(f"The server died {ATTEMPTS} times while it had this request in hand.", "server_lost", FAILED)
+
+
+def broken(request: StoredRequest, error: Exception) -> RequestFailed:
+    logging.error("LTX A2V: request %s failed", request.id, exc_info=error)
+    return RequestFailed(f"{type(error).__name__}: {error}", "internal_error", FAILED)
+
+
+def is_late(request: StoredRequest, now: float) -> bool:
+    """Whether a request that has not started should have."""
+    return request.start_timeout is not None and request.created + request.start_timeout < now
+
+
+def late(request: StoredRequest) -> RequestFailed:
+    message = f"The request did not start within {request.start_timeout:g} s."
+    return RequestFailed(message, "request_timeout", TIMED_OUT)
+
+
+def node_failed(error: NodeError, prompt: Prompt, application: Application) -> RequestFailed:
+    """Of a run in which a node raised an error."""
+    message = fields.in_request_words(prompt, error.message)
+    if error.kind.endswith((".InputError", ".FlaggedError")):
+        field = fields.field_of(prompt, error.node_id)
+        return refused(application.invalid_from(InputError(message), field))
+    node = prompt.get(error.node_id, {}).get("_meta", {}).get("title", error.node_id)
+    memory = "OutOfMemory" in error.kind or "out of memory" in message.lower()
+    return RequestFailed(f"{node}: {message}", "out_of_memory" if memory else "node_error", FAILED)
+
+
+def graph_rejected(error: Rejected, prompt: Prompt, application: Application) -> RequestFailed:
+    """Of a graph that ComfyUI does not take."""
+    node, message = next(iter(error.errors.items()))
+    field = fields.field_of(prompt, node)
+    if field:
+        return refused(application.invalid_from(InputError(fields.in_request_words(prompt, message)), field))
+    return RequestFailed(fields.in_request_words(prompt, str(error)), "graph_rejected", FAILED)

@@ -1,0 +1,37 @@
+"""A run as lines of a request's log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..graph.compose import SAMPLER
+from ..graph.graph import Prompt
+
+
+class RunLog:
+    """ComfyUI's events as lines: each node as it begins, each step of a sampler, quarters of the others."""
+
+    def __init__(self, prompt: Prompt, say: Callable[[str], None]) -> None:
+        self._prompt, self._say = prompt, say
+        self._last: dict[str, tuple[int, int]] = {}
+
+    def __call__(self, kind: str, data: Mapping[str, Any]) -> None:
+        if kind == "execution_start":
+            self._say("Started")
+        elif kind == "execution_cached" and data.get("nodes"):
+            self._say(f"{len(data['nodes'])} of {len(self._prompt)} nodes are kept from the last run")
+        elif kind == "executing" and data.get("node") in self._prompt:
+            self._say(self._title(data["node"]))
+        elif kind == "progress" and data.get("node") in self._prompt:
+            self._step(data["node"], int(data["value"]), int(data["max"]))
+
+    def _title(self, node: str) -> str:
+        return self._prompt[node]["_meta"]["title"].removeprefix("LTX A2V ")
+
+    def _step(self, node: str, done: int, total: int) -> None:
+        sampler = self._prompt[node]["class_type"] == SAMPLER
+        mark = done if sampler else done * 4 // max(total, 1)
+        if done > 0 and total > 1 and self._last.get(node) != (mark, total) and mark > 0:
+            self._last[node] = (mark, total)
+            self._say(f"{self._title(node)}: {'step ' if sampler else ''}{done}/{total}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import socket
 import ssl
@@ -133,3 +134,7 @@ def png(side: int = 8) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (side, side), (200, 30, 90)).save(file, "PNG")
     return file.getvalue()
+
+
+def data_uri(data: bytes, content_type: str) -> str:
+    return f"data:{content_type};base64,{base64.b64encode(data).decode()}"

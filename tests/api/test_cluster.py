@@ -23,7 +23,7 @@ import requests
 from a2v.api.cluster.door import Door
 from a2v.api.cluster.worker import PATH, PROTOCOL, Worker
 from a2v.api.host import Host
-from a2v.api.settings import Settings, read_settings
+from a2v.api.settings import Settings
 from a2v.tests.api.edges import make_settings, serving
 from aiohttp import web
 
@@ -217,23 +217,6 @@ def test_what_is_this_machine(address: str, near: bool) -> None:
     from a2v.api.cluster.bridge import _is_loopback_address
 
     assert _is_loopback_address(address) is near
-
-
-def folders(base: Path) -> Any:
-    return SimpleNamespace(
-        get_user_directory=lambda: str(base),
-        get_input_directory=lambda: str(base),
-        get_output_directory=lambda: str(base),
-        get_temp_directory=lambda: str(base),
-    )
-
-
-def test_settings(tmp_path: Path) -> None:
-    plain = read_settings(folders(tmp_path), {})
-    assert (plain.ray_address, plain.cluster_port, plain.is_worker) == (None, 0, False)
-    environment = {"LTX_A2V_RAY_ADDRESS": " auto ", "LTX_A2V_CLUSTER_PORT": "8190", "LTX_A2V_WORKER": "1"}
-    found = read_settings(folders(tmp_path), environment)
-    assert (found.ray_address, found.cluster_port, found.is_worker) == ("auto", 8190, True)
 
 
 def test_embedded_mode_imports_nothing_of_it() -> None:

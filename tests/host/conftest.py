@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from a2v.tests.host.api import SPEECH, environment, write_published
 from a2v.tests.host.comfy import Comfy, write_models
 from a2v.tests.tiny import TinyFiles
 
@@ -27,6 +28,34 @@ def comfy(comfy_base: Path, models: TinyFiles) -> Iterator[Comfy]:
     """The running server. A test that needs its own state (other flags, a broken model) starts a Comfy of its own."""
     with Comfy(comfy_base) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def api_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture(scope="session")
+def files(api_base: Path) -> TinyFiles:
+    """The tiny set under the published names, in the folders of `server`."""
+    return write_published(api_base)
+
+
+@pytest.fixture(scope="session")
+def server(api_base: Path, files: TinyFiles) -> Iterator[Comfy]:
+    """The server that tests of the HTTP API share; it may call localhost, where their own servers are."""
+    with environment(LTX_A2V_ALLOW_HOSTS="localhost"):
+        comfy = Comfy(api_base)
+    with comfy:
+        yield comfy
+
+
+@pytest.fixture(scope="session")
+def sound() -> str:
+    """Some speech as a data URI."""
+    import fal_client
+
+    return fal_client.encode_file(SPEECH)
 
 
 @pytest.fixture(scope="session")

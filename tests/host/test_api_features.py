@@ -32,30 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("api")
-
-
-@pytest.fixture(scope="module")
-def files(base: Path) -> TinyFiles:
-    return write_published(base)
-
-
-@pytest.fixture(scope="module")
-def server(base: Path, files: TinyFiles) -> Iterator[Comfy]:
-    with Comfy(base) as comfy:
-        yield comfy
-
-
-@pytest.fixture(scope="module")
 def client(server: Comfy) -> Iterator[Any]:
     with client_of(server) as fal:
         yield fal.SyncClient(key="any")
-
-
-@pytest.fixture(scope="module")
-def sound() -> str:
-    return fal_client.encode_file(SPEECH)
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,11 @@ Each answer's status, content type and body must also be what the document says 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from itertools import count, product
 from typing import Any
 
 import hypothesis
 import pytest
-from a2v.tests.host.api import write_published
 from a2v.tests.host.comfy import Comfy
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
@@ -20,14 +18,6 @@ from hypothesis.errors import Unsatisfiable
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
 CASES, AT_ONCE = 2000, 25
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
-    base = tmp_path_factory.mktemp("api")
-    write_published(base)
-    with Comfy(base) as comfy:
-        yield comfy
 
 
 @pytest.mark.soak

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import requests
-from a2v.tests.host.api import APP, LONG, SMALL, SPEECH, Outside, outside, write_published
+from a2v.tests.host.api import APP, LONG, SMALL, SPEECH, Outside, outside
 from a2v.tests.host.comfy import Comfy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,14 +49,6 @@ def node() -> str:
 def others() -> Iterator[Outside]:
     with outside() as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, others: Outside) -> Iterator[Comfy]:
-    base = tmp_path_factory.mktemp("api")
-    write_published(base)
-    with Comfy(base) as comfy:
-        yield comfy
 
 
 @pytest.fixture(scope="module", params=["proxy", "middleware"])

@@ -16,7 +16,7 @@ import pytest
 import requests
 from a2v.ltx.request import PARAMETERS
 from a2v.tests.api.edges import png, wav
-from a2v.tests.host.api import APP, SMALL, SPEECH, Outside, client_of, outside, write_published
+from a2v.tests.host.api import APP, SMALL, SPEECH, Outside, client_of, outside
 from a2v.tests.host.comfy import Comfy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -26,14 +26,6 @@ def others() -> Iterator[Outside]:
     with outside() as found:
         found.files |= {"/speech.opus": SPEECH.read_bytes(), "/short.wav": wav(0.3), "/face.png": png(64)}
         yield found
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, others: Outside) -> Iterator[Comfy]:
-    base = tmp_path_factory.mktemp("api")
-    write_published(base)
-    with Comfy(base) as comfy:
-        yield comfy
 
 
 @pytest.fixture(scope="module")

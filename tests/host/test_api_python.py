@@ -18,29 +18,14 @@ import av
 import numpy as np
 import pytest
 import requests
-from a2v.tests.host.api import APP, LONG, SMALL, SPEECH, client_of, write_published
+from a2v.tests.host.api import APP, LONG, SMALL, client_of
 from a2v.tests.host.comfy import Comfy
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
-    base = tmp_path_factory.mktemp("api")
-    write_published(base)
-    with Comfy(base) as comfy:
-        yield comfy
 
 
 @pytest.fixture(scope="module")
 def fal(server: Comfy) -> Iterator[Any]:
     with client_of(server) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def sound() -> str:
-    import fal_client
-
-    return fal_client.encode_file(SPEECH)
 
 
 def test_subscribe(server: Comfy, fal: Any, sound: str, tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 The nodes are imported when ComfyUI asks for them, so that tests can import this package without ComfyUI. The routes
 are registered as ComfyUI imports the pack, before its server starts. Where a needed package is missing, too old or
-broken, the pack is off: one line in the log says what to install, and ComfyUI starts as it would without the pack. A
-package that the API alone needs switches off the API alone.
+broken, the pack is off: one line in the log says what to install, and ComfyUI starts as it would without the pack.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ import logging
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
-
-from .ltx import versions  # of Python's own library, no more
 
 if TYPE_CHECKING:
     from comfy_api.latest import ComfyExtension
@@ -30,6 +27,8 @@ def _said(error: Exception) -> str:
 @cache
 def _extension() -> type[ComfyExtension] | None:
     """The nodes' extension; None where they cannot be imported here, which is logged once."""
+    from .ltx import versions  # here, for pytest imports this file by itself where the folder's name is no package's
+
     try:
         if wrong := versions.problem():
             logging.error("LTX A2V: the pack is off: %s", wrong)
@@ -59,10 +58,9 @@ def _running_server() -> Any:
 
 def _open_api(server: Any) -> None:
     """Registers the HTTP API's routes. Where they cannot work, one line in the log says why, and the nodes stay."""
+    from .ltx import versions
+
     try:
-        if wrong := versions.problem(versions.API):
-            logging.error("LTX A2V: the HTTP API is off: %s", wrong)
-            return
         from .api import register
     except Exception as error:
         logging.error("LTX A2V: the HTTP API is off: %s: %s.", _said(error), versions.remedy())

@@ -1,7 +1,7 @@
-"""What the API needs of ComfyUI: its queue, what it says of a run, its way to stop one, and its models folders.
+"""What the API needs of ComfyUI: its queue, the events of a run, a way to stop one, and its models folders.
 
-The only file of the API that knows ComfyUI. A prompt goes the way that POST /prompt takes it, and is followed through a
-listener that ComfyUI takes for one more browser, so that nothing of it is replaced or wrapped.
+No other file of the API imports ComfyUI. A prompt takes the way of POST /prompt. The API follows it through a listener
+that looks like one more browser to ComfyUI, so it replaces and wraps nothing there.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .graph.graph import Prompt
 from .graph.model_files import Listing
 from .waiting import is_set_within
 
-LOOK_SECONDS = 1.0  # between looks at the queue, for what no event tells: a prompt that a person took out of it
+LOOK_SECONDS = 1.0  # between looks at the queue: no event tells that a person has deleted a prompt
 
 KNOWN_SECONDS = 3.0
 SAFETY = "safety"
-FOLDER_MARK = "config.json"  # in every model that is a folder of its own
+FOLDER_MARK = "config.json"  # every model that is a folder has this file
 
 T = TypeVar("T")
 OnEvent = Callable[[str, dict[str, Any]], None]
@@ -31,7 +31,7 @@ FindModels = Callable[[Listing, Listing], Any]
 
 
 class Listener:
-    """Stands among the server's websockets under an id of its own, and hands on what is sent to that id."""
+    """Stands among the server's websockets under its own id and passes on the messages for that id."""
 
     closed = False
 
@@ -42,12 +42,12 @@ class Listener:
         self._on_event(message["type"], message["data"])
 
     async def send_bytes(self, message: bytes) -> None:
-        """Previews, which nobody here looks at."""
+        """Ignores previews."""
 
 
 @dataclass(frozen=True)
 class NodeError:
-    """Why a run failed: the node, the exception's type, and its sentence."""
+    """Why a run failed: the node, the exception's type, and its message."""
 
     node_id: str
     kind: str
@@ -56,7 +56,7 @@ class NodeError:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a prompt ended. outputs: by node id, as ComfyUI's history has them; removed: somebody took it out unrun."""
+    """How a prompt ended. outputs: by node id, as in ComfyUI's history; removed: somebody deleted it before it ran."""
 
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: NodeError | None = None
@@ -65,7 +65,7 @@ class Outcome:
 
 
 class Rejected(Exception):
-    """ComfyUI's validation refused the prompt: node id → sentence; without nodes, one sentence under the id ''."""
+    """ComfyUI's validation refused the prompt. errors: node id → sentence, or one sentence under the id ''."""
 
     def __init__(self, errors: dict[str, str]) -> None:
         super().__init__("\n".join(errors.values()))
@@ -73,18 +73,18 @@ class Rejected(Exception):
 
 
 class HostLost(Exception):
-    """Why a run came to no outcome, which is not the request's fault: another ComfyUI is to take it."""
+    """Why a run has no outcome although the request is right. Another ComfyUI should run it."""
 
 
 class Host:
-    """A running PromptServer, seen from its own event loop."""
+    """A running PromptServer, used from its own event loop."""
 
     def __init__(self, server: Any) -> None:
         self.server = server
         self._known: dict[Hashable, tuple[float, Any]] = {}
 
     def _lately(self, key: Hashable, look: Callable[[], T]) -> T:
-        """What a look into the models folders found, if it was just now: they may be large, and on a slow disk."""
+        """A recent look into the models folders. They may be large, and on a slow disk."""
         until, found = self._known.get(key, (0.0, None))
         if until < time.monotonic():
             found = look()
@@ -92,18 +92,19 @@ class Host:
         return found
 
     def is_known(self, find: FindModels) -> bool:
-        """Whether `models(find)` and `safety_missing` answer without a look."""
+        """Whether `models(find)` and `safety_missing` can answer from a recent look."""
         soon = time.monotonic() + 0.1
         return all(self._known.get(key, (0.0, None))[0] > soon for key in (find, SAFETY))
 
     def models(self, find: FindModels) -> Any:
-        """What an application finds in ComfyUI's listings of files and of model folders. Errors: ModelMissing."""
-        from ..nodes import files  # imports ComfyUI's nodes, which are not there yet when the routes are registered
+        """Gives ComfyUI's listings of files and of model folders to `find` and returns what it finds. Errors:
+        ModelMissing."""
+        from ..nodes import files  # imports ComfyUI's nodes, which are not loaded yet when the routes are registered
 
         return self._lately(find, lambda: find(files.model_files, lambda kind: files.model_folders(kind, FOLDER_MARK)))
 
     def check_camera(self, movement: str) -> None:
-        """Whether that movement's LoRA is there. Errors: InputError, with its address."""
+        """Checks that the LoRA of that camera movement is installed. Errors: InputError, with its address."""
         from ..nodes.loaders import CameraLora
 
         verdict = CameraLora.validate_inputs(camera_lora=movement)
@@ -111,15 +112,16 @@ class Host:
             raise InputError(str(verdict))
 
     def safety_missing(self) -> str | None:
-        """What to install where no safety checker is; None where one is."""
+        """Says what to install if there is no safety checker; None if there is one."""
         from ..nodes import safety
 
         return self._lately(SAFETY, lambda: None if safety.installed() else safety.WANTED)
 
     async def run(self, prompt: Prompt, on_queued: Callable[[str], None], on_event: OnEvent) -> Outcome:
-        """Queues a prompt and follows it to its end. on_queued is told its id; on_event all that ComfyUI says of it.
+        """Queues a prompt and follows it to its end. on_queued: is called with its id; on_event: with every event of
+        it.
 
-        Errors: Rejected. Ending the task that awaits this takes the prompt out of the queue, or interrupts it.
+        Errors: Rejected. If the awaiting task is cancelled, the prompt leaves the queue or is interrupted.
         """
         prompt_id, listener_id = str(uuid.uuid4()), f"ltx-a2v-{uuid.uuid4().hex}"
         ended = asyncio.Event()
@@ -144,13 +146,13 @@ class Host:
             self.server.sockets_metadata.pop(listener_id, None)
 
     async def _queue(self, prompt_id: str, prompt: Prompt, listener_id: str) -> None:
-        """What the server does at POST /prompt."""
+        """Does what the server does at POST /prompt."""
         import execution
 
         body = {"prompt": copy.deepcopy(prompt), "prompt_id": prompt_id, "client_id": listener_id, "extra_data": {}}
         body = self.server.trigger_on_prompt(body)
         valid, error, outputs, node_errors = await execution.validate_prompt(prompt_id, body["prompt"], None)
-        if not valid or node_errors:  # partly valid is not what was asked for
+        if not valid or node_errors:  # a graph that is valid in part would not be the request
             raise Rejected(_sentences(error, node_errors))
         extra = {**body.get("extra_data", {}), "client_id": listener_id, "create_time": int(time.time() * 1000)}
         sensitive = {key: extra.pop(key) for key in execution.SENSITIVE_EXTRA_DATA_KEYS if key in extra}
@@ -168,18 +170,18 @@ class Host:
             return _outcome(history[prompt_id]) if prompt_id in history else Outcome(removed=True)
 
     def stop(self, prompt_id: str) -> None:
-        """Takes a prompt out of the queue, or interrupts it if it is the one that runs; another one is left alone."""
+        """Deletes a prompt from the queue, or interrupts it if it runs. It touches no other prompt."""
         import nodes  # ComfyUI's own module of that name
 
         queue = self.server.prompt_queue
         if queue.delete_queue_item(lambda item: item[1] == prompt_id):
             return
-        with queue.mutex:  # while it is held the run cannot be followed by the next one
+        with queue.mutex:  # while this is held the next run cannot begin
             if any(item[1] == prompt_id for item in queue.currently_running.values()):
                 nodes.interrupt_processing()
 
     def forget(self, prompt_id: str) -> None:
-        """Takes a prompt out of the history."""
+        """Deletes a prompt from the history."""
         self.server.prompt_queue.delete_history_item(prompt_id)
 
 

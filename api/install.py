@@ -1,4 +1,4 @@
-"""The API's parts put together on a ComfyUI server."""
+"""Puts the API's parts together on a ComfyUI server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from .applications import APPLICATIONS
+from .database import schema
 from .database.store import Store
 from .host import Host
 from .protocol import files, operations, proxy, signing_key
@@ -23,11 +24,12 @@ from .webhooks.deliveries import Webhooks
 
 
 def install(server: Any) -> RequestQueue:
-    """Registers everything on a PromptServer's app; work begins when that starts."""
+    """Registers everything on a PromptServer's app. Work begins when that app starts."""
     import folder_paths
 
     settings = read_settings(folder_paths)
     settings.prepare()
+    schema.prepare(settings.database)
     database = Store(settings.database)
     webhooks = Webhooks(settings, database)
     queue = RequestQueue(Host(server), database, settings, webhooks)
@@ -39,14 +41,14 @@ def install(server: Any) -> RequestQueue:
 
 
 def routes(queue: RequestQueue, settings: Settings, database: Store, webhooks: Webhooks) -> list[web.RouteDef]:
-    """All routes, in the order in which they are looked through: last what answers that there is no such one."""
+    """All routes in the order in which aiohttp tries them. The last ones answer that there is no such address."""
     described = all_operations(queue, settings, database, webhooks)
     return [*operations.routes(described, settings), other_applications(settings), anything_else(settings)]
 
 
 def all_operations(queue: RequestQueue, settings: Settings, database: Store, webhooks: Webhooks) -> list[Operation]:
-    """Whatever is served and described."""
-    submitting, following = Submitting(queue, settings), Following(queue, settings)
+    """All operations that are served and described."""
+    submitting, following = Submitting(queue, settings, webhooks), Following(queue, settings)
     own = [operation for application in APPLICATIONS.values() for operation in submitting.operations(application)]
     for owner in dict.fromkeys(application.owner for application in APPLICATIONS.values()):
         own += following.operations(owner, [id for id, each in APPLICATIONS.items() if each.owner == owner])
@@ -73,7 +75,7 @@ def _description(described: Any, settings: Settings) -> Operation:
 
 
 def other_applications(settings: Settings) -> web.RouteDef:
-    """Whatever looks like a call of an application. To be registered after the applications that there are."""
+    """Answers calls of unknown applications. Register it after the known ones."""
 
     async def unknown(request: web.Request) -> web.Response:
         name = request.match_info["path"].split("/requests/")[0]
@@ -85,7 +87,7 @@ def other_applications(settings: Settings) -> web.RouteDef:
 
 
 def anything_else(settings: Settings) -> web.RouteDef:
-    """To be registered after everything."""
+    """Answers every other address. Register it last."""
 
     async def unknown(request: web.Request) -> web.Response:
         return no_such_path(request)

@@ -1,4 +1,4 @@
-"""What an administrator sets: read once, from the environment and ComfyUI's folders. No other file reads either."""
+"""An administrator's settings, read once from the environment and ComfyUI's folders. No other file reads either."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from ..ltx.errors import InputError
 
 PREFIX = "/fal"
 SUBFOLDER = "ltx_a2v_api"
-"""Of ComfyUI's input, output and temp folders: all that the API writes there, and all it ever deletes there."""
+"""The subfolder of ComfyUI's input, output and temp folders in which the API writes and deletes, and nowhere else."""
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Folders, the key, who may be talked to, and caps in bytes and seconds.
+    """Folders, the key, trusted hosts, and limits in bytes and seconds.
 
-    system: the folder of database, uploads and keys; ComfyUI serves nothing below it. key: None leaves the API as open
-    as ComfyUI itself. allowed_hosts: hosts, addresses or networks (CIDR) that media and webhooks may live on although
-    they are private. origins: of browser pages that may call the API. expire_hours: 0 keeps results for ever.
+    system: the folder of the database, uploads and keys; ComfyUI serves nothing below it. key: None opens the API to
+    this machine alone. allowed_hosts: private hosts, addresses or networks (CIDR) that media and webhooks may use.
+    origins: of browser pages that may call the API. proxies: addresses or networks of reverse proxies that this server
+    believes about protocol, host and client. expire_hours: 0 keeps results for ever. forget_hours: the same for the
+    requests themselves; 0 is twice expire_hours.
     """
 
     system: Path
@@ -33,26 +35,39 @@ class Settings:
     key: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
     require_safety: bool = False
     expire_hours: float = 0
-    max_body: int = 128 * MIB  # of a JSON request, data URIs included
-    max_media: int = 512 * MIB  # of one file that a request names
+    forget_hours: float = 0
+    max_body: int = 128 * MIB  # bytes of a JSON request with its data URIs
+    max_media: int = 512 * MIB  # bytes of one file that a request names
     max_upload: int = 2048 * MIB
-    max_inline: int = 64 * MIB  # of a result as a data URI
+    max_inline: int = 64 * MIB  # bytes of a result as a data URI
     inline_unread_seconds: float = 3600  # how long a sync_mode result waits for its first reader
-    inline_read_seconds: float = 600  # and how long it stays after that
+    inline_read_seconds: float = 600  # how long it stays after that
     fetch_seconds: float = 120
     webhook_seconds: float = 10
-    hold_seconds: float = 2.0  # how long an answer waits for news where a poller would read what it has just read
-    lease_seconds: float = 30  # after which a server that is not heard of counts as dead
+    hold_seconds: float = 2.0  # how long an answer waits for news if its poller knows the last ones
+    lease_seconds: float = 30  # after which a silent server counts as dead
     prefix: str = PREFIX
-    ray_address: str | None = None  # of the cluster that this server is the head of
-    cluster_port: int = 0  # where its workers get media and leave results; 0 takes any that is free
-    is_worker: bool = False  # does what the head of a cluster orders
+    ray_address: str | None = None  # the cluster whose head this server is
+    cluster_port: int = 0  # at which its workers get media and leave results; 0: any free one
+    is_worker: bool = False  # takes orders from the head of a cluster
 
     @property
     def database(self) -> Path:
         return self.system / "requests.sqlite"
+
+    @property
+    def expire_seconds(self) -> float:
+        """Seconds from a request's end until its files are deleted; 0: never. Forgetting a request deletes them,
+        too."""
+        return 3600 * min(filter(None, (self.expire_hours, self.forget_hours)), default=0.0)
+
+    @property
+    def forget_seconds(self) -> float:
+        """Seconds from a request's end until it is deleted with its log and graph; 0: never."""
+        return 3600 * (self.forget_hours or 2 * self.expire_hours)
 
     @property
     def heartbeat_seconds(self) -> float:
@@ -60,17 +75,24 @@ class Settings:
 
     @property
     def input_folder(self) -> Path:
-        """Where media of requests go for the graph's loaders."""
+        """The folder of requests' media, where the graph's loaders find them."""
         return self.input / SUBFOLDER
+
+    @property
+    def passing_folder(self) -> Path:
+        """The folder of results that are sent once. ComfyUI's temp folder is unfit: each server's start and end empties
+        it."""
+        return self.system / "passing"
 
     @property
     def output_folder(self) -> Path:
         return self.output / SUBFOLDER
 
     def prepare(self) -> None:
-        """Makes the system folder, for this user alone."""
+        """Creates the system folder, readable by this user alone."""
         self.system.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.system.chmod(0o700)
+        self.passing_folder.mkdir(exist_ok=True, mode=0o700)
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -91,13 +113,13 @@ def _number(environment: Mapping[str, str], name: str, default: float) -> float:
 
 
 def system_folder(folder_paths: Any) -> Path:
-    """A folder that ComfyUI serves to nobody: names with two underscores are no users of it."""
+    """A folder that ComfyUI serves to nobody: a name that begins with two underscores is no user's."""
     own = getattr(folder_paths, "get_system_user_directory", None)
     return Path(own("ltx_a2v") if own else Path(folder_paths.get_user_directory(), "__ltx_a2v"))
 
 
 def read_settings(folder_paths: Any, environment: Mapping[str, str] = os.environ) -> Settings:
-    """folder_paths: ComfyUI's module. Errors: a number in the environment that is none."""
+    """Reads the settings. folder_paths: ComfyUI's module. Errors: InputError for a number that is none."""
     defaults = Settings
     return Settings(
         system=system_folder(folder_paths),
@@ -108,7 +130,9 @@ def read_settings(folder_paths: Any, environment: Mapping[str, str] = os.environ
         allowed_hosts=_list(environment.get("LTX_A2V_ALLOW_HOSTS", "")),
         origins=tuple(origin.rstrip("/") for origin in _list(environment.get("LTX_A2V_ORIGINS", ""))),
         require_safety=environment.get("LTX_A2V_SAFETY") == "require",
+        proxies=_list(environment.get("LTX_A2V_PROXIES", "")),
         expire_hours=_number(environment, "LTX_A2V_EXPIRE_HOURS", defaults.expire_hours),
+        forget_hours=_number(environment, "LTX_A2V_FORGET_HOURS", defaults.forget_hours),
         hold_seconds=min(_number(environment, "LTX_A2V_HOLD_SECONDS", defaults.hold_seconds), 10.0),
         lease_seconds=max(_number(environment, "LTX_A2V_LEASE_SECONDS", defaults.lease_seconds), 1.0),
         max_body=int(_number(environment, "LTX_A2V_MAX_BODY_MB", defaults.max_body / MIB) * MIB),

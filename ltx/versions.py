@@ -17,8 +17,8 @@ PYTHON = (3, 10)
 TORCH = ">=2.6.0"
 """With an older torch, transformers' Gemma cannot see images. requirements.txt has no line for torch, because ComfyUI
 brings the build for the machine's GPU, and pip would replace it by another build."""
-API, DOWNLOAD = "the HTTP API", "python -m ltx download"
-ONLY_FOR = {"cryptography": API, "huggingface_hub": DOWNLOAD}
+WEBHOOKS, DOWNLOAD = "the HTTP API's webhooks", "python -m ltx download"
+ONLY_FOR = {"cryptography": WEBHOOKS, "huggingface_hub": DOWNLOAD}
 """Packages that only one entry point needs; the others work without them."""
 LINE = re.compile(r"([A-Za-z0-9_.-]+)((?:(?:>=|<)[\d.]+,?)*)")
 
@@ -64,7 +64,7 @@ def problem(door: str | None = None) -> str | None:
     """One sentence that says what is wrong and what to install, if the pack cannot run with this Python or a package,
     else None.
 
-    door: the entry point, API or DOWNLOAD, whose own packages are checked, too; by default only the common ones are.
+    door: the entry point, WEBHOOKS or DOWNLOAD, whose own packages are checked, too; by default only the common ones are.
     """
     if sys.version_info < PYTHON:
         return f"Python {sys.version.split()[0]} is too old; run ComfyUI with {'.'.join(map(str, PYTHON))} or newer."

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import audio, conditioning, latents, loaders, output, safety, sampling, text
+from . import audio, conditioning, latents, loaders, output, pictures, safety, sampling, text
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *loaders.NODES,
     *audio.NODES,
+    *pictures.NODES,
     *text.NODES,
     *latents.NODES,
     *conditioning.NODES,

@@ -7,18 +7,15 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management as management
-import folder_paths
 import torch
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
 from ..ltx.diffusion.decode import Tiling, decode_video, to_uint8
-from ..ltx.errors import InputError
 from ..ltx.latents import SPACE_SCALE, pixel_frames
 from ..ltx.media.audio import soundtrack
 from ..ltx.media.formats import suffix
@@ -28,6 +25,7 @@ from ..ltx.media.safety import Watch
 from ..ltx.media.video import write_video
 from . import files, memory, safety
 from .audio import to_track
+from .destination import destination
 from .latents import samples_of
 from .progress import Progress
 from .progress import report as announce
@@ -219,7 +217,7 @@ class _Target:
         history.
         """
         rate = frame_rate(self.fps)
-        folder, name, subfolder = _destination(self.prefix, self.width, self.height, suffix(self.format), self.kind)
+        folder, name, subfolder = destination(self.prefix, self.width, self.height, suffix(self.format), self.kind)
         track = None if self.audio is None else soundtrack(to_track(self.audio), self.frames, rate)
 
         def lines() -> list[str]:
@@ -403,21 +401,6 @@ class Report(io.ComfyNode):
         named = (reports.get(f"report_{number}", "") for number in range(1, REPORTS + 1))
         lines = [line.strip() for text in named for line in text.splitlines() if line.strip()]
         return io.NodeOutput("\n".join(lines))
-
-
-def _destination(
-    prefix: str, width: int, height: int, ending: str = ".mp4", kind: io.FolderType = io.FolderType.output
-) -> tuple[Path, str, str]:
-    """Folder, file name and subfolder of the next video with that prefix. Raises InputError if it is outside ComfyUI's
-    folder or names no file."""
-    output = folder_paths.get_directory_by_type(kind.value)
-    outside = InputError(f"filename_prefix: {prefix!r} leads out of the {kind.value} folder; give a name inside it.")
-    if Path(output, prefix).resolve() == Path(output).resolve():
-        raise InputError(f"filename_prefix: {prefix!r} names no file; give a name like video/ltx-a2v.")
-    if not Path(output, prefix).resolve().is_relative_to(Path(output).resolve()):
-        raise outside
-    folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
-    return Path(folder), f"{stem}_{counter:05}_{ending}", subfolder
 
 
 def _metadata(prompt: Any, extra: dict[str, Any] | None, made: dict[str, Any] | None = None) -> dict[str, str]:

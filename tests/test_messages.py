@@ -37,6 +37,7 @@ FACTS = {
 PUT_TOGETHER = {
     "ltx/media/images.py": 3,
     "ltx/models.py": 3,
+    "api/files/looks.py": 1,
     "api/host.py": 1,
     "api/queue/endings.py": 2,
     "api/queue/runner.py": 1,

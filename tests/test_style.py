@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # lines of ComfyUI's own requirements.txt, there without the pack asking for them
 HOST_PACKAGES = {"torch", "numpy", "PIL", "scipy", "tqdm", "tokenizers", "pydantic", "sqlalchemy", "yarl", "yaml"}
+HOST_PACKAGES |= {"alembic"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview"}
 HOST_MODULES |= {"nodes", "node_helpers", "server", "aiohttp"}
 EXTRAS = {"ray"}  # optional dependencies of pyproject.toml

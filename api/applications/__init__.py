@@ -1,6 +1,6 @@
-"""The applications that this server answers, by their ids: each has inputs, a graph that it fills in, and defaults.
+"""The applications that this server answers, by id. Each has inputs, defaults, and a graph that it fills in.
 
-To answer another one, describe it in a file of its own, as audio_to_video.py does, and name it here.
+To add one, describe it in a file of its own as audio_to_video.py does, and list it here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an application is: its name in URLs, its inputs, and how a request to it becomes a graph."""
+"""What an application is: its name in URLs, its inputs, and the way from a request to a graph."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .inputs import CheckedRequest, Invalid, Kind, check, invalid_from
 
 @dataclass(frozen=True)
 class Application:
-    """id: as the hosted service names it, `owner/family/…`. inputs: the model that checks a body. files: those of its
-    inputs that are files, and what each must hold.
+    """id: `owner/family/…`, as the hosted service names it. inputs: the model that checks a body. files: the inputs
+    that are files, and the kind of each.
 
-    find_models: ComfyUI's listings of files and of folders → the names of the models that the graph loads; raises
-    ModelMissing. compose: (the engine's request, these names, field → name in the input folder, the prefix of the file
-    that is written, ComfyUI's folder for it) → the graph; raises InputError.
+    find_models: takes ComfyUI's listings of files and of folders and returns the names of the models that the graph
+    loads; raises ModelMissing. compose: takes the engine's request, these names, field → name in the input folder, the
+    prefix of the output file, and ComfyUI's folder for it; returns the graph; raises InputError.
     """
 
     id: str
@@ -35,14 +35,15 @@ class Application:
         return owner_of(self.id)
 
     def check(self, body: Any) -> CheckedRequest:
-        """Errors: Invalid."""
+        """Checks a body. Errors: Invalid."""
         return check(body, self.inputs, self.files)
 
     def invalid_from(self, error: InputError, field: str | None = None) -> Invalid:
-        """The engine's sentence as a 422: on the field given, or on the input that the sentence begins with."""
+        """Turns the engine's sentence into a 422, for the given field or for the input that the sentence begins
+        with."""
         return invalid_from(error, self.inputs, field)
 
 
 def owner_of(application_id: str) -> str:
-    """`owner/family`, the part of an application's id that clients put into a request's URLs."""
+    """`owner/family`: the part of an application's id that clients put into a request's URLs."""
     return "/".join(application_id.split("/")[:2])

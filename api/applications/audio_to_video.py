@@ -1,4 +1,4 @@
-"""fal-ai/ltx-2.3-22b/audio-to-video: a video from sound and a prompt, with a first and a last image, if any."""
+"""fal-ai/ltx-2.3-22b/audio-to-video: makes a video from sound and a prompt, with an optional first and last image."""
 
 from __future__ import annotations
 

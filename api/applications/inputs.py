@@ -1,8 +1,8 @@
-"""The inputs of an application as its clients send them, checked; mistakes as its clients read them.
+"""Checks the inputs of an application as clients send them, and words mistakes as clients expect them.
 
 The model of the inputs is built from the engine's one table of parameters, which has their ranges, choices and
-defaults. What the hosted endpoint has beyond that table (files, delivery, another name of the size) is added here.
-OpenAPI describes the same models.
+defaults. This file adds what only the hosted endpoint has: files, delivery, and another name of the size. OpenAPI
+describes the same models.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ...ltx.request import PARAMETERS, SIDE, Parameter, Request, parse
 Detail = list[dict[str, Any]]
 Kind = Literal["audio", "image"]
 SIZE, SIZE_ALIAS, SYNC_MODE = "video_size", "image_size", "sync_mode"
-STRANGERS = 20  # unknown names that are answered one by one
+STRANGERS = 20  # unknown names that get a sentence each
 
 
 class Invalid(Exception):
-    """A request that cannot be served as it is: the body of a 422."""
+    """The body of a 422: a request that cannot be served as it is."""
 
     def __init__(self, detail: Detail) -> None:
         super().__init__("; ".join(str(part["msg"]) for part in detail))
@@ -50,7 +50,7 @@ _side = PARAMETERS[SIZE]
 
 
 class ImageSize(BaseModel):
-    """Pixels; a side that is left out is 512."""
+    """A size in pixels. A missing side is 512."""
 
     width: int = Field(SIDE, ge=_side.minimum, le=_side.maximum, description="The width of the video.")
     height: int = Field(SIDE, ge=_side.minimum, le=_side.maximum, description="The height of the video.")
@@ -89,7 +89,7 @@ def _field(name: str, parameter: Parameter) -> tuple[Any, Any]:
 
 
 class _Base(BaseModel):
-    # The hosted endpoint passes over names that it does not know.
+    # The hosted endpoint ignores names that it does not know.
     model_config = ConfigDict(extra="ignore", validate_default=False)
 
 
@@ -106,7 +106,7 @@ def optional_file(description: str) -> tuple[Any, Any]:
 
 
 def input_model(name: str, description: str, files: Mapping[str, Any]) -> type[BaseModel]:
-    """The model of an application's inputs: its files, then the engine's parameters, then what concerns delivery."""
+    """Builds the model of an application's inputs: its files, the engine's parameters, and options of delivery."""
     return create_model(
         name,
         __base__=_Base,
@@ -122,10 +122,10 @@ def input_model(name: str, description: str, files: Mapping[str, Any]) -> type[B
 
 @dataclass(frozen=True)
 class CheckedRequest:
-    """A request that passed.
+    """A request that passed all checks.
 
-    request: the engine's form of it. files: field → URL or data URI, of those that were given. arguments: to be stored,
-    as they were sent, without unknown names, with the seed.
+    request: its form for the engine. files: field → URL or data URI, for the given ones. arguments: what is stored: as
+    they were sent, without unknown names, with the seed.
     """
 
     request: Request
@@ -136,7 +136,7 @@ class CheckedRequest:
 
 
 def read_json(body: bytes) -> Any:
-    """The value of a JSON text. Errors: Invalid where it is none, or holds half a surrogate pair, which is no text."""
+    """Parses a JSON text. Errors: Invalid if it is no JSON or has half a surrogate pair, which is no text."""
     try:
         value = json.loads(body, parse_constant=_no_constant)
         json.dumps(value, ensure_ascii=False).encode()
@@ -150,14 +150,14 @@ def _no_constant(name: str) -> None:
 
 
 def digest(value: Any) -> str:
-    """The same for two JSON values that mean the same."""
+    """A hash that is equal for JSON values of equal meaning."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def check(body: Any, model: type[BaseModel], files: Iterable[str]) -> CheckedRequest:
-    """A JSON body, checked by the model of an application's inputs, of which `files` are files.
+    """Checks a JSON body by the model of an application's inputs. files: the inputs that are files.
 
-    Errors: Invalid, with everything that is wrong with it.
+    Errors: Invalid, which lists everything that is wrong.
     """
     if not isinstance(body, Mapping):
         raise Invalid([problem(None, "The body must be a JSON object with the request's inputs.", "model_type")])
@@ -183,16 +183,16 @@ def check(body: Any, model: type[BaseModel], files: Iterable[str]) -> CheckedReq
 
 
 def invalid_from(error: InputError, model: type[BaseModel], field: str | None = None) -> Invalid:
-    """The engine's sentence as a 422: on the field given, or on the input that the sentence begins with."""
+    """Turns the engine's sentence into a 422, for the given field or for the input that the sentence begins with."""
     text = str(error)
     named = text.split(":")[0].split(".")[0]
     return Invalid([problem(field or (named if named in model.model_fields else None), text)])
 
 
 def _strangers(body: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
-    """What is said of names that no input has. They are passed over, as the hosted endpoint does.
+    """Sentences about names that no input has. The API ignores such names, as the hosted endpoint does.
 
-    STRANGERS of them are named: a body may hold very many, and looking for near names takes 0.1 ms each.
+    At most STRANGERS of them are named: a body may hold very many, and the search for similar names takes 0.1 ms each.
     """
     said, names = [], sorted(body.keys() - model.model_fields.keys())
     for name in names[:STRANGERS]:
@@ -204,7 +204,7 @@ def _strangers(body: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
 
 
 def _detail(error: Mapping[str, Any]) -> dict[str, Any]:
-    """One of pydantic's errors as FastAPI writes it, without what a union's branches add to the place."""
+    """One of pydantic's errors in FastAPI's form, without the parts of the place that a union's branches add."""
     place = [part for part in error["loc"] if part not in (NAME_TAG, SIZE_TAG)]
     found = {"loc": ["body", *place], "msg": error["msg"], "type": error["type"]}
     context = {key: value for key, value in error.get("ctx", {}).items() if isinstance(value, (str, int, float))}

@@ -1,9 +1,9 @@
-"""Several ComfyUI servers behind one: requests go through Ray to other machines. Off unless a setting asks for it.
+"""Several ComfyUI servers behind one: requests go through Ray to other machines. A setting switches it on.
 
-The head is the server that people call. `head` takes requests from its store as one more server on that store would, a
-lane for each worker; `bridge` is the process that speaks Ray; `worker` is what a worker's ComfyUI answers; `door` gives
-workers the media of a request and takes its result. Nothing of this is imported where neither setting is there, and Ray
-never is in ComfyUI's own process: it ends a process whose cluster is gone.
+People call the head. `head` claims requests from its store as another server on that store would, with a lane for each
+worker; `bridge` is the process that speaks Ray; `worker` is the part in a worker's ComfyUI; `door` gives workers the
+media of a request and takes its result. Without these settings nothing of this is imported. Ray is never imported into
+ComfyUI's own process, because it ends a process whose cluster is gone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def install(server: Any, queue: RequestQueue) -> None:
-    """Makes a PromptServer a head, a worker, both or (as most are) neither. To be called before it starts."""
+    """Makes a PromptServer a head, a worker, both, or (as usual) neither. Call it before the server starts."""
     if queue.settings.is_worker:
         from .worker import Worker
 

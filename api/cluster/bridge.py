@@ -1,11 +1,11 @@
 """The process between a head and its Ray cluster: lines of JSON on one side, an agent on each machine on the other.
 
-Run by `head` as a script, alone: nothing of the pack is imported, and the agents' code travels to the machines.
-An agent does nothing but hand JSON on to the ComfyUI of its own machine, over loopback, and hand back what it says.
+`head` runs this file as a script. It imports nothing of the pack, because the agents' code travels to other machines.
+An agent passes JSON to the ComfyUI of its own machine, over loopback, and passes the answers back.
 
-In:  {"do": "run", "id", "worker", "order"}, {"do": "stop", "id"}; the end of input ends this process and its agents.
-Out: {"say": "joined", "ip"}, {"say": "workers", "workers"}, {"say": "line", "id", "line"},
-     {"say": "problem", "why"}, {"say": "refused", "why"}, after which it ends.
+In: {"do": "run", "id", "worker", "order"}, {"do": "stop", "id"}; the end of input ends this process and its agents.
+Out: {"say": "joined", "ip"}, {"say": "workers", "workers"}, {"say": "line", "id", "line"}, {"say": "problem", "why"},
+{"say": "refused", "why"}, after which it ends.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import aiohttp
 WORKER_PATH = "/ltx-a2v/worker"
 OLDEST = (2, 52)
 LOOK_SECONDS = 2.0
-START_SECONDS = 60.0  # an agent's first answer; Ray starts a process for it
+START_SECONDS = 60.0  # for an agent's first answer; Ray starts a process before it
 CONNECT_SECONDS = 10.0
-SILENT_SECONDS = 60.0  # a worker that runs something says a word every second
+SILENT_SECONDS = 60.0  # a running worker sends a line every second
 NO_TOKEN = (
     "Ray's cluster reaches beyond this machine and {where} has no RAY_AUTH_MODE=token: set it on every machine, for "
     "`ray start` and for ComfyUI, with one token (`ray get-auth-token --generate`); until then the cluster is not used."
@@ -46,7 +46,7 @@ class ClusterRefused(Exception):
 
 
 class Agent:
-    """On one machine: between Ray and the ComfyUI servers that its `ray start` names in LTX_A2V_COMFYUI."""
+    """The agent on one machine, between Ray and the ComfyUI servers that `ray start` got in LTX_A2V_COMFYUI."""
 
     def __init__(self) -> None:
         self._running: dict[str, aiohttp.ClientResponse] = {}
@@ -62,10 +62,10 @@ class Agent:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence)
         key = os.environ.get("LTX_A2V_API_KEY", "").strip()
         headers = {"Content-Type": "application/json", **({"Authorization": f"Key {key}"} if key else {})}
-        return aiohttp.ClientSession(timeout=timeout, headers=headers, read_bufsize=2**24)  # a line must fit
+        return aiohttp.ClientSession(timeout=timeout, headers=headers, read_bufsize=2**24)  # one line must fit into it
 
     async def look(self, url: str) -> str:
-        """What the ComfyUI there says of itself, or {"error"}."""
+        """What the ComfyUI there says about itself, or {"error"}."""
         try:
             async with self._session(CONNECT_SECONDS) as session, session.get(url + WORKER_PATH) as response:
                 if response.status != 200:
@@ -75,7 +75,8 @@ class Agent:
             return json.dumps({"error": f"ComfyUI does not answer ({type(error).__name__})"})
 
     async def run(self, url: str, order_id: str, order: str) -> AsyncIterator[str]:
-        """Gives an order to the ComfyUI there; its lines, of which {"kind": "lost"} says that no outcome will come."""
+        """Gives an order to the ComfyUI there and yields its lines. {"kind": "lost"} says that there will be no
+        outcome."""
         try:
             async with (
                 self._session(SILENT_SECONDS) as session,
@@ -101,7 +102,7 @@ class Agent:
         yield json.dumps({"kind": "lost", "why": "its ComfyUI ended the connection"})
 
     async def stop(self, order_id: str) -> None:
-        """Hangs up, which stops the run."""
+        """Closes the order's connection, which stops the run."""
         if order_id in self._running:
             self._running.pop(order_id).close()
         else:
@@ -117,7 +118,7 @@ def _meaning(status: int) -> str:
 
 
 class Bridge:
-    """A driver of the cluster. workers: key → what is told of each."""
+    """A driver of the cluster. workers: key → what the head is told about each."""
 
     def __init__(self, address: str, out: Any) -> None:
         self.address, self._out = address, out
@@ -133,7 +134,7 @@ class Bridge:
         self._out.flush()
 
     def join(self) -> None:
-        """Errors: ClusterRefused."""
+        """Joins the cluster. Errors: ClusterRefused."""
         if not _is_loopback_address(self.address) and _mode() != "token":
             raise ClusterRefused(NO_TOKEN.format(where="this server"))
         try:
@@ -146,7 +147,7 @@ class Bridge:
             raise ClusterRefused(f"Ray {ray.__version__} is too old, it has no tokens: `pip install 'ray>=2.52'`.")
         try:
             ray.init(address=self.address, namespace="ltx-a2v", log_to_driver=False, logging_level="ERROR")
-        except Exception as error:  # Ray has no class of its own for what goes wrong here
+        except Exception as error:  # Ray has no exception class of its own here
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ClusterRefused(
                 f"Ray's cluster at {self.address} cannot be joined ({reason.rstrip('.')}): this machine needs a "
@@ -156,7 +157,8 @@ class Bridge:
         self.say(say="joined", ip=ray.util.get_node_ip_address())
 
     def _look_at_nodes(self, nodes: list[dict[str, Any]]) -> set[str]:
-        """The ids of those that are up. Errors: ClusterRefused, if there are others than this machine and no token."""
+        """The ids of the running nodes. Errors: ClusterRefused if other machines belong to them and there is no
+        token."""
         alive = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["Alive"]}
         self._far = not all(_is_loopback(address) for address in alive.values())
         if self._far and _mode() != "token":
@@ -164,7 +166,7 @@ class Bridge:
         return set(alive)
 
     async def serve(self) -> None:
-        """Until the input ends. Errors: ClusterRefused."""
+        """Works until the input ends. Errors: ClusterRefused."""
         told: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -219,7 +221,7 @@ class Bridge:
         self.say(say="line", id=order_id, line=line)
 
     async def _watch(self) -> None:
-        """Looks after an agent on each machine, and tells what they find."""
+        """Keeps an agent on each machine and tells the head what they find."""
         import ray
 
         while True:
@@ -238,7 +240,7 @@ class Bridge:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _tend(self, node: str) -> None:
-        """One machine, as long as it is there. Errors: ClusterRefused."""
+        """Looks after one machine as long as it is there. Errors: ClusterRefused."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
@@ -258,10 +260,10 @@ class Bridge:
                     self.workers[key] = {"key": key, "name": name, "url": url, **state}
                 await asyncio.sleep(LOOK_SECONDS)
         except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
-            if node not in self._vetted:  # otherwise it has died, which its orders tell
+            if node not in self._vetted:  # otherwise it has died, and its orders say so
                 self.say(say="problem", why=NO_AGENT.format(node=node[:8], error=type(error).__name__))
-            self._vetted.add(node)  # nothing of it is used, and the others need not wait for it
-            await asyncio.sleep(LOOK_SECONDS)  # then it is tried anew, if the machine is still there
+            self._vetted.add(node)  # it is not used, and the others need not wait for it
+            await asyncio.sleep(LOOK_SECONDS)  # then the machine is tried again, if it is still there
         finally:
             for key in mine:
                 self.workers.pop(key, None)
@@ -288,15 +290,18 @@ def _is_loopback(host: str) -> bool:
 
 
 def _is_loopback_address(address: str) -> bool:
-    """host:port of a cluster; "auto" is found on this machine, and its nodes are looked at once it is joined."""
+    """Whether host:port of a cluster is on loopback. "auto" is found on this machine; its nodes are checked once it is
+    joined."""
     return address == "auto" or _is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
 def main() -> None:
-    sys.path.pop(0)  # this folder: its names are nobody's modules
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it repeats itself every second; what counts is said here
+    sys.path.pop(0)  # this folder, whose files are no modules for anybody
+    os.environ.setdefault(
+        "RAY_BACKEND_LOG_LEVEL", "fatal"
+    )  # it repeats itself every second; the head logs what matters
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no message
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not mix with the messages
     bridge = Bridge(sys.argv[1], out)
     try:
         bridge.join()

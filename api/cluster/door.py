@@ -1,7 +1,7 @@
-"""Where workers get a request's media and leave its result: a server of its own, beside ComfyUI's, for nothing else.
+"""Gives workers a request's media and takes its result: a server of its own beside ComfyUI's.
 
-Every address holds 256 random bits, is good for one file and one order, and ends with that. The door listens on the
-address that the cluster knows this machine by, so ComfyUI itself can stay on loopback.
+Every address holds 256 random bits and is valid for one file of one order, until the order ends. The door listens on
+the address by which the cluster knows this machine, so ComfyUI itself can stay on loopback.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
@@ -23,18 +24,26 @@ LARGEST_RESULT = 16 * 1024 * MIB
 ABANDONED_SECONDS = 3600
 
 
+@dataclass
+class _Result:
+    """The file that an order's worker may leave. token: the beginning of its name."""
+
+    token: str
+    is_taken: bool = False
+
+
 class Door:
-    """Open between `open` and `close`. Gives out addresses for the time of an order."""
+    """Is open between `open` and `close`. It makes the addresses of orders."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._files: dict[str, Path] = {}  # secret → what may be read
-        self._results: dict[str, str] = {}  # secret → how the name of what may be left begins
+        self._files: dict[str, Path] = {}  # secret → the file that may be read
+        self._results: dict[str, _Result] = {}  # secret → the result that may be left
         self._runner: web.AppRunner | None = None
         self.url = ""
 
     async def open(self, address: str) -> None:
-        """Listens on that address of this machine. Errors: OSError, the port is taken."""
+        """Listens on that address of this machine. Errors: OSError if the port is taken."""
         await self.close()
         self._sweep()
         app = web.Application(client_max_size=LARGEST_RESULT)
@@ -56,11 +65,12 @@ class Door:
 
     @contextmanager
     def order(self, names: Mapping[str, Path], token: str) -> Iterator[tuple[dict[str, str], str]]:
-        """name → file: the address of each, and the one to leave a result at whose name begins with `token`."""
+        """Addresses for an order: name → the address of that file, and the address for a result whose name begins with
+        `token`."""
         given = {name: secrets.token_hex(32) for name in names}
         result = secrets.token_hex(32)
         self._files.update({secret: names[name] for name, secret in given.items()})
-        self._results[result] = token
+        self._results[result] = _Result(token)
         try:
             yield {name: f"{self.url}/{secret}" for name, secret in given.items()}, f"{self.url}/{result}"
         finally:
@@ -73,32 +83,46 @@ class Door:
         return web.FileResponse(path) if path and path.is_file() else web.Response(status=404)
 
     async def _take(self, request: web.Request) -> web.Response:
-        """A result, which stands under its name once it is whole, if its order is still on."""
+        """Takes the result of an order that is still on: one file, once. It gets its name when it is whole."""
         secret, name = request.match_info["secret"], request.match_info["name"]
-        token = self._results.get(secret)
-        if token is None or not RESULT.fullmatch(name) or not name.startswith(token):
+        result = self._results.get(secret)
+        if result is None or not RESULT.fullmatch(name) or not name.startswith(result.token):
             return web.Response(status=404)
+        if result.is_taken:
+            return web.Response(status=409)
+        result.is_taken = True  # no other one is taken from now on
+        try:
+            status = await self._receive(request, secret, name)
+        except BaseException:  # the worker is gone, or this server ends
+            result.is_taken = False
+            raise
+        result.is_taken = status == 204
+        return web.Response(status=status)
+
+    async def _receive(self, request: web.Request, secret: str, name: str) -> int:
+        """Receives a result. Returns the status of the answer; 204 means that the file is there."""
         folder = self._settings.output_folder
         try:
             async with Incoming(folder, LARGEST_RESULT) as file:
                 async for piece in request.content.iter_chunked(CHUNK):
                     await file.write(piece)
                 if request.content_length not in (None, file.size):
-                    return web.Response(status=400)
+                    return 400
+                await file.seal(0o644)
                 if secret not in self._results:
-                    return web.Response(status=404)
-                await file.keep(folder / name, 0o644)
+                    return 404
+                file.place(folder / name)
         except TooLargeError:
-            return web.Response(status=413)
-        except ConnectionError:  # the worker is gone
+            return 413
+        except ConnectionError:
             raise
         except OSError as error:
-            logging.error("LTX A2V: a worker's result could not be written: %s", error)
-            return web.Response(status=507)
-        return web.Response(status=204)
+            logging.error("LTX A2V: a worker's result could not be written: %s", error.strerror)
+            return 507
+        return 204
 
     def _sweep(self) -> None:
-        """What an earlier server was receiving when it died."""
+        """Deletes half files of an earlier server that died."""
         for path in self._settings.output_folder.glob(".*.part"):
             if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
                 path.unlink(missing_ok=True)

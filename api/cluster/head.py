@@ -1,7 +1,7 @@
-"""The head of a cluster: the bridge kept running, a lane for each worker it tells of, and a request on each free lane.
+"""The head of a cluster: it keeps the bridge running, and a lane for each worker that the bridge tells of.
 
-A lane claims a request with a lease of its own and ends it as the server's own lane does; only the graph runs there.
-A request whose worker is lost goes back into the queue, and whoever is free takes it.
+A lane claims a request with a lease of its own and ends it as the server's own lane does; only the graph runs on the
+worker. If a worker is lost, its request goes back into the queue, and any free machine takes it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from .worker import IDENTITY, MEDIA, PROTOCOL
 
 BRIDGE = Path(__file__).with_name("bridge.py")
 RETRY_SECONDS = 10.0
-LOST_SECONDS = 6.0  # until what is seen of a worker is newer than its loss
-ASIDE_SECONDS = 60.0  # that a worker gets nothing which could not even start what it got
+LOST_SECONDS = 6.0  # until a worker's state is newer than its loss
+ASIDE_SECONDS = 60.0  # for which a worker that could not start a request gets none
 STALE_SECONDS = 30.0
-ARRIVAL_SECONDS = 15.0  # for a result in a shared folder to be seen here
+ARRIVAL_SECONDS = 15.0  # until a result in a shared folder must be visible here
 LONGEST_LINE = 2**26
 
 
 class Cluster:
-    """All workers of this server. `start` and `close` on the loop that answers requests."""
+    """All workers of this server. Call `start` and `close` on the loop that answers requests."""
 
     def __init__(self, queue: RequestQueue) -> None:
         self.queue = queue
@@ -66,11 +66,11 @@ class Cluster:
         (self.queue.settings.output_folder / self.probe["name"]).unlink(missing_ok=True)
 
     async def _keep(self) -> None:
-        """The bridge, started anew whenever it ends: Ray ends it where the cluster is gone for a minute."""
+        """Runs the bridge, again whenever it ends: Ray ends it if the cluster is gone for a minute."""
         while True:
             try:
                 await self._serve()
-            except Exception as error:  # whatever it is, this server goes on alone
+            except Exception as error:  # this server goes on alone after any error
                 self._complain(f"the cluster cannot be used: {type(error).__name__}: {error}")
             finally:
                 self._bridge = None
@@ -85,7 +85,7 @@ class Cluster:
         command = (sys.executable, str(BRIDGE), str(self.queue.settings.ray_address))
         bridge = await asyncio.create_subprocess_exec(
             *command, stdin=pipe, stdout=pipe, limit=LONGEST_LINE, start_new_session=True
-        )  # it ends as its input does; Ctrl-C is not for it
+        )  # it ends when its input ends, and must not get Ctrl-C
         try:
             self._bridge = bridge
             async for line in bridge.stdout:
@@ -93,7 +93,7 @@ class Cluster:
         finally:
             if bridge.returncode is None:
                 with suppress(ProcessLookupError):
-                    bridge.kill()  # its agents end with it, and their orders with them
+                    bridge.kill()  # its agents and their orders end with it
             await bridge.wait()
 
     async def _hear(self, message: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ class Cluster:
             self._complain(message["why"])
 
     def _complain(self, sentence: str) -> None:
-        """Once, however often it is tried."""
+        """Logs a sentence once, however often it comes."""
         if sentence != self._complaint:
             self._complaint = sentence
             logging.error("LTX A2V: %s", sentence)
@@ -138,7 +138,7 @@ class Cluster:
                 self._complaint = ""
 
     async def follow(self, worker: str, order: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """An order's lines until the consumer has enough, which ends it. Errors: HostLost."""
+        """Sends an order and yields its lines. It ends the order when the consumer stops reading. Errors: HostLost."""
         lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         order_id = order["id"]
         self._orders[order_id] = lines
@@ -161,14 +161,14 @@ class Cluster:
 
 
 class Remote(Host):
-    """A worker's ComfyUI. What is asked of models and installations, this server's own answers."""
+    """A worker's ComfyUI. Questions about models and installations are answered by this server's own ComfyUI."""
 
     def __init__(self, cluster: Cluster, key: str) -> None:
         super().__init__(cluster.queue.host.server)
         self._cluster, self._key = cluster, key
 
     async def run(self, prompt: Prompt, on_queued: Callable[[str], None], on_event: OnEvent) -> Outcome:
-        """Errors: Rejected; HostLost. Ending the task that awaits this stops the run there."""
+        """Runs a prompt there. Errors: Rejected; HostLost. If the awaiting task is cancelled, the run stops there."""
         settings = self._cluster.queue.settings
         names = {text for text in _strings(prompt) if MEDIA.fullmatch(text)}
         prefix = Graph(prompt).inputs(SAVE)["filename_prefix"]
@@ -196,7 +196,8 @@ class Remote(Host):
         raise HostLost("it said nothing")
 
     async def _judge(self, prompt: Prompt, errors: dict[str, str]) -> None:
-        """Errors: Rejected where this server rejects the graph too; else HostLost, the worker is set up otherwise."""
+        """Decides about a rejected graph. Errors: Rejected if this server rejects it, too; else HostLost: the worker is
+        set up differently."""
         import execution
 
         valid, _, _, node_errors = await execution.validate_prompt(str(uuid.uuid4()), prompt, None)
@@ -218,13 +219,13 @@ class Remote(Host):
         return outcome
 
     def forget(self, prompt_id: str) -> None:
-        """A worker keeps nothing by itself."""
+        """Does nothing, for a worker keeps nothing."""
 
 
 class RemoteWorker:
-    """A worker as it was last seen, and the lane of requests that it gets whenever it is ready.
+    """A worker's last known state, and its lane, which takes a request whenever the worker is ready.
 
-    Media are fetched and old results removed by the head's own queue.
+    The head's own queue fetches media and removes old results.
     """
 
     def __init__(self, cluster: Cluster, key: str, name: str) -> None:
@@ -232,7 +233,7 @@ class RemoteWorker:
         self.name = name
         self.state: dict[str, Any] = {}
         self._host = Remote(cluster, key)
-        self._ticker = Ticker(self._tick)
+        self._ticker = Ticker(f"the work of {name}", self._tick)
         self.lane = Lane(
             self._host,
             queue.store,
@@ -241,7 +242,6 @@ class RemoteWorker:
             queue.finishing,
             self._ticker.wake,
             name=name,
-            passing="output",  # where the files of workers arrive
             on_end=self._on_end,
         )
         self._seen = 0.0
@@ -258,7 +258,7 @@ class RemoteWorker:
         await asyncio.to_thread(self.lane.leases.stop)
 
     def show(self, state: dict[str, Any]) -> None:
-        """What was last seen of the worker; what keeps it from working is logged once."""
+        """Takes a worker's new state, and logs once what keeps it from working."""
         self.state, self._seen = state, time.monotonic()
         problem = self._unfit()
         if problem != self._problem:
@@ -286,11 +286,12 @@ class RemoteWorker:
         return fresh and self._unfit() is None and bool(self.state["free"])
 
     async def _tick(self) -> None:
+        await self.lane.leases.sweep()
         if self.lane.is_busy or self.is_ready:
-            await self.lane.tick(time.time())
+            await self.lane.tick()
 
     def _on_end(self, lost: str | None, started: bool) -> None:
-        """A run has ended, or its worker was lost for that reason."""
+        """Notes that a run has ended, or the reason why its worker was lost."""
         if lost is None:
             self.state = {**self.state, "free": True}
         else:
@@ -307,6 +308,6 @@ def _strings(value: Any) -> list[str]:
 
 
 def _probe(system: Path) -> dict[str, str]:
-    """A file by which a worker sees that the output folder is the head's; its name stays, so that only one is there."""
+    """A file by which a worker recognises the head's output folder. Its name is always the same, so only one exists."""
     name = hashlib.sha256(f"{socket.gethostname()}:{system.resolve()}".encode()).hexdigest()[:16]
     return {"name": f".cluster-{name}", "says": secrets.token_hex(16)}

@@ -1,7 +1,7 @@
-"""What a worker's ComfyUI answers: whether it is free, and orders, which it runs as it runs its own requests.
+"""The routes in a worker's ComfyUI: whether it is free, and orders, which it runs as its own requests.
 
-The agent that Ray runs on the machine asks; nobody else may, unless LTX_A2V_API_KEY is set and given. An order's
-connection is its life: whoever hangs up stops the run. Of an order nothing stays here, neither files nor history.
+Only the agent that Ray runs on the machine may ask, unless LTX_A2V_API_KEY is set and given. If an order's connection
+closes, its run stops. Neither files nor history of an order stay.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -26,28 +27,33 @@ from ..graph.compose import SAVE
 from ..graph.graph import Prompt
 from ..host import Host, Outcome, Rejected
 from ..protocol.access import guard
-from ..protocol.bodies import read_json
+from ..protocol.bodies import read_small_json
 from ..settings import SUBFOLDER, Settings
 from ..waiting import wait_for
 
 PATH = "/ltx-a2v/worker"
-PROTOCOL = 1
+PROTOCOL = 2
 IDENTITY = secrets.token_hex(16)
-"""Of this process, by which a head knows itself among its workers."""
+"""The id of this process. A head finds itself among its workers by it."""
+LONGEST_ORDER = 2**23  # bytes of JSON, most of them the graph
 BEAT_SECONDS = 1.0
+ABANDONED_SECONDS = 24 * 3600.0
 SILENT_SECONDS = 60.0
 TOLD = ("execution_start", "execution_cached", "executing", "progress")
 MEDIA = re.compile(rf"{SUBFOLDER}/([0-9a-f]{{32}}\.[a-z0-9]{{1,5}})")
-"""The names of a request's media in the input folder; they hold the content's hash."""
+"""The names of a request's media in the input folder; a name holds the content's hash."""
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
-"""With which the names of an order's results begin."""
+"""The beginning of the names of an order's results."""
+ORDER, OWN_RESULT = "order-", "own-result"
+"""The beginning of the name of an order's folder, and the file in it that says that the result is not in the head's
+folder."""
 
 Say = Callable[[dict[str, Any]], None]
 
 
 class Undone(Exception):
-    """Why an order came to no outcome, which is not the request's fault."""
+    """Why an order has no outcome although its request is right."""
 
 
 class Worker:
@@ -70,8 +76,8 @@ class Worker:
         return web.json_response(told)
 
     async def run(self, request: web.Request) -> web.StreamResponse:
-        """One order; lines of JSON until its outcome, an empty one every second."""
-        order = await read_json(request, self._settings)
+        """Runs one order and sends lines of JSON until its outcome, an empty one every second."""
+        order = await read_small_json(request, LONGEST_ORDER)
         if not _is_order(order):
             return web.Response(status=409)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -99,11 +105,12 @@ class Worker:
 
     async def _work(self, order: dict[str, Any], say: Say) -> None:
         token = order["token"]
-        media = self._settings.input_folder / f"order-{token}"
+        media = self._settings.input_folder / f"{ORDER}{token}"
         shared = _is_shared(order["probe"], self._settings)
         done = False
         queued: list[str] = []
         try:
+            await asyncio.to_thread(self._begin, media, shared)
             prompt = await self._fetch(order, media)
             outcome = await self._run(prompt, queued.append, say)
             outputs = _wanted(prompt, outcome)
@@ -119,7 +126,7 @@ class Worker:
             say({"kind": "lost", "why": str(error)})
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
             say({"kind": "lost", "why": f"media or result could not be handed over ({type(error).__name__}: {error})"})
-        except Exception as error:  # a bug must end this order, and not the head's request
+        except Exception as error:  # a bug must end this order and not the head's request
             logging.exception("LTX A2V: an order of the cluster failed")
             say({"kind": "lost", "why": f"{type(error).__name__}: {error}"})
         finally:
@@ -128,7 +135,7 @@ class Worker:
             leaving.add_done_callback(self._leaving.discard)
 
     async def _leave(self, queued: list[str], media: Path, token: str | None) -> None:
-        """Removes what an order brought and made, once ComfyUI has done with it."""
+        """Removes everything that an order brought and made, once ComfyUI is done with it."""
         queue = self._host.server.prompt_queue
         for prompt_id in queued:
             while any(item[1] == prompt_id for part in queue.get_current_queue_volatile() for item in part):
@@ -137,7 +144,7 @@ class Worker:
         await asyncio.to_thread(self._clear, media, token)
 
     async def _fetch(self, order: dict[str, Any], folder: Path) -> Prompt:
-        """The graph, with the media where they lie here: in a shared folder, or fetched for this order alone."""
+        """The order's graph with the names of the media here: in a shared folder, or fetched for this order alone."""
         text = json.dumps(order["prompt"])
         for name, url in order["media"].items():
             match = MEDIA.fullmatch(name)
@@ -162,7 +169,8 @@ class Worker:
                 raise Undone("a file is larger than LTX_A2V_MAX_MEDIA_MB allows here") from None
             if file.digest[:32] != path.stem:
                 raise Undone("a file arrived damaged")
-            await file.keep(path, 0o644)
+            await file.seal(0o644)
+            file.place(path)
 
     async def _run(self, prompt: Prompt, on_queued: Callable[[str], None], say: Say) -> Outcome:
         def on_event(kind: str, data: dict[str, Any]) -> None:
@@ -179,6 +187,16 @@ class Worker:
                 if response.status != 204:
                     raise Undone(f"the head did not take the result (status {response.status})")
 
+    def _begin(self, media: Path, shared: bool) -> None:
+        """Makes the order's folder, which shows what belongs to the order if this server dies, and clears old ones."""
+        for old in self._settings.input_folder.glob(f"{ORDER}*"):
+            token = old.name.removeprefix(ORDER)
+            if TOKEN.fullmatch(token) and old.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                self._clear(old, token if (old / OWN_RESULT).exists() else None)
+        media.mkdir(parents=True, exist_ok=True)
+        if not shared:
+            (media / OWN_RESULT).touch()
+
     def _clear(self, media: Path, token: str | None) -> None:
         shutil.rmtree(media, ignore_errors=True)
         if token:
@@ -187,7 +205,7 @@ class Worker:
 
 
 def _is_order(order: Any) -> bool:
-    """Of this version, from a head: the rest of it is taken as it comes."""
+    """Whether this is an order of this version's head. The rest of it is trusted."""
     known = isinstance(order, dict) and order.get("protocol") == PROTOCOL
     return known and bool(TOKEN.fullmatch(str(order.get("token"))))
 
@@ -197,7 +215,7 @@ def _session() -> aiohttp.ClientSession:
 
 
 def _is_shared(probe: dict[str, str], settings: Settings) -> bool:
-    """Whether the head's output folder is this one: what it wrote there can be read here."""
+    """Whether the head's output folder is this one: the file that the head wrote there can be read here."""
     try:
         return (settings.output_folder / Path(probe["name"]).name).read_text() == probe["says"]
     except OSError:
@@ -205,7 +223,7 @@ def _is_shared(probe: dict[str, str], settings: Settings) -> bool:
 
 
 def _wanted(prompt: Prompt, outcome: Outcome) -> dict[str, dict[str, Any]]:
-    """What the head reads of the outputs."""
+    """The outputs that the head reads."""
     return {
         key: value
         for key, value in outcome.outputs.items()

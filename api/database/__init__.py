@@ -1,1 +1,1 @@
-"""The database: requests, their logs, and whatever else must outlive the process."""
+"""The database: requests, their logs, and everything else that must outlive the process."""

@@ -1,1 +1,1 @@
-"""Files: what requests name on its way in, uploads, and results on their way out."""
+"""Files: media of requests, uploads, and results."""

@@ -1,4 +1,4 @@
-"""A file while it arrives: under a hidden name, capped and hashed; it gets its name when it is whole, or vanishes."""
+"""A file while it arrives: hidden, limited in size and hashed. It gets its name when it is whole, or vanishes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,30 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 CHUNK = 2**20
+THREADS = ThreadPoolExecutor(4, "ltx-a2v-files")
+"""Threads for files alone, so that many arriving files hold up nothing else in ComfyUI."""
+
+T = TypeVar("T")
+
+
+async def in_thread(work: Callable[..., T], *args: Any) -> T:
+    """Runs `work(*args)` off the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(THREADS, work, *args)
 
 
 class TooLargeError(ValueError):
-    """More bytes than the cap."""
+    """The file has more bytes than its limit."""
 
 
 class Incoming:
-    """`async with Incoming(folder, cap) as file`: `write`, then `keep`. What was not kept is deleted."""
+    """`async with Incoming(folder, cap) as file`: call `write`, `seal`, then `place`. A file that was not placed is
+    deleted."""
 
     def __init__(self, folder: Path, cap: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,11 +42,11 @@ class Incoming:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what was written, in hex."""
+        """SHA-256 of the written bytes, in hex."""
         return self._hash.hexdigest()
 
     def write_now(self, data: bytes) -> None:
-        """Errors: `TooLargeError` before the cap is passed."""
+        """Writes bytes. Errors: `TooLargeError`, before the limit is passed."""
         if self.size + len(data) > self.cap:
             raise TooLargeError(f"more than {self.cap} bytes")
         self._hash.update(data)
@@ -43,23 +55,35 @@ class Incoming:
 
     async def write(self, data: bytes) -> None:
         """As `write_now`, off the event loop."""
-        await asyncio.to_thread(self.write_now, data)
+        await in_thread(self.write_now, data)
 
     async def inspect(self, look: Callable[[Path], str]) -> str:
-        """What `look` makes of the file so far, off the event loop."""
-        await asyncio.to_thread(self._file.flush)
-        return await asyncio.to_thread(look, self.path)
+        """Calls `look` on the file so far, off the event loop, and returns its result."""
+        await in_thread(self._file.flush)
+        return await in_thread(look, self.path)
 
-    async def keep(self, target: Path, mode: int = 0o600) -> None:
-        """The whole file under its name, which replaces one that is there."""
-        await asyncio.to_thread(self._keep, target, mode)
+    async def seal(self, mode: int = 0o600) -> None:
+        """Closes the whole file and flushes it to the disk."""
+        await in_thread(self._seal, mode)
 
-    def _keep(self, target: Path, mode: int) -> None:
+    def _seal(self, mode: int) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         self.path.chmod(mode)
+
+    def place(self, target: Path) -> None:
+        """Gives the sealed file its name. It replaces an existing file."""
         os.replace(self.path, target)
+
+    def discard(self) -> None:
+        """Removes a file that was not placed. If the disk is full even closing a file fails."""
+        try:
+            self._file.close()
+        except OSError:
+            pass
+        finally:
+            self.path.unlink(missing_ok=True)
 
     async def __aenter__(self) -> Incoming:
         return self
@@ -67,8 +91,7 @@ class Incoming:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        self.discard()
 
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends

@@ -1,4 +1,4 @@
-"""What a file is, by a look at its header: the pixels and samples are the graph's business."""
+"""Checks by its header what a file is. The graph's loaders check its pixels and samples."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from PIL import Image
 
 from ...ltx.errors import InputError
 from ...ltx.media.audio import TAGS
-from ...ltx.media.images import FORMATS
+from ...ltx.media.images import FORMATS, check_size, too_large
 
 Kind = Literal["audio", "image"]
 
 SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
 OPTIONS = {"protocol_whitelist": "none", "probesize": "65536"}
-"""FFmpeg's. As in ltx/media/audio.py, a playlist must not make it read other files or the network. It reads `probesize`
-bytes beyond a file's headers: the usual 5 MB take 30 ms of the interpreter from a running job."""
+"""FFmpeg's options. As in ltx/media/audio.py, a playlist must not make it read other files or the network. It reads
+`probesize` bytes behind a file's headers: the usual 5 MB take 30 ms of the interpreter from a running job."""
 
 
 def look(path: Path, kind: Kind, field: str) -> str:
-    """A suffix that fits what is in the file. Errors: `InputError`, where the file is not of that kind."""
+    """A suffix that fits the content. Errors: `InputError` if the file is of another kind."""
     return _look_at_audio(path, field) if kind == "audio" else _look_at_image(path, field)
 
 
 def _look_at_audio(path: Path, field: str) -> str:
-    """A suffix that fits the container. Errors: nothing that FFmpeg reads, or no sound in it."""
+    """A suffix that fits the container. Errors: InputError if FFmpeg cannot read it or it has no sound."""
     try:
         with path.open("rb") as file, av.open(file, options=OPTIONS, **TAGS) as container:
             if not container.streams.audio:
@@ -45,18 +45,23 @@ def _look_at_audio(path: Path, field: str) -> str:
 
 
 def _look_at_image(path: Path, field: str) -> str:
-    """A suffix that fits the format. Errors: nothing that `ltx.media.images` reads."""
+    """A suffix that fits the format. Errors: InputError if `ltx.media.images` cannot read it or it is too large."""
     Image.init()
     try:
         with Image.open(path, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
+            check_size(field, *image.size)
             endings = [suffix for suffix, known in Image.registered_extensions().items() if known == image.format]
             return min(endings, key=len, default=".bin")
-    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(too_large(field, "far larger")) from error
+    except Exception as error:  # Pillow's readers raise nearly any exception for a damaged file
         raise InputError(f"{field}: the file is no image; check that the URL leads to the file itself.") from error
 
 
 def best_suffix(name: str, content_type: str, kind: Kind, found: str) -> str:
-    """Of the name, else of the content type, where it is one of that kind; else what the content said."""
+    """The suffix of the name, else of the content type, if it is of that kind; else what the content said."""
     candidates = (Path(name).suffix.lower(), mimetypes.guess_extension(content_type) or "")
     return next((suffix for suffix in candidates if _is_kind(suffix, kind)), found)
 

@@ -1,12 +1,12 @@
-"""Files that a request names, on their way into ComfyUI's input folder.
+"""Brings the files that a request names into ComfyUI's input folder.
 
-They come as data URIs, as uploads and earlier results of this server, and from http(s) URLs. What arrives is checked to
-be what its field asks for, and gets its content's hash as its name, so that the same file is kept once.
+They come with the request, from uploads and earlier results of this server, and from http(s) URLs. Each file is checked
+to be of its field's kind. Its name is its content's hash, so a file is kept once however often it comes.
 """
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,72 +15,80 @@ from yarl import URL
 from ...ltx.errors import InputError
 from ..database.store import Store
 from ..network import addresses
-from ..network.fetching import fetch
+from ..network.fetching import body_of, fetch
 from ..settings import MIB, SUBFOLDER, Settings
-from . import data_uris, uploads
-from .incoming import CHUNK, Incoming, TooLargeError
+from . import owners, uploads
+from .incoming import CHUNK, Incoming, TooLargeError, in_thread
 from .looks import Kind, best_suffix, look
 from .results import CONTENT_TYPES, RESULTS, result_path
 
 
-async def localize(value: str, field: str, kind: Kind, settings: Settings, store: Store) -> str:
-    """A file that a request names, brought to ComfyUI's input folder → its name for the load nodes.
+class Inbox:
+    """The API's part of ComfyUI's input folder.
 
-    value: a data URI, the URL of an upload or result of this server, or an http(s) URL. The name holds the content's
-    hash, so the same file is kept once. Errors: `InputError` that names the field, and nothing is left behind.
+    Its methods raise `InputError`, which names the field, and `StoreFailed` or OSError if the database or the disk
+    takes nothing. After an error nothing is left behind.
     """
-    if value[:5].lower() == "data:":
-        content_type, data = await asyncio.to_thread(data_uris.parse, value, field, settings.max_media)
-        return await _keep(_pieces(data), "", content_type, field, kind, settings)
-    url = addresses.parse(value, field)
-    own = await _own(url, settings, store)
-    if own:
-        path, name, content_type = own
-        return await _keep(_read(path), name, content_type, field, kind, settings)
-    async with fetch(value, field, settings) as response:
-        if (response.content_length or 0) > settings.max_media:
-            raise _too_large(field, settings)
-        name = response.url.name
-        return await _keep(response.content.iter_chunked(CHUNK), name, response.content_type, field, kind, settings)
 
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings, self._store = settings, store
 
-async def _own(url: URL, settings: Settings, store: Store) -> tuple[Path, str, str] | None:
-    """(file, name, content type) of an upload or result of this server; its random name says that it is ours."""
-    _, prefix, rest = url.path.partition(settings.prefix + RESULTS)
-    path = result_path(rest, settings) if prefix else None
-    if path:
-        return path, path.name, CONTENT_TYPES[path.suffix[1:]]
-    return await uploads.find(url.path, settings, store)
+    async def localize(self, value: str, field: str, kind: Kind, request_id: str) -> str:
+        """Brings a file that a request names, and returns its name for the load nodes.
 
+        value: the URL of an upload or result of this server, or an http(s) URL.
+        """
+        url = addresses.parse(value, field)
+        if own := await self._find_own(url):
+            path, name, content_type = own
+            return await self._receive(_read(path), name, content_type, field, kind, request_id)
+        async with fetch(value, field, self._settings) as response:
+            if (response.content_length or 0) > self._settings.max_media:
+                raise self._too_large(field)
+            pieces, name = body_of(response, field), response.url.name
+            return await self._receive(pieces, name, response.content_type, field, kind, request_id)
 
-async def _keep(
-    pieces: AsyncIterator[bytes], name: str, content_type: str, field: str, kind: Kind, settings: Settings
-) -> str:
-    async with Incoming(settings.input_folder, settings.max_media) as file:
-        try:
-            async for piece in pieces:
-                await file.write(piece)
-        except TooLargeError as error:
-            raise _too_large(field, settings) from error
+    async def origin_of(self, value: str, field: str) -> str | None:
+        """Host and port that a request's URL must be fetched from; None for a file of this server."""
+        url = addresses.parse(value, field)
+        return None if await self._find_own(url) else f"{url.raw_host}:{url.port}".lower()
+
+    async def keep(self, file: Incoming, name: str, content_type: str, field: str, kind: Kind, request_id: str) -> str:
+        """Keeps a file that arrived for a request, and returns its name for the load nodes."""
         found = await file.inspect(lambda path: look(path, kind, field))
-        kept = file.digest[:32] + best_suffix(name, content_type, kind, found)
-        await file.keep(settings.input_folder / kept, 0o644)
-    return f"{SUBFOLDER}/{kept}"
+        kept = f"{SUBFOLDER}/{file.digest[:32]}{best_suffix(name, content_type, kind, found)}"
+        await file.seal(0o644)
+        await self._store.run(owners.reserve, kept, request_id, time.time())
+        await in_thread(file.place, self._settings.input / kept)
+        return kept
 
+    async def _find_own(self, url: URL) -> tuple[Path, str, str] | None:
+        """(file, name, content type) of an upload or result of this server. Its random name shows that it is ours."""
+        _, prefix, rest = url.path.partition(self._settings.prefix + RESULTS)
+        path = await in_thread(result_path, rest, self._settings) if prefix else None
+        if path:
+            return path, path.name, CONTENT_TYPES[path.suffix[1:]]
+        return await uploads.find(url.path, self._settings, self._store)
 
-def _too_large(field: str, settings: Settings) -> InputError:
-    return InputError(
-        f"{field}: the file is larger than {settings.max_media // MIB} MiB; send a smaller one, "
-        "or let the administrator raise LTX_A2V_MAX_MEDIA_MB."
-    )
+    async def _receive(
+        self, pieces: AsyncIterator[bytes], name: str, content_type: str, field: str, kind: Kind, request_id: str
+    ) -> str:
+        async with Incoming(self._settings.input_folder, self._settings.max_media) as file:
+            try:
+                async for piece in pieces:
+                    await file.write(piece)
+            except TooLargeError as error:
+                raise self._too_large(field) from error
+            return await self.keep(file, name, content_type, field, kind, request_id)
 
-
-async def _pieces(data: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), CHUNK):
-        yield data[start : start + CHUNK]
+    def _too_large(self, field: str) -> InputError:
+        return InputError(
+            f"{field}: the file is larger than {self._settings.max_media // MIB} MiB; send a smaller one, "
+            "or let the administrator raise LTX_A2V_MAX_MEDIA_MB."
+        )
 
 
 async def _read(path: Path) -> AsyncIterator[bytes]:
     with path.open("rb") as file:
-        while piece := await asyncio.to_thread(file.read, CHUNK):
+        while piece := await in_thread(file.read, CHUNK):
             yield piece

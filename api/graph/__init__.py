@@ -1,1 +1,1 @@
-"""A request as a graph of ComfyUI's: the committed workflows, put together and filled in."""
+"""Turns a request into a ComfyUI graph: the committed workflows, combined and filled in."""

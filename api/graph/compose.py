@@ -1,7 +1,7 @@
-"""A request as a graph: the committed workflows of workflows/api/, put together and filled in. Nothing here runs one.
+"""Turns a request into a graph: combines the committed workflows of workflows/api/ and fills them in. It runs none.
 
-Every node gets the request's own values; how they act together is the nodes' business. What one workflow lacks is taken
-over from the one that has it, with its links.
+Every node gets the request's own values; the nodes decide how these act together. A node that one workflow has and the
+other lacks is copied with its links.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ SAMPLER, SAVE, REPORT, EXPAND, ENCODE = (
     "LTXA2VTextEncode",
 )
 IMAGE, END_IMAGE = "LTXA2VImageConditioning", "LTXA2VEndImageConditioning"
+LOAD_IMAGE, LOAD_IMAGE_WITHIN_LIMITS = "LoadImage", "LTXA2VLoadImage"
 ACCELERATION = "LTXA2VAcceleration"
 FIRST_STAGE, SECOND_STAGE = "First pass", "Second pass"  # titles of the samplers in the workflows
 NEGATIVE = "Negative prompt"
@@ -49,9 +50,9 @@ def compose(
     prefix: str,
     folder: str = "output",
 ) -> Prompt:
-    """The graph of a request. audio, image, end_image: names in the input folder; prefix: of the file it writes.
+    """The graph of a request. audio, image, end_image: names in the input folder; prefix: of the output file.
 
-    folder: ComfyUI's, for that file: output, or temp where it is not to stay.
+    folder: ComfyUI's folder for that file: output, or temp for a file that does not stay.
     """
     graph = Graph(read(TWO_IMAGES if end_image else ONE_IMAGE if image else PLAIN))
     _load(graph, request, models, audio)
@@ -95,28 +96,30 @@ def _load(graph: Graph, request: Request, models: ModelNames, audio: str) -> Non
     graph.inputs(ENCODE, NEGATIVE)["text"] = request.negative_prompt
     seed = request.seed % 2**64
     graph.inputs("PrimitiveInt", "Seed")["value"] = seed
-    if seed > sys.maxsize:  # more than that node holds: the number goes to those that the node would hand it to
+    if seed > sys.maxsize:  # that node cannot hold it: the nodes behind it get the number itself
         graph.remove(graph.find("PrimitiveInt", "Seed"))
         graph.inputs("RandomNoise")["noise_seed"] = graph.inputs(EXPAND)["seed"] = seed
 
 
 def _place_images(graph: Graph, request: Request, image: str | None, end_image: str | None) -> None:
-    """Files and strengths of the images; the workflow's first image is taken out where the request has none.
+    """Fills in files and strengths of the images, and removes the first image's nodes if the request has none.
 
-    An image at strength 0 still gives its size, and the prompt's expansion does not see it; the conditioning nodes
-    leave it out by themselves.
+    An image at strength 0 still sets the size, and the prompt's expansion does not see it. The conditioning nodes skip
+    it by themselves.
     """
+    for key in graph.all(LOAD_IMAGE):  # strangers send these pictures: the loader with the engine's limits reads them
+        graph.prompt[key]["class_type"] = LOAD_IMAGE_WITHIN_LIMITS
     if image:
-        graph.inputs("LoadImage", FIRST_IMAGE)["image"] = image
+        graph.inputs(LOAD_IMAGE_WITHIN_LIMITS, FIRST_IMAGE)["image"] = image
         for key in graph.all(IMAGE):
             graph.prompt[key]["inputs"]["strength"] = request.image_strength
         if request.image_strength == 0:
             graph.inputs(EXPAND).pop("image", None)
     elif end_image:
-        for key in [graph.find("LoadImage", FIRST_IMAGE), *graph.all(IMAGE)]:
+        for key in [graph.find(LOAD_IMAGE_WITHIN_LIMITS, FIRST_IMAGE), *graph.all(IMAGE)]:
             graph.remove(key)
     if end_image:
-        graph.inputs("LoadImage", LAST_IMAGE)["image"] = end_image
+        graph.inputs(LOAD_IMAGE_WITHIN_LIMITS, LAST_IMAGE)["image"] = end_image
         for key in graph.all(END_IMAGE):
             graph.prompt[key]["inputs"]["strength"] = request.end_image_strength
 
@@ -137,7 +140,8 @@ def _steer(graph: Graph, request: Request) -> None:
 
 
 def _make_one_stage(graph: Graph) -> None:
-    """The first sampler's outputs go where the second one's went; it, the upscaler and its images are left out."""
+    """Connects the first sampler's outputs where the second one's went, and removes that, the upscaler and its
+    images."""
     first, second = graph.find(SAMPLER, FIRST_STAGE), graph.find(SAMPLER, SECOND_STAGE)
     guides = graph.prompt[second]["inputs"].get("guides")
     while guides:
@@ -152,7 +156,7 @@ def _make_one_stage(graph: Graph) -> None:
 
 
 def _regenerate(graph: Graph, request: Request) -> None:
-    """Audio guidance for the first stage, and the file's sound from the last stage's latents."""
+    """Adds audio guidance to the first stage, and takes the file's sound from the last stage's latents."""
     donor = Graph(read(REGENERATION))
     guidance = graph.graft(donor, "LTXA2VAudioGuidance")
     graph.prompt[guidance]["inputs"].update(
@@ -166,7 +170,7 @@ def _regenerate(graph: Graph, request: Request) -> None:
     graph.inputs(SAVE)["audio"] = [track, 0]
 
 
-# Output of each node's report, in the order in which they are read.
+# The output of each node's report, in the order of reading.
 _REPORTING = (
     ("LTXA2VFrameCount", 2),
     ("LTXA2VVideoSize", 2),

@@ -1,18 +1,18 @@
-"""A node's mistake in the words of the request that the graph was made from."""
+"""Words a node's mistake in terms of the request that the graph was made from."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from .compose import ACCELERATION, END_IMAGE, IMAGE, LAST_IMAGE
+from .compose import ACCELERATION, END_IMAGE, IMAGE, LAST_IMAGE, LOAD_IMAGE_WITHIN_LIMITS
 from .graph import Prompt
 
 
 def field_of(graph: Prompt, node_id: str) -> str | None:
-    """The request's field behind a node's mistake; None where it is no single one."""
+    """The request's field that a node's mistake is about; None if there is no single one."""
     node = graph.get(node_id, {})
     title = node.get("_meta", {}).get("title", "")
-    if node.get("class_type") in ("LoadImage", IMAGE, END_IMAGE):
+    if node.get("class_type") in (LOAD_IMAGE_WITHIN_LIMITS, IMAGE, END_IMAGE):
         return "end_image_url" if title.startswith(LAST_IMAGE) else "image_url"
     return {
         "LTXA2VLoadAudio": "audio_url",
@@ -26,7 +26,7 @@ def field_of(graph: Prompt, node_id: str) -> str | None:
 
 
 def in_request_words(graph: Prompt, message: str) -> str:
-    """A node's sentence with the field's name for the media file that the server keeps under a hash."""
+    """A node's sentence in which the field's name replaces the hashed name of its media file."""
     for node_id, node in graph.items():
         for name in ("audio", "image"):
             value, field = node["inputs"].get(name), field_of(graph, node_id)

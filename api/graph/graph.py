@@ -1,7 +1,6 @@
-"""A graph of ComfyUI's in its API form, while it is put together.
+"""A ComfyUI graph in its API form (node id → class, inputs and title), while it is put together.
 
-Nodes are found by their class and title, never by number, so that a workflow can be drawn anew without the code that
-fills it in. All values are of ComfyUI's API form: node id → class, inputs and title.
+Nodes are found by class and title, never by number. So a workflow can be redrawn without a change of this code.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "workflows" / "api"
 
 @lru_cache
 def read(name: str) -> Prompt:
-    """A committed workflow; not to be changed."""
+    """Reads a committed workflow. Do not change the result."""
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -33,7 +32,8 @@ class Graph:
         return [key for key, node in self.prompt.items() if node["class_type"] == kind]
 
     def find(self, kind: str, title: str | None = None) -> str:
-        """The id of the only such node. Errors: LookupError, the committed workflow is not what this file expects."""
+        """The id of the only node of that class and title. Errors: LookupError: the committed workflow is not the
+        expected one."""
         found = [key for key in self.all(kind) if title in (None, self.title(key))]
         if len(found) != 1:
             raise LookupError(f"{len(found)} nodes are {kind}{f' ({title})' if title else ''}, and one is expected")
@@ -54,13 +54,13 @@ class Graph:
         return key
 
     def remove(self, key: str) -> None:
-        """Takes a node out, and every link from it."""
+        """Removes a node and every link from it."""
         del self.prompt[key]
         for node in self.prompt.values():
             node["inputs"] = {name: value for name, value in node["inputs"].items() if not is_link_from(value, key)}
 
     def graft(self, donor: Graph, kind: str, title: str | None = None) -> str:
-        """Takes over a node of another graph, linked to this one's nodes of the same class and title."""
+        """Copies a node of another graph and links it to this graph's nodes of the same class and title."""
         node = donor.prompt[donor.find(kind, title)]
         inputs = {
             name: [self.find(donor.prompt[value[0]]["class_type"], donor.title(value[0])), value[1]]

@@ -1,4 +1,4 @@
-"""The model files that a graph loads, found in ComfyUI's folders by their published names."""
+"""Finds the model files that a graph loads, by their published names, in ComfyUI's folders."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Listing = Callable[[str], Iterable[str]]
 
 
 class ModelMissing(InputError):
-    """A published file that is not in ComfyUI's folders: the administrator's to put there, not the caller's."""
+    """A published file is not in ComfyUI's folders. The administrator must add it, not the caller."""
 
 
 @dataclass(frozen=True)
 class ModelNames:
-    """The model files by the names that the loaders take."""
+    """The model files, by the names that the loaders take."""
 
     checkpoint: str
     upscaler: str
@@ -28,8 +28,8 @@ class ModelNames:
 
 
 def find(model: Published, names: Iterable[str]) -> str:
-    """A model's name as ComfyUI lists it, in whatever folder below; its newest version. Errors: ModelMissing."""
-    by_name = {PureWindowsPath(name).name.lower(): name for name in names}  # knows both kinds of slashes
+    """A model's name as ComfyUI lists it, in any subfolder, in its newest version. Errors: ModelMissing."""
+    by_name = {PureWindowsPath(name).name.lower(): name for name in names}  # it knows both kinds of slashes
     for name in (model.name, *model.older):
         if name in by_name:
             return by_name[name]
@@ -37,7 +37,8 @@ def find(model: Published, names: Iterable[str]) -> str:
 
 
 def find_models(files: Listing, folders: Listing) -> ModelNames:
-    """What the graph with the undistilled checkpoint loads. Errors: ModelMissing, for the first one."""
+    """The files that the graph with the undistilled checkpoint loads. Errors: ModelMissing, for the first missing
+    one."""
 
     def file(key: str) -> str:
         return find(MODELS[key], files(MODELS[key].folder))

@@ -1,1 +1,1 @@
-"""Other servers: which addresses may be called, and how."""
+"""Other servers: which addresses the API may call, and how."""

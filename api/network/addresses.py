@@ -1,4 +1,4 @@
-"""Whom the API talks to on a user's word: public addresses, and private ones that the administrator allowed."""
+"""Which addresses the API may call for a user: public ones, and private ones that the administrator allows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOT_PUBLIC = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",  # carrier-grade NAT
         "127.0.0.0/8",
-        "168.63.129.16/32",  # Azure's host, seen from each of its machines
+        "168.63.129.16/32",  # Azure's host, as its machines see it
         "169.254.0.0/16",
         "172.16.0.0/12",
         "192.0.0.0/24",
@@ -36,30 +36,31 @@ NOT_PUBLIC = tuple(
         "203.0.113.0/24",
         "224.0.0.0/4",
         "240.0.0.0/4",
-        "2001::/23",  # Teredo and its like
+        "2001::/23",  # Teredo and similar ones
         "2001:db8::/32",
         "2002::/16",  # 6to4
         "3fff::/20",
     )
 )
 GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
-"""All of IPv6 that is handed out. Mapped (::ffff:…) and NAT64 (64:ff9b::) addresses lie outside."""
+"""The IPv6 addresses that are assigned. Mapped (::ffff:…) and NAT64 (64:ff9b::) ones lie outside."""
 
 LEGAL = re.compile(r"([A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*")
-"""Of RFC 3986. Such a URL is sent as it stands: a signature in it may be over its very letters."""
+"""A valid URL (RFC 3986). It is sent unchanged: a signature in it may cover its very letters."""
 NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
 
 
 def public(address: Address) -> bool:
-    """Whether anyone on the internet may be there."""
+    """Whether an address is one of the public internet."""
     if address.version == 6 and (address not in GLOBAL_IPV6 or address.scope_id):
         return False
     return not any(address in network for network in NOT_PUBLIC if network.version == address.version)
 
 
 def parse(text: str | URL, field: str) -> URL:
-    """An absolute http(s) URL. Errors: another scheme, no host, or an address in a form that hides what it is."""
+    """Parses an absolute http(s) URL. Errors: InputError for another scheme, no host, or an address in a disguised
+    form."""
     try:
         url = text if isinstance(text, URL) else encoded_url(text.strip())
         port = url.port
@@ -77,7 +78,7 @@ def parse(text: str | URL, field: str) -> URL:
 
 
 def encoded_url(text: str) -> URL:
-    """A URL as it stands where it is one; otherwise what is not allowed in it is quoted. Errors: ValueError."""
+    """A valid URL unchanged; otherwise the URL with its forbidden letters quoted. Errors: ValueError."""
     return URL(text, encoded=LEGAL.fullmatch(text) is not None)
 
 
@@ -89,18 +90,19 @@ def _literal(host: str) -> Address | None:
 
 
 def allowed(host: str, address: Address, hosts: Collection[str]) -> bool:
-    """Whether an administrator's list names that host, that address or a network around it."""
+    """Whether an administrator's list has that host, that address or a network around it."""
     for entry in hosts:
         if entry.lower().rstrip(".") == host.lower().rstrip("."):
             return True
-        with contextlib.suppress(ValueError):  # a host name is no network
+        with contextlib.suppress(ValueError):  # a host name
             if address in ipaddress.ip_network(entry, strict=False):
                 return True
     return False
 
 
 async def judge(url: URL, field: str, hosts: Collection[str], seconds: float) -> list[Address]:
-    """The addresses behind a parsed URL, each of which may be connected to. Errors: none is found, or one may not."""
+    """The addresses of a parsed URL's host, all of which the API may connect to. Errors: InputError if there is none,
+    or if it may not connect to one of them."""
     host = url.raw_host or ""
     literal = _literal(host)
     addresses = [literal] if literal else await _resolve(host, url.port or 0, field, seconds)

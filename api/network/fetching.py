@@ -1,7 +1,7 @@
 """Exchanges with other servers.
 
-A URL's host is resolved once, every answer is judged, and the connection goes to an address that was judged: nothing
-asks the DNS a second time. Redirects are judged again, hop by hop. No proxy from the environment, no cookies.
+A URL's host is resolved once. Every address is judged, and the connection goes to a judged one: nothing asks the DNS a
+second time. Each redirect is judged again. Proxies of the environment and cookies are not used.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from yarl import URL
 
 from ...ltx.errors import InputError
 from ..settings import Settings
+from ..waiting import TooSlowError, paced
 from .addresses import Address, encoded_url, judge, parse
 
 MAX_REDIRECTS = 5
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 15.0
-"""How long a server may send nothing. `Settings.fetch_seconds` bounds the whole, for one that sends drop by drop."""
+"""How long a server may send nothing. `Settings.fetch_seconds` bounds the whole."""
+LEAST_RATE, RATE_SECONDS = 4096, 10.0
+"""Bytes a second that a server must send on average over so many seconds. A slower one is given up."""
 
 
 class _Pinned(AbstractResolver):
-    """Answers with what was judged, whatever is asked."""
+    """A resolver that answers every question with the judged addresses."""
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self.addresses = addresses
@@ -55,10 +58,10 @@ class _Pinned(AbstractResolver):
 async def request(
     method: str, url: URL, field: str, hosts: Collection[str], seconds: float, **options: Any
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """One exchange with a parsed URL, redirects not followed; certificates are checked for the URL's name.
+    """Makes one exchange with a parsed URL. It follows no redirects, and it checks certificates for the URL's name.
 
-    seconds: for the name, the connection and the whole answer. options: of aiohttp's `request`. Errors: the address
-    may not be talked to, or the exchange fails; the body of the `async with` may let aiohttp's errors through, too.
+    seconds: for the name, the connection and the whole answer. options: of aiohttp's `request`. Errors: InputError if
+    the address is not allowed or the exchange fails; the body of the `async with` may raise aiohttp's errors, too.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
@@ -85,14 +88,14 @@ async def request(
 
 
 def _reason(error: aiohttp.ClientError) -> str:
-    if isinstance(error, aiohttp.ClientResponseError):  # quotes what the server sent
+    if isinstance(error, aiohttp.ClientResponseError):  # its text quotes the server
         return type(error).__name__
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 @contextlib.asynccontextmanager
 async def fetch(text: str, field: str, settings: Settings) -> AsyncIterator[aiohttp.ClientResponse]:
-    """The answer 200 to a GET after at most `MAX_REDIRECTS` redirects, its body yet to be read. Errors: InputError."""
+    """The answer 200 to a GET after at most `MAX_REDIRECTS` redirects. Its body is not read yet. Errors: InputError."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + settings.fetch_seconds
     url = parse(text, field)
@@ -120,3 +123,14 @@ async def fetch(text: str, field: str, settings: Settings) -> AsyncIterator[aioh
                 raise InputError(f"{field}: {url.raw_host} redirects to what is no URL; check the URL.") from error
             url = parse(url, field)
     raise InputError(f"{field}: more than {MAX_REDIRECTS} redirects; give the URL of the file itself.")
+
+
+async def body_of(response: aiohttp.ClientResponse, field: str) -> AsyncIterator[bytes]:
+    """Yields an answer's body. Errors: InputError if the server sends too slowly."""
+    try:
+        async for piece in paced(response.content.readany, IDLE_SECONDS, LEAST_RATE, RATE_SECONDS):
+            yield piece
+    except TooSlowError as error:
+        raise InputError(
+            f"{field}: {response.url.raw_host} sends too slowly ({error}); try again, or upload the file."
+        ) from error

@@ -1,1 +1,1 @@
-"""The hosted protocol over HTTP: who is answered, the routes, and their description. Nothing is computed here."""
+"""The hosted protocol over HTTP: access, routes, and their description. Nothing is computed here."""

@@ -1,6 +1,8 @@
-"""Who is answered: whoever has the key; without one, this machine and nobody else.
+"""Access: a client needs the key; without a key this machine alone has access.
 
-The key guards the API's own routes only; ComfyUI's stay as they are.
+The key guards the API's own routes; ComfyUI's routes do not change. Without a key a request must come straight from
+this machine and use one of its local names: a proxy passes on anybody's requests, and a web page can let its own name
+lead here. Pages of other origins need the key or a token in any case.
 """
 
 from __future__ import annotations
@@ -10,13 +12,17 @@ import hmac
 import ipaddress
 
 from aiohttp import web
+from yarl import URL
 
 from ..settings import Settings
 from .answers import Handler, problem
+from .urls import is_forwarded
+
+LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
 
 
 def same(given: str, expected: str) -> bool:
-    """Compared in a time that tells nothing, not even the length."""
+    """Compares two secrets in a time that reveals nothing, not even the length."""
     return hmac.compare_digest(_digest(given), _digest(expected))
 
 
@@ -25,44 +31,70 @@ def _digest(text: str) -> bytes:
 
 
 def credentials(request: web.Request, scheme: str) -> str | None:
-    """What follows that scheme in the header Authorization."""
+    """The part of the header Authorization behind that scheme."""
     given, _, value = request.headers.get("Authorization", "").strip().partition(" ")
     return value.strip() if given.lower() == scheme.lower() and value.strip() else None
 
 
-def has_key(request: web.Request, settings: Settings) -> bool:
-    """With a key set: whether it was given. Without one: whether the request comes from this machine."""
-    if settings.key is None:
-        return _is_local(request)
-    return same(credentials(request, "Key") or "", settings.key)
+def refusal(request: web.Request, settings: Settings) -> web.Response | None:
+    """The reason to refuse a request that has at most the key; None if it is answered."""
+    if settings.key is not None:
+        if same(credentials(request, "Key") or "", settings.key):
+            return None
+        return problem(
+            401,
+            "Authorization: Key … is missing or wrong; use the value of LTX_A2V_API_KEY.",
+            **{"WWW-Authenticate": "Key"},
+        )
+    if not _is_local(request):
+        return problem(401, "Without LTX_A2V_API_KEY this API answers its own machine only; set a key on the server.")
+    if is_forwarded(request):
+        return problem(401, "A proxy passed this on, and LTX_A2V_API_KEY is not set; set a key on the server.")
+    if not _is_local_name(request.host):
+        return problem(401, "Without LTX_A2V_API_KEY this API is called localhost; use that name, or set a key.")
+    if not _is_own_origin(request):
+        return problem(403, "Pages of other origins are not answered; LTX_A2V_ORIGINS can name them.")
+    return None
 
 
 def _is_local(request: web.Request) -> bool:
-    if request.remote is None:  # a Unix socket
-        return True
+    return request.remote is None or _is_loopback(request.remote)  # None: a Unix socket
+
+
+def _is_loopback(text: str) -> bool:
     try:
-        address = ipaddress.ip_address(request.remote)
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def unanswered(settings: Settings) -> web.Response:
-    """The 401 that says what is missing."""
-    if settings.key is None:
-        return problem(401, "Without LTX_A2V_API_KEY this API answers its own machine only; set a key on the server.")
-    return problem(
-        401,
-        "Authorization: Key … is missing or wrong; use the value of LTX_A2V_API_KEY.",
-        **{"WWW-Authenticate": "Key"},
-    )
+def _is_local_name(host: str) -> bool:
+    """Whether a Host header names this machine by a name that no DNS can redirect."""
+    try:
+        name = (URL(f"http://{host}").host or "").rstrip(".").lower()
+    except ValueError:
+        return False
+    return name in LOCAL_NAMES or name.endswith(".localhost") or _is_loopback(name)
+
+
+def _is_own_origin(request: web.Request) -> bool:
+    """Whether no page of another origin sent the request. Pages of allowed origins have passed before (cors.py)."""
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return True
+    try:
+        url = URL(origin)
+        own = URL(f"{url.scheme}://{request.host}")
+    except ValueError:
+        return False
+    return url.scheme in ("http", "https") and (url.host, url.port) == (own.host, own.port)
 
 
 def guard(handler: Handler, settings: Settings) -> Handler:
-    """The handler, for those who have the key."""
+    """Wraps a handler so that only clients with access reach it."""
 
     async def guarded(request: web.Request) -> web.StreamResponse:
-        return await handler(request) if has_key(request, settings) else unanswered(settings)
+        return refusal(request, settings) or await handler(request)
 
     return guarded

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from ..applications.inputs import Invalid
 from ..database.rows import StoredRequest
+from ..database.store import StoreFailed
+from ..faults import log_unexpected
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+RETRY = {"Retry-After": "5"}
 
 
 class Refusal(Exception):
-    """An answer that is no result: its status and one sentence. kind: the `error_type`, where there is one."""
+    """An answer without a result: its status and one sentence. kind: its `error_type`, if it has one."""
 
-    def __init__(self, status: int, sentence: str, kind: str | None = None) -> None:
+    def __init__(
+        self, status: int, sentence: str, kind: str | None = None, *, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(sentence)
-        self.status, self.kind = status, kind
+        self.status, self.kind, self.headers = status, kind, headers
 
 
 def problem(status: int, sentence: str, **headers: str) -> web.Response:
-    """An answer that is no result."""
+    """Builds an answer without a result."""
     return web.json_response({"detail": sentence}, status=status, headers=headers)
 
 
 def http_error(kind: type[web.HTTPException], sentence: str, **arguments: Any) -> web.HTTPException:
-    """An exception that aiohttp itself answers, with our kind of body."""
+    """Gives an exception of aiohttp our form of body."""
     return kind(text=json.dumps({"detail": sentence}), content_type="application/json", **arguments)
 
 
 def answering(handler: Handler) -> Handler:
-    """The handler, its exceptions turned into answers."""
+    """Wraps a handler and turns its exceptions into answers."""
 
     async def answered(request: web.Request) -> web.StreamResponse:
         try:
@@ -43,17 +48,27 @@ def answering(handler: Handler) -> Handler:
             return web.json_response({"detail": error.detail}, status=422)
         except Refusal as error:
             body = {"detail": str(error), **({"error_type": error.kind} if error.kind else {})}
-            return web.json_response(body, status=error.status)
+            return web.json_response(body, status=error.status, headers=error.headers)
+        except StoreFailed:  # the store has logged why
+            return problem(503, "The server's database cannot be used at the moment; try again.", **RETRY)
         except (web.HTTPException, ConnectionError):
             raise
-        except Exception:
-            logging.exception("LTX A2V: %s %s failed", request.method, request.path)
-            return problem(500, "The server failed at this; its log says how.")
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                return _failed(request, error)
+            return problem(507, "The server's disk is full; try again when there is room.", **RETRY)
+        except Exception as error:
+            return _failed(request, error)
 
     return answered
 
 
+def _failed(request: web.Request, error: Exception) -> web.Response:
+    log_unexpected(f"{request.method} {request.match_info.route.resource} failed", error)
+    return problem(500, "The server failed at this; its log says how.")
+
+
 def about(found: StoredRequest, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """An answer about one request, whose headers the clients read."""
+    """An answer about one request, with the headers that the clients read."""
     known = {"X-Fal-Request-Id": found.id, **({"X-Ltx-Safety": found.safety} if found.safety else {})}
     return web.json_response(body, status=status, headers={**known, **(headers or {})})

@@ -1,37 +1,121 @@
-"""The bodies of JSON routes, read within limits."""
+"""Reads the bodies of requests within limits of size, depth, time and number."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
+from ..applications.inputs import digest, read_json
+from ..files.data_uris import ArrivedFile
+from ..files.incoming import Incoming, in_thread
 from ..settings import Settings
-from .answers import http_error
+from ..waiting import TooSlowError, paced
+from .answers import RETRY, Refusal, http_error
+from .json_reader import JsonReader, TooMuch
+
+SMALL_BODY = 2**16  # bytes of an announcement
+IDLE_SECONDS = 30.0  # within which some bytes must come
+LEAST_RATE, RATE_SECONDS = 1024, 30.0  # bytes a second that must come on average over so many seconds
+MOST_AT_ONCE = 128  # bodies that are being received at once
+AT_ONCE = 2**14  # bytes that the event loop parses itself; a thread costs milliseconds while a job runs
 
 
-async def read_body(request: web.Request, settings: Settings) -> bytes:
-    """The body of a JSON route. Errors: 415 for another type, which a foreign page could send unasked; 413."""
+class Gate:
+    """Counts the bodies that are being received."""
+
+    def __init__(self, most: int = MOST_AT_ONCE) -> None:
+        self._most, self._now = most, 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Takes a place for one body. Errors: 503 if there are too many."""
+        if self._now >= self._most:
+            raise Refusal(503, "Too many bodies are being sent at once; try again.", headers=RETRY)
+        self._now += 1
+        try:
+            yield
+        finally:
+            self._now -= 1
+
+
+async def pieces_of(request: web.Request) -> AsyncIterator[bytes]:
+    """Yields a request's body. Errors: 408 if it comes too slowly."""
+    try:
+        async for piece in paced(request.content.readany, IDLE_SECONDS, LEAST_RATE, RATE_SECONDS):
+            yield piece
+    except TooSlowError as error:
+        raise Refusal(408, f"The body came too slowly: {error}.", headers={"Connection": "close"}) from None
+
+
+def check_json(request: web.Request) -> None:
+    """Checks the content type. Errors: 415 for another one, which a foreign page could send without asking."""
     if request.content_type != "application/json":
         raise http_error(web.HTTPUnsupportedMediaType, "Send Content-Type: application/json.")
+
+
+async def read_small_json(request: web.Request, longest: int = SMALL_BODY) -> Any:
+    """Reads the body of a route with small JSON. Errors: 415, 413, 408, 400."""
+    check_json(request)
     body = bytearray()
-    async for piece in request.content.iter_any():  # ComfyUI's own limit on bodies may be smaller, or none
+    async for piece in pieces_of(request):
         body += piece
-        if len(body) > settings.max_body:
-            raise http_error(
-                web.HTTPRequestEntityTooLarge,
-                "The body is too large; upload the media and send their URLs.",
-                max_size=settings.max_body,
-                actual_size=len(body),
-            )
-    return bytes(body)
-
-
-async def read_json(request: web.Request, settings: Settings) -> Any:
-    """What is in the body of a JSON route. Errors: 415, 413, 400."""
-    body = await read_body(request, settings)
+        if len(body) > longest:
+            raise _too_large(f"The body is larger than {longest // 1024} KiB.", longest, len(body))
     try:
-        return json.loads(body)
+        return await in_thread(json.loads, body) if len(body) > AT_ONCE else json.loads(body)
     except (ValueError, RecursionError) as error:
         raise http_error(web.HTTPBadRequest, f"The body is no JSON: {error}"[:200]) from error
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A submission's JSON. files: its data URIs; `value` has a short text in place of each."""
+
+    value: Any
+    digest: str
+    files: dict[str, ArrivedFile]
+
+
+@asynccontextmanager
+async def read_submission(request: web.Request, names: Collection[str], settings: Settings) -> AsyncIterator[Submitted]:
+    """Reads the body of a submission. Files that were not kept are deleted at the end. names: the inputs that are
+    files.
+
+    Errors: 415, 413, 408; Invalid if it is no JSON; OSError if the disk takes nothing.
+    """
+    check_json(request)
+    longest = settings.max_body
+    if (request.content_length or 0) > longest:
+        raise _too_large("The body is too large; upload the media and send their URLs.", longest, 0)
+    reader = JsonReader(names, lambda: Incoming(settings.input_folder, settings.max_media))
+    size = 0
+    try:
+        async for piece in pieces_of(request):
+            size += len(piece)
+            if size > longest:
+                raise _too_large("The body is too large; upload the media and send their URLs.", longest, size)
+            if len(piece) > AT_ONCE:
+                await in_thread(reader.feed, piece)
+            else:
+                reader.feed(piece)
+        text = bytes(reader.text)
+        value, hashed = await in_thread(_parsed, text) if len(text) > AT_ONCE else _parsed(text)
+        yield Submitted(value, hashed, reader.files)
+    except TooMuch as error:
+        raise _too_large(str(error), longest, size) from None
+    finally:
+        reader.discard()
+
+
+def _parsed(text: bytes) -> tuple[Any, str]:
+    value = read_json(text)
+    return value, digest(value)
+
+
+def _too_large(sentence: str, longest: int, size: int) -> web.HTTPException:
+    return http_error(web.HTTPRequestEntityTooLarge, sentence, max_size=longest, actual_size=size)

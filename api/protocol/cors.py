@@ -1,4 +1,4 @@
-"""Pages of other origins: those that a setting names may call the API from a browser."""
+"""Pages of other origins. A setting names those that may call the API from a browser."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ EXPOSED = (
     "content-range, accept-ranges, content-disposition"
 )
 _ORIGIN: Any = "ltx_a2v_origin"
-if hasattr(web, "RequestKey"):  # what new versions of aiohttp ask for
+if hasattr(web, "RequestKey"):  # new versions of aiohttp want it
     _ORIGIN = web.RequestKey(_ORIGIN, str)
 
 
 def install_cors(app: web.Application, settings: Settings) -> None:
-    """Lets pages of `Settings.origins` call the API; in front of ComfyUI's own check, which would answer them 403.
+    """Lets pages of `Settings.origins` call the API. It acts before ComfyUI's own check, which would answer 403.
 
-    It touches requests below the API's prefix that carry such an origin, and no others.
+    It touches only requests below the API's prefix that have such an origin.
     """
     below = settings.prefix + "/"
 
@@ -36,7 +36,7 @@ def install_cors(app: web.Application, settings: Settings) -> None:
         request[_ORIGIN] = origin
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return _preflight(request)
-        # ComfyUI compares Origin and Host; what it is not shown it cannot mind
+        # ComfyUI compares Origin and Host: without an Origin it does not refuse
         headers = request.headers.copy()
         del headers["Origin"]
         return await handler(request.clone(headers=headers))

@@ -1,12 +1,12 @@
-"""Results by their random names, to anyone who knows one; with ranges, as players ask for them."""
+"""Serves results by their random names to anyone who knows one, with ranges, which players need."""
 
 from __future__ import annotations
 
-import asyncio
 import re
 
 from aiohttp import web
 
+from ..files.incoming import in_thread
 from ..files.results import CONTENT_TYPES, RESULTS, result_path
 from ..settings import Settings
 from .answers import problem
@@ -23,7 +23,7 @@ FILE_ANSWERS = {
 
 def operations(settings: Settings) -> list[Operation]:
     async def result(request: web.Request) -> web.StreamResponse:
-        path = await asyncio.to_thread(result_path, request.match_info["name"], settings)
+        path = await in_thread(result_path, request.match_info["name"], settings)
         if path is None:
             return problem(404, "No such result; it may have expired.")
         return web.FileResponse(path, headers=file_headers(CONTENT_TYPES[path.suffix[1:]], path.name))
@@ -45,7 +45,7 @@ def operations(settings: Settings) -> list[Operation]:
 
 
 def file_headers(content_type: str, name: str) -> dict[str, str]:
-    """Of an answer that is a file from outside: a browser plays it or saves it, and never runs it on this origin."""
+    """Headers for a file from outside: a browser plays or saves it and never runs it on this origin."""
     plays = re.fullmatch(r"(audio|video)/[\w.+-]+|image/(?!svg)[\w.+-]+", content_type)
     return {
         "Content-Type": content_type if plays else "application/octet-stream",

@@ -1,8 +1,7 @@
-"""Where a request stands, its result, its end and its graph."""
+"""Routes about one request: its state, its result, its end and its graph."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from contextlib import suppress
@@ -11,7 +10,9 @@ from typing import Any
 from aiohttp import web
 
 from ..database.rows import DONE, QUEUED, StoredRequest
+from ..database.store import StoreFailed
 from ..files import results
+from ..files.incoming import in_thread
 from ..queue.queue import RequestQueue
 from ..queue.snapshots import Snapshot
 from ..settings import Settings
@@ -20,12 +21,15 @@ from .answers import Refusal, about
 from .messages import Cancelled, Output, PlainProblem, Status, ValidationProblem
 from .operations import Answer, Operation, Parameter
 from .pollers import Told
-from .urls import base_url, request_urls
+from .urls import base_url, client_of, request_urls
 
 PING_SECONDS = 10.0
 REQUEST_ID = Parameter("request_id", "path", {"type": "string"})
 LOGS = Parameter("logs", "query", {"type": "string", "enum": ["0", "1", "true", "false"]})
-NO_SUCH = {404: Answer("There is no such request.", PlainProblem)}
+NO_SUCH = {
+    404: Answer("There is no such request.", PlainProblem),
+    503: Answer("The server's database cannot be used at the moment.", PlainProblem),
+}
 ENDINGS = {
     400: Answer("It was cancelled, or has not ended yet.", PlainProblem),
     410: Answer("The result was deleted.", PlainProblem),
@@ -43,7 +47,7 @@ class Following:
         self.queue, self.settings, self.told = queue, settings, Told()
 
     def operations(self, owner: str, applications: list[str]) -> list[Operation]:
-        """owner: what the clients name in these addresses; the applications' whole names lead to them, too."""
+        """owner: the part of an id that the clients use in these addresses. The full ids work, too."""
 
         def one(name: str, method: str, rest: str, summary: str, answers: Any, *parameters: Parameter) -> Operation:
             paths = [f"/queue/{prefix}/requests/{{request_id}}{rest}" for prefix in (owner, *applications)]
@@ -65,6 +69,7 @@ class Following:
             202: Answer("It is being ended.", Cancelled),
             400: Answer("It had ended.", Cancelled),
             404: Answer("There is no such request.", Cancelled),
+            503: NO_SUCH[503],
         }
         graph = {200: Answer("Nodes by their ids."), **NO_SUCH}
         return [
@@ -95,10 +100,15 @@ class Following:
         return body
 
     async def status(self, request: web.Request) -> web.Response:
-        """Answers at once, but a poller that was told the same within the last second waits for news a little."""
+        """Answers at once, except for a poller that got the same answer within the last second: it waits a little for
+        news."""
         snapshot = await self._snapshot(request)
         body = self._status(request, snapshot)
-        poller = (request.remote, request.headers.get("User-Agent"), snapshot.request.id)  # connections are pooled
+        poller = (
+            client_of(request, self.settings),
+            request.headers.get("User-Agent"),
+            snapshot.request.id,
+        )  # clients reuse connections
         if snapshot.request.status != DONE and self.told.knows(poller, body):
             with self.queue.watch(snapshot.request.id) as changed:
                 heard = await is_set_within(changed, self.settings.hold_seconds)
@@ -109,7 +119,7 @@ class Following:
         return about(snapshot.request, body, 200 if snapshot.request.status == DONE else 202)
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent events: the status whenever it differs, each line of the log once."""
+        """Sends server-sent events: the status whenever it changes, and each line of the log once."""
         snapshot = await self._snapshot(request)
         request_id = snapshot.request.id
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Fal-Request-Id": request_id}
@@ -128,14 +138,17 @@ class Following:
                         sent = snapshot.logs[-1][0]
                     await response.write(f"data: {json.dumps(body)}\n\n".encode())
                     quiet = 0.0
-                elif quiet >= PING_SECONDS:  # so that neither side takes the connection for dead
+                elif quiet >= PING_SECONDS:  # so neither side takes the connection for dead
                     await response.write(b": still here\n\n")
                     quiet = 0.0
                 if snapshot.request.status == DONE:
                     break
                 if not await is_set_within(changed, 1.0):
                     quiet += 1.0
-                snapshot = await self._snapshot(request)
+                with suppress(StoreFailed):  # there is no news then, for now
+                    if (found := await self.queue.look(request_id)) is None:
+                        break  # the request was forgotten
+                    snapshot = found
             await response.write_eof()
         return response
 
@@ -169,23 +182,28 @@ class Following:
 async def result_answer(
     request: web.Request, found: StoredRequest, queue: RequestQueue, settings: Settings
 ) -> web.Response:
-    """What whoever asks for a request's result is answered."""
+    """The answer to a client that asks for a request's result."""
     if found.status != DONE:
         return about(found, {"detail": "Request is still in progress"}, 400)
     if found.error is not None:
         body = {"detail": found.error_detail or found.error, "error_type": found.error_type}
         headers = {"X-Fal-Error-Type": found.error_type or ""}
         if found.error_status == 504:
-            headers["X-Fal-Request-Timeout-Type"] = "user"  # the clients do not retry this one
+            headers["X-Fal-Request-Timeout-Type"] = "user"  # clients do not retry this one
         return about(found, body, found.error_status or 500, headers)
-    path = results.result_file(found, settings)
+    gone = results.GONE if found.sync_mode else "The result's file was deleted."
+    no_more = about(found, {"detail": gone, "error_type": "result_gone"}, 410)
     over = found.sync_mode and results.inline_gone(found.ended or 0, found.read, time.time(), settings)
-    if over or found.gone or not await asyncio.to_thread(path.is_file):
-        gone = results.GONE if found.sync_mode else "The result's file was deleted."
-        return about(found, {"detail": gone, "error_type": "result_gone"}, 410)
-    if found.sync_mode:
-        await queue.note_read(found.id)
-        url = await results.data_uri(path, settings)
-    else:
-        url = results.result_url(path.name, base_url(request), settings)
-    return about(found, results.with_url(found.result or {}, url))
+    if over or found.gone or found.result is None:
+        return no_more
+    path = results.result_file(found, settings)
+    try:
+        if found.sync_mode:
+            await queue.note_read(found.id)
+            url = await results.data_uri(path, settings)
+        else:
+            await in_thread(path.stat)
+            url = results.result_url(path.name, base_url(request, settings), settings)
+    except FileNotFoundError:  # perhaps deleted just now
+        return no_more
+    return about(found, results.with_url(found.result, url))

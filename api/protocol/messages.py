@@ -1,4 +1,4 @@
-"""What answers hold, as OpenAPI describes them."""
+"""The models of answers, for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, create_model
 
 ResultVideo = create_model(
-    "VideoFile",  # its name on the endpoint's page
+    "VideoFile",  # the name on the endpoint's page
     __doc__="The file, and what is in it.",
     url=(str, ...),
     content_type=(str, ...),
@@ -22,7 +22,7 @@ ResultVideo = create_model(
 
 
 class Output(BaseModel):
-    """What a request ends with."""
+    """A request's result."""
 
     video: ResultVideo
     seed: int = Field(description="The seed that was used.")
@@ -37,7 +37,7 @@ class LogLine(BaseModel):
 
 
 class Submitted(BaseModel):
-    """Where the request can be asked after."""
+    """The addresses of a submitted request."""
 
     request_id: str
     gateway_request_id: str
@@ -49,7 +49,7 @@ class Submitted(BaseModel):
 
 
 class Status(BaseModel):
-    """Where the request stands. queue_position while it waits; logs after that, where they were asked for."""
+    """A request's state. queue_position: while it waits; logs: if they were asked for."""
 
     status: Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
     request_id: str
@@ -69,7 +69,7 @@ class Cancelled(BaseModel):
 
 
 class Problem(BaseModel):
-    """One thing that is wrong with a request."""
+    """One mistake in a request."""
 
     loc: list[str | int]
     msg: str
@@ -78,13 +78,13 @@ class Problem(BaseModel):
 
 
 class ValidationProblem(BaseModel):
-    """All that is wrong with a request's inputs."""
+    """All mistakes in a request's inputs."""
 
     detail: list[Problem]
 
 
 class PlainProblem(BaseModel):
-    """Why there is no result: one sentence."""
+    """Why there is no result, in one sentence."""
 
     detail: str
     error_type: str | None = None

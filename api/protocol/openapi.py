@@ -1,4 +1,4 @@
-"""The OpenAPI document: the operations that are registered, and the models that check what they take and give."""
+"""The OpenAPI document, made of the registered operations and of the models that check inputs and answers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from .messages import PlainProblem
 from .operations import Answer, Operation, Parameter
 
 REFERENCE = "#/components/schemas/{model}"
-NO_KEY = Answer("The key is missing or wrong.", PlainProblem)
+FOR_ALL = {
+    401: Answer("The key is missing or wrong.", PlainProblem),
+    403: Answer("A page of another origin asks.", PlainProblem),
+}
+"""Of routes that are guarded."""
 
 
 def document(operations: Iterable[Operation], settings: Settings) -> dict[str, Any]:
-    """OpenAPI 3.1."""
+    """The OpenAPI 3.1 document."""
     operations = list(operations)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
@@ -48,7 +52,7 @@ def _models(operations: Iterable[Operation]) -> list[type[BaseModel]]:
 
 
 def _operation(operation: Operation, settings: Settings) -> dict[str, Any]:
-    answers = {**operation.answers, **({401: NO_KEY} if operation.needs_key else {})}
+    answers = {**operation.answers, **(FOR_ALL if operation.needs_key else {})}
     described: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,

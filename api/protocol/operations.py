@@ -1,4 +1,4 @@
-"""A route that describes itself: what is registered on the server is what the OpenAPI document says."""
+"""Routes that describe themselves: the OpenAPI document says exactly what the server registers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,30 @@ from pydantic import BaseModel
 from ..settings import Settings
 from .access import guard
 from .answers import Handler, answering
+from .messages import PlainProblem
 
 JSON, BYTES = "application/json", "application/octet-stream"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer's meaning, and what its body holds: a model, or anything of that content type."""
+    """An answer's meaning and body: a model, or anything of that content type."""
 
     meaning: str
     model: type[BaseModel] | None = None
     content: str = JSON
 
 
+UNAVAILABLE = {
+    503: Answer("The server can do nothing for it at the moment.", PlainProblem),
+    507: Answer("The server's disk is full.", PlainProblem),
+}
+"""Marks routes that write."""
+
+
 @dataclass(frozen=True)
 class Parameter:
-    """schema: of its text, as JSON schema has it."""
+    """A parameter. schema: of its text, as JSON schema."""
 
     name: str
     where: Literal["path", "query", "header"]
@@ -39,7 +47,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Body:
-    """What a route takes: a model, or any body of that content type with that JSON schema."""
+    """A body that a route takes: a model, or anything of that content type with that JSON schema."""
 
     model: type[BaseModel] | None = None
     schema: Mapping[str, Any] | None = None
@@ -50,9 +58,9 @@ class Body:
 class Operation:
     """One documented route.
 
-    path: below the prefix, with aiohttp's patterns for its parameters. needs_key: whether it is for those alone who
-    have the key. also: further paths that lead to it and that the document leaves out. head: whether HEAD is answered
-    as GET is. Parameters of the path are described in `parameters` as the others are.
+    path: below the prefix, with aiohttp's patterns for its parameters. needs_key: whether a client needs the key. also:
+    further paths that lead to it; the document does not list them. head: whether it answers HEAD as GET. `parameters`
+    describes those of the path, too.
     """
 
     name: str
@@ -74,7 +82,7 @@ class Operation:
 
 
 def routes(operations: Iterable[Operation], settings: Settings) -> list[web.RouteDef]:
-    """All of them, as the server's app takes them."""
+    """The routes of all operations, for the server's app."""
     found = []
     for operation in operations:
         handler = answering(operation.handler)

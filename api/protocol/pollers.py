@@ -1,6 +1,6 @@
-"""Whom an answer would tell nothing new, and who is better kept waiting for news.
+"""Finds pollers for whom an answer has no news, so that they wait.
 
-An answer takes a third of a millisecond of the interpreter from the running job.
+An answer costs the running job a third of a millisecond of the interpreter.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ..queue.snapshots import LATELY
 
 
 class Told:
-    """What each poller was told last, for as long as it is likely to ask again."""
+    """The last answer to each poller, for as long as it is likely to ask again."""
 
     def __init__(self) -> None:
         self._last: dict[Hashable, tuple[float, Any]] = {}
         self._swept = 0.0
 
     def knows(self, poller: Hashable, answer: Any) -> bool:
-        """Whether it was told just this, lately."""
+        """Whether the poller got this very answer just now."""
         at, last = self._last.get(poller, (-math.inf, None))
         return time.monotonic() - at <= LATELY and last == answer
 

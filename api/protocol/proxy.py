@@ -1,6 +1,6 @@
-"""The JavaScript client's proxy convention: a header names a URL of the hosted endpoint, and a handler of ours answers.
+"""The JavaScript client's proxy convention: a header names a URL of the hosted endpoint, and our handler answers.
 
-No connection is opened: the request is handed to the route that has that path here.
+No connection is opened. The route of that path in this process gets the request.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from .messages import PlainProblem
 from .operations import Answer, Operation, Parameter
 
 TARGETS = {"fal.run": "/run", "queue.fal.run": "/queue", "rest.fal.ai": "/rest", "rest.alpha.fal.ai": "/rest"}
-"""Hosts that the clients name in `x-fal-target-url`. Uploads go to the URL they are given, never through the proxy."""
+"""Hosts that the clients name in `x-fal-target-url`. Clients send uploads straight to their URL, never through the
+proxy."""
 
 TARGET_HEADER = "x-fal-target-url"
 
 
 def operations(settings: Settings, targets: Iterable[web.RouteDef]) -> list[Operation]:
-    """targets: all that can be reached this way; their handlers are called in this process."""
+    """targets: all routes that can be reached this way. Their handlers are called in this process."""
     router = web.UrlDispatcher()
     router.add_routes(targets)
 
@@ -34,7 +35,7 @@ def operations(settings: Settings, targets: Iterable[web.RouteDef]) -> list[Oper
         match = await router.resolve(inner)
         if match.http_exception is not None:
             return problem(403, "x-fal-target-url names a path that this endpoint does not have.")
-        inner._match_info = match  # what aiohttp's own dispatch does
+        inner._match_info = match  # as aiohttp's own dispatch does
         return await match.handler(inner)
 
     return [
@@ -50,14 +51,14 @@ def operations(settings: Settings, targets: Iterable[web.RouteDef]) -> list[Oper
                 403: Answer("The URL is none of this endpoint's.", PlainProblem),
                 "default": Answer("As the target answers."),
             },
-            needs_key=False,  # the target's own handler asks for it
+            needs_key=False,  # the target's own handler checks it
         )
         for method in ("GET", "POST", "PUT")
     ]
 
 
 def _target(text: str, settings: Settings) -> URL | None:
-    """A URL of the hosted endpoint → the path and query here; None for anything else."""
+    """A URL of the hosted endpoint → the path and query here; None for any other URL."""
     try:
         url = URL(text)
         prefix = TARGETS.get(url.raw_host or "")

@@ -1,16 +1,22 @@
-"""The published key that checks webhooks, for anyone."""
+"""Publishes the key that checks webhooks, for anyone."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from ..webhooks.deliveries import JWKS, Webhooks
+from ..webhooks.deliveries import JWKS, Webhooks, WebhooksOff
+from .answers import problem
+from .messages import PlainProblem
 from .operations import Answer, Operation
 
 
 def operations(webhooks: Webhooks) -> list[Operation]:
     async def jwks(_: web.Request) -> web.Response:
-        return web.json_response(webhooks.signer.jwks, headers={"Cache-Control": "max-age=86400"})
+        try:
+            signer = webhooks.signer()
+        except WebhooksOff as error:
+            return problem(503, str(error))
+        return web.json_response(signer.jwks, headers={"Cache-Control": "max-age=86400"})
 
     return [
         Operation(
@@ -19,7 +25,10 @@ def operations(webhooks: Webhooks) -> list[Operation]:
             path=JWKS,
             handler=jwks,
             summary="The key that signs webhooks.",
-            answers={200: Answer("A JSON Web Key Set.")},
+            answers={
+                200: Answer("A JSON Web Key Set."),
+                503: Answer("This server sends no webhooks at the moment.", PlainProblem),
+            },
             needs_key=False,
             head=True,
         )

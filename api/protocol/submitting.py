@@ -1,34 +1,31 @@
-"""Requests into the queue: submitted, or run while the client waits."""
+"""Routes that put requests into the queue: submit, and run while the client waits."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from aiohttp import web
 
 from ...ltx.errors import InputError
 from ..applications import Application
-from ..applications.inputs import Invalid, digest, problem, read_json
+from ..applications.inputs import Invalid, problem
 from ..database.rows import PRIORITIES, StoredRequest
 from ..graph.model_files import ModelMissing
 from ..queue.queue import RequestQueue
 from ..queue.submissions import ReusedKey, Submission
 from ..settings import Settings
-from ..webhooks.deliveries import check as check_webhook
+from ..webhooks.deliveries import FIELD, Webhooks, WebhooksOff
 from .answers import Handler, Refusal, about
-from .bodies import read_body
+from .bodies import Gate, read_submission
 from .following import ENDINGS, result_answer
 from .messages import Output, PlainProblem, Submitted, ValidationProblem
-from .operations import Answer, Body, Operation, Parameter
+from .operations import UNAVAILABLE, Answer, Body, Operation, Parameter
 from .urls import base_url, request_urls
 
-LARGE_BODY = 2**20  # bytes, of which the event loop reads no JSON itself; a thread costs milliseconds while a job runs
 KEY_HEADERS = ("Idempotency-Key", "X-Fal-Idempotency-Key")
 LONGEST_KEY = 255
-WEBHOOK = Parameter("fal_webhook", "query", {"type": "string", "format": "uri"})
+WEBHOOK = Parameter(FIELD, "query", {"type": "string", "format": "uri"})
 HEADERS = (
     Parameter(
         "X-Fal-Queue-Priority",
@@ -51,18 +48,21 @@ HEADERS = (
 )
 BAD_BODY = {
     400: Answer("The request is broken.", PlainProblem),
+    408: Answer("The body came too slowly.", PlainProblem),
     413: Answer("The body is too large.", PlainProblem),
     415: Answer("The body is not announced as JSON.", PlainProblem),
     422: Answer("An input is missing or wrong.", ValidationProblem),
     424: Answer("A model file is not installed.", PlainProblem),
+    **UNAVAILABLE,
 }
 
 
 class Submitting:
     """The handlers of each application's own routes."""
 
-    def __init__(self, queue: RequestQueue, settings: Settings) -> None:
-        self.queue, self.settings = queue, settings
+    def __init__(self, queue: RequestQueue, settings: Settings, webhooks: Webhooks) -> None:
+        self.queue, self.settings, self._webhooks = queue, settings, webhooks
+        self._gate = Gate()
 
     def operations(self, application: Application) -> list[Operation]:
         slug = "_".join(application.id.split("/")[2:]).replace("-", "_")
@@ -109,25 +109,27 @@ class Submitting:
             return request.transport is not None and not request.transport.is_closing()
 
         ended = await self.queue.wait(queued.id, alive)
-        if ended is None:  # nobody is there to get it
-            await self.queue.cancel(queued.id)
+        if ended is None:  # the client has gone; a request with a key stays for its retries
+            if queued.idempotency_key is None and not self.queue.is_awaited(queued.id):
+                await self.queue.cancel(queued.id)
             raise Refusal(499, "The client closed the connection.")
         return await result_answer(request, ended, self.queue, self.settings)
 
     async def _submit(
         self, application: Application, request: web.Request, webhook: str | None
     ) -> tuple[StoredRequest, int]:
-        submission = Submission(
-            base_url=base_url(request),
-            priority=_priority(request),
-            webhook_url=await self._webhook(webhook),
-            idempotency_key=_idempotency_key(request),
-            start_timeout=_timeout(request),
-        )
-        body = await read_body(request, self.settings)
-        value, hashed = await asyncio.to_thread(_parsed, body) if len(body) > LARGE_BODY else _parsed(body)
+        said = {
+            "base_url": base_url(request, self.settings),
+            "priority": _priority(request),
+            "webhook_url": await self._webhook(webhook),
+            "idempotency_key": _idempotency_key(request),
+            "start_timeout": _timeout(request),
+        }
         try:
-            return await self.queue.submit(application, value, hashed, submission)
+            with self._gate():
+                async with read_submission(request, application.files, self.settings) as body:
+                    submission = Submission(body.value, body.digest, files=body.files, **said)
+                    return await self.queue.submit(application, submission)
         except ReusedKey:
             message = "The key was used for another request; take a new one for each."
             raise Invalid([problem("idempotency-key", message, where="header")]) from None
@@ -137,15 +139,12 @@ class Submitting:
     async def _webhook(self, url: str | None) -> str | None:
         if url is not None:
             try:
-                await check_webhook(url, self.settings)
+                await self._webhooks.check(url)
             except InputError as error:
-                raise Invalid([problem("fal_webhook", str(error), where="query")]) from None
+                raise Invalid([problem(WEBHOOK.name, str(error), where="query")]) from None
+            except WebhooksOff as error:
+                raise Refusal(503, str(error), "webhooks_off") from None
         return url
-
-
-def _parsed(body: bytes) -> tuple[Any, str]:
-    value = read_json(body)
-    return value, digest(value)
 
 
 def _header_problem(name: str, message: str) -> Invalid:

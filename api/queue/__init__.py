@@ -1,1 +1,1 @@
-"""A request from its submission to its end."""
+"""A request, from its submission to its end."""

@@ -1,61 +1,121 @@
-"""What does not stay: results past their time, with the files that they were made from, and uploads nobody can use."""
+"""Deletes old results with the media that they were made from, then old requests, useless uploads, and what killed
+servers left. It works in small steps, beside everything else."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import re
 import time
-from contextlib import suppress
+from pathlib import Path
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ..database import rows
+from ..database.rows import StoredRequest
 from ..database.store import Store
-from ..files import uploads
-from ..files.results import inline_gone, result_file
+from ..files import owners, uploads
+from ..files.incoming import in_thread
+from ..files.results import result_file
 from ..settings import Settings
+from ..webhooks import deliveries
+from .ticking import Ticker
 
 CLEAN_SECONDS = 60.0
+SWEEP_SECONDS = 3600.0  # between sweeps, and the least age of the files that they delete
+STEP = 100  # rows of a transaction, which keeps other writers waiting for some milliseconds
 
 
 class Cleaner:
-    """`start` and `stop` on the loop that answers requests."""
+    """Call `start` and `stop` on the loop that answers requests."""
 
     def __init__(self, database: Store, settings: Settings) -> None:
         self._store, self._settings = database, settings
-        self._task: asyncio.Task[None] | None = None
+        self._ticker = Ticker("cleaning up", self.clean, CLEAN_SECONDS)
+        self._swept = -SWEEP_SECONDS
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._ticker.start()
 
     async def stop(self) -> None:
-        if self._task:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._ticker.stop()
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self._store.run(_drop_old, self._settings, time.time())
-                await uploads.purge(self._settings, self._store)
-            except (SQLAlchemyError, OSError) as error:
-                logging.warning("LTX A2V: old results could not be removed: %s", error)
-            await asyncio.sleep(CLEAN_SECONDS)
+    async def clean(self) -> None:
+        now, settings = time.time(), self._settings
+        if (
+            settings.forget_seconds
+        ):  # before files are deleted, so that clients can read for a while that a result is gone
+            while await self._store.run(_forget, now - settings.forget_seconds):
+                await asyncio.sleep(0)
+        words = 0
+        while count := await self._store.run(_drop_inline, now, settings):
+            words += count
+            await asyncio.sleep(0)
+        if settings.expire_seconds:
+            after: rows.Ended | None = rows.FIRST_ENDED
+            while after := await self._store.run(_drop_old, now - settings.expire_seconds, after, settings):
+                await asyncio.sleep(0)
+        while await self._store.run(owners.give_up_reserved, now, STEP, settings):
+            await asyncio.sleep(0)
+        await uploads.purge(settings, self._store)
+        if words:
+            await in_thread(self._store.empty_log)
+        if time.monotonic() > self._swept + SWEEP_SECONDS:
+            self._swept = time.monotonic()
+            await self._sweep(now - SWEEP_SECONDS)
+
+    async def _sweep(self, before: float) -> None:
+        """Deletes half files of killed servers, and uploads that no row tells of, which older versions left.
+
+        In the input folder it deletes only files that rows name: servers with other databases may share that folder.
+        """
+        folder = uploads.folder(self._settings)
+        for receiving in (self._settings.input_folder, self._settings.output_folder, folder):
+            await in_thread(_remove_parts, receiving, before)
+        names = await in_thread(_names, folder, uploads.OURS, before)
+        for start in range(0, len(names), STEP):
+            await self._store.run(uploads.sweep, names[start : start + STEP], self._settings)
 
 
-def _drop_old(session: Session, settings: Settings, now: float) -> None:
-    """Deletes the files of results whose time is over, and what they were made from; only what the API put there."""
-    for request in rows.with_files(session):
-        inline = request.sync_mode and inline_gone(request.ended or now, request.read, now, settings)
-        old = settings.expire_hours and now >= (request.ended or now) + settings.expire_hours * 3600
-        if inline or old:
-            result_file(request, settings).unlink(missing_ok=True)
-            request.gone = True
-    if settings.expire_hours:
-        session.flush()
-        for name in rows.unused_media(session):
-            path = settings.input / name
-            if path.parent == settings.input_folder:
-                path.unlink(missing_ok=True)
+def _drop_inline(session: Session, now: float, settings: Settings) -> int:
+    """Deletes the file and the words of results that are sent once and whose time is over. Returns their number."""
+    unread, read = now - settings.inline_unread_seconds, now - settings.inline_read_seconds
+    dropped = _drop_files(session, rows.inline(session, unread, read, STEP), settings)
+    rows.forget_words(session, dropped)
+    deliveries.forget(session, dropped)
+    return len(dropped)
+
+
+def _drop_old(session: Session, ended_before: float, after: rows.Ended, settings: Settings) -> rows.Ended | None:
+    """Deletes the files of old requests. Returns the last of these requests; None if there are no more."""
+    old = rows.with_files(session, ended_before, after, STEP)
+    rows.mark_gone(session, _drop_files(session, old, settings))
+    return (old[-1].ended, old[-1].number) if old else None
+
+
+def _drop_files(session: Session, requests: list[StoredRequest], settings: Settings) -> list[str]:
+    """Deletes the files of requests. Returns the ids of those whose result is gone."""
+    owners.give_up(session, [request.id for request in requests], settings)
+    return [each.id for each in requests if not each.result or owners.remove(result_file(each, settings))]
+
+
+def _forget(session: Session, ended_before: float) -> int:
+    forgotten = rows.forget(session, ended_before, STEP)
+    deliveries.forget(session, forgotten)
+    return len(forgotten)
+
+
+def _remove_parts(folder: Path, before: float) -> None:
+    for path in folder.glob(".*.part"):
+        if _is_older(path, before):
+            owners.remove(path)
+
+
+def _names(folder: Path, ours: re.Pattern[str], before: float) -> list[str]:
+    return [path.name for path in folder.glob("*") if ours.fullmatch(path.name) and _is_older(path, before)]
+
+
+def _is_older(path: Path, before: float) -> bool:
+    try:
+        return path.stat().st_mtime < before
+    except OSError:  # another server has deleted it
+        return False

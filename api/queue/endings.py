@@ -1,19 +1,19 @@
-"""How requests end without a result: what is stored of it, and what is told to their clients."""
+"""How requests end without a result: what is stored, and what clients are told."""
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from ...ltx.errors import InputError
-from ..applications import Application
+from ..applications import APPLICATIONS, Application
 from ..applications.inputs import Invalid
 from ..database.rows import StoredRequest
+from ..faults import log_unexpected, public
 from ..graph import fields
 from ..graph.graph import Prompt
 from ..host import NodeError, Rejected
 
-ATTEMPTS = 3  # starts of a request whose server died under it each time
+ATTEMPTS = 3  # starts of a request after which its server died
 UNPROCESSABLE, MISSING_MODEL, CANCELLED, TIMED_OUT, FAILED = 422, 424, 400, 504, 500
 
 
@@ -26,7 +26,7 @@ class RequestFailed(Exception):
 
 
 class LeaseLost(Exception):
-    """Another server has the request by now: this one has no more say in it."""
+    """Another server has the request now. This one must not change it any more."""
 
 
 def refused(error: Invalid) -> RequestFailed:
@@ -49,18 +49,24 @@ def without_outputs() -> RequestFailed:
     return RequestFailed("ComfyUI ended the run without its outputs.", "internal_error", FAILED)
 
 
+def application_of(request: StoredRequest) -> Application:
+    """The request's application. Errors: RequestFailed if another version of this pack took the request."""
+    application = APPLICATIONS.get(request.app)
+    if application is None:
+        raise RequestFailed(f"This server does not answer {request.app} any more.", "no_such_application", FAILED)
+    return application
+
+
 def lost() -> RequestFailed:
-    return RequestFailed(f"The server died {ATTEMPTS} times while it had this request in hand.", "server_lost", FAILED)
+    message = f"The server died {ATTEMPTS} times while it had this request in hand."
+    return RequestFailed(message, "server_lost", FAILED)
 
 
 def broken(request: StoredRequest, error: Exception) -> RequestFailed:
-    logging.error("LTX A2V: request %s failed", request.id, exc_info=error)
-    return RequestFailed(f"{type(error).__name__}: {error}", "internal_error", FAILED)
-
-
-def is_late(request: StoredRequest, now: float) -> bool:
-    """Whether a request that has not started should have."""
-    return request.start_timeout is not None and request.created + request.start_timeout < now
+    """The end by a bug of this program, which is logged."""
+    log_unexpected(f"request {request.id} failed", error)
+    message = f"The server failed at this request ({type(error).__name__}); its log says how."
+    return RequestFailed(message, "internal_error", FAILED)
 
 
 def late(request: StoredRequest) -> RequestFailed:
@@ -69,20 +75,21 @@ def late(request: StoredRequest) -> RequestFailed:
 
 
 def node_failed(error: NodeError, prompt: Prompt, application: Application) -> RequestFailed:
-    """Of a run in which a node raised an error."""
+    """The end of a run in which a node raised an error."""
     message = fields.in_request_words(prompt, error.message)
     if error.kind.endswith((".InputError", ".FlaggedError")):
         field = fields.field_of(prompt, error.node_id)
         return refused(application.invalid_from(InputError(message), field))
     node = prompt.get(error.node_id, {}).get("_meta", {}).get("title", error.node_id)
     memory = "OutOfMemory" in error.kind or "out of memory" in message.lower()
-    return RequestFailed(f"{node}: {message}", "out_of_memory" if memory else "node_error", FAILED)
+    kind = "out_of_memory" if memory else "node_error"
+    return RequestFailed(public(f"{node}: {message}"), kind, FAILED)
 
 
 def graph_rejected(error: Rejected, prompt: Prompt, application: Application) -> RequestFailed:
-    """Of a graph that ComfyUI does not take."""
+    """The end of a request whose graph ComfyUI does not take."""
     node, message = next(iter(error.errors.items()))
     field = fields.field_of(prompt, node)
     if field:
         return refused(application.invalid_from(InputError(fields.in_request_words(prompt, message)), field))
-    return RequestFailed(fields.in_request_words(prompt, str(error)), "graph_rejected", FAILED)
+    return RequestFailed(public(fields.in_request_words(prompt, str(error))), "graph_rejected", FAILED)

@@ -1,4 +1,4 @@
-"""A request's end: written once, told to whoever is to be told, and what an attempt without a result left removed."""
+"""Ends requests: writes the end once, tells it, and removes what an attempt without a result left."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from sqlalchemy.orm import Session
 
 from ..database import rows
 from ..database.rows import StoredRequest
-from ..database.store import Store
+from ..database.store import FIRST_WAIT, LONGEST_WAIT, Store, StoreFailed
+from ..files import owners
 from ..files.results import result_url, with_url
-from ..settings import SUBFOLDER, Settings
+from ..settings import Settings
 from ..webhooks.deliveries import Webhooks
 from .endings import RequestFailed
 from .journal import Journal
@@ -22,15 +23,28 @@ class Finishing:
     def __init__(self, database: Store, settings: Settings, webhooks: Webhooks, journal: Journal) -> None:
         self._store, self._settings, self._webhooks, self._journal = database, settings, webhooks, journal
 
+    async def finish_patiently(self, request: StoredRequest, ending: RequestFailed | dict[str, Any]) -> None:
+        """As `finish`, and repeats it until the store has it."""
+        wait = FIRST_WAIT
+        while True:
+            try:
+                await self.finish(request, ending)
+                return
+            except StoreFailed:
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, LONGEST_WAIT)
+
     async def finish(self, request: StoredRequest, ending: RequestFailed | dict[str, Any]) -> None:
-        """Ends a request once, and enqueues its webhook in the same transaction. ending: why, or the result."""
-        failed = isinstance(ending, RequestFailed)
-        if failed:
-            self._journal.log(request.id, str(ending), "ERROR")
+        """Ends a request once, and enqueues its webhook in the same transaction. ending: the failure, or the result.
+
+        Errors: StoreFailed; nothing has happened then.
+        """
         await self._journal.flush()
-        values = ending.values if failed else ending
-        ended = await self._store.run_durably(_end, request, values, self._webhooks, self._settings)
-        if not ended or failed:
+        failed = isinstance(ending, RequestFailed)
+        if failed:  # before the end is written, for a server that dies in between must leave no file that nobody knows
+            await asyncio.to_thread(self.discard_files, request.token)
+        ended = await self._store.run_durably(_end, request, ending, self._webhooks, self._settings)
+        if not ended and not failed:
             await asyncio.to_thread(self.discard_files, request.token)
         if request.webhook_url:
             self._webhooks.wake()
@@ -38,27 +52,37 @@ class Finishing:
         self._journal.changed(request.id)
 
     def discard_files(self, token: str | None) -> None:
-        """Removes what an attempt left that came to no result."""
+        """Removes the files of an attempt that has no result."""
         if token:
-            for folder in (self._settings.output_folder, self._settings.temp / SUBFOLDER):
-                for path in folder.glob(f"*{token}*"):  # half-written ones begin with a dot
-                    path.unlink(missing_ok=True)
+            for folder in (self._settings.output_folder, self._settings.passing_folder):
+                for path in folder.glob(f"*{token}*"):  # names of half-written ones begin with a dot
+                    owners.remove(path)
 
 
 def _end(
-    session: Session, request: StoredRequest, values: dict[str, Any], webhooks: Webhooks, settings: Settings
+    session: Session,
+    request: StoredRequest,
+    ending: RequestFailed | dict[str, Any],
+    webhooks: Webhooks,
+    settings: Settings,
 ) -> bool:
-    current = rows.find(session, request.id)
+    current = rows.find(session, request.id, whole=True)
     if current is None or current.lease_server != request.lease_server:
         return False
-    ended = rows.finish(session, current, time.time(), **values)
-    if ended and current.webhook_url:
+    now, failed = time.time(), isinstance(ending, RequestFailed)
+    if not rows.finish(session, current, now, **(ending.values if failed else ending)):
+        return False
+    if failed:
+        rows.add_log(session, current.id, str(ending), now, "ERROR")
+    if current.workflow is None:  # nobody can open the graph and run it again
+        owners.give_up(session, [current.id], settings)
+    if current.webhook_url:
         webhooks.enqueue_in(session, current.id, current.webhook_url, webhook_body(current, settings))
-    return ended
+    return True
 
 
 def webhook_body(request: StoredRequest, settings: Settings) -> dict[str, Any]:
-    """What a webhook is told of an ended request. A result that is kept nowhere does not go into its queue, either."""
+    """The body of an ended request's webhook. A result that is stored nowhere is not put into it, either."""
     body: dict[str, Any] = {"request_id": request.id, "gateway_request_id": request.id}
     if not request.result:
         payload = {"detail": request.error_detail or request.error}

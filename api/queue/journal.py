@@ -1,9 +1,8 @@
-"""What happens to requests, written down soon and in order, and told to whoever watches them."""
+"""Writes down what happens to requests, soon and in order, and tells those who watch them."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,48 +12,71 @@ from functools import partial
 from sqlalchemy.orm import Session
 
 from ..database import rows
-from ..database.store import Store
+from ..database.store import Store, StoreFailed
+from ..faults import log_unexpected, public
 from .snapshots import Snapshots
+
+RETRY_SECONDS = 1.0
+MOST_PENDING = 10_000  # log lines that wait for the store; older ones are dropped
+
+Work = Callable[[Session], object]
 
 
 class Journal:
-    """Notes may be made where nothing can be awaited; `flush` has written those that were made before it."""
+    """Makes notes from code that cannot await. `flush` writes all notes that were made before it."""
 
     def __init__(self, database: Store, snapshots: Snapshots) -> None:
         self._store, self._snapshots = database, snapshots
-        self._pending: list[tuple[str, Callable[[Session], object]]] = []
+        self._pending: list[tuple[str, Work, bool]] = []
         self._writing = asyncio.Lock()
         self._flushing: asyncio.Task[None] | None = None
         self._watched: dict[str, set[asyncio.Event]] = defaultdict(set)
 
     def log(self, request_id: str, message: str, level: str = "INFO") -> None:
-        """A line of the request's log."""
+        """Adds a line to the request's log, without the paths and tokens in it."""
         now = time.time()
-        self.note(request_id, partial(rows.add_log, request_id=request_id, message=message, timestamp=now, level=level))
+        line = partial(rows.add_log, request_id=request_id, message=public(message), timestamp=now, level=level)
+        self._note(request_id, line, True)
 
-    def note(self, request_id: str, work: Callable[[Session], object]) -> None:
-        """A change of that request, to be written after the notes that were made before."""
-        self._pending.append((request_id, work))
-        if len(self._pending) == 1:
-            self._flushing = asyncio.get_running_loop().create_task(self.flush())
-            self._flushing.add_done_callback(_complain)
+    def note(self, request_id: str, work: Work) -> None:
+        """Notes a change of that request. It is written after all earlier notes."""
+        self._note(request_id, work, False)
+
+    def _note(self, request_id: str, work: Work, is_line: bool) -> None:
+        self._pending.append((request_id, work, is_line))
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.get_running_loop().create_task(self._flush_soon())
+
+    async def _flush_soon(self) -> None:
+        while self._pending:
+            try:
+                await self.flush()
+            except StoreFailed:
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception as error:
+                log_unexpected("a request's log could not be written", error)
 
     async def flush(self) -> None:
+        """Writes all notes. Errors: StoreFailed; the notes are kept then."""
         async with self._writing:
             pending, self._pending = self._pending, []
-            if pending:
-                await self._store.run(_write, [work for _, work in pending])
-        for request_id in {request_id for request_id, _ in pending}:
+            try:
+                if pending:
+                    await self._store.run(_write, [work for _, work, _ in pending])
+            except StoreFailed:
+                self._pending = _newest(pending) + self._pending
+                raise
+        for request_id in {request_id for request_id, _, _ in pending}:
             self.changed(request_id)
 
     def changed(self, request_id: str) -> None:
-        """That request is another in the store by now."""
+        """Says that the store has news of that request."""
         self._snapshots.outdate(request_id)
         for event in self._watched.get(request_id, ()):
             event.set()
 
     def all_changed(self) -> None:
-        """Any request may be another by now, if only by its place in the queue."""
+        """Says that any request may have changed, if only its place in the queue."""
         self._snapshots.outdate()
 
     def is_watched(self, request_id: str) -> bool:
@@ -74,11 +96,18 @@ class Journal:
                 del self._watched[request_id]
 
 
-def _write(session: Session, works: list[Callable[[Session], object]]) -> None:
+def _write(session: Session, works: list[Work]) -> None:
     for work in works:
         work(session)
 
 
-def _complain(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception():
-        logging.error("LTX A2V: a request's log could not be written", exc_info=task.exception())
+def _newest(pending: list[tuple[str, Work, bool]]) -> list[tuple[str, Work, bool]]:
+    """Keeps all changes, and the newest of the log lines."""
+    surplus = sum(is_line for _, _, is_line in pending) - MOST_PENDING
+    kept = []
+    for note in pending:
+        if note[2] and surplus > 0:
+            surplus -= 1
+        else:
+            kept.append(note)
+    return kept

@@ -1,4 +1,4 @@
-"""Who has which request in hand: a lease for each, renewed as long as its server lives."""
+"""Leases: which worker has which request in hand. A lease is renewed as long as its worker works on the request."""
 
 from __future__ import annotations
 
@@ -8,58 +8,96 @@ import os
 import secrets
 import socket
 import threading
-import time
-from contextlib import suppress
+from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import Session
 
+from .. import clock
 from ..database import rows
 from ..database.rows import StoredRequest
-from ..database.store import Store
+from ..database.store import Store, StoreFailed
+from ..faults import log_unexpected
 from ..settings import Settings
 
 
 class Leases:
-    """Those of one worker: of this server, or of another machine that this server has do its work."""
+    """The leases of one worker: of this server, or of another machine that works for it.
+
+    Leases of requests in hand are renewed. If a task ends without ending its request, the next `sweep` returns that to
+    the queue.
+    """
 
     def __init__(self, database: Store, settings: Settings) -> None:
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._store, self._settings = database, settings
         self._stopped = threading.Event()
+        self._held: frozenset[str] = (
+            frozenset()
+        )  # it is replaced and never changed, because the heartbeat's thread reads it
 
     def start(self) -> None:
         threading.Thread(target=self._heartbeat, name="ltx-a2v-lease", daemon=True).start()
         atexit.register(self.give_back)
 
     def stop(self) -> None:
-        """Gives everything back; blocks on the store."""
+        """Returns all requests to the queue. It blocks on the store."""
         self.give_back()
         atexit.unregister(self.give_back)
 
     def give_back(self) -> None:
-        """Requests go back into the queue at once, where the process ends in good order."""
+        """Returns all requests to the queue at once, when the process ends in good order."""
         self._stopped.set()
-        with suppress(SQLAlchemyError), self._store.session() as session:
-            rows.release(session, server=self.holder)
+        try:
+            with self._store.session() as session:
+                rows.release(session, self.holder)
+        except StoreFailed:
+            logging.warning("LTX A2V: requests in hand could not be given back; they are when their leases are over.")
 
     def _heartbeat(self) -> None:
-        """A thread of its own: a loop that is busy must not cost a lease."""
+        """Renews the leases from a thread of its own, so that a busy event loop loses none."""
         while not self._stopped.wait(self._settings.heartbeat_seconds):
+            if not (held := self._held):
+                continue
             try:
                 with self._store.session() as session:
-                    rows.renew(session, self.holder, time.time(), self._settings.lease_seconds)
-            except SQLAlchemyError as error:
-                logging.warning("LTX A2V: the lease could not be renewed: %s", error)
+                    rows.renew(session, self.holder, held, clock.now(), self._settings.lease_seconds)
+            except StoreFailed:
+                pass  # the store has logged it
+            except Exception as error:
+                log_unexpected("a lease could not be renewed", error)
 
-    async def claim(self, now: float, *, ready: bool = True) -> StoredRequest | None:
-        """The next request in the queue that is ready to run, or whose media are to be fetched."""
-        return await self._store.run(rows.claim, self.holder, now, self._settings.lease_seconds, ready=ready)
+    async def claim(self, which: ColumnElement[bool] | None = None) -> StoredRequest | None:
+        """Claims the next request, which is in hand from now on. which: as in `rows.claim`."""
+        seconds = self._settings.lease_seconds
+        request = await self._store.run(rows.claim, self.holder, clock.now(), seconds, which)
+        if request:
+            self._held |= {request.id}
+        return request
+
+    def drop(self, request_id: str) -> None:
+        """Says that the work on that request is over."""
+        self._held -= {request_id}
+
+    async def sweep(self, *, others: bool = False) -> int:
+        """Returns requests that are leased here but not in hand to the queue; with `others` also those of dead servers.
+        Returns their number."""
+        return await self._store.run(_sweep, self.holder, self._held, others)
+
+    async def give_back_one(self, request_id: str, *, counts: bool) -> None:
+        """Returns one request to the queue. counts: it was an attempt, and the request goes to the end."""
+        await self._store.run_patiently(rows.release_one, request_id, self.holder, counts=counts)
 
     async def change(self, request_id: str, **values: Any) -> bool:
-        """Changes a request that is in hand, and says whether it is."""
-        return await self._store.run(rows.change, request_id, self.holder, **values)
+        """Changes a request in hand, however long that takes, and says whether it still is in hand."""
+        return await self._store.run_patiently(rows.change, request_id, self.holder, **values)
 
     async def marked(self) -> set[str]:
-        """The requests in hand whose end was asked for."""
-        return await self._store.run(rows.marked, self.holder)
+        """The ids of requests in hand that shall be cancelled."""
+        return await self._store.read(rows.marked, self.holder) if self._held else set()
+
+
+def _sweep(session: Session, holder: str, held: Collection[str], others: bool) -> int:
+    expired = rows.release_expired(session, clock.now(), holder) if others else 0
+    return expired + rows.release(session, holder, but=held)

@@ -1,4 +1,4 @@
-"""From a checked request to its graph, and whether this ComfyUI can run it."""
+"""Makes a checked request's graph, and checks that this ComfyUI can run it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SAFETY_FIELD, CAMERA_FIELD = "enable_safety_checker", "camera_lora"
 
 
 class Preparation:
-    """host: the ComfyUI whose models folders and installation are asked."""
+    """host: the ComfyUI whose models folders and installation are checked."""
 
     def __init__(self, host: Host, settings: Settings) -> None:
         self._host, self._settings = host, settings
 
     async def admit(self, application: Application, body: Any) -> CheckedRequest:
-        """A body that can be run here. Errors: Invalid; ModelMissing."""
+        """Checks a body and whether this ComfyUI can run it. Errors: Invalid; ModelMissing."""
         checked = application.check(body)
         if self._host.is_known(application.find_models):
             self.check(application, checked)
@@ -33,9 +33,9 @@ class Preparation:
         return checked
 
     def check(self, application: Application, checked: CheckedRequest) -> None:
-        """Whether the request can be run here. Errors: Invalid; ModelMissing."""
+        """Checks that the request can run here. Errors: Invalid; ModelMissing."""
         try:
-            self.compose(application, checked, checked.files, SUBFOLDER)  # the names of the files are not looked at
+            self.compose(application, checked, checked.files, SUBFOLDER)  # nobody looks at the names of the files
         except ModelMissing:
             raise
         except InputError as error:
@@ -59,7 +59,7 @@ class Preparation:
             raise application.invalid_from(error)
 
     def safety(self, checked: CheckedRequest) -> str:
-        """What the header x-ltx-safety says of the request's result."""
+        """The value of the header x-ltx-safety for the request's result."""
         if not checked.request.enable_safety_checker:
             return "off"
         return "not-installed" if self._host.safety_missing() else "checked"

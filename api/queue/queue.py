@@ -1,7 +1,7 @@
-"""The queue of this server: what routes ask of it, and the work on it.
+"""This server's queue: what the routes ask of it, and the work on it.
 
-One request at a time runs here, in order of priority and arrival, while the files of others are fetched. Prompts of
-other people in ComfyUI's own queue go their own way in between. Whatever must outlive this process is in the store.
+One request at a time runs here, in order of priority and arrival, while the files of others are fetched. Other people's
+prompts in ComfyUI's own queue run in between. Everything that must outlive this process is in the store.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from sqlalchemy.orm import Session
 
+from .. import clock
 from ..applications import Application
 from ..database import rows
 from ..database.rows import DONE, StoredRequest
-from ..database.store import Store
+from ..database.store import Store, StoreFailed
 from ..host import Host
 from ..settings import Settings
 from ..waiting import is_set_within
@@ -33,15 +33,17 @@ from .snapshots import Snapshot, Snapshots
 from .submissions import Submission, Submissions
 from .ticking import TICK_SECONDS, Ticker
 
+CANCEL_SECONDS = 5.0  # that the answer to a cancellation waits for the request's end
+
 
 class RequestQueue:
-    """All requests, and what this server has in hand of them."""
+    """All requests, and the work of this server on them."""
 
     def __init__(self, host: Host, database: Store, settings: Settings, webhooks: Webhooks) -> None:
         self.host, self.store, self.settings = host, database, settings
         self._webhooks = webhooks
         self._snapshots = Snapshots(database, settings.hold_seconds)
-        self._ticker = Ticker(self._tick)
+        self._ticker = Ticker("the queue", self._tick)
         self.journal = Journal(database, self._snapshots)
         self.finishing = Finishing(database, settings, webhooks, self.journal)
         self._lane = Lane(host, database, settings, self.journal, self.finishing, self._ticker.wake)
@@ -50,7 +52,7 @@ class RequestQueue:
         self._submissions = Submissions(Preparation(host, settings), database, settings, self._queued)
 
     async def start(self) -> None:
-        """Begins to work; must be called on the loop that answers requests."""
+        """Begins to work. Call it on the loop that answers requests."""
         self._lane.leases.start()
         self._webhooks.start()
         self._ticker.start()
@@ -70,22 +72,21 @@ class RequestQueue:
 
     # --- what routes ask for ---
 
-    async def submit(
-        self, application: Application, body: Any, digest: str, submission: Submission
-    ) -> tuple[StoredRequest, int]:
-        """Into the queue; the request and how many wait before it. Errors: Invalid, ModelMissing, ReusedKey."""
-        return await self._submissions.submit(application, body, digest, submission)
+    async def submit(self, application: Application, submission: Submission) -> tuple[StoredRequest, int]:
+        """Puts a request into the queue. Returns it and the number of those before it. Errors: as
+        `Submissions.submit`."""
+        return await self._submissions.submit(application, submission)
 
     async def look(self, request_id: str) -> Snapshot | None:
-        """A request as it stands."""
+        """A request's present state."""
         return await self._snapshots.look(request_id)
 
     async def find(self, request_id: str) -> StoredRequest | None:
         """A request with all of its columns."""
-        return await self.store.run(rows.find, request_id, whole=True)
+        return await self.store.read(rows.find, request_id, whole=True)
 
     async def note_read(self, request_id: str) -> None:
-        """The clock of a result that is kept nowhere starts when it is first read."""
+        """Notes the first reading of a result that is sent once. Its last minutes begin then."""
         await self.store.run(_note_read, request_id)
 
     @contextmanager
@@ -95,7 +96,7 @@ class RequestQueue:
             yield changed
 
     async def wait(self, request_id: str, alive: Callable[[], bool] = lambda: True) -> StoredRequest | None:
-        """The request once it has ended; None where whoever waits has gone."""
+        """The request once it has ended; None if the waiting client has gone."""
         with self.watch(request_id) as changed:
             while alive():
                 changed.clear()
@@ -105,31 +106,51 @@ class RequestQueue:
                 await is_set_within(changed, TICK_SECONDS)
         return None
 
+    def is_awaited(self, request_id: str) -> bool:
+        """Whether somebody waits for that request, or follows it."""
+        return self.journal.is_watched(request_id)
+
     async def cancel(self, request_id: str) -> bool | None:
-        """Ends a request, waiting or running; False where it has ended, None where there is none."""
-        async with self._ticker.lock:  # nothing is claimed meanwhile
-            request = await self.store.run(_ask_cancel, request_id)
+        """Cancels a waiting or running request. False: it has ended; None: there is none.
+
+        It stops a run on this server even if the database takes nothing at the moment. Errors: StoreFailed.
+        """
+        with self.watch(request_id) as changed:
+            try:
+                request = await self.store.run_durably(_ask_cancel, request_id)
+            except StoreFailed:
+                self._lane.stop_request(request_id, cancelled())
+                self._fetcher.stop(request_id, cancelled())
+                raise
             if request is None or request.status == DONE:
                 return None if request is None else False
-            if self._lane.is_running(request_id):
-                await self._lane.stop(cancelled())
-            elif request_id in self._fetcher:
-                await self._fetcher.stop(request_id, cancelled())
-            elif request.lease_server is None:
-                await self.finishing.finish(request, cancelled())
-        return True  # where another server has it, that one sees the mark
+            self._ticker.wake()  # if another server has it, that one sees the mark
+            deadline = time.monotonic() + CANCEL_SECONDS
+            while time.monotonic() < deadline:
+                changed.clear()
+                found = await self.look(request_id)
+                if found is None or found.request.status == DONE:
+                    break
+                await is_set_within(changed, TICK_SECONDS)
+        return True
 
     # --- the work ---
 
     async def _tick(self) -> None:
-        now = time.time()
-        if await self.store.run(rows.release_expired, now, self._lane.leases.holder):
+        if await self._lane.leases.sweep(others=True):
             self.journal.all_changed()
-        for request in await self.store.run(rows.overdue, now):
+        overdue, unwanted = await self.store.read(_waiting_in_vain, clock.now())
+        for request in overdue:
             await self.finishing.finish(request, late(request))
-        marked = await self._lane.leases.marked() if self._fetcher else set()
-        await self._fetcher.tick(now, marked)
-        await self._lane.tick(now)
+        for request in unwanted:
+            await self.finishing.finish(request, cancelled())
+        await self._fetcher.tick()
+        await self._lane.tick()
+
+
+def _waiting_in_vain(session: Session, now: clock.Moment) -> tuple[list[StoredRequest], list[StoredRequest]]:
+    """Waiting requests that nobody has in hand: those whose time to start is over, and cancelled ones."""
+    return rows.overdue(session, now), rows.cancelled(session)
 
 
 def _ask_cancel(session: Session, request_id: str) -> StoredRequest | None:

@@ -1,4 +1,4 @@
-"""A run as lines of a request's log."""
+"""Writes a run into a request's log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..graph.graph import Prompt
 
 
 class RunLog:
-    """ComfyUI's events as lines: each node as it begins, each step of a sampler, quarters of the others."""
+    """Turns ComfyUI's events into lines: each node as it begins, each step of a sampler, quarters of other progress."""
 
     def __init__(self, prompt: Prompt, say: Callable[[str], None]) -> None:
         self._prompt, self._say = prompt, say

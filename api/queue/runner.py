@@ -1,4 +1,4 @@
-"""One request on one ComfyUI: its graph put together and noted, run, and its result collected."""
+"""Runs one request on one ComfyUI: makes and stores its graph, runs that, and collects the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ltx.errors import InputError
-from ..applications import APPLICATIONS, Application
+from ..applications import Application
 from ..applications.inputs import Invalid
 from ..database import rows
 from ..database.rows import RUNNING, StoredRequest
@@ -26,6 +26,7 @@ from ..settings import MIB, SUBFOLDER, Settings
 from .endings import (
     ATTEMPTS,
     LeaseLost,
+    application_of,
     graph_rejected,
     lost,
     missing_model,
@@ -42,24 +43,22 @@ from .run_log import RunLog
 
 
 class Runner:
-    """passing: the folder of ComfyUI's that a graph writes to what is sent but once; it is taken from there to temp."""
+    """Runs requests on one ComfyUI."""
 
-    def __init__(
-        self, host: Host, leases: Leases, journal: Journal, finishing: Finishing, settings: Settings, passing: str
-    ) -> None:
+    def __init__(self, host: Host, leases: Leases, journal: Journal, finishing: Finishing, settings: Settings) -> None:
         self._host, self._leases, self._journal, self._finishing = host, leases, journal, finishing
-        self._settings, self._passing = settings, passing
+        self._settings = settings
         self._preparation = Preparation(host, settings)
-        self.started = False  # whether ComfyUI has begun with the graph
+        self.started = False  # whether ComfyUI has begun to run the graph
 
     async def run(self, request: StoredRequest) -> dict[str, Any]:
-        """The columns of a request that has a result. Errors: RequestFailed; LeaseLost; HostLost."""
+        """Runs a request and returns the columns of its result. Errors: RequestFailed; LeaseLost; HostLost."""
         self.started = False
         if request.attempts > ATTEMPTS:
             raise lost()
-        await asyncio.to_thread(self._finishing.discard_files, request.token)  # of an attempt whose server died
+        await asyncio.to_thread(self._finishing.discard_files, request.token)  # those of an attempt whose server died
         request.token = secrets.token_hex(16)
-        application = APPLICATIONS[request.app]
+        application = application_of(request)
         prompt, seed = await self._prepare(request, application)
         log = RunLog(prompt, lambda line: self._journal.log(request.id, line))
 
@@ -78,20 +77,18 @@ class Runner:
             outcome = await self._host.run(prompt, queued, happened)
         except Rejected as error:
             raise graph_rejected(error, prompt, application) from None
-        await self._journal.flush()
         if outcome.error:
             raise node_failed(outcome.error, prompt, application)
         return await self._collect(request, prompt, outcome, seed)
 
     async def _prepare(self, request: StoredRequest, application: Application) -> tuple[Prompt, int]:
-        """The graph put together and noted; the seed beside it. Errors: RequestFailed, LeaseLost."""
+        """Makes and stores the graph, and returns it with the seed. Errors: RequestFailed, LeaseLost."""
         there = request.media
-        folder = self._passing if request.sync_mode else "output"
         try:
             checked = application.check({**request.arguments, **there})
             await asyncio.to_thread(self._preparation.check, application, checked)
             prompt = await asyncio.to_thread(
-                self._preparation.compose, application, checked, there, f"{SUBFOLDER}/{request.token}", folder
+                self._preparation.compose, application, checked, there, f"{SUBFOLDER}/{request.token}"
             )
         except Invalid as error:
             raise refused(error) from None
@@ -114,32 +111,30 @@ class Runner:
         if not saved.get("report") or not texts:
             raise without_outputs()
         facts = saved["report"][0]
-        in_temp = request.sync_mode and self._passing == "temp"
-        path = (self._settings.temp if in_temp else self._settings.output) / facts["subfolder"] / facts["filename"]
+        path = self._settings.output / facts["subfolder"] / facts["filename"]
         if request.sync_mode:
-            path = path if in_temp else await asyncio.to_thread(self._to_temp, path)
+            path = await asyncio.to_thread(self._set_apart, path)
             self._host.forget(request.prompt_id or "")
-            self._check_inline(path, APPLICATIONS[request.app])
+            self._check_inline(path, application_of(request))
         for line in facts["notes"]:
             self._journal.log(request.id, line)
         return {"result": {"video": _video(facts, path), "seed": seed, "prompt": texts[0]}}
 
+    def _set_apart(self, path: Path) -> Path:
+        """Moves a result that is sent once to a folder that people do not see and ComfyUI does not clean."""
+        return Path(shutil.move(path, self._settings.passing_folder / path.name))
+
     def _check_inline(self, path: Path, application: Application) -> None:
-        """Whether a result can be sent as a data URI; otherwise it is removed. Errors: RequestFailed."""
+        """Checks that a result is small enough for a data URI, and removes it otherwise. Errors: RequestFailed."""
         if path.stat().st_size > self._settings.max_inline:
             path.unlink()
             mib = self._settings.max_inline // MIB
             said = f"sync_mode: the result is larger than {mib} MiB, too large for a data URI; leave sync_mode off."
             raise refused(application.invalid_from(InputError(said)))
 
-    def _to_temp(self, path: Path) -> Path:
-        folder = self._settings.temp / SUBFOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        return Path(shutil.move(path, folder / path.name))
-
 
 def _video(facts: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The `video` of a result, with the file's name where its URL goes."""
+    """The `video` of a result, with the file's name in place of its URL."""
     return {
         "content_type": CONTENT_TYPES[path.suffix[1:]],
         "file_name": path.name,

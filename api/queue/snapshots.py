@@ -1,7 +1,8 @@
-"""Requests as pollers see them. Many pollers of many requests cost one look at the store in each half second.
+"""Requests as pollers see them.
 
-A look takes along all requests that were lately asked for and are not fresh; what this server changes is outdated at
-once, and what another one changes after that half second.
+Many pollers of many requests cost one look at the store in each half second. A look reads all requests that pollers
+asked for lately and that are not fresh. A change by this server outdates a request at once; a change by another one
+shows after that half second.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ LATELY = 1.0  # seconds within which a poller asks again
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A request, how many wait before it, and its log: each line with its id, by which streams know what they sent."""
+    """A request, the number of those before it, and its log. Each line has its id, so that streams know which ones they
+    sent."""
 
     request: StoredRequest
     position: int
@@ -32,17 +34,17 @@ class Snapshot:
 
 
 class Snapshots:
-    """What was looked up just now."""
+    """The last looks at requests."""
 
     def __init__(self, database: Store, patience: float = 0.0) -> None:
-        """patience: seconds that an answer may take in which nobody asks."""
+        """patience: seconds that a look may wait for others if nobody asks."""
         self.store, self._remembered = database, LATELY + patience
-        self._known: dict[str, tuple[float, Snapshot]] = {}  # with the time until which it is fresh
+        self._known: dict[str, tuple[float, Snapshot]] = {}  # id → the time until which it is fresh, and the snapshot
         self._asked: dict[str, float] = {}
         self._looking: dict[str, asyncio.Task[dict[str, Snapshot]]] = {}
 
     async def look(self, request_id: str) -> Snapshot | None:
-        """A request as it stands; None where there is none."""
+        """A request's present state; None if there is none."""
         now = time.monotonic()
         self._asked[request_id] = now
         kept = self._known.get(request_id)
@@ -65,18 +67,18 @@ class Snapshots:
     async def _look(self, ids: Collection[str]) -> dict[str, Snapshot]:
         this, found = asyncio.current_task(), {}
         try:
-            found = await self.store.run(_look_up, ids)
+            found = await self.store.read(_look_up, ids)
             return found
         finally:
             until = time.monotonic() + FRESH_SECONDS
             for each in ids:
-                if self._looking.get(each) is this:  # otherwise it was outdated meanwhile
+                if self._looking.get(each) is this:  # otherwise it has been outdated meanwhile
                     del self._looking[each]
                     if each in found:
                         self._known[each] = (until, found[each])
 
     def outdate(self, request_id: str | None = None) -> None:
-        """That request has changed, or any may have: whoever asks from now on gets what is in the store by now."""
+        """Outdates that request, or all. Whoever asks from now on gets what the store has now."""
         if request_id is None:
             self._known.clear()
             self._looking.clear()
@@ -98,7 +100,7 @@ def _look_up(session: Session, ids: Collection[str]) -> dict[str, Snapshot]:
 
 
 def log_line(log: Any) -> dict[str, Any]:
-    """A line as the clients read it; log: a row of `Log`."""
+    """A line in the form that the clients read. log: a row of `Log`."""
     seconds, fraction = divmod(log.timestamp, 1)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(fraction * 1e6):06d}Z"
     return {"message": log.message, "level": log.level, "source": log.source, "timestamp": stamp}

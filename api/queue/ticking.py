@@ -1,27 +1,27 @@
-"""A tick of work again and again: whenever something has happened, and every second at the latest."""
+"""Repeats a piece of work: whenever something has happened, and after some seconds at the latest."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from sqlalchemy.exc import SQLAlchemyError
-
+from ..database.store import StoreFailed
+from ..faults import log_unexpected
 from ..waiting import is_set_within
 
-TICK_SECONDS = 1.0  # between looks at what other servers and the clock have done
+TICK_SECONDS = 1.0  # between looks for changes by other servers and by the clock
 
 
 class Ticker:
-    """`start` and `stop` on the loop that answers requests. Whoever holds `lock` has no tick beside them."""
+    """Call `start` and `stop` on the loop that answers requests. An exception in a tick does not prevent the next one.
+    what: names the work in the log."""
 
-    def __init__(self, tick: Callable[[], Awaitable[None]]) -> None:
-        self._tick = tick
+    def __init__(self, what: str, tick: Callable[[], Awaitable[None]], seconds: float = TICK_SECONDS) -> None:
+        self._what, self._tick, self._seconds = what, tick, seconds
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.lock = asyncio.Lock()
+        self._logged = ""
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -33,15 +33,19 @@ class Ticker:
                 await self._task
 
     def wake(self) -> None:
-        """The next tick is now."""
+        """Begins the next tick now."""
         self._wake.set()
 
     async def _run(self) -> None:
         while True:
             self._wake.clear()
             try:
-                async with self.lock:
-                    await self._tick()
-            except (SQLAlchemyError, OSError) as error:
-                logging.error("LTX A2V: the request database failed: %s", error)
-            await is_set_within(self._wake, TICK_SECONDS)
+                await self._tick()
+                self._logged = ""
+            except StoreFailed:
+                pass  # the store has logged it, and the next tick tries again
+            except Exception as error:
+                if repr(error) != self._logged:  # not every second again
+                    self._logged = repr(error)
+                    log_unexpected(f"{self._what} failed; it is tried again", error)
+            await is_set_within(self._wake, self._seconds)

@@ -1,1 +1,1 @@
-"""Telling a client's server that its request has ended."""
+"""Tells a client's server that its request has ended."""

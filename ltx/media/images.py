@@ -40,21 +40,26 @@ def load_image(path: str | Path) -> Tensor:
     Image.init()
     try:
         with Image.open(path, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-                raise InputError(_too_large(name, f"{width}x{height}"))
+            check_size(name, *image.size)
             return torch.from_numpy(_to_rgb(image, name))
     except InputError:
         raise
     except Image.DecompressionBombError as error:
-        raise InputError(_too_large(name, "far larger")) from error
+        raise InputError(too_large(name, "far larger")) from error
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         raise InputError(
             f"{name}: cannot be read as an image; it is damaged or has another format: save it as PNG or JPEG."
         ) from error
 
 
-def _too_large(name: str, size: str) -> str:
+def check_size(name: str, width: int, height: int) -> None:
+    """Whether a picture of that size is read; its pixels need not be there yet. Errors: InputError."""
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise InputError(too_large(name, f"{width}x{height}"))
+
+
+def too_large(name: str, size: str) -> str:
+    """What is said of a picture of such a size."""
     limit = f"{MAX_PIXELS // 10**6} megapixels and {MAX_SIDE} pixels a side"
     return f"{name}: is {size}; at most {limit} are read: scale it down."
 
@@ -115,7 +120,7 @@ def compress(image: Tensor, crf: int = CRF) -> Tensor:
     pixels = np.ascontiguousarray(image.repeat(*(2 if side == 1 else 1 for side in image.shape[:2]), 1).numpy())
     height, width = (side // 2 * 2 for side in pixels.shape[:2])
     if max(height, width) > MAX_SIDE:
-        raise InputError(_too_large("image", f"{width}x{height}"))
+        raise InputError(too_large("image", f"{width}x{height}"))
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=1, options={"crf": str(crf), "preset": PRESET})

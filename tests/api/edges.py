@@ -16,7 +16,11 @@ from typing import Any
 
 import pytest
 from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO
+from a2v.api.database import schema
 from a2v.api.database.store import Store
+from a2v.api.files.incoming import Incoming
+from a2v.api.files.looks import Kind
+from a2v.api.files.media import Inbox
 from a2v.api.protocol import operations
 from a2v.api.protocol.operations import Operation
 from a2v.api.settings import Settings
@@ -36,11 +40,24 @@ def make_settings(folder: Path, **changes: Any) -> Settings:
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[Store]:
+    settings.prepare()
+    schema.prepare(settings.database)
     store = Store(settings.database)
     try:
         yield store
     finally:
         store.close()
+
+
+def arrive(data: bytes, kind: Kind, settings: Settings, store: Store, name: str = "") -> str:
+    """A file that came with a request, kept in the input folder → its name there."""
+
+    async def main() -> str:
+        async with Incoming(settings.input_folder, settings.max_media) as file:
+            await file.write(data)
+            return await Inbox(settings, store).keep(file, name, "", f"{kind}_url", kind, "a request")
+
+    return asyncio.run(main())
 
 
 def app_of(described: Iterable[Operation], settings: Settings, **options: Any) -> web.Application:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,10 +15,12 @@ from a2v.api.applications import APPLICATIONS
 from a2v.api.database import rows
 from a2v.api.database.rows import DONE, StoredRequest
 from a2v.api.database.store import Store
+from a2v.api.files.incoming import Incoming
 from a2v.api.graph.compose import FINAL_PROMPT, SAVE
 from a2v.api.graph.graph import Graph, Prompt
 from a2v.api.graph.model_files import ModelNames
 from a2v.api.host import Host, NodeError, Outcome
+from a2v.api.protocol.json_reader import JsonReader
 from a2v.api.queue.queue import RequestQueue
 from a2v.api.queue.submissions import Submission
 from a2v.api.settings import Settings
@@ -116,8 +119,15 @@ class Place:
         self.queue = RequestQueue(self.host, database, settings, Webhooks(settings, database))
 
     async def submit(self, body: dict[str, Any] = BODY, digest: str = "d", **submission: Any) -> str:
-        asked = Submission(**{"base_url": "http://host", **submission})
-        request, _ = await self.queue.submit(APPLICATIONS[APP], body, digest, asked)
+        """A body as it comes over HTTP: its data URIs are files by then."""
+        reader = JsonReader(APPLICATIONS[APP].files, lambda: Incoming(self.settings.input_folder, 2**20))
+        try:
+            reader.feed(json.dumps(body).encode())
+            value = json.loads(reader.text)
+            asked = Submission(value, digest, files=reader.files, **{"base_url": "http://host", **submission})
+            request, _ = await self.queue.submit(APPLICATIONS[APP], asked)
+        finally:
+            reader.discard()
         return request.id
 
     async def end_of(self, request_id: str) -> StoredRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import ipaddress
+import json
 import logging
 import os
 import socket
@@ -16,16 +17,18 @@ from typing import Any
 import pytest
 import requests
 from a2v.api.protocol import operations, proxy
-from a2v.api.protocol.access import guard, has_key
-from a2v.api.protocol.bodies import read_json
+from a2v.api.protocol.access import guard, refusal
+from a2v.api.protocol.bodies import read_small_json
 from a2v.api.protocol.cors import install_cors
 from a2v.api.protocol.uploads import Uploads
-from a2v.api.protocol.urls import base_url
+from a2v.api.protocol.urls import base_url, client_of
 from a2v.api.settings import Settings
 from a2v.tests.api.edges import KEY, Names, make_settings, opened, serving, wav
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 PAGE = "https://page.example"
+LONGEST = 1000  # bytes of a body
 HOST = Path(os.environ.get("LTX_A2V_HOST") or Path(__file__).resolve().parents[2] / ".host" / "comfyui")
 
 
@@ -40,8 +43,8 @@ def place(settings: Settings) -> Iterator[str]:
             "method": request.method,
             "match": dict(request.match_info),
         }
-        body = await read_json(request, settings) if request.can_read_body else None
-        return web.json_response({**seen, "body": body, "base": base_url(request)})
+        body = await read_small_json(request, LONGEST) if request.can_read_body else None
+        return web.json_response({**seen, "body": body, "base": base_url(request, settings)})
 
     async def stream(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -52,7 +55,8 @@ def place(settings: Settings) -> Iterator[str]:
     @web.middleware
     async def same_origin_only(request: web.Request, handler: Any) -> web.StreamResponse:
         origin = request.headers.get("Origin")
-        return web.Response(status=403) if origin and "127.0.0.1" not in origin else await handler(request)
+        passes = not origin or origin == "null" or "127.0.0.1" in origin  # null: so it does, too
+        return await handler(request) if passes else web.Response(status=403)
 
     def make() -> web.Application:
         app = web.Application(middlewares=[same_origin_only])
@@ -117,23 +121,115 @@ def test_a_key_of_any_letters_works(tmp_path: Path) -> None:
             )
 
 
+def asked(remote: str | None = "127.0.0.1", host: str = "127.0.0.1:8188", **headers: str) -> Any:
+    """Of aiohttp's request what decides who is answered without a key."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return make_mocked_request("POST", "/fal/run/a/b", headers={"Host": host, **named}).clone(remote=remote)
+
+
+def status_of(request: Any, settings: Settings) -> int:
+    refused = refusal(request, settings)
+    assert refused is None or json.loads(refused.text)["detail"]
+    return 200 if refused is None else refused.status
+
+
 def test_without_a_key_this_machine_is_answered_and_no_other(tmp_path: Path) -> None:
-    class Request:
-        """Of aiohttp's, where it came from is all that is asked."""
-
-        headers: dict[str, str]
-
-        def __init__(self, remote: str | None) -> None:
-            self.remote, self.headers = remote, {}
-
-    with place(make_settings(tmp_path)) as base:
+    settings = make_settings(tmp_path)
+    with place(settings) as base:
         assert requests.post(f"{base}/fal/run/a/b", timeout=10).status_code == 200
         assert requests.post(f"{base}/fal/run/a/b", headers=key("any"), timeout=10).status_code == 200
-    settings = make_settings(tmp_path)
     for remote in (None, "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"):
-        assert has_key(Request(remote), settings), remote
+        assert status_of(asked(remote), settings) == 200, remote
     for remote in ("192.168.1.7", "10.0.0.1", "172.17.0.1", "8.8.8.8", "fe80::1%eth0", "::ffff:192.168.1.7", "", "x"):
-        assert not has_key(Request(remote), settings), remote
+        assert status_of(asked(remote), settings) == 401, remote
+
+
+@pytest.mark.parametrize("name", ["Forwarded", "X_Forwarded_For", "X_Forwarded_Host", "X_Real_IP", "Via"])
+def test_without_a_key_what_a_proxy_passes_on_is_not_answered(tmp_path: Path, name: str) -> None:
+    """A proxy on this machine makes everybody come from here."""
+    for proxies in ((), ("127.0.0.1",)):
+        request = asked(**{name: "127.0.0.1"})
+        assert status_of(request, make_settings(tmp_path, proxies=proxies)) == 401
+        with_key = make_settings(tmp_path, proxies=proxies, key=KEY)
+        assert status_of(asked(**{name: "8.8.8.8", "Authorization": f"Key {KEY}"}), with_key) == 200
+
+
+def test_without_a_key_only_names_of_this_machine_are_answered(tmp_path: Path) -> None:
+    """A page's own name may lead here, and then its origin is no foreign one."""
+    settings = make_settings(tmp_path)
+    for host in ("localhost", "localhost:8188", "LOCALHOST.", "x.localhost:1", "127.0.0.1", "127.1.2.3:80", "[::1]:80"):
+        assert status_of(asked(host=host), settings) == 200, host
+    for host in ("evil.example", "evil.example:8188", "localhost.evil.example", "127.0.0.1.nip.io", "192.168.0.7", "0"):
+        assert status_of(asked(host=host), settings) == 401, host
+        assert status_of(asked(host=host, Origin=f"http://{host}"), settings) == 401, host
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://127.0.0.1:8188", 200),
+        ("https://127.0.0.1:8188", 200),
+        ("null", 403),
+        ("http://127.0.0.1:3000", 403),
+        ("http://localhost:8188", 403),
+        ("http://127.0.0.1", 403),
+        ("https://evil.example", 403),
+        ("file://", 403),
+        ("", 403),
+        ("http://[", 403),
+    ],
+)
+def test_without_a_key_no_page_of_another_origin_is_answered(tmp_path: Path, origin: str, status: int) -> None:
+    """Not even one in a sandboxed frame, whose origin is null and which ComfyUI's own check lets pass."""
+    assert status_of(asked(Origin=origin), make_settings(tmp_path)) == status
+    with_key = make_settings(tmp_path, key=KEY)
+    assert status_of(asked(Origin=origin, Authorization=f"Key {KEY}"), with_key) == 200
+    assert status_of(asked(Origin=origin), with_key) == 401
+
+
+def test_a_page_in_a_sandboxed_frame_uploads_nothing(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    with place(settings) as base:
+        url = f"{base}/fal/cdn/files/upload"
+        for headers in ({"Origin": "null"}, {"Origin": "null", "Content-Type": "text/plain"}):
+            assert requests.post(url, data=wav(), headers=headers, timeout=10).status_code == 403
+        assert os.listdir(settings.system / "uploads") == []
+        token = requests.post(f"{base}/fal/rest/storage/auth/token", json={}, timeout=10).json()["token"]
+        headers = {"Origin": "null", "Authorization": f"Bearer {token}"}
+        assert requests.post(url, data=wav(), headers=headers, timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "base"),
+    [
+        ({}, "http://127.0.0.1:8188"),
+        ({"X_Forwarded_Proto": "https", "X_Forwarded_Host": "my.host"}, "https://my.host"),
+        ({"X_Forwarded_Proto": "https, http", "X_Forwarded_Host": "my.host:444, inner"}, "https://my.host:444"),
+        ({"X_Forwarded_Proto": "HTTPS"}, "https://127.0.0.1:8188"),
+        ({"Forwarded": 'for=8.8.8.8;proto=https;host="my.host:444", for=10.0.0.1;proto=http'}, "https://my.host:444"),
+        ({"Forwarded": "proto=https", "X_Forwarded_Host": "my.host"}, "https://my.host"),
+    ],
+)
+def test_a_known_proxy_is_believed(tmp_path: Path, headers: dict[str, str], base: str) -> None:
+    for proxies in (("127.0.0.1",), ("10.0.0.0/8", "127.0.0.0/24")):
+        assert base_url(asked(**headers), make_settings(tmp_path, proxies=proxies)) == base
+    for proxies in ((), ("10.0.0.0/8",), ("no network",)):
+        assert base_url(asked(**headers), make_settings(tmp_path, proxies=proxies)) == "http://127.0.0.1:8188"
+
+
+@pytest.mark.parametrize(
+    "headers", [{"X_Forwarded_Proto": "javascript"}, {"X_Forwarded_Host": "a b"}, {"Forwarded": 'host="evil/x"'}]
+)
+def test_what_a_known_proxy_says_must_be_a_host(tmp_path: Path, headers: dict[str, str]) -> None:
+    with pytest.raises(web.HTTPBadRequest):
+        base_url(asked(**headers), make_settings(tmp_path, proxies=("127.0.0.1",)))
+
+
+def test_clients_behind_a_known_proxy_are_told_apart(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, proxies=("127.0.0.1",))
+    assert client_of(asked(X_Forwarded_For="8.8.8.8, 10.0.0.1"), settings) == "8.8.8.8"
+    assert client_of(asked(Forwarded='for="[2001:db8::1]:99"'), settings) == "[2001:db8::1]:99"
+    assert client_of(asked("9.9.9.9", X_Forwarded_For="8.8.8.8"), settings) == "9.9.9.9"
 
 
 # bodies
@@ -148,36 +244,43 @@ def test_without_a_key_this_machine_is_answered_and_no_other(tmp_path: Path) -> 
         ("application/x-www-form-urlencoded", b"a=b", 415),
         ("multipart/form-data; boundary=x", b"--x--", 415),
         ("application/json", b'{"a":', 400),
-        ("application/json", b"[" * 200_000, 400),
         ("application/json", b"\xff", 400),
         ("application/json; charset=no-such", b"{}", 200),
         ("application/json", b'"' + b"x" * 2000 + b'"', 413),
+        ("application/json", b"[" * 200_000, 413),
     ],
 )
 def test_json_routes_take_json_and_nothing_else(tmp_path: Path, content_type: str, body: bytes, status: int) -> None:
-    cap = 10**6 if len(body) > 10_000 else 1000
-    with place(make_settings(tmp_path, max_body=cap)) as base:
+    with place(make_settings(tmp_path)) as base:
         headers = {"Content-Type": content_type}
         answer = requests.post(f"{base}/fal/run/a/b", data=body, headers=headers, timeout=10)
         assert answer.status_code == status
         assert status == 200 or answer.json()["detail"]
 
 
+def test_json_of_any_depth_is_refused_and_not_crashed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.LONGEST", 10**6)
+    with place(make_settings(tmp_path)) as base:
+        headers = {"Content-Type": "application/json"}
+        answer = requests.post(f"{base}/fal/run/a/b", data=b"[" * 200_000, headers=headers, timeout=10)
+        assert answer.status_code == 400 and answer.json()["detail"]
+
+
 @pytest.mark.parametrize("host", ["evil.com/x", "a b", "evil.com:port", "[::1", "a@b", "x:123456", "<script>", ""])
 def test_a_broken_host_header_gets_no_urls(tmp_path: Path, host: str) -> None:
-    with place(make_settings(tmp_path)) as base:
+    with place(make_settings(tmp_path, key=KEY)) as base:
         port = int(base.rpartition(":")[2])
+        head = f"POST /fal/run/a/b HTTP/1.1\r\nHost: {host}\r\nAuthorization: Key {KEY}\r\nConnection: close\r\n\r\n"
         with socket.create_connection(("127.0.0.1", port), 10) as plain:
-            plain.sendall(f"POST /fal/run/a/b HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            plain.sendall(head.encode())
             assert plain.makefile("rb").readline().split()[1] == b"400"
 
 
 @pytest.mark.parametrize("host", ["localhost:8188", "my.host", "[::1]:8188", "10.0.0.7", "a_b"])
 def test_urls_are_of_the_host_that_was_asked(tmp_path: Path, host: str) -> None:
-    with place(make_settings(tmp_path)) as base:
-        assert (
-            requests.post(f"{base}/fal/run/a/b", headers={"Host": host}, timeout=10).json()["base"] == f"http://{host}"
-        )
+    with place(make_settings(tmp_path, key=KEY)) as base:
+        answer = requests.post(f"{base}/fal/run/a/b", headers={"Host": host, **key()}, timeout=10)
+        assert answer.json()["base"] == f"http://{host}"
 
 
 # pages of other origins

@@ -87,6 +87,37 @@ def test_a_result_gets_its_name_when_it_is_whole(door: Door, settings: Settings)
     assert left(settings) == [NAME]
 
 
+def test_one_order_leaves_one_result_once(door: Door, settings: Settings) -> None:
+    """Nothing takes its place, nothing comes beside it, and nothing is taken while it arrives."""
+    with door.order({}, TOKEN) as (_, result):
+        meanwhile: list[int] = []
+
+        def pieces() -> Iterator[bytes]:
+            yield BODY
+            meanwhile.append(requests.put(f"{result}/{NAME}", b"other", timeout=5).status_code)
+            yield BODY
+
+        assert requests.put(f"{result}/{NAME}", pieces(), timeout=5).status_code == 204
+        for name in (NAME, f"{TOKEN}_00002_.mp4"):
+            meanwhile.append(requests.put(f"{result}/{name}", b"other", timeout=5).status_code)
+    assert meanwhile == [409] * 3
+    assert left(settings) == [NAME] and (settings.output_folder / NAME).read_bytes() == 2 * BODY
+
+
+def test_a_result_that_broke_off_may_be_sent_again(door: Door, settings: Settings) -> None:
+    with door.order({}, TOKEN) as (_, result):
+        address = result.removeprefix("http://").partition("/")[0].rpartition(":")
+        with socket.create_connection((address[0], int(address[2])), 5) as plain:
+            head = f"PUT /{result.rpartition('/')[2]}/{NAME} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+            plain.sendall(head.encode() + b"half")
+            time.sleep(0.2)
+        deadline = time.monotonic() + 10
+        while (status := requests.put(f"{result}/{NAME}", BODY, timeout=5).status_code) == 409:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert status == 204 and (settings.output_folder / NAME).read_bytes() == BODY
+
+
 @pytest.mark.parametrize(
     "name", [f"{'f' * 32}_00001_.mp4", f"{TOKEN}.sh", f"{TOKEN}%2f..%2f..%2fx.mp4", f"..%2f{NAME}", f".{NAME}"]
 )
@@ -166,6 +197,27 @@ def test_a_worker_with_a_key_asks_for_it(tmp_path: Path) -> None:
 def test_a_foreign_page_cannot_order(settings: Settings) -> None:
     """A form's content type, which a browser sends unasked."""
     assert ask(settings, {}, **{"Content-Type": "text/plain"}).status_code == 415
+
+
+def test_what_a_dead_worker_left_goes_a_day_later(settings: Settings) -> None:
+    """Its media, and its results where no head has them; nothing of an order that may be running elsewhere."""
+    worker = Worker(Host(SimpleNamespace()), settings)
+    tokens = {"own": "a" * 32, "shared": "b" * 32, "young": "c" * 32}
+    settings.output_folder.mkdir(parents=True)
+    for name, token in tokens.items():
+        folder = settings.input_folder / f"order-{token}"
+        worker._begin(folder, name == "shared")
+        (folder / "sound.wav").write_bytes(BODY)
+        (settings.output_folder / f"{token}_00001_.mp4").write_bytes(BODY)
+        if name != "young":
+            os.utime(folder, (time.time() - 25 * 3600,) * 2)
+    somebodys = settings.input_folder / "order-of-mine"
+    somebodys.mkdir()
+    os.utime(somebodys, (0, 0))
+    worker._begin(settings.input_folder / f"order-{TOKEN}", True)
+    kept = sorted(path.name for path in settings.input_folder.iterdir())
+    assert kept == sorted([f"order-{TOKEN}", f"order-{tokens['young']}", "order-of-mine"])
+    assert left(settings) == [f"{tokens[name]}_00001_.mp4" for name in ("shared", "young")]
 
 
 # --- what is refused before Ray is asked, and what stays off ---

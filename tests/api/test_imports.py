@@ -8,8 +8,11 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("settings", "waiting", "database", "network", "files", "graph", "applications", "host", "webhooks", "queue")
-ROOMS += ("protocol", "install", "cluster")
+ROOMS = (
+    *("settings", "clock", "faults", "waiting"),
+    *("database", "network", "files", "graph", "applications", "host", "webhooks", "queue"),
+    *("protocol", "install", "cluster"),
+)
 """From the bottom up: a room imports itself and those before it. A file at the top of api/ is a room of its own."""
 
 

@@ -6,7 +6,11 @@ import asyncio
 import base64
 import hashlib
 import io
+import json
 import os
+import struct
+import tracemalloc
+import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,18 +22,21 @@ import pytest
 import requests
 from a2v.api.database.store import Store
 from a2v.api.files import results
-from a2v.api.files.media import localize
+from a2v.api.files.incoming import Incoming
+from a2v.api.files.media import Inbox
 from a2v.api.files.results import inline_gone
 from a2v.api.protocol import files
+from a2v.api.protocol.json_reader import JsonReader
 from a2v.api.settings import SUBFOLDER, Settings
 from a2v.ltx.errors import InputError
 from a2v.ltx.media.audio import load_track
 from a2v.ltx.media.images import load_image
-from a2v.tests.api.edges import answering, app_of, make_settings, opened, png, serving, wav
+from a2v.tests.api.edges import answering, app_of, data_uri, make_settings, opened, png, serving, wav
 from aiohttp import web
 from PIL import Image
 
 HERE = "127.0.0.1"
+PIECE = 977  # bytes in which data URIs come
 
 
 @pytest.fixture
@@ -44,11 +51,30 @@ def store(settings: Settings) -> Iterator[Store]:
 
 
 def bring(value: str, settings: Settings, store: Store, kind: str = "audio") -> str:
-    return asyncio.run(localize(value, f"{kind}_url", kind, settings, store))
+    """A value of a request, brought the way it comes: a data URI with its JSON in pieces, anything else as a URL."""
+    field = f"{kind}_url"
+
+    async def main() -> str:
+        inbox = Inbox(settings, store)
+        if value[:5].lower() != "data:":
+            return await inbox.localize(value, field, kind, "a request")
+        reader = JsonReader([field], lambda: Incoming(settings.input_folder, settings.max_media))
+        try:
+            body = json.dumps({field: value}).encode()
+            for start in range(0, len(body), PIECE):
+                reader.feed(body[start : start + PIECE])
+            arrived = reader.files[field]
+            if arrived.error:
+                raise arrived.error
+            return await inbox.keep(arrived.file, "", arrived.uri.content_type, field, kind, "a request")
+        finally:
+            reader.discard()
+
+    return asyncio.run(main())
 
 
 def uri(data: bytes, content_type: str = "audio/wav") -> str:
-    return f"data:{content_type};base64,{base64.b64encode(data).decode()}"
+    return data_uri(data, content_type)
 
 
 def left(settings: Settings) -> list[str]:
@@ -165,6 +191,46 @@ def test_what_is_no_image_is_refused(data: bytes, settings: Settings, store: Sto
     with pytest.raises(InputError, match=r"^image_url: .*no image"):
         bring(uri(data, "image/png"), settings, store, "image")
     assert left(settings) == []
+
+
+def animation(frames: int, side: int) -> bytes:
+    """A GIF of one colour a frame: small, however many pixels it stands for."""
+    file = io.BytesIO()
+    pictures = [Image.new("P", (side, side), number % 256) for number in range(frames)]
+    pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], loop=0)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("width", "height"), [(12_500, 12_500), (20_000, 4), (4, 20_000), (9_000, 9_000)])
+def test_a_picture_beyond_the_engine_s_limits_is_refused_at_the_door(
+    settings: Settings, store: Store, width: int, height: int
+) -> None:
+    """By its header: 156 megapixels of one colour are a file of 180 kB."""
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
+    with pytest.raises(InputError, match=rf"^image_url: is {width}x{height}; at most 80 megapixels and 16384 a side"):
+        bring(uri(file.getvalue(), "image/png"), settings, store, "image")
+    assert left(settings) == []
+
+
+def test_a_picture_that_pillow_takes_for_a_bomb_is_told_the_same(settings: Settings, store: Store) -> None:
+    head = io.BytesIO()
+    Image.new("1", (8, 8)).save(head, "PNG")
+    data = bytearray(head.getvalue())
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    with pytest.raises(InputError, match=r"^image_url: is far larger; at most 80 megapixels"):
+        bring(uri(bytes(data), "image/png"), settings, store, "image")
+
+
+def test_of_an_animation_only_the_first_frame_is_read(settings: Settings, store: Store) -> None:
+    """450 frames of a megapixel are half a gigabyte; one is what the video begins with."""
+    name = bring(uri(animation(450, 1000), "image/gif"), settings, store, "image")
+    tracemalloc.start()
+    assert load_image(settings.input / name).shape == (1000, 1000, 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40e6
 
 
 def test_the_sound_of_a_video_is_audio_and_a_silent_one_is_not(settings: Settings, store: Store) -> None:

@@ -38,10 +38,11 @@ def change(database: Store, request_id: str, **values: Any) -> None:
 def questions(database: Store, ask: Callable[[Snapshots], Awaitable[Any]], patience: float = 0) -> tuple[Any, int]:
     """What comes of it, and how many statements the database was given."""
     asked: list[str] = []
-    engine = database._quick.kw["bind"]
+    engine = database.engines[0]
 
     def note(_: Any, __: Any, statement: str, *___: Any) -> None:
-        asked.append(statement)
+        if statement != "BEGIN":
+            asked.append(statement)
 
     event.listen(engine, "before_cursor_execute", note)
     try:

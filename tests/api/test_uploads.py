@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
+import socket
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 from a2v.api.database.store import Store
 from a2v.api.files import uploads
-from a2v.api.files.media import localize
+from a2v.api.files.media import Inbox
+from a2v.api.protocol import bodies
 from a2v.api.protocol.uploads import Uploads
+from a2v.api.queue.cleaner import Cleaner
 from a2v.api.settings import Settings
 from a2v.tests.api.edges import KEY, app_of, make_settings, opened, png, serving, wav
 from aiohttp import web
@@ -35,6 +41,7 @@ class Place:
     base: str
     settings: Settings
     store: Store
+    handlers: Uploads
 
     def files(self) -> list[str]:
         return sorted(os.listdir(uploads.folder(self.settings)))
@@ -67,10 +74,11 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         settings = make_settings(tmp_path, **{"key": KEY, **changes})
         managers = [opened(settings)]
         store = managers[0].__enter__()
+        handlers = Uploads(settings, store)
 
         def make() -> web.Application:
             # ComfyUI's limit must not matter to uploads
-            return app_of(Uploads(settings, store).operations(), settings, client_max_size=1000)
+            return app_of(handlers.operations(), settings, client_max_size=1000)
 
         managers.append(serving(make))
         port = managers[1].__enter__()
@@ -78,7 +86,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         base = f"http://127.0.0.1:{port}/fal"
         monkeypatch.setattr(fal, "REST_URL", f"{base}/rest")
         monkeypatch.setattr(fal, "CDN_URL", f"{base}/cdn")
-        return Place(base, settings, store)
+        return Place(base, settings, store, handlers)
 
     yield start
     for manager in reversed(open_now):
@@ -442,7 +450,8 @@ def test_no_path_leads_out_of_the_folder(place: Place) -> None:
         ({}, b"{}", 415),
         ({"Content-Type": "application/json"}, b"{", 400),
         ({"Content-Type": "application/json"}, b"\xff\xfe\xfa", 400),
-        ({"Content-Type": "application/json"}, b"[" * 100_000, 400),
+        ({"Content-Type": "application/json"}, b"[" * 50_000, 400),
+        ({"Content-Type": "application/json"}, b"[" * 100_000, 413),
         ({"Content-Type": "application/json"}, b"[]", 422),
         ({"Content-Type": "application/json"}, b"null", 422),
         ({"Content-Type": "application/json"}, b'{"file_name": 7}', 422),
@@ -471,11 +480,15 @@ def test_an_upload_is_found_by_its_url_whatever_the_host(place: Place) -> None:
     url = fal.SyncClient(key=KEY).upload(png(), "image/png", "a.png")
     path = url.partition("/fal/")[2]
     for value in (url, f"https://my.proxy/fal/{path}", f"http://localhost/api/fal/{path}?x=1"):
-        name = asyncio.run(localize(value, "image_url", "image", place.settings, place.store))
+        name = asyncio.run(Inbox(place.settings, place.store).localize(value, "image_url", "image", "a request"))
         assert (place.settings.input / name).read_bytes() == png()
 
 
-def test_purge_deletes_what_is_of_no_use_and_nothing_else(place: Place) -> None:
+def clean(place: Place) -> None:
+    asyncio.run(Cleaner(place.store, place.settings).clean())
+
+
+def test_what_is_of_no_use_is_deleted_and_nothing_else(place: Place) -> None:
     whole, parts, fresh = place.initiate(), place.initiate(kind="initiate-multipart"), None
     requests.put(whole["upload_url"], data=wav(), timeout=10)
     js_part(parts, 1, b"never completed")
@@ -486,8 +499,154 @@ def test_purge_deletes_what_is_of_no_use_and_nothing_else(place: Place) -> None:
     os.utime(killed, (0, 0))
     fresh = place.initiate(kind="initiate-multipart")
     js_part(fresh, 1, b"on its way")
-    asyncio.run(uploads.purge(place.settings, place.store))
+    clean(place)
     ids = {url["file_url"].split("/")[-2] for url in (whole, fresh)}
     assert {name.split(".")[0] for name in place.files()} == ids
     with place.store.session() as session:
         assert session.query(uploads.UploadToken).count() == 0 and session.query(uploads.Upload).count() == 2
+
+
+def test_files_that_no_row_tells_of_are_swept(place: Place) -> None:
+    whole, parts = place.initiate(), place.initiate(kind="initiate-multipart")
+    requests.put(whole["upload_url"], data=wav(), timeout=10)
+    etag = js_part(parts, 1, b"a part").json()["etag"]
+    folder = uploads.folder(place.settings)
+    ids = [url["file_url"].split("/")[-2] for url in (whole, parts)]
+    orphans = ["f" * 32, f"{ids[0]}.1.{'e' * 32}", f"{ids[1]}.1.{'e' * 32}", f"{ids[1]}.2.{etag}"]
+    others = ["note.txt", "F" * 32]
+    for name in (*orphans, *others, *place.files()):
+        (folder / name).touch()
+        os.utime(folder / name, (0, 0))
+    clean(place)
+    assert place.files() == sorted([ids[0], f"{ids[1]}.1.{etag}", *others])
+
+
+def test_uploads_expire_with_results(serve: Callable[..., Place]) -> None:
+    place = serve(expire_hours=5)
+    url = place.initiate()
+    requests.put(url["upload_url"], data=wav(), timeout=10)
+    move_back(place, 5 * 3600)
+    clean(place)
+    assert requests.get(url["file_url"], timeout=10).status_code == 200, "its own hour comes first"
+    move_back(place, 3600)
+    clean(place)
+    assert place.files() == [] and requests.get(url["file_url"], timeout=10).status_code == 404
+
+
+# parts that come again, late, or never
+
+
+def test_a_part_sent_again_leaves_one_file_and_counts_once(serve: Callable[..., Place]) -> None:
+    place = serve(max_upload=1000)
+    urls = place.initiate(kind="initiate-multipart")
+    for number in range(20):
+        data = f"{number:03}".encode() * 133 + b"x"
+        answer = js_part(urls, 1, data)
+        assert answer.status_code == 200 and len(place.files()) == 1
+    assert js_part(urls, 2, b"y" * 600).status_code == 200
+    assert js_part(urls, 1, data).status_code == 200, "a resend of what there is, under the cap"
+    assert js_part(urls, 1, b"z" * 401).status_code == 413
+    parts = [answer.json(), js_part(urls, 2, b"y" * 600).json()]
+    assert js_complete(urls, {"parts": parts}).status_code == 200
+    assert requests.get(urls["file_url"], timeout=10).content == data + b"y" * 600
+
+
+class Slowly:
+    """A body that is sent up to its middle, and goes on when it may."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces, self.sent, self.go_on = pieces, threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.pieces[0]
+        self.sent.set()
+        self.go_on.wait(30)
+        yield from self.pieces[1:]
+
+
+def put_slowly(place: Place, urls: dict[str, str], number: int, pool: ThreadPoolExecutor) -> tuple[Slowly, Any]:
+    """A part of 100 kB that has arrived, and does not end."""
+    body = Slowly(b"slow " * 20000, b"end")
+    known = place.handlers._parts._parts
+    target, _, query = urls["upload_url"].partition("?")
+    sent = pool.submit(requests.put, f"{target}/{number}?{query}", data=iter(body), timeout=40)
+    assert body.sent.wait(30)
+    deadline = time.monotonic() + 30
+    while (parts := known.get(urls["file_url"].split("/")[-2])) is None or parts.size < 100_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return body, sent
+
+
+def test_a_part_in_flight_while_the_upload_completes_is_refused_and_leaves_nothing(place: Place) -> None:
+    urls = place.initiate(kind="initiate-multipart")
+    part = js_part(urls, 1, b"data").json()
+    with ThreadPoolExecutor() as pool:
+        body, sent = put_slowly(place, urls, 2, pool)
+        assert js_complete(urls, {"parts": [part]}).status_code == 200
+        body.go_on.set()
+        assert sent.result().status_code == 410
+    assert requests.get(urls["file_url"], timeout=10).content == b"data" and len(place.files()) == 1
+    assert js_complete(urls, {"parts": [part]}).status_code == 200
+
+
+def test_a_part_sent_anew_does_not_wait_for_the_first_try(serve: Callable[..., Place]) -> None:
+    place = serve(max_upload=150_000)
+    urls = place.initiate(kind="initiate-multipart")
+    with ThreadPoolExecutor() as pool:
+        body, sent = put_slowly(place, urls, 1, pool)  # 100 kB have come, and no more for now
+        again = js_part(urls, 1, b"whole" * 20000)
+        assert again.status_code == 200, "both together are above the cap, but one of them counts"
+        body.go_on.set()
+        assert sent.result().status_code == 409
+    assert js_complete(urls, {"parts": [again.json()]}).status_code == 200 and len(place.files()) == 1
+
+
+def test_the_cap_counts_parts_on_their_way(serve: Callable[..., Place]) -> None:
+    place = serve(max_upload=150_000)
+    urls = place.initiate(kind="initiate-multipart")
+    with ThreadPoolExecutor() as pool:
+        body, sent = put_slowly(place, urls, 1, pool)
+        assert js_part(urls, 2, b"x" * 60_000).status_code == 413
+        assert js_part(urls, 2, b"x" * 40_000).status_code == 200
+        body.go_on.set()
+        assert sent.result().status_code == 200
+
+
+@pytest.mark.parametrize("where", ["whole", "part"])
+def test_an_upload_that_stalls_is_ended(place: Place, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setattr(bodies, "IDLE_SECONDS", 0.3)
+    urls = place.initiate(kind="initiate" if where == "whole" else "initiate-multipart")
+    target = urls["upload_url"] if where == "whole" else urls["upload_url"].replace("?", "/1?")
+    address = urlsplit(target)
+    with socket.create_connection((address.hostname, address.port), 20) as plain:
+        head = f"PUT {address.path}?{address.query} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 100\r\n\r\n"
+        plain.sendall(head.encode() + b"half")
+        assert plain.makefile("rb").readline().split()[1] == b"408"
+    assert place.files() == []
+
+
+def test_an_upload_that_drips_is_ended(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "RATE_SECONDS", 0.5)
+
+    def drips() -> Iterator[bytes]:
+        for _ in range(100):
+            yield b"x"
+            time.sleep(0.05)
+
+    with contextlib.suppress(requests.ConnectionError):  # the server hangs up before all is sent
+        assert requests.put(place.initiate()["upload_url"], data=drips(), timeout=20).status_code == 408
+    assert place.files() == []
+
+
+def test_too_many_uploads_at_once_are_told_to_come_again(place: Place) -> None:
+    urls = [place.initiate(kind="initiate-multipart") for _ in range(3)]
+    place.handlers._gate._most = 2
+    with ThreadPoolExecutor() as pool:
+        slow = [put_slowly(place, each, 1, pool) for each in urls[:2]]
+        refused = js_part(urls[2], 1, b"data")
+        assert refused.status_code == 503 and refused.headers["Retry-After"]
+        for body, sent in slow:
+            body.go_on.set()
+            assert sent.result().status_code == 200
+    assert js_part(urls[2], 1, b"data").status_code == 200

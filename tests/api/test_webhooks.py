@@ -8,8 +8,11 @@ import hashlib
 import json
 import os
 import stat
+import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,15 @@ from a2v.api.database.store import Store
 from a2v.api.protocol import signing_key
 from a2v.api.settings import Settings
 from a2v.api.webhooks import deliveries as webhooks
-from a2v.api.webhooks.deliveries import DELIVERED, FAILED, PENDING, Delivery, Signer, Webhooks
+from a2v.api.webhooks.deliveries import DELIVERED, FAILED, PENDING, Delivery, Webhooks, WebhooksOff
+from a2v.api.webhooks.signing import Signer
+from a2v.ltx import versions
 from a2v.ltx.errors import InputError
 from a2v.tests.api.edges import Names, answering, app_of, make_settings, opened, serving
 from aiohttp import web
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 HERE, OTHER = "127.0.0.1", "127.0.0.2"
@@ -247,6 +253,148 @@ def test_a_slow_receiver_holds_up_nobody(tmp_path: Path, fast: None) -> None:
         assert "took too long" in row(store, "slow").last_error
 
 
+def test_receivers_that_hang_hold_up_no_other(tmp_path: Path, fast: None) -> None:
+    """Forty of one server, forty of as many servers, and one that answers."""
+    settings = make_settings(tmp_path, allowed_hosts=(HERE,), webhook_seconds=20)
+    over = threading.Event()
+
+    async def hang(request: web.Request) -> web.Response:
+        while not over.is_set() and request.path != "/quick":
+            await asyncio.sleep(0.05)
+        return web.Response()
+
+    with opened(settings) as store, ExitStack() as stack:
+        ports = [stack.enter_context(answering(hang))[0] for _ in range(41)]
+        urls = [f"http://{HERE}:{ports[0]}/{number}" for number in range(40)]
+        urls += [f"http://{HERE}:{port}/" for port in ports[1:]]
+
+        async def main() -> float:
+            hooks = Webhooks(settings, store)
+            for number, url in enumerate(urls):
+                add(hooks, url, f"hangs {number}")
+            hooks.start()
+            try:
+                await until(lambda: len(hooks._trying) == 80)
+                begun = time.monotonic()
+                add(hooks, f"http://{HERE}:{ports[0]}/quick", "quick")
+                await until(lambda: row(store, "quick").state == DELIVERED)
+                return time.monotonic() - begun
+            finally:
+                over.set()
+                await hooks.stop()
+
+        assert asyncio.run(main()) < 10, "before any of them is given up"
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
+        await asyncio.sleep(0.02)
+
+
+def test_one_receiver_has_so_many_tries_at_a_time(
+    settings: Settings, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "OF_A_HOST", 3)
+    over, now, most = threading.Event(), [0], [0]
+
+    async def hang(_: web.Request) -> web.Response:
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        while not over.is_set():
+            await asyncio.sleep(0.02)
+        now[0] -= 1
+        return web.Response()
+
+    with opened(settings) as store, answering(hang) as (port, got), answering(lambda _: web.Response()) as (other, _):
+
+        async def main() -> None:
+            hooks = Webhooks(settings, store)
+            for number in range(8):
+                add(hooks, f"http://{HERE}:{port}/{number}", f"r-{number}")
+            hooks.start()
+            await until(lambda: now[0] == 3)
+            add(hooks, f"http://{HERE}:{other}/", "other")
+            await until(lambda: row(store, "other").state == DELIVERED)
+            assert most[0] == 3
+            over.set()
+            await until(lambda: all(row(store, f"r-{number}").state == DELIVERED for number in range(8)))
+            await hooks.stop()
+
+        asyncio.run(main())
+        assert len(got) == 8 and {row(store, f"r-{number}").tries for number in range(8)} == {1}
+
+
+def test_a_clock_that_is_set_back_costs_no_hour(settings: Settings, fast: None) -> None:
+    with opened(settings) as store, answering(lambda _: web.Response()) as (port, _):
+        add(Webhooks(settings, store), f"http://{HERE}:{port}/hook")
+        with store.session() as session:
+            session.get_one(Delivery, "r-1").due = time.time() + 3600
+        drive(settings, store, until=lambda: row(store).state == DELIVERED)
+
+
+def test_nothing_of_a_delivered_or_given_up_body_is_kept(settings: Settings, fast: None) -> None:
+    def answer(request: web.Request) -> web.Response:
+        return web.Response(status=200 if request.path == "/" else 500)
+
+    with opened(settings) as store, answering(answer) as (port, _):
+        for name, path in (("r-1", "/"), ("r-2", "/never")):
+            add(Webhooks(settings, store), f"http://{HERE}:{port}{path}", name)
+        drive(settings, store, until=lambda: row(store, "r-2").state == FAILED)
+        assert [row(store, name).body for name in ("r-1", "r-2")] == [{}, {}]
+
+
+# the key's file
+
+
+BROKEN_KEYS = {
+    "empty": b"",
+    "no key": b"something else",
+    "cut off": b"-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2Vw\n",
+    "of another kind": ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ),
+    "locked": ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_KEYS)
+def test_a_key_that_is_none_is_told_once_and_stops_webhooks_alone(
+    settings: Settings, fast: None, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    path = settings.system / "webhook_key.pem"
+    path.write_bytes(BROKEN_KEYS[name])
+    with opened(settings) as store, answering(lambda _: web.Response()) as (port, got):
+
+        def refuses(hooks: Webhooks) -> None:
+            with pytest.raises(WebhooksOff, match=r"webhook_key\.pem: is .* delete the file"):
+                hooks.signer()
+
+        steps = (lambda hooks: add(hooks, f"http://{HERE}:{port}/"), refuses, refuses, lambda _: asyncio.sleep(0.5))
+        drive(settings, store, *steps, until=lambda: True)
+        assert path.read_bytes() == BROKEN_KEYS[name] and got == [] and row(store).tries == 0
+        said = [record for record in caplog.records if "no webhooks are sent" in record.message]
+        assert len(said) == 1 and said[0].exc_info is None and str(settings.system) not in said[0].message
+        path.unlink()  # as the sentence says
+        drive(settings, store, until=lambda: row(store).state == DELIVERED)
+
+
+def test_without_the_package_that_signs_only_webhooks_are_missing(
+    settings: Settings, database: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [name for name in sys.modules if name.split(".")[0] == "cryptography"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(WebhooksOff, match=r'webhooks: the package cryptography cannot be imported; run "[^/]*" -m pip'):
+        Webhooks(settings, database).signer()
+    old = versions.Package("cryptography", ">=3.1", "3.0")
+    monkeypatch.setattr(versions, "installed", lambda: iter([old]))
+    with pytest.raises(WebhooksOff, match=r"webhooks: cryptography 3.0 \(needed: >=3.1\); run "):
+        Webhooks(settings, database).signer()
+
+
 # addresses
 
 
@@ -271,7 +419,7 @@ def test_a_private_address_is_refused_when_submitted_and_when_sent(
 ) -> None:
     Names(monkeypatch).answers["intern.test"] = [["192.168.7.7"]]
     with pytest.raises(InputError, match=r"^fal_webhook: "):
-        asyncio.run(webhooks.check(url, settings))
+        asyncio.run(Webhooks(settings, None).check(url))
     with opened(settings) as store:
         drive(settings, store, lambda hooks: add(hooks, url), until=lambda: row(store).state == FAILED)
         assert row(store).last_error.startswith("fal_webhook: ")
@@ -279,7 +427,7 @@ def test_a_private_address_is_refused_when_submitted_and_when_sent(
 
 def test_a_name_without_an_answer_may_get_one_later(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     Names(monkeypatch).answers["soon.test"] = [[]]
-    asyncio.run(webhooks.check("http://soon.test/hook", settings))
+    asyncio.run(Webhooks(settings, None).check("http://soon.test/hook"))
 
 
 def test_a_name_that_turns_private_is_refused_at_the_next_try(
@@ -289,7 +437,7 @@ def test_a_name_that_turns_private_is_refused_at_the_next_try(
     with opened(settings) as store, answering(lambda _: web.Response(status=500)) as (port, got):
         names.answers["hook.test"] = [[HERE], [HERE], [OTHER]]
         with answering(lambda _: web.Response(), host=OTHER, port=port) as (_, private):
-            asyncio.run(webhooks.check(f"http://hook.test:{port}/", settings))
+            asyncio.run(Webhooks(settings, None).check(f"http://hook.test:{port}/"))
             url = f"http://hook.test:{port}/"
             drive(settings, store, lambda hooks: add(hooks, url), until=lambda: row(store).state == FAILED)
             assert len(got) == 1 and not private

@@ -22,11 +22,15 @@ MODELS = ModelNames(
     "gemma-3-12b-it-qat-q4_0-unquantized",
 )
 ADDED = {"PreviewAny"}
+LOADER = {"LoadImage": "LTXA2VLoadImage"}
+"""What the API's graphs load pictures with: strangers' may be of any size."""
 
 
 def named(prompt: Prompt) -> dict[tuple[str, str], dict[str, Any]]:
     """Inputs by class and title, links by theirs: the graph without its numbers."""
-    names = {key: (node["class_type"], node["_meta"]["title"]) for key, node in prompt.items()}
+    names = {
+        key: (LOADER.get(kind := node["class_type"], kind), node["_meta"]["title"]) for key, node in prompt.items()
+    }
     assert len(set(names.values())) == len(names)
     return {
         names[key]: {
@@ -80,7 +84,7 @@ def test_every_combination_hangs_together() -> None:
         used = {value[0] for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list)}
         ends = {graph.find(workflow.SAVE), graph.find("PreviewAny")}
         assert prompt.keys() - used == ends, asked
-        assert len(graph.all("LoadImage")) == len(images)
+        assert len(graph.all("LTXA2VLoadImage")) == len(images)
         passes = 2 if asked["use_multiscale"] else 1
         assert len(graph.all(workflow.SAMPLER)) == passes
         assert len(graph.all(workflow.IMAGE)) == passes * ("image" in images)
@@ -166,7 +170,7 @@ def test_an_image_at_strength_0_is_not_shown_to_the_prompt() -> None:
     request = parse({"prompt": "x", "image_strength": 0, "video_size": "auto"})
     graph = Graph(compose(request, MODELS, audio="a.wav", image="a.png", prefix="p"))
     assert "image" not in graph.inputs(workflow.EXPAND)
-    assert graph.inputs("LTXA2VVideoSize")["first_image"] == [graph.find("LoadImage"), 0]
+    assert graph.inputs("LTXA2VVideoSize")["first_image"] == [graph.find("LTXA2VLoadImage"), 0]
 
 
 def test_models_are_found_by_their_official_names_in_any_folder() -> None:
@@ -198,8 +202,8 @@ def test_a_node_s_mistake_is_a_field_s() -> None:
     graph = Graph(prompt)
     expected = {
         graph.find("LTXA2VLoadAudio"): "audio_url",
-        graph.find("LoadImage", "First image"): "image_url",
-        graph.find("LoadImage", "End image"): "end_image_url",
+        graph.find("LTXA2VLoadImage", "First image"): "image_url",
+        graph.find("LTXA2VLoadImage", "End image"): "end_image_url",
         graph.find("LTXA2VCameraLora"): "camera_lora",
         graph.find(workflow.SAVE): None,
         "gone": None,

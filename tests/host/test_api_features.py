@@ -211,7 +211,7 @@ def test_stopped_or_taken_out_in_comfyui(server: Comfy, client: Any, sound: str)
 def test_what_was_sent_once_goes(server: Comfy, client: Any, sound: str) -> None:
     handle = client.submit(APP, {**SMALL, "audio_url": sound, "seed": 37, "sync_mode": True})
     name = handle.get()["video"]["file_name"]
-    assert (server.base / "temp" / "ltx_a2v_api" / name).is_file()
+    assert (server.base / "user" / "__ltx_a2v" / "passing" / name).is_file()
     with sqlite3.connect(server.base / "user" / "__ltx_a2v" / "requests.sqlite") as database:
         set_back = "UPDATE requests SET read = read - 601 WHERE id = ?"
         assert database.execute(set_back, (handle.request_id,)).rowcount == 1

@@ -159,6 +159,8 @@ def test_a_request_that_may_not_wait(fal: Any, sound: str) -> None:
 def test_low_priority_waits_and_one_key_is_one_request(server: Comfy, fal: Any, sound: str) -> None:
     client = fal.SyncClient(key="any")
     first = client.submit(APP, {**LONG, "audio_url": sound, "seed": 14})
+    while not isinstance(first.status(), fal.InProgress):
+        time.sleep(0.1)
     body = {**SMALL, "audio_url": sound, "seed": 15}
     low = client.submit(APP, body, priority="low", headers={"Idempotency-Key": "one"})
     retried = client.submit(APP, body, priority="low", headers={"Idempotency-Key": "one"})

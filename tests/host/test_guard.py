@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from a2v.tests.api.edges import data_uri, wav
 from a2v.tests.host.comfy import HOST, Comfy
 
 PIP = (" -m pip install -r ", "requirements.txt")
+SOUND = data_uri(wav(), "audio/wav")
 BROKEN = "raise ImportError('libnothing.so.1: cannot open\\nshared file')"
 
 
@@ -51,21 +53,18 @@ def test_comfyui_starts_and_one_line_says_what_to_install(tmp_path: Path, packag
     assert_one_line(log, "the pack is off: ", told)
 
 
-@pytest.mark.parametrize(
-    ("version", "told"),
-    [("3.0", ["cryptography 3.0 (needed: >=", *PIP])],
-    ids=["too old"],
-)
-def test_what_the_api_alone_needs_switches_off_the_api_alone(
-    tmp_path: Path, version: str | None, told: list[str]
-) -> None:
+def test_what_webhooks_alone_need_switches_off_webhooks_alone(tmp_path: Path) -> None:
     host = tmp_path / "host"
     host.mkdir()
-    with Comfy(tmp_path / "base", host=shadowed(host, cryptography=version)) as server:
+    path, asked = "/fal/queue/fal-ai/ltx-2.3-22b/audio-to-video", {"prompt": "a", "audio_url": SOUND}
+    with Comfy(tmp_path / "base", host=shadowed(host, cryptography="3.0")) as server:
         assert [name for name in server.object_info() if name.startswith("LTXA2V")]
-        assert server.post("/fal/queue/fal-ai/ltx-2.3-22b/audio-to-video", {}).status_code in (404, 405)
+        assert server.post(path, asked).status_code == 424, "of the models, which are not there"
+        refused = server.post(f"{path}?fal_webhook=https://example.com/hook", asked)
         log = server.log
-    assert_one_line(log, "the HTTP API is off: ", told)
+    assert refused.status_code == 503
+    assert "cryptography 3.0 (needed: >=" in refused.json()["detail"]
+    assert_one_line(log, "no webhooks are sent: ", ["cryptography 3.0 (needed: >=", *PIP])
 
 
 def assert_one_line(log: str, what: str, told: list[str]) -> None:

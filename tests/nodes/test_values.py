@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from a2v.ltx.latents import Noise
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.probe import VideoFile
 from a2v.nodes import audio, conditioning, latents, output, progress, sampling
+from a2v.nodes.destination import destination
 
 
 def track(seconds: float, rate: int = 48000) -> Track:
@@ -128,16 +130,34 @@ def test_the_graph_is_embedded_as_comfyui_embeds_it_unless_it_is_told_not_to(mon
 
 
 def test_files_are_numbered_and_stay_in_the_output_folder(base: Path) -> None:
-    folder, name, subfolder = output._destination("clips/%width%x%height%", 64, 32)
+    folder, name, subfolder = destination("clips/%width%x%height%", 64, 32)
     assert (folder, name, subfolder) == (base / "output" / "clips", "64x32_00001_.mp4", "clips")
     (folder / name).touch()
-    assert output._destination("clips/%width%x%height%", 64, 32)[1] == "64x32_00002_.mp4"
+    assert destination("clips/%width%x%height%", 64, 32)[1] == "64x32_00002_.mp4"
     for prefix in ("../x", "/tmp/x", "a/../../x"):
         with pytest.raises(InputError, match="leads out"):
-            output._destination(prefix, 64, 32)
+            destination(prefix, 64, 32)
     for prefix in ("", ".", "a/.."):
         with pytest.raises(InputError, match="names no file"):
-            output._destination(prefix, 64, 32)
+            destination(prefix, 64, 32)
+
+
+@pytest.mark.parametrize("prefix", ["%year%/x", "%year%/below/x", "link/x", "%width%/x", "ok/../link/x"])
+def test_no_link_leads_out_of_the_output_folder(base: Path, tmp_path: Path, prefix: str) -> None:
+    """Whatever a prefix comes to; and nothing is made where it leads."""
+    elsewhere, output = tmp_path / "elsewhere", base / "output"
+    elsewhere.mkdir()
+    output.mkdir(exist_ok=True)
+    links = [output / name for name in (time.strftime("%Y"), "link", "64")]
+    try:
+        for link in links:
+            link.symlink_to(elsewhere)
+        with pytest.raises(InputError, match="leads out of the output folder"):
+            destination(prefix, 64, 32)
+        assert list(elsewhere.iterdir()) == []
+    finally:
+        for link in links:
+            link.unlink()
 
 
 def test_the_report_is_json_without_paths_or_the_graph() -> None:

@@ -8,8 +8,6 @@ else; a crash is the caller's to see. Not a test: test_corpus.py starts it.
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import gc
 import json
 import os
@@ -25,7 +23,6 @@ if "a2v" not in sys.modules:
     sys.modules["a2v"] = alias
 
 import torch
-from a2v.api.files.media import localize
 from a2v.ltx.__main__ import read_request
 from a2v.ltx.diffusion.sound import log_mel
 from a2v.ltx.errors import InputError
@@ -35,7 +32,7 @@ from a2v.ltx.media.audio import conditioning_track, load_track, soundtrack
 from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.request import parse
 from a2v.ltx.weights import lora
-from a2v.tests.api.edges import make_settings, opened
+from a2v.tests.api.edges import arrive, make_settings, opened
 
 REQUEST = {
     "prompt": "a person speaks", "seed": 1, "use_multiscale": False, "video_size": {"width": 64, "height": 64},
@@ -90,12 +87,11 @@ def command(models: dict[str, str], field: str, path: Path) -> str:
 
 
 def api(folder: Path, field: str, path: Path) -> str:
-    """As a data URI of a request to the HTTP API, whose kept file the graph's loader reads; nothing else is left."""
+    """As a file of a request to the HTTP API, which the graph's loader reads; nothing else is left."""
     settings = make_settings(folder)
-    uri = "data:application/octet-stream;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
     try:
         with opened(settings) as store:
-            name = asyncio.run(localize(uri, f"{field}_url", field, settings, store))
+            name = arrive(path.read_bytes(), field, settings, store)
         kept = settings.input / name
         shape = load_track(kept).waveform.shape if field == "audio" else images.load_image(kept).shape
         kept.unlink()

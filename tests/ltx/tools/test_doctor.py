@@ -242,7 +242,7 @@ def test_versions_are_compared_as_numbers(have: str | None, wanted: str, fits: b
 def test_every_requirement_is_understood() -> None:
     lines = [line for line in versions.REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
     assert [f"{p.name}{p.wanted}" for p in versions.installed()] == lines
-    assert {versions.problem(door) for door in (None, versions.API, versions.DOWNLOAD)} == {None}
+    assert {versions.problem(door) for door in (None, versions.WEBHOOKS, versions.DOWNLOAD)} == {None}
 
 
 def test_each_door_asks_for_what_it_uses(placed: TinyFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_each_door_asks_for_what_it_uses(placed: TinyFiles, tmp_path: Path, monk
     have = [p if p.name != "cryptography" else versions.Package(p.name, p.wanted, None) for p in versions.installed()]
     monkeypatch.setattr(versions, "installed", lambda: iter(have))
     assert versions.problem() is None and versions.problem(versions.DOWNLOAD) is None
-    assert "cryptography is not installed" in versions.problem(versions.API)
+    assert "cryptography is not installed" in versions.problem(versions.WEBHOOKS)
     status, lines = told(tmp_path)
     assert status == 0 and line_with(lines, "cryptography is not installed").startswith(doctor.NOTE)
 

@@ -1,0 +1,81 @@
+"""Access to uploads, and what all their routes share."""
+
+from __future__ import annotations
+
+import time
+
+from aiohttp import web
+
+from ..database.store import Store
+from ..files import uploads
+from ..files.uploads import FILES, Upload, UploadToken, token_hash
+from ..settings import MIB, Settings
+from .access import credentials, refusal, same
+from .answers import Refusal
+from .messages import PlainProblem
+from .operations import UNAVAILABLE, Answer, Parameter
+from .urls import base_url
+
+FILE_ID = Parameter("id", "path", {"type": "string", "pattern": "^[0-9a-f]{32}$"})
+FILE_NAME = Parameter("name", "path", {"type": "string"})
+TOKEN = Parameter("token", "query", {"type": "string"})
+ONE = FILES + "{id:[0-9a-f]{32}}/{name}"
+ANSWERS = {
+    200: Answer("Done."),
+    400: Answer("The request is broken.", PlainProblem),
+    401: Answer("The key or the upload's token is missing or wrong.", PlainProblem),
+    403: Answer("A page of another origin asks.", PlainProblem),
+    404: Answer("The address is of no upload.", PlainProblem),
+    408: Answer("The bytes came too slowly.", PlainProblem),
+    409: Answer("This file is uploaded in parts; or another part of that number came.", PlainProblem),
+    410: Answer("This upload is complete.", PlainProblem),
+    413: Answer("The file is too large.", PlainProblem),
+    415: Answer("The body is not announced as JSON.", PlainProblem),
+    422: Answer("Something about the upload is wrong.", PlainProblem),
+    **UNAVAILABLE,
+}
+
+
+class UploadAccess:
+    """Checks whether a client may add to an upload."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings, self._store = settings, store
+
+    async def check_bearer(self, request: web.Request) -> None:
+        """Checks the Bearer token. Without one it admits whom the API admits without a token. Errors: 401, 403."""
+        token = credentials(request, "Bearer")
+        if token is None:
+            if refused := refusal(request, self._settings):
+                raise _refused(refused.status)
+            return
+        bearer = await self._store.read(lambda session: session.get(UploadToken, token_hash(token)))
+        if bearer is None or time.time() >= bearer.until:
+            raise _refused()
+
+    async def upload_of(self, request: web.Request) -> Upload:
+        """The upload at the request's address, if the client has the upload's own token or a Bearer token.
+
+        Errors: 401.
+        """
+        upload = await self._store.read(uploads.get, request.match_info["id"])
+        if upload is None or upload.multipart != request.match_info.get("multipart", upload.multipart):
+            raise _refused()
+        token = request.query.get(TOKEN.name)
+        if token is None and credentials(request, "Bearer"):
+            await self.check_bearer(request)
+            return upload
+        if token is None or not same(token_hash(token), upload.token) or time.time() >= upload.until:
+            raise _refused()
+        return upload
+
+    def url(self, request: web.Request, upload: Upload) -> str:
+        return f"{base_url(request, self._settings)}{self._settings.prefix}{FILES}{upload.id}/{upload.name}"
+
+    def too_large(self) -> Refusal:
+        cap = self._settings.max_upload // MIB
+        return Refusal(413, f"The file is larger than {cap} MiB; the server's LTX_A2V_MAX_UPLOAD_MB sets that.")
+
+
+def _refused(status: int = 401) -> Refusal:
+    return Refusal(status, "This upload needs its token, of this file and less than an hour old; ask for a new one.")

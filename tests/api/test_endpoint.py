@@ -1,0 +1,414 @@
+"""The protocol over HTTP, on a ComfyUI that runs no graph: who leaves, what vanishes, what is too slow or too much."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from a2v.api import install
+from a2v.api.database import rows
+from a2v.api.database.rows import DONE
+from a2v.api.files.incoming import Incoming
+from a2v.api.graph.graph import Prompt
+from a2v.api.host import Outcome
+from a2v.api.protocol import bodies
+from a2v.api.queue.cleaner import Cleaner
+from a2v.api.settings import Settings
+from a2v.tests.api.edges import APP, data_uri, make_settings, opened, serving, wav
+from a2v.tests.api.stand_ins import BODY, PICTURE, Place
+from aiohttp import web
+from sqlalchemy import event
+
+
+class Served(Place):
+    """A place whose routes are served."""
+
+    base = ""
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=1000)
+        app.add_routes(install.routes(self.queue, self.settings, self.database, self.queue._webhooks))
+        app.on_startup.append(lambda _: self.queue.start())
+        app.on_cleanup.append(lambda _: self.queue.close())
+        return app
+
+    def ask(self, body: dict[str, Any] = BODY, kind: str = "queue", **headers: str) -> requests.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return requests.post(f"{self.base}/{kind}/{APP}", json=body, headers=named, timeout=30)
+
+    def result_of(self, answer: requests.Response) -> requests.Response:
+        url = answer.json()["response_url"]
+        until(lambda: requests.get(url + "/status", timeout=10).status_code == 200)
+        return requests.get(url, timeout=10)
+
+
+def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.02)
+
+
+@contextmanager
+def serve(settings: Settings) -> Iterator[Served]:
+    with opened(settings) as store:
+        made: list[Served] = []
+
+        def make() -> web.Application:
+            made.append(Served(settings, store))  # on the loop that serves
+            return made[0].app()
+
+        with serving(make) as port:
+            made[0].base = f"http://127.0.0.1:{port}/fal"
+            yield made[0]
+
+
+@pytest.fixture
+def served(settings: Settings) -> Iterator[Served]:
+    with serve(settings) as place:
+        yield place
+
+
+class Gate:
+    """Holds runs until it is opened, from another thread."""
+
+    def __init__(self) -> None:
+        self.entered, self.open = threading.Event(), threading.Event()
+
+    async def __call__(self, _: Prompt) -> Outcome | None:
+        self.entered.set()
+        while not self.open.is_set():
+            await asyncio.sleep(0.01)
+        return None
+
+
+# who leaves
+
+
+def leave(served: Served, gate: Gate, **headers: str) -> None:
+    """A client that runs a request, and hangs up as soon as it is run."""
+    body = json.dumps(BODY)
+    lines = [f"POST /fal/run/{APP} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json"]
+    lines += [
+        f"Content-Length: {len(body)}",
+        *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+    ]
+    with socket.create_connection(("127.0.0.1", int(served.base.split(":")[2].split("/")[0])), 20) as plain:
+        plain.sendall(("\r\n".join(lines) + "\r\n\r\n" + body).encode())
+        assert gate.entered.wait(30)
+
+
+def test_a_run_whose_only_client_leaves_is_cancelled(served: Served) -> None:
+    gate = served.host.act = Gate()
+    leave(served, gate)
+    until(lambda: served.host.stopped)
+    with served.database.session() as session:
+        (request,) = session.query(rows.StoredRequest).all()
+    until(lambda: served.request(request.id).status == DONE)
+    assert served.request(request.id).error_type == "client_cancelled"
+
+
+def test_a_keyed_run_goes_on_for_everybody_else_and_for_every_retry(served: Served) -> None:
+    gate = served.host.act = Gate()
+    with ThreadPoolExecutor() as pool:
+        leave(served, gate, Idempotency_Key="k")
+        waits = pool.submit(served.ask, kind="run", Idempotency_Key="k")
+        time.sleep(1.5)  # longer than a look whether the client is still there
+        assert served.host.stopped == []
+        gate.open.set()
+        assert waits.result().json()["seed"] == 7
+    again = served.ask(kind="run", Idempotency_Key="k")
+    assert again.status_code == 200 and again.json()["seed"] == 7 and len(served.host.runs) == 1
+
+
+def test_a_keyed_run_that_nobody_waits_for_ends_all_the_same(served: Served) -> None:
+    gate = served.host.act = Gate()
+    leave(served, gate, Idempotency_Key="k")
+    gate.open.set()
+    answer = served.ask(kind="run", Idempotency_Key="k")
+    assert answer.status_code == 200 and len(served.host.runs) == 1
+
+
+def test_a_run_that_somebody_follows_is_not_cancelled_by_who_leaves(served: Served) -> None:
+    gate = served.host.act = Gate()
+    events: list[str] = []
+
+    def follow() -> None:
+        with served.database.session() as session:
+            (request,) = session.query(rows.StoredRequest).all()
+        url = f"{served.base}/queue/{APP}/requests/{request.id}/status/stream"
+        with requests.get(url, stream=True, timeout=30) as answer:
+            events.extend(json.loads(line[6:])["status"] for line in answer.iter_lines() if line.startswith(b"data: "))
+
+    class AtOnce(Gate):
+        async def __call__(self, prompt: Prompt) -> Outcome | None:
+            threading.Thread(target=follow).start()
+            await asyncio.sleep(0.5)
+            return await super().__call__(prompt)
+
+    gate = served.host.act = AtOnce()
+    leave(served, gate)
+    time.sleep(1.5)
+    gate.open.set()
+    until(lambda: events[-1:] == ["COMPLETED"])
+    assert served.host.stopped == []
+
+
+# what vanishes
+
+
+def test_a_result_that_vanishes_is_gone_even_while_it_is_read(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = served.ask()
+    assert served.result_of(kept).status_code == 200
+    (served.settings.output_folder / served.files()[0]).unlink()
+    gone = served.result_of(kept)
+    assert gone.status_code == 410 and gone.json()["error_type"] == "result_gone"
+
+    once = served.ask({**BODY, "sync_mode": True})
+    read = Path.read_bytes
+
+    def vanish(path: Path) -> bytes:
+        path.unlink()
+        return read(path)
+
+    until(lambda: requests.get(once.json()["status_url"], timeout=10).status_code == 200)
+    monkeypatch.setattr(Path, "read_bytes", vanish)
+    gone = requests.get(once.json()["response_url"], timeout=10)
+    assert gone.status_code == 410 and "sync_mode" in gone.json()["detail"]
+
+
+def test_a_result_that_is_sent_but_once_lies_where_comfyui_does_not_clean_up(served: Served) -> None:
+    answer = served.result_of(served.ask({**BODY, "sync_mode": True})).json()
+    kind, _, data = answer["video"]["url"].partition(",")
+    assert kind == "data:video/mp4;base64" and base64.b64decode(data) == PICTURE
+    assert served.files() == [] and not list(served.settings.temp.rglob("*"))
+    assert os.listdir(served.settings.passing_folder) == [answer["video"]["file_name"]]
+
+
+def test_of_a_result_that_is_sent_but_once_nothing_stays(tmp_path: Path) -> None:
+    """Neither its file nor its sound, and no word of it in the database's files."""
+    words = "a prompt that nobody else has"
+    settings = make_settings(tmp_path, inline_read_seconds=0.0, inline_unread_seconds=3600)
+    with serve(settings) as served:
+        answer = served.ask({**BODY, "prompt": words, "sync_mode": True})
+        url = answer.json()["response_url"]
+        assert served.result_of(answer).status_code == 200
+        assert served.files("input") != [] and words in json.dumps(requests.get(url + "/workflow", timeout=10).json())
+        asyncio.run(Cleaner(served.database, settings).clean())
+        gone = requests.get(url, timeout=10)
+        assert gone.status_code == 410 and "gone" in gone.json()["detail"]
+        assert requests.get(url + "/workflow", timeout=10).status_code == 404
+        until(lambda: requests.get(url + "/status?logs=1", timeout=10).json()["logs"] == [])
+        assert served.files("input") == [] and os.listdir(settings.passing_folder) == []
+        for file in settings.system.glob("requests.sqlite*"):
+            assert words.encode() not in file.read_bytes(), file.name
+
+
+def test_a_stream_ends_where_its_request_is_forgotten(served: Served) -> None:
+    gate = served.host.act = Gate()
+    answer = served.ask().json()
+    assert gate.entered.wait(30)
+    with requests.get(answer["status_url"] + "/stream", stream=True, timeout=30) as events:
+        next(events.iter_lines())
+        with served.database.session() as session:
+            session.delete(rows.find(session, answer["request_id"]))
+        assert not any(b"COMPLETED" in line for line in events.iter_lines()), "and it ends"
+    gate.open.set()
+
+
+# what stays how long
+
+
+def ends(served: Served) -> dict[str, str]:
+    """Ids of requests that ended in every way, each with a sound of its own."""
+    found = {}
+    for number, how in enumerate(("succeeds", "fails", "is cancelled", "its file is missing")):
+        sound = data_uri(wav(0.1 + number / 100), "audio/wav")
+        body = {**BODY, "audio_url": sound, "seed": number}
+        served.host.act = Gate() if how == "is cancelled" else fail if how == "fails" else nothing
+        if how == "its file is missing":
+            body["image_url"] = "http://127.0.0.1:9/none.png"
+        found[how] = served.ask(body).json()["request_id"]
+        if how == "is cancelled":
+            assert served.host.act.entered.wait(30)
+            url = f"{served.base}/queue/{APP}/requests/{found[how]}/cancel"
+            assert requests.put(url, timeout=10).status_code == 202
+        until(lambda request_id=found[how]: served.request(request_id).status == DONE)
+    return found
+
+
+async def nothing(_: Prompt) -> Outcome | None:
+    return None
+
+
+async def fail(_: Prompt) -> Outcome:
+    raise RuntimeError
+
+
+def move_back(served: Served, seconds: float) -> None:
+    with served.database.session() as session:
+        for request in session.query(rows.StoredRequest).all():
+            request.ended -= seconds
+
+
+def test_of_requests_without_a_graph_no_file_stays(served: Served) -> None:
+    found = ends(served)
+    assert [served.request(found[how]).workflow is None for how in found] == [False, False, False, True]
+    names = {served.request(found[how]).media["audio_url"].rpartition("/")[2] for how in list(found)[:3]}
+    assert set(served.files("input")) == names
+    with pytest.raises(requests.HTTPError):
+        served.ask({**BODY, "audio_url": data_uri(wav(0.5), "audio/wav"), "fps": 0}).raise_for_status()
+    assert set(served.files("input")) == names, "of a refused one, either"
+
+
+def test_files_expire_and_then_the_requests_whatever_their_end(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, expire_hours=1.0)
+    with serve(settings) as served:
+        found = ends(served)
+        clean(served)
+        assert len(served.files("input")) == 3 and len(served.files()) == 1
+        move_back(served, 3600)
+        live = data_uri(wav(0.1), "audio/wav")  # the sound of the one that succeeded
+        gate = served.host.act = Gate()
+        running = served.ask({**BODY, "audio_url": live}).json()["request_id"]
+        assert gate.entered.wait(30)
+        clean(served)
+        assert served.files() == [] and served.files("input") == [served.request(running).media["audio_url"][12:]]
+        assert all(served.request(each).gone for each in found.values())
+        url = f"{served.base}/queue/{APP}/requests/{found['succeeds']}"
+        assert requests.get(url, timeout=10).status_code == 410
+        move_back_ended(served, 3600)
+        clean(served)
+        with served.database.session() as session:
+            assert [request.id for request in session.query(rows.StoredRequest).all()] == [running]
+            assert rows.logs_of(session, list(found.values())) == []
+        assert requests.get(url, timeout=10).status_code == 404
+        gate.open.set()
+
+
+def move_back_ended(served: Served, seconds: float) -> None:
+    with served.database.session() as session:
+        for request in session.query(rows.StoredRequest).filter(rows.StoredRequest.ended.is_not(None)):
+            request.ended -= seconds
+
+
+def clean(served: Served) -> None:
+    asyncio.run(Cleaner(served.database, served.settings).clean())
+
+
+def test_requests_are_forgotten_by_a_setting_of_their_own(tmp_path: Path) -> None:
+    with serve(make_settings(tmp_path, forget_hours=1.0)) as served:
+        ends(served)
+        move_back(served, 3600)
+        clean(served)
+        assert served.files() == [] == served.files("input"), "no file without an owner"
+        clean(served)
+        with served.database.session() as session:
+            assert session.query(rows.StoredRequest).count() == session.query(rows.Log).count() == 0
+
+
+@pytest.mark.parametrize(
+    ("expire", "forget", "files", "whole"), [(0, 0, 0, 0), (2, 0, 2, 4), (0, 3, 3, 3), (2, 3, 2, 3), (5, 3, 3, 3)]
+)
+def test_what_expires_when(tmp_path: Path, expire: float, forget: float, files: float, whole: float) -> None:
+    settings = make_settings(tmp_path, expire_hours=expire, forget_hours=forget)
+    assert (settings.expire_seconds, settings.forget_seconds) == (3600 * files, 3600 * whole)
+
+
+# what comes too slowly, or too much
+
+
+def head(served: Served, length: int, path: str = f"/fal/queue/{APP}") -> tuple[socket.socket, bytes]:
+    port = int(served.base.split(":")[2].split("/")[0])
+    lines = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    )
+    return socket.create_connection(("127.0.0.1", port), 30), lines.encode()
+
+
+def test_a_body_that_stalls_is_ended_and_leaves_nothing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "IDLE_SECONDS", 0.5)
+    plain, lines = head(served, 10**6)
+    with plain:
+        plain.sendall(lines + b'{"audio_url": "data:audio/wav;base64,' + b"AAAA" * 1000)
+        until(lambda: len(served.files("input")) == 1)
+        assert plain.makefile("rb").readline().split()[1] == b"408"
+    until(lambda: served.files("input") == [])
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"prompt": "' + b"x" * 300_000 + b'"}', 413),
+        (b'{"other": "data:,' + b"x" * 300_000 + b'"}', 413),
+        (b"[" * 1000, 413),
+        (b'{"audio_url": "data:audio/wav;base64,' + b"A" * 3_000_000 + b'"}', 413),
+        (b'{"prompt": "x", "audio_url": "data:audio/wav;base64,' + b"A" * 1_500_000 + b'"}', 422),
+    ],
+)
+def test_bodies_are_bounded_beside_and_with_their_files(tmp_path: Path, body: bytes, status: int) -> None:
+    settings = make_settings(tmp_path, max_body=2_000_000, max_media=1_000_000)
+    with serve(settings) as served:
+        headers = {"Content-Type": "application/json"}
+        answer = requests.post(f"{served.base}/queue/{APP}", data=body, headers=headers, timeout=20)
+        assert answer.status_code == status and answer.json()["detail"]
+        assert served.files("input") == []
+
+
+def test_too_many_bodies_at_once_are_told_to_come_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies.Gate, "__init__", lambda gate: gate.__dict__.update(_most=0, _now=0))
+    with serve(make_settings(served.settings.system.parent, key=None)) as busy:
+        answer = busy.ask()
+        assert answer.status_code == 503 and answer.headers["Retry-After"]
+    assert served.ask().status_code == 200
+
+
+def test_announcements_are_small(served: Served) -> None:
+    url = f"{served.base}/rest/storage/upload/initiate"
+    large = {"file_name": "x" * 100_000}
+    assert requests.post(url, json=large, timeout=20).status_code == 413
+    urls = requests.post(url + "-multipart", json={}, timeout=20).json()
+    where = urls["upload_url"].replace("?", "/complete?")
+    assert requests.post(where, json={"parts": "x" * 3_000_000}, timeout=20).status_code == 413
+    parts = [{"partNumber": number, "etag": "0" * 32} for number in range(1, 10_001)]
+    assert requests.post(where, json={"parts": parts}, timeout=20).status_code == 422
+
+
+def test_a_store_that_fails_is_told_as_a_reason_to_come_again(served: Served) -> None:
+    def refuse(*arguments: object) -> None:
+        if not str(arguments[2]).startswith(("BEGIN", "SELECT")):
+            raise sqlite3.OperationalError("database or disk is full")
+
+    engines = served.database.engines[1:]
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", refuse)
+    try:
+        answer = served.ask()
+        assert answer.status_code == 503 and answer.headers["Retry-After"] and "INSERT" not in answer.text
+        assert served.files("input") == []
+    finally:
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", refuse)
+    assert served.result_of(served.ask()).status_code == 200
+
+
+def test_a_disk_that_is_full_is_told_so(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "/secret/place")
+
+    monkeypatch.setattr(Incoming, "write_now", full)
+    answer = served.ask()
+    assert answer.status_code == 507 and "secret" not in answer.text and served.files("input") == []

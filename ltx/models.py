@@ -30,7 +30,8 @@ class Published:
     """A file on the hub, or a whole repository if `file` is empty, which becomes a folder.
 
     what: its name in messages. size: approximate bytes. folder: the folder in ComfyUI's models folder. terms: whether
-    its terms must be accepted on its page first. older: the files of earlier versions, newest first, which serve as well.
+    its terms must be accepted on its page first. older: the files of earlier versions, newest first; each of them
+    serves as well.
     """
 
     what: str

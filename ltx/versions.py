@@ -64,7 +64,8 @@ def problem(door: str | None = None) -> str | None:
     """One sentence that says what is wrong and what to install, if the pack cannot run with this Python or a package,
     else None.
 
-    door: the entry point, WEBHOOKS or DOWNLOAD, whose own packages are checked, too; by default only the common ones are.
+    door: the entry point, WEBHOOKS or DOWNLOAD, whose own packages are checked, too; by default only the common ones
+    are.
     """
     if sys.version_info < PYTHON:
         return f"Python {sys.version.split()[0]} is too old; run ComfyUI with {'.'.join(map(str, PYTHON))} or newer."

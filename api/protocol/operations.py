@@ -35,7 +35,7 @@ UNAVAILABLE = {
 
 
 @dataclass(frozen=True)
-class Parameter:
+class RouteParameter:
     """A parameter. schema: of its text, as JSON schema."""
 
     name: str
@@ -69,7 +69,7 @@ class Operation:
     handler: Handler
     summary: str
     answers: Mapping[int | str, Answer]
-    parameters: tuple[Parameter, ...] = ()
+    parameters: tuple[RouteParameter, ...] = ()
     body: Body | None = None
     needs_key: bool = True
     also: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from yarl import URL
 from ..settings import Settings
 from .answers import problem
 from .messages import PlainProblem
-from .operations import Answer, Operation, Parameter
+from .operations import Answer, Operation, RouteParameter
 
 TARGETS = {"fal.run": "/run", "queue.fal.run": "/queue", "rest.fal.ai": "/rest", "rest.alpha.fal.ai": "/rest"}
 """Hosts that the clients name in `x-fal-target-url`. Clients send uploads straight to their URL, never through the
@@ -45,7 +45,7 @@ def operations(settings: Settings, targets: Iterable[web.RouteDef]) -> list[Oper
             path="/proxy",
             handler=proxy,
             summary="What the header's URL of the hosted endpoint means, done here.",
-            parameters=(Parameter(TARGET_HEADER, "header", {"type": "string", "format": "uri"}, required=True),),
+            parameters=(RouteParameter(TARGET_HEADER, "header", {"type": "string", "format": "uri"}, required=True),),
             answers={
                 200: Answer("As the target answers."),
                 403: Answer("The URL is none of this endpoint's.", PlainProblem),

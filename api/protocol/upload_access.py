@@ -13,12 +13,12 @@ from ..settings import MIB, Settings
 from .access import credentials, refusal, same
 from .answers import Refusal
 from .messages import PlainProblem
-from .operations import UNAVAILABLE, Answer, Parameter
+from .operations import UNAVAILABLE, Answer, RouteParameter
 from .urls import base_url
 
-FILE_ID = Parameter("id", "path", {"type": "string", "pattern": "^[0-9a-f]{32}$"})
-FILE_NAME = Parameter("name", "path", {"type": "string"})
-TOKEN = Parameter("token", "query", {"type": "string"})
+FILE_ID = RouteParameter("id", "path", {"type": "string", "pattern": "^[0-9a-f]{32}$"})
+FILE_NAME = RouteParameter("name", "path", {"type": "string"})
+TOKEN = RouteParameter("token", "query", {"type": "string"})
 ONE = FILES + "{id:[0-9a-f]{32}}/{name}"
 ANSWERS = {
     200: Answer("Done."),

@@ -208,7 +208,9 @@ def test_a_picture_beyond_the_engine_s_limits_is_refused_at_the_door(
     """By its header: 156 megapixels of one colour are a file of 180 kB."""
     file = io.BytesIO()
     Image.new("1", (width, height)).save(file, "PNG")
-    with pytest.raises(InputError, match=rf"^image_url: is {width}x{height}; at most 80 megapixels and 16384 a side"):
+    with pytest.raises(
+        InputError, match=rf"^image_url: is {width}x{height}; at most 80 megapixels and 16384 pixels a side"
+    ):
         bring(uri(file.getvalue(), "image/png"), settings, store, "image")
     assert left(settings) == []
 

@@ -73,7 +73,7 @@ async def read_small_json(request: web.Request, longest: int = SMALL_BODY) -> An
 
 
 @dataclass(frozen=True)
-class Submission:
+class ReadBody:
     """A submission's JSON. files: its data URIs; `value` has a short text in place of each."""
 
     value: Any
@@ -82,9 +82,7 @@ class Submission:
 
 
 @asynccontextmanager
-async def read_submission(
-    request: web.Request, names: Collection[str], settings: Settings
-) -> AsyncIterator[Submission]:
+async def read_submission(request: web.Request, names: Collection[str], settings: Settings) -> AsyncIterator[ReadBody]:
     """Reads the body of a submission. Files that were not kept are deleted at the end. names: the inputs that are
     files.
 
@@ -107,7 +105,7 @@ async def read_submission(
                 reader.feed(piece)
         text = bytes(reader.text)
         value, hashed = await in_thread(_parsed, text) if len(text) > AT_ONCE else _parsed(text)
-        yield Submission(value, hashed, reader.files)
+        yield ReadBody(value, hashed, reader.files)
     except TooMuch as error:
         raise _too_large(str(error), longest, size) from None
     finally:

@@ -11,7 +11,7 @@ from ..files.results import CONTENT_TYPES, RESULTS, result_path
 from ..settings import Settings
 from .answers import problem
 from .messages import PlainProblem
-from .operations import BYTES, Answer, Operation, Parameter
+from .operations import BYTES, Answer, Operation, RouteParameter
 
 FILE_ANSWERS = {
     200: Answer("The file.", None, BYTES),
@@ -28,7 +28,7 @@ def operations(settings: Settings) -> list[Operation]:
             return problem(404, "No such result; it may have expired.")
         return web.FileResponse(path, headers=file_headers(CONTENT_TYPES[path.suffix[1:]], path.name))
 
-    name = Parameter("name", "path", {"type": "string"})
+    name = RouteParameter("name", "path", {"type": "string"})
     return [
         Operation(
             name="result_file",

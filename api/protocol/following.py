@@ -19,13 +19,13 @@ from ..settings import Settings
 from ..waiting import is_set_within
 from .answers import Refusal, about
 from .messages import Cancelled, Output, PlainProblem, Status, ValidationProblem
-from .operations import Answer, Operation, Parameter
+from .operations import Answer, Operation, RouteParameter
 from .pollers import Told
 from .urls import base_url, client_of, request_urls
 
 PING_SECONDS = 10.0
-REQUEST_ID = Parameter("request_id", "path", {"type": "string"})
-LOGS = Parameter("logs", "query", {"type": "string", "enum": ["0", "1", "true", "false"]})
+REQUEST_ID = RouteParameter("request_id", "path", {"type": "string"})
+LOGS = RouteParameter("logs", "query", {"type": "string", "enum": ["0", "1", "true", "false"]})
 NO_SUCH = {
     404: Answer("There is no such request.", PlainProblem),
     503: Answer("The server's database cannot be used at the moment.", PlainProblem),
@@ -49,7 +49,9 @@ class Following:
     def operations(self, owner: str, applications: list[str]) -> list[Operation]:
         """owner: the part of an id that the clients use in these addresses. The full ids work, too."""
 
-        def one(name: str, method: str, rest: str, summary: str, answers: Any, *parameters: Parameter) -> Operation:
+        def one(
+            name: str, method: str, rest: str, summary: str, answers: Any, *parameters: RouteParameter
+        ) -> Operation:
             paths = [f"/queue/{prefix}/requests/{{request_id}}{rest}" for prefix in (owner, *applications)]
             return Operation(
                 name=name,

@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from ..settings import Settings
 from .messages import PlainProblem
-from .operations import Answer, Operation, Parameter
+from .operations import Answer, Operation, RouteParameter
 
 REFERENCE = "#/components/schemas/{model}"
 FOR_ALL = {
@@ -77,7 +77,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
     return {"description": answer.meaning, "content": {answer.content: schema}}
 
 
-def _parameter(parameter: Parameter) -> dict[str, Any]:
+def _parameter(parameter: RouteParameter) -> dict[str, Any]:
     described = {"name": parameter.name, "in": parameter.where, "schema": dict(parameter.schema)}
     if parameter.description:
         described["description"] = parameter.description

@@ -20,26 +20,26 @@ from .answers import Handler, Refusal, about
 from .bodies import Gate, read_submission
 from .following import ENDINGS, result_answer
 from .messages import Output, PlainProblem, Submitted, ValidationProblem
-from .operations import UNAVAILABLE, Answer, Body, Operation, Parameter
+from .operations import UNAVAILABLE, Answer, Body, Operation, RouteParameter
 from .urls import base_url, request_urls
 
 KEY_HEADERS = ("Idempotency-Key", "X-Fal-Idempotency-Key")
 LONGEST_KEY = 255
-WEBHOOK = Parameter(FIELD, "query", {"type": "string", "format": "uri"})
+WEBHOOK = RouteParameter(FIELD, "query", {"type": "string", "format": "uri"})
 HEADERS = (
-    Parameter(
+    RouteParameter(
         "X-Fal-Queue-Priority",
         "header",
         {"type": "string", "enum": [*PRIORITIES]},
         "Low ones wait for all others.",
     ),
-    Parameter(
+    RouteParameter(
         "X-Fal-Request-Timeout",
         "header",
         {"type": "number", "exclusiveMinimum": 0.1, "maximum": 1e9},
         "Seconds within which the request must start.",
     ),
-    Parameter(
+    RouteParameter(
         "Idempotency-Key",
         "header",
         {"type": "string", "maxLength": LONGEST_KEY},

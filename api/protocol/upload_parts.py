@@ -14,14 +14,14 @@ from ..files.uploads import ETAG, Complete, Parts, Upload, part_path
 from ..settings import Settings
 from .answers import Refusal, problem
 from .bodies import Gate, pieces_of, read_small_json
-from .operations import Body, Operation, Parameter
+from .operations import Body, Operation, RouteParameter
 from .upload_access import ANSWERS, FILE_ID, FILE_NAME, ONE, TOKEN, UploadAccess
 
 MAX_PARTS = 10_000
 LONGEST_LIST = 2**21  # bytes of JSON that lists the parts
 PARTS = ONE + "/multipart/{multipart:[0-9a-f]{32}}"
-PARTS_ID = Parameter("multipart", "path", {"type": "string", "pattern": "^[0-9a-f]{32}$"})
-NUMBER = Parameter("number", "path", {"type": "integer", "minimum": 1})
+PARTS_ID = RouteParameter("multipart", "path", {"type": "string", "pattern": "^[0-9a-f]{32}$"})
+NUMBER = RouteParameter("number", "path", {"type": "integer", "minimum": 1})
 COMPLETE = "This upload is complete."
 LIST = Body(
     schema={

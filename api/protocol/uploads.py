@@ -24,7 +24,7 @@ from ..settings import Settings
 from .answers import Refusal, problem
 from .bodies import Gate, pieces_of, read_small_json
 from .files import FILE_ANSWERS, file_headers
-from .operations import BYTES, Body, Operation, Parameter
+from .operations import BYTES, Body, Operation, RouteParameter
 from .upload_access import ANSWERS, FILE_ID, FILE_NAME, ONE, TOKEN, UploadAccess
 from .upload_parts import UploadParts
 from .urls import base_url
@@ -51,7 +51,7 @@ class Uploads:
         self._parts = UploadParts(settings, store, self._access, self._gate)
 
     def operations(self) -> list[Operation]:
-        def post(name: str, path: str, summary: str, body: Body | None, *parameters: Parameter) -> Operation:
+        def post(name: str, path: str, summary: str, body: Body | None, *parameters: RouteParameter) -> Operation:
             handler = getattr(self, name)
             needs_key = path.startswith(REST)  # the others need a token
             return Operation(

@@ -31,7 +31,8 @@ from a2v.ltx.prompt.gemma import Gemma
 from a2v.ltx.request import PARAMETERS, SIZES, parse
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import Checkpoint
-from a2v.tests.tiny import TinyFiles, write_tiny
+from a2v.tests.ltx.goldens import relative
+from a2v.tests.tiny import TinyFiles
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.io import wavfile
@@ -310,11 +311,6 @@ class Run:
         return found
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 def write_checker(folder: Path, bias: float) -> Path:
     """A classifier that finds every frame unsafe (bias above 0) or none."""
     labels = {"id2label": {0: "normal", 1: "nsfw"}, "label2id": {"normal": 0, "nsfw": 1}}
@@ -445,7 +441,7 @@ def distance(a: Run, b: Run, pattern: str) -> dict[str, float]:
     """Relative L2 of each tensor of these names."""
     others = b.tensors(pattern)
     assert a.tensors(pattern).keys() == others.keys()
-    return {k: float((v - others[k]).norm() / others[k].norm()) for k, v in a.tensors(pattern).items()}
+    return {k: relative(v, others[k]) for k, v in a.tensors(pattern).items()}
 
 
 # The table.

@@ -13,6 +13,7 @@ import torch
 from a2v.ltx.diffusion.encode import encode_image
 from a2v.ltx.errors import InputError
 from a2v.ltx.media import images
+from a2v.tests.ltx.goldens import relative
 from PIL import Image, ImageCms
 from safetensors import safe_open
 
@@ -278,7 +279,3 @@ def test_golden_pixels_and_latents(oracle, name):
             with torch.inference_mode():
                 assert relative(encode_image(vae, ours), latent) < 1e-5
                 assert relative(encode_image(vae, pixels), latent) < 5e-6
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()

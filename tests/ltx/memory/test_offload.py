@@ -30,11 +30,6 @@ FPS, FRAMES = Fraction(24), 9
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture(autouse=True)
 def inference() -> Iterator[None]:
     with torch.inference_mode():
@@ -69,8 +64,8 @@ def away(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("room", [0.0, 1e12], ids=["one by one", "batched"])
-def test_the_transformer_gives_the_same(files: TinyFiles, room: float) -> None:
-    checkpoint = load_checkpoint(files.checkpoint)
+def test_the_transformer_gives_the_same(tiny: TinyFiles, room: float) -> None:
+    checkpoint = load_checkpoint(tiny.checkpoint)
     expected = two_steps(checkpoint.transformer(torch.float32), "cpu", room)
     model = checkpoint.transformer(torch.float32)
     before = {name: tensor.data_ptr() for name, tensor in model.named_parameters()}
@@ -89,9 +84,9 @@ def test_the_transformer_gives_the_same(files: TinyFiles, room: float) -> None:
             two_steps(model, DEVICE, room)
 
 
-def test_loras_are_merged_between_two_passes(files: TinyFiles) -> None:
-    checkpoint = load_checkpoint(files.checkpoint)
-    loaded = lora.load_lora(files.distilled_lora)
+def test_loras_are_merged_between_two_passes(tiny: TinyFiles) -> None:
+    checkpoint = load_checkpoint(tiny.checkpoint)
+    loaded = lora.load_lora(tiny.distilled_lora)
     blocks = {name: pair for name, pair in loaded.targets.items() if name.startswith("transformer_blocks")}
     assert blocks  # the rest is on the device, and the simulation cannot write there
     pairs = [[(replace(loaded, targets=blocks), strength)] for strength in (0.2, 0.5)]
@@ -116,8 +111,8 @@ def test_loras_are_merged_between_two_passes(files: TinyFiles) -> None:
         offload.release()
 
 
-def test_quantised_layers_stay_as_they_are_stored(files: TinyFiles) -> None:
-    checkpoint = load_checkpoint(files.checkpoint)
+def test_quantised_layers_stay_as_they_are_stored(tiny: TinyFiles) -> None:
+    checkpoint = load_checkpoint(tiny.checkpoint)
     expected = two_steps(checkpoint.transformer(torch.float32, fp8=True), "cpu")
     model = checkpoint.transformer(torch.float32, fp8=True)
     assert any(parameter.dtype == torch.uint8 for parameter in model.parameters())
@@ -125,8 +120,8 @@ def test_quantised_layers_stay_as_they_are_stored(files: TinyFiles) -> None:
         assert torch.equal(two_steps(model, DEVICE), expected)
 
 
-def test_gemma_gives_the_same_and_shares_what_it_shared(files: TinyFiles) -> None:
-    gemma = load_gemma(files.gemma, torch.float32)
+def test_gemma_gives_the_same_and_shares_what_it_shared(tiny: TinyFiles) -> None:
+    gemma = load_gemma(tiny.gemma, torch.float32)
     expected, _ = hidden_states(gemma, "a person speaks")
     tied = gemma.model.lm_head.weight is gemma.model.model.language_model.embed_tokens.weight
     with simulated(), offload_gemma(gemma.model, DEVICE) as offload:
@@ -137,7 +132,7 @@ def test_gemma_gives_the_same_and_shares_what_it_shared(files: TinyFiles) -> Non
         assert offload.fetched == len(gemma.model.model.language_model.layers) + 1
 
 
-def test_a_block_called_out_of_turn_is_fetched(files: TinyFiles) -> None:
+def test_a_block_called_out_of_turn_is_fetched(tiny: TinyFiles) -> None:
     torch.manual_seed(0)
     layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
     whole, x = nn.ModuleList(layers), noise(2, 4)
@@ -150,7 +145,7 @@ def test_a_block_called_out_of_turn_is_fetched(files: TinyFiles) -> None:
 @CUDA
 @pytest.mark.parametrize("pinned", [False, True])
 def test_on_cuda_the_numbers_are_the_same_and_two_blocks_are_there(
-    files: TinyFiles, pinned: bool, tmp_path: Path
+    tiny: TinyFiles, pinned: bool, tmp_path: Path
 ) -> None:
     wide = write_tiny(tmp_path, layers=12, heads=16, head_dim=64, seed=1)
     checkpoint = load_checkpoint(wide.checkpoint)

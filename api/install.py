@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from . import cluster
 from .applications import APPLICATIONS
 from .database import schema
 from .database.store import Store
@@ -23,8 +24,11 @@ from .settings import Settings, read_settings
 from .webhooks.deliveries import Webhooks
 
 
-def install(server: Any) -> RequestQueue:
-    """Registers everything on a PromptServer's app. Work begins when that app starts."""
+def install(server: Any) -> None:
+    """Registers everything on a PromptServer's app. Call it before the server starts; work begins when that app starts.
+
+    Errors: InputError for a wrong setting, or a database or folder that cannot be used. The pack's root logs them.
+    """
     import folder_paths
 
     settings = read_settings(folder_paths)
@@ -37,7 +41,7 @@ def install(server: Any) -> RequestQueue:
     install_cors(server.app, settings)
     server.app.on_startup.append(lambda _: queue.start())
     server.app.on_cleanup.append(lambda _: queue.close())
-    return queue
+    cluster.install(server, queue)
 
 
 def routes(queue: RequestQueue, settings: Settings, database: Store, webhooks: Webhooks) -> list[web.RouteDef]:

@@ -20,8 +20,8 @@ class Application:
     that are files, and the kind of each.
 
     find_models: takes ComfyUI's listings of files and of folders and returns the names of the models that the graph
-    loads; raises ModelMissing. compose: takes the engine's request, these names, field → name in the input folder, the
-    prefix of the output file, and ComfyUI's folder for it; returns the graph; raises InputError.
+    loads; raises ModelMissing. compose: takes the engine's request, these names, field → name in the input folder, and
+    the prefix of the output file; returns the graph; raises InputError.
     """
 
     id: str

@@ -22,7 +22,7 @@ Input = input_model(
 )
 
 
-def _compose(request: Request, models: ModelNames, files: Mapping[str, str], prefix: str, folder: str) -> Prompt:
+def _compose(request: Request, models: ModelNames, files: Mapping[str, str], prefix: str) -> Prompt:
     return compose(
         request,
         models,
@@ -30,7 +30,6 @@ def _compose(request: Request, models: ModelNames, files: Mapping[str, str], pre
         image=files.get("image_url"),
         end_image=files.get("end_image_url"),
         prefix=prefix,
-        folder=folder,
     )
 
 

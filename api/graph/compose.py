@@ -48,12 +48,8 @@ def compose(
     image: str | None = None,
     end_image: str | None = None,
     prefix: str,
-    folder: str = "output",
 ) -> Prompt:
-    """The graph of a request. audio, image, end_image: names in the input folder; prefix: of the output file.
-
-    folder: ComfyUI's folder for that file: output, or temp for a file that does not stay.
-    """
+    """The graph of a request. audio, image, end_image: names in the input folder; prefix: of the output file."""
     graph = Graph(read(TWO_IMAGES if end_image else ONE_IMAGE if image else PLAIN))
     _load(graph, request, models, audio)
     _place_images(graph, request, image, end_image)
@@ -66,7 +62,7 @@ def compose(
         _regenerate(graph, request)
     if not request.use_multiscale:
         _make_one_stage(graph)
-    _write(graph, request, prefix, folder)
+    _write(graph, request, prefix)
     return graph.prompt
 
 
@@ -184,14 +180,13 @@ _REPORTING = (
 )
 
 
-def _write(graph: Graph, request: Request, prefix: str, folder: str) -> None:
+def _write(graph: Graph, request: Request, prefix: str) -> None:
     graph.inputs(SAVE).update(
         filename_prefix=str(PurePosixPath(prefix)),
         format=request.video_output_type,
         quality=request.video_quality,
         write_mode=request.video_write_mode,
         checker=CHECK if request.enable_safety_checker else NO_CHECK,
-        folder=folder,
     )
     graph.add("PreviewAny", FINAL_PROMPT, source=[graph.find(EXPAND), 0])
     said = [[key, slot] for kind, slot in _REPORTING for key in graph.all(kind)]

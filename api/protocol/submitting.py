@@ -126,7 +126,7 @@ class Submitting:
             "start_timeout": _timeout(request),
         }
         try:
-            with self._gate():
+            with self._gate(request):
                 async with read_submission(request, application.files, self.settings) as body:
                     submission = Submission(body.value, body.digest, files=body.files, **said)
                     return await self.queue.submit(application, submission)

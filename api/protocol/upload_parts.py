@@ -85,7 +85,7 @@ class UploadParts:
             return problem(422, f"Parts are numbered from 1 to {MAX_PARTS}.")
         if upload.digest:
             return problem(410, COMPLETE)
-        with self._gate():
+        with self._gate(request):
             parts = await self._known(upload.id)
             part, whole = parts.begin(number), False
             try:
@@ -126,7 +126,8 @@ class UploadParts:
 
     async def complete(self, request: web.Request) -> web.Response:
         upload = await self._access.upload_of(request)
-        body = await read_small_json(request, LONGEST_LIST)
+        with self._gate(request):
+            body = await read_small_json(request, LONGEST_LIST)
         try:
             asked = {int(part["partNumber"]): str(part["etag"]).strip('"') for part in body["parts"]}
         except (KeyError, TypeError, ValueError, OverflowError):

@@ -139,7 +139,7 @@ class Uploads:
         """Receives the body as the whole file. The same bytes may come twice, as in a retry; others may not."""
         if (request.content_length or 0) > self.settings.max_upload:
             raise self._access.too_large()
-        with self._gate():
+        with self._gate(request):
             async with Incoming(self.folder, self.settings.max_upload) as file:
                 try:
                     async for piece in pieces_of(request):

@@ -65,13 +65,8 @@ class Preparation:
         return "not-installed" if self._host.safety_missing() else "checked"
 
     def compose(
-        self,
-        application: Application,
-        checked: CheckedRequest,
-        files: Mapping[str, str],
-        prefix: str,
-        folder: str = "output",
+        self, application: Application, checked: CheckedRequest, files: Mapping[str, str], prefix: str
     ) -> Prompt:
         """The request's graph. files: field → name in the input folder. Errors: InputError."""
         models = self._host.models(application.find_models)
-        return application.compose(checked.request, models, files, prefix, folder)
+        return application.compose(checked.request, models, files, prefix)

@@ -32,6 +32,7 @@ class Cleaner:
         self._store, self._settings = database, settings
         self._ticker = Ticker("cleaning up", self.clean, CLEAN_SECONDS)
         self._swept = -SWEEP_SECONDS
+        self._is_log_full = False  # whether SQLite's shared log still has deleted words
 
     def start(self) -> None:
         self._ticker.start()
@@ -41,14 +42,12 @@ class Cleaner:
 
     async def clean(self) -> None:
         now, settings = time.time(), self._settings
-        if (
-            settings.forget_seconds
-        ):  # before files are deleted, so that clients can read for a while that a result is gone
+        # first, so that clients can read for a while that a result is gone
+        if settings.forget_seconds:
             while await self._store.run(_forget, now - settings.forget_seconds):
                 await asyncio.sleep(0)
-        words = 0
-        while count := await self._store.run(_drop_inline, now, settings):
-            words += count
+        while await self._store.run(_drop_inline, now, settings):
+            self._is_log_full = True
             await asyncio.sleep(0)
         if settings.expire_seconds:
             after: rows.Ended | None = rows.FIRST_ENDED
@@ -57,8 +56,8 @@ class Cleaner:
         while await self._store.run(owners.give_up_reserved, now, STEP, settings):
             await asyncio.sleep(0)
         await uploads.purge(settings, self._store)
-        if words:
-            await in_thread(self._store.empty_log)
+        if self._is_log_full and await in_thread(self._store.empty_log):
+            self._is_log_full = False
         if time.monotonic() > self._swept + SWEEP_SECONDS:
             self._swept = time.monotonic()
             await self._sweep(now - SWEEP_SECONDS)

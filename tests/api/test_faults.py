@@ -279,6 +279,21 @@ def test_a_tick_that_raises_is_logged_once_and_the_next_one_comes(
     assert caplog.text.count("the queue failed; it is tried again: KeyError") == 1
 
 
+def test_a_note_about_a_deleted_request_costs_no_other_note(
+    settings: Settings, database: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def visit(place: Place) -> None:
+        request_id = await place.submit()
+        assert (await place.end_of(request_id)).error is None
+        for name, line in ((request_id, "one"), ("deleted", "two"), (request_id, "three")):
+            place.queue.journal.log(name, line)
+        assert [line for line in await place.log_of(request_id) if line in ("one", "two", "three")] == ["one", "three"]
+
+    at(settings, database, visit)
+    assert caplog.text.count("a note about request deleted could not be written: StoreConflict") == 1
+    assert "INSERT" not in caplog.text
+
+
 def test_files_that_the_disk_does_not_take_are_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

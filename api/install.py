@@ -72,7 +72,7 @@ def _description(described: Any, settings: Settings) -> Operation:
         method="GET",
         path="/openapi.json",
         handler=describe,
-        summary="This document.",
+        summary="Returns this document.",
         answers={200: Answer("An OpenAPI document.")},
         needs_key=False,
     )
@@ -100,4 +100,4 @@ def anything_else(settings: Settings) -> web.RouteDef:
 
 
 def no_such_path(request: web.Request) -> web.Response:
-    return problem(404, f"{request.method} {request.path[:200]!r} is nothing of this API; see openapi.json.")
+    return problem(404, f"{request.method} {request.path[:200]!r} is no route of this API; openapi.json lists them.")

@@ -53,7 +53,7 @@ Say = Callable[[dict[str, Any]], None]
 
 
 class Undone(Exception):
-    """Why an order has no outcome although its request is right."""
+    """The reason why an order has no outcome although its request is right."""
 
 
 class Worker:
@@ -125,7 +125,12 @@ class Worker:
         except Undone as error:
             say({"kind": "lost", "why": str(error)})
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
-            say({"kind": "lost", "why": f"media or result could not be handed over ({type(error).__name__}: {error})"})
+            say(
+                {
+                    "kind": "lost",
+                    "why": f"media or result could not be transferred ({type(error).__name__}: {error})",
+                }
+            )
         except Exception as error:  # a bug must end this order and not the head's request
             logging.exception("LTX A2V: an order of the cluster failed")
             say({"kind": "lost", "why": f"{type(error).__name__}: {error}"})

@@ -56,9 +56,7 @@ class StoredRequest(Base):
     id: Mapped[str] = mapped_column(unique=True)
     app: Mapped[str]
     arguments: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # as they were sent, with the seed
-    media: Mapped[dict[str, Any]] = mapped_column(
-        default=dict
-    )  # field → name in the input folder, for files that are there
+    media: Mapped[dict[str, Any]] = mapped_column(default=dict)  # field → name in the input folder, once it is there
     ready: Mapped[bool] = mapped_column(default=True)  # whether all of its media are there
     origin: Mapped[str | None] = mapped_column(Text)  # host and port of media that must be fetched
     status: Mapped[str] = mapped_column(default=QUEUED)
@@ -74,9 +72,7 @@ class StoredRequest(Base):
     start_timeout: Mapped[float | None]  # seconds that it may wait for its start
     boot: Mapped[str] = mapped_column(default="", server_default="")  # the boot of `start_before`
     start_before: Mapped[float | None]  # by the clock that only goes forward
-    cancel: Mapped[bool] = mapped_column(
-        default=False
-    )  # whether its client has cancelled it; the server that runs it stops it
+    cancel: Mapped[bool] = mapped_column(default=False)  # by its client; the server that runs it stops it
     attempts: Mapped[int] = mapped_column(default=0)
     lease_server: Mapped[str | None]
     lease_boot: Mapped[str | None]

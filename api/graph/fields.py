@@ -1,4 +1,4 @@
-"""Words a node's mistake in terms of the request that the graph was made from."""
+"""Turns a node's message into one about the request that the graph was made from."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def credentials(request: web.Request, scheme: str) -> str | None:
 
 
 def refusal(request: web.Request, settings: Settings) -> web.Response | None:
-    """The reason to refuse a request that has at most the key; None if it is answered."""
+    """The answer that refuses a request without the key, or without a key on the server from elsewhere; else None."""
     if settings.key is not None:
         if same(credentials(request, "Key") or "", settings.key):
             return None
@@ -51,9 +51,12 @@ def refusal(request: web.Request, settings: Settings) -> web.Response | None:
     if is_forwarded(request):
         return problem(401, "A proxy passed this on, and LTX_A2V_API_KEY is not set; set a key on the server.")
     if not _is_local_name(request.host):
-        return problem(401, "Without LTX_A2V_API_KEY this API is called localhost; use that name, or set a key.")
+        return problem(
+            401,
+            "Without LTX_A2V_API_KEY this API answers to the name localhost only; use that, or set a key.",
+        )
     if not _is_own_origin(request):
-        return problem(403, "Pages of other origins are not answered; LTX_A2V_ORIGINS can name them.")
+        return problem(403, "Pages of other origins have no access; add the page's origin to LTX_A2V_ORIGINS.")
     return None
 
 

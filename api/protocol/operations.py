@@ -28,10 +28,10 @@ class Answer:
 
 
 UNAVAILABLE = {
-    503: Answer("The server can do nothing for it at the moment.", PlainProblem),
+    503: Answer("The server cannot do this at the moment.", PlainProblem),
     507: Answer("The server's disk is full.", PlainProblem),
 }
-"""Marks routes that write."""
+"""Answers of every route that writes."""
 
 
 @dataclass(frozen=True)

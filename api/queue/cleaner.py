@@ -21,7 +21,7 @@ from ..webhooks import deliveries
 from .ticking import Ticker
 
 CLEAN_SECONDS = 60.0
-SWEEP_SECONDS = 3600.0  # between sweeps, and the least age of the files that they delete
+SWEEP_SECONDS = 3600.0  # between sweeps; younger files are not deleted
 STEP = 100  # rows of a transaction, which keeps other writers waiting for some milliseconds
 
 
@@ -63,7 +63,7 @@ class Cleaner:
             await self._sweep(now - SWEEP_SECONDS)
 
     async def _sweep(self, before: float) -> None:
-        """Deletes half files of killed servers, and uploads that no row tells of, which older versions left.
+        """Deletes unfinished files of killed servers, and uploaded files without a row, which older versions left.
 
         In the input folder it deletes only files that rows name: servers with other databases may share that folder.
         """

@@ -1,4 +1,4 @@
-"""Writes down what happens to requests, soon and in order, and tells those who watch them."""
+"""Writes the events of requests into the store, in order, and tells those who watch the requests."""
 
 from __future__ import annotations
 

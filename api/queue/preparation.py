@@ -35,7 +35,8 @@ class Preparation:
     def check(self, application: Application, checked: CheckedRequest) -> None:
         """Checks that the request can run here. Errors: Invalid; ModelMissing."""
         try:
-            self.compose(application, checked, checked.files, SUBFOLDER)  # nobody looks at the names of the files
+            # the graph is not used, so the names of the files need not exist
+            self.compose(application, checked, checked.files, SUBFOLDER)
         except ModelMissing:
             raise
         except InputError as error:

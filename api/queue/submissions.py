@@ -86,7 +86,7 @@ class Submissions:
                 there[name] = await self._keep(arrived, name, application, request_id)
                 arguments[name] = f"{value[: value.find(',') + 1][:LONGEST_KEPT]}…"
             else:
-                with suppress(InputError):  # the fetch reports it
+                with suppress(InputError):  # the fetch will report it
                     origins.append(await self._inbox.origin_of(value, name))
         now, timeout = clock.now(), submission.start_timeout
         return StoredRequest(

@@ -17,6 +17,7 @@ from a2v.tests.api.edges import data_uri, wav
 from a2v.tests.host import attacks
 from a2v.tests.host.api import LONG, ROOT, SPEECH, outside, write_published
 from a2v.tests.host.attacks import ATTACKS, Figures, Place, Server, locked, wait
+from a2v.tests.host.comfy import Comfy
 
 
 def no_more_than(figures: Figures, **limits: float) -> bool:
@@ -49,6 +50,13 @@ HOLDS: dict[str, Any] = {
 
 def test_each_attack_has_its_figures() -> None:
     assert HOLDS.keys() == ATTACKS.keys()
+
+
+@pytest.mark.parametrize("name", ["without_a_key", "one_of_two_leaves", "small_pictures"])
+def test_an_attack_in_seconds(name: str, server: Comfy, api_base: Path) -> None:
+    """Of the others tests/api has the small form: each is held there by what is done, and here by what it costs."""
+    figures = ATTACKS[name](Place(api_base, ROOT, server))
+    assert HOLDS[name](figures), figures
 
 
 @pytest.mark.soak

@@ -120,7 +120,7 @@ async def fetch(text: str, field: str, settings: Settings) -> AsyncIterator[aioh
             try:
                 url = url.join(encoded_url(location))
             except ValueError as error:
-                raise InputError(f"{field}: {url.raw_host} redirects to an invalid URL; check the URL.") from error
+                raise InputError(f"{field}: {url.raw_host} redirects to no valid URL; check the URL.") from error
             url = parse(url, field)
     raise InputError(f"{field}: more than {MAX_REDIRECTS} redirects; give the URL of the file itself.")
 

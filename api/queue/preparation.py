@@ -70,4 +70,4 @@ class Preparation:
     ) -> Prompt:
         """The request's graph. files: field → name in the input folder. Errors: InputError."""
         models = self._host.models(application.find_models)
-        return application.compose(checked.request, models, files, prefix)
+        return application.compose(checked, models, files, prefix)

@@ -27,6 +27,7 @@ from ..graph.compose import SAVE
 from ..graph.graph import Prompt
 from ..host import Host, Outcome, Rejected
 from ..protocol.access import guard
+from ..protocol.answers import answering
 from ..protocol.bodies import read_small_json
 from ..settings import SUBFOLDER, Settings
 from ..waiting import wait_for
@@ -65,8 +66,8 @@ class Worker:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.get(PATH, guard(self.look, self._settings), allow_head=False),
-            web.post(f"{PATH}/run", guard(self.run, self._settings)),
+            web.get(PATH, answering(guard(self.look, self._settings)), allow_head=False),
+            web.post(f"{PATH}/run", answering(guard(self.run, self._settings))),
         ]
 
     async def look(self, request: web.Request) -> web.Response:

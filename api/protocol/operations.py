@@ -85,9 +85,7 @@ def routes(operations: Iterable[Operation], settings: Settings) -> list[web.Rout
     """The routes of all operations, for the server's app."""
     found = []
     for operation in operations:
-        handler = answering(operation.handler)
-        if operation.needs_key:
-            handler = guard(handler, settings)
+        handler = answering(guard(operation.handler, settings) if operation.needs_key else operation.handler)
         options = {"allow_head": operation.head} if operation.method == "GET" else {}
         for path in (operation.path, *operation.also):
             found.append(web.RouteDef(operation.method, settings.prefix + path, handler, options))

@@ -47,7 +47,7 @@ class UploadAccess:
         token = credentials(request, "Bearer")
         if token is None:
             if refused := refusal(request, self._settings):
-                raise _refused(refused.status)
+                raise refused
             return
         bearer = await self._store.read(lambda session: session.get(UploadToken, token_hash(token)))
         if bearer is None or time.time() >= bearer.until:
@@ -77,7 +77,5 @@ class UploadAccess:
         return Refusal(413, f"The file is larger than {cap} MiB; the server's LTX_A2V_MAX_UPLOAD_MB sets that.")
 
 
-def _refused(status: int = 401) -> Refusal:
-    return Refusal(
-        status, "This upload needs its own token, which is valid for an hour; announce it again for a new one."
-    )
+def _refused() -> Refusal:
+    return Refusal(401, "This upload needs its own token, which is valid for an hour; announce it again for a new one.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...ltx.request import DISTILLED_INERT, PARAMETERS
 from ..graph.compose import compose
 from ..graph.graph import Prompt
 from ..graph.model_files import ModelNames, find_distilled, find_lora, find_models
@@ -24,9 +23,13 @@ FIELDS = {
 }
 DISTILLED_RECIPE = {"acceleration": "full", "use_restart_sampling": False}
 """The parameters that sample as the distilled model was trained: eight steps, one pass a step."""
-OF_DISTILLED = PARAMETERS.keys() - {*DISTILLED_INERT, "use_restart_sampling", "gradient_estimation_gamma"} | {
-    "negative_prompt"  # the endpoint's page has it, although it does nothing there
-}
+OF_DISTILLED = (
+    *("prompt", "negative_prompt", "match_audio_length", "num_frames", "video_size", "use_multiscale", "fps", "seed"),
+    *("acceleration", "camera_lora", "camera_lora_scale", "image_strength", "end_image_strength", "audio_strength"),
+    *("preprocess_audio", "enable_prompt_expansion", "enable_safety_checker"),
+    *("video_output_type", "video_quality", "video_write_mode"),
+)
+"""The inputs that the endpoint has with the distilled model. `negative_prompt` and `acceleration` do nothing there."""
 
 
 def _compose(checked: CheckedRequest, models: ModelNames, files: Mapping[str, str], prefix: str) -> Prompt:

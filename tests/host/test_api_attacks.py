@@ -16,7 +16,8 @@ import requests
 from a2v.tests.api.edges import data_uri, wav
 from a2v.tests.host import attacks
 from a2v.tests.host.api import LONG, ROOT, SPEECH, outside, write_published
-from a2v.tests.host.attacks import ATTACKS, Figures, Place, Server, locked, wait
+from a2v.tests.host.attack_place import Place, Server, locked, wait
+from a2v.tests.host.attacks import ATTACKS, Figures
 from a2v.tests.host.comfy import Comfy
 
 

@@ -335,6 +335,29 @@ def test_a_result_that_is_sent_but_once_is_over_some_time_after_it_was_read_or_e
         assert [found.id for found in rows.inline(session, 1000.0, 1099.0, 9)] == ["unread"]
 
 
+def test_old_requests_are_found_by_an_index_and_not_by_a_walk_through_all(database: Store) -> None:
+    plans: list[str] = []
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+        if not statement.startswith(("EXPLAIN", "BEGIN")):
+            rows_of_plan = connection.connection.driver_connection.execute(
+                f"EXPLAIN QUERY PLAN {statement}", parameters
+            )
+            plans.append(", ".join(row[3] for row in rows_of_plan))
+
+    for engine in database.engines:
+        event.listen(engine, "before_cursor_execute", explain)
+    with database.session() as session:
+        rows.with_files(session, 1.0, rows.FIRST_ENDED, 9)
+        rows.inline(session, 1.0, 1.0, 9)
+        rows.forget(session, 1.0, 9)
+    with_files, inline, forget = plans
+    assert with_files.startswith("SEARCH requests USING INDEX requests_with_files (ended>? AND ended<?)")
+    assert "USING INDEX requests_sent_once" in inline
+    assert "INDEX requests_without_files (ended<?)" in forget
+    assert not any("B-TREE" in plan for plan in plans), "none is sorted"
+
+
 def test_of_a_request_whose_words_are_forgotten_none_is_in_the_files(database: Store) -> None:
     secret = "these very words"
     values = {"arguments": {"prompt": secret}, "workflow": {"1": secret}, "result": {"prompt": secret}}

@@ -70,7 +70,8 @@ def test_an_attack_costs_little(name: str) -> None:
     assert HOLDS[name](figures), figures
 
 
-KILLS, REQUESTS = 50, 200
+KILLS, SENT, ACCEPTED = 50, 6, 200
+"""Some of the requests that are sent before a kill are not accepted any more."""
 
 
 class Accepted:
@@ -126,7 +127,7 @@ def test_fifty_kills_and_two_hundred_requests(tmp_path: Path, receiver: Any) -> 
         for _ in range(KILLS):
             with place.server(**settings) as server:
                 accepted.look()
-                sent = [pool.submit(accepted.submit, server, draw) for _ in range(REQUESTS // KILLS)]
+                sent = [pool.submit(accepted.submit, server, draw) for _ in range(SENT)]
                 if draw.random() < 0.3:
                     with locked(place):
                         time.sleep(draw.uniform(0, 3))
@@ -136,7 +137,7 @@ def test_fifty_kills_and_two_hundred_requests(tmp_path: Path, receiver: Any) -> 
                     with suppress(requests.RequestException):
                         future.result()
     known = [row[0] for row in place.rows("SELECT id FROM requests")]  # of some the answer was lost
-    assert set(accepted.ids) <= set(known) and len(known) >= REQUESTS * 0.5
+    assert set(accepted.ids) <= set(known) and len(known) >= ACCEPTED
     with place.server(**settings) as server:
         running = server.submit(**LONG).json()
         requests.put(running["cancel_url"], timeout=60).raise_for_status()

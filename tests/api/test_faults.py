@@ -154,8 +154,16 @@ def check(place: Place) -> None:
         assert all((need.until is None) == (need.request_id == request.id) for need in needs)
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter waits between tries, which change nothing else."""
+    for name in ("database.store.LONGEST_WAIT", "queue.finishing.LONGEST_WAIT", "queue.journal.RETRY_SECONDS"):
+        monkeypatch.setattr(f"a2v.api.{name}", 0.1)
+    monkeypatch.setattr(fetcher, "RETRY_SECONDS", 0.1)
+
+
 @pytest.mark.parametrize("name", LIVES)
-def test_a_disk_that_is_full_for_a_moment_costs_nothing(tmp_path: Path, name: str) -> None:
+def test_a_disk_that_is_full_for_a_moment_costs_nothing(tmp_path: Path, name: str, hasty: None) -> None:
     """At every fourth write; at each one, and locked, in the soak tests."""
     count = live(tmp_path / "without", name, 0, 0, FULL)
     assert count >= 6
@@ -167,7 +175,7 @@ def test_a_disk_that_is_full_for_a_moment_costs_nothing(tmp_path: Path, name: st
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", LIVES)
 @pytest.mark.parametrize("message", [FULL, LOCKED, IO])
-def test_nor_does_any_other_fault_at_any_write(tmp_path: Path, name: str, message: str) -> None:
+def test_nor_does_any_other_fault_at_any_write(tmp_path: Path, name: str, message: str, hasty: None) -> None:
     count = live(tmp_path / "without", name, 0, 0, message)
     for first in range(1, count + 3):
         for times in (1, 5, 25):

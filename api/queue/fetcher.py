@@ -94,7 +94,7 @@ class Fetcher:
         except (LeaseLost, asyncio.CancelledError):  # another server has it, or this one ends
             pass
         except Exception as error:  # the request goes back into the queue
-            log_unexpected(f"the files of request {request.id} could not be written down", error)
+            log_unexpected(f"the names of the files of request {request.id} could not be written", error)
         finally:
             self._leases.drop(request.id)
             del self._fetching[request.id]

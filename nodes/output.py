@@ -24,12 +24,13 @@ from ..ltx.media.rates import frame_rate
 from ..ltx.media.safety import Watch
 from ..ltx.media.video import write_video
 from . import files, memory, safety
-from .audio import to_track
 from .destination import destination
-from .latents import samples_of
 from .progress import Progress
 from .progress import report as announce
 from .safety import chunks as _chunks
+from .taking.latent import samples_of
+from .taking.picture import to_frames
+from .taking.sound import to_track
 from .types import CATEGORY, VideoVaeIO
 from .widgets import widget
 
@@ -282,7 +283,7 @@ class SaveVideo(io.ComfyNode):
         report: str = "",
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
-        frames, height, width = images.shape[:3]
+        frames, height, width = to_frames(images).shape[:3]
         target = _Target(filename_prefix, frames, height, width, fps, audio, format, quality, write_mode)
         return target.write(cls, _chunks(images), lambda: report, lambda done: progress(done, frames))
 

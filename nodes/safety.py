@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ..ltx.diffusion.decode import to_uint8
 from ..ltx.errors import FlaggedError, InputError
+from ..ltx.media.images import flat
 from ..ltx.media.safety import REQUIRED, SAMPLES, THRESHOLD, Checker, Watch, blank, load_checker
 from . import files
 from .progress import Progress, report
+from .taking.picture import to_frames
 from .types import CATEGORY
 
 KIND = "safety_checker"
@@ -114,9 +116,10 @@ def open_checker(name: str) -> Choice:
 
 
 def chunks(images: Tensor) -> Iterator[Tensor]:
-    """Yields the frames of a native IMAGE for a file, some at a time: uint8 [n, H, W, 3] on the CPU."""
+    """Yields the frames of a native IMAGE for a file, some at a time: uint8 [n, H, W, 3] on the CPU. Transparent parts
+    are black. Raises InputError if a value is NaN or infinite."""
     for start in range(0, len(images), CHUNK):
-        yield to_uint8(images[start : start + CHUNK, ..., :3].float().clamp(0, 1)).cpu()
+        yield to_uint8(flat(images[start : start + CHUNK])).cpu()
 
 
 class Flagged(Exception):
@@ -198,6 +201,7 @@ class SafetyChecker(io.ComfyNode):
         if frames_looked_at < 2:
             raise InputError(f"frames_looked_at: {frames_looked_at} is too few; give at least 2.")
         progress = Progress(cls.hidden.unique_id)
+        images = to_frames(images)
         watch = Watch(opened.checker, len(images), count=frames_looked_at, threshold=threshold)
         done = 0
         for chunk in watch(chunks(images)):

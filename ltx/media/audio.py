@@ -25,6 +25,7 @@ from ..latents import TIME_SCALE
 MAX_SECONDS = 600  # the longest video, 481 frames at 1 fps, needs less
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; a lower rate carries no usable sound, and nobody records at a higher one
 MAX_VALUES = 2**28  # samples times channels of one file: 1 GiB, ten minutes at 48 kHz in nine channels
+MAX_CHANNELS = 64  # FFmpeg's own limit
 MAX_SAMPLE = 1e6  # full scale is 1; a float file with a larger sample is damaged, and its square would overflow
 
 # Tags may be in any encoding. PyAV before version 19 needs an option for that; newer versions do not.
@@ -45,7 +46,8 @@ class Track:
     """Sound as it was recorded. waveform: float32 [channels, samples], full scale ±1; rate: Hz.
 
     speakers: FFmpeg's names of the channels ("FL", "FR", "FC", …). If it is empty, the usual order for that number of
-    channels is assumed. Raises InputError if the shape or the rate cannot be used.
+    channels is assumed. Raises InputError if the shape or the rate cannot be used, or there is not one speaker for each
+    channel.
     """
 
     waveform: Tensor
@@ -57,6 +59,10 @@ class Track:
             raise InputError(f"audio: its shape is {tuple(self.waveform.shape)}; [channels, samples] is needed.")
         if not MIN_RATE <= self.rate <= MAX_RATE:
             raise InputError(f"audio: {self.rate} Hz is not a usable sample rate; resample it to 48000 Hz.")
+        if self.speakers and len(self.speakers) != len(self.waveform):
+            raise InputError(
+                f"audio: {len(self.waveform)} channels have {len(self.speakers)} speakers; name one for each or none."
+            )
 
     @property
     def seconds(self) -> Fraction:

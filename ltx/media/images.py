@@ -95,17 +95,30 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def from_float(image: Tensor) -> Tensor:
-    """ComfyUI's image, float [H, W, 3 or 4] in 0..1 → uint8 [H, W, 3]. Transparent parts become black, as in
-    load_image.
+    """ComfyUI's image, float [H, W, 1 to 4] in 0..1 or bytes → uint8 [H, W, 3]. One or two channels are grey; the
+    second or fourth is the opacity. Transparent parts become black, as in load_image.
 
     Raises InputError if the shape is another one or a value is NaN or infinite.
     """
-    if image.ndim != 3 or image.shape[2] not in (3, 4) or not image.numel():
+    if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4) or not image.numel():
         raise InputError(f"image: its shape is {tuple(image.shape)}; [height, width, 3] is needed.")
-    if not torch.isfinite(image).all():
+    return flat(image).mul(255).round().to("cpu", torch.uint8)
+
+
+def flat(images: Tensor) -> Tensor:
+    """ComfyUI's images [..., H, W, 1 to 4] → float32 [..., H, W, 3] in 0..1, without their transparency: it is black.
+
+    Raises InputError if they are neither floats nor bytes, or a value is NaN or infinite.
+    """
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise InputError(f"image: its pixels are {images.dtype}; floats from 0 to 1 are needed.")
+    pixels = images.float().div(255) if images.dtype == torch.uint8 else images.float()
+    if not torch.isfinite(pixels).all():
         raise InputError("image: has NaN or infinite values; check the node that it comes from.")
-    image = image.float().clamp(0, 1)
-    return (image[..., :3] * image[..., 3:] if image.shape[2] == 4 else image).mul(255).round().to("cpu", torch.uint8)
+    pixels = pixels.clamp(0, 1)
+    if pixels.shape[-1] in (2, 4):
+        pixels = pixels[..., :-1] * pixels[..., -1:]
+    return pixels.expand(*pixels.shape[:-1], 3)
 
 
 def compress(image: Tensor, crf: int = CRF) -> Tensor:

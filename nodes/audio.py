@@ -12,6 +12,7 @@ from ..ltx.errors import InputError
 from ..ltx.media import audio as engine
 from ..ltx.media import preprocess
 from ..ltx.media.rates import frame_rate
+from ..ltx.media.suffixes import FILM, SOUND
 from ..ltx.plan import choose_frames
 from ..ltx.request import MAX_FRAMES, PARAMETERS
 from . import files, memory
@@ -41,7 +42,7 @@ class LoadAudio(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "audio",
-                    options=files.uploads("audio", "video"),
+                    options=files.uploads("audio", SOUND | FILM),
                     upload=io.UploadType.audio,
                     tooltip="A file in ComfyUI's input folder; upload one with the button. It can have any format that "
                     "FFmpeg opens, and it can be a video.",

@@ -22,7 +22,7 @@ from ..ltx.media.formats import suffix
 from ..ltx.media.probe import VideoFile
 from ..ltx.media.rates import frame_rate
 from ..ltx.media.safety import Watch
-from ..ltx.media.video import write_video
+from ..ltx.media.video import mixing, write_video
 from . import files, memory, safety
 from .destination import destination
 from .progress import Progress
@@ -220,9 +220,12 @@ class _Target:
         rate = frame_rate(self.fps)
         folder, name, subfolder = destination(self.prefix, self.width, self.height, suffix(self.format), self.kind)
         track = None if self.audio is None else soundtrack(to_track(self.audio), self.frames, rate)
+        mixed = mixing(track, self.format)
+        if mixed:
+            announce(node, mixed)
 
         def lines() -> list[str]:
-            return [line for line in notes().splitlines() if line.strip()]
+            return [line for line in (*notes().splitlines(), mixed) if line.strip()]
 
         used = {
             "width": self.width,

@@ -73,6 +73,8 @@ def to_noise(noise: Any, latent: dict[str, Any]) -> NoiseSource:
     if isinstance(noise, NextNoise):
         return noise.noise
     if not callable(getattr(noise, "generate_noise", None)):
+        if isinstance(getattr(noise, "seed", None), int):
+            return Noise(noise.seed)
         raise InputError(f"noise: it is {type(noise).__name__}; connect RandomNoise or another node that gives NOISE.")
     seed, probe = _seed(noise), torch.zeros(PROBE)
     if torch.equal(_generate(noise, {"samples": probe}), comfy.sample.prepare_noise(probe, seed % 2**64)):

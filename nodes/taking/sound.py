@@ -54,7 +54,7 @@ def _samples(waveform: Any) -> Tensor:
         samples = samples[0]
     if samples.ndim == 3 and len(samples) > 1:
         raise InputError(
-            f"audio: it is a batch of {len(samples)} sounds; one, [1, channels, samples], is needed: choose one of them."
+            f"audio: it is a batch of {len(samples)} sounds; one, [1, channels, samples], is needed: choose one."
         )
     if samples.ndim == 3 and len(samples) == 1:
         samples = samples[0]

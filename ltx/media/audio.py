@@ -78,7 +78,8 @@ def load_track(path: str | Path, start: float = 0, duration: float | None = None
 
     In a film the times count from the film's start: where its sound begins later, there is silence before it. Decoding
     always starts at the beginning of the file, because seeking is inexact in several formats. It ends after `duration`,
-    at most MAX_SECONDS. Damaged packets are skipped. Raises InputError, which names the file, if it has no usable sound.
+    at most MAX_SECONDS. Damaged packets are skipped. Raises InputError, which names the file, if it has no usable
+    sound.
     """
     path = Path(path)
     name = path.name or str(path)

@@ -16,7 +16,7 @@ from ..ltx.errors import InputError
 
 PART = 255  # bytes of a file or folder name, on all usual disks
 PATH = 259 if os.name == "nt" else 4095  # characters of a whole path on Windows, else bytes
-NUMBERED = len("_00001_.webm")  # what is added to the last part
+ENDING = "_00001_.webm"  # what is added to the last part, at its longest
 FORBIDDEN = '<>:"|?*'  # besides slashes; Windows and the disks made for it have no such names
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices of Windows
 TIMES = {"month": "tm_mon", "day": "tm_mday", "hour": "tm_hour", "minute": "tm_min", "second": "tm_sec"}
@@ -106,7 +106,7 @@ def check_name(prefix: str) -> None:
                 f"filename_prefix: {shown} has {part!r}, which is a device on Windows; choose another name."
             )
         try:
-            length = len(part.encode()) + (NUMBERED if part is parts[-1] else 0)
+            length = len(part.encode()) + (len(ENDING) if part is parts[-1] else 0)
         except UnicodeEncodeError as error:
             raise InputError(f"filename_prefix: {shown} has half a character; type it again.") from error
         if length > PART:

@@ -98,17 +98,23 @@ class Choice:
     reason: str = ""
 
 
-def open_checker(name: str) -> Choice:
-    """Loads the checker of that name. Raises InputError if it is missing or unusable, or if there is none and the
-    environment requires one."""
+def chosen(name: str) -> Path | None:
+    """The folder of the checker of that name, None if there is none or it is off. Raises InputError if it is missing,
+    or if there is none and the environment requires one."""
     check_choice(name)
     known = installed()
     path = next(iter(known.values()), None) if name == FIRST else known.get(name)
-    if path is not None:
-        return Choice(load_checker(path))  # on the CPU: it checks few frames and takes no device memory
-    if os.environ.get(REQUIRED) == "require":
+    if path is None and os.environ.get(REQUIRED) == "require":
         what = "it is off" if name == OFF else f"there is none in models/{KIND}: {WANTED}"
         raise InputError(f"safety checker: {REQUIRED}=require needs one, and {what}.")
+    return path
+
+
+def open_checker(name: str) -> Choice:
+    """Loads the checker of that name. Raises InputError as `chosen`, or if it is unusable."""
+    path = chosen(name)
+    if path is not None:
+        return Choice(load_checker(path))  # on the CPU: it checks few frames and takes no device memory
     reason = "it is off" if name == OFF else f"none is installed in models/{KIND}"
     note = f"the safety checker did not run: {reason}"
     logging.warning("LTX A2V: %s", note)

@@ -24,5 +24,5 @@ def to_sigmas(sigmas: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError("sigmas: it is no row of numbers; connect Scheduler.") from error
     if values.numel() == max(values.shape, default=0):  # one row, whatever dimensions of 1 are around it
-        values = values.flatten()
-    return torch.unique_consecutive(checked(values))
+        values = torch.unique_consecutive(values.flatten())
+    return checked(values)

@@ -26,7 +26,7 @@ from ..ltx.request import ACCELERATIONS
 from . import files, memory
 from .progress import Progress, preview, report
 from .taking.latent import MASK, mask_of, start_of
-from .taking.noise import Generated, to_native, to_noise
+from .taking.noise import Generated, NextNoise, to_noise
 from .taking.sigmas import to_sigmas
 from .types import CATEGORY, AudioIO, GuidanceIO, GuidesIO, ModelIO, RestartIO, TextIO
 from .widgets import widget
@@ -413,7 +413,8 @@ class Sampler(io.ComfyNode):
         result = {"samples": memory.to_graph(denoised / (1 - left))}
         if mask is not None:
             result[MASK] = latent[MASK]
-        return io.NodeOutput(result, to_native(after), next_audio, report(cls, "; ".join(notes)))
+        following = after.native if isinstance(after, Generated) else NextNoise(after)
+        return io.NodeOutput(result, following, next_audio, report(cls, "; ".join(notes)))
 
 
 def _left(steering: Steering, audio: AudioCondition) -> float:

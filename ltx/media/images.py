@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -22,7 +23,14 @@ CRF, PRESET = 33, "veryfast"
 MAX_PIXELS = 80_000_000  # less than the number at which Pillow warns of a decompression bomb
 MAX_SIDE = 16_384  # the limit of H.264
 # EPS and WMF are left out, because Pillow starts other programs for them.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "TGA", "PPM", "ICO", "PSD")
+FORMATS = (
+    "PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "TGA", "PPM", "ICO", "PSD",
+)  # fmt: skip
+# Formats that not every Pillow reads: the marks in the first box of a file, and what reads it.
+BRANDS = {
+    "AVIF": ((b"avif", b"avis"), "Pillow 11.3 or newer"),
+    "HEIF": ((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "the package pillow-heif"),
+}
 
 
 def load_image(path: str | Path) -> Tensor:
@@ -37,9 +45,8 @@ def load_image(path: str | Path) -> Tensor:
         raise InputError(f"{name}: is a folder; name one image in it.")
     if not path.is_file():
         raise InputError(f"{name}: no such file; check the name and the folder.")
-    Image.init()
     try:
-        with Image.open(path, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
+        with Image.open(path, formats=readers()) as image:
             check_size(name, *image.size)
             return torch.from_numpy(_to_rgb(image, name))
     except InputError:
@@ -47,9 +54,39 @@ def load_image(path: str | Path) -> Tensor:
     except Image.DecompressionBombError as error:
         raise InputError(too_large(name, "far larger")) from error
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        if missing := missing_reader(path):
+            raise InputError(f"{name}: {missing}") from error
         raise InputError(
             f"{name}: cannot be read as an image; it is damaged or has another format: save it as PNG or JPEG."
         ) from error
+
+
+def readers() -> list[str]:
+    """Pillow's names of the formats that are read here: its own, and HEIF if pillow-heif is installed."""
+    Image.init()
+    if "HEIF" not in Image.OPEN:
+        with suppress(Exception):  # it is missing or broken
+            from pillow_heif import register_heif_opener
+
+            register_heif_opener(thumbnails=False)
+    return [known for known in FORMATS if known in Image.OPEN]
+
+
+def missing_reader(path: Path) -> str:
+    """For a file in a format that nothing installed reads, what it is and what reads it; else ""."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[4:8] != b"ftyp":
+        return ""
+    marks = {head[8:12], *(head[at : at + 4] for at in range(16, min(len(head), int.from_bytes(head[:4], "big")), 4))}
+    for name, (brands, reader) in BRANDS.items():
+        if marks.intersection(brands):
+            return (
+                ""
+                if name in Image.OPEN
+                else f"is {name}, which needs {reader}; install that, or save it as PNG or JPEG."
+            )
+    return ""
 
 
 def check_size(name: str, width: int, height: int) -> None:

@@ -13,19 +13,20 @@ def _suffixes(names: str) -> frozenset[str]:
 
 SOUND = _suffixes(
     """
-    3ga 722 aa aa3 aac aax ac3 ac4 acm adp ads adts adx aea afc aif aifc aiff al amr ape apl apm aptx aptxhd ast at3
-    au avr awb binka bonk brstm c2 caf daud dff dfpwm dsf dss dtk dts dtshd eac3 ec3 flac fsb fwse g722 g723_1 g728
-    g729 genh gsm hca iamf ircam laf latm lbc lc3 loas m2a m4a m4b m4r mac mca mka mlp mmf mp1 mp2 mp3 mpa mpc mpga
-    msbc msf mtaf musx nist nsp oga ogg oma omg opus osq paf pvf qoa ra rka rso rsd sbc sd2 sf shn sln snd sox spdif
-    sph spx ss2 svag svs tak tco thd tta tun ub ul uw vag voc vpk vqe vqf vql w64 wav wave wax way weba wma wsd wv
-    xa xvag
+    302 3ga 722 aa aa3 aac aax ac3 ac4 acm adp ads adts adx aea afc aif aifc aiff aix al amr apc ape apl apm aptx
+    aptxhd ast at3 au aud avr awb bcstm bfstm binka bonk brstm c2 caf cdata cvg daud dff dfpwm dsf dss dtk dts dtshd
+    eac3 ec3 fap flac fsb fwse g722 g723_1 g728 g729 genh gsm hca iamf ircam laf latm lbc lc3 loas m2a m4a m4b m4r
+    mac mca mka mlp mmf mp1 mp2 mp3 mpa mpc mpga msbc msf mtaf musx nist nsp oga ogg oma omg opus osq paf pvf qoa ra
+    rco rka rsd rso sb sbc sd2 sds sdx sf shn sln snd sox spdif sph spx ss2 svag svs sw tak tco thd tta tun ub ul uw
+    vag voc vpk vqe vqf vql w64 wa wav wave wax way weba wma wsd wv xa xmd xvag
     """
 )
 FILM = _suffixes(
     """
-    3g2 3gp 3gpp 3gpp2 amv asf avi bik bk2 cpk dav divx dv dvd dvr-ms evo f4v flv gxf ifv ism isma ismv ivr kux m1v
-    m2p m2t m2ts m2v m4v mj2 mk3d mkv mod mov moflex mp4 mpe mpeg mpg mpg4 mts mvi mxf mxg nut ogm ogv pmp psp qt
-    rcv rec rm rmvb roq smk swf tod trp ts ty viv vob vro webm wm wmv wtv xmv yop
+    3g2 3gp 3gpp 3gpp2 amv asf avi bik bk2 bmv cdxl cpk dav dif divx dv dvd dvr-ms evo f4v flm flv gxf ifv ism isma
+    ismv ivr kux lvf m1v m2p m2t m2ts m2v m4v mj2 mk3d mkv mod mods moflex mov mp4 mpe mpeg mpg mpg4 mts mvi mxf mxg
+    nut ogm ogv pmp psp qt rcv rec rm rmvb roq smk son swf tod trp ts ty ty+ usm vb viv vob vro webm wm wmv wtv xl
+    xmv yop
     """
 )
 PICTURE = _suffixes(

@@ -82,11 +82,6 @@ def to_noise(noise: Any, latent: dict[str, Any]) -> NoiseSource:
     return Generated(noise, patchify_video(_generate(noise, latent)))
 
 
-def to_native(source: NoiseSource) -> Any:
-    """The native NOISE for the stage after this one: the rest of the stream, or another node's NOISE itself."""
-    return source.native if isinstance(source, Generated) else NextNoise(source)
-
-
 def _generate(noise: Any, latent: dict[str, Any]) -> Tensor:
     """What a NOISE generates for a native LATENT, float32 on the CPU. Raises InputError if it cannot be used."""
     wanted = latent["samples"]

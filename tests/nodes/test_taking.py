@@ -20,7 +20,7 @@ from a2v.ltx.media.audio import Track, conditioning_track, soundtrack
 from a2v.ltx.media.images import from_float
 from a2v.nodes import audio, conditioning, latents, output, safety, sampling
 from a2v.nodes.taking.latent import MASK, mask_of, start_of
-from a2v.nodes.taking.noise import Generated, NextNoise, to_native, to_noise
+from a2v.nodes.taking.noise import Generated, NextNoise, to_noise
 from a2v.nodes.taking.picture import others, size_of, to_frames, to_picture
 from a2v.nodes.taking.sigmas import to_sigmas
 from a2v.nodes.taking.sound import from_track, to_track
@@ -223,7 +223,7 @@ def test_random_noise_is_the_engines_own_stream(seed: int) -> None:
     latent = {"samples": torch.zeros(LATENT)}
     source = to_noise(native.Noise_RandomNoise(seed), latent)
     assert source == Noise(seed)
-    assert isinstance(to_native(source), NextNoise) and to_noise(to_native(source), latent) is source
+    assert to_noise(NextNoise(source), latent) is source
     (drawn,), _ = source.draw(LATENT)
     assert torch.equal(drawn, comfy.sample.prepare_noise(latent["samples"], seed))
 
@@ -241,7 +241,7 @@ def test_noise_from_any_node(kind: str) -> None:
     grid = patchify_video(noise.generate_noise(latent)).float()
     assert torch.equal(picture[:, :12], grid) and picture.shape == (1, 18, CHANNELS) and sound.shape == (1, 5, CHANNELS)
     assert sound.std() > 0.1 and not torch.equal(sound, grid[:, :5]), "the sound does not repeat the picture's noise"
-    assert isinstance(source, Generated) and to_native(after) is noise and source.note.startswith("the noise is")
+    assert isinstance(source, Generated) and after.native is noise and source.note.startswith("the noise is")
 
 
 def test_a_foreign_noise_makes_the_video(model: Any) -> None:

@@ -56,8 +56,8 @@ def _look_at_image(path: Path, field: str) -> str:
     except Image.DecompressionBombError as error:
         raise InputError(too_large(field, "far larger")) from error
     except Exception as error:  # Pillow's readers raise nearly any exception for a damaged file
-        if missing := missing_reader(path):
-            raise InputError(f"{field}: {missing}") from error
+        if missing := missing_reader(field, path):
+            raise InputError(missing) from error
         raise InputError(f"{field}: the file is no image; check that the URL leads to the file itself.") from error
 
 

@@ -26,10 +26,10 @@ MAX_SIDE = 16_384  # the limit of H.264
 FORMATS = (
     "PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "TGA", "PPM", "ICO", "PSD",
 )  # fmt: skip
-# Formats that not every Pillow reads: the marks in the first box of a file, and what reads it.
+# Formats that not every Pillow reads: the marks in the first box of a file, their usual name, and what reads them.
 BRANDS = {
-    "AVIF": ((b"avif", b"avis"), "Pillow 11.3 or newer"),
-    "HEIF": ((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "the package pillow-heif"),
+    "AVIF": ((b"avif", b"avis"), "AVIF", "Pillow 11.3 or newer"),
+    "HEIF": ((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC", "pillow-heif"),
 }
 
 
@@ -54,8 +54,8 @@ def load_image(path: str | Path) -> Tensor:
     except Image.DecompressionBombError as error:
         raise InputError(too_large(name, "far larger")) from error
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        if missing := missing_reader(path):
-            raise InputError(f"{name}: {missing}") from error
+        if missing := missing_reader(name, path):
+            raise InputError(missing) from error
         raise InputError(
             f"{name}: cannot be read as an image; it is damaged or has another format: save it as PNG or JPEG."
         ) from error
@@ -72,20 +72,18 @@ def readers() -> list[str]:
     return [known for known in FORMATS if known in Image.OPEN]
 
 
-def missing_reader(path: Path) -> str:
-    """For a file in a format that nothing installed reads, what it is and what reads it; else ""."""
+def missing_reader(name: str, path: Path) -> str:
+    """The sentence for a file in a format that nothing installed reads, which names what does; else "". name: the file
+    or field."""
     with path.open("rb") as file:
         head = file.read(64)
     if head[4:8] != b"ftyp":
         return ""
     marks = {head[8:12], *(head[at : at + 4] for at in range(16, min(len(head), int.from_bytes(head[:4], "big")), 4))}
-    for name, (brands, reader) in BRANDS.items():
+    for known, (brands, kind, reader) in BRANDS.items():
         if marks.intersection(brands):
-            return (
-                ""
-                if name in Image.OPEN
-                else f"is {name}, which needs {reader}; install that, or save it as PNG or JPEG."
-            )
+            missing = f"{name}: is {kind}, which needs {reader}; install that, or save it as PNG or JPEG."
+            return "" if known in Image.OPEN else missing
     return ""
 
 

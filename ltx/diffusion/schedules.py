@@ -97,5 +97,5 @@ def checked(sigmas: Tensor) -> Tensor:
     if sigmas.max() > 1 + TOLERANCE:
         raise InputError(f"sigmas is {shown}: this model's noise is at most 1; use a schedule made for LTX.")
     if (sigmas.diff() > 0).any():
-        raise InputError(f"sigmas is {shown}: the values rise; give a schedule that falls to 0.")
+        raise InputError(f"sigmas is {shown}: the values rise; each must be lower than the one before.")
     return sigmas.clamp(max=1)

@@ -315,7 +315,7 @@ class SaveVideo(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id)
         frames, height, width = to_frames(images).shape[:3]
         target = _Target(filename_prefix, frames, height, width, fps, audio, format, quality, write_mode)
-        return target.write(cls, _chunks(images), lambda: report, lambda done: progress(done, frames))
+        return target.write(cls, _chunks(images), lambda: _text(report), lambda done: progress(done, frames))
 
 
 class SaveLatentVideo(io.ComfyNode):
@@ -397,7 +397,7 @@ class SaveLatentVideo(io.ComfyNode):
 
         def write(chunks: Iterable[Tensor], verdict: str) -> io.NodeOutput:
             def notes() -> str:
-                return "\n".join((report, verdict, *clip.notes))
+                return "\n".join((_text(report), verdict, *clip.notes))
 
             return target.write(cls, chunks, notes, lambda done: progress.check())
 
@@ -435,10 +435,15 @@ class Report(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **reports: str) -> io.NodeOutput:
-        named = (reports.get(f"report_{number}", "") for number in range(1, REPORTS + 1))
+    def execute(cls, **reports: Any) -> io.NodeOutput:
+        named = (_text(reports.get(f"report_{number}")) for number in range(1, REPORTS + 1))
         lines = [line.strip() for text in named for line in text.splitlines() if line.strip()]
         return io.NodeOutput("\n".join(lines))
+
+
+def _text(report: Any) -> str:
+    """A report as text: other packs' outputs of any type fit its socket."""
+    return "" if report is None else str(report)
 
 
 def _metadata(prompt: Any, extra: dict[str, Any] | None, made: dict[str, Any] | None = None) -> dict[str, str]:

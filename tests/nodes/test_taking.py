@@ -120,6 +120,11 @@ def test_what_is_no_clip_is_refused_as_one(kind: str) -> None:
         run(output.SaveVideo, images=values.IMAGE[kind][0](torch.zeros(1, 64, 64, 3)), fps=24.0, filename_prefix="x")
 
 
+def test_a_report_may_be_anything() -> None:
+    assert run(output.Report, report_1=None, report_2=3.5, report_4="two\nlines")[0] == "3.5\ntwo\nlines"
+    run(output.SaveVideo, images=torch.zeros(1, 64, 64, 3), fps=24.0, filename_prefix="x", report=None)
+
+
 def test_a_transparent_picture_means_the_same_everywhere() -> None:
     """The command and the API read the file, another node gives its four channels: black shows where nothing is."""
     colours, alpha = random(4, 8, 8, 3).sigmoid(), torch.linspace(0, 1, 64).reshape(8, 8, 1)

@@ -54,7 +54,7 @@ class LoadAudio(io.ComfyNode):
                     max=86400.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Seconds to skip at the beginning.",
+                    tooltip="Seconds to skip at the beginning. In a film they count from its first picture.",
                 ),
                 io.Float.Input(
                     "duration",

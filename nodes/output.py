@@ -350,9 +350,9 @@ class SaveLatentVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, checker: str | None = None, filename_prefix: str | None = None) -> bool | str:
-        known = files.verdict(safety.check_choice, checker)
-        return files.verdict(check_prefix, filename_prefix) if known is True else known
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        # The checker is looked at below: ComfyUI would tell each mistake once for every argument that is named here.
+        return files.verdict(check_prefix, filename_prefix)
 
     @classmethod
     def check_lazy_status(cls, **inputs: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,11 +168,30 @@ def test_the_prompt_of_the_run_fills_in_the_name(base: Path) -> None:
 # Names of files that a graph from Windows brings
 
 
+@pytest.fixture
+def place(base: Path, fresh_lists: None) -> Iterator[Callable[[str], Path]]:
+    """Makes empty files in ComfyUI's folders, and takes them away again: other tests count what is there."""
+    made: list[Path] = []
+
+    def touch(name: str) -> Path:
+        path = base / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        made.append(path)
+        return path
+
+    yield touch
+    for path in made:
+        path.unlink()
+        for folder in path.parents:
+            if folder.parent in (base, base / "models") or any(folder.iterdir()):
+                break
+            folder.rmdir()
+
+
 @pytest.mark.parametrize("kind", ["checkpoints", "loras"])
-def test_a_model_is_found_by_its_windows_name(base: Path, fresh_lists: None, kind: str) -> None:
-    path = base / "models" / kind / "deep" / "er" / f"{kind}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+def test_a_model_is_found_by_its_windows_name(place: Callable[[str], Path], kind: str) -> None:
+    path = place(f"models/{kind}/deep/er/{kind}.safetensors")
     folder_paths.filename_list_cache.clear()
     assert files.model_file(kind, f"deep\\er\\{kind}.safetensors", "") == path
     assert files.model_file(kind, f"deep/er/{kind}.safetensors", "") == path
@@ -182,35 +202,26 @@ def test_a_model_is_found_by_its_windows_name(base: Path, fresh_lists: None, kin
             files.model_file(kind, name, "get it")
 
 
-def test_a_gemma_folder_is_found_by_its_windows_name(base: Path, fresh_lists: None) -> None:
-    folder = base / "models" / "text_encoders" / "google" / "gemma"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").touch()
-    assert loaders._gemma_path("google\\gemma") == folder
+def test_a_gemma_folder_is_found_by_its_windows_name(place: Callable[[str], Path]) -> None:
+    config = place("models/text_encoders/google/gemma/config.json")
+    assert loaders._gemma_path("google\\gemma") == config.parent
 
 
-def test_an_upload_is_found_by_its_windows_name(base: Path) -> None:
-    path = base / "input" / "pasted" / "x.wav"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+def test_an_upload_is_found_by_its_windows_name(place: Callable[[str], Path]) -> None:
+    path = place("input/pasted/x.wav")
     assert files.upload("pasted\\x.wav") == path.resolve()
     assert LoadAudio.validate_inputs(audio="pasted\\x.wav") is True
     with pytest.raises(InputError, match="outside"):
         files.upload("..\\..\\etc\\hostname")
 
 
-def test_the_loaders_offer_what_can_be_read(base: Path) -> None:
+def test_the_loaders_offer_what_can_be_read(place: Callable[[str], Path]) -> None:
     sounds = "a.mka a.m4b a.caf a.w64 a.wv a.ape a.tta a.dsf a.weba a.ts a.m2ts a.mts a.vob a.mxf a.MP3 a.opus a.rmvb"
     images = "a.png a.HEIC a.avif a.webp a.jxl a.tga a.psd"
-    folder = base / "input"
-    folder.mkdir(exist_ok=True)
     for name in f"{sounds} {images} a.srt a.json a.safetensors".split():
-        (folder / name).touch()
-    offered = {
-        each.id: each.options
-        for each in (*LoadAudio.define_schema().inputs, *pictures.LoadImage.define_schema().inputs)
-        if hasattr(each, "options")
-    }
+        place(f"input/{name}")
+    inputs = (*LoadAudio.define_schema().inputs, *pictures.LoadImage.define_schema().inputs)
+    offered = {each.id: each.options for each in inputs if hasattr(each, "options")}
     assert set(sounds.split()) <= set(offered["audio"]) and not {"a.srt", "a.json", "a.png"} & set(offered["audio"])
     assert {"a.png", "a.HEIC", "a.avif", "a.webp", "a.tga", "a.psd"} <= set(offered["image"])
     assert not {"a.mka", "a.json"} & set(offered["image"])

@@ -216,6 +216,19 @@ def test_the_editor_fills_names_in_as_for_its_own_nodes(comfy: Comfy, chromium: 
     assert kept["LTXA2VSaveVideo"][1] == prefix, "the saved graph has the name as it was typed"
 
 
+def test_a_graph_from_windows_finds_its_models(comfy: Comfy, models: TinyFiles) -> None:
+    inside = models.upscaler.parent / "sub" / "deeper" / models.upscaler.name
+    inside.parent.mkdir(parents=True)
+    inside.symlink_to(models.upscaler)
+    name = f"sub\\deeper\\{inside.name}"
+    prompt = {
+        "upscaler": {"class_type": "LTXA2VUpscalerLoader", "inputs": {"file": name, "dtype": "float32"}},
+        "seen": {"class_type": "PreviewAny", "inputs": {"source": ["upscaler", 0]}},
+    }
+    run = comfy.run(prompt)
+    assert run.error is None and "seen" in run.outputs, run.message
+
+
 def clear(path: Path) -> Path:
     """A picture whose left half is transparent, with white hidden under it."""
     pixels = np.full((64, 64, 4), 255, np.uint8)

@@ -71,6 +71,7 @@ from .request import Request, parse  # noqa: E402
 from .trace import Recorder  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LONGEST_NAME = 255  # bytes of a file name, on all usual disks
 
 
 def lora_argument(text: str) -> tuple[Path, float]:
@@ -146,6 +147,8 @@ def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
             f"--output: {arguments.output} does not end in {suffix}, which {request.video_output_type} needs."
         )
     for name, path in (("--output", arguments.output), ("--trace", arguments.trace)):
+        if path is not None and len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise InputError(f"{name}: the name has {len(path.name)} characters; give at most 100.")
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError(f"{name}: the folder {path.absolute().parent} does not exist; create it first.")
         if path is not None and path.is_dir():

@@ -18,6 +18,7 @@ from .media import preprocess
 from .media.audio import Track, load_track
 from .media.images import compress, load_image
 from .media.safety import REQUIRED, UNCHECKED
+from .media.video import mixing
 from .plan import Plan, plan
 from .prompt.gemma import check_gemma
 from .request import Request
@@ -120,6 +121,8 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     lora_notes += [warning for loaded, _ in loras[1] if (warning := match(loaded, blueprint).warning)]
     images = tuple((compress(p), name) for p, name in zip(pictures, (FIRST, END), strict=True) if p is not None)
     notes += [*picture_notes, *lora_notes, *planned.notes]
+    if request.audio_strength == 1:  # otherwise the model makes new sound, in stereo
+        notes += filter(None, [mixing(track, request.video_output_type)])
     notes += preprocess.warnings(track, planned.frames, planned.fps, levelled=request.preprocess_audio)
     return Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(notes))
 

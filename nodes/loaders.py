@@ -55,6 +55,7 @@ def _checkpoint_names() -> list[str]:
 
 
 def _checkpoint_path(name: str) -> Path:
+    name = files.find(name, _checkpoint_names()) or name
     if name in files.model_folders("diffusers", DIFFUSERS_MARK):
         return files.model_folder("diffusers", name, DIFFUSERS_MARK, WANTED_CHECKPOINT)
     if name in files.gguf_files("diffusion_models"):
@@ -77,7 +78,7 @@ def _part_paths(**names: str | None) -> dict[str, Path]:
         if name is None or name == SAME:
             continue
         kinds = PART_FOLDERS[part]
-        kind = next((kind for kind in kinds if name in files.model_files(kind)), kinds[0])
+        kind = next((kind for kind in kinds if files.find(name, files.model_files(kind))), kinds[0])
         paths[part] = files.model_file(kind, name, f"choose {SAME!r} or a file that has it")
     return paths
 
@@ -98,7 +99,7 @@ def _gemma_names() -> list[str]:
 
 
 def _gemma_path(name: str) -> Path:
-    if name in files.model_files("text_encoders"):
+    if files.find(name, files.model_files("text_encoders")):
         return files.model_file("text_encoders", name, WANTED_GEMMA)
     return files.model_folder("text_encoders", name, GEMMA_MARK, WANTED_GEMMA)
 

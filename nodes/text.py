@@ -13,12 +13,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx.diffusion.conditioning import TEXT_LENGTH
-from ..ltx.media.images import compress, from_float
+from ..ltx.media.images import compress
 from ..ltx.prompt.contexts import Recent, image_digest
 from ..ltx.prompt.expand import expand
 from ..ltx.prompt.text import encode_text
 from . import memory
 from .progress import INTERRUPTS, Progress, show_text
+from .taking.picture import to_picture
 from .types import CATEGORY, TextEncoderIO, TextIO
 from .widgets import widget
 
@@ -124,7 +125,7 @@ class ExpandPrompt(io.ComfyNode):
         if not enabled:
             return io.NodeOutput(prompt, f"prompt: {_line(prompt)}")
         progress = Progress(cls.hidden.unique_id)
-        picture = None if image is None else compress(from_float(image[0].cpu()))
+        picture = None if image is None else compress(to_picture(image))
         key = ("expansion", prompt, seed, image_digest(picture))
 
         def on_token(done: int, total: int, text: str) -> None:

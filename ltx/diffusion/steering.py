@@ -13,6 +13,7 @@ from ..request import Request
 from . import schedules
 from .acceleration import EXACT, LEVELS, Acceleration
 from .guidance import NONE, Guidance, needed
+from .res_2s import falling
 from .samplers import Restart
 
 EULER, RES_2S = SAMPLERS = ("euler", "res_2s")
@@ -48,6 +49,8 @@ class Steering:
             raise InputError(f"gamma is {self.gamma}: give a number of at least 0.")
         if self.sampler == RES_2S and (self.gamma or self.restart):
             raise InputError(f"sampler: {RES_2S} renews noise by itself; leave out restart and gradient estimation.")
+        if self.sampler == RES_2S:
+            falling(self.sigmas)  # for its errors
 
     @property
     def steps(self) -> int:

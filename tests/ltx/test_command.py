@@ -239,6 +239,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "STG block": ({"stg-blocks": [4]}, SMALL, r"block 4"),
     "STG block below 0": ({"stg-blocks": [-1]}, SMALL, r"stg"),
     "LoRA without a number": ({"lora": f"{MISSING}:much"}, SMALL, r"nowhere"),
+    "output name": ({"output": "x" * 300 + ".mp4"}, SMALL, r"--output: the name has 304 characters"),
     "output folder": ({"output": "nowhere/out.mp4"}, SMALL, r"--output.*nowhere"),
     "output kind": ({"output": "out.avi"}, SMALL, r"--output.*\.mp4"),
     "another output kind": ({}, {**SMALL, "video_output_type": "VP9 (.webm)"}, r"--output.*\.webm.*VP9"),

@@ -652,6 +652,16 @@ def test_a_constant_in_the_sound_matters_where_it_is_left_in(engine: Engine, not
     assert any("DC offset" in note for note in notes({"preprocess_audio": False}))
 
 
+def test_a_mix_of_many_channels_is_reported(notes: Notes, tmp_path: Path) -> None:
+    """Nine channels have no layout in any file; where the model makes new sound, nothing is mixed."""
+    signal = np.tile(np.sin(np.arange(48000) / 20).astype(np.float32)[:, None] * 0.2, 9)
+    wavfile.write(tmp_path / "nine.wav", 48000, signal)
+    note = "the sound was mixed down from 9 channels to stereo, because X264 (.mp4) has no such layout"
+    assert note in notes(audio=tmp_path / "nine.wav")
+    assert note not in notes({"audio_strength": 0.5}, audio=tmp_path / "nine.wav")
+    assert not any("mixed down" in each for each in notes())
+
+
 def test_inert_audio_scales_are_reported(notes: Notes) -> None:
     for name in ("audio_cfg_scale", "audio_rescaling_scale", "audio_modality_scale", "audio_stg_scale"):
         value = ROWS[name][0].value

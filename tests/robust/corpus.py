@@ -409,6 +409,14 @@ def _stream_cases() -> Iterator[Case]:
     yield case(
         "tracks", "film.avi", READ, lambda: _tracks("avi", ("libmp3lame", "stereo", 44100, 0.4), picture="mpeg4")
     )
+    for channels in (9, 12, 18, 24, 32, 60):  # most have no layout with a name
+        packed = np.tile(np.sin(np.arange(16000) / 9).astype("<f4")[:, None] / 4, channels).tobytes()
+        yield case(
+            "channels",
+            f"{channels}-channels.wav",
+            READ,
+            lambda c=channels, p=packed: wav(p, kind=3, channels=c, rate=48000, bits=32),
+        )
     yield case("no audio", "silent.mp4", REFUSED, lambda: _tracks("mp4", picture="libx264"))
     yield case("no audio", "silent.mkv", REFUSED, lambda: _tracks("matroska", picture="mpeg4"))
     yield case("no audio", "silent.gif", REFUSED, lambda: _tracks_gif())
@@ -582,6 +590,7 @@ def _image_cases() -> Iterator[Case]:
     ):
         yield case("no image", name, REFUSED, lambda data=data: data)
     yield case("no image", "sound.png", REFUSED, lambda: wav())
+    yield case("no image", "phone.heic", REFUSED, lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
     dice = random.Random(11)
     for number, mark in enumerate((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"RIFF____WEBPVP8 ", b"P6\n", b"8BPS\0\1", b"\0\0\1\0\1\0",
                                    b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x20ftypavif")):  # fmt: skip

@@ -57,7 +57,7 @@ class TextEncode(io.ComfyNode):
         key = ("context", text.strip())
         context = _recent.get(text_encoder, key)
         if context is None:
-            memory.use(text_encoder, text_encoder.connectors, memory_required=memory.TEXT_MEMORY)
+            memory.use(text_encoder, memory_required=memory.TEXT_MEMORY)
             context = encode_text(text_encoder.gemma, text_encoder.connectors.module, text)
             context = replace(context, video=memory.to_graph(context.video), audio=memory.to_graph(context.audio))
             _recent.put(text_encoder, key, context)

@@ -23,6 +23,7 @@ from ..diffusion.sound import decode_audio, encode_mel
 from ..job import BLOCKS, FIRST, NEVER, Compute, Job
 from ..latents import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, audio_length, video_shape
 from ..models import size as readable
+from ..weights.adapters import tensors
 from ..weights.checkpoint import load_upscaler
 from .encoder import encode_longest, text_encoder
 from .free import free_memory
@@ -162,7 +163,7 @@ class _Measured:
         model = blueprint(lambda: job.checkpoint.transformer(dtype, **fp8))
         transformer = Resident.of(TRANSFORMER, model, model.transformer_blocks)
         models = (transformer, *self._mapped_loras())
-        targets = {name for loaded, _ in job.loras[1] for name in loaded.targets}
+        targets = {name for fit, *_ in job.fits for name in fit.changes}
         # Merging holds W, its change and their sum in float32, for one weight at a time.
         merging = 12 * max((p.numel() for name, p in model.named_parameters() if name in targets), default=0)
         model.transformer_blocks = model.transformer_blocks[:3]  # three blocks are enough to reach a step's peak
@@ -210,8 +211,8 @@ class _Measured:
         files = {loaded.path: loaded for loaded, _ in self.job.loras[1]}
         if self.on != "cpu" or not files:
             return ()
-        pairs = [pair for loaded in files.values() for pair in loaded.targets.values()]
-        return (Resident("LoRAs", bytes_of(half for pair in pairs for half in (pair.up, pair.down))),)
+        adapters = [adapter for loaded in files.values() for adapter in loaded.changes.values()]
+        return (Resident("LoRAs", bytes_of(tensor for adapter in adapters for tensor in tensors(adapter))),)
 
     def decoding(self) -> Tiling | None:
         """Adds the phases that decode sound and picture. Returns the tiling that fits."""

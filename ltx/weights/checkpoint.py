@@ -260,15 +260,26 @@ class Checkpoint:
 
         A quantized parameter is decoded to float32.
         """
-        if self._in_folder(TRANSFORMER):
-            return folder_tensor(self.path / "transformer", name)
-        file, key = self._transformer_sources[name]
+        return self._weight(TRANSFORMER, self._transformer_sources, name)
+
+    def connectors_weight(self, name: str) -> Tensor:
+        """Reads a parameter of the text connectors, as `transformer_weight` does."""
+        return self._weight(CONNECTORS, self._connectors_sources, name)
+
+    def _weight(self, part: Part, sources: Mapping[str, tuple[WeightFile, str]], name: str) -> Tensor:
+        if self._in_folder(part):
+            return folder_tensor(self.path / part.folder, name, part.name)
+        file, key = sources[name]
         tensor = file.get(key)
         return tensor.decode() if isinstance(tensor, Stored) else tensor
 
     @cached_property
     def _transformer_sources(self) -> dict[str, tuple[WeightFile, str]]:
         return self._sources(TRANSFORMER)
+
+    @cached_property
+    def _connectors_sources(self) -> dict[str, tuple[WeightFile, str]]:
+        return self._sources(CONNECTORS)
 
     def connectors(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LTX2TextConnectors:
         return self._load(CONNECTORS, dtype, device)
@@ -311,8 +322,8 @@ def read_folder(folder: Path, part: str) -> Iterator[tuple[str, Tensor]]:
             yield key, file.get_tensor(key)
 
 
-def folder_tensor(folder: Path, name: str) -> Tensor:
-    for shard in shards(folder, "transformer"):
+def folder_tensor(folder: Path, name: str, part: str) -> Tensor:
+    for shard in shards(folder, part):
         file = open_safetensors(shard, "the whole folder")
         if name in file.keys():  # noqa: SIM118
             return file.get_tensor(name)

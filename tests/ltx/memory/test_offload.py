@@ -87,9 +87,9 @@ def test_the_transformer_gives_the_same(tiny: TinyFiles, room: float) -> None:
 def test_loras_are_merged_between_two_passes(tiny: TinyFiles) -> None:
     checkpoint = load_checkpoint(tiny.checkpoint)
     loaded = lora.load_lora(tiny.distilled_lora)
-    blocks = {name: pair for name, pair in loaded.targets.items() if name.startswith("transformer_blocks")}
+    blocks = {slot: pair for slot, pair in loaded.changes.items() if "transformer_blocks" in slot[0]}
     assert blocks  # the rest is on the device, and the simulation cannot write there
-    pairs = [[(replace(loaded, targets=blocks), strength)] for strength in (0.2, 0.5)]
+    pairs = [[(replace(loaded, changes=blocks), strength)] for strength in (0.2, 0.5)]
     whole = checkpoint.transformer(torch.float32)
     merger = lora.Merger(whole, checkpoint.transformer_weight)
     expected = []

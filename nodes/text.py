@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx.diffusion.conditioning import TEXT_LENGTH
+from ..ltx.errors import InputError
 from ..ltx.media.images import compress, from_float
 from ..ltx.prompt.contexts import Recent, image_digest
 from ..ltx.prompt.expand import expand
@@ -52,6 +53,7 @@ class TextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder: memory.TextEncoder, text: str) -> io.NodeOutput:
+        _check(text_encoder)
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
         key = ("context", text.strip())
@@ -121,6 +123,7 @@ class ExpandPrompt(io.ComfyNode):
     def execute(
         cls, text_encoder: memory.TextEncoder, prompt: str, seed: int, enabled: bool, image: Tensor | None = None
     ) -> io.NodeOutput:
+        _check(text_encoder)
         if not enabled:
             return io.NodeOutput(prompt, f"prompt: {_line(prompt)}")
         progress = Progress(cls.hidden.unique_id)
@@ -144,6 +147,12 @@ class ExpandPrompt(io.ComfyNode):
             logging.warning("LTX A2V: %s", expansion.reason)
         notes = [f"prompt: {_line(expansion.prompt)}", *filter(None, [expansion.reason])]
         return io.NodeOutput(expansion.prompt, "\n".join(notes))
+
+
+def _check(text_encoder: memory.TextEncoder | None) -> None:
+    """Raises InputError if there is none: a LoRA node gives one only if one is linked to it."""
+    if text_encoder is None:
+        raise InputError("text_encoder: nothing comes in; link Load Text Encoder to the text_encoder of the LoRA node.")
 
 
 def _line(text: str) -> str:

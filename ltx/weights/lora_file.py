@@ -264,9 +264,10 @@ class _Layer:
 
     def _scale(self, alphas: _Alphas, layer: str, rank: int | None) -> float:
         """alpha / rank. rank: None for LoKr of two whole matrices, whose alpha LyCORIS does not use."""
-        if "alpha" in self.keys:
-            return 1.0 if rank is None else _number(self.file.get_tensor(self.keys["alpha"]), self.path, self.keys["alpha"]) / rank
-        return alphas.scale(layer, rank)
+        key = self.keys.get("alpha")
+        if key is None:
+            return alphas.scale(layer, rank)
+        return 1.0 if rank is None else _number(self.file.get_tensor(key), self.path, key) / rank
 
 
 @dataclass(frozen=True)

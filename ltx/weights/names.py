@@ -17,8 +17,8 @@ from torch import nn
 from .configs import CONNECTOR_STEPS, TRANSFORMER_STEPS, translate
 
 WORDS = frozenset(
-    ("base", "model", "diffusion", "transformer", "module", "pipe", "dit", "unet", "net", "lora", "lycoris")
-    + ("orig", "mod", "ltx", "ltxv", "ltx2", "denoiser")
+    {"base", "model", "diffusion", "transformer", "module", "pipe", "dit", "unet", "net", "lora", "lycoris"}
+    | {"orig", "mod", "ltx", "ltxv", "ltx2", "denoiser"}
 )
 """What a prefix before the transformer's names may consist of."""
 CONNECTOR_WORDS = WORDS | {"text", "encoder", "encoders", "embedding", "embeddings", "projection", "connectors"}
@@ -67,12 +67,14 @@ class Names:
         return name if (name := f"{owner}.{last}") in self._parameters else None
 
     def _owners(self, layer: str) -> set[str]:
-        return {
+        found = {
             owner
             for prefix, owners in self._tails(layer)
             if set(re.split(r"[._]+", prefix)) - {""} <= self._words
             for owner in owners
         }
+        dotted = f".{translate(layer, self._steps)}"
+        return {owner for owner in found if dotted.endswith(f".{owner}")} or found
 
     def _tails(self, layer: str) -> Iterator[tuple[str, set[str]]]:
         """Every way to cut a name into a prefix and a name of the table."""

@@ -122,8 +122,7 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     checkpoint = load_checkpoint(
         files.checkpoint, video_vae=files.video_vae, audio_vae=files.audio_vae, connectors=files.connectors
     )
-    checkpoint.check()
-    blueprint = checkpoint.blueprint()
+    blueprint = checkpoint.inspect()
     steering[0].check(request.audio_strength == 1, layers=len(blueprint.transformer_blocks))
     check_gemma(files.text_encoder)
     loras, lora_notes = _loras(files, request, checkpoint.path.name, planned.two_stages)

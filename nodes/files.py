@@ -12,6 +12,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ..ltx.characters import check_name
 from ..ltx.errors import InputError
 
 LISTED_DEPTH = 3  # levels of subfolders in which a model that is itself a folder is found
@@ -83,6 +84,7 @@ def upload(name: str) -> Path:
     or outside ComfyUI's folder."""
     if not isinstance(name, str):  # a queued prompt may contain anything
         raise InputError(f"{name!r} is not a file name: choose a file, or upload one.")
+    check_name("file", name)
     bare, base = folder_paths.annotated_filepath(name)
     base = os.path.realpath(base or folder_paths.get_input_directory())
     path = os.path.realpath(os.path.join(base, bare))

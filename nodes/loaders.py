@@ -21,7 +21,7 @@ from ..ltx.models import (
     is_distilled,
     overdone,
 )
-from ..ltx.prompt.gemma import load_gemma
+from ..ltx.prompt.gemma import ENCODER, load_gemma
 from ..ltx.prompt.gemma_file import GemmaFile
 from ..ltx.request import PARAMETERS
 from ..ltx.weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
@@ -87,19 +87,25 @@ def _checkpoint(name: str, **parts: str | None) -> Checkpoint:
 
 
 def _gemma_names() -> list[str]:
-    """Model folders in models/text_encoders, and the files outside of them. Names with Gemma come first."""
+    """Model folders in models/text_encoders, the files outside of them, and diffusers folders with an encoder. Names
+    with Gemma come first."""
     folders = files.model_folders("text_encoders", GEMMA_MARK)
     single = [
         name
         for name in files.model_files("text_encoders")
         if not any(PureWindowsPath(name).as_posix().startswith(f"{folder}/") for folder in folders)
     ]
-    return sorted([*folders, *single], key=lambda name: "gemma" not in name.lower())
+    whole = files.model_folders("diffusers", ENCODER)
+    return sorted(dict.fromkeys([*folders, *single, *whole]), key=lambda name: "gemma" not in name.lower())
 
 
 def _gemma_path(name: str) -> Path:
     if name in files.model_files("text_encoders"):
         return files.model_file("text_encoders", name, WANTED_GEMMA)
+    if name in files.model_folders("diffusers", ENCODER) and name not in files.model_folders(
+        "text_encoders", GEMMA_MARK
+    ):
+        return files.model_folder("diffusers", name, ENCODER, WANTED_GEMMA)
     return files.model_folder("text_encoders", name, GEMMA_MARK, WANTED_GEMMA)
 
 
@@ -245,7 +251,7 @@ class TextEncoderLoader(io.ComfyNode):
                     options=_gemma_names(),
                     tooltip="Gemma 3 12B in models/text_encoders: a folder with its config.json, tokenizer and "
                     f"safetensors files, for instance {MODELS['gemma'].name}, or one of ComfyUI's files, "
-                    f"for instance {GEMMA_FILES[-1]}.",
+                    f"for instance {GEMMA_FILES[-1]}; or a diffusers folder in models/diffusers that holds it.",
                 ),
                 ConnectorsIO.Input("connectors", tooltip="From Load Model."),
                 io.Combo.Input(
@@ -267,7 +273,8 @@ class TextEncoderLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_: object) -> str:
         path = _gemma_path(folder)
-        return files.stamp(path if path.is_file() else path / GEMMA_MARK)
+        marks = (path, path / GEMMA_MARK, path / ENCODER)
+        return files.stamp(next(mark for mark in marks if mark.is_file()))
 
     @classmethod
     def execute(cls, folder: str, connectors: memory.Adapted, dtype: str) -> io.NodeOutput:

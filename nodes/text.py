@@ -12,6 +12,7 @@ from dataclasses import replace
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ltx.characters import check_text
 from ..ltx.diffusion.conditioning import TEXT_LENGTH
 from ..ltx.errors import InputError
 from ..ltx.media.images import compress, from_float
@@ -54,6 +55,7 @@ class TextEncode(io.ComfyNode):
     @classmethod
     def execute(cls, text_encoder: memory.TextEncoder, text: str) -> io.NodeOutput:
         _check(text_encoder)
+        check_text("text", text)
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
         key = ("context", text.strip())
@@ -124,6 +126,7 @@ class ExpandPrompt(io.ComfyNode):
         cls, text_encoder: memory.TextEncoder, prompt: str, seed: int, enabled: bool, image: Tensor | None = None
     ) -> io.NodeOutput:
         _check(text_encoder)
+        check_text("prompt", prompt)
         if not enabled:
             return io.NodeOutput(prompt, f"prompt: {_line(prompt)}")
         progress = Progress(cls.hidden.unique_id)

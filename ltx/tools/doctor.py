@@ -21,6 +21,8 @@ from ..models import MODELS, PACK, Published, size
 if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
 
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Endings of files that people have in place of safetensors files. They are not read, and the report says why."""
 SPEECH = PACK / "assets" / "speech.opus"  # 5 s of sound for the rehearsal of a default job
 Say = Callable[[str], object]
 Line = tuple[bool | None, str]
@@ -154,7 +156,7 @@ def _devices() -> Iterator[Line]:
 def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     """One line for each model that the pack can use, and one for each unusable file whose name looks like one."""
     from ..media.safety import find_checker, load_checker
-    from ..prompt.gemma import check_gemma
+    from ..prompt.gemma import ENCODER, check_gemma
     from ..weights.checkpoint import load_upscaler
     from ..weights.lora import load_lora, match
 
@@ -184,6 +186,12 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
                 yield True, f"{what} {path} ({_size_of(path)})"
 
     folders = [path.parent for base in places["text_encoders"] for path in models.files(base, "config.json")]
+    folders += [
+        path.parent.parent
+        for base in places["diffusers"]
+        for path in models.files(base, "config.json")
+        if path.parts[-2:] == tuple(ENCODER.split("/"))
+    ]
     single = [path for base in places["text_encoders"] for path in models.files(base, ".safetensors", ".gguf")]
     single = [path for path in single if path.parent not in folders]
     yield from opened([*folders, *single], "text encoder", found.encoders, check_gemma, "gemma")
@@ -215,7 +223,7 @@ def _unique(paths: Iterable[Path]) -> list[Path]:
 
 def _transformer_files(places: Mapping[str, list[Path]]) -> Iterator[Path]:
     for base in (*places["checkpoints"], *places["diffusion_models"]):
-        yield from models.files(base, ".safetensors", ".sft")
+        yield from models.files(base, ".safetensors", ".sft", *PICKLES)
     for base in places["diffusion_models"]:
         yield from models.files(base, ".gguf")
     for base in places["diffusers"]:
@@ -241,7 +249,7 @@ def _checkpoint(path: Path, places: Mapping[str, list[Path]]) -> Checkpoint:
                     continue
                 parts[part] = file
                 break
-    opened.check()
+    opened.inspect()
     return opened
 
 

@@ -31,6 +31,7 @@ from ..errors import InputError
 from ..models import MODELS, PART_FILES, VERSION, WANTED
 from . import configs
 from .files import WeightFile, open_safetensors
+from .foreign import foreign
 from .quantized import PLAIN, QuantizedLinear, Stored, quantize, replace
 
 WANTED_FOLDER = f"a complete LTX-{VERSION} diffusers folder"
@@ -212,17 +213,30 @@ class Checkpoint:
         wanted = ("video_text_proj_in.weight", "video_connector.learnable_registers") if part is CONNECTORS else ()
         return bool(sources) and all(name in sources for name in wanted)
 
+    def inspect(self) -> nn.Module:
+        """Opens every part as loading does, but neither casts nor moves it, so that only headers are read.
+
+        Returns the transformer. Raises InputError for whatever loading would refuse.
+        """
+        self.check()
+        transformer, *_ = [self._open(part) for part in PARTS]
+        return transformer
+
     def _load(self, part: Part, dtype: torch.dtype | None, device: torch.device | str) -> nn.Module:
+        return place(self._open(part), dtype, device)
+
+    def _open(self, part: Part) -> nn.Module:
+        """Builds a part from tensors that map their files."""
         if self._in_folder(part):
             module, path, wanted = self._from_folder(part), self.path / part.folder, WANTED_FOLDER
-            return place(fill(module, dict(read_folder(path, part.name)), path, part.name, wanted), dtype, device)
+            return fill(module, dict(read_folder(path, part.name)), path, part.name, wanted)
         sources = self._sources(part)
         if not self._complete(sources, part):
             raise self._missing(part)
         path = next(iter(sources.values()))[0].path
         module = build(part.cls, lambda: self._arguments(part, sources), path, part.name, WANTED, part.on_meta)
         state = {name: file.get(key) for name, (file, key) in sources.items()}
-        return place(fill(module, state, path, part.name, WANTED), dtype, device)
+        return fill(module, state, path, part.name, WANTED)
 
     def _from_folder(self, part: Part) -> nn.Module:
         folder = self.path / part.folder
@@ -296,9 +310,12 @@ class Checkpoint:
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
     """Reads config.json of one part of a diffusers folder. Raises InputError if it is missing or not a JSON object."""
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        if found := foreign(path, json_text=True):
+            raise InputError(f"{path}: is {found[0]}; {found[1]} {WANTED_FOLDER}.") from error
         raise InputError(
             f"{folder}: has no readable config.json of the {part} ({error}); use {WANTED_FOLDER}."
         ) from error
@@ -350,6 +367,7 @@ def load_checkpoint(
         if other:
             part = next(part for part in PARTS if part.argument == argument)
             file = files[argument] = WeightFile(Path(other), part.file)
+            file.check_format()
             if not any(name.startswith(part.prefixes) for name in file.names):
                 raise InputError(f"{other}: has no {part.name}; use {part.file} or {WANTED}.")
     if path.is_dir():
@@ -359,6 +377,7 @@ def load_checkpoint(
             raise InputError(f"{path}: is not version {VERSION}; it may be LTX 2.0: use {WANTED_FOLDER}.")
         return Checkpoint(path, VERSION, None, files)
     file = WeightFile(path, WANTED)
+    file.check_format()
     file.config  # noqa: B018 - this raises now if the metadata cannot be read
     version = file.metadata.get("model_version", "")
     if version and not re.match(rf"{re.escape(VERSION)}(\D|$)", version):

@@ -721,7 +721,7 @@ def _request_cases(names: tuple[str, ...]) -> Iterator[Case]:
             "request",
             "no request",
             f"{name}.json",
-            EITHER if name in ("digits", "surrogate", "utf16") else REFUSED,
+            {"digits": EITHER, "utf16": READ}.get(name, REFUSED),
             lambda data=data: data,
         )
 

@@ -31,4 +31,4 @@ def check_text(name: str, text: str) -> str:
 def check_name(name: str, path: object) -> None:
     """Raises InputError, which begins with `name`, if a path's text cannot be written in UTF-8."""
     if HALF.search(str(path)):
-        raise InputError(f"{name}: the file name {ascii(str(path))} is no valid text; rename the file or its folder.")
+        raise InputError(f"{name}: the file name {str(path)!a} is no valid text; rename the file or its folder.")

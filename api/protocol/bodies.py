@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ...ltx.characters import is_whole
 from ..applications.inputs import HALF_TEXT, digest, read_json
 from ..files.data_uris import ArrivedFile
 from ..files.incoming import Incoming, in_thread

@@ -367,7 +367,7 @@ def load_checkpoint(
         if other:
             part = next(part for part in PARTS if part.argument == argument)
             file = files[argument] = WeightFile(Path(other), part.file)
-            file.check_format()
+            file.check_format(part.file)
             if not any(name.startswith(part.prefixes) for name in file.names):
                 raise InputError(f"{other}: has no {part.name}; use {part.file} or {WANTED}.")
     if path.is_dir():
@@ -377,7 +377,7 @@ def load_checkpoint(
             raise InputError(f"{path}: is not version {VERSION}; it may be LTX 2.0: use {WANTED_FOLDER}.")
         return Checkpoint(path, VERSION, None, files)
     file = WeightFile(path, WANTED)
-    file.check_format()
+    file.check_format(WANTED)
     file.config  # noqa: B018 - this raises now if the metadata cannot be read
     version = file.metadata.get("model_version", "")
     if version and not re.match(rf"{re.escape(VERSION)}(\D|$)", version):

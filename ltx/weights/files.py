@@ -97,12 +97,12 @@ class WeightFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file.shape(self.names[name]))
 
-    def check_format(self) -> None:
+    def check_format(self, wanted: str) -> None:
         """Looks only at the header. Raises InputError if the weights are in a quantized format that is not read."""
         if kind := self._file.quantization():
             raise InputError(
-                f"{self.path}: its weights are stored in {kind}, which is not supported; get the bf16, fp8 or GGUF "
-                f"file."
+                f"{self.path}: its weights are stored in {kind}, which is not supported; use {wanted}, or a copy in "
+                f"bf16, fp8 or GGUF."
             )
 
     def get(self, name: str) -> Tensor | Stored:

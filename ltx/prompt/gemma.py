@@ -17,9 +17,9 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..foreign import foreign
 from ..models import MODELS
 from ..weights.files import open_safetensors
-from ..weights.foreign import foreign
 from ..weights.quantized import quantize
 from . import gemma_file
 from .sentencepiece import CHAT
@@ -85,7 +85,7 @@ def check_gemma(path: Path) -> None:
         if not file.is_file():
             raise InputError(f"{file}: not found; download the whole {WANTED} into that folder.")
         if found := foreign(file, json_text=True):
-            raise InputError(f"{file}: is {found[0]}; {found[1]} the whole {WANTED} again.")
+            raise InputError(f"{file}: {found[0]}; get the whole {WANTED} again ({found[1]}).")
     config = _read_json(path / "config.json")
     model_type = config.get("model_type")
     if model_type != "gemma3":

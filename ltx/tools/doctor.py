@@ -156,7 +156,7 @@ def _devices() -> Iterator[Line]:
 def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     """One line for each model that the pack can use, and one for each unusable file whose name looks like one."""
     from ..media.safety import find_checker, load_checker
-    from ..prompt.gemma import ENCODER, check_gemma
+    from ..prompt.gemma import check_gemma
     from ..weights.checkpoint import load_upscaler
     from ..weights.lora import load_lora, match
 
@@ -185,16 +185,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
                 into.append(path)
                 yield True, f"{what} {path} ({_size_of(path)})"
 
-    folders = [path.parent for base in places["text_encoders"] for path in models.files(base, "config.json")]
-    folders += [
-        path.parent.parent
-        for base in places["diffusers"]
-        for path in models.files(base, "config.json")
-        if path.parts[-2:] == tuple(ENCODER.split("/"))
-    ]
-    single = [path for base in places["text_encoders"] for path in models.files(base, ".safetensors", ".gguf")]
-    single = [path for path in single if path.parent not in folders]
-    yield from opened([*folders, *single], "text encoder", found.encoders, check_gemma, "gemma")
+    yield from opened(_encoders(places), "text encoder", found.encoders, check_gemma, "gemma")
     upscalers = (path for base in places["latent_upscale_models"] for path in models.files(base, ".safetensors"))
     yield from opened(upscalers, "upscaler", found.upscalers, load_upscaler, "ltx-")
     # A LoRA is matched with the first checkpoint, because a LoRA that fits nothing would have no effect.
@@ -215,6 +206,19 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     if not checkers:
         known = MODELS["safety-checker"]
         yield None, f"no safety checker: clips are not checked; python -m ltx download safety-checker gets {known.page}"
+
+
+def _encoders(places: Mapping[str, list[Path]]) -> Iterator[Path]:
+    """Folders and files that may hold Gemma, and the diffusers folders that have a text encoder."""
+    from ..prompt.gemma import ENCODER
+
+    folders = [path.parent for base in places["text_encoders"] for path in models.files(base, "config.json")]
+    single = [path for base in places["text_encoders"] for path in models.files(base, ".safetensors", ".gguf")]
+    yield from folders
+    yield from (path for path in single if path.parent not in folders)
+    for base in places["diffusers"]:
+        whole = (path for path in models.files(base, "config.json") if path.as_posix().endswith(f"/{ENCODER}"))
+        yield from (path.parent.parent for path in whole)
 
 
 def _unique(paths: Iterable[Path]) -> list[Path]:

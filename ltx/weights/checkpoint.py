@@ -28,10 +28,10 @@ from diffusers.pipelines.ltx2.vocoder import LTX2VocoderWithBWE
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..foreign import foreign
 from ..models import MODELS, PART_FILES, VERSION, WANTED
 from . import configs
 from .files import WeightFile, open_safetensors
-from .foreign import foreign
 from .quantized import PLAIN, QuantizedLinear, Stored, quantize, replace
 
 WANTED_FOLDER = f"a complete LTX-{VERSION} diffusers folder"
@@ -315,7 +315,7 @@ def read_config(folder: Path, part: str) -> dict[str, Any]:
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if found := foreign(path, json_text=True):
-            raise InputError(f"{path}: is {found[0]}; {found[1]} {WANTED_FOLDER}.") from error
+            raise InputError(f"{path}: {found[0]}; get {WANTED_FOLDER} ({found[1]}).") from error
         raise InputError(
             f"{folder}: has no readable config.json of the {part} ({error}); use {WANTED_FOLDER}."
         ) from error

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import InputError
+from ..foreign import foreign, quantization
 from .configs import AUDIO_VAE, TRANSFORMER, VIDEO_VAE, VOCODER
-from .foreign import foreign, quantization
 from .gguf import GgufFile
 from .quantized import FLOAT8, Stored, float8
 
@@ -131,7 +131,7 @@ def open_safetensors(path: Path, wanted: str) -> safe_open:
         return safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
         if found := foreign(path):
-            raise InputError(f"{path}: is {found[0]}; {found[1]} {wanted}.") from error
+            raise InputError(f"{path}: {found[0]}; get {wanted} ({found[1]}).") from error
         raise InputError(
             f"{path}: not a complete safetensors file ({error}); it may be cut short: download {wanted} again."
         ) from error

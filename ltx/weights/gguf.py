@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .foreign import foreign
+from ..foreign import foreign
 from .quantized import Stored
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -62,7 +62,7 @@ class GgufFile:
         with path.open("rb") as file:
             head = file.read(24).ljust(24, b"\0")
         if not head.startswith(b"GGUF") and (found := foreign(path)):
-            raise InputError(f"{path}: is {found[0]}; {found[1]} the GGUF file again.")
+            raise InputError(f"{path}: {found[0]}; get the GGUF file again ({found[1]}).")
         _, _, tensors, fields = struct.unpack("<4sIQQ", head)
         if (
             24 * tensors + 12 * fields > path.stat().st_size

@@ -55,7 +55,8 @@ UNREAD = tuple(
 )
 """Endings of keys that belong to kinds that are not read. Such a key spoils its layer's other tensors, too."""
 OTHER = "of a kind that is not read"
-IC = "reference_downscale_factor"
+IC, IC_NAME = "reference_downscale_factor", re.compile(r"(?<![a-z0-9])ic[-_ ]?lora", re.IGNORECASE)
+"""Signs of an IC-LoRA. Not every one has the metadata; the published ones have the name."""
 ADAPTER = "lora_adapter_metadata"
 LARGEST = 1e12  # of alpha and rank in the metadata; larger ones are damage
 CONFIG = "adapter_config.json"
@@ -83,9 +84,10 @@ def load_lora(path: str | Path) -> Lora:
     path = Path(path)
     file = open_safetensors(path, "the LoRA file")
     metadata = file.metadata() or {}
-    if IC in metadata:
+    if (by_name := IC_NAME.search(path.name)) or IC in metadata:
+        sign = "by its name" if by_name else f"{IC} in its metadata"
         raise InputError(
-            f"{path}: is an IC-LoRA ({IC} in its metadata), which needs a reference video, and none can be given here; "
+            f"{path}: is an IC-LoRA ({sign}), which needs a reference video, and none can be given here; "
             f"choose another LoRA."
         )
     stored = frozenset(file.keys())

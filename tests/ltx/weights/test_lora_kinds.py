@@ -441,8 +441,13 @@ def test_a_damaged_pair_of_products_is_refused(write: Write, refusal: Callable) 
 
 def test_an_ic_lora_is_refused_in_words(write: Write, refusal: Callable) -> None:
     path = write(pair(), {"reference_downscale_factor": "2"})
-    with refusal(path, "IC-LoRA", "needs a reference video"):
+    with refusal(path, "IC-LoRA (reference_downscale_factor in its metadata)", "needs a reference video"):
         load_lora(path)
+    path = write(pair(), name="ltx-2.3-22b-IC-LoRA-pose.safetensors")
+    with refusal(path, "IC-LoRA (by its name)"):
+        load_lora(path)
+    for name in ("music-lora.safetensors", "magic_lora.safetensors"):
+        assert load_lora(write(pair(), name=name)).changes
 
 
 def test_layers_of_the_connectors(tiny_default: TinyFiles, write: Write) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from a2v.ltx.errors import InputError
+from a2v.ltx.media.safety import load_checker
 from a2v.ltx.prompt.gemma import check_gemma, load_gemma
 from a2v.ltx.tools import doctor
 from a2v.ltx.weights.checkpoint import load_checkpoint, load_upscaler
@@ -26,10 +27,10 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
 CONTENTS = {  # content, words of the sentence
     "lfs": (LFS, "is a Git LFS pointer", "git lfs pull"),
     "page": (b"\n<!DOCTYPE html>\n<html><title>Sign in</title></html>", "is a web page", "accept the terms"),
-    "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page", "download"),
+    "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page", "log in"),
     "pickle": (pickle.dumps({"state_dict": {}}, 2), "is a pickle", "never read"),
     "zip": (b"PK\x03\x04" + bytes(200), "is a pickle or an archive", "never read"),
-    "gguf": (b"GGUF\x03\0\0\0" + bytes(200), "is a GGUF file under another name", ".gguf"),
+    "gguf": (b"GGUF\x03\0\0\0" + bytes(200), "is a GGUF file", "must end in .gguf"),
     "message": (b'{"error": "Repository not found"}', "is a JSON text", "a server's message"),
     "zeros": (bytes(4096), "only zeros", "its download did not end"),
 }
@@ -59,6 +60,14 @@ def test_each_has_its_own_sentence_wherever_it_is_opened(
             (folder / "tokenizer.json").write_bytes(content)
             with refusal(folder / "tokenizer.json", *words):
                 check_gemma(folder)
+
+
+def test_a_safety_checkers_files(tmp_path: Path, refusal: Callable) -> None:
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(LFS)
+    with refusal(tmp_path / "model.safetensors", "Git LFS pointer"):
+        load_checker(tmp_path)
 
 
 def test_configurations_of_a_folder(tmp_path: Path, tiny_default: TinyFiles, refusal: Callable) -> None:

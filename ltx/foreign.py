@@ -25,8 +25,8 @@ DTYPES = {"I8": "INT8", "F4": "NVFP4", "F8_E8M0": "MXFP8"}
 
 
 def foreign(path: Path, json_text: bool = False) -> tuple[str, str] | None:
-    """What a file is that should have been weights, or a `json_text`, and what to do: two parts of a sentence. None if
-    it is not known."""
+    """What a file is that should have been weights, or a `json_text`, and a hint how to get the right one: two parts of
+    a sentence. None if it is not known."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
@@ -34,17 +34,19 @@ def foreign(path: Path, json_text: bool = False) -> tuple[str, str] | None:
         return None
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer and not the file itself", "run `git lfs pull` in its folder, or download"
+        return "is a Git LFS pointer and not the file itself", "`git lfs pull` in its folder does that"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")) or b"<html" in text:
-        return "a web page and not the file itself", "log in or accept the terms on its page, and download"
+        return "is a web page and not the file itself", "log in or accept the terms on its page first"
     if head.startswith(PICKLE) or head.startswith(b"PK\x03\x04"):
-        return "a pickle or an archive (.ckpt, .pt, .zip), which could run code and is never read", "get"
+        return "is a pickle or an archive, which could run code and is never read", "not as .ckpt, .pt or .zip"
     if head.startswith(b"GGUF"):
-        return "a GGUF file under another name", "end its name in .gguf if it is the transformer, or get"
+        named = path.suffix.lower() == ".gguf"
+        hint = "GGUF is read for the transformer alone" if named else "a transformer's name must end in .gguf"
+        return "is a GGUF file, which is not read here", hint
     if text.startswith((b"{", b"[")) and not json_text:
-        return "a JSON text and not the file itself, perhaps a server's message", "download"
+        return "is a JSON text and not the file itself", "this is perhaps a server's message"
     if head and not head.strip(b"\0"):
-        return "empty (only zeros at its beginning), so its download did not end", "download"
+        return "has only zeros at its beginning", "its download did not end"
     return None
 
 

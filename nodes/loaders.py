@@ -139,6 +139,12 @@ def _lora_path(name: str) -> Path:
     return files.model_file("loras", name, WANTED_LORA)
 
 
+def _check_lora(path: Path | None) -> None:
+    """Raises InputError if the file holds no LoRA that can be used. Only its header is read."""
+    if path is not None:
+        load_lora(path)
+
+
 class ModelLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -397,7 +403,7 @@ class LoraLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora: str | None = None) -> bool | str:
-        return files.verdict(_lora_path, lora)
+        return files.verdict(lambda name: _check_lora(_lora_path(name)), lora)
 
     @classmethod
     def fingerprint_inputs(cls, lora: str, **_: object) -> str:
@@ -438,7 +444,7 @@ class CameraLora(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, camera_lora: str | None = None) -> bool | str:
-        return files.verdict(_camera_path, camera_lora)
+        return files.verdict(lambda name: _check_lora(_camera_path(name)), camera_lora)
 
     @classmethod
     def fingerprint_inputs(cls, camera_lora: str, **_: object) -> str:
@@ -482,7 +488,7 @@ class DistilledLora(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora: str | None = None) -> bool | str:
-        return files.verdict(_distilled_path, lora)
+        return files.verdict(lambda name: _check_lora(_distilled_path(name)), lora)
 
     @classmethod
     def fingerprint_inputs(cls, lora: str, **_: object) -> str:

@@ -228,3 +228,26 @@ def test_layers_of_the_connectors_through_the_node(
     assert len(merged.patcher.patches) == len(alone.patcher.patches) == layers - 1
     with pytest.raises(InputError, match="text_encoder: nothing comes in"):
         text.TextEncode.execute(none, "a person speaks")
+
+
+def test_what_cannot_be_used_is_told_when_the_graph_is_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lora.safetensors"
+    pair = kinds("diffusion_model.proj_in", 12, 8)["LoRA"]
+    for name in ("_lora_path", "_camera_path", "_distilled_path"):
+        monkeypatch.setattr(loaders, name, lambda name: path)
+
+    def verdicts() -> set[bool | str]:
+        return {
+            loaders.LoraLoader.validate_inputs("x"),
+            loaders.CameraLora.validate_inputs("dolly_in"),
+            loaders.DistilledLora.validate_inputs("x"),
+        }
+
+    save_file(pair, path)
+    assert verdicts() == {True}
+    save_file(pair, path, {"reference_downscale_factor": "2"})
+    (told,) = verdicts()
+    assert told.startswith(f"{path}: is an IC-LoRA")
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (told,) = verdicts()
+    assert told.startswith(f"{path}: is a Git LFS pointer")

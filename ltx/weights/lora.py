@@ -57,11 +57,12 @@ class Match:
         layers = frozenset().union(*(fit.layers for fit in fits))
         kinds = sum((Counter(fit.kinds) for fit in fits), Counter())
         which = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        which = "" if set(kinds) == {LowRank.kind} else f" ({which})"
         left = self.left_out(*others)
         if not left:
-            return f"all of its {len(layers)} layers applied" + ("" if set(kinds) == {LowRank.kind} else f" ({which})")
+            return f"all of its {len(layers)} layers applied{which}"
         name, reason = next(iter(left.items()))
-        return f"{len(layers)} layers applied ({which}), {len(left)} left out, e.g. {name}: {reason}"
+        return f"{len(layers)} layers applied{which}, {len(left)} left out, e.g. {name}: {reason}"
 
     def left_out(self, *others: Match) -> dict[str, str]:
         """The file's layers and keys that change none of the models, each with a reason."""

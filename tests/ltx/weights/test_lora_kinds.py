@@ -264,7 +264,7 @@ def test_a_layer_of_rank_0_is_left_out(write: Write, refusal: Callable) -> None:
     lora = load_lora(write({**pair(), **empty, "proj_in.alpha": torch.tensor(4.0)}))
     fit = match(lora, Model())
     assert fit.warning == (
-        "lora.safetensors: 1 layers applied (1 LoRA), 1 left out, e.g. proj_in: of rank 0, so it changes nothing."
+        "lora.safetensors: 1 layers applied, 1 left out, e.g. proj_in: of rank 0, so it changes nothing."
     )
     assert_change(lora, PRODUCT)
     path = write(empty)
@@ -420,7 +420,7 @@ def test_what_is_not_read_is_named_by_its_kind(write: Write, refusal: Callable, 
     with refusal(path, kind):
         load_lora(path)
     fit = match(load_lora(write({**pair(), **tensors})), Model())
-    assert fit.warning.startswith("lora.safetensors: 1 layers applied (1 LoRA), 1 left out, e.g. unet.proj_in")
+    assert fit.warning.startswith("lora.safetensors: 1 layers applied, 1 left out, e.g. unet.proj_in")
     assert fit.warning.endswith(f": {kind}.")
 
 

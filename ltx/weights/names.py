@@ -22,6 +22,7 @@ WORDS = frozenset(
 )
 """What a prefix before the transformer's names may consist of."""
 CONNECTOR_WORDS = WORDS | {"text", "encoder", "encoders", "embedding", "embeddings", "projection", "connectors"}
+UNDERSCORES = re.compile("_+")
 OF_CONNECTORS = re.compile(
     r"(^|[._])(video|audio)[._]((embeddings[._])?connector[._]|aggregate[._]embed|text[._]proj[._]in)"
 )
@@ -42,6 +43,7 @@ class Names:
         for name in {*self._parameters, *owners}:
             for spelled in (name, translate(name, back)):
                 self._table[_flat(spelled)].add(name)
+        self._longest = max(map(len, self._table), default=0)
 
     def resolve(self, layers: Iterable[str]) -> dict[str, set[str]]:
         """Maps layers' names of one file to the model's layers or parameters; several for a name that is ambiguous.
@@ -80,7 +82,8 @@ class Names:
         """Every way to cut a name into a prefix and a name of the table."""
         for spelled in dict.fromkeys((layer, translate(layer, self._steps))):
             flat = _flat(spelled)
-            for start in [0, *(match.end() for match in re.finditer("_+", flat))]:
+            first = max(len(flat) - self._longest - 1, 0)  # a name in a file may be very long
+            for start in [0, *(match.end() for match in UNDERSCORES.finditer(flat, first))]:
                 if flat[start:] in self._table:
                     yield flat[:start], self._table[flat[start:]]
 

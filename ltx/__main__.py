@@ -40,6 +40,7 @@ def command(name: str, argv: Sequence[str]) -> int:
     """Runs one of COMMANDS and returns its exit status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         return COMMANDS[name](list(argv), functools.partial(print, flush=True))
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,6 +105,20 @@ def test_a_file_name_that_is_no_text(
         (flag,) = flags
         assert error.startswith(f"--{flag}: the file name ") and "is no valid text; rename" in error
         assert len(error.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_doctor_says_names_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    folder = tmp_path / "models" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / os.fsdecode(b"ltx-caf\xe9.safetensors")).write_bytes(b"")
+    try:
+        assert command.command("doctor", ["--models", str(tmp_path / "models")]) == 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert "ltx-caf\\udce9.safetensors: not a complete safetensors file" in capsys.readouterr().out
 
 
 def prepared(tiny: TinyFiles, **files: object) -> Job:

@@ -13,6 +13,7 @@ from typing import Any
 
 import folder_paths
 
+from ..ltx.characters import check_name
 from ..ltx.errors import InputError
 
 LISTED_DEPTH = 3  # levels of subfolders in which a model that is itself a folder is found
@@ -90,6 +91,7 @@ def upload(name: str) -> Path:
     or outside ComfyUI's folder."""
     if not isinstance(name, str):  # a queued prompt may contain anything
         raise InputError(f"{name!r} is not a file name: choose a file, or upload one.")
+    check_name("file", name)
     bare, base = folder_paths.annotated_filepath(name)
     base = os.path.realpath(base or folder_paths.get_input_directory())
     path = os.path.realpath(os.path.join(base, bare))

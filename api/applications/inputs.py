@@ -25,6 +25,7 @@ from pydantic import (
     create_model,
 )
 
+from ...ltx.characters import is_whole
 from ...ltx.errors import InputError
 from ...ltx.request import PARAMETERS, SIDE, Parameter, Request, parse
 
@@ -32,6 +33,7 @@ Detail = list[dict[str, Any]]
 Kind = Literal["audio", "image"]
 SIZE, SIZE_ALIAS, SYNC_MODE, LORAS = "video_size", "image_size", "sync_mode", "loras"
 MOST_LORAS = 16
+HALF_TEXT = "The body has half of a character (a lone surrogate) in a text; write it whole or remove it."
 STRANGERS = 20  # unknown names that get a sentence each
 
 
@@ -160,9 +162,11 @@ def read_json(body: bytes) -> Any:
     """Parses a JSON text. Errors: Invalid if it is no JSON or has half a surrogate pair, which is no text."""
     try:
         value = json.loads(body, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode()
+        whole = is_whole(value)
     except (ValueError, RecursionError) as error:
         raise Invalid([problem(None, f"The body is not JSON: {error}.", "json_invalid")]) from None
+    if not whole:
+        raise Invalid([problem(None, HALF_TEXT, "json_invalid")])
     return value
 
 
@@ -183,6 +187,8 @@ def check(body: Any, model: type[BaseModel], files: Iterable[str], fixed: Mappin
     """
     if not isinstance(body, Mapping):
         raise Invalid([problem(None, "The body must be a JSON object with the request's inputs.", "model_type")])
+    if body.get(SIZE_ALIAS) is not None and body.get(SIZE, "") is None:  # null beside the other name is no size
+        body = {name: value for name, value in body.items() if name != SIZE}
     try:
         checked = model.model_validate(body)
     except ValidationError as error:

@@ -12,7 +12,8 @@ from typing import Any
 
 from aiohttp import StreamReader, web
 
-from ..applications.inputs import digest, read_json
+from ...ltx.characters import is_whole
+from ..applications.inputs import HALF_TEXT, digest, read_json
 from ..files.data_uris import ArrivedFile
 from ..files.incoming import Incoming, in_thread
 from ..settings import Settings
@@ -106,9 +107,13 @@ async def read_small_json(request: web.Request, longest: int = SMALL_BODY) -> An
         if len(body) > longest:
             raise _too_large(f"The body is larger than {longest // 1024} KiB.", longest, len(body))
     try:
-        return await in_thread(json.loads, body) if len(body) > AT_ONCE else json.loads(body)
+        value = await in_thread(json.loads, body) if len(body) > AT_ONCE else json.loads(body)
+        whole = is_whole(value)
     except (ValueError, RecursionError) as error:
         raise http_error(web.HTTPBadRequest, f"The body is no JSON: {error}"[:200]) from error
+    if not whole:
+        raise http_error(web.HTTPBadRequest, HALF_TEXT)
+    return value
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Loads Gemma 3, the text encoder, from the folder of its repository or from one of ComfyUI's single files.
+"""Loads Gemma 3, the text encoder, from the folder of its repository, from a diffusers folder that holds it, or from
+one of ComfyUI's single files.
 
 The whole conditional-generation model is loaded, because it both encodes prompts (text.py) and writes them (expand.py).
 """
@@ -11,18 +12,22 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor, AutoTokenizer, Gemma3ForConditionalGeneration
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..foreign import foreign
 from ..models import MODELS
+from ..weights.files import open_safetensors
 from ..weights.quantized import quantize
 from . import gemma_file
+from .sentencepiece import CHAT
 
 WANTED = MODELS["gemma"].repository
 INDEX = "model.safetensors.index.json"
+ENCODER = "text_encoder/config.json"
+"""Its presence in a diffusers folder shows that the folder holds a text encoder."""
 LAYERS = "model.language_model.layers."
 PREPROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
@@ -46,7 +51,7 @@ class Gemma:
 
         Raises InputError if its configuration is missing.
         """
-        if not self.path.is_dir():
+        if not self.path.is_dir() or folders(self.path)[1] != self.path:
             return gemma_file.image_processor(self.model, self.tokenizer)
         if not any((self.path / name).is_file() for name in PREPROCESSORS):
             raise InputError(
@@ -56,6 +61,16 @@ class Gemma:
         return AutoProcessor.from_pretrained(self.path, local_files_only=True)
 
 
+def folders(path: Path) -> tuple[Path, Path]:
+    """The folder of the weights and the folder of the tokenizer: one folder, or two of a diffusers folder, which may be
+    named itself or by its text_encoder."""
+    if (path / ENCODER).is_file():
+        return path / "text_encoder", path / "tokenizer"
+    beside = path.parent / "tokenizer"
+    alone = not (path / "tokenizer.json").is_file() and (beside / "tokenizer.json").is_file()
+    return path, beside if alone else path
+
+
 def check_gemma(path: Path) -> None:
     """Checks names and headers and reads no weights. Raises InputError if no text encoder can be loaded from `path`."""
     if not path.exists():
@@ -63,16 +78,26 @@ def check_gemma(path: Path) -> None:
     if not path.is_dir():
         if path.suffix.lower() == ".gguf":
             raise InputError(f"{path}: a GGUF text encoder is not supported; use {gemma_file.WANTED}.")
-        gemma_file.GemmaFile(path)
+        gemma_file.GemmaFile(path).check()
         return
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        if not (path / name).is_file():
-            raise InputError(f"{path / name}: not found; download the whole {WANTED} into that folder.")
-    model_type = _read_json(path / "config.json").get("model_type")
+    path, tokenizer = folders(path)
+    for file in (path / "config.json", tokenizer / "tokenizer.json", tokenizer / "tokenizer_config.json"):
+        if not file.is_file():
+            raise InputError(f"{file}: not found; download the whole {WANTED} into that folder.")
+        if found := foreign(file, json_text=True):
+            raise InputError(f"{file}: {found[0]}; get the whole {WANTED} again ({found[1]}).")
+    config = _read_json(path / "config.json")
+    model_type = config.get("model_type")
     if model_type != "gemma3":
         raise InputError(f"{path / 'config.json'}: its model_type is {model_type!r}, not 'gemma3'; use {WANTED}.")
+    if quantized := config.get("quantization_config"):
+        kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise InputError(
+            f"{path / 'config.json'}: its weights are quantized by {kind!r:.40}, which is not supported; use {WANTED} "
+            f"or {gemma_file.WANTED}."
+        )
     for weights in _weight_files(path):
-        _check_weights(weights)
+        open_safetensors(weights, WANTED)
 
 
 def load_gemma(
@@ -116,13 +141,16 @@ def _cast(model: Gemma3ForConditionalGeneration, dtype: torch.dtype | None) -> N
 
 
 def _from_folder(folder: Path, dtype: torch.dtype | None) -> Gemma:
+    weights, beside = folders(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(beside, local_files_only=True)
     except Exception as error:  # the tokenizers library raises no narrower class
-        raise InputError(f"{folder / 'tokenizer.json'}: cannot be read ({_line(error)}); download it again.") from error
+        raise InputError(f"{beside / 'tokenizer.json'}: cannot be read ({_line(error)}); download it again.") from error
+    if tokenizer.chat_template is None:  # some copies of the folder lack it; there is one format that Gemma 3 knows
+        tokenizer.chat_template = CHAT
     try:
         model, report = Gemma3ForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype or "auto", local_files_only=True, use_safetensors=True, output_loading_info=True
+            weights, dtype=dtype or "auto", local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(f"{folder}: cannot be loaded as Gemma 3 ({_line(error)}); use {WANTED}.") from error
@@ -145,17 +173,6 @@ def _weight_files(folder: Path) -> list[Path]:
     if not isinstance(shards, dict) or not shards:
         raise InputError(f"{folder / INDEX}: names no weights; download it again from {WANTED}.")
     return [folder / name for name in sorted(set(shards.values()))]
-
-
-def _check_weights(path: Path) -> None:
-    """Raises InputError if the file is missing, or if its size differs from the size in its header."""
-    if not path.is_file():
-        raise InputError(f"{path}: not found; download it from {WANTED}.")
-    try:
-        with safe_open(path, "pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated or damaged ({_line(error)}); download it again.") from error
 
 
 def _read_json(path: Path) -> dict:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,16 @@ class GemmaFile:
             f"{PROJECTOR}mm_input_projection_weight",
         } <= self.tensors
 
+    def check(self) -> None:
+        """Reads what loading reads, except the weights' values. Raises InputError for what loading would refuse."""
+        with torch.device("meta"):
+            model = Gemma3ForConditionalGeneration(self._config(None))
+        formats, read = self._formats(), set()
+        for _, last, source, module in self._wanted(model):
+            self._stored(source, last, module.get_parameter(last).shape, formats)
+            read.add(f"{source}.{last}")
+        self._check_known(read)
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         try:
             return build_tokenizer(self._tensor(TOKENIZER).numpy().tobytes())
@@ -99,10 +109,7 @@ class GemmaFile:
         """Gives the model its tensors. Raises InputError if the language model's tensors are not exactly those of Gemma
         3; further tensors of the file are ignored."""
         formats, read = self._formats(), set()
-        for name in [name for name in model.state_dict() if not name.startswith("lm_head.")]:
-            owner, _, last = name.rpartition(".")
-            source = owner.replace(f"{VISION}vision_model.", VISION)  # the name in transformers before version 5
-            module = model.get_submodule(owner)
+        for owner, last, source, module in self._wanted(model):
             stored = self._stored(source, last, module.get_parameter(last).shape, formats)
             read.add(f"{source}.{last}")
             if isinstance(stored, Stored) and last == "weight" and type(module) is nn.Linear:
@@ -111,6 +118,19 @@ class GemmaFile:
             else:
                 tensor = stored.decode(dtype) if isinstance(stored, Stored) else stored.to(dtype)
                 setattr(module, last, nn.Parameter(tensor, requires_grad=False))
+        self._check_known(read)
+
+    def _wanted(self, model: nn.Module) -> Iterator[tuple[str, str, str, nn.Module]]:
+        """Every parameter that the file must hold: its layer's name, its own name, the layer's name in the file, and
+        the layer."""
+        if not self.sees:
+            model.model.vision_tower = model.model.multi_modal_projector = None
+        for name in [name for name in model.state_dict() if not name.startswith("lm_head.")]:
+            owner, _, last = name.rpartition(".")
+            source = owner.replace(f"{VISION}vision_model.", VISION)  # the name in transformers before version 5
+            yield owner, last, source, model.get_submodule(owner)
+
+    def _check_known(self, read: set[str]) -> None:
         beside = (*NOTES, "weight_scale_2")
         unknown = {n for n in self.tensors - read if n.startswith(LANGUAGE) and n.rpartition(".")[2] not in beside}
         unknown.discard(f"{LANGUAGE}lm_head.weight")  # tied to the embeddings
@@ -166,7 +186,8 @@ class GemmaFile:
                 raise InputError(f"{self.path}: {layer} is stored as {given}, which is not supported; use {WANTED}.")
         return formats
 
-    def _config(self, tokenizer: PreTrainedTokenizerBase) -> Gemma3Config:
+    def _config(self, tokenizer: PreTrainedTokenizerBase | None) -> Gemma3Config:
+        """tokenizer: None leaves out its ids, which the shapes do not depend on."""
         words, width = self._shape(f"{LANGUAGE}embed_tokens.weight")
         head = self._shape(f"{LANGUAGE}layers.0.self_attn.q_norm.weight")[0]
         (norm,) = self._shape(f"{LANGUAGE}norm.weight")
@@ -187,7 +208,7 @@ class GemmaFile:
             "hidden_activation": "gelu_pytorch_tanh",
             **ROPE,
         }
-        if norm != width or max(tokenizer.get_vocab().values()) >= words:
+        if norm != width or (tokenizer is not None and max(tokenizer.get_vocab().values()) >= words):
             raise InputError(f"{self.path}: its embeddings do not fit its other tensors; download {WANTED} again.")
         vision, tokens = (
             {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1},
@@ -210,7 +231,7 @@ class GemmaFile:
         vision |= {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "vision_use_head": False}
         ids = {
             f"{name}_token_index": tokenizer.convert_tokens_to_ids(getattr(tokenizer, f"{name}_token"))
-            for name in ("boi", "eoi", "image")
+            for name in (("boi", "eoi", "image") if tokenizer is not None else ())
         }
         return Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=tokens, **ids)
 

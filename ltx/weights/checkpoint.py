@@ -28,6 +28,7 @@ from diffusers.pipelines.ltx2.vocoder import LTX2VocoderWithBWE
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..foreign import foreign
 from ..models import MODELS, PART_FILES, VERSION, WANTED
 from . import configs
 from .files import WeightFile, open_safetensors
@@ -212,17 +213,30 @@ class Checkpoint:
         wanted = ("video_text_proj_in.weight", "video_connector.learnable_registers") if part is CONNECTORS else ()
         return bool(sources) and all(name in sources for name in wanted)
 
+    def inspect(self) -> nn.Module:
+        """Opens every part as loading does, but neither casts nor moves it, so that only headers are read.
+
+        Returns the transformer. Raises InputError for whatever loading would refuse.
+        """
+        self.check()
+        transformer, *_ = [self._open(part) for part in PARTS]
+        return transformer
+
     def _load(self, part: Part, dtype: torch.dtype | None, device: torch.device | str) -> nn.Module:
+        return place(self._open(part), dtype, device)
+
+    def _open(self, part: Part) -> nn.Module:
+        """Builds a part from tensors that map their files."""
         if self._in_folder(part):
             module, path, wanted = self._from_folder(part), self.path / part.folder, WANTED_FOLDER
-            return place(fill(module, dict(read_folder(path, part.name)), path, part.name, wanted), dtype, device)
+            return fill(module, dict(read_folder(path, part.name)), path, part.name, wanted)
         sources = self._sources(part)
         if not self._complete(sources, part):
             raise self._missing(part)
         path = next(iter(sources.values()))[0].path
         module = build(part.cls, lambda: self._arguments(part, sources), path, part.name, WANTED, part.on_meta)
         state = {name: file.get(key) for name, (file, key) in sources.items()}
-        return place(fill(module, state, path, part.name, WANTED), dtype, device)
+        return fill(module, state, path, part.name, WANTED)
 
     def _from_folder(self, part: Part) -> nn.Module:
         folder = self.path / part.folder
@@ -260,15 +274,26 @@ class Checkpoint:
 
         A quantized parameter is decoded to float32.
         """
-        if self._in_folder(TRANSFORMER):
-            return folder_tensor(self.path / "transformer", name)
-        file, key = self._transformer_sources[name]
+        return self._weight(TRANSFORMER, self._transformer_sources, name)
+
+    def connectors_weight(self, name: str) -> Tensor:
+        """Reads a parameter of the text connectors, as `transformer_weight` does."""
+        return self._weight(CONNECTORS, self._connectors_sources, name)
+
+    def _weight(self, part: Part, sources: Mapping[str, tuple[WeightFile, str]], name: str) -> Tensor:
+        if self._in_folder(part):
+            return folder_tensor(self.path / part.folder, name, part.name)
+        file, key = sources[name]
         tensor = file.get(key)
         return tensor.decode() if isinstance(tensor, Stored) else tensor
 
     @cached_property
     def _transformer_sources(self) -> dict[str, tuple[WeightFile, str]]:
         return self._sources(TRANSFORMER)
+
+    @cached_property
+    def _connectors_sources(self) -> dict[str, tuple[WeightFile, str]]:
+        return self._sources(CONNECTORS)
 
     def connectors(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LTX2TextConnectors:
         return self._load(CONNECTORS, dtype, device)
@@ -285,9 +310,12 @@ class Checkpoint:
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
     """Reads config.json of one part of a diffusers folder. Raises InputError if it is missing or not a JSON object."""
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        if found := foreign(path, json_text=True):
+            raise InputError(f"{path}: {found[0]}; get {WANTED_FOLDER} ({found[1]}).") from error
         raise InputError(
             f"{folder}: has no readable config.json of the {part} ({error}); use {WANTED_FOLDER}."
         ) from error
@@ -311,8 +339,8 @@ def read_folder(folder: Path, part: str) -> Iterator[tuple[str, Tensor]]:
             yield key, file.get_tensor(key)
 
 
-def folder_tensor(folder: Path, name: str) -> Tensor:
-    for shard in shards(folder, "transformer"):
+def folder_tensor(folder: Path, name: str, part: str) -> Tensor:
+    for shard in shards(folder, part):
         file = open_safetensors(shard, "the whole folder")
         if name in file.keys():  # noqa: SIM118
             return file.get_tensor(name)
@@ -339,6 +367,7 @@ def load_checkpoint(
         if other:
             part = next(part for part in PARTS if part.argument == argument)
             file = files[argument] = WeightFile(Path(other), part.file)
+            file.check_format(part.file)
             if not any(name.startswith(part.prefixes) for name in file.names):
                 raise InputError(f"{other}: has no {part.name}; use {part.file} or {WANTED}.")
     if path.is_dir():
@@ -348,6 +377,7 @@ def load_checkpoint(
             raise InputError(f"{path}: is not version {VERSION}; it may be LTX 2.0: use {WANTED_FOLDER}.")
         return Checkpoint(path, VERSION, None, files)
     file = WeightFile(path, WANTED)
+    file.check_format(WANTED)
     file.config  # noqa: B018 - this raises now if the metadata cannot be read
     version = file.metadata.get("model_version", "")
     if version and not re.match(rf"{re.escape(VERSION)}(\D|$)", version):

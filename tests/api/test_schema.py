@@ -138,6 +138,9 @@ def test_both_names_of_the_size() -> None:
     assert check({**LEAST, "image_size": "square"}).request.video_size == "square"
     assert check({**LEAST, "image_size": {"width": 1280}}).request.video_size == (1280, 512)
     assert check({**LEAST, "video_size": {"width": 1280, "height": 720}}).request.video_size == (1280, 720)
+    for body in ({"video_size": None, "image_size": "square"}, {"video_size": "square", "image_size": None}):
+        assert check({**LEAST, **body}).request.video_size == "square"
+    assert places({**LEAST, "video_size": None}) == [["body", "video_size"]]
 
 
 def test_strange_names_are_passed_over_and_named() -> None:

@@ -24,6 +24,7 @@ from a2v.ltx.weights import lora
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_tiny
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FPS, FRAMES = Fraction(24), 9
@@ -87,9 +88,9 @@ def test_the_transformer_gives_the_same(tiny: TinyFiles, room: float) -> None:
 def test_loras_are_merged_between_two_passes(tiny: TinyFiles) -> None:
     checkpoint = load_checkpoint(tiny.checkpoint)
     loaded = lora.load_lora(tiny.distilled_lora)
-    blocks = {name: pair for name, pair in loaded.targets.items() if name.startswith("transformer_blocks")}
+    blocks = {slot: pair for slot, pair in loaded.changes.items() if "transformer_blocks" in slot[0]}
     assert blocks  # the rest is on the device, and the simulation cannot write there
-    pairs = [[(replace(loaded, targets=blocks), strength)] for strength in (0.2, 0.5)]
+    pairs = [[(replace(loaded, changes=blocks), strength)] for strength in (0.2, 0.5)]
     whole = checkpoint.transformer(torch.float32)
     merger = lora.Merger(whole, checkpoint.transformer_weight)
     expected = []
@@ -118,6 +119,22 @@ def test_quantised_layers_stay_as_they_are_stored(tiny: TinyFiles) -> None:
     assert any(parameter.dtype == torch.uint8 for parameter in model.parameters())
     with simulated(), offload_transformer(model, DEVICE):
         assert torch.equal(two_steps(model, DEVICE), expected)
+
+
+def test_changes_of_quantised_layers_are_the_same(tiny: TinyFiles, tmp_path: Path) -> None:
+    """A DoRA is computed from the decoded weight at each call, wherever the block is."""
+    checkpoint, layer = load_checkpoint(tiny.checkpoint), "transformer_blocks.1.attn1.to_q"
+    model = checkpoint.transformer(torch.float32, fp8=True)
+    size = model.get_submodule(layer).out_features
+    pair = {f"{layer}.lora_A.weight": noise(2, size), f"{layer}.lora_B.weight": noise(size, 2)}
+    save_file({**pair, f"{layer}.dora_scale": 1 + noise(size, 1).abs()}, tmp_path / "dora.safetensors")
+    plain = two_steps(model, "cpu")
+    with lora.applied(model, [(lora.load_lora(tmp_path / "dora.safetensors"), 0.7)], checkpoint.transformer_weight):
+        expected = two_steps(model, "cpu")
+        assert not torch.equal(expected, plain)
+        with simulated(), offload_transformer(model, DEVICE):
+            assert torch.equal(two_steps(model, DEVICE), expected)
+    assert not model.get_submodule(layer).branches
 
 
 def test_gemma_gives_the_same_and_shares_what_it_shared(tiny: TinyFiles) -> None:

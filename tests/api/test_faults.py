@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from a2v.api import clock
 from a2v.api.database import rows
 from a2v.api.database.rows import DONE, QUEUED, StoredRequest
 from a2v.api.database.store import Store, StoreFailed
@@ -23,7 +24,7 @@ from a2v.api.host import Outcome
 from a2v.api.queue import endings, fetcher
 from a2v.api.settings import Settings
 from a2v.api.webhooks.deliveries import Delivery
-from a2v.tests.api.edges import answering, make_settings, opened, wav
+from a2v.tests.api.edges import APP, answering, make_settings, opened, wav
 from a2v.tests.api.stand_ins import BODY, Place, failing, working
 from aiohttp import web
 from sqlalchemy import event, select
@@ -300,6 +301,30 @@ def test_a_note_about_a_deleted_request_costs_no_other_note(
     at(settings, database, visit)
     assert caplog.text.count("a note about request deleted could not be written: StoreConflict") == 1
     assert "INSERT" not in caplog.text
+
+
+def test_a_request_that_cannot_be_ended_holds_up_no_other(settings: Settings, database: Store) -> None:
+    """A mistake of this program's at one row."""
+    now = clock.now()
+    values = {"app": APP, "arguments": {}, "media": {}, "digest": "d", "created": now.wall - 9, "boot": now.boot}
+    with database.session() as session:
+        for name in ("bad", "good"):
+            rows.add(session, StoredRequest(id=name, start_timeout=1, start_before=now.steady - 8, **values))
+
+    async def visit(place: Place) -> None:
+        finish = place.queue.finishing.finish
+
+        async def broken(request: StoredRequest, ending: Any) -> None:
+            if request.id == "bad":
+                raise KeyError("a mistake")
+            await finish(request, ending)
+
+        place.queue.finishing.finish = broken
+        assert (await place.end_of(await place.submit())).error is None
+        assert (await place.end_of("good")).error_type == "request_timeout"
+        assert place.request("bad").status == QUEUED
+
+    at(settings, database, visit)
 
 
 def test_files_that_the_disk_does_not_take_are_fetched_again(

@@ -191,7 +191,7 @@ def test_models_are_found_by_their_official_names_in_any_folder() -> None:
     )
     for kind, name in (
         ("checkpoints", "ltx-2.3-22b-dev.safetensors"),
-        ("text_encoders", "gemma_3_12B_it_fp4_mixed.safetensors"),
+        ("text_encoders", "gemma-3-12b-it-qat-q4_0-unquantized"),
     ):
         without = {**there, kind: []}
         with pytest.raises(ModelMissing, match=rf"{name} is not in ComfyUI's models/{kind}: get it from https://"):

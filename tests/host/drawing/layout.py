@@ -139,7 +139,7 @@ def lay_out(
             if not rest:
                 continue
             if last_corner is None and not plan.free(y, lane, first, column - 1):
-                last_corner = _corner(layout, out(key[0]) + gutter / 2, lane, None)
+                last_corner = _corner(layout, out(key[0]) + 0.3 * gutter, lane, None)
             left = layout.output[0] if column == len(columns) else plan.lefts[column]
             last_corner = _corner(layout, left - 0.4 * gutter, lane, last_corner)
             for edge in rest:

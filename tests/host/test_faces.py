@@ -18,6 +18,8 @@ LEAST = 0.5  # zoom at which a person can read
 FULL = ("first_and_last_image", "audio_regeneration")  # they have the nodes of all others
 RENDER = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
 DRAWN = "() => [...app.canvas.graph.links.values()].every(link => link.path)"
+COLOURS = """types => types.map(type => [app.canvas.default_connection_color_byType[type],
+    getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`)])"""
 FILES = {"opening": opening_file, "all nodes": all_nodes_file}
 
 each = pytest.mark.parametrize(
@@ -53,6 +55,12 @@ def test_it_opens_whole_and_readable(variant: Variant, face: str, nodes2: bool, 
     assert seen.wrong == []
     assert seen.zoom >= LEAST and not seen.hidden, seen
     assert seen.links >= 3
+
+
+def test_our_sockets_have_their_colours_in_both_renderings(comfy: Comfy, frontend: Frontend) -> None:
+    ours = {kind for node in comfy.object_info().values() for kind in node["output"] if str(kind).startswith("LTXA2V")}
+    found = frontend.page.evaluate(COLOURS, sorted(ours))
+    assert len(ours) > 8 and all(canvas and canvas.lower() == style.strip().lower() for canvas, style in found)
 
 
 def stages(root: Stage, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

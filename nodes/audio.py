@@ -19,7 +19,7 @@ from . import files, memory
 from .progress import Progress, report
 from .taking.sound import from_track, to_track
 from .types import CATEGORY, AudioIO, AudioVaeIO, VocoderIO
-from .widgets import widget
+from .widgets import aliases, widget
 
 AUDIO = f"{CATEGORY}/Audio"
 
@@ -39,6 +39,7 @@ class LoadAudio(io.ComfyNode):
             category=AUDIO,
             description="Reads the audio of any sound or video file, at its own rate and with all its channels: "
             "speech, voice, song or music, as mp3, wav, flac, m4a, opus, mp4 and the like.",
+            **aliases("speech", "voice", "song", "music", "lip sync", "audio to video"),
             inputs=[
                 io.Combo.Input(
                     "audio",

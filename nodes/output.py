@@ -32,7 +32,7 @@ from .taking.latent import samples_of
 from .taking.picture import to_frames
 from .taking.sound import to_track
 from .types import CATEGORY, VideoVaeIO
-from .widgets import widget
+from .widgets import ADVANCED, aliases, widget
 
 OUTPUT = f"{CATEGORY}/Output"
 REPORTS = 12  # texts that one Report joins
@@ -49,6 +49,7 @@ def _tiling_inputs() -> list[io.Input]:
             max=8192,
             step=32,
             tooltip="Long side of a tile in pixels. It is halved if memory runs out.",
+            **ADVANCED,
         ),
         io.Int.Input(
             "tile_overlap",
@@ -57,6 +58,7 @@ def _tiling_inputs() -> list[io.Input]:
             max=4096,
             step=32,
             tooltip="Pixels that neighbouring tiles share. Raise it if you see seams.",
+            **ADVANCED,
         ),
         io.Int.Input(
             "tile_frames",
@@ -65,6 +67,7 @@ def _tiling_inputs() -> list[io.Input]:
             max=8192,
             step=8,
             tooltip="Frames of a tile. They are halved if memory runs out.",
+            **ADVANCED,
         ),
         io.Int.Input(
             "tile_frame_overlap",
@@ -73,6 +76,7 @@ def _tiling_inputs() -> list[io.Input]:
             max=4096,
             step=8,
             tooltip="Frames that successive tiles share. Raise it if the picture jumps between tiles.",
+            **ADVANCED,
         ),
     ]
 
@@ -290,6 +294,7 @@ class SaveVideo(io.ComfyNode):
             outputs=[io.Video.Output("video", display_name="video", tooltip="The file that was written.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
+            **aliases("audio to video", "save mp4", "video with sound"),
         )
 
     @classmethod
@@ -347,6 +352,7 @@ class SaveLatentVideo(io.ComfyNode):
             outputs=[io.Video.Output("video", display_name="video", tooltip="The file that was written.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
+            **aliases("audio to video", "save mp4", "video with sound"),
         )
 
     @classmethod

@@ -29,7 +29,7 @@ from .taking.latent import MASK, mask_of, start_of
 from .taking.noise import Generated, NextNoise, to_noise
 from .taking.sigmas import to_sigmas
 from .types import CATEGORY, AudioIO, GuidanceIO, GuidesIO, ModelIO, RestartIO, TextIO
-from .widgets import widget
+from .widgets import aliases, widget
 
 SAMPLING = f"{CATEGORY}/Sampling"
 AUTO = "auto"
@@ -289,6 +289,7 @@ class Sampler(io.ComfyNode):
             description="Samples one stage: from noise to a video latent that moves with the audio. Use it twice: "
             "first at half the size with guidance, then at full size without guidance, from the upscaled latent and "
             "the first sampler's noise. Audio to video (a2v): lip sync, talking heads, singing, dance, music videos.",
+            **aliases("lip sync", "talking head", "speech", "singing", "music video", "audio to video", "a2v"),
             inputs=[
                 ModelIO.Input("model", tooltip="From Load Model or a LoRA."),
                 io.Noise.Input(

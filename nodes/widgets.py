@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from inspect import signature
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..ltx.request import PARAMETERS
+
+ADVANCED: dict[str, Any] = {"advanced": True} if "advanced" in signature(io.Int.Input.__init__).parameters else {}
+"""Arguments of an input that few people change: newer hosts fold it away. Empty on hosts that do not know it."""
+
+
+def aliases(*words: str) -> dict[str, Any]:
+    """Arguments of a schema: words under which a search finds the node. Empty on hosts that do not know them."""
+    known = any(field.name == "search_aliases" for field in fields(io.Schema))
+    return {"search_aliases": list(words)} if known else {}
 
 
 def widget(

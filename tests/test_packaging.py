@@ -114,3 +114,18 @@ def test_what_a_reporter_finds() -> None:
 def test_the_licence_is_apache() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_registry_s_archive_leaves_out_what_no_user_needs() -> None:
+    """Each line names something that exists, and no code that stays imports what is left out."""
+    lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    ignored = [line for line in lines if line and not line.startswith("#")]
+    assert [line for line in ignored if not (ROOT / line).exists()] == []
+    folders = {line.rstrip("/") for line in ignored if "/" not in line.rstrip("/")}
+    assert {"mini", "tests", "benchmarks"} <= folders
+    for part in ("api", "ltx", "nodes"):
+        for file in (ROOT / part).rglob("*.py"):
+            wanted = re.findall(r"^\s*(?:from|import) \.{2,}(\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert not folders & set(wanted), file
+    for needed in ("web", "subgraphs", "example_workflows", "workflows", "requirements.txt", "pyproject.toml"):
+        assert (ROOT / needed).exists() and needed not in folders

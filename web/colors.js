@@ -1,4 +1,5 @@
-// Colours for the links and sockets of this pack's own types; the frontend draws unknown types all alike.
+// Colours for the links and sockets of this pack's own types; the frontend draws unknown types all alike. The canvas
+// takes them from its tables, Nodes 2.0 from variables of a stylesheet.
 import { app } from "../../scripts/app.js";
 
 const COLORS = {
@@ -20,6 +21,12 @@ function paint() {
   Object.assign(app.canvas.default_connection_color_byType, COLORS);
   Object.assign(window.LGraphCanvas.link_type_colors, COLORS);
 }
+
+const style = document.createElement("style");
+style.textContent = `:root { ${Object.entries(COLORS)
+  .map(([type, color]) => `--color-datatype-${type}: ${color};`)
+  .join(" ")} }`;
+document.head.append(style);
 
 // The frontend's palette, loaded after the extensions, empties the colours of types that it does not know.
 app.registerExtension({ name: "LTXA2V.LinkColors", setup: paint, beforeConfigureGraph: paint });

@@ -20,7 +20,7 @@ MODELS = ModelNames(
     "ltx-2.3-22b-dev.safetensors",
     "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
     "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
-    "gemma-3-12b-it-qat-q4_0-unquantized",
+    "gemma_3_12B_it_fp4_mixed.safetensors",
 )
 ADDED = {"PreviewAny"}
 LOADER = {"LoadImage": "LTXA2VLoadImage"}

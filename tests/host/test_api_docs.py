@@ -22,6 +22,7 @@ import av
 import pytest
 import requests
 from a2v.api.settings import MIB, Settings, read_settings
+from a2v.ltx.models import MODELS
 from a2v.tests.api.edges import wav
 from a2v.tests.host.api import APP, environment, write_published
 from a2v.tests.host.comfy import Comfy
@@ -56,6 +57,8 @@ def place(tmp_path: Path) -> Path:
                 node["inputs"] |= {"video_size": "custom", "width": 64, "height": 64}
             elif node["class_type"] == "LTXA2VScheduler":
                 node["inputs"]["steps"] = 8
+            elif node["class_type"] == "LTXA2VTextEncoderLoader":
+                node["inputs"]["folder"] = MODELS["gemma"].name  # the tiny one is a folder
         (graphs / path.name).write_text(json.dumps(graph))
     return tmp_path
 

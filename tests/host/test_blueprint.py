@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import pytest
 from a2v.tests.host import demo
 from a2v.tests.host.browser import Frontend
 from a2v.tests.host.comfy import PACK, Comfy, Prompt
-from a2v.tests.host.draw_workflows import (
-    BLUEPRINT,
-    BLUEPRINT_ABOUT,
-    DEFAULT,
-    DRAWN_HERE,
-    INPUTS,
-    OUTSIDE,
-    PROMOTED,
-    WORKFLOWS,
-    api_file,
-    blueprint,
-    sent,
-)
+from a2v.tests.host.draw_workflows import BLUEPRINT_ABOUT, BLUEPRINTS, INPUTS, sent
+from a2v.tests.host.drawing.variants import DEFAULT
+from a2v.tests.host.test_workflows import API, FACES, named, nodes_of
 from a2v.tests.tiny import TinyFiles
 
-FILE = BLUEPRINT.read_text(encoding="utf-8")
-WORKFLOW = WORKFLOWS / f"{DEFAULT}.json"
-UI = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-API = json.loads(api_file(WORKFLOW).read_text(encoding="utf-8"))
+BLUEPRINT = BLUEPRINTS[DEFAULT]
 EMPTY = {"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": []}
 # ComfyUI has blueprints of its own, too
 OFFERED = """name => document.getElementById('vue-app').__vue_app__.config.globalProperties.$pinia._s.get('nodeDef')
@@ -36,17 +23,18 @@ OFFERED = """name => document.getElementById('vue-app').__vue_app__.config.globa
     .map(found => found.description)"""
 SEARCH = "() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')"
 ADDED = "() => app.graph.nodes.some(node => node.isSubgraphNode())"
-# the workflow's loader and saver, and what the two took and gave, at the node that was found
+# the sound goes in, and ComfyUI's own node saves the VIDEO that comes out
 CONNECT = """() => {
     const node = app.graph.nodes.find(node => node.isSubgraphNode());
-    const [load, save] = ['LTXA2VLoadAudio', 'LTXA2VSaveLatentVideo'].map(type => {
+    const [load, save] = ['LTXA2VLoadAudio', 'SaveVideo'].map(type => {
         const made = LiteGraph.createNode(type);
         app.graph.add(made);
         return made;
     });
+    load.title = 'Load Audio';
     load.widgets.find(widget => widget.name === 'audio').value = 'speech.opus';
-    for (const to of [node, save]) load.connect(0, to, to.findInputSlot('audio'));
-    for (const {name} of node.outputs) node.connect(node.findOutputSlot(name), save, save.findInputSlot(name));
+    load.connect(0, node, node.findInputSlot('audio'));
+    node.connect(node.findOutputSlot('video'), save, save.findInputSlot('video'));
 }"""
 TYPE = "text => app.graph.nodes.find(node => node.isSubgraphNode()).widgets[0].value = text"
 
@@ -72,41 +60,30 @@ def asked(frontend: Frontend) -> Prompt:
     return frontend.prompt()
 
 
-def named(prompt: Prompt) -> dict[str, dict[str, Any]]:
-    """Inputs by the nodes' classes and titles instead of their ids."""
-    names = {key: f"{node['class_type']} {node['_meta']['title']}" for key, node in prompt.items()}
-    assert len(set(names.values())) == len(prompt)
-    return {
-        names[key]: {
-            name: [names[value[0]], value[1]] if isinstance(value, list) else value
-            for name, value in node["inputs"].items()
-        }
-        for key, node in prompt.items()
-    }
-
-
-def test_the_server_offers_it(comfy: Comfy) -> None:
+@pytest.mark.parametrize("path", BLUEPRINTS.values(), ids=BLUEPRINTS)
+def test_the_server_offers_it(path: Path, comfy: Comfy) -> None:
     offered = comfy.get("/global_subgraphs").items()
-    ((key, found),) = ((key, found) for key, found in offered if PACK in found["info"]["node_pack"])
-    assert (found["name"], found["info"]) == (BLUEPRINT.stem, {"node_pack": f"custom_nodes.{PACK}"})
-    assert comfy.get(f"/global_subgraphs/{key}")["data"] == FILE
+    ((key, found),) = ((key, found) for key, found in offered if found["name"] == path.stem)
+    assert found["info"] == {"node_pack": f"custom_nodes.{PACK}"}
+    assert comfy.get(f"/global_subgraphs/{key}")["data"] == path.read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(not DRAWN_HERE, reason="files are drawn with the frontend of requirements-dev.txt")
-def test_the_file_is_what_is_drawn(frontend: Frontend) -> None:
-    assert blueprint(frontend, UI) == FILE, "run tests/host/draw_workflows.py"
-    assert frontend.errors == []
-
-
-def test_it_holds_the_workflow_but_its_ends() -> None:
-    (node,), (subgraph,) = (found := json.loads(FILE))["nodes"], found["definitions"]["subgraphs"]
-    assert node["type"] == subgraph["id"] and len(node["properties"]["proxyWidgets"]) == len(PROMOTED)
-    assert sorted(inner["type"] for inner in subgraph["nodes"]) == sorted(
-        outer["type"] for outer in UI["nodes"] if outer["type"] not in OUTSIDE
-    )
-    offered = [[model for inner in nodes for model in inner["properties"].get("models", [])] for nodes in
-               (subgraph["nodes"], UI["nodes"])]  # fmt: skip
-    assert offered[0] == offered[1] and len(offered[0]) == 3
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_it_is_the_one_node_of_the_workflow(name: str) -> None:
+    made = json.loads(BLUEPRINTS[name].read_text(encoding="utf-8"))
+    (node,) = made["nodes"]
+    (outer,) = (subgraph for subgraph in made["definitions"]["subgraphs"] if subgraph["id"] == node["type"])
+    assert [(slot["name"], slot["type"]) for slot in outer["outputs"]] == [("video", "VIDEO"), ("report", "STRING")]
+    ends = [slot["name"] for slot in node["inputs"] if "widget" not in slot]
+    assert ends == ["audio", *(["first image"] if name == "image_and_audio" else [])]
+    labels = [slot.get("label", slot["name"]) for slot in node["inputs"] if "widget" in slot]
+    assert {"prompt", "negative prompt", "size", "seed", "steps", "speed-up", "checkpoint"} <= set(labels)
+    outside = {"LTXA2VLoadAudio", "LoadImage", "SaveVideo", "PreviewAny"}
+    whole = sorted(inner["type"] for subgraph in FACES[name]["opening"]["definitions"]["subgraphs"]
+                   for inner in subgraph["nodes"] if len(inner["type"]) != 36)  # fmt: skip
+    assert sorted(inner["type"] for inner in nodes_of(made)) == whole and not outside & set(whole)
+    offered = {model["name"] for inner in nodes_of(made) for model in inner["properties"].get("models", [])}
+    assert len(offered) == 4
 
 
 def test_the_node_library_lists_it(frontend: Frontend) -> None:
@@ -116,7 +93,12 @@ def test_the_node_library_lists_it(frontend: Frontend) -> None:
 
 
 def test_it_queues_what_the_workflow_queues(asked: Prompt) -> None:
-    assert named(sent(asked)) == named(sent(API))
+    found, wanted = named(sent(asked)), named(sent(API[DEFAULT]))
+    assert found.pop("Save Video")["video"] == ["Decode", 0]
+    decode, save = found.pop("Decode"), wanted.pop("Decode and Save")
+    assert (decode.pop("folder"), save.pop("folder")) == ("temp", "output")
+    assert (decode.pop("filename_prefix"), save.pop("filename_prefix")) == ("ltx-a2v", "video/ltx-a2v")
+    assert (decode, found) == (save, wanted)
 
 
 def test_the_closed_node_takes_the_prompt_and_makes_a_video(

@@ -10,7 +10,8 @@ import pytest
 from a2v.tests.host import demo
 from a2v.tests.host.browser import Frontend, Workflow
 from a2v.tests.host.comfy import Comfy, Prompt
-from a2v.tests.host.draw_workflows import DEFAULT, INPUTS, WORKFLOWS
+from a2v.tests.host.draw_workflows import INPUTS, all_nodes_file
+from a2v.tests.host.drawing.variants import VARIANTS
 from a2v.tests.tiny import TinyFiles
 
 # two more braces closed than opened: the frontend's reader of .webm counts them to find the graph's end
@@ -23,7 +24,7 @@ FORMATS = {
 }
 EMPTY = {"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": []}
 TYPE = """text => {
-    const node = app.graph.nodes.find(node => node.title === 'Positive prompt');
+    const node = app.graph.nodes.find(node => node.title === 'Prompt');
     node.widgets.find(widget => widget.name === 'prompt').value = text;
 }"""
 # the workflow names models that a fresh server lacks, and the dialog that offers them looks them up
@@ -49,7 +50,7 @@ def frontend(comfy: Comfy, chromium: str) -> Iterator[Frontend]:
 @pytest.fixture(scope="module")
 def asked(frontend: Frontend) -> tuple[Workflow, Prompt]:
     """The default workflow with that text in it, in both forms."""
-    frontend.load(json.loads((WORKFLOWS / f"{DEFAULT}.json").read_text(encoding="utf-8")))
+    frontend.load(json.loads(all_nodes_file(VARIANTS[0]).read_text(encoding="utf-8")))
     frontend.page.evaluate(TYPE, TEXT)
     return frontend.serialize(), frontend.prompt()
 
@@ -84,8 +85,7 @@ def test_a_dropped_file_brings_its_graph_back(
     frontend.page.evaluate(DROP, [base64.b64encode(path.read_bytes()).decode(), path.name, FORMATS[file_format]])
     assert frontend.errors == [] and frontend.toasts() == 0
     found = frontend.serialize()
-    (positive,) = (node for node in found["nodes"] if node.get("title") == "Positive prompt")
-    assert TEXT in positive["widgets_values"]
+    assert sum(TEXT in (node.get("widgets_values") or ()) for node in found["nodes"]) == 1
     assert [node["type"] for node in found["nodes"]] == [node["type"] for node in workflow["nodes"]]
     assert found == workflow
     assert frontend.prompt() == prompt

@@ -15,6 +15,9 @@ from a2v.ltx.models import MODELS
 from a2v.mini import sizes
 from a2v.tests.host.browser import Frontend, browser_path
 from a2v.tests.host.comfy import Comfy
+from a2v.tests.host.drawing import faces
+from a2v.tests.host.drawing.measure import look
+from a2v.tests.host.drawing.variants import VARIANTS
 from playwright.sync_api import Page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,19 +29,23 @@ NAMED = {  # the miniature's part → the published model whose place it takes
     "gemma": "gemma",
 }
 CHANGES = {  # what a small computer needs: fewer pixels, frames and steps, and no writing of the prompt
-    "LTXA2VVideoSize": {"video_size": "custom", "width": 128, "height": 128},
-    "LTXA2VFrameCount": {"match_audio_length": False, "num_frames": 17},
-    "LTXA2VScheduler": {"steps": 8},
-    "LTXA2VExpandPrompt": {"enabled": False},
+    "size": "custom",
+    "width": 128,
+    "height": 128,
+    "length from the audio": False,
+    "frames": 17,
+    "steps": 8,
+    "let Gemma write it out": False,
+    "text encoder": MODELS["gemma"].name,  # the miniature's is a folder, as the original is
 }
+# at the closed node, by the names that a person reads
 CHANGE = """changes => {
-    for (const [type, values] of Object.entries(changes))
-        for (const node of app.graph.nodes.filter(node => node.type === type))
-            for (const [name, value] of Object.entries(values)) {
-                const widget = node.widgets.find(widget => widget.name === name);
-                widget.value = value;
-                widget.callback?.(value);
-            }
+    const node = app.graph.nodes.find(node => node.isSubgraphNode());
+    for (const [label, value] of Object.entries(changes)) {
+        const widget = node.widgets.find(widget => [widget.label, widget.name].includes(label));
+        widget.value = value;
+        widget.callback?.(value);
+    }
 }"""
 RUN = "[data-testid=queue-button] button, button[data-testid=queue-button]"
 DETAILS = "error-overlay-see-errors"
@@ -99,12 +106,12 @@ def test_from_the_template_to_the_video(fresh: Comfy) -> None:
         page = frontend.page
         page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         page.get_by_text("ltx-audio-to-video", exact=True).click()
-        page.get_by_text("audio_to_video").first.click()
+        page.get_by_text(VARIANTS[0].title, exact=True).first.click()
 
         said = missing(page)
-        for model in (MODELS[key] for key in NAMED.values()):
-            # the page knows files alone; of Gemma's folder the pack tells below
-            assert not model.file or f"{model.folder} / {model.name}" in said
+        for file in faces.files(VARIANTS[0]):
+            assert f"{file.folder} / {file.name}" in said
+        page.wait_for_function("() => app.canvas.ds.scale >= 0.5")
 
         # pressed all the same, the pack names file, folder and page
         page.locator(RUN).first.click()
@@ -125,8 +132,15 @@ def test_from_the_template_to_the_video(fresh: Comfy) -> None:
         page.locator(RUN).first.click()
         entry = ran(fresh)
         assert entry["status"]["status_str"] == "success", entry["status"]
-        (video,) = [item for output in entry["outputs"].values() for item in output.get("images", ())]
+        (video,) = [item for output in entry["outputs"].values() for item in output.get("images", ())
+                    if item["type"] == "output"]  # fmt: skip
         with av.open(str(fresh.path(video))) as file:
             assert sum(1 for _ in file.decode(video=0)) == 17 and file.streams.audio
-        page.evaluate("() => app.canvas.centerOnNode(app.graph.nodes.find(n => n.type === 'LTXA2VSaveLatentVideo'))")
+        page.evaluate("() => app.canvas.centerOnNode(app.graph.nodes.find(n => n.type === 'SaveVideo'))")
         page.locator(f"video[src*='{video['filename']}']").wait_for(state="attached")  # the node plays it
+        # the report stays, and with it and the video nothing covers anything
+        shown = "() => app.graph.nodes.find(node => node.title === 'Report').widgets.map(widget => widget.value).join()"
+        assert "17 frames" in page.evaluate(shown)
+        page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        page.wait_for_timeout(1000)
+        assert look(frontend).wrong == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,42 @@ from a2v.tests.host import demo
 from a2v.tests.host.browser import Frontend, Workflow
 from a2v.tests.host.comfy import Comfy, Prompt, Run
 from a2v.tests.host.draw_workflows import (
-    ASSET,
-    CAMERA,
+    API_WORKFLOWS,
+    BLUEPRINTS,
     CUT,
-    DEFAULT,
-    DISTILLED,
     DRAWN_HERE,
     INPUTS,
-    VARIANTS,
+    PICTURES,
+    ROOT,
     WORKFLOWS,
+    all_nodes_file,
     api_file,
     api_text,
+    blueprint,
     draw,
     export,
+    flat_prompt,
+    opening_file,
     sent,
-    workflow_files,
 )
+from a2v.tests.host.drawing import faces
+from a2v.tests.host.drawing.parts import CAMERA, DISTILLED
+from a2v.tests.host.drawing.variants import DEFAULT, VARIANTS, Variant
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 
-UI = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in workflow_files()}
-API = {path.stem: json.loads(api_file(path).read_text(encoding="utf-8")) for path in workflow_files()}
-BYPASSED = 4
-TITLE = 30  # height of a node's title bar, which lies above its position
-NOTES = {"MarkdownNote", "Note"}
+FACES: dict[str, dict[str, Workflow]] = {
+    variant.name: {
+        "opening": json.loads(opening_file(variant).read_text(encoding="utf-8")),
+        "all nodes": json.loads(all_nodes_file(variant).read_text(encoding="utf-8")),
+    }
+    for variant in VARIANTS
+}
+API: dict[str, Prompt] = {v.name: json.loads(api_file(v).read_text(encoding="utf-8")) for v in VARIANTS}
+BY_NAME = {variant.name: variant for variant in VARIANTS}
+# as Ctrl+B does
+BYPASS = """titles => [app.graph, ...app.graph.subgraphs.values()].flatMap(graph => graph.nodes)
+    .filter(node => titles.includes(node.title)).forEach(node => node.mode = 4)"""
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "AUDIO_UI"}
 # values that are the user's, or files that a fresh server does not have
 OWN = {"checkpoint", "folder", "file", "lora", "audio", "image", "text", "prompt", "audioUI"}
@@ -54,14 +65,27 @@ CHANGED: dict[str, dict[tuple[str, str], Any]] = {
     "camera_move": {("LTXA2VCameraLora", "camera_lora"): "dolly_in"},
     "audio_regeneration": {("LTXA2VAudioConditioning", "strength"): 0.5},
 }
+DECODED = {"folder": "temp", "filename_prefix": "ltx-a2v"}  # where the one node saves what Save Video then saves
 UNDISTILLED = {"LTXA2VDistilledLora", "LTXA2VGuidance", "LTXA2VRestart"}
 SIDES = (128, 64)  # of the runs' videos, and of the images that auto takes them from
 FRAMES = 9
 SMALL = "small.png"
+SOME = ("first_and_last_image", "audio_regeneration")  # of tests that take seconds a workflow; `make soak` has all
 
-each = pytest.mark.parametrize("name", UI)
+each = pytest.mark.parametrize("name", BY_NAME)
+
+
+def nodes_of(face: Workflow) -> list[dict[str, Any]]:
+    """All nodes, those within subgraphs, too; the closed subgraphs themselves are left out."""
+    subgraphs = face["definitions"]["subgraphs"]
+    closed = {subgraph["id"] for subgraph in subgraphs}
+    return [node for graph in (face, *subgraphs) for node in graph["nodes"] if node["type"] not in closed]
+
+
 OUTPUTS = {  # sockets by node type, as the frontend knows them
-    node["type"]: {output["name"] for output in node["outputs"]} for ui in UI.values() for node in ui["nodes"]
+    node["type"]: {output["name"] for output in node["outputs"]}
+    for found in FACES.values()
+    for node in nodes_of(found["all nodes"])
 }
 OUTPUTS["LTXA2VReport"] = set()  # it joins the others
 
@@ -80,8 +104,8 @@ def sound(comfy: Comfy, comfy_base: Path, models: TinyFiles) -> Iterator[str]:
     Image.effect_noise(SIDES, 60).convert("RGB").save(comfy_base / "input" / SMALL)
     placed = {CAMERA: models.camera_lora, DISTILLED: models.checkpoint}
     links = []
-    for (name, _, folder, _), tiny in placed.items():
-        links.append(comfy_base / "models" / folder / name)
+    for file, tiny in placed.items():
+        links.append(comfy_base / "models" / file.folder / file.name)
         links[-1].symlink_to(tiny)
     uploaded, _ = (comfy.upload(file) for file in INPUTS)
     yield uploaded
@@ -145,8 +169,8 @@ def test_api_form_fits_the_nodes(name: str, info: dict[str, Any]) -> None:
 
 @each
 def test_ui_widgets_are_the_schemas_in_order_and_at_their_defaults(name: str, info: dict[str, Any]) -> None:
-    for node in UI[name]["nodes"]:
-        if node["type"] in NOTES:
+    for node in nodes_of(FACES[name]["all nodes"]) + nodes_of(FACES[name]["opening"]):
+        if not node["type"].startswith("LTXA2V"):
             continue
         known, values = widgets(info, node["type"]), node.get("widgets_values", [])
         assert len(values) == len(known), node["type"]
@@ -158,6 +182,8 @@ def test_ui_widgets_are_the_schemas_in_order_and_at_their_defaults(name: str, in
                 options = spec[0] if isinstance(spec[0], list) else settings(spec).get("options", [value])
                 default = settings(spec).get("default", options[0])
                 assert value in (*options, default)
+                if node.get("title") == "Decode" and widget in DECODED:
+                    default = DECODED[widget]
                 assert value == CHANGED[name].get((node["type"], widget), default), (node["type"], widget)
 
 
@@ -221,97 +247,118 @@ def test_the_distilled_workflow_is_the_distilled_recipe() -> None:
 
 @each
 def test_models_can_be_offered_for_download(name: str, comfy: Comfy) -> None:
+    """Each loader names its file, so that the page can list what is missing with a button."""
     folders = comfy.get("/models")
-    offered = []
-    for node in UI[name]["nodes"]:
-        for model in node["properties"].get("models", []):
-            assert model["name"] in node["widgets_values"] or node["type"] == "LTXA2VCameraLora"
-            assert model["directory"] in folders
-            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith("/" + model["name"])
-            offered.append(node["type"])
-    wanted = ["LTXA2VModelLoader", "LTXA2VUpscalerLoader", "LTXA2VCameraLora", "LTXA2VDistilledLora"]
-    present = {node["type"] for node in UI[name]["nodes"]}
-    assert offered == [kind for kind in wanted if kind in present]
+    variant = BY_NAME[name]
+    wanted = {file.name for file in faces.files(variant)}
+    for face in FACES[name].values():
+        offered = set()
+        for node in nodes_of(face):
+            for model in node["properties"].get("models", []):
+                assert model["name"] in node["widgets_values"] or node["type"] == "LTXA2VCameraLora"
+                assert model["directory"] in folders
+                assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith("/" + model["name"])
+                offered.add(model["name"])
+        assert offered == wanted
+        # the note says the same, each with its address
+        (said,) = (node["widgets_values"][0] for node in face["nodes"] if node.get("title") == "Model files")
+        assert all(f"[{file.name}]({file.url})" in said and file.folder in said for file in faces.files(variant))
 
 
-def box(node: dict[str, Any]) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom with the title."""
-    (x, y), (width, height) = node["pos"], node["size"]
-    return x, y - TITLE, x + width, y + height
+def named(prompt: Prompt) -> dict[str, dict[str, Any]]:
+    """Inputs by the nodes' titles instead of their ids; joined reports as the set of what they join."""
+    names = {key: node["_meta"]["title"] for key, node in prompt.items()}
+    reports = {key for key, node in prompt.items() if node["class_type"] == "LTXA2VReport"}
 
+    def sources(key: str) -> set[str]:
+        """What a report is joined of, those that came joined taken apart."""
+        links = [value for value in prompt[key]["inputs"].values() if isinstance(value, list)]
+        return set().union(*(sources(at) if at in reports else {f"{names[at]} {slot}"} for at, slot in links))
 
-@each
-def test_the_graph_reads_left_to_right_and_nothing_overlaps(name: str) -> None:
-    graph = UI[name]
-    nodes = {node["id"]: node for node in graph["nodes"]}
-    for a, b in combinations(nodes.values(), 2):
-        (l1, t1, r1, b1), (l2, t2, r2, b2) = box(a), box(b)
-        assert r1 <= l2 or r2 <= l1 or b1 <= t2 or b2 <= t1, (a["id"], a["type"], b["id"], b["type"])
-    for _, source, _, target, *_ in graph["links"]:
-        assert box(nodes[source])[2] < box(nodes[target])[0], (nodes[source]["type"], nodes[target]["type"])
-    for node in nodes.values():
-        inside = [
-            group["title"]
-            for group in graph["groups"]
-            for x, y, w, h in [group["bounding"]]
-            if x <= box(node)[0] and y <= box(node)[1] and box(node)[2] <= x + w and box(node)[3] <= y + h
-        ]
-        assert len(inside) == 1 or node["type"] in NOTES, node["type"]
-    # numbered groups follow one another
-    steps = [g["bounding"] for g in sorted(graph["groups"], key=lambda g: g["title"]) if g["title"][0].isdigit()]
-    assert all((a[0], a[1]) < (b[0], b[1]) for a, b in pairwise(steps) if a[1] == b[1])
+    def told(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return sources(value[0]) if value[0] in reports else [names[value[0]], value[1]]
 
-
-def meant(workflow: Workflow) -> Workflow:
-    """What every frontend writes of one graph: newer ones say some things twice, and leave defaults out."""
-    found = json.loads(json.dumps(workflow))
-    for node in found["nodes"]:
-        named = node.pop("widgets_values_named", {})
-        values = node.pop("widgets_values", [])
-        while values and values[-1] is None:  # of buttons
-            values.pop()
-        assert list(named.values())[: len(values)] in ([], values), node["type"]
-        node["widgets_values"] = values
-        for socket in (*node.get("inputs", ()), *node.get("outputs", ())):
-            socket.pop("localized_name", None)
-    for group in found["groups"]:
-        group.pop("font_size", None)
-    for corner in found["extra"]["reroutes"]:
-        corner["linkIds"].sort()
-    return found
+    kept = {key: node for key, node in prompt.items() if key not in reports}
+    assert len({names[key] for key in kept}) == len(kept)
+    return {
+        names[key]: {"class": node["class_type"], **{name: told(value) for name, value in node["inputs"].items()}}
+        for key, node in kept.items()
+    }
 
 
 @each
-def test_the_frontend_gives_back_both_files(name: str, frontend: Frontend) -> None:
-    path = WORKFLOWS / f"{name}.json"
-    ui, api = export(frontend, UI[name])
+@pytest.mark.parametrize("face", ["opening", "all nodes"])
+def test_the_frontend_gives_back_the_file_and_queues_the_api_form(name: str, face: str, frontend: Frontend) -> None:
+    path = (opening_file if face == "opening" else all_nodes_file)(BY_NAME[name])
+    ui, api = export(frontend, FACES[name][face])
     assert frontend.errors == []
-    assert meant(json.loads(ui)) == meant(UI[name])
-    assert sent(json.loads(api)) == sent(API[name])
     if DRAWN_HERE:
         assert ui == path.read_text(encoding="utf-8"), "run tests/host/draw_workflows.py"
-        assert api == api_file(path).read_text(encoding="utf-8"), "run tests/host/draw_workflows.py"
-    assert frontend.page.evaluate(CUT) == []
+        assert frontend.page.evaluate(CUT) == []
+    found, wanted = named(sent(json.loads(api))), named(sent(API[name]))
+    if face == "opening":
+        # the clip is decoded into the temp folder, and what comes out of the one node is saved and shown
+        saved, shown = found.pop("Save Video"), found.pop("Report")
+        assert saved == {"class": "SaveVideo", "filename_prefix": "video/ltx-a2v", "format": "auto", "codec": "auto",
+                         "video": ["Decode", 0]}  # fmt: skip
+        assert shown["class"] == "PreviewAny" and shown["source"] == found["Decode"]["report"]
+        assert found["Decode"].pop("folder") == "temp" and found["Decode"].pop("filename_prefix") == "ltx-a2v"
+        found["Decode and Save"] = found.pop("Decode")
+        assert wanted["Decode and Save"].pop("folder") == "output"
+        assert wanted["Decode and Save"].pop("filename_prefix") == "video/ltx-a2v"
+    assert found == wanted
 
 
 @pytest.mark.skipif(not DRAWN_HERE, reason="files are drawn with the frontend of requirements-dev.txt")
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_the_files_are_what_is_drawn(variant: Any, frontend: Frontend) -> None:
-    assert draw(frontend, variant) == UI[variant.name], "run tests/host/draw_workflows.py"
+def test_the_files_are_what_is_drawn(variant: Variant, frontend: Frontend) -> None:
+    said = "run tests/host/draw_workflows.py"
+    opened = draw(frontend, faces.opening(variant), opening_file(variant).stem)
+    assert opened == FACES[variant.name]["opening"], said
+    staged = draw(frontend, faces.all_nodes(variant), all_nodes_file(variant).stem)
+    assert staged == FACES[variant.name]["all nodes"], said
+    assert api_text(flat_prompt(frontend, variant)) == api_file(variant).read_text(encoding="utf-8"), said
+    if variant.name in BLUEPRINTS:
+        path = BLUEPRINTS[variant.name]
+        assert blueprint(opened, path) == path.read_text(encoding="utf-8"), said
     assert frontend.errors == []
 
 
+@each
+def test_app_mode_shows_what_a_first_run_needs(name: str) -> None:
+    """Newer frontends show these inputs and outputs as a form; each of them exists."""
+    face = FACES[name]["opening"]
+    shown = face["extra"]["linearData"]
+    nodes = {node["id"]: node for node in face["nodes"]}
+    for key, widget in shown["inputs"]:
+        assert widget in [slot["widget"]["name"] for slot in nodes[key]["inputs"] if "widget" in slot]
+    assert [nodes[key]["type"] for key in shown["outputs"]] == ["SaveVideo"]
+    chosen = [slot.get("label", slot["name"]) for key, widget in shown["inputs"] for slot in nodes[key]["inputs"]
+              if slot.get("widget", {}).get("name") == widget]  # fmt: skip
+    assert {"audio", "prompt", "size", "seed"} <= set(chosen)
+    assert chosen.count("image") == len(BY_NAME[name].images) and ("camera" in chosen) == bool(BY_NAME[name].camera)
+
+
 def test_no_file_is_left_over() -> None:
-    names = {variant.name for variant in VARIANTS}
-    assert {path.stem for path in WORKFLOWS.glob("*.*")} == {path.stem for path in WORKFLOWS.glob("api/*")} == names
+    titles = {path.stem for variant in VARIANTS for path in (opening_file(variant), all_nodes_file(variant))}
+    assert {path.stem for path in WORKFLOWS.iterdir()} == titles
+    assert {path.suffix for path in WORKFLOWS.iterdir()} == {".json", ".jpg"}
+    assert {path.stem for path in API_WORKFLOWS.iterdir()} == set(BY_NAME)
+    assert set((ROOT / "subgraphs").iterdir()) == set(BLUEPRINTS.values())
+    assert {path.stem for path in PICTURES.iterdir()} == {f"{name}{end}" for name in BY_NAME for end in
+                                                          ("", "_all_nodes")}  # fmt: skip
 
 
 @each
 def test_the_template_browser_has_a_picture(name: str) -> None:
-    path = WORKFLOWS / f"{name}.jpg"
-    assert path.stat().st_size < 200_000 and ASSET.stat().st_size < 400_000
-    with Image.open(path) as picture:
-        assert picture.format == "JPEG" and min(picture.size) >= 500
+    for path in (opening_file(BY_NAME[name]), all_nodes_file(BY_NAME[name])):
+        with Image.open(path.with_suffix(".jpg")) as picture:
+            assert picture.format == "JPEG" and min(picture.size) >= 500
+        assert path.with_suffix(".jpg").stat().st_size < 100_000
+    for picture in PICTURES.glob(f"{name}*.jpg"):
+        assert picture.stat().st_size < 250_000
 
 
 @pytest.mark.parametrize("which", ["First image", "End image"])
@@ -326,17 +373,18 @@ def test_an_image_steers_both_passes(which: str) -> None:
 
 
 def test_the_second_pass_can_be_bypassed(frontend: Frontend) -> None:
-    frontend.load(UI[DEFAULT])
-    ids = {node.get("title", node["type"]): node["id"] for node in UI[DEFAULT]["nodes"]}
-    frontend.set_mode([ids["LTXA2VLatentUpscale"], ids["Second pass"]], BYPASSED)
+    frontend.load(FACES[DEFAULT]["all nodes"])
+    frontend.page.evaluate(BYPASS, ["Latent Upscale", "Second pass"])
     prompt = frontend.prompt()
     (decode,) = demo.nodes(prompt, "LTXA2VSaveLatentVideo")
-    assert decode["latent"] == [str(ids["First pass"]), 0]
+    (first,) = (key for key, node in prompt.items() if node["_meta"]["title"] == "First pass")
+    assert decode["latent"] == [first, 0]
 
 
-def quick(name: str, models: TinyFiles, sound: str) -> Prompt:
-    """The workflow on the tiny files, small and short; the default one with its prompt expanded."""
-    prompt = demo.fill(json.loads(json.dumps(API[name])), models, sound, "a person speaks", None)
+def quick(name: str, models: TinyFiles, sound: str, prompt: Prompt | None = None) -> Prompt:
+    """The workflow on the tiny files, small and short; the default one with its prompt expanded. prompt: another face's
+    API form."""
+    prompt = demo.fill(json.loads(json.dumps(prompt or API[name])), models, sound, "a person speaks", None)
     width, height = SIDES
     size = {"width": width, "height": height}
     if ("LTXA2VVideoSize", "video_size") in CHANGED[name]:
@@ -352,7 +400,7 @@ def quick(name: str, models: TinyFiles, sound: str) -> Prompt:
             inputs.update(values)
     if name == "distilled_fast":
         for inputs in demo.nodes(prompt, "LTXA2VModelLoader"):
-            inputs["checkpoint"] = DISTILLED[0]
+            inputs["checkpoint"] = DISTILLED.name
     return prompt
 
 
@@ -384,8 +432,40 @@ def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: s
     notes = notes_of(run)
     wanted = ["prompt:", "LUFS", "9 frames", "128×64", "2 steps of euler", "3 steps of euler"]
     wanted += ["the safety checker did not run"]
-    wanted += {"camera_move": [CAMERA[0]], "audio_regeneration": ["at strength 0.5"]}.get(name, [])
+    wanted += {"camera_move": [CAMERA.name], "audio_regeneration": ["at strength 0.5"]}.get(name, [])
     assert [part for part in wanted if part not in notes] == [], notes
+
+
+def decoded(path: Path) -> list[bytes]:
+    """Every frame and every block of sound of a file."""
+    found = []
+    for kind in ("video", "audio"):
+        with av.open(str(path)) as file:
+            found += [frame.to_ndarray().tobytes() for frame in file.decode(**{kind: 0})]
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.soak] * (name not in SOME)) for name in BY_NAME]
+)
+def test_the_opening_face_makes_the_same_file(
+    name: str, comfy: Comfy, models: TinyFiles, sound: str, frontend: Frontend
+) -> None:
+    """What the one node decodes and Save Video keeps has the frames and the sound of the API form's file."""
+    wanted = comfy.run(quick(name, models, sound))
+    frontend.load(FACES[name]["opening"])
+    run = comfy.run(quick(name, models, sound, frontend.prompt()))
+    assert run.error is None, run.message
+    (saved,) = [item for output in run.outputs.values() for item in output.get("images", ())
+                if item.get("type") == "output"]  # fmt: skip
+    assert decoded(comfy.path(saved)) == decoded(demo.video_of(comfy, wanted))
+    # the report is shown, and in the file beside the graph
+    (shown,) = [output["text"][0] for output in run.outputs.values() if "text" in output and "images" not in output]
+    with av.open(str(comfy.path(saved))) as file:
+        notes = json.loads(file.metadata["comment"])["notes"]
+        assert json.loads(file.metadata["prompt"])
+    assert set(shown.splitlines()) <= set(notes)
+    assert set(notes_of(wanted).splitlines()) == set(notes)
 
 
 @each
@@ -393,11 +473,10 @@ def test_without_the_models_it_is_refused_by_name(name: str, comfy: Comfy, sound
     refused = comfy.post("/prompt", {"prompt": API[name]})
     assert refused.status_code == 400
     said = json.dumps(refused.json()["node_errors"])
-    for node in UI[name]["nodes"]:
-        for model in node["properties"].get("models", []):
-            assert model["name"] in said or model["name"] in (DISTILLED[0], CAMERA[0])  # these two are there, tiny
+    for file in faces.files(BY_NAME[name]):
+        assert file.name in said or file in (DISTILLED, CAMERA)  # these two are there, tiny
 
 
 @each
 def test_the_committed_api_form_is_in_its_stable_order(name: str) -> None:
-    assert api_text(API[name]) == api_file(WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")
+    assert api_text(API[name]) == api_file(BY_NAME[name]).read_text(encoding="utf-8")

@@ -257,13 +257,18 @@ def test_each_door_asks_for_what_it_uses(placed: TinyFiles, tmp_path: Path, monk
 
 def test_the_published_files_have_one_name_everywhere() -> None:
     """The graphs' download buttons, the sources' sentences and the README say what the list says."""
-    known = {model.url for model in MODELS.values()}
-    for workflow in (ROOT / "workflows").glob("*.json"):
-        for node in json.loads(workflow.read_text())["nodes"]:
-            for model in node.get("properties", {}).get("models", ()):
-                assert model["url"] in known, model
-                (entry,) = [m for m in MODELS.values() if m.url == model["url"]]
-                assert (model["name"], model["directory"]) == (entry.name, entry.folder)
+    known = {model.url: (model.name, model.folder) for model in MODELS.values()}
+    gemma = models.GEMMA_FILES[-1]  # ComfyUI's single file, which the graphs load
+    known[f"{models.GEMMA_FILES_PAGE}/resolve/main/split_files/text_encoders/{gemma}"] = (gemma, "text_encoders")
+    workflows = list((ROOT / "example_workflows").glob("*.json"))
+    assert len(workflows) == 12
+    for workflow in workflows:
+        graph = json.loads(workflow.read_text())
+        nodes = [node for each in (graph, *graph["definitions"]["subgraphs"]) for node in each["nodes"]]
+        offered = [model for node in nodes for model in node.get("properties", {}).get("models", ())]
+        assert len(offered) >= 3
+        for model in offered:
+            assert known[model["url"]] == (model["name"], model["directory"])
     readme = (ROOT / "README.md").read_text()
     for key in ("dev", "distilled", "upscaler", "distilled-lora", "gemma", "safety-checker"):
         assert MODELS[key].name in readme and MODELS[key].page in readme

@@ -1,0 +1,120 @@
+"""The faces of a workflow: the short one that opens, all its stages, the flat graph of the API form, the blueprint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .parts import (
+    CAMERA,
+    DEV,
+    DISTILLED,
+    GEMMA,
+    LORA,
+    ORANGE,
+    UPSCALER,
+    File,
+    Node,
+    Stage,
+    Widget,
+    note,
+)
+from .stages import (
+    audio,
+    conditions,
+    first_stage,
+    images,
+    joined,
+    models,
+    prompts,
+    save,
+    second_stage,
+    seed,
+)
+from .variants import Variant
+
+ALL = " (all nodes)"
+"""What the title of a workflow with open stages ends in."""
+SMALL = (
+    ("ltx-2.3-22b-dev-fp8.safetensors", "Lightricks/LTX-2.3-fp8/resolve/main/ltx-2.3-22b-dev-fp8.safetensors",
+     "29 GB"),
+    ("ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors",
+     "Comfy-Org/ltx-2.3/resolve/main/split_files/loras/"
+     "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors", "2.7 GB"),
+)  # fmt: skip
+"""The checkpoint and the distilled LoRA for small cards: name, address on the hub, size."""
+SHORTENED = {"ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors": "distilled LoRA, rank 111"}
+
+
+def files(v: Variant) -> list[File]:
+    return [DISTILLED if v.distilled else DEV, *([] if v.distilled else [LORA]), UPSCALER, GEMMA,
+            *([CAMERA] if v.camera else [])]  # fmt: skip
+
+
+def start(v: Variant) -> Node:
+    return note("start here", v.about, 300, 0, "Start here")
+
+
+def files_note(v: Variant) -> Node:
+    parts = ["Put them under `ComfyUI/models/`, then press **R**."]
+    parts += [f"**`{file.folder}/`** · {file.size}\n[{file.name}]({file.url})" for file in files(v)]
+    if not v.distilled:
+        small = " and ".join(f"[{SHORTENED.get(name, name)}](https://huggingface.co/{place}) ({size})"
+                             for name, place, size in SMALL)  # fmt: skip
+        parts += [f"**For small cards**: {small}."]
+    return note("model files", "\n\n".join(parts), 300, 100 + 46 * len(files(v)) + (0 if v.distilled else 60),
+                "Model files")  # fmt: skip
+
+
+def _lifted(stage: Stage, labels: tuple[str, ...]) -> list[Widget]:
+    by_label = {widget.label: widget for widget in stage.widgets}
+    return [by_label[label] for label in labels if label in by_label]
+
+
+def whole(v: Variant) -> Stage:
+    """The whole pipeline as one node, from the sound to the video."""
+    parts = {"models": models(v), "conditions": conditions(v), "prompts": prompts(v), "first": first_stage(v),
+             "second": second_stage(v)}  # fmt: skip
+    writing = save(v, {"folder": "temp", "filename_prefix": "ltx-a2v"}, "Decode")
+    widgets = [
+        *_lifted(parts["prompts"], ("prompt", "let Gemma write it out", "negative prompt")),
+        *_lifted(parts["models"], ("camera", "camera strength")),
+        *_lifted(parts["conditions"], ("size", "width", "height", "length from the audio", "frames",
+                                       "first image strength", "end image strength", "audio strength")),
+        Widget.of("seed", "seed.value"),
+        *_lifted(parts["first"], ("steps", "speed-up")),
+        *_lifted(parts["models"], ("checkpoint", "distilled LoRA", "text encoder")),
+        *parts["second"].widgets,
+    ]  # fmt: skip
+    title = "Image and audio to video" if v.images else "Audio to video"
+    columns = ((parts["models"], seed()), (parts["conditions"], parts["prompts"]), (parts["first"],),
+               (parts["second"],), (writing,))  # fmt: skip
+    return Stage("whole", f"{title} (LTX-2.3)", columns, tuple(widgets),
+                 {"video": "save.video", "report": "report.report"}, ORANGE, 420, 820,
+                 "Makes a video that moves with the sound: lip sync, talking heads, singing, music videos. Open it for "
+                 "all settings.")  # fmt: skip
+
+
+def opening(v: Variant) -> Stage:
+    """The face that opens: files in, one node with the settings, the video and its report out."""
+    saved = Node("saved", "SaveVideo", "Save Video", {"filename_prefix": "video/ltx-a2v"}, {"video": "save.video"}, 440,
+                 500)  # fmt: skip
+    report = Node("shown", "PreviewAny", "Report", {}, {"source": "report.report"}, 440, 260)
+    columns = ((start(v), files_note(v)), (audio(), *images(v)), (whole(v),), (saved, report))
+    return Stage("root", v.title, columns, gutter=70)
+
+
+def all_nodes(v: Variant) -> Stage:
+    """The same with the stages on the canvas."""
+    columns = ((audio(), *images(v)), (models(v), seed(), start(v), files_note(v)), (conditions(v), prompts(v)),
+               (first_stage(v),), (second_stage(v),), (save(v, {}, "Decode and Save", 760, 340),))  # fmt: skip
+    return Stage("root", v.title + ALL, columns, gutter=80)
+
+
+def flat(v: Variant) -> Stage:
+    """Every node on one canvas, and one node that joins all reports: the graph of the API form."""
+    nodes = [node for node in all_nodes(v).nodes() if node.kind not in ("MarkdownNote", "LTXA2VReport")]
+    said = ["frames", "size", "preprocess", "expand", *(["camera"] if v.camera else []),
+            *([] if v.distilled else ["lora", "faster"]), "first", "second",
+            *(["track"] if v.audio_strength < 1 else [])]  # fmt: skip
+    report = replace(joined("report", *(f"{key}.report" for key in said)), title=None)
+    return Stage("root", v.title, ((*nodes, report),))

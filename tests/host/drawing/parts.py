@@ -1,0 +1,121 @@
+"""What a drawn workflow consists of: nodes, and stages that hold nodes and become subgraphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from a2v.ltx.models import GEMMA_FILES, GEMMA_FILES_PAGE, MODELS
+
+BLUE, GREEN, YELLOW, VIOLET, ORANGE = (
+    ("#1f3a4d", "#2b5068"),
+    ("#2c3f2c", "#3b553b"),
+    ("#453a1c", "#5c4e26"),
+    ("#3b1f3f", "#512c57"),
+    ("#45301f", "#5e422b"),
+)
+POSITIVE, NEGATIVE = ("#232", "#353"), ("#322", "#533")
+
+
+@dataclass(frozen=True)
+class File:
+    """A published file that a node loads. size: for the note, in words."""
+
+    name: str
+    url: str
+    folder: str
+    size: str
+
+
+def published(key: str, size: str) -> File:
+    model = MODELS[key]
+    return File(model.name, model.url, model.folder, size)
+
+
+DEV, DISTILLED = published("dev", "46 GB"), published("distilled", "46 GB")
+LORA, UPSCALER = published("distilled-lora", "7.6 GB"), published("upscaler", "1 GB")
+CAMERA = published("dolly-in", "below 1 GB")
+GEMMA = File(
+    GEMMA_FILES[-1],
+    f"{GEMMA_FILES_PAGE}/resolve/main/split_files/text_encoders/{GEMMA_FILES[-1]}",
+    "text_encoders",
+    "9.4 GB",
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """links: input → "key.output". height and width are minimums; a note's text is the value None.
+
+    says: what a subgraph calls an output of this node where it comes in from outside.
+    """
+
+    key: str
+    kind: str
+    title: str | None = None
+    values: dict[str | None, Any] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    width: int = 340
+    height: int = 0
+    models: tuple[File, ...] = ()
+    color: tuple[str, str] | None = None
+    says: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Widget:
+    """A setting that a closed stage shows. targets: (key of a node, its widget); all of them get the same value."""
+
+    label: str
+    targets: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, label: str, *targets: str) -> Widget:
+        """targets: "key.widget"."""
+        return cls(label, tuple((key, name) for key, name in (target.split(".") for target in targets)))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Nodes and further stages in columns from left to right; closed, it is one node that shows its widgets.
+
+    outputs: (what is seen outside, "key.output") of those that nothing outside takes, or that have another name there.
+    """
+
+    key: str
+    title: str
+    columns: tuple[tuple[Node | Stage, ...], ...]
+    widgets: tuple[Widget, ...] = ()
+    outputs: dict[str, str] = field(default_factory=dict)
+    color: tuple[str, str] | None = None
+    width: int = 340
+    height: int = 0
+    about: str = ""
+    gutter: int = 110  # between its columns
+
+    @property
+    def items(self) -> list[Node | Stage]:
+        return [item for column in self.columns for item in column]
+
+    def nodes(self) -> Iterator[Node]:
+        """All nodes in it, at any depth."""
+        for item in self.items:
+            if isinstance(item, Stage):
+                yield from item.nodes()
+            else:
+                yield item
+
+    def stages(self) -> Iterator[Stage]:
+        """All stages in it, at any depth, inner ones first."""
+        for item in self.items:
+            if isinstance(item, Stage):
+                yield from item.stages()
+                yield item
+
+
+def note(key: str, text: str, width: int = 340, height: int = 0, title: str | None = None) -> Node:
+    """A note; its height follows from its text where none is given."""
+    lines = sum(-(-len(line) * 6.4 // (width - 40)) if line else 0.5 for line in text.split("\n"))
+    height = height or round(60 + 17 * lines)
+    return Node(f"note: {key}", "MarkdownNote", title or f"Note: {key}", {None: text}, {}, width, height)

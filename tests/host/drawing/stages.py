@@ -1,0 +1,254 @@
+"""The stages of a workflow: their nodes, how these are linked, and the settings that each stage shows when closed.
+
+Keys of nodes are unique in a workflow. A report passes through the stages: each adds its own lines to what came in.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+from a2v.ltx.request import NEGATIVE_PROMPT
+
+from .parts import (
+    BLUE,
+    CAMERA,
+    DEV,
+    DISTILLED,
+    GEMMA,
+    GREEN,
+    LORA,
+    NEGATIVE,
+    POSITIVE,
+    UPSCALER,
+    VIOLET,
+    YELLOW,
+    Node,
+    Stage,
+    Widget,
+    note,
+)
+from .variants import Variant
+
+LABELS = {"first": "First image", "end": "End image"}
+CLIP = {"frames": "frames.frames", "fps": "frames.fps"}
+
+
+def joined(key: str, *reports: str) -> Node:
+    """A node that joins reports of a stage with those that came in."""
+    links = {f"report_{place}": report for place, report in zip(count(1), reports, strict=False)}
+    return Node(key, "LTXA2VReport", "Report so far", {}, links, 220, says={"report": "report"})
+
+
+def audio() -> Node:
+    return Node("audio", "LTXA2VLoadAudio", "Load Audio", {"audio": "speech.opus"}, {}, 300, 200)
+
+
+def images(v: Variant) -> list[Node]:
+    return [
+        Node(f"{which} image", "LoadImage", LABELS[which], {"image": "example.png"}, {}, 300, 320,
+             says={"IMAGE": LABELS[which].lower()}) for which in v.images
+    ]  # fmt: skip
+
+
+def seed() -> Node:
+    return Node("seed", "PrimitiveInt", "Seed", {"value": 42}, {}, 300, says={"INT": "seed"})
+
+
+def models(v: Variant) -> Stage:
+    checkpoint = DISTILLED if v.distilled else DEV
+    loader = Node("model", "LTXA2VModelLoader", "Load Model", {"checkpoint": checkpoint.name}, {}, 400, 0,
+                  (checkpoint,))  # fmt: skip
+    gemma = Node("gemma", "LTXA2VTextEncoderLoader", "Load Text Encoder", {"folder": GEMMA.name},
+                 {"connectors": "model.connectors"}, 400, 0, (GEMMA,))  # fmt: skip
+    widgets = [Widget.of("checkpoint", "model.checkpoint"), Widget.of("text encoder", "gemma.folder")]
+    if v.distilled:
+        columns = [[loader], [gemma, note("distilled model", "This checkpoint has the speed built in: it needs **no "
+                   "Distilled LoRA and no Guidance**. For a camera or style LoRA put an **LTX A2V LoRA** behind Load "
+                   "Model, before both samplers.", 400)]]  # fmt: skip
+    else:
+        lora = Node("lora", "LTXA2VDistilledLora", "Distilled LoRA", {"lora": LORA.name},
+                    {"model": "camera.model" if v.camera else "model.model"}, 400, 0, (LORA,))  # fmt: skip
+        widgets += [Widget.of("distilled LoRA", "lora.lora")]
+        if v.camera:
+            camera = Node("camera", "LTXA2VCameraLora", "Camera LoRA", {"camera_lora": v.camera},
+                          {"model": "model.model"}, 400, 0, (CAMERA,))  # fmt: skip
+            widgets += [Widget.of("camera", "camera.camera_lora"), Widget.of("camera strength", "camera.strength")]
+            hint = note("camera", "Each movement has a file of its own in `models/loras`; a missing one is named with "
+                        "its address.\n\n**strength** 1 is the whole movement: lower it where the lips stop moving. "
+                        "Name the movement in the prompt too.", 400)  # fmt: skip
+            report = joined("models report", "camera.report", "lora.report")
+            columns = [[loader], [camera, gemma], [lora, report, hint]]
+        else:
+            hint = note("other LoRAs", "A camera or style LoRA: put **LTX A2V Camera LoRA** or **LTX A2V LoRA** "
+                        "between Load Model and Distilled LoRA, and it acts in both stages.\n\nThe distilled LoRA lets "
+                        "15 steps do: without it take 30 or more.", 400)  # fmt: skip
+            columns = [[loader], [lora, gemma, hint]]
+    return Stage("models", "Models", tuple(map(tuple, columns)), tuple(widgets), {}, BLUE, 330,
+                 about="Opens the checkpoint, the text encoder and the LoRAs.")  # fmt: skip
+
+
+def conditions(v: Variant) -> Stage:
+    """Length, size, sound and images."""
+    strength = {"strength": v.audio_strength} if v.audio_strength < 1 else {}
+    size_links = {"frames": "frames.frames", **{f"{which}_image": f"{which} image.IMAGE" for which in v.images}}
+    size_values = {"video_size": "auto"} if v.images else {}
+    hint = (
+        "**strength** 1 keeps the track; 0.9 touches it up, 0.5 makes it anew along yours, 0 makes another one."
+        if strength
+        else "**Preprocess** evens out the loudness for the model alone; the video keeps your sound. Its report warns "
+        "of what makes videos static: silence, hard cuts, clipping."
+    )
+    size_hint = "takes it from the image" if v.images else "is a preset, or *custom* for width and height"
+    length = note("length and size", "**Length** follows the audio, at most 481 frames (20 s at 24 fps); switch "
+                  "*match_audio_length* off to set it. Start and duration are in Load Audio.\n\n**Size** "
+                  f"{'*auto* ' if v.images else ''}{size_hint}. *square* is quick to try with.", 320)  # fmt: skip
+    frames = Node("frames", "LTXA2VFrameCount", "Frame Count", {}, {"audio": "audio.audio"}, 320)
+    size = Node("size", "LTXA2VVideoSize", "Video Size", size_values, size_links, 320)
+    preprocess = Node("preprocess", "LTXA2VPreprocessAudio", "Preprocess Audio", {}, {"audio": "audio.audio", **CLIP},
+                      320)  # fmt: skip
+    sound = Node("sound", "LTXA2VAudioConditioning", "Audio Conditioning", strength,
+                 {"audio_vae": "model.audio_vae", "audio": "preprocess.audio", **CLIP}, 320)  # fmt: skip
+    before = [] if v.distilled else ["models report.report" if v.camera else "lora.report"]
+    report = joined("sound report", *before, "frames.report", "size.report", "preprocess.report")
+    widgets = [
+        Widget.of("size", "size.video_size"),
+        Widget.of("width", "size.width"),
+        Widget.of("height", "size.height"),
+        Widget.of("length from the audio", "frames.match_audio_length"),
+        Widget.of("frames", "frames.num_frames"),
+        Widget.of("frames per second", "frames.frame_rate"),
+        *([Widget.of("audio strength", "sound.strength")] if strength else []),
+    ]
+    columns = [[frames, length], [preprocess, size, note("sound", hint, 320)], [sound, report]]
+    kinds = {"first": "LTXA2VImageConditioning", "end": "LTXA2VEndImageConditioning"}
+    guides: dict[str, str] = {}
+    for place, which in enumerate(v.images):
+        nodes = []
+        for order, latent in (("first", "size.first stage"), ("second", "size.full size")):
+            links = {"video_vae": "model.video_vae", "image": f"{which} image.IMAGE", "latent": latent}
+            if order in guides:
+                links["guides"] = guides[order]
+            key = f"{which} in {order}"
+            nodes += [Node(key, kinds[which], f"{LABELS[which]}, {order} pass", {}, links, 320,
+                           says={"guides": f"guides, {order} stage"})]  # fmt: skip
+            guides[order] = f"{key}.guides"
+        if place == 0:
+            columns[2] += nodes
+        else:
+            columns += [nodes]
+        if place == 0:  # ComfyUI 0.3.75 passes only one widget of a name through two walls
+            widgets += [Widget.of(f"{LABELS[which].lower()} strength", *(f"{node.key}.strength" for node in nodes))]
+    if v.images:
+        hint = "**strength** 1 keeps the image; lower it to let the model depart from it.\n\n**compression** makes a "
+        hint += "clean image look like video; at 0 the motion may freeze."
+        columns[0] += [note("image", hint, 320)]
+    title = "Sound, images and size" if len(v.images) > 1 else "Sound, image and size" if v.images else "Sound and size"
+    about = "Counts the frames, sets the size, and encodes the sound and the images."
+    outputs = {"report": "sound report.report"}
+    return Stage("conditions", title, tuple(map(tuple, columns)), tuple(widgets), outputs, GREEN, 320, 0, about,
+                 130 if v.images else 110)  # fmt: skip
+
+
+def prompts(v: Variant) -> Stage:
+    links = {"text_encoder": "gemma.text_encoder", "seed": "seed.INT"}
+    if "first" in v.images:
+        links["image"] = "first image.IMAGE"
+    text = {"text_encoder": "gemma.text_encoder"}
+    expand = Node("expand", "LTXA2VExpandPrompt", "Positive prompt", {"prompt": v.prompt}, links, 440, 400, (),
+                  POSITIVE)  # fmt: skip
+    links = {**text, "text": "expand.prompt"}
+    positive = Node("positive", "LTXA2VTextEncode", "Encode prompt", {}, links, 340, 100, (),
+                    POSITIVE, {"text": "positive"})  # fmt: skip
+    negative = Node("negative", "LTXA2VTextEncode", "Negative prompt", {"text": NEGATIVE_PROMPT}, text, 440, 220, (),
+                    NEGATIVE, {"text": "negative"})  # fmt: skip
+    hint = "**Positive prompt** is yours, short or long: Gemma writes it out" + (
+        ", looking at the image." if "first" in v.images else "."
+    )
+    hint += " Say who is seen and whether the sound is speech, song or noise, for Gemma does not hear it."
+    widgets = [Widget.of("prompt", "expand.prompt"), Widget.of("let Gemma write it out", "expand.enabled")]
+    columns = [[expand], [positive, note("prompt", hint, 340)]]
+    if not v.distilled:
+        widgets += [Widget.of("negative prompt", "negative.text")]
+        columns[0] += [negative]
+    return Stage("prompts", "Prompt", tuple(map(tuple, columns)), tuple(widgets), {}, YELLOW, 320, 460,
+                 about="Writes the prompt out and encodes it.")  # fmt: skip
+
+
+def first_stage(v: Variant) -> Stage:
+    """Half the size, guided; the distilled checkpoint needs no guidance."""
+    # linear_quadratic in 8 steps is the distilled recipe's schedule, to the last digit
+    schedule = {"scheduler": "linear_quadratic", "steps": 8} if v.distilled else {}
+    noise = Node("noise", "RandomNoise", "Noise", {}, {"noise_seed": "seed.INT"}, 300)
+    sigmas = Node("sigmas", "LTXA2VScheduler", "Scheduler", schedule, {}, 300)
+    steer: dict[str, str] = {}
+    widgets = [Widget.of("steps", "sigmas.steps")]
+    reports = ["sound report.report", "expand.report"]
+    if v.distilled:
+        columns = [[sigmas, noise], [note("steps", "**linear_quadratic** in **8** steps is the schedule that this "
+                   "checkpoint was distilled for: leave both as they are. A higher number does not make it better.",
+                   300)]]  # fmt: skip
+        model, schedule_of = "model.model", "sigmas.first stage sigmas"
+        columns = [[sigmas, noise, *columns[1]]]
+    else:
+        guidance = Node("guidance", "LTXA2VGuidance", "Guidance", {}, {}, 300)
+        links = {"first_model": "lora.first stage model", "second_model": "lora.second stage model",
+                 "schedule": "sigmas.first stage sigmas", "scales": "guidance.guidance"}  # fmt: skip
+        faster = Node("faster", "LTXA2VAcceleration", "Acceleration", {}, links, 320)
+        columns = [[sigmas, guidance, note("steps and guidance", "**cfg** follows the prompt, **modality** the audio "
+                    "(raise it if the lips lag), **stg** keeps motion coherent: each costs a pass a step; 1, 1 and 0 "
+                    "leave it out. **rescale** tames burnt colours.", 300)],
+                   [faster, Node("restart", "LTXA2VRestart", "Restart Sampling", {}, {}, 320), noise]]  # fmt: skip
+        model, schedule_of = "faster.first stage model", "faster.first stage sigmas"
+        steer = {"negative": "negative.text", "guidance": "faster.guidance", "restart": "restart.restart"}
+        widgets += [Widget.of("speed-up", "faster.level"), Widget.of("follow the prompt", "guidance.cfg"),
+                    Widget.of("follow the audio", "guidance.modality")]  # fmt: skip
+        reports += ["faster.report"]
+        if v.audio_strength < 1:
+            columns[0].insert(2, Node("audio guidance", "LTXA2VAudioGuidance", "Audio Guidance", {}, {}, 300))
+            columns[0].pop()
+            steer["audio_guidance"] = "audio guidance.audio guidance"
+    links = {"model": model, "noise": "noise.NOISE", "sigmas": schedule_of, "positive": "positive.text",
+             "audio": "sound.audio", "latent": "size.first stage", **steer}  # fmt: skip
+    if v.images:
+        links["guides"] = f"{v.images[-1]} in first.guides"
+    sampler = Node("first", "LTXA2VSampler", "First pass", {}, links, 340, 600)
+    report = joined("first report", *reports, "first.report")
+    title = "First stage: half the size"
+    return Stage("first stage", title, (*map(tuple, columns), (sampler,), (report,)), tuple(widgets), {}, VIOLET, 300,
+                 about="Samples the video at half its size, with guidance.")  # fmt: skip
+
+
+def second_stage(v: Variant) -> Stage:
+    """Full size, refined; with renewed sound it is decoded here."""
+    upscaler = Node("upscaler", "LTXA2VUpscalerLoader", "Load Upscaler", {"file": UPSCALER.name}, {}, 360, 0,
+                    (UPSCALER,))  # fmt: skip
+    links = {"upscaler": "upscaler.upscaler", "video_vae": "model.video_vae", "latent": "first.latent"}
+    upscale = Node("upscale", "LTXA2VLatentUpscale", "Latent Upscale", {}, links, 300)
+    links = {"model": "model.model" if v.distilled else "faster.second stage model", "noise": "first.next noise",
+             "sigmas": "sigmas.second stage sigmas", "positive": "positive.text", "audio": "first.next audio",
+             "latent": "upscale.latent"}  # fmt: skip
+    if v.images:
+        links["guides"] = f"{v.images[-1]} in second.guides"
+    second = Node("second", "LTXA2VSampler", "Second pass", {}, links, 340, 600)
+    hint = note("one stage only", "This stage doubles the size and refines it in three steps.\n\nFor one stage: switch "
+                "*two_stages* (before ComfyUI 0.8: *two_passes*) off in Video Size, and bypass Latent Upscale and "
+                "Second pass (**Ctrl+B**).", 360)  # fmt: skip
+    last: list[Node] = []
+    reports = ["first report.report", "second.report"]
+    if v.audio_strength < 1:
+        decode = {"before": "sound.audio", "after": "second.next audio", "audio_vae": "model.audio_vae",
+                  "vocoder": "model.vocoder", "audio": "audio.audio"}  # fmt: skip
+        last = [Node("track", "LTXA2VDecodeAudio", "Decode Audio", {}, decode, 300)]
+        reports += ["track.report"]
+    # a node whose report is joined stands in the column before
+    report = joined("report", *reports)
+    ends = ((*last,), (report,)) if last else ((report,),)
+    return Stage("second stage", "Second stage: full size", ((upscaler, hint), (upscale,), (second,), *ends),
+                 (Widget.of("upscaler", "upscaler.file"),), {}, VIOLET, 300,
+                 about="Doubles the size and refines the picture in three steps.")  # fmt: skip
+
+
+def save(v: Variant, values: dict[str | None, object], title: str, height: int = 0, width: int = 340) -> Node:
+    links = {"video_vae": "model.video_vae", "latent": "second.latent", "fps": "frames.fps",
+             "audio": "track.audio" if v.audio_strength < 1 else "audio.audio", "report": "report.report"}  # fmt: skip
+    return Node("save", "LTXA2VSaveLatentVideo", title, values, links, width, height, says={"report": "report"})

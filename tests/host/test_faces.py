@@ -1,0 +1,85 @@
+"""What a person sees of the shipped workflows, measured on the page: they open large enough, and nothing is covered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from a2v.tests.host.browser import Frontend
+from a2v.tests.host.comfy import Comfy
+from a2v.tests.host.draw_workflows import DRAWN_HERE, INPUTS, all_nodes_file, opening_file
+from a2v.tests.host.drawing import faces
+from a2v.tests.host.drawing.measure import enter, look
+from a2v.tests.host.drawing.parts import Stage
+from a2v.tests.host.drawing.variants import VARIANTS, Variant
+
+LEAST = 0.5  # zoom at which a person can read
+FULL = ("first_and_last_image", "audio_regeneration")  # they have the nodes of all others
+RENDER = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+DRAWN = "() => [...app.canvas.graph.links.values()].every(link => link.path)"
+COLOURS = """types => types.map(type => [app.canvas.default_connection_color_byType[type],
+    getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`)])"""
+FILES = {"opening": opening_file, "all nodes": all_nodes_file}
+
+each = pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, id=v.name, marks=[pytest.mark.soak] * (v.name not in FULL)) for v in VARIANTS],
+)
+MARK = pytest.mark.skipif(DRAWN_HERE, reason="the first Nodes 2.0, of this frontend, draws links beside their sockets")
+renderings = pytest.mark.parametrize("nodes2", [False, pytest.param(True, marks=MARK)], ids=["canvas", "nodes 2.0"])
+
+
+@pytest.fixture(scope="module")
+def frontend(comfy: Comfy, chromium: str) -> Iterator[Frontend]:
+    for file in INPUTS:
+        comfy.upload(file)
+    with Frontend(comfy.url, chromium, width=1600, height=1000) as opened:
+        yield opened
+        opened.page.evaluate(RENDER, False)  # the server keeps settings
+
+
+def opened(frontend: Frontend, variant: Variant, face: str, nodes2: bool) -> None:
+    frontend.page.evaluate(RENDER, nodes2)
+    frontend.load(json.loads(FILES[face](variant).read_text(encoding="utf-8")))
+    frontend.page.wait_for_timeout(1000)
+    frontend.page.wait_for_function(DRAWN)
+
+
+@renderings
+@pytest.mark.parametrize("face", FILES)
+@each
+def test_it_opens_whole_and_readable(variant: Variant, face: str, nodes2: bool, frontend: Frontend) -> None:
+    opened(frontend, variant, face, nodes2)
+    seen = look(frontend)
+    assert seen.wrong == []
+    assert seen.zoom >= LEAST and not seen.hidden, seen
+    assert seen.links >= 3
+
+
+def test_our_sockets_have_their_colours_in_both_renderings(comfy: Comfy, frontend: Frontend) -> None:
+    ours = {kind for node in comfy.object_info().values() for kind in node["output"] if str(kind).startswith("LTXA2V")}
+    found = frontend.page.evaluate(COLOURS, sorted(ours))
+    assert len(ours) > 8 and all(canvas and canvas.lower() == style.strip().lower() for canvas, style in found)
+
+
+def stages(root: Stage, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The titles on the way to each stage."""
+    for item in root.items:
+        if isinstance(item, Stage):
+            yield (*above, item.title)
+            yield from stages(item, (*above, item.title))
+
+
+@renderings
+@each
+def test_every_stage_fits_the_window(variant: Variant, nodes2: bool, frontend: Frontend) -> None:
+    opened(frontend, variant, "opening", nodes2)
+    found = list(stages(faces.opening(variant)))
+    assert len(found) == 6
+    for path in found:
+        enter(frontend, *path)
+        seen = look(frontend)
+        assert seen.wrong == [], path
+        assert seen.zoom >= LEAST and seen.links, path
+    enter(frontend)

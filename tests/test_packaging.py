@@ -51,7 +51,7 @@ def test_pip_install_brings_no_top_level_package(installed: Path, project: dict)
 def test_pip_install_asks_for_the_requirements(installed: Path) -> None:
     (metadata,) = installed.glob("*.dist-info/METADATA")
     headers = HeaderParser().parsestr(metadata.read_text())
-    extra = ['ray>=2.52; extra == "cluster"']
+    extra = ['ray>=2.52; extra == "cluster"', 'pillow-heif>=0.18; extra == "heic"']
     assert sorted(headers.get_all("Requires-Dist")) == sorted(requirements() + extra)
     assert headers.get_payload().strip(), "the README is the description"
     assert headers["License-Expression"] == "Apache-2.0" and headers["License-File"] == "LICENSE"

@@ -408,7 +408,8 @@ def test_the_report(run: Run, tiny: TinyFiles, media: Path) -> None:
     assert "distilled" not in with_lora.error
     (lora,) = json.loads(with_lora.out)["loras"]
     pairs = sum(key.endswith("lora_A.weight") for key in load_file(tiny.distilled_lora))
-    assert lora == {"file": tiny.distilled_lora.name, "layers": pairs, "first_pass": 0.2, "second_pass": 0.75}
+    told = {"file": tiny.distilled_lora.name, "layers": pairs, "kinds": {"LoRA": pairs}}
+    assert lora == {**told, "first_pass": 0.2, "second_pass": 0.75}
 
 
 @pytest.mark.usefixtures("quick")

@@ -113,6 +113,13 @@ class Stage:
                 yield from item.stages()
                 yield item
 
+    def ways(self, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+        """The titles on the way to each stage in it, at any depth."""
+        for item in self.items:
+            if isinstance(item, Stage):
+                yield (*above, item.title)
+                yield from item.ways((*above, item.title))
+
 
 def note(key: str, text: str, width: int = 340, height: int = 0, title: str | None = None) -> Node:
     """A note; its height follows from its text where none is given."""

@@ -18,6 +18,13 @@ HUB = "https://huggingface.co"
 VERSION = "2.3"  # the model version that a file must have, if it names one
 LTX = f"Lightricks/LTX-{VERSION}"
 GEMMA = "google/gemma-3-12b-it-qat-q4_0-unquantized"
+GEMMA_FILES = (
+    "gemma_3_12B_it.safetensors",
+    "gemma_3_12B_it_fp8_scaled.safetensors",
+    "gemma_3_12B_it_fp4_mixed.safetensors",
+)
+GEMMA_FILES_PAGE = f"{HUB}/Comfy-Org/ltx-2"
+"""The page of ComfyUI's files of Gemma: single files with the tokenizer inside. The last one is the smallest."""
 CAMERA_FILE = "ltx-2-19b-lora-camera-control-{}.safetensors"
 CAMERA_REPOSITORY = "Lightricks/LTX-2-19b-LoRA-Camera-Control-{}"
 CAMERA_MOVES = ("dolly-in", "dolly-out", "dolly-left", "dolly-right", "jib-up", "jib-down", "static")
@@ -31,7 +38,7 @@ class Published:
 
     what: its name in messages. size: approximate bytes. folder: the folder in ComfyUI's models folder. terms: whether
     its terms must be accepted on its page first. older: the files of earlier versions, newest first; each of them
-    serves as well.
+    serves as well. below: the folder of the repository that holds the file.
     """
 
     what: str
@@ -41,6 +48,12 @@ class Published:
     size: int
     terms: bool = False
     older: tuple[str, ...] = ()
+    below: str = ""
+
+    @property
+    def path(self) -> str:
+        """Where the file is inside its repository."""
+        return f"{self.below}/{self.file}" if self.below else self.file
 
     @property
     def name(self) -> str:
@@ -54,7 +67,7 @@ class Published:
     @property
     def url(self) -> str:
         """The address for a browser: the file, or the page of the repository."""
-        return f"{self.page}/resolve/main/{self.file}" if self.file else self.page
+        return f"{self.page}/resolve/main/{self.path}" if self.file else self.page
 
 
 MODELS: Mapping[str, Published] = {
@@ -79,6 +92,25 @@ MODELS: Mapping[str, Published] = {
         older=("ltx-2.3-22b-distilled-lora-384.safetensors",),
     ),
     "gemma": Published("text encoder", GEMMA, "", "text_encoders", 24_400_000_000, terms=True),
+    "gemma-fp4": Published(
+        "text encoder in fp4",
+        "Comfy-Org/ltx-2",
+        GEMMA_FILES[-1],
+        "text_encoders",
+        9_450_000_000,
+        below="split_files/text_encoders",
+    ),
+    "dev-fp8": Published(
+        "checkpoint in fp8", f"{LTX}-fp8", "ltx-2.3-22b-dev-fp8.safetensors", "checkpoints", 29_500_000_000
+    ),
+    "distilled-lora-111": Published(
+        "distilled LoRA of rank 111",
+        "Comfy-Org/ltx-2.3",
+        "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors",
+        "loras",
+        2_740_000_000,
+        below="split_files/loras",
+    ),
     "safety-checker": Published("safety checker", "Falconsai/nsfw_image_detection", "", "safety_checker", 344_000_000),
     **{
         move: Published(
@@ -91,8 +123,14 @@ MODELS: Mapping[str, Published] = {
         for move in CAMERA_MOVES
     },
 }
-DEFAULT = ("dev", "distilled-lora", "upscaler", "gemma")
+DEFAULT = ("dev", "distilled-lora", "upscaler", "gemma-fp4")
 """The models that the default workflow loads."""
+SETS: Mapping[str, tuple[str, ...]] = {
+    "default": DEFAULT,
+    "small": ("dev-fp8", "distilled-lora-111", "upscaler", "gemma-fp4"),
+    "16-bit": ("dev", "distilled-lora", "upscaler", "gemma"),
+}
+"""What a job of two stages loads: as the workflows name it, for small cards, and without any quantized weights."""
 WANTED = MODELS["dev"].name
 """The file that an error message names if a checkpoint is missing or wrong."""
 
@@ -108,13 +146,6 @@ PART_FOLDERS: Mapping[str, tuple[str, ...]] = {
     "connectors": ("text_encoders", "diffusion_models", "checkpoints"),
 }
 """The folders in which people keep those parts; a whole checkpoint has them, too."""
-GEMMA_FILES = (
-    "gemma_3_12B_it.safetensors",
-    "gemma_3_12B_it_fp8_scaled.safetensors",
-    "gemma_3_12B_it_fp4_mixed.safetensors",
-)
-GEMMA_FILES_PAGE = f"{HUB}/Comfy-Org/ltx-2"
-"""The page of ComfyUI's files of Gemma: single files with the tokenizer inside. The last one is the smallest."""
 
 ALSO = {"text_encoders": ("clip",), "diffusion_models": ("unet",)}
 """Older names of ComfyUI's folders, which ComfyUI still uses."""
@@ -213,6 +244,11 @@ def present(model: Published, places: Mapping[str, list[Path]]) -> Path | None:
             if path.name == model.file:
                 return path
     return None
+
+
+def total(keys: Sequence[str]) -> int:
+    """Approximate bytes of several published models, by their keys."""
+    return sum(MODELS[key].size for key in keys)
 
 
 def size(count: float) -> str:

@@ -16,7 +16,7 @@ from ..ltx.media.suffixes import FILM, SOUND
 from ..ltx.plan import choose_frames
 from ..ltx.request import MAX_FRAMES, PARAMETERS
 from . import files, memory
-from .progress import Progress, report
+from .progress import Progress, reported
 from .taking.sound import from_track, to_track
 from .types import CATEGORY, AudioIO, AudioVaeIO, VocoderIO
 from .widgets import aliases, widget
@@ -115,7 +115,7 @@ class FrameCount(io.ComfyNode):
         cls, audio: dict[str, Any], frame_rate: float, match_audio_length: bool, num_frames: int
     ) -> io.NodeOutput:
         frames, note = count(to_track(audio), frame_rate, match_audio_length, num_frames)
-        return io.NodeOutput(frames, frame_rate, report(cls, note))
+        return reported(cls, frames, frame_rate, text=note)
 
 
 def count(track: engine.Track, fps: float, match: bool, num_frames: int) -> tuple[int, str]:
@@ -158,12 +158,12 @@ class PreprocessAudio(io.ComfyNode):
         track, rate = to_track(audio), frame_rate(fps)
         warnings = preprocess.warnings(track, frames, rate, levelled=enabled)
         if not enabled:
-            return io.NodeOutput(audio, report(cls, "\n".join(["the audio was not preprocessed", *warnings])))
+            return reported(cls, audio, text="\n".join(["the audio was not preprocessed", *warnings]))
         source = engine.soundtrack(track, frames, rate)
         levelled = preprocess.preprocess(source)
         levels = " to ".join(_level(preprocess.loudness(each)) for each in (source, levelled))
         note = f"the audio for the model was brought from {levels}"
-        return io.NodeOutput(from_track(levelled), report(cls, "\n".join([note, *warnings])))
+        return reported(cls, from_track(levelled), text="\n".join([note, *warnings]))
 
 
 def _level(loudness: float) -> str:
@@ -209,14 +209,14 @@ class DecodeAudio(io.ComfyNode):
             )
         if before.strength == 1:
             to_track(audio)  # for its errors
-            return io.NodeOutput(audio, report(cls, "the audio is the loaded one, unchanged"))
+            return reported(cls, audio, text="the audio is the loaded one, unchanged")
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
         vae, voice = memory.use(audio_vae, vocoder)
         track = decode_audio(vae, voice, after.latent, after.frames, after.fps)
         progress(1, 1)
         note = f"the audio was made anew at strength {before.strength:g}, {track.rate} Hz"
-        return io.NodeOutput(from_track(track), report(cls, note))
+        return reported(cls, from_track(track), text=note)
 
 
 NODES = (LoadAudio, FrameCount, PreprocessAudio, DecodeAudio)

@@ -14,7 +14,7 @@ from ..ltx.plan import choose_size
 from ..ltx.request import AUTO, PARAMETERS, SIZES, check_value
 from . import files, memory
 from .audio import frames_input
-from .progress import Progress, report
+from .progress import Progress, reported
 from .taking.latent import MASK, samples_of
 from .taking.picture import size_of
 from .types import CATEGORY, UpscalerIO, VideoVaeIO
@@ -103,7 +103,7 @@ class VideoSize(io.ComfyNode):
             for d in (divisor, 1)
         )
         note = "; ".join([f"{wide}×{high}, {frames} frames", *notes])
-        return io.NodeOutput(first, second, report(cls, note))
+        return reported(cls, first, second, text=note)
 
 
 class LatentUpscale(io.ComfyNode):

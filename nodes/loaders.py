@@ -27,7 +27,7 @@ from ..ltx.request import PARAMETERS
 from ..ltx.weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from ..ltx.weights.lora import ELSEWHERE, Match, load_lora, match
 from . import files, memory
-from .progress import report
+from .progress import report, reported, shown
 from .types import CATEGORY, AudioVaeIO, ConnectorsIO, ModelIO, TextEncoderIO, UpscalerIO, VideoVaeIO, VocoderIO
 from .widgets import widget
 
@@ -357,7 +357,7 @@ def _lora_schema(
 
 def _merged(node: type[io.ComfyNode], model: memory.Model, path: Path, strength: float) -> io.NodeOutput:
     (fit,), told = _fitting(path, model)
-    return io.NodeOutput(model.with_lora(fit, strength), report(node, f"{told}; strength {strength:g}"))
+    return reported(node, model.with_lora(fit, strength), text=f"{told}; strength {strength:g}")
 
 
 def _fitting(
@@ -420,7 +420,7 @@ class LoraLoader(io.ComfyNode):
         elif ELSEWHERE in fit.skipped.values():
             told += "; link text_encoder to apply it to the text connectors, too"
         line = report(cls, f"{told}; strength {strength:g}")
-        return io.NodeOutput(model.with_lora(fit, strength), line, text_encoder)
+        return io.NodeOutput(model.with_lora(fit, strength), line, text_encoder, ui=shown(line))
 
 
 class CameraLora(io.ComfyNode):
@@ -505,9 +505,10 @@ class DistilledLora(io.ComfyNode):
         if warning:
             logging.warning(warning)
         note = "strength {:g} in the first stage, {:g} in the second".format(*strengths)
-        return io.NodeOutput(
+        return reported(
+            cls,
             *(model.with_lora(fit, strength) for strength in strengths),
-            report(cls, "\n".join([f"{told}; {note}", *([warning] if warning else [])])),
+            text="\n".join([f"{told}; {note}", *([warning] if warning else [])]),
         )
 
 

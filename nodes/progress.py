@@ -14,6 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 PREVIEW_SIDE = 512
+TEXT = "ltx_a2v_text"
+"""The event that brings a node's text to the browser, and the key of the same text in a node's UI output. It is not
+"text", because newer hosts list every text of that name among the results of a run. web/reports.js shows both."""
 INTERRUPTS = (comfy.model_management.InterruptProcessingException,)
 """The exceptions of an interrupt. `check` raises them, and so does every layer that fetches its weights."""
 
@@ -38,12 +41,14 @@ class Progress:
 
 def show_text(node_id: str, text: str) -> None:
     """Writes a text on the node, in the browser that queued the run; a newer text replaces it. Without a server it does
-    nothing."""
+    nothing.
+
+    ComfyUI's own text of a running node would vanish at the end of the run, in frontends since 1.58.
+    """
     server = sys.modules.get("server")  # an import outside ComfyUI would start a part of its server
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    send = getattr(instance, "send_progress_text", None)
-    if send is not None and text:
-        send(text, node_id, instance.client_id)
+    if instance is not None and text:
+        instance.send_sync(TEXT, {"node": node_id, "text": text}, instance.client_id)
 
 
 def report(node: type[io.ComfyNode], text: str) -> str:
@@ -52,6 +57,16 @@ def report(node: type[io.ComfyNode], text: str) -> str:
         show_text(node.hidden.unique_id, text)
     logging.info("LTX A2V: %s", text)
     return text
+
+
+def shown(text: str) -> dict[str, list[str]]:
+    """The UI output of a node with that text: it stays in the history, and a cached node shows it again."""
+    return {TEXT: [text]}
+
+
+def reported(node: type[io.ComfyNode], *values: object, text: str) -> io.NodeOutput:
+    """The output of a node whose last output is its report."""
+    return io.NodeOutput(*values, report(node, text), ui=shown(text))
 
 
 def preview(latent: Tensor) -> Image.Image:

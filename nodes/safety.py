@@ -20,7 +20,7 @@ from ..ltx.errors import FlaggedError, InputError
 from ..ltx.media.images import flat
 from ..ltx.media.safety import REQUIRED, SAMPLES, THRESHOLD, Checker, Watch, blank, load_checker
 from . import files
-from .progress import Progress, report
+from .progress import Progress, reported
 from .taking.picture import to_frames
 from .types import CATEGORY
 
@@ -203,7 +203,7 @@ class SafetyChecker(io.ComfyNode):
         files.choice("action", action, ACTIONS)
         opened = open_checker(checker)
         if opened.checker is None:
-            return io.NodeOutput(images, False, report(cls, opened.reason))
+            return reported(cls, images, False, text=opened.reason)
         if frames_looked_at < 2:
             raise InputError(f"frames_looked_at: {frames_looked_at} is too few; give at least 2.")
         progress = Progress(cls.hidden.unique_id)
@@ -214,9 +214,8 @@ class SafetyChecker(io.ComfyNode):
             done += len(chunk)
             progress(done, len(images))
         if watch.flagged:
-            verdict = report(cls, flagged(watch, action))
-            return io.NodeOutput(blank(images), True, verdict)
-        return io.NodeOutput(images, False, report(cls, f"{passed(watch)}, highest score {watch.verdict.score:.2f}"))
+            return reported(cls, blank(images), True, text=flagged(watch, action))
+        return reported(cls, images, False, text=f"{passed(watch)}, highest score {watch.verdict.score:.2f}")
 
 
 NODES = (SafetyChecker,)

@@ -24,7 +24,7 @@ from ..ltx.latents import pixel_frames
 from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
 from . import files, memory
-from .progress import Progress, preview, report
+from .progress import Progress, preview, reported
 from .taking.latent import MASK, mask_of, start_of
 from .taking.noise import Generated, NextNoise, to_noise
 from .taking.sigmas import to_sigmas
@@ -203,7 +203,7 @@ class Accelerate(io.ComfyNode):
             notes.append(f"{guided} of {steps} steps guided")
         if chosen.reuse:
             notes.append(f"blocks reused if the first one changes by less than {chosen.reuse:g}")
-        return io.NodeOutput(*models, schedule, scales or NONE, report(cls, "; ".join(notes)))
+        return reported(cls, *models, schedule, scales or NONE, text="; ".join(notes))
 
 
 def _distilled(model: memory.Model) -> memory.Model:
@@ -415,7 +415,7 @@ class Sampler(io.ComfyNode):
         if mask is not None:
             result[MASK] = latent[MASK]
         following = after.native if isinstance(after, Generated) else NextNoise(after)
-        return io.NodeOutput(result, following, next_audio, report(cls, "; ".join(notes)))
+        return reported(cls, result, following, next_audio, text="; ".join(notes))
 
 
 def _left(steering: Steering, audio: AudioCondition) -> float:

@@ -20,7 +20,7 @@ from ..ltx.prompt.contexts import Recent, image_digest
 from ..ltx.prompt.expand import expand
 from ..ltx.prompt.text import encode_text
 from . import memory
-from .progress import INTERRUPTS, Progress, show_text
+from .progress import INTERRUPTS, Progress, show_text, shown
 from .taking.picture import to_picture
 from .types import CATEGORY, TextEncoderIO, TextIO
 from .widgets import widget
@@ -146,11 +146,12 @@ class ExpandPrompt(io.ComfyNode):
             )
             if expansion.expanded:  # a failed expansion is tried again next time
                 _recent.put(text_encoder, key, expansion)
-        show_text(cls.hidden.unique_id, expansion.prompt if expansion.expanded else expansion.reason)
+        said = expansion.prompt if expansion.expanded else expansion.reason
+        show_text(cls.hidden.unique_id, said)
         if expansion.reason:
             logging.warning("LTX A2V: %s", expansion.reason)
         notes = [f"prompt: {_line(expansion.prompt)}", *filter(None, [expansion.reason])]
-        return io.NodeOutput(expansion.prompt, "\n".join(notes))
+        return io.NodeOutput(expansion.prompt, "\n".join(notes), ui=shown(said))
 
 
 def _check(text_encoder: memory.TextEncoder | None) -> None:

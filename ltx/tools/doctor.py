@@ -92,6 +92,9 @@ def main(argv: list[str], say: Say) -> int:
         keys = " ".join(key for key in models.DEFAULT if MODELS[key] in needed)
         named = "" if arguments.models is None else f' --models "{arguments.models}"'
         say(f"{NOTE}python -m ltx download {keys}{named} gets {'it' if len(needed) == 1 else 'them'}")
+        if MODELS["dev"] in needed:
+            small = size(models.total(models.SETS["small"]))
+            say(f"{NOTE}for small cards: python -m ltx download small{named} gets a set of {small} in place of these")
     say("What fits")
     runs &= _write((lambda: _fits(found)) if readable and not needed else _known_sizes, say)
     runs &= readable and not needed
@@ -275,7 +278,7 @@ def _needed(found: Found) -> Iterator[Published]:
     if not found.upscalers:
         yield MODELS["upscaler"]
     if not found.encoders:
-        yield MODELS["gemma"]
+        yield MODELS["gemma-fp4"]
 
 
 def _fits(found: Found) -> Iterator[Line]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from .. import models
 from ..errors import InputError
-from ..models import DEFAULT, MODELS, PACK, PARTS_OF_A_FOLDER, Published, size
+from ..models import DEFAULT, MODELS, PACK, PARTS_OF_A_FOLDER, SETS, Published, size
 
 ASK = 1_000_000_000  # bytes; a larger download needs a confirmation
 SPARE = 1_000_000_000  # bytes that must stay free on the disk
@@ -60,7 +60,8 @@ def parser() -> argparse.ArgumentParser:
         "what",
         nargs="*",
         metavar="WHAT",
-        help=f"one or more of {', '.join(MODELS)}; default: those of {' '.join(DEFAULT)} that are missing",
+        help=f"one or more of {', '.join(MODELS)}, or a set: {'; '.join(map(_told, SETS))}. What is there already is "
+        "not fetched again; without WHAT, it is the set default",
     )
     p.add_argument(
         "--models",
@@ -70,6 +71,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--yes", action="store_true", help=f"fetch {size(ASK)} or more without a confirmation")
     return p
+
+
+def _told(name: str) -> str:
+    return f"{name} ({' '.join(SETS[name])}, {size(models.total(SETS[name]))})"
 
 
 def main(argv: list[str], say: Say) -> int:
@@ -93,18 +98,19 @@ class Failed(RuntimeError):
 
 
 def run(what: tuple[str, ...] | list[str], folder: Path | None, yes: bool, say: Say) -> None:
-    """Fetches the named models. Raises InputError for a wrong name, a wrong folder or a missing confirmation, and
-    Failed if a download fails."""
-    for key in what:
+    """Fetches the named models and sets of models. Raises InputError for a wrong name, a wrong folder or a missing
+    confirmation, and Failed if a download fails."""
+    keys = [key for name in what for key in SETS.get(name, (name,))]
+    for key in keys:
         if key not in MODELS:
-            raise InputError(f"download: {key!r} is not known; choose from {', '.join(MODELS)}.")
+            raise InputError(f"download: {key!r} is not known; choose from {', '.join((*SETS, *MODELS))}.")
     folder = folder or models.around(PACK.absolute())
     if folder is None or not folder.is_dir():
         wrong = "this pack is not inside a ComfyUI" if folder is None else f"{folder} is not a folder"
         raise InputError(f"--models: {wrong}; name ComfyUI's models folder.")
     places = models.folders(folder.absolute())
     wanted: list[Wanted] = []
-    for key in dict.fromkeys(what):
+    for key in dict.fromkeys(keys):
         model = MODELS[key]
         # A whole repository is compared file by file, because its folder may be incomplete.
         if model.file and (path := models.present(model, places)):
@@ -133,7 +139,7 @@ def _wanted(model: Published, folder: Path) -> Iterator[Wanted]:
     from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 
     with _one_sentence(model):
-        names, revision = [model.file], "main"
+        names, revision = [model.path], "main"
         if not model.file:
             info = HfApi().model_info(model.repository)
             names = [entry.rfilename for entry in info.siblings or ()]
@@ -147,7 +153,7 @@ def _wanted(model: Published, folder: Path) -> Iterator[Wanted]:
             head = get_hf_file_metadata(hf_hub_url(model.repository, name, revision=revision))
             if not head.etag or head.size is None:
                 raise Failed(f"{model.page}: gives no size or no hash for {name}; try again later.")
-            target = folder / name if model.file else folder / model.name / name
+            target = folder / model.file if model.file else folder / model.name / name
             yield Wanted(model, target, hf_hub_url(model.repository, name, revision=revision), head.etag, head.size)
 
 

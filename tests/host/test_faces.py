@@ -11,7 +11,6 @@ from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.draw_workflows import DRAWN_HERE, INPUTS, all_nodes_file, opening_file
 from a2v.tests.host.drawing import faces
 from a2v.tests.host.drawing.measure import enter, look
-from a2v.tests.host.drawing.parts import Stage
 from a2v.tests.host.drawing.variants import VARIANTS, Variant
 
 LEAST = 0.5  # zoom at which a person can read
@@ -63,19 +62,11 @@ def test_our_sockets_have_their_colours_in_both_renderings(comfy: Comfy, fronten
     assert len(ours) > 8 and all(canvas and canvas.lower() == style.strip().lower() for canvas, style in found)
 
 
-def stages(root: Stage, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The titles on the way to each stage."""
-    for item in root.items:
-        if isinstance(item, Stage):
-            yield (*above, item.title)
-            yield from stages(item, (*above, item.title))
-
-
 @renderings
 @each
 def test_every_stage_fits_the_window(variant: Variant, nodes2: bool, frontend: Frontend) -> None:
     opened(frontend, variant, "opening", nodes2)
-    found = list(stages(faces.opening(variant)))
+    found = list(faces.opening(variant).ways())
     assert len(found) == 6
     for path in found:
         enter(frontend, *path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -16,7 +17,7 @@ from a2v.mini import sizes
 from a2v.tests.host.browser import Frontend, browser_path
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.drawing import faces
-from a2v.tests.host.drawing.measure import look
+from a2v.tests.host.drawing.measure import enter, look
 from a2v.tests.host.drawing.variants import VARIANTS
 from playwright.sync_api import Page
 
@@ -47,6 +48,16 @@ CHANGE = """changes => {
         widget.callback?.(value);
     }
 }"""
+# what stands in texts on each node, by its path as the history has it
+SAID = """paths => paths.map(path => {
+    let graph = app.rootGraph ?? app.graph;
+    graph = graph.rootGraph ?? graph;
+    const ids = path.split(':');
+    for (const id of ids.slice(0, -1)) graph = graph.getNodeById(id).subgraph;
+    const node = graph.getNodeById(ids.at(-1));
+    return node.widgets.filter(widget => ['ltx_report', '$$node-text-preview'].includes(widget.name))
+        .map(widget => widget.value);
+})"""
 RUN = "[data-testid=queue-button] button, button[data-testid=queue-button]"
 DETAILS = "error-overlay-see-errors"
 pytestmark = pytest.mark.skipif(browser_path() is None, reason="no chromium here (apt-get install chromium)")
@@ -144,3 +155,17 @@ def test_from_the_template_to_the_video(fresh: Comfy) -> None:
         page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         page.wait_for_timeout(1000)
         assert look(frontend).wrong == []
+        each_node_keeps_its_report(frontend, entry["outputs"])
+
+
+def each_node_keeps_its_report(frontend: Frontend, outputs: dict[str, dict]) -> None:
+    """Once, on its node inside the stages, without covering anything and without becoming a part of the workflow."""
+    told = {path: output["ltx_a2v_text"] for path, output in outputs.items() if "ltx_a2v_text" in output}
+    assert len(told) >= 6
+    assert dict(zip(told, frontend.page.evaluate(SAID, list(told)), strict=True)) == told
+    for path in faces.opening(VARIANTS[0]).ways():
+        enter(frontend, *path)
+        assert look(frontend).wrong == [], path
+    enter(frontend)
+    for text in told.values():
+        assert json.dumps(text[0]) not in json.dumps([frontend.serialize(), frontend.prompt()])

@@ -11,6 +11,7 @@ from .parts import (
     GEMMA,
     LORA,
     ORANGE,
+    SMALL,
     UPSCALER,
     File,
     Node,
@@ -34,15 +35,6 @@ from .variants import Variant
 
 ALL = " (all nodes)"
 """What the title of a workflow with open stages ends in."""
-SMALL = (
-    ("ltx-2.3-22b-dev-fp8.safetensors", "Lightricks/LTX-2.3-fp8/resolve/main/ltx-2.3-22b-dev-fp8.safetensors",
-     "29 GB"),
-    ("ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors",
-     "Comfy-Org/ltx-2.3/resolve/main/split_files/loras/"
-     "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors", "2.7 GB"),
-)  # fmt: skip
-"""The checkpoint and the distilled LoRA for small cards: name, address on the hub, size."""
-SHORTENED = {"ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors": "distilled LoRA, rank 111"}
 
 
 def files(v: Variant) -> list[File]:
@@ -58,8 +50,7 @@ def files_note(v: Variant) -> Node:
     parts = ["Put them under `ComfyUI/models/`, then press **R**."]
     parts += [f"**`{file.folder}/`** · {file.size}\n[{file.name}]({file.url})" for file in files(v)]
     if not v.distilled:
-        small = " and ".join(f"[{SHORTENED.get(name, name)}](https://huggingface.co/{place}) ({size})"
-                             for name, place, size in SMALL)  # fmt: skip
+        small = " and ".join(f"[{name}]({file.url}) ({file.size})" for name, file in SMALL.items())
         parts += [f"**For small cards**: {small}."]
     return note("model files", "\n\n".join(parts), 300, 100 + 46 * len(files(v)) + (0 if v.distilled else 60),
                 "Model files")  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from a2v.ltx.models import GEMMA_FILES, GEMMA_FILES_PAGE, MODELS
+from a2v.ltx.models import MODELS
 
 BLUE, GREEN, YELLOW, VIOLET, ORANGE = (
     ("#1f3a4d", "#2b5068"),
@@ -35,13 +35,12 @@ def published(key: str, size: str) -> File:
 
 DEV, DISTILLED = published("dev", "46 GB"), published("distilled", "46 GB")
 LORA, UPSCALER = published("distilled-lora", "7.6 GB"), published("upscaler", "1 GB")
-CAMERA = published("dolly-in", "below 1 GB")
-GEMMA = File(
-    GEMMA_FILES[-1],
-    f"{GEMMA_FILES_PAGE}/resolve/main/split_files/text_encoders/{GEMMA_FILES[-1]}",
-    "text_encoders",
-    "9.4 GB",
-)
+CAMERA, GEMMA = published("dolly-in", "below 1 GB"), published("gemma-fp4", "9.4 GB")
+SMALL = {
+    MODELS["dev-fp8"].name: published("dev-fp8", "29 GB"),
+    "distilled LoRA, rank 111": published("distilled-lora-111", "2.7 GB"),
+}
+"""The files for small cards, by what a note calls them."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,13 @@ class Stage:
             if isinstance(item, Stage):
                 yield from item.stages()
                 yield item
+
+    def ways(self, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+        """The titles on the way to each stage in it, at any depth."""
+        for item in self.items:
+            if isinstance(item, Stage):
+                yield (*above, item.title)
+                yield from item.ways((*above, item.title))
 
 
 def note(key: str, text: str, width: int = 340, height: int = 0, title: str | None = None) -> Node:

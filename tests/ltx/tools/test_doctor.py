@@ -76,7 +76,7 @@ def test_a_complete_set_is_found_and_a_job_can_run(placed: TinyFiles, tmp_path: 
 
 @pytest.mark.parametrize(
     ("gone", "key"),
-    [("checkpoint", "dev"), ("upscaler", "upscaler"), ("distilled_lora", "distilled-lora"), ("gemma", "gemma")],
+    [("checkpoint", "dev"), ("upscaler", "upscaler"), ("distilled_lora", "distilled-lora"), ("gemma", "gemma-fp4")],
 )
 def test_what_is_missing_is_named_with_size_folder_and_source(
     placed: TinyFiles, tmp_path: Path, gone: str, key: str
@@ -88,7 +88,9 @@ def test_what_is_missing_is_named_with_size_folder_and_source(
     line = line_with(lines, model.name, models.size(model.size), tmp_path / "models" / model.folder, model.url)
     assert line.startswith(doctor.BAD)
     assert f"python -m ltx download {key} --models" in line_with(lines, "python -m ltx download", key)
-    assert (sum("terms" in line for line in lines) == 1) == (key == "gemma")
+    assert (sum("terms" in line for line in lines) == 1) == model.terms
+    small = f'python -m ltx download small --models "{tmp_path / "models"}" gets a set of 42.7 GB'
+    assert any(small in line for line in lines) == (key == "dev")
     assert sum("published weights" in line for line in lines) == 2
 
 
@@ -258,8 +260,6 @@ def test_each_door_asks_for_what_it_uses(placed: TinyFiles, tmp_path: Path, monk
 def test_the_published_files_have_one_name_everywhere() -> None:
     """The graphs' download buttons, the sources' sentences and the README say what the list says."""
     known = {model.url: (model.name, model.folder) for model in MODELS.values()}
-    gemma = models.GEMMA_FILES[-1]  # ComfyUI's single file, which the graphs load
-    known[f"{models.GEMMA_FILES_PAGE}/resolve/main/split_files/text_encoders/{gemma}"] = (gemma, "text_encoders")
     workflows = list((ROOT / "example_workflows").glob("*.json"))
     assert len(workflows) == 12
     for workflow in workflows:
@@ -270,9 +270,11 @@ def test_the_published_files_have_one_name_everywhere() -> None:
         for model in offered:
             assert known[model["url"]] == (model["name"], model["directory"])
     readme = (ROOT / "README.md").read_text()
-    for key in ("dev", "distilled", "upscaler", "distilled-lora", "gemma", "safety-checker"):
+    for key in {"distilled", "safety-checker"}.union(*models.SETS.values()):
         assert MODELS[key].name in readme and MODELS[key].page in readme
-    pages = {model.page for model in MODELS.values()} | {f"{models.HUB}/Comfy-Org/ltx-2"}
+    for name, keys in models.SETS.items():
+        assert f"{round(models.total(keys) / 1e9)} GB" in readme, name
+    pages = {model.page for model in MODELS.values()}
     for folder in ("ltx", "nodes", "api"):
         for file in (ROOT / folder).rglob("*.py"):
             named = re.findall(rf"{models.HUB}/[\w.-]+/[\w.-]*[\w-]", file.read_text())

@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
-from a2v.ltx.models import LTX, MODELS, Published
+from a2v.ltx.models import LTX, MODELS, SETS, Published
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -172,7 +172,7 @@ def download(hub: Hub, models: Path, *arguments: str, token: str | None = None) 
 
 
 def one(hub: Hub, model: Published, body: bytes) -> None:
-    hub.files.setdefault(model.repository, {})[model.file] = body
+    hub.files.setdefault(model.repository, {})[model.path] = body
 
 
 def written(models: Path) -> dict[str, int]:
@@ -188,6 +188,19 @@ def test_a_file_comes_into_its_folder_once(hub: Hub, models: Path) -> None:
     before = len(hub.requests)
     status, out, _ = download(hub, models, "upscaler")
     assert status == 0 and f"{target} is there" in out and len(hub.requests) == before
+
+
+def test_a_set_is_fetched_out_of_its_repositories_folders(hub: Hub, models: Path) -> None:
+    """The files of the set for small cards; one of them lies in no subfolder, and one is there already."""
+    small = [MODELS[key] for key in SETS["small"]]
+    assert {bool(model.below) for model in small} == {True, False} and not any(model.terms for model in small)
+    for number, model in enumerate(small):
+        one(hub, model, content(1000 + number))
+    assert download(hub, models, "upscaler", "upscaler")[0] == 0
+    status, out, err = download(hub, models, "small")
+    assert status == 0, err
+    assert f"{UPSCALER.name} is there" in out and "3 file(s)" in out
+    assert written(models) == {f"{model.folder}/{model.name}": 1000 + n for n, model in enumerate(small)}
 
 
 def test_a_repository_becomes_a_folder_without_what_is_not_read(hub: Hub, models: Path) -> None:

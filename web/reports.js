@@ -1,0 +1,49 @@
+// The texts of nodes (reports, the prompt that is being written): each stands on its node, and stays after the run. They
+// come while a node runs, and as its output, which the server sends again for a node that it has cached.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const TEXT = "ltx_a2v_text"; // the event, and the key of the output
+const NAME = "ltx_report"; // of the widget
+const HEIGHT = 52; // two lines; more are scrolled
+
+function show(node, text) {
+  let widget = node.widgets?.find((widget) => widget.name === NAME);
+  if (!widget && !text) return;
+  if (!widget) {
+    widget = app.widgets.STRING(node, NAME, ["STRING", { multiline: true }], app).widget;
+    widget.label = "report";
+    widget.serialize = false; // in the graph
+    Object.assign(widget.options, { serialize: false, read_only: true, getMinHeight: () => HEIGHT });
+    if (widget.element) widget.element.readOnly = true;
+    const least = node.computeSize();
+    node.setSize([Math.max(node.size[0], least[0]), Math.max(node.size[1], least[1])]);
+  }
+  widget.value = text;
+  app.graph.setDirtyCanvas(true);
+}
+
+// A node in subgraphs has the ids of the nodes around it before its own: "5:3".
+function find(path) {
+  let graph = app.rootGraph ?? app.graph;
+  graph = graph.rootGraph ?? graph;
+  const ids = String(path).split(":");
+  for (const id of ids.slice(0, -1)) graph = graph?.getNodeById(id)?.subgraph;
+  return graph?.getNodeById(ids.at(-1));
+}
+
+api.addEventListener(TEXT, ({ detail }) => {
+  const node = find(detail.node);
+  if (node) show(node, detail.text);
+});
+
+app.registerExtension({
+  name: "LTXA2V.Reports",
+  nodeCreated(node) {
+    const before = node.onExecuted;
+    node.onExecuted = function (output, ...rest) {
+      before?.call(this, output, ...rest);
+      if (output?.[TEXT]?.length) show(this, output[TEXT].join("\n"));
+    };
+  },
+});

@@ -7,6 +7,7 @@ so that `doctor` can read it even if other packages are broken.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from .errors import InputError
 
 PACK = Path(__file__).parent.parent  # not resolved, because custom_nodes may hold a link to the pack
 HUB = "https://huggingface.co"
-VERSION = "2.3"  # the model version that a file must have, if it names one
-LTX = f"Lightricks/LTX-{VERSION}"
+LTX = "Lightricks/LTX-2.3"
+LTX_25 = "Lightricks/LTX-2.5"
 GEMMA = "google/gemma-3-12b-it-qat-q4_0-unquantized"
 CAMERA_FILE = "ltx-2-19b-lora-camera-control-{}.safetensors"
 CAMERA_REPOSITORY = "Lightricks/LTX-2-19b-LoRA-Camera-Control-{}"
@@ -31,7 +32,8 @@ class Published:
 
     what: its name in messages. size: approximate bytes. folder: the folder in ComfyUI's models folder. terms: whether
     its terms must be accepted on its page first. older: the files of earlier versions, newest first; each of them
-    serves as well.
+    serves as well. below: the folder of the repository that
+    holds the file.
     """
 
     what: str
@@ -41,6 +43,12 @@ class Published:
     size: int
     terms: bool = False
     older: tuple[str, ...] = ()
+    below: str = ""
+
+    @property
+    def path(self) -> str:
+        """Where the file is inside its repository."""
+        return f"{self.below}/{self.file}" if self.below else self.file
 
     @property
     def name(self) -> str:
@@ -54,7 +62,12 @@ class Published:
     @property
     def url(self) -> str:
         """The address for a browser: the file, or the page of the repository."""
-        return f"{self.page}/resolve/main/{self.file}" if self.file else self.page
+        return f"{self.page}/resolve/main/{self.path}" if self.file else self.page
+
+
+def _split(what: str, file: str, folder: str, size: int) -> Published:
+    """A file of LTX-2.5's repository, whose folders are named as ComfyUI's are."""
+    return Published(what, LTX_25, f"{file}.safetensors", folder, size, terms=True, below=folder)
 
 
 MODELS: Mapping[str, Published] = {
@@ -79,6 +92,18 @@ MODELS: Mapping[str, Published] = {
         older=("ltx-2.3-22b-distilled-lora-384.safetensors",),
     ),
     "gemma": Published("text encoder", GEMMA, "", "text_encoders", 24_400_000_000, terms=True),
+    "dev-2.5": _split("checkpoint", "ltx-2.5-22b-dev-transformer-bf16", "diffusion_models", 42_018_190_584),
+    "distilled-2.5": _split(
+        "distilled checkpoint", "ltx-2.5-22b-distilled-transformer-bf16", "diffusion_models", 42_018_190_584
+    ),
+    "text-encoder-2.5": _split("text encoder", "gemma4-12b-with-proj-ltx-2.5-bf16", "text_encoders", 26_263_858_182),
+    "video-vae-2.5": _split("video VAE", "ltx-2.5-video-vae-conv-bf16", "vae", 1_452_269_922),
+    "diffusion-vae-2.5": _split("video VAE with the diffusion decoder", "ltx-2.5-video-vae-bf16", "vae", 1_472_223_346),
+    "audio-vae-2.5": _split("audio VAE", "ltx-2.5-audio-vae-bf16", "vae", 364_866_540),
+    "upscaler-2.5": _split(
+        "latent upscaler", "ltx-2.5-latent-spatial-upscaler-x2-bf16-1.0", "latent_upscale_models", 995_778_752
+    ),
+    "distilled-lora-2.5": _split("distilled LoRA", "ltx-2.5-22b-distilled-lora-450-bf16", "loras", 8_899_889_568),
     "safety-checker": Published("safety checker", "Falconsai/nsfw_image_detection", "", "safety_checker", 344_000_000),
     **{
         move: Published(
@@ -91,17 +116,80 @@ MODELS: Mapping[str, Published] = {
         for move in CAMERA_MOVES
     },
 }
-DEFAULT = ("dev", "distilled-lora", "upscaler", "gemma")
-"""The models that the default workflow loads."""
-WANTED = MODELS["dev"].name
-"""The file that an error message names if a checkpoint is missing or wrong."""
 
-PART_FILES: Mapping[str, str] = {
-    "video_vae": "LTX23_video_vae_bf16.safetensors",
-    "audio_vae": "LTX23_audio_vae_bf16.safetensors",
-    "connectors": "ltx-2.3_text_projection_bf16.safetensors",
-}
-"""A published file for each part that people also keep outside the checkpoint."""
+
+@dataclass(frozen=True)
+class Generation:
+    """A version of LTX that the pack supports.
+
+    crf: the compression of the images that the model was trained on, as H.264's constant rate factor. checkpoint,
+    distilled, upscaler, distilled_lora, encoder, apart: keys of MODELS; `apart` are the parts that neither the
+    checkpoint nor the text encoder holds. parts: a published file for each part that people also keep, or that only is,
+    outside the checkpoint.
+    """
+
+    version: str
+    crf: int
+    checkpoint: str
+    distilled: str
+    upscaler: str
+    distilled_lora: str
+    encoder: str
+    parts: Mapping[str, str]
+    apart: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"LTX-{self.version}"
+
+    @property
+    def default(self) -> tuple[str, ...]:
+        """The keys of everything that a job of two stages loads."""
+        return (self.checkpoint, self.distilled_lora, self.upscaler, self.encoder, *self.apart)
+
+
+V23 = Generation(
+    "2.3",
+    33,
+    "dev",
+    "distilled",
+    "upscaler",
+    "distilled-lora",
+    "gemma",
+    {
+        "video_vae": "LTX23_video_vae_bf16.safetensors",
+        "audio_vae": "LTX23_audio_vae_bf16.safetensors",
+        "connectors": "ltx-2.3_text_projection_bf16.safetensors",
+    },
+)
+V25 = Generation(
+    "2.5",
+    18,
+    "dev-2.5",
+    "distilled-2.5",
+    "upscaler-2.5",
+    "distilled-lora-2.5",
+    "text-encoder-2.5",
+    {
+        "video_vae": MODELS["video-vae-2.5"].name,
+        "audio_vae": MODELS["audio-vae-2.5"].name,
+        "connectors": MODELS["text-encoder-2.5"].name,
+    },
+    apart=("video-vae-2.5", "audio-vae-2.5"),
+)
+GENERATIONS = (V23, V25)
+DEFAULT = V23.default
+"""The models that the default workflow loads."""
+VERSIONS = " and ".join(each.version for each in GENERATIONS)
+WANTED = " or ".join(MODELS[each.checkpoint].name for each in GENERATIONS)
+"""The files that an error message names if a checkpoint is missing or wrong."""
+
+
+def generation(version: str) -> Generation | None:
+    """The supported version of LTX that a file means by "2.5.0" or the like; None if there is none."""
+    return next((each for each in GENERATIONS if re.match(rf"{re.escape(each.version)}(\D|$)", version)), None)
+
+
 PART_FOLDERS: Mapping[str, tuple[str, ...]] = {
     "video_vae": ("vae", "checkpoints"),
     "audio_vae": ("vae", "checkpoints"),

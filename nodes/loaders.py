@@ -17,7 +17,7 @@ from ..ltx.models import (
     MODELS,
     PART_FILES,
     PART_FOLDERS,
-    VERSION,
+    VERSIONS,
     is_distilled,
     overdone,
 )
@@ -140,15 +140,21 @@ class ModelLoader(io.ComfyNode):
             node_id="LTXA2VModelLoader",
             display_name="LTX A2V Load Model",
             category=LOADERS,
-            description=f"Opens an LTX-{VERSION} checkpoint: the transformer, the text connectors, both VAEs and the "
-            "vocoder. Weights are read when a node first computes with them.",
+            description=f"Opens an LTX checkpoint, version {VERSIONS}: the transformer, the text connectors, both VAEs and "
+            "the vocoder. Weights are read when a node first computes with them.",
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=_checkpoint_names(),
+<<<<<<< HEAD
                     tooltip=f"An LTX-{VERSION} file in models/checkpoints (bf16 or fp8), for instance "
                     f"{MODELS['dev'].name}; a diffusers folder in models/diffusers; or the transformer alone, "
                     "safetensors or GGUF, in models/diffusion_models.",
+=======
+                    tooltip="An LTX file of models/checkpoints (bf16 or fp8), for instance "
+                    f"{MODELS['dev'].name}; a diffusers folder of models/diffusers; or the transformer alone, "
+                    "safetensors or GGUF, of models/diffusion_models.",
+>>>>>>> 0c7a305 (Checkpoints of LTX-2.5: split files, switches by configuration or tensors, the diffusion VAE's halves)
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -37,7 +37,8 @@ class Axis:
     """One axis, cut into blocks of the same length.
 
     queries, keys: where each block's queries and keys begin. block, box: how many of each a block has. first: for each
-    block, where the window of each of its queries begins, counted from the block's first key. kernel: a window's length.
+    block, where the window of each of its queries begins, counted from the block's first key. kernel: the window's
+    length.
     """
 
     queries: tuple[int, ...]

@@ -21,8 +21,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..models import GEMMA_FILES, GEMMA_FILES_PAGE
-from ..weights.checkpoint import DTYPES
 from ..weights.files import NOTES, SCALES, open_safetensors
+from ..weights.modules import DTYPES
 from ..weights.nvfp4 import NVFP4Linear, nvfp4
 from ..weights.quantized import FLOAT8, QuantizedLinear, Stored, float8, replace
 from .sentencepiece import build_tokenizer

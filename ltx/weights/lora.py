@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..models import VERSION
+from ..models import GENERATIONS
 from .configs import rename_transformer
 from .files import open_safetensors
 from .quantized import Branch, QuantizedLinear, weight_shape
@@ -136,7 +136,7 @@ def match(lora: Lora, module: nn.Module) -> Match:
         name, reason = next(iter(skipped.items()))
         raise InputError(
             f"{lora.path}: fits nothing in this model, which has none of the {len(skipped)} layers in the same shape, "
-            f"e.g. {name} ({reason}); use a LoRA made for LTX-{VERSION}."
+            f"e.g. {name} ({reason}); use a LoRA made for {' or '.join(each.name for each in GENERATIONS)}."
         )
     return Match(lora, tuple(matched), skipped)
 

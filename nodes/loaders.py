@@ -140,7 +140,7 @@ class ModelLoader(io.ComfyNode):
             node_id="LTXA2VModelLoader",
             display_name="LTX A2V Load Model",
             category=LOADERS,
-            description=f"Opens an LTX checkpoint, version {VERSIONS}: the transformer, the text connectors, both VAEs and "
+            description=f"Opens an LTX checkpoint, version {VERSIONS}: transformer, text connectors, both VAEs and "
             "the vocoder. Weights are read when a node first computes with them.",
             inputs=[
                 io.Combo.Input(

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import models
 from .diffusion.acceleration import LEVELS, full_strength
 from .diffusion.decode import Tiling
-from .diffusion.steering import Steering, steer
+from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
 from .errors import InputError
 from .media import preprocess
 from .media.audio import Track, load_track
@@ -95,7 +95,7 @@ class Job:
 
 def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) -> Job:
     """Opens every file and decides every number. It raises InputError for mistakes in the input before models load."""
-    steering = steer(request, stg_blocks)
+    steer(request, stg_blocks)  # this raises for settings that do not fit together
     notes = [*request.notes, *_unchecked(files, request)]
     track = load_track(files.audio)
     pictures, picture_notes = _pictures(files, request)
@@ -112,13 +112,18 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     checkpoint = load_checkpoint(
         files.checkpoint, video_vae=files.video_vae, audio_vae=files.audio_vae, connectors=files.connectors
     )
+    check_gemma(files.text_encoder, checkpoint)
+    checkpoint = checkpoint.with_text_encoder(files.text_encoder)
     checkpoint.check()
     blueprint = checkpoint.blueprint()
+    steering = steer(request, stg_blocks, checkpoint.version)
     steering[0].check(request.audio_strength == 1, layers=len(blueprint.transformer_blocks))
-    check_gemma(files.text_encoder)
+    renewed = request.use_restart_sampling or request.gradient_estimation_gamma
+    notes += [INERT] if steering[0].sampler == ANCESTRAL and renewed else []
     loras, lora_notes = _loras(files, request, checkpoint.path.name, planned.two_stages)
     lora_notes += [warning for loaded, _ in loras[1] if (warning := match(loaded, blueprint).warning)]
-    images = tuple((compress(p), name) for p, name in zip(pictures, (FIRST, END), strict=True) if p is not None)
+    named = zip(pictures, (FIRST, END), strict=True)
+    images = tuple((compress(p, checkpoint.crf), name) for p, name in named if p is not None)
     notes += [*picture_notes, *lora_notes, *planned.notes]
     notes += preprocess.warnings(track, planned.frames, planned.fps, levelled=request.preprocess_audio)
     return Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(notes))

@@ -37,7 +37,9 @@ from .parts import AUDIO_VAE, CONNECTORS, PARTS, TRANSFORMER, VIDEO_VAE, VOCODER
 from .quantized import Stored, quantize
 
 WANTED_UPSCALER = " or ".join(MODELS[each.upscaler].name for each in GENERATIONS)
-ENCODER, DECODER = "encoder", "decoder"  # the halves of a video VAE
+ENCODER, DECODER, STATISTICS = "encoder", "decoder", "statistics"
+WITHOUT = {"": (), ENCODER: (DECODER,), DECODER: (ENCODER,), STATISTICS: (ENCODER, DECODER)}
+"""What is left out of a VAE of which only so much is wanted. The statistics of its latents always stay."""
 PROJECTION = "text_embedding_projection."
 
 
@@ -103,10 +105,9 @@ class Checkpoint:
         return file if file is not None and diffusion_vae.MARK in file.names else None
 
     def _sources(self, part: Part, half: str = "") -> dict[str, Source]:
-        """Maps diffusers' names to where each tensor is. half: of a video VAE, the half that is wanted."""
+        """Maps diffusers' names to where each tensor is. half: what is wanted of a VAE, a key of WITHOUT."""
         if half == DECODER and (file := self._diffusion_file()) is not None:
             return diffusion_vae.decoder_sources(file, VIDEO_VAE.prefixes[0])
-        other = {ENCODER: DECODER, DECODER: ENCODER}.get(half, "-")
         found: dict[str, Source] = {}
         for file in self._files(part):
             for key in file.names:
@@ -114,7 +115,7 @@ class Checkpoint:
                 if prefix is None or key.startswith(part.skip):
                     continue
                 name = part.rename(key[len(prefix) :] if part.strip else key)
-                if name is not None and not name.startswith(f"{other}."):
+                if name is not None and name.split(".")[0] not in WITHOUT[half]:
                     found.setdefault(name, Source(file, key))
         return found
 
@@ -185,7 +186,7 @@ class Checkpoint:
         if self._in_folder(part):
             module, path, wanted = self._from_folder(part), self.path / part.folder, WANTED_FOLDER
             _keep(module, half)
-            state = {k: t for k, t in read_folder(path, part.name) if not half or k.split(".")[0] not in _lost(half)}
+            state = {k: t for k, t in read_folder(path, part.name) if k.split(".")[0] not in WITHOUT[half]}
             return place(fill(module, state, path, part.name, wanted), dtype, device)
         sources = self._sources(part, half)
         if not self._complete(sources, part):
@@ -267,6 +268,10 @@ class Checkpoint:
             return self._load(VIDEO_VAE, dtype, device, DECODER)
         return self._diffusion_decoder(dtype, device)
 
+    def video_statistics(self) -> AutoencoderKLLTX2Video:
+        """The video VAE with nothing but the statistics of its latents, on the CPU."""
+        return self._load(VIDEO_VAE, None, "cpu", STATISTICS)
+
     def _diffusion_decoder(self, dtype: torch.dtype | None, device: torch.device | str) -> nn.Module:
         from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoDiffusionDecoderModel as Decoder
 
@@ -279,17 +284,25 @@ class Checkpoint:
     def audio_vae(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> AutoencoderKLLTX2Audio:
         return self._load(AUDIO_VAE, dtype, device)
 
+    def audio_encoder(
+        self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> AutoencoderKLLTX2Audio:
+        """The half of the audio VAE that encodes; it has the statistics of the latents, too."""
+        return self._load(AUDIO_VAE, dtype, device, ENCODER)
+
+    def audio_decoder(
+        self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> AutoencoderKLLTX2Audio:
+        """The half of the audio VAE that decodes; it has the statistics of the latents, too."""
+        return self._load(AUDIO_VAE, dtype, device, DECODER)
+
     def vocoder(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LTX2VocoderWithBWE:
         return self._load(VOCODER, dtype, device)
 
 
-def _lost(half: str) -> tuple[str, ...]:
-    return (DECODER,) if half == ENCODER else (ENCODER,)
-
-
 def _keep(module: nn.Module, half: str) -> None:
-    """Takes the other half out of a video VAE."""
-    for name in _lost(half) if half else ():
+    """Leaves only so much in a VAE."""
+    for name in WITHOUT[half]:
         setattr(module, name, None)
 
 

@@ -128,11 +128,11 @@ def decode_video(
 
     A frame is yielded as soon as no later tile changes it, so memory holds the frames of one time tile and not the
     whole clip. With `tiling` None the whole clip is one tile. `vae` is an AutoencoderKLLTX2Video or an
-    LTX2VideoDiffusionDecoderModel, which starts from `noise` (by default that of seed 0; `continued`: see
-    neighbourhood.py); the latent is moved to its device and dtype. Tiles are blended in float32 on the CPU, because the device then needs room for a single
-    tile, and the readers of the frames (the encoder of video.py, ComfyUI's IMAGE) work on the CPU. `on_tile(done,
-    total)` is called after each tile and may raise. If memory runs out, `free()` is called and the tiles get smaller;
-    `on_retry(note)` gets a note for the report, which replaces the previous note.
+    LTX2VideoDiffusionDecoderModel; the latent is moved to its device and dtype. `noise` is what the latter starts from,
+    by default that of seed 0; for `continued` see neighbourhood.py. Tiles are blended in float32 on the CPU, because
+    the device then needs room for a single tile, and the readers of the frames (the encoder of video.py, ComfyUI's
+    IMAGE) work on the CPU. `on_tile(done, total)` is called after each tile and may raise. If memory runs out, `free()`
+    is called and the tiles get smaller; `on_retry(note)` gets a note for the report, which replaces the previous note.
 
     Raises InputError if the latent has another shape or if even the smallest tile does not fit.
     """
@@ -302,9 +302,10 @@ def slim(vae: Any) -> None:
         give_classes(vae.modules(), {LTX2VideoResnetBlock3d: ResnetBlock}, plain)
 
 
-def largest_tile(latent: tuple[int, int, int], tiling: Tiling | None) -> tuple[int, int, int]:
-    """The latent grid of the decoder's largest tile, for a latent with that grid."""
-    return tuple(max(span.latents.stop - span.latents.start for span in axis) for axis in _spans(*latent, tiling))
+def largest_tile(latent: tuple[int, int, int], tiling: Tiling | None) -> tuple[slice, slice, slice]:
+    """The decoder's largest tile, for a latent with that grid: its part of time, height and width."""
+    largest = (max(axis, key=lambda span: span.latents.stop - span.latents.start) for axis in _spans(*latent, tiling))
+    return tuple(span.own for span in largest)
 
 
 def held_frames(latent: tuple[int, int, int], tiling: Tiling | None) -> int:

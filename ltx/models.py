@@ -32,8 +32,7 @@ class Published:
 
     what: its name in messages. size: approximate bytes. folder: the folder in ComfyUI's models folder. terms: whether
     its terms must be accepted on its page first. older: the files of earlier versions, newest first; each of them
-    serves as well. below: the folder of the repository that
-    holds the file.
+    serves as well. below: the folder of the repository that holds the file.
     """
 
     what: str

@@ -146,15 +146,9 @@ class ModelLoader(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=_checkpoint_names(),
-<<<<<<< HEAD
-                    tooltip=f"An LTX-{VERSION} file in models/checkpoints (bf16 or fp8), for instance "
+                    tooltip="An LTX file in models/checkpoints (bf16 or fp8), for instance "
                     f"{MODELS['dev'].name}; a diffusers folder in models/diffusers; or the transformer alone, "
                     "safetensors or GGUF, in models/diffusion_models.",
-=======
-                    tooltip="An LTX file of models/checkpoints (bf16 or fp8), for instance "
-                    f"{MODELS['dev'].name}; a diffusers folder of models/diffusers; or the transformer alone, "
-                    "safetensors or GGUF, of models/diffusion_models.",
->>>>>>> 0c7a305 (Checkpoints of LTX-2.5: split files, switches by configuration or tensors, the diffusion VAE's halves)
                 ),
                 io.Combo.Input(
                     "dtype",

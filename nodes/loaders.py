@@ -15,8 +15,8 @@ from ..ltx.models import (
     GEMMA_FILES,
     GEMMA_FILES_PAGE,
     MODELS,
-    PART_FILES,
     PART_FOLDERS,
+    V23,
     VERSIONS,
     is_distilled,
     overdone,
@@ -164,7 +164,7 @@ class ModelLoader(io.ComfyNode):
                     default=SAME,
                     optional=True,
                     tooltip="The file with the video VAE, if the checkpoint has none: a file in models/vae, for "
-                    f"instance {PART_FILES['video_vae']}, or a whole checkpoint.",
+                    f"instance {V23.parts['video_vae']}, or a whole checkpoint.",
                 ),
                 io.Combo.Input(
                     "audio_vae",
@@ -172,7 +172,7 @@ class ModelLoader(io.ComfyNode):
                     default=SAME,
                     optional=True,
                     tooltip="The file with the audio VAE and the vocoder, if the checkpoint has none: a file in "
-                    f"models/vae, for instance {PART_FILES['audio_vae']}, or a whole checkpoint.",
+                    f"models/vae, for instance {V23.parts['audio_vae']}, or a whole checkpoint.",
                 ),
                 io.Combo.Input(
                     "connectors",
@@ -180,7 +180,7 @@ class ModelLoader(io.ComfyNode):
                     default=SAME,
                     optional=True,
                     tooltip="The file with the text connectors or their projection, if the checkpoint has none: a file "
-                    f"in models/text_encoders, for instance {PART_FILES['connectors']}, a file in "
+                    f"in models/text_encoders, for instance {V23.parts['connectors']}, a file in "
                     "models/diffusion_models, or a whole checkpoint.",
                 ),
             ],

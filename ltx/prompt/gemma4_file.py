@@ -54,8 +54,8 @@ class Gemma4File(EncoderFile):
         self.version: str | None = self.config.get("gemma_version")
         if not folder and PROJECTION not in self.names:
             raise InputError(
-                f"{path}: is a stock Gemma 4, and LTX-2.5 needs the one that was trained with it, which holds the text "
-                f"projection: use {WANTED}."
+                f"{path}: is a stock Gemma 4 ({MARK.removeprefix(LANGUAGE)} without a text projection), and LTX-2.5 "
+                f"needs the one that was trained with it: use {WANTED}."
             )
         if not folder and TOKENIZER not in self.names:
             raise InputError(f"{path}: holds no tokenizer ({TOKENIZER}); use {WANTED}.")

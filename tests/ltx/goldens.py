@@ -142,8 +142,8 @@ class Golden:
 
 
 class Golden25(Golden):
-    """A golden file of LTX-2.5. `folder` gets the files that the oracle does not store whole: the diffusion VAE, and the
-    transformer under a distilled one's name."""
+    """A golden file of LTX-2.5. `folder` gets the files that the oracle does not store whole: the diffusion VAE, and
+    the transformer under the name of a distilled one."""
 
     def __init__(self, oracle: Path, name: str, folder: Path) -> None:
         super().__init__(oracle / "2.5", name)
@@ -162,7 +162,10 @@ class Golden25(Golden):
 
     def files(self, output: Path) -> Files:
         tiny, info = self.tiny, self.info
-        transformer, video_vae = tiny / "ltx-2.5-tiny-dev-transformer.safetensors", self.folder / "video-vae.safetensors"
+        transformer, video_vae = (
+            tiny / "ltx-2.5-tiny-dev-transformer.safetensors",
+            self.folder / "video-vae.safetensors",
+        )
         if info["distilled_model"]:
             distilled = self.folder / "ltx-2.5-tiny-distilled-transformer.safetensors"
             distilled.symlink_to(transformer)

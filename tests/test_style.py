@@ -16,7 +16,7 @@ HOST_PACKAGES = {"torch", "numpy", "PIL", "scipy", "tqdm", "tokenizers", "pydant
 HOST_PACKAGES |= {"alembic"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview"}
 HOST_MODULES |= {"nodes", "node_helpers", "server", "aiohttp"}
-EXTRAS = {"ray"}  # optional dependencies of pyproject.toml
+EXTRAS = {"ray", "natten"}  # an optional dependency of pyproject.toml; kernels that are used where they are installed
 
 
 def sources(*folders: str) -> list[Path]:

@@ -127,14 +127,13 @@ def decode_video(
     """Normalised latent [1, 128, F, H, W] → float32 frames [n, H*32, W*32, 3] in 0..1, in order, on the CPU.
 
     A frame is yielded as soon as no later tile changes it, so memory holds the frames of one time tile and not the
-    whole clip. With `tiling` None the whole clip is one tile. `vae` is an AutoencoderKLLTX2Video or an
-    LTX2VideoDiffusionDecoderModel; the latent is moved to its device and dtype. `noise` is what the latter starts from,
-    by default that of seed 0; for `continued` see neighbourhood.py. Tiles are blended in float32 on the CPU, because
-    the device then needs room for a single tile, and the readers of the frames (the encoder of video.py, ComfyUI's
-    IMAGE) work on the CPU. `on_tile(done, total)` is called after each tile and may raise. If memory runs out, `free()`
-    is called and the tiles get smaller; `on_retry(note)` gets a note for the report, which replaces the previous note.
-
-    Raises InputError if the latent has another shape or if even the smallest tile does not fit.
+    whole clip. With `tiling` None the whole clip is one tile. `vae`: see `clip_tiles`; the latent is moved to its
+    device and dtype. `noise` is what a diffusion decoder starts from, by default that of seed 0; for `continued` see
+    neighbourhood.py. Tiles are blended in float32 on the CPU, because the device then needs room for a single tile, and
+    the frames' readers (video.py, ComfyUI's IMAGE) work on the CPU. `on_tile(done, total)` is called after each tile
+    and may raise. If memory runs out, `free()` is called and the tiles get smaller; `on_retry(note)` gets a note for
+    the report, which replaces the previous note. Raises InputError if the latent has another shape or if even the
+    smallest tile does not fit.
     """
     if latent.ndim != 5 or latent.shape[0] != 1:
         raise InputError(f"The video latent must be [1, channels, frames, height, width], not {list(latent.shape)}.")
@@ -213,7 +212,7 @@ def diffuses(vae: Any) -> bool:
 
 
 def clip_tiles(vae: Any, latent: Tensor, noise: Noise, continued: bool = False) -> ConvolutionTiles | DiffusionTiles:
-    """A clip on its way through its decoder."""
+    """A clip on its way through its decoder, an AutoencoderKLLTX2Video or an LTX2VideoDiffusionDecoderModel."""
     if not diffuses(vae):
         return ConvolutionTiles(vae, latent)
     from .diffusion_decoder import DiffusionTiles  # older versions of diffusers do not have that decoder

@@ -151,6 +151,7 @@ class KeptTexts:
             self._size += size
 
 
+# long: what a step of each kind of model needs, by name
 def velocities(
     model: LTX2VideoTransformer3DModel,
     x: Tokens,

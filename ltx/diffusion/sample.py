@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..latents import CHANNELS, Noise, unpatchify_audio, unpatchify_video
+from ..weights.configs import SWITCHES
 from .ancestral import euler_ancestral
 from .conditioning import AudioCondition, Conditions, audio_stream, video_stream
 from .denoiser import GuidedDenoiser
@@ -56,9 +57,10 @@ def sample(
         trace("sigmas", sigmas)
         trace("positions_video", video.positions)
         trace("positions_audio", sound.positions)
-        trace("denoise_mask_video", video.mask)
-        trace("denoise_mask_audio", sound.mask)
-        trace("keyframes_mask_video", video.marked)
+        if any(model.config.get(switch, usual) != usual for switch, usual in SWITCHES.items()):  # LTX-2.5
+            trace("denoise_mask_video", video.mask)
+            trace("denoise_mask_audio", sound.mask)
+            trace("keyframes_mask_video", video.marked)
     room = batch_room(torch.device(device)) if room is None else room
     denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room)
     masks, clean = Tokens(video.mask, sound.mask), Tokens(video.clean, sound.clean)

@@ -1,7 +1,7 @@
 """The door ComfyUI knocks at: the nodes' extension, the folder of their help pages, and the API's routes.
 
 The nodes are imported when ComfyUI asks for them, so that tests can import this package without ComfyUI. The routes
-are registered as ComfyUI imports the pack, before its server starts. Where a needed package is missing, too old or
+are registered when ComfyUI imports the pack, before its server starts. If a needed package is missing, too old or
 broken, the pack is off: one line in the log says what to install, and ComfyUI starts as it would without the pack.
 """
 
@@ -57,16 +57,22 @@ def _running_server() -> Any:
 
 
 def _open_api(server: Any) -> None:
-    """Registers the HTTP API's routes. Where they cannot work, one line in the log says why, and the nodes stay."""
+    """Registers the HTTP API's routes. If that is impossible, the log says why, and the nodes still work."""
     from .ltx import versions
+    from .ltx.errors import InputError
 
     try:
-        from .api import register
+        from .api.install import install
     except Exception as error:
         logging.error("LTX A2V: the HTTP API is off: %s: %s.", _said(error), versions.remedy())
         logging.debug("LTX A2V: where that comes from", exc_info=True)
         return
-    register(server)
+    try:
+        install(server)
+    except InputError as error:
+        logging.error("LTX A2V: the HTTP API is off: %s", error)
+    except Exception:  # a bug of this program, which must not end ComfyUI
+        logging.exception("LTX A2V: the HTTP API is off: a bug in it prevents its start.")
 
 
 if (_server := _running_server()) is not None and _extension() is not None:

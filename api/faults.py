@@ -1,4 +1,4 @@
-"""What the API may tell of an error: to a client, in a request's log, and in the server's own log."""
+"""Decides what the API tells about an error: to a client, in a request's log, and in the server's own log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 
-REMIND_SECONDS = 60.0  # after which a lasting failure is logged again
+REMIND_SECONDS = 60.0  # until a lasting failure is logged again
 TOKEN = re.compile(r"[0-9a-f]{32,}")
 """Random names and secrets. Whoever knows one may read or write a file."""
 PATH = re.compile(

@@ -1,4 +1,4 @@
-"""What the API needs of ComfyUI: its queue, the events of a run, a way to stop one, and its models folders.
+"""Gives the API what it needs from ComfyUI: the queue, the events of a run, a way to stop one, the models folders.
 
 No other file of the API imports ComfyUI. A prompt takes the way of POST /prompt. The API follows it through a listener
 that looks like one more browser to ComfyUI, so it replaces and wraps nothing there.
@@ -84,7 +84,7 @@ class Host:
         self._known: dict[Hashable, tuple[float, Any]] = {}
 
     def _lately(self, key: Hashable, look: Callable[[], T]) -> T:
-        """A recent look into the models folders. They may be large, and on a slow disk."""
+        """The result of a recent look into the models folders. They may be large, and on a slow disk."""
         until, found = self._known.get(key, (0.0, None))
         if until < time.monotonic():
             found = look()
@@ -152,7 +152,7 @@ class Host:
         body = {"prompt": copy.deepcopy(prompt), "prompt_id": prompt_id, "client_id": listener_id, "extra_data": {}}
         body = self.server.trigger_on_prompt(body)
         valid, error, outputs, node_errors = await execution.validate_prompt(prompt_id, body["prompt"], None)
-        if not valid or node_errors:  # a graph that is valid in part would not be the request
+        if not valid or node_errors:  # ComfyUI would run only the valid part
             raise Rejected(_sentences(error, node_errors))
         extra = {**body.get("extra_data", {}), "client_id": listener_id, "create_time": int(time.time() * 1000)}
         sensitive = {key: extra.pop(key) for key in execution.SENSITIVE_EXTRA_DATA_KEYS if key in extra}
@@ -176,7 +176,7 @@ class Host:
         queue = self.server.prompt_queue
         if queue.delete_queue_item(lambda item: item[1] == prompt_id):
             return
-        with queue.mutex:  # while this is held the next run cannot begin
+        with queue.mutex:  # the next run cannot begin while this is held
             if any(item[1] == prompt_id for item in queue.currently_running.values()):
                 nodes.interrupt_processing()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from . import cluster
 from .applications import APPLICATIONS
 from .database import schema
 from .database.store import Store
@@ -23,8 +24,11 @@ from .settings import Settings, read_settings
 from .webhooks.deliveries import Webhooks
 
 
-def install(server: Any) -> RequestQueue:
-    """Registers everything on a PromptServer's app. Work begins when that app starts."""
+def install(server: Any) -> None:
+    """Registers everything on a PromptServer's app. Call it before the server starts; work begins when that app starts.
+
+    Errors: InputError for a wrong setting, or a database or folder that cannot be used. The pack's root logs them.
+    """
     import folder_paths
 
     settings = read_settings(folder_paths)
@@ -37,7 +41,7 @@ def install(server: Any) -> RequestQueue:
     install_cors(server.app, settings)
     server.app.on_startup.append(lambda _: queue.start())
     server.app.on_cleanup.append(lambda _: queue.close())
-    return queue
+    cluster.install(server, queue)
 
 
 def routes(queue: RequestQueue, settings: Settings, database: Store, webhooks: Webhooks) -> list[web.RouteDef]:
@@ -68,7 +72,7 @@ def _description(described: Any, settings: Settings) -> Operation:
         method="GET",
         path="/openapi.json",
         handler=describe,
-        summary="This document.",
+        summary="Returns this document.",
         answers={200: Answer("An OpenAPI document.")},
         needs_key=False,
     )
@@ -96,4 +100,4 @@ def anything_else(settings: Settings) -> web.RouteDef:
 
 
 def no_such_path(request: web.Request) -> web.Response:
-    return problem(404, f"{request.method} {request.path[:200]!r} is nothing of this API; see openapi.json.")
+    return problem(404, f"{request.method} {request.path[:200]!r} is no route of this API; openapi.json lists them.")

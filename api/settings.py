@@ -12,7 +12,7 @@ from ..ltx.errors import InputError
 
 PREFIX = "/fal"
 SUBFOLDER = "ltx_a2v_api"
-"""The subfolder of ComfyUI's input, output and temp folders in which the API writes and deletes, and nowhere else."""
+"""The subfolder of ComfyUI's input and output folders in which the API writes and deletes, and nowhere else."""
 
 MIB = 2**20
 
@@ -31,7 +31,6 @@ class Settings:
     system: Path
     input: Path
     output: Path
-    temp: Path
     key: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
@@ -89,10 +88,16 @@ class Settings:
         return self.output / SUBFOLDER
 
     def prepare(self) -> None:
-        """Creates the system folder, readable by this user alone."""
-        self.system.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.system.chmod(0o700)
-        self.passing_folder.mkdir(exist_ok=True, mode=0o700)
+        """Creates the system folder, readable by this user alone. Errors: InputError if that is impossible."""
+        try:
+            self.system.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.system.chmod(0o700)
+            self.passing_folder.mkdir(exist_ok=True, mode=0o700)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise InputError(
+                f"{self.system.name}: the folder cannot be used ({reason}); give this user the rights to it."
+            ) from None
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -125,7 +130,6 @@ def read_settings(folder_paths: Any, environment: Mapping[str, str] = os.environ
         system=system_folder(folder_paths),
         input=Path(folder_paths.get_input_directory()),
         output=Path(folder_paths.get_output_directory()),
-        temp=Path(folder_paths.get_temp_directory()),
         key=environment.get("LTX_A2V_API_KEY", "").strip() or None,
         allowed_hosts=_list(environment.get("LTX_A2V_ALLOW_HOSTS", "")),
         origins=tuple(origin.rstrip("/") for origin in _list(environment.get("LTX_A2V_ORIGINS", ""))),

@@ -40,6 +40,7 @@ def command(name: str, argv: Sequence[str]) -> int:
     """Runs one of COMMANDS and returns its exit status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         return COMMANDS[name](list(argv), functools.partial(print, flush=True))
     except KeyboardInterrupt:
@@ -63,14 +64,17 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from .characters import check_name  # noqa: E402
 from .errors import FlaggedError, InputError  # noqa: E402
 from .job import AUTO, BLOCKS, OFFLOAD, Compute, Files  # noqa: E402
 from .media.formats import SUFFIXES  # noqa: E402
 from .pipeline import Result, run  # noqa: E402
+from .prompt.encoder_file import ENCODER  # noqa: E402
 from .request import Request, parse  # noqa: E402
 from .trace import Recorder  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LONGEST_NAME = 255  # bytes of a file name, on all usual disks
 
 
 def lora_argument(text: str) -> tuple[Path, float]:
@@ -90,7 +94,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--checkpoint", type=Path, required=True, metavar="F", help="LTX-2.3 file, or a diffusers folder")
     p.add_argument(
-        "--text-encoder", type=Path, required=True, metavar="PATH", help="Gemma 3 12B: folder, or single file"
+        "--text-encoder",
+        type=Path,
+        metavar="PATH",
+        help="Gemma 3 12B: folder, or single file; default: the checkpoint's own, if that is a diffusers folder",
     )
     p.add_argument("--upscaler", type=Path, metavar="F", help="latent upscaler x2; needed for two stages")
     p.add_argument("--distill-lora", type=Path, metavar="F", help="distilled LoRA, at the request's two strengths")
@@ -126,10 +133,18 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def check_names(arguments: argparse.Namespace) -> None:
+    """Raises InputError if the name of a file cannot be written as text, as the report of the video needs it."""
+    for name, value in vars(arguments).items():
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, (Path, tuple)):
+                check_name(f"--{name.replace('_', '-')}", path[0] if isinstance(path, tuple) else path)
+
+
 def read_request(path: Path) -> dict[str, Any]:
     """The request in a JSON file. Raises InputError if it cannot be read."""
     try:
-        return json.loads(path.read_text("utf-8-sig"))
+        return json.loads(path.read_bytes())  # in UTF-8, UTF-16 or UTF-32, with or without a byte order mark
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a JSON file with --request.") from error
     except (ValueError, RecursionError) as error:
@@ -146,6 +161,8 @@ def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
             f"--output: {arguments.output} does not end in {suffix}, which {request.video_output_type} needs."
         )
     for name, path in (("--output", arguments.output), ("--trace", arguments.trace)):
+        if path is not None and len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise InputError(f"{name}: the name has {len(path.name)} characters; give at most 100.")
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError(f"{name}: the folder {path.absolute().parent} does not exist; create it first.")
         if path is not None and path.is_dir():
@@ -177,10 +194,19 @@ class Bars:
         self.bar = None
 
 
+def text_encoder_of(arguments: argparse.Namespace) -> Path:
+    """The named text encoder, or the one of the checkpoint's folder. Raises InputError if there is none."""
+    if arguments.text_encoder is not None:
+        return arguments.text_encoder
+    if (arguments.checkpoint / ENCODER).is_file():
+        return arguments.checkpoint
+    raise InputError("--text-encoder: missing; name the folder or file of Gemma 3 12B.")
+
+
 def files_of(arguments: argparse.Namespace) -> Files:
     return Files(
         checkpoint=arguments.checkpoint,
-        text_encoder=arguments.text_encoder,
+        text_encoder=text_encoder_of(arguments),
         audio=arguments.audio,
         output=arguments.output,
         upscaler=arguments.upscaler,
@@ -225,6 +251,7 @@ def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) ->
         return status
 
     try:
+        check_names(arguments)
         request = parse(read_request(arguments.request))
         check_outputs(arguments, request)
         result = job(

@@ -21,6 +21,7 @@ from .prompt.expand import Expansion, expand
 from .prompt.gemma import Gemma, load_gemma
 from .prompt.text import encode_text
 from .trace import Trace, under
+from .weights.lora import Merger
 
 OnProgress = Callable[[str, int, int], None]
 """A function that is called with (name of the phase, steps done, all steps)."""
@@ -88,7 +89,10 @@ class _TextEncoder:
 
     @functools.cached_property
     def connectors(self) -> nn.Module:
-        return self.job.checkpoint.connectors(self.compute.dtype, self.compute.device)
+        checkpoint, device = self.job.checkpoint, self.compute.device
+        connectors = checkpoint.connectors(self.compute.dtype, device)
+        Merger(connectors, checkpoint.connectors_weight, device, optional=True).set(self.job.connector_loras)
+        return connectors
 
     def expand(self, on_token: Callable[[int, int, str], None]) -> Expansion:
         request, files = self.job.request, self.job.files
@@ -110,7 +114,10 @@ class _TextEncoder:
         else:
             files = self.job.files
             used = [files.text_encoder, files.checkpoint, *([files.connectors] if files.connectors else [])]
-            context = self.cache.context(text, self.fingerprint(*used), encode, self.compute.device)
+            loras = self.job.connector_loras
+            used += [lora.path for lora, _ in loras]
+            identity = self.fingerprint(*used) + (f" {[strength for _, strength in loras]}" if loras else "")
+            context = self.cache.context(text, identity, encode, self.compute.device)
         if trace is not None:
             trace("video_enc", context.video)
             trace("audio_enc", context.audio)

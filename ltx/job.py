@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import models
 from .diffusion.acceleration import LEVELS, full_strength
@@ -18,11 +18,13 @@ from .media import preprocess
 from .media.audio import Track, load_track
 from .media.images import compress, load_image
 from .media.safety import REQUIRED, UNCHECKED
+from .media.video import mixing
 from .plan import Plan, plan
 from .prompt.gemma import check_gemma
 from .request import Request
 from .weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
-from .weights.lora import Lora, load_lora, match
+from .weights.lora import Lora, Match, load_lora, match
+from .weights.names import OF_CONNECTORS
 
 TILING = Tiling()
 AUTO, NEVER, BLOCKS = OFFLOAD = ("auto", "none", "blocks")
@@ -79,7 +81,8 @@ class Job:
     """Everything that is known before a model is loaded.
 
     images: the compressed images, each with its name FIRST or END. steering, loras: for the first and for the second
-    stage; both stages have the same LoRAs in the same order. notes: sentences for the report.
+    stage; both stages have the same LoRAs in the same order. fits: how each of them fits the transformer, and then the
+    text connectors if it may change them. notes: sentences for the report.
     """
 
     files: Files
@@ -90,7 +93,15 @@ class Job:
     checkpoint: Checkpoint
     steering: tuple[Steering, Steering]
     loras: tuple[Strengths, Strengths]
+    fits: tuple[tuple[Match, ...], ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def connector_loras(self) -> Strengths:
+        """The LoRAs that change the text connectors. They act on the prompts' contexts, which both stages share."""
+        return tuple(
+            lora for lora, (_, *others) in zip(self.loras[0], self.fits, strict=True) if any(o.changes for o in others)
+        )
 
 
 def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) -> Job:
@@ -114,19 +125,21 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     )
     check_gemma(files.text_encoder, checkpoint)
     checkpoint = checkpoint.with_text_encoder(files.text_encoder)
-    checkpoint.check()
-    blueprint = checkpoint.blueprint()
+    blueprint = checkpoint.inspect()
     steering = steer(request, stg_blocks, checkpoint.version)
     steering[0].check(request.audio_strength == 1, layers=len(blueprint.transformer_blocks))
     renewed = request.use_restart_sampling or request.gradient_estimation_gamma
     notes += [INERT] if steering[0].sampler == ANCESTRAL and renewed else []
     loras, lora_notes = _loras(files, request, checkpoint.path.name, planned.two_stages)
-    lora_notes += [warning for loaded, _ in loras[1] if (warning := match(loaded, blueprint).warning)]
+    fits = [_fit(lora, checkpoint, blueprint, n < len(files.loras)) for n, (lora, _) in enumerate(loras[1])]
+    lora_notes += [warning for fit, *others in fits if (warning := fit.warning_beside(*others))]
     named = zip(pictures, (FIRST, END), strict=True)
     images = tuple((compress(p, checkpoint.crf), name) for p, name in named if p is not None)
     notes += [*picture_notes, *lora_notes, *planned.notes]
+    if request.audio_strength == 1:  # otherwise the model makes new sound, in stereo
+        notes += filter(None, [mixing(track, request.video_output_type)])
     notes += preprocess.warnings(track, planned.frames, planned.fps, levelled=request.preprocess_audio)
-    return Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(notes))
+    return Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits), tuple(notes))
 
 
 def _unchecked(files: Files, request: Request) -> list[str]:
@@ -153,6 +166,18 @@ def _pictures(files: Files, request: Request) -> tuple[list[Tensor | None], list
             notes.append(f"the {name} image has strength 0 and counts as absent")
         pictures.append(load_image(path) if path is not None and strength else None)
     return pictures, notes
+
+
+def _fit(lora: Lora, checkpoint: Checkpoint, blueprint: nn.Module, whole: bool) -> tuple[Match, ...]:
+    """How a LoRA fits the transformer and, if the `whole` model is its target, the text connectors.
+
+    The distilled and the camera LoRA change the transformer alone, as in the official pipeline, because their strength
+    may differ by stage and both stages share the prompts.
+    """
+    others = ()
+    if whole and any(OF_CONNECTORS.search(layer) for layer, _ in lora.changes):
+        others = (match(lora, checkpoint.connectors(), optional=True),)
+    return match(lora, blueprint, others), *others
 
 
 def _loras(

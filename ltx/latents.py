@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -118,6 +119,16 @@ def denormalize_video(vae: nn.Module, latent: Tensor) -> Tensor:
         )
     mean, std = statistics(vae, latent)
     return latent.float() * std + mean
+
+
+class NoiseSource(Protocol):
+    """What a stage draws its noise from. seed: the number from which restart and res_2s derive their own noise."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def draw(self, *shapes: tuple[int, ...]) -> tuple[list[Tensor], NoiseSource]:
+        """Draws one float32 CPU tensor for each shape. Returns them and the source for the next stage."""
 
 
 @dataclass(frozen=True)

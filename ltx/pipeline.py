@@ -126,7 +126,8 @@ def _sample(
     afterwards."""
     clip, checkpoint, dtype, device = job.plan, job.checkpoint, compute.dtype, compute.device
     model = checkpoint.transformer(dtype, "cpu" if offload else device, compute.fp8, device)
-    merger = Merger(model, checkpoint.transformer_weight, device)  # it also merges into blocks in host memory
+    # It also merges into blocks in host memory. A LoRA may be for the text connectors alone.
+    merger = Merger(model, checkpoint.transformer_weight, device, optional=True)
     merger.set(job.loras[0])
     waiting = offload_transformer(model, device) if offload else None
     if compute.compiled:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
 from .job import Job
+from .weights.lora import Match
 
 
 def describe(job: Job, prompt: str, notes: list[str]) -> dict[str, Any]:
@@ -28,9 +30,15 @@ def describe(job: Job, prompt: str, notes: list[str]) -> dict[str, Any]:
             "acceleration": job.request.acceleration,
             "model_version": job.checkpoint.version,
             "loras": [
-                {"file": loaded.path.name, "layers": len(loaded.targets), "first_pass": first, "second_pass": second}
-                for (loaded, first), (_, second) in zip(*job.loras, strict=True)
+                {"file": loaded.path.name, **_counts(fits), "first_pass": first, "second_pass": second}
+                for (loaded, first), (_, second), fits in zip(*job.loras, job.fits, strict=True)
             ],
         },
         "notes": [*job.notes, *notes],
     }
+
+
+def _counts(fits: tuple[Match, ...]) -> dict[str, Any]:
+    """What a LoRA changes in all parts of the model: the number of layers, and of changes by their kind."""
+    kinds = sum((Counter(fit.kinds) for fit in fits), Counter())
+    return {"layers": sum(len(fit.layers) for fit in fits), "kinds": dict(sorted(kinds.items()))}

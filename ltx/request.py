@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .characters import check_text
 from .errors import InputError
 from .media.formats import FORMATS, QUALITIES, WRITE_MODES
 
@@ -245,6 +246,7 @@ def check_value(name: str, value: Any) -> Any:
     if kind == "text":
         if not isinstance(value, str):
             raise _wrong(name, value, "a text")
+        check_text(name, value)
     elif kind == "switch":
         if not isinstance(value, bool):
             raise _wrong(name, value, "true or false")

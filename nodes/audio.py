@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from comfy_api.latest import io
-from einops import rearrange
 
 from ..ltx.diffusion.conditioning import AudioCondition
 from ..ltx.diffusion.sound import decode_audio
@@ -14,10 +12,12 @@ from ..ltx.errors import InputError
 from ..ltx.media import audio as engine
 from ..ltx.media import preprocess
 from ..ltx.media.rates import frame_rate
+from ..ltx.media.suffixes import FILM, SOUND
 from ..ltx.plan import choose_frames
 from ..ltx.request import MAX_FRAMES, PARAMETERS
 from . import files, memory
 from .progress import Progress, report
+from .taking.sound import from_track, to_track
 from .types import CATEGORY, AudioIO, AudioVaeIO, VocoderIO
 from .widgets import widget
 
@@ -28,21 +28,6 @@ def frames_input() -> io.Input:
     """The input for the number of frames, which comes from Frame Count."""
     default = PARAMETERS["num_frames"].default
     return io.Int.Input("frames", default=default, min=1, max=100_000, step=8, tooltip="From Frame Count.")
-
-
-def to_track(audio: dict[str, Any]) -> engine.Track:
-    """ComfyUI's AUDIO → the engine's track. Raises InputError if it is a batch of several tracks."""
-    waveform = audio["waveform"]
-    if waveform.ndim != 3 or waveform.shape[0] != 1:
-        raise InputError(f"audio: its shape is {tuple(waveform.shape)}; one track, [1, channels, samples], is needed.")
-    track = rearrange(waveform, "1 c n -> c n").to("cpu", torch.float32)
-    return engine.Track(track, audio["sample_rate"], tuple(audio.get("speakers", ())))
-
-
-def from_track(track: engine.Track) -> dict[str, Any]:
-    """The engine's track → ComfyUI's AUDIO. It has an additional key, `speakers`, which other nodes ignore or drop."""
-    waveform = rearrange(track.waveform, "c n -> 1 c n")
-    return {"waveform": waveform, "sample_rate": track.rate, "speakers": track.speakers}
 
 
 class LoadAudio(io.ComfyNode):
@@ -57,7 +42,7 @@ class LoadAudio(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "audio",
-                    options=files.uploads("audio", "video"),
+                    options=files.uploads("audio", SOUND | FILM),
                     upload=io.UploadType.audio,
                     tooltip="A file in ComfyUI's input folder; upload one with the button. It can have any format that "
                     "FFmpeg opens, and it can be a video.",
@@ -69,7 +54,7 @@ class LoadAudio(io.ComfyNode):
                     max=86400.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Seconds to skip at the beginning.",
+                    tooltip="Seconds to skip at the beginning. In a film they count from its first picture.",
                 ),
                 io.Float.Input(
                     "duration",
@@ -222,6 +207,7 @@ class DecodeAudio(io.ComfyNode):
                 f"{float(before.fps):g}; connect the audio of one run."
             )
         if before.strength == 1:
+            to_track(audio)  # for its errors
             return io.NodeOutput(audio, report(cls, "the audio is the loaded one, unchanged"))
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)

@@ -12,12 +12,14 @@ from ..ltx.diffusion.encode import encode_image
 from ..ltx.diffusion.sound import encode_audio
 from ..ltx.errors import InputError
 from ..ltx.latents import SPACE_SCALE, pixel_frames
-from ..ltx.media.images import CRF, compress, fit, from_float
+from ..ltx.media.images import CRF, compress, fit
 from ..ltx.media.rates import frame_rate
 from . import memory
-from .audio import frames_input, to_track
-from .latents import samples_of
-from .progress import Progress
+from .audio import frames_input
+from .progress import Progress, report
+from .taking.latent import samples_of
+from .taking.picture import others, to_picture
+from .taking.sound import to_track
 from .types import CATEGORY, AudioIO, AudioVaeIO, GuidesIO, VideoVaeIO
 from .widgets import widget
 
@@ -91,6 +93,7 @@ def _image_schema(*, node_id: str, display_name: str, description: str, strength
             ),
         ],
         outputs=[GuidesIO.Output("images", display_name="guides", tooltip="For the stage's sampler.")],
+        hidden=[io.Hidden.unique_id],
     )
 
 
@@ -107,7 +110,7 @@ class ImageConditioning(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return io.NodeOutput(_with_guide(0, **inputs))
+        return io.NodeOutput(_told(cls, _with_guide(0, **inputs), inputs))
 
 
 class EndImageConditioning(io.ComfyNode):
@@ -126,7 +129,14 @@ class EndImageConditioning(io.ComfyNode):
         last = pixel_frames(samples_of(latent)) - 1
         if last == 0:
             raise InputError("end image: a video of one frame has no other frame for it; ask for 9 frames or more.")
-        return io.NodeOutput(_with_guide(last, latent=latent, **inputs))
+        return io.NodeOutput(_told(cls, _with_guide(last, latent=latent, **inputs), inputs))
+
+
+def _told(node: type[io.ComfyNode], guides: tuple[Guide, ...], inputs: dict[str, Any]) -> tuple[Guide, ...]:
+    """Returns the guides; writes on the node that an image of several was used."""
+    if inputs["strength"] and (note := others(inputs["image"])):
+        report(node, note)
+    return guides
 
 
 def _with_guide(
@@ -142,7 +152,7 @@ def _with_guide(
     if strength == 0:
         return tuple(guides)
     height, width = (side * SPACE_SCALE for side in samples_of(latent).shape[3:])
-    pixels = fit(compress(from_float(image[0].cpu()), compression), width, height)
+    pixels = fit(compress(to_picture(image), compression), width, height)
     (vae,) = memory.use(video_vae, memory_required=memory.encoding_memory(video_vae.module, height, width))
     return (*guides, Guide(memory.to_graph(encode_image(vae, pixels)), frame, strength))
 

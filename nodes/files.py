@@ -7,11 +7,13 @@ Both are checked here. Every error is one sentence that says what is missing and
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 
+from ..ltx.characters import check_name
 from ..ltx.errors import InputError
 
 LISTED_DEPTH = 3  # levels of subfolders in which a model that is itself a folder is found
@@ -24,7 +26,8 @@ def model_files(kind: str) -> list[str]:
 
 def model_file(kind: str, name: str, wanted: str) -> Path:
     """The file of that name. Raises InputError if it is not among `model_files`."""
-    path = folder_paths.get_full_path(kind, name) if name in model_files(kind) else None
+    listed = find(name, model_files(kind))
+    path = listed and folder_paths.get_full_path(kind, listed)
     if path is None:
         raise InputError(f"{name!r} is not in models/{kind}: {wanted}.")
     return Path(path)
@@ -39,7 +42,8 @@ def gguf_files(kind: str) -> list[str]:
 
 def gguf_file(kind: str, name: str, wanted: str) -> Path:
     """The file of that name. Raises InputError if it is not among `gguf_files`."""
-    path = folder_paths.get_full_path(kind, name) if name in gguf_files(kind) else None
+    listed = find(name, gguf_files(kind))
+    path = listed and folder_paths.get_full_path(kind, listed)
     if path is None:
         raise InputError(f"{name!r} is not in models/{kind}: {wanted}.")
     return Path(path)
@@ -52,7 +56,8 @@ def model_folders(kind: str, mark: str) -> list[str]:
 
 def model_folder(kind: str, name: str, mark: str, wanted: str) -> Path:
     """The folder of that name. Raises InputError if it is not among `model_folders`."""
-    path = _folders(kind, mark).get(name)
+    folders = _folders(kind, mark)
+    path = folders.get(find(name, folders))
     if path is None:
         raise InputError(f"{name!r} is not a folder with a {mark} in models/{kind}: {wanted}.")
     return path
@@ -71,11 +76,14 @@ def _folders(kind: str, mark: str) -> dict[str, Path]:
     return found
 
 
-def uploads(*kinds: str) -> list[str]:
-    """Names of the files of those media kinds in ComfyUI's input folder."""
+def uploads(kind: str, suffixes: Collection[str]) -> list[str]:
+    """Names of the files in ComfyUI's input folder that have one of these suffixes, or that the operating system knows
+    as that kind of media ("audio", "image")."""
     folder = folder_paths.get_input_directory()
     names = [entry.name for entry in os.scandir(folder) if entry.is_file()] if os.path.isdir(folder) else []
-    return sorted(folder_paths.filter_files_content_types(names, list(kinds)))
+    kinds = [kind, "video"] if kind == "audio" else [kind]
+    known = {*folder_paths.filter_files_content_types(names, kinds)}
+    return sorted(name for name in names if name in known or Path(name).suffix.lower() in suffixes)
 
 
 def upload(name: str) -> Path:
@@ -83,14 +91,31 @@ def upload(name: str) -> Path:
     or outside ComfyUI's folder."""
     if not isinstance(name, str):  # a queued prompt may contain anything
         raise InputError(f"{name!r} is not a file name: choose a file, or upload one.")
+    check_name("file", name)
     bare, base = folder_paths.annotated_filepath(name)
     base = os.path.realpath(base or folder_paths.get_input_directory())
     path = os.path.realpath(os.path.join(base, bare))
+    if not os.path.exists(path):
+        path = os.path.realpath(os.path.join(base, _slashed(bare)))
     if path != base and not path.startswith(os.path.join(base, "")):
         raise InputError(f"{name!r} is outside ComfyUI's {os.path.basename(base)} folder: upload the file instead.")
     if not os.path.isfile(path):
         raise InputError(f"{name!r} is not in ComfyUI's {os.path.basename(base)} folder: upload it first.")
     return Path(path)
+
+
+def _slashed(name: str) -> str:
+    """A name that a graph got on Windows, for any other system: `sub\\file` is `sub/file`."""
+    return name.replace("\\", "/")
+
+
+def find(name: Any, names: Collection[str]) -> str | None:
+    """The name as it is listed here, whatever slashes a graph of another system gave it. None if it is not listed."""
+    if not isinstance(name, str):
+        return None
+    if name in names:
+        return name
+    return next((known for known in names if _slashed(known) == _slashed(name)), None)
 
 
 def choice(field: str, value: str, options: Sequence[str]) -> str:

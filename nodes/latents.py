@@ -9,28 +9,18 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx.diffusion.upscale import upscale
-from ..ltx.errors import InputError
 from ..ltx.latents import CHANNELS, video_shape
 from ..ltx.plan import choose_size
 from ..ltx.request import AUTO, PARAMETERS, SIZES, check_value
 from . import files, memory
 from .audio import frames_input
 from .progress import Progress, report
+from .taking.latent import MASK, samples_of
+from .taking.picture import size_of
 from .types import CATEGORY, UpscalerIO, VideoVaeIO
 from .widgets import widget
 
 LATENTS = f"{CATEGORY}/Latents"
-
-
-def samples_of(latent: dict[str, Any]) -> Tensor:
-    """The tensor of a native LATENT [1, 128, F, H, W]. Raises InputError if it is another kind of latent or a batch."""
-    samples = latent["samples"]
-    if getattr(samples, "is_nested", False) or samples.ndim != 5 or samples.shape[:2] != (1, CHANNELS):
-        shape = "nested" if getattr(samples, "is_nested", False) else list(samples.shape)
-        raise InputError(
-            f"latent: it is {shape}; one LTX video latent [1, {CHANNELS}, frames, height, width] is needed."
-        )
-    return samples
 
 
 CUSTOM = "custom"
@@ -103,7 +93,7 @@ class VideoSize(io.ComfyNode):
         files.choice("video_size", video_size, (CUSTOM, *PARAMETERS["video_size"].choices))
         custom = {"width": width, "height": height}
         asked = check_value("video_size", custom if video_size == CUSTOM else video_size)
-        images = tuple(None if image is None else tuple(image.shape[2:0:-1]) for image in (first_image, end_image))
+        images = tuple(None if image is None else size_of(image) for image in (first_image, end_image))
         wide, high, notes = choose_size(asked, two_passes, images)
         if video_size == AUTO and not any(images):
             notes.append("no image is connected, so auto is landscape_16_9")
@@ -143,7 +133,8 @@ class LatentUpscale(io.ComfyNode):
         (upsampler,) = memory.use(upscaler, memory_required=room)
         result = upscale(upsampler, video_vae.module, samples)
         progress(1, 1)
-        return io.NodeOutput({"samples": memory.to_graph(result)})
+        kept = {MASK: latent[MASK]} if latent.get(MASK) is not None else {}  # the second stage keeps it, too
+        return io.NodeOutput({"samples": memory.to_graph(result), **kept})
 
 
 NODES = (VideoSize, LatentUpscale)

@@ -21,11 +21,12 @@ from ..ltx.models import (
     is_distilled,
     overdone,
 )
+from ..ltx.prompt.encoder_file import ENCODER
 from ..ltx.prompt.gemma import load_gemma
 from ..ltx.prompt.gemma_file import GemmaFile
 from ..ltx.request import PARAMETERS
 from ..ltx.weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
-from ..ltx.weights.lora import Match, load_lora, match
+from ..ltx.weights.lora import ELSEWHERE, Match, load_lora, match
 from . import files, memory
 from .progress import report
 from .types import CATEGORY, AudioVaeIO, ConnectorsIO, ModelIO, TextEncoderIO, UpscalerIO, VideoVaeIO, VocoderIO
@@ -55,6 +56,7 @@ def _checkpoint_names() -> list[str]:
 
 
 def _checkpoint_path(name: str) -> Path:
+    name = files.find(name, _checkpoint_names()) or name
     if name in files.model_folders("diffusers", DIFFUSERS_MARK):
         return files.model_folder("diffusers", name, DIFFUSERS_MARK, WANTED_CHECKPOINT)
     if name in files.gguf_files("diffusion_models"):
@@ -77,7 +79,7 @@ def _part_paths(**names: str | None) -> dict[str, Path]:
         if name is None or name == SAME:
             continue
         kinds = PART_FOLDERS[part]
-        kind = next((kind for kind in kinds if name in files.model_files(kind)), kinds[0])
+        kind = next((kind for kind in kinds if files.find(name, files.model_files(kind))), kinds[0])
         paths[part] = files.model_file(kind, name, f"choose {SAME!r} or a file that has it")
     return paths
 
@@ -87,19 +89,25 @@ def _checkpoint(name: str, **parts: str | None) -> Checkpoint:
 
 
 def _gemma_names() -> list[str]:
-    """Model folders in models/text_encoders, and the files outside of them. Names with Gemma come first."""
+    """Model folders in models/text_encoders, the files outside of them, and diffusers folders with an encoder. Names
+    with Gemma come first."""
     folders = files.model_folders("text_encoders", GEMMA_MARK)
     single = [
         name
         for name in files.model_files("text_encoders")
         if not any(PureWindowsPath(name).as_posix().startswith(f"{folder}/") for folder in folders)
     ]
-    return sorted([*folders, *single], key=lambda name: "gemma" not in name.lower())
+    whole = files.model_folders("diffusers", ENCODER)
+    return sorted(dict.fromkeys([*folders, *single, *whole]), key=lambda name: "gemma" not in name.lower())
 
 
 def _gemma_path(name: str) -> Path:
-    if name in files.model_files("text_encoders"):
+    if files.find(name, files.model_files("text_encoders")):
         return files.model_file("text_encoders", name, WANTED_GEMMA)
+    if name in files.model_folders("diffusers", ENCODER) and name not in files.model_folders(
+        "text_encoders", GEMMA_MARK
+    ):
+        return files.model_folder("diffusers", name, ENCODER, WANTED_GEMMA)
     return files.model_folder("text_encoders", name, GEMMA_MARK, WANTED_GEMMA)
 
 
@@ -131,6 +139,12 @@ def _camera_path(movement: str) -> Path | None:
 
 def _lora_path(name: str) -> Path:
     return files.model_file("loras", name, WANTED_LORA)
+
+
+def _check_lora(path: Path | None) -> None:
+    """Raises InputError if the file holds no LoRA that can be used. Only its header is read."""
+    if path is not None:
+        load_lora(path)
 
 
 class ModelLoader(io.ComfyNode):
@@ -224,7 +238,7 @@ class ModelLoader(io.ComfyNode):
         other = "auto" if dtype == "fp8" else dtype
         return io.NodeOutput(
             memory.hold_transformer(opened.transformer, dtype, opened.path.name),
-            memory.hold_text(opened.connectors, other),
+            memory.hold_connectors(opened.connectors, other),
             memory.hold_vae(opened.video_vae, other),
             memory.hold_vae(opened.audio_vae, other),
             memory.hold_vae(opened.vocoder, "float32"),  # it is small, and bfloat16 would be audible
@@ -245,7 +259,7 @@ class TextEncoderLoader(io.ComfyNode):
                     options=_gemma_names(),
                     tooltip="Gemma 3 12B in models/text_encoders: a folder with its config.json, tokenizer and "
                     f"safetensors files, for instance {MODELS['gemma'].name}, or one of ComfyUI's files, "
-                    f"for instance {GEMMA_FILES[-1]}.",
+                    f"for instance {GEMMA_FILES[-1]}; or a diffusers folder in models/diffusers that holds it.",
                 ),
                 ConnectorsIO.Input("connectors", tooltip="From Load Model."),
                 io.Combo.Input(
@@ -267,10 +281,11 @@ class TextEncoderLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_: object) -> str:
         path = _gemma_path(folder)
-        return files.stamp(path if path.is_file() else path / GEMMA_MARK)
+        marks = (path, path / GEMMA_MARK, path / ENCODER)
+        return files.stamp(next(mark for mark in marks if mark.is_file()))
 
     @classmethod
-    def execute(cls, folder: str, connectors: memory.Handle, dtype: str) -> io.NodeOutput:
+    def execute(cls, folder: str, connectors: memory.Adapted, dtype: str) -> io.NodeOutput:
         path = _gemma_path(folder)
         return io.NodeOutput(
             memory.hold_gemma(lambda chosen, **fp8: load_gemma(path, chosen, **fp8), dtype, connectors)
@@ -318,12 +333,14 @@ class UpscalerLoader(io.ComfyNode):
 
 def _report_output() -> io.Output:
     return io.String.Output(
-        "report", display_name="report", tooltip="Says how many of the model's weights the LoRA changes."
+        "report", display_name="report", tooltip="Says how many of the model's layers the LoRA changes, and how."
     )
 
 
-def _lora_schema(*inputs: io.Input, node_id: str, display_name: str, description: str) -> io.Schema:
-    """The schema of a node that merges one LoRA at one strength."""
+def _lora_schema(
+    *inputs: io.Input, node_id: str, display_name: str, description: str, more: tuple[io.Output, ...] = ()
+) -> io.Schema:
+    """The schema of a node that merges one LoRA at one strength. more: outputs after the usual ones."""
     return io.Schema(
         node_id=node_id,
         display_name=display_name,
@@ -333,22 +350,30 @@ def _lora_schema(*inputs: io.Input, node_id: str, display_name: str, description
         outputs=[
             ModelIO.Output("merged", display_name="model", tooltip="The model with this LoRA."),
             _report_output(),
+            *more,
         ],
         hidden=[io.Hidden.unique_id],
     )
 
 
 def _merged(node: type[io.ComfyNode], model: memory.Model, path: Path, strength: float) -> io.NodeOutput:
-    loaded, fit = _fitting(path, model)
-    return io.NodeOutput(model.with_lora(loaded, strength), report(node, f"{fit}; strength {strength:g}"))
+    (fit,), told = _fitting(path, model)
+    return io.NodeOutput(model.with_lora(fit, strength), report(node, f"{told}; strength {strength:g}"))
 
 
-def _fitting(path: Path, model: memory.Model) -> tuple[Match, str]:
-    """Returns the LoRA in that file and a sentence on how it fits the model. Raises InputError if it fits nothing."""
-    fit = match(load_lora(path), model.module)
-    if fit.warning:
-        logging.warning(fit.warning)
-    return fit, fit.warning or f"{path.name}: all of its {len(fit.matched)} layers applied"
+def _fitting(
+    path: Path, model: memory.Model, encoder: memory.TextEncoder | None = None
+) -> tuple[tuple[Match, ...], str]:
+    """How the LoRA in that file fits the model and the encoder's connectors, if there is one, and a sentence on it.
+
+    Raises InputError if it fits nothing.
+    """
+    loaded = load_lora(path)
+    others = () if encoder is None else (match(loaded, encoder.connectors.module, optional=True),)
+    fit = match(loaded, model.module, others)
+    if warning := fit.warning_beside(*others):
+        logging.warning(warning)
+    return (fit, *others), f"{path.name}: {fit.told(*others)}"
 
 
 class LoraLoader(io.ComfyNode):
@@ -359,23 +384,44 @@ class LoraLoader(io.ComfyNode):
             io.Float.Input(
                 "strength", default=1.0, min=-4.0, max=4.0, step=0.05, tooltip="It was trained at strength 1."
             ),
+            TextEncoderIO.Input(
+                "text_encoder",
+                optional=True,
+                tooltip="From Load Text Encoder. It is needed only for a LoRA that also changes the text connectors; "
+                "the report names such layers.",
+            ),
             node_id="LTXA2VLora",
             display_name="LTX A2V LoRA",
             description="Merges a LoRA into the model, for instance a style or a person. Before Distilled LoRA it acts "
             "in both stages. A file that fits none of the model's weights is an error.",
+            more=(
+                TextEncoderIO.Output(
+                    "merged_encoder",
+                    display_name="text_encoder",
+                    tooltip="For Text Encode: the linked text encoder with this LoRA in its connectors.",
+                ),
+            ),
         )
 
     @classmethod
     def validate_inputs(cls, lora: str | None = None) -> bool | str:
-        return files.verdict(_lora_path, lora)
+        return files.verdict(lambda name: _check_lora(_lora_path(name)), lora)
 
     @classmethod
     def fingerprint_inputs(cls, lora: str, **_: object) -> str:
         return files.stamp(_lora_path(lora))
 
     @classmethod
-    def execute(cls, model: memory.Model, lora: str, strength: float) -> io.NodeOutput:
-        return _merged(cls, model, _lora_path(lora), strength)
+    def execute(
+        cls, model: memory.Model, lora: str, strength: float, text_encoder: memory.TextEncoder | None = None
+    ) -> io.NodeOutput:
+        (fit, *others), told = _fitting(_lora_path(lora), model, text_encoder)
+        if text_encoder is not None:
+            text_encoder = text_encoder.with_lora(*others, strength)
+        elif ELSEWHERE in fit.skipped.values():
+            told += "; link text_encoder to apply it to the text connectors, too"
+        line = report(cls, f"{told}; strength {strength:g}")
+        return io.NodeOutput(model.with_lora(fit, strength), line, text_encoder)
 
 
 class CameraLora(io.ComfyNode):
@@ -400,7 +446,7 @@ class CameraLora(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, camera_lora: str | None = None) -> bool | str:
-        return files.verdict(_camera_path, camera_lora)
+        return files.verdict(lambda name: _check_lora(_camera_path(name)), camera_lora)
 
     @classmethod
     def fingerprint_inputs(cls, camera_lora: str, **_: object) -> str:
@@ -444,7 +490,7 @@ class DistilledLora(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora: str | None = None) -> bool | str:
-        return files.verdict(_distilled_path, lora)
+        return files.verdict(lambda name: _check_lora(_distilled_path(name)), lora)
 
     @classmethod
     def fingerprint_inputs(cls, lora: str, **_: object) -> str:
@@ -454,15 +500,15 @@ class DistilledLora(io.ComfyNode):
     def execute(
         cls, model: memory.Model, lora: str, first_pass_strength: float, second_pass_strength: float
     ) -> io.NodeOutput:
-        loaded, fit = _fitting(_distilled_path(lora), model)
+        (fit,), told = _fitting(_distilled_path(lora), model)
         strengths = first_pass_strength, second_pass_strength
         warning = overdone(model.checkpoint, strengths)
         if warning:
             logging.warning(warning)
         note = "strength {:g} in the first stage, {:g} in the second".format(*strengths)
         return io.NodeOutput(
-            *(model.with_lora(loaded, strength) for strength in strengths),
-            report(cls, "\n".join([f"{fit}; {note}", *([warning] if warning else [])])),
+            *(model.with_lora(fit, strength) for strength in strengths),
+            report(cls, "\n".join([f"{told}; {note}", *([warning] if warning else [])])),
         )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import comfy.model_management as management
@@ -33,9 +33,13 @@ from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
 from ..ltx.memory.work import decoding, image_encoding, one_step, upscaling
 from ..ltx.prompt.gemma import Gemma
-from ..ltx.weights.lora import LowRank, Match, factor, merged
+from ..ltx.weights.adapters import Adapter, Edit, moved, tensors
+from ..ltx.weights.lora import Match, merged
 from ..ltx.weights.nvfp4 import NVFP4Linear
-from ..ltx.weights.quantized import Branch, QuantizedLinear
+from ..ltx.weights.quantized import Beside, Branch, QuantizedLinear, beside, factor
+
+if TYPE_CHECKING:
+    from typing import Self
 
 Usual = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 
@@ -71,6 +75,13 @@ class FetchingBranch(Branch):
     weight = bias = None
 
 
+class FetchingEdit(Edit):
+    """The same for a change of another kind."""
+
+    comfy_cast_weights = True
+    weight = bias = None
+
+
 CASTABLE = {
     **{
         getattr(nn, name): getattr(comfy.ops.manual_cast, name)
@@ -78,6 +89,8 @@ CASTABLE = {
     },
     QuantizedLinear: FetchingLinear,
     NVFP4Linear: FetchingNVFP4Linear,
+    Branch: FetchingBranch,
+    Edit: FetchingEdit,
 }
 """torch's layer → ComfyUI's layer, which fetches its weights to the input's device. Embedding is not among them: the
 token ids are Gemma's first input and are put on the device of the embeddings."""
@@ -114,33 +127,15 @@ class Handle:
 
 
 @dataclass(frozen=True, eq=False)
-class TextEncoder(Handle):
-    """Gemma with its tokenizer, and the connectors, which turn its hidden states into the transformer's context."""
+class Adapted(Handle):
+    """A module with `loras`, which are merged on the device where it computes. plain: the patcher without LoRAs.
 
-    gemma: Gemma
-    connectors: Handle
-
-    def get_models(self) -> list[Any]:
-        return [self.patcher, self.connectors.patcher]
-
-    def get_ram_usage(self) -> int:
-        return self.patcher.model_size() + self.connectors.get_ram_usage()
-
-
-@dataclass(frozen=True, eq=False)
-class Model(Handle):
-    """The transformer with `loras`, which are merged on the device where it computes. plain: the patcher without LoRAs.
-
-    checkpoint: the name of its file. acceleration: the settings of an acceleration level. compiled: whether its blocks
-    are compiled. branches: for each LoRA its pairs for quantized layers, as a module of Branches under ComfyUI's memory
-    management; all handles on these weights share them.
+    branches: for each LoRA its changes of quantized layers, as a module under ComfyUI's memory management; all handles
+    on these weights share them.
     """
 
     plain: Any
     loras: tuple[tuple[Match, float], ...] = ()
-    checkpoint: str = ""
-    acceleration: Acceleration = EXACT
-    compiled: bool = False
     branches: WeakKeyDictionary[Match, Handle] = field(default_factory=WeakKeyDictionary, repr=False)
 
     def get_models(self) -> list[Any]:
@@ -156,25 +151,25 @@ class Model(Handle):
     def attach(self) -> None:
         """Gives the quantized layers the branches of this handle. All handles share these layers."""
         layers = {name: m for name, m in self.module.named_modules() if isinstance(m, QuantizedLinear)}
-        chosen: dict[str, tuple[tuple[Branch, float], ...]] = dict.fromkeys(layers, ())
+        chosen: dict[str, tuple[tuple[Beside, float], ...]] = dict.fromkeys(layers, ())
         for fit, strength in self._branching:
             pairs = self.branches[fit].module
             for name in layers.keys() & pairs.index.keys():
-                pair = fit.lora.targets[f"{name}.weight"]
-                chosen[name] = (*chosen[name], (pairs[pairs.index[name]], factor(pair, strength)))
+                adapter = fit.changes[f"{name}.weight"]
+                chosen[name] = (*chosen[name], (pairs[pairs.index[name]], factor(adapter, strength)))
         for name, layer in layers.items():
             layer.branches = chosen[name]
 
-    def with_lora(self, fit: Match, strength: float) -> Model:
+    def with_lora(self, fit: Match, strength: float) -> Self:
         """This model with one more LoRA, as another handle on the same weights."""
         return self.with_loras((*self.loras, (fit, strength)))
 
-    def with_loras(self, loras: tuple[tuple[Match, float], ...]) -> Model:
+    def with_loras(self, loras: tuple[tuple[Match, float], ...]) -> Self:
         """This model with these LoRAs instead of its own."""
         layers = {f"{n}.weight" for n, m in self.module.named_modules() if isinstance(m, QuantizedLinear)}
         for fit, _ in loras:
-            if fit not in self.branches and not layers.isdisjoint(fit.matched):
-                pairs = Pairs({name: fit.lora.targets[name] for name in fit.matched if name in layers})
+            if fit not in self.branches and not layers.isdisjoint(fit.changes):
+                pairs = Pairs({name: adapter for name, adapter in fit.changes.items() if name in layers})
                 self.branches[fit] = Handle(hold(pairs, self.plain.load_device, self.plain.offload_device))
         merges = {f"module.{name}": merge for name, merge in _merges(loras).items() if name not in layers}
         patcher = self.plain.clone()
@@ -183,12 +178,44 @@ class Model(Handle):
         return replace(self, patcher=patcher, loras=loras)
 
 
-class Pairs(nn.ModuleList):
-    """The branches of one LoRA. index: module name of the layer → position in the list."""
+@dataclass(frozen=True, eq=False)
+class TextEncoder(Handle):
+    """Gemma with its tokenizer, and the connectors, which turn its hidden states into the transformer's context."""
 
-    def __init__(self, pairs: dict[str, LowRank]) -> None:
-        super().__init__(FetchingBranch(pair.down, pair.up) for pair in pairs.values())
-        self.index = {name.removesuffix(".weight"): i for i, name in enumerate(pairs)}
+    gemma: Gemma
+    connectors: Adapted
+
+    def get_models(self) -> list[Any]:
+        return [self.patcher, *self.connectors.get_models()]
+
+    def get_ram_usage(self) -> int:
+        return self.patcher.model_size() + self.connectors.get_ram_usage()
+
+    def attach(self) -> None:
+        """Gives the connectors' quantized layers the branches of this handle."""
+        self.connectors.attach()
+
+    def with_lora(self, fit: Match, strength: float) -> TextEncoder:
+        """This encoder with one more LoRA in its connectors."""
+        return replace(self, connectors=self.connectors.with_lora(fit, strength)) if fit.changes else self
+
+
+@dataclass(frozen=True, eq=False)
+class Model(Adapted):
+    """The transformer. checkpoint: the name of its file. acceleration: the settings of an acceleration level. compiled:
+    whether its blocks are compiled."""
+
+    checkpoint: str = ""
+    acceleration: Acceleration = EXACT
+    compiled: bool = False
+
+
+class Pairs(nn.ModuleList):
+    """The changes of one LoRA to quantized layers. index: module name of the layer → position in the list."""
+
+    def __init__(self, adapters: dict[str, Adapter]) -> None:
+        super().__init__(map(beside, adapters.values()))
+        self.index = {name.removesuffix(".weight"): i for i, name in enumerate(adapters)}
 
 
 @dataclass(frozen=True)
@@ -204,7 +231,16 @@ class Patcher(Usual):
 
     ComfyUI's own path takes half a millisecond per weight in addition to the sum, which is seconds for the strengths of
     the two stages. Since 2026 it also converts the weight to float16 if the GPU supports that, which would round twice.
+    ComfyUI passes over tensors that belong to no leaf of the module, for instance the modulation tables; they are
+    merged here.
     """
+
+    def load(self, device_to: torch.device | None = None, *args: Any, **kwargs: Any) -> Any:
+        result = super().load(device_to, *args, **kwargs)
+        for key in self.patches.keys() - self.backup.keys():
+            if not hasattr(self.model.get_submodule(key.rpartition(".")[0]), "comfy_cast_weights"):
+                self.patch_weight_to_device(key, device_to)
+        return result
 
     def patch_weight_to_device(
         self, key: str, device_to: torch.device | None = None, inplace_update: bool = False, **more: Any
@@ -215,16 +251,16 @@ class Patcher(Usual):
             return super().patch_weight_to_device(key, device_to, inplace_update, **more)
         path, _, name = key.rpartition(".")
         layer = self.model.get_submodule(path)
-        weight = getattr(layer, name)
         if key not in self.backup:
-            self.backup[key] = Kept(weight.to(self.offload_device))
+            self.backup[key] = Kept(getattr(layer, name).to(self.offload_device))
+        weight = self.backup[key].weight
         whole = merge.applied_to(weight if device_to is None else weight.to(device_to))
         setattr(layer, name, nn.Parameter(whole, requires_grad=False))
         return None
 
 
-Term = tuple[Tensor, Tensor, float | None, float]
-"""up, down, alpha and strength of one LoRA on one weight."""
+Term = tuple[Adapter, tuple[Tensor, ...], float]
+"""A change, its tensors and its strength, of one LoRA on one weight."""
 
 
 class Merge(WeightAdapterBase):
@@ -245,17 +281,21 @@ class Merge(WeightAdapterBase):
 
     def applied_to(self, weight: Tensor) -> Tensor:
         """The merged weight in the dtype and on the device of `weight`, which does not change."""
-        terms = ((LowRank(down, up, alpha), strength) for up, down, alpha, strength in self.weights)
+        terms = ((_filled(adapter, values), strength) for adapter, values, strength in self.weights)
         return merged(weight, terms, weight.dtype)
+
+
+def _filled(adapter: Adapter, values: tuple[Tensor, ...]) -> Adapter:
+    following = iter(values)
+    return moved(adapter, lambda _: next(following))
 
 
 def _merges(loras: tuple[tuple[Match, float], ...]) -> dict[str, Merge]:
     """Patches by parameter name. A LoRA at strength 0 has no effect."""
     terms: dict[str, tuple[Term, ...]] = {}
     for fit, strength in loras:
-        for name in fit.matched if strength else ():
-            pair = fit.lora.targets[name]
-            terms[name] = (*terms.get(name, ()), (pair.up, pair.down, pair.alpha, strength))
+        for name, adapter in fit.changes.items() if strength else ():
+            terms[name] = (*terms.get(name, ()), (adapter, tuple(tensors(adapter)), strength))
     return {name: Merge(set(), weights) for name, weights in terms.items()}
 
 
@@ -284,7 +324,7 @@ def use(*handles: Handle, memory_required: float = 0) -> list[nn.Module]:
     for patcher in patchers:
         settle(patcher.model, patcher.load_device)
     for handle in handles:
-        if isinstance(handle, Model):
+        if isinstance(handle, (Adapted, TextEncoder)):
             handle.attach()
     return [handle.module for handle in handles]
 
@@ -324,12 +364,13 @@ def hold_vae(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Handle:
     return Handle(hold(load(dtype_for(dtype, device)), device, management.vae_offload_device()))
 
 
-def hold_text(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Handle:
+def hold_connectors(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Adapted:
     device = management.text_encoder_device()
-    return Handle(hold(load(dtype_for(dtype, device)), device, management.text_encoder_offload_device()))
+    patcher = hold(load(dtype_for(dtype, device)), device, management.text_encoder_offload_device())
+    return Adapted(patcher, patcher)
 
 
-def hold_gemma(load: Callable[..., Gemma], dtype: str, connectors: Handle) -> TextEncoder:
+def hold_gemma(load: Callable[..., Gemma], dtype: str, connectors: Adapted) -> TextEncoder:
     """Loads Gemma. load: a function like `load_gemma`, called as load(dtype, fp8=the device that rounds)."""
     device = management.text_encoder_device()
     fp8 = {"fp8": device} if dtype == "fp8" else {}

@@ -18,18 +18,19 @@ from torch import Tensor
 from ..ltx.diffusion.decode import Tiling, decode_video, to_uint8
 from ..ltx.latents import SPACE_SCALE, pixel_frames
 from ..ltx.media.audio import soundtrack
-from ..ltx.media.formats import suffix
+from ..ltx.media.formats import FORMATS, choose, suffix
 from ..ltx.media.probe import VideoFile
 from ..ltx.media.rates import frame_rate
 from ..ltx.media.safety import Watch
-from ..ltx.media.video import write_video
+from ..ltx.media.video import mixing, write_video
 from . import files, memory, safety
-from .audio import to_track
-from .destination import destination
-from .latents import samples_of
+from .destination import check_prefix, destination
 from .progress import Progress
 from .progress import report as announce
 from .safety import chunks as _chunks
+from .taking.latent import samples_of
+from .taking.picture import to_frames
+from .taking.sound import to_track
 from .types import CATEGORY, VideoVaeIO
 from .widgets import widget
 
@@ -162,8 +163,8 @@ def _file_inputs() -> list[io.Input]:
         io.String.Input(
             "filename_prefix",
             default="video/ltx-a2v",
-            tooltip="Name of the file, with folders; a number is added. %year%, %month%, %day%, %width% and "
-            "similar names are replaced.",
+            tooltip="Name of the file, with folders; a number is added. %date:yyyy-MM-dd%, %RandomNoise.noise_seed% "
+            "(any node's widget), %year%, %width% and similar names are replaced.",
         ),
         widget(
             "video_output_type",
@@ -184,9 +185,26 @@ def _optional_inputs() -> list[io.Input]:
     return [
         io.Audio.Input("audio", optional=True, tooltip="The sound, from Decode Audio or Load Audio."),
         io.String.Input(
-            "report", optional=True, force_input=True, tooltip="From Report. The text is stored in the file."
+            "report", optional=True, lazy=True, force_input=True, tooltip="From Report. The text is stored in the file."
         ),
     ]
+
+
+def _wanted(node: type[io.ComfyNode], inputs: dict[str, Any], *lazy: str) -> list[str]:
+    """The lazy inputs that are still to be computed, for `check_lazy_status`.
+
+    They are what the samplers make. So all else that the file takes is here before anything is sampled, and it is
+    checked now. Raises InputError.
+    """
+    kind = choose("format", inputs["format"], FORMATS)
+    choose("quality", inputs["quality"], kind.qualities)
+    choose("write mode", inputs["write_mode"], kind.write_modes)
+    frame_rate(inputs["fps"])
+    folder = io.FolderType(files.choice("folder", inputs.get("folder", FOLDERS[0]), FOLDERS))
+    check_prefix(inputs["filename_prefix"], kind=folder, hidden=node.hidden)
+    if inputs.get("audio") is not None:
+        to_track(inputs["audio"])
+    return [name for name in lazy if name in inputs and inputs[name] is None]
 
 
 @dataclass(frozen=True)
@@ -217,11 +235,16 @@ class _Target:
         history.
         """
         rate = frame_rate(self.fps)
-        folder, name, subfolder = destination(self.prefix, self.width, self.height, suffix(self.format), self.kind)
+        folder, name, subfolder = destination(
+            self.prefix, self.width, self.height, suffix(self.format), self.kind, node.hidden
+        )
         track = None if self.audio is None else soundtrack(to_track(self.audio), self.frames, rate)
+        mixed = mixing(track, self.format)
+        if mixed:
+            announce(node, mixed)
 
         def lines() -> list[str]:
-            return [line for line in notes().splitlines() if line.strip()]
+            return [line for line in (*notes().splitlines(), mixed) if line.strip()]
 
         used = {
             "width": self.width,
@@ -260,7 +283,7 @@ class SaveVideo(io.ComfyNode):
             "its first sample on, cut to the video's length. If you drop the file on the canvas, its graph comes back "
             "(not from a .gif).",
             inputs=[
-                io.Image.Input("images", tooltip="The frames, from Decode or any other node."),
+                io.Image.Input("images", lazy=True, tooltip="The frames, from Decode or any other node."),
                 *_file_inputs(),
                 *_optional_inputs(),
             ],
@@ -268,6 +291,14 @@ class SaveVideo(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        return files.verdict(check_prefix, filename_prefix)
+
+    @classmethod
+    def check_lazy_status(cls, **inputs: Any) -> list[str]:
+        return _wanted(cls, inputs, "images", "report")
 
     @classmethod
     def execute(
@@ -282,9 +313,9 @@ class SaveVideo(io.ComfyNode):
         report: str = "",
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
-        frames, height, width = images.shape[:3]
+        frames, height, width = to_frames(images).shape[:3]
         target = _Target(filename_prefix, frames, height, width, fps, audio, format, quality, write_mode)
-        return target.write(cls, _chunks(images), lambda: report, lambda done: progress(done, frames))
+        return target.write(cls, _chunks(images), lambda: _text(report), lambda done: progress(done, frames))
 
 
 class SaveLatentVideo(io.ComfyNode):
@@ -298,7 +329,7 @@ class SaveLatentVideo(io.ComfyNode):
             "written while the next one is decoded, so the whole clip is never in memory.",
             inputs=[
                 VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
-                io.Latent.Input("latent", tooltip="From the last sampler."),
+                io.Latent.Input("latent", lazy=True, tooltip="From the last sampler."),
                 *_tiling_inputs(),
                 *_file_inputs(),
                 safety.checker_input(safety.FIRST, safety.OFF),
@@ -319,8 +350,15 @@ class SaveLatentVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, checker: str | None = None) -> bool | str:
-        return files.verdict(safety.check_choice, checker)
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        # The checker is looked at below: ComfyUI would tell each mistake once for every argument that is named here.
+        return files.verdict(check_prefix, filename_prefix)
+
+    @classmethod
+    def check_lazy_status(cls, **inputs: Any) -> list[str]:
+        files.choice("action", inputs["action"], safety.ACTIONS)
+        safety.chosen(inputs["checker"])
+        return _wanted(cls, inputs, "latent", "report")
 
     @classmethod
     def fingerprint_inputs(cls, **_: object) -> str:
@@ -359,7 +397,7 @@ class SaveLatentVideo(io.ComfyNode):
 
         def write(chunks: Iterable[Tensor], verdict: str) -> io.NodeOutput:
             def notes() -> str:
-                return "\n".join((report, verdict, *clip.notes))
+                return "\n".join((_text(report), verdict, *clip.notes))
 
             return target.write(cls, chunks, notes, lambda done: progress.check())
 
@@ -397,10 +435,15 @@ class Report(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **reports: str) -> io.NodeOutput:
-        named = (reports.get(f"report_{number}", "") for number in range(1, REPORTS + 1))
+    def execute(cls, **reports: Any) -> io.NodeOutput:
+        named = (_text(reports.get(f"report_{number}")) for number in range(1, REPORTS + 1))
         lines = [line.strip() for text in named for line in text.splitlines() if line.strip()]
         return io.NodeOutput("\n".join(lines))
+
+
+def _text(report: Any) -> str:
+    """A report as text: other packs' outputs of any type fit its socket."""
+    return "" if report is None else str(report)
 
 
 def _metadata(prompt: Any, extra: dict[str, Any] | None, made: dict[str, Any] | None = None) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..ltx.media.images import load_image
+from ..ltx.media.suffixes import PICTURE
 from . import files, memory
 from .types import CATEGORY
 
@@ -21,7 +22,7 @@ class LoadImage(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "image",
-                    options=files.uploads("image"),
+                    options=files.uploads("image", PICTURE),
                     upload=io.UploadType.image,
                     tooltip="A file of ComfyUI's input folder; upload one with the button. At most 80 megapixels.",
                 ),

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ..ltx.diffusion.decode import to_uint8
 from ..ltx.errors import FlaggedError, InputError
+from ..ltx.media.images import flat
 from ..ltx.media.safety import REQUIRED, SAMPLES, THRESHOLD, Checker, Watch, blank, load_checker
 from . import files
 from .progress import Progress, report
+from .taking.picture import to_frames
 from .types import CATEGORY
 
 KIND = "safety_checker"
@@ -96,17 +98,23 @@ class Choice:
     reason: str = ""
 
 
-def open_checker(name: str) -> Choice:
-    """Loads the checker of that name. Raises InputError if it is missing or unusable, or if there is none and the
-    environment requires one."""
+def chosen(name: str) -> Path | None:
+    """The folder of the checker of that name, None if there is none or it is off. Raises InputError if it is missing,
+    or if there is none and the environment requires one."""
     check_choice(name)
     known = installed()
     path = next(iter(known.values()), None) if name == FIRST else known.get(name)
-    if path is not None:
-        return Choice(load_checker(path))  # on the CPU: it checks few frames and takes no device memory
-    if os.environ.get(REQUIRED) == "require":
+    if path is None and os.environ.get(REQUIRED) == "require":
         what = "it is off" if name == OFF else f"there is none in models/{KIND}: {WANTED}"
         raise InputError(f"safety checker: {REQUIRED}=require needs one, and {what}.")
+    return path
+
+
+def open_checker(name: str) -> Choice:
+    """Loads the checker of that name. Raises InputError as `chosen`, or if it is unusable."""
+    path = chosen(name)
+    if path is not None:
+        return Choice(load_checker(path))  # on the CPU: it checks few frames and takes no device memory
     reason = "it is off" if name == OFF else f"none is installed in models/{KIND}"
     note = f"the safety checker did not run: {reason}"
     logging.warning("LTX A2V: %s", note)
@@ -114,9 +122,10 @@ def open_checker(name: str) -> Choice:
 
 
 def chunks(images: Tensor) -> Iterator[Tensor]:
-    """Yields the frames of a native IMAGE for a file, some at a time: uint8 [n, H, W, 3] on the CPU."""
+    """Yields the frames of a native IMAGE for a file, some at a time: uint8 [n, H, W, 3] on the CPU. Transparent parts
+    are black. Raises InputError if a value is NaN or infinite."""
     for start in range(0, len(images), CHUNK):
-        yield to_uint8(images[start : start + CHUNK, ..., :3].float().clamp(0, 1)).cpu()
+        yield to_uint8(flat(images[start : start + CHUNK])).cpu()
 
 
 class Flagged(Exception):
@@ -198,6 +207,7 @@ class SafetyChecker(io.ComfyNode):
         if frames_looked_at < 2:
             raise InputError(f"frames_looked_at: {frames_looked_at} is too few; give at least 2.")
         progress = Progress(cls.hidden.unique_id)
+        images = to_frames(images)
         watch = Watch(opened.checker, len(images), count=frames_looked_at, threshold=threshold)
         done = 0
         for chunk in watch(chunks(images)):

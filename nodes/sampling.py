@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,33 +20,19 @@ from ..ltx.diffusion.schedules import REFINE, SCHEDULES
 from ..ltx.diffusion.steering import EULER, SAMPLERS, Steering, schedule_under
 from ..ltx.diffusion.tokens import Tokens
 from ..ltx.errors import InputError
-from ..ltx.latents import Noise, pixel_frames
+from ..ltx.latents import pixel_frames
 from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
 from . import files, memory
-from .latents import samples_of
 from .progress import Progress, preview, report
+from .taking.latent import MASK, mask_of, start_of
+from .taking.noise import Generated, NextNoise, to_noise
+from .taking.sigmas import to_sigmas
 from .types import CATEGORY, AudioIO, GuidanceIO, GuidesIO, ModelIO, RestartIO, TextIO
 from .widgets import widget
 
 SAMPLING = f"{CATEGORY}/Sampling"
 AUTO = "auto"
-
-
-@dataclass(frozen=True, eq=False)
-class NextNoise:
-    """A native NOISE that continues the noise stream of a stage, so that one seed drives both stages in sequence."""
-
-    noise: Noise
-
-    @property
-    def seed(self) -> int:
-        return self.noise.seed
-
-    def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
-        """Noise of the latent's shape, float32 on the CPU. ComfyUI's own samplers call this."""
-        (drawn,), _ = self.noise.draw(tuple(input_latent["samples"].shape))
-        return drawn
 
 
 class Scheduler(io.ComfyNode):
@@ -204,7 +190,7 @@ class Accelerate(io.ComfyNode):
     ) -> io.NodeOutput:
         chosen = LEVELS[files.choice("acceleration", level, ACCELERATIONS)]
         models = [replace(model, compiled=torch_compile) for model in (first_model, second_model)]
-        schedule = schedule_under(chosen, schedule)
+        schedule = schedule_under(chosen, to_sigmas(schedule))
         if chosen.distilled:
             models = [_distilled(model) for model in models]
         models[0] = replace(models[0], acceleration=chosen)
@@ -306,14 +292,22 @@ class Sampler(io.ComfyNode):
             inputs=[
                 ModelIO.Input("model", tooltip="From Load Model or a LoRA."),
                 io.Noise.Input(
-                    "noise", tooltip="First stage: RandomNoise. Second stage: next noise of the first sampler."
+                    "noise",
+                    tooltip="First stage: RandomNoise. Second stage: next noise of the first sampler. Disable "
+                    "Noise adds none, to continue a latent that was sampled with the first part of the sigmas.",
                 ),
-                io.Sigmas.Input("sigmas", tooltip="From Scheduler, or any schedule that falls from 1."),
+                io.Sigmas.Input(
+                    "sigmas", tooltip="From Scheduler, or any schedule that falls from at most 1, or a part of one."
+                ),
                 TextIO.Input("positive", tooltip="The positive prompt: what the video shows."),
                 AudioIO.Input(
                     "audio", tooltip="First stage: Audio Conditioning. Second stage: next audio of the first sampler."
                 ),
-                io.Latent.Input("latent", tooltip="First stage: the empty latent. Second stage: the upscaled one."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="First stage: the empty latent. Second stage: the upscaled one. What a noise mask marks "
+                    "with 0 is kept.",
+                ),
                 TextIO.Input(
                     "negative",
                     optional=True,
@@ -370,7 +364,7 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         files.choice("sampler", sampler, SAMPLERS)
         steering = Steering(
-            sigmas,
+            to_sigmas(sigmas),
             guidance or NONE,
             audio_guidance or NONE,
             model.acceleration,
@@ -380,8 +374,9 @@ class Sampler(io.ComfyNode):
         )
         layers = len(model.module.transformer_blocks)
         steering.check(audio.frozen, negative is not None, layers)
+        left = _left(steering, audio)
         progress = Progress(cls.hidden.unique_id)
-        samples = samples_of(latent)
+        samples, mask, source = start_of(latent), mask_of(latent), to_noise(noise, latent)
         if pixel_frames(samples) != audio.frames:
             raise InputError(
                 f"latent: it has {pixel_frames(samples)} frames, but the audio was encoded for {audio.frames}; "
@@ -397,18 +392,45 @@ class Sampler(io.ComfyNode):
         denoised, next_audio, after = sample(
             module,
             samples,
-            Conditions(positive, audio, negative, guides),
+            Conditions(positive, audio, negative, guides, mask),
             steering,
-            noise.noise if isinstance(noise, NextNoise) else Noise(noise.seed),
+            source,
             device=module.device,
             hooks=Hooks(on_step, progress.check),
         )
-        note = f"seed {noise.seed}, {steering.steps} steps of {sampler}, {steering.passes(audio.frozen)} passes each"
+        passes = steering.passes(audio.frozen)
+        notes = [f"seed {source.seed}, {steering.steps} steps of {sampler}, {passes} passes each"]
+        if isinstance(source, Generated):
+            notes.append(source.note)
+        if mask is not None:
+            notes.append("the latent's noise mask keeps a part of it")
+        if left:
+            notes.append(f"noise of sigma {left:g} is left: Disable Noise and the rest of the sigmas continue it")
         if audio_guidance is not None and audio.frozen:
-            note += "; the audio guidance did nothing, because the audio is kept (audio strength 1)"
+            notes.append("the audio guidance did nothing, because the audio is kept (audio strength 1)")
         if model.acceleration.distilled and (guidance or NONE, audio_guidance or NONE) != (NONE, NONE):
-            note += "; acceleration full has no guidance"
-        return io.NodeOutput({"samples": memory.to_graph(denoised)}, NextNoise(after), next_audio, report(cls, note))
+            notes.append("acceleration full has no guidance")
+        result = {"samples": memory.to_graph(denoised / (1 - left))}
+        if mask is not None:
+            result[MASK] = latent[MASK]
+        following = after.native if isinstance(after, Generated) else NextNoise(after)
+        return io.NodeOutput(result, following, next_audio, report(cls, "; ".join(notes)))
+
+
+def _left(steering: Steering, audio: AudioCondition) -> float:
+    """The sigma at which a schedule ends: above 0 for the first part of a schedule that was split.
+
+    As in ComfyUI's own samplers, the latent is then divided by 1 - sigma, so that a sampler that adds no noise and has
+    the rest of the schedule continues exactly. Raises InputError if the model changes the sound, because noise would
+    stay in it.
+    """
+    left = float(steering.sigmas[-1])
+    if left and not audio.frozen:
+        raise InputError(
+            f"sigmas: they end at {left:g} and would leave noise in the sound, which the model makes at an audio "
+            "strength below 1; end them at 0."
+        )
+    return left
 
 
 NODES = (Scheduler, PictureGuidance, AudioGuidance, Accelerate, RestartSampling, Sampler)

@@ -12,13 +12,16 @@ from dataclasses import replace
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ltx.characters import check_text
 from ..ltx.diffusion.conditioning import TEXT_LENGTH
-from ..ltx.media.images import compress, from_float
+from ..ltx.errors import InputError
+from ..ltx.media.images import compress
 from ..ltx.prompt.contexts import Recent, image_digest
 from ..ltx.prompt.expand import expand
 from ..ltx.prompt.text import encode_text
 from . import memory
 from .progress import INTERRUPTS, Progress, show_text
+from .taking.picture import to_picture
 from .types import CATEGORY, TextEncoderIO, TextIO
 from .widgets import widget
 
@@ -52,12 +55,14 @@ class TextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder: memory.TextEncoder, text: str) -> io.NodeOutput:
+        _check(text_encoder)
+        check_text("text", text)
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
         key = ("context", text.strip())
         context = _recent.get(text_encoder, key)
         if context is None:
-            memory.use(text_encoder, text_encoder.connectors, memory_required=memory.TEXT_MEMORY)
+            memory.use(text_encoder, memory_required=memory.TEXT_MEMORY)
             context = encode_text(text_encoder.gemma, text_encoder.connectors.module, text)
             context = replace(context, video=memory.to_graph(context.video), audio=memory.to_graph(context.audio))
             _recent.put(text_encoder, key, context)
@@ -121,10 +126,12 @@ class ExpandPrompt(io.ComfyNode):
     def execute(
         cls, text_encoder: memory.TextEncoder, prompt: str, seed: int, enabled: bool, image: Tensor | None = None
     ) -> io.NodeOutput:
+        _check(text_encoder)
+        check_text("prompt", prompt)
         if not enabled:
             return io.NodeOutput(prompt, f"prompt: {_line(prompt)}")
         progress = Progress(cls.hidden.unique_id)
-        picture = None if image is None else compress(from_float(image[0].cpu()))
+        picture = None if image is None else compress(to_picture(image))
         key = ("expansion", prompt, seed, image_digest(picture))
 
         def on_token(done: int, total: int, text: str) -> None:
@@ -144,6 +151,12 @@ class ExpandPrompt(io.ComfyNode):
             logging.warning("LTX A2V: %s", expansion.reason)
         notes = [f"prompt: {_line(expansion.prompt)}", *filter(None, [expansion.reason])]
         return io.NodeOutput(expansion.prompt, "\n".join(notes))
+
+
+def _check(text_encoder: memory.TextEncoder | None) -> None:
+    """Raises InputError if there is none: a LoRA node gives one only if one is linked to it."""
+    if text_encoder is None:
+        raise InputError("text_encoder: nothing comes in; link Load Text Encoder to the text_encoder of the LoRA node.")
 
 
 def _line(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,6 +74,23 @@ def test_no_circle_among_rooms() -> None:
     for file in files("ltx"):
         arrows[room(file)] |= {room(other) for other in imported(file) if other.name != "__init__.py"} - {room(file)}
     assert len(arrows) > 12 and circle(arrows) == []
+
+
+def test_the_page_of_rooms_lists_every_file() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^## The engine's rooms\n.*?```\n(.*?)```", page, re.DOTALL | re.MULTILINE)
+    words = [word for word in block.split() if not word.endswith("/") and word != "·"]
+    assert sorted(words) == sorted(file.stem for file in files("ltx") if file.stem != "__init__")
+
+
+def test_the_walks_name_files_that_exist() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`((?:\w+/)*\w+(?:\.py|/))`", page))
+    there = {
+        str(path.relative_to(ROOT)) + "/" * path.is_dir() for path in ROOT.rglob("*") if "." not in path.parts[-1][:1]
+    }
+    assert len(names) > 20
+    assert [name for name in names if not any(f"/{path}".endswith(f"/{name}") for path in there)] == []
 
 
 def test_a_circle_is_found() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .application import Application
-from .audio_to_video import AUDIO_TO_VIDEO
+from .audio_to_video import AUDIO_TO_VIDEO, DISTILLED, DISTILLED_WITH_LORAS, WITH_LORAS
 
-APPLICATIONS: Mapping[str, Application] = {application.id: application for application in (AUDIO_TO_VIDEO,)}
+APPLICATIONS: Mapping[str, Application] = {
+    application.id: application for application in (AUDIO_TO_VIDEO, WITH_LORAS, DISTILLED, DISTILLED_WITH_LORAS)
+}

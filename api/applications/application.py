@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,9 +19,11 @@ class Application:
     """id: `owner/family/…`, as the hosted service names it. inputs: the model that checks a body. files: the inputs
     that are files, and the kind of each.
 
+    fixed: parameters that the application sets itself.
+
     find_models: takes ComfyUI's listings of files and of folders and returns the names of the models that the graph
-    loads; raises ModelMissing. compose: takes the engine's request, these names, field → name in the input folder, the
-    prefix of the output file, and ComfyUI's folder for it; returns the graph; raises InputError.
+    loads; raises ModelMissing. compose: takes the checked request, these names, field → name in the input folder, and
+    the prefix of the output file; returns the graph; raises InputError.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Application:
     files: Mapping[str, Kind]
     find_models: Callable[[Listing, Listing], Any]
     compose: Callable[..., Prompt]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def owner(self) -> str:
@@ -36,7 +39,7 @@ class Application:
 
     def check(self, body: Any) -> CheckedRequest:
         """Checks a body. Errors: Invalid."""
-        return check(body, self.inputs, self.files)
+        return check(body, self.inputs, self.files, self.fixed)
 
     def invalid_from(self, error: InputError, field: str | None = None) -> Invalid:
         """Turns the engine's sentence into a 422, for the given field or for the input that the sentence begins

@@ -1,43 +1,76 @@
-"""fal-ai/ltx-2.3-22b/audio-to-video: makes a video from sound and a prompt, with an optional first and last image."""
+"""Makes a video from sound and a prompt, with an optional first and last image: fal-ai/ltx-2.3-22b/audio-to-video.
+
+Its variants merge LoRAs of the client's choice (…/lora), take the distilled model (distilled/…), or both. The distilled
+model has its own schedule and no guidance, so these variants have fewer inputs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...ltx.request import Request
 from ..graph.compose import compose
 from ..graph.graph import Prompt
-from ..graph.model_files import ModelNames, find_models
+from ..graph.model_files import ModelNames, find_distilled, find_lora, find_models
 from .application import Application
-from .inputs import input_model, optional_file, required_file
+from .inputs import LORAS, CheckedRequest, Kind, input_model, lora_list, optional_file, required_file
 
-Input = input_model(
-    "Input",
-    "Generate a video from audio and a prompt, with images if any.",
-    {
-        "audio_url": required_file("The sound: a URL, a data URI or an uploaded file's URL."),
-        "image_url": optional_file("The first frame."),
-        "end_image_url": optional_file("The last frame."),
-    },
+FAMILY = "fal-ai/ltx-2.3-22b"
+FILES: Mapping[str, Kind] = {"audio_url": "audio", "image_url": "image", "end_image_url": "image"}
+FIELDS = {
+    "audio_url": required_file("The sound: a URL, a data URI or an uploaded file's URL."),
+    "image_url": optional_file("The first frame."),
+    "end_image_url": optional_file("The last frame."),
+}
+DISTILLED_RECIPE = {"acceleration": "full", "use_restart_sampling": False}
+"""The parameters that sample as the distilled model was trained: eight steps, one pass a step."""
+OF_DISTILLED = (
+    *("prompt", "negative_prompt", "match_audio_length", "num_frames", "video_size", "use_multiscale", "fps", "seed"),
+    *("acceleration", "camera_lora", "camera_lora_scale", "image_strength", "end_image_strength", "audio_strength"),
+    *("preprocess_audio", "enable_prompt_expansion", "enable_safety_checker"),
+    *("video_output_type", "video_quality", "video_write_mode"),
 )
+"""The inputs that the endpoint has with the distilled model. `negative_prompt` and `acceleration` do nothing there."""
 
 
-def _compose(request: Request, models: ModelNames, files: Mapping[str, str], prefix: str, folder: str) -> Prompt:
+def _compose(checked: CheckedRequest, models: ModelNames, files: Mapping[str, str], prefix: str) -> Prompt:
     return compose(
-        request,
+        checked.request,
         models,
         audio=files["audio_url"],
         image=files.get("image_url"),
         end_image=files.get("end_image_url"),
         prefix=prefix,
-        folder=folder,
+        loras=[(find_lora(path, models.loras), strength) for path, strength in checked.loras],
     )
 
 
-AUDIO_TO_VIDEO = Application(
-    id="fal-ai/ltx-2.3-22b/audio-to-video",
-    inputs=Input,
-    files={"audio_url": "audio", "image_url": "image", "end_image_url": "image"},
-    find_models=find_models,
-    compose=_compose,
+Input = input_model("Input", "Generate a video from audio and a prompt, with images if any.", FIELDS)
+AUDIO_TO_VIDEO = Application(f"{FAMILY}/audio-to-video", Input, FILES, find_models, _compose)
+WITH_LORAS = Application(
+    f"{FAMILY}/audio-to-video/lora",
+    input_model("LoraInput", "The same with LoRAs of your choice.", {**FIELDS, LORAS: lora_list()}),
+    FILES,
+    find_models,
+    _compose,
+)
+DISTILLED = Application(
+    f"{FAMILY}/distilled/audio-to-video",
+    input_model("DistilledInput", "The same with the distilled model, which is faster.", FIELDS, OF_DISTILLED),
+    FILES,
+    find_distilled,
+    _compose,
+    DISTILLED_RECIPE,
+)
+DISTILLED_WITH_LORAS = Application(
+    f"{FAMILY}/distilled/audio-to-video/lora",
+    input_model(
+        "DistilledLoraInput",
+        "The distilled model with LoRAs of your choice.",
+        {**FIELDS, LORAS: lora_list()},
+        OF_DISTILLED,
+    ),
+    FILES,
+    find_distilled,
+    _compose,
+    DISTILLED_RECIPE,
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -25,12 +25,15 @@ from pydantic import (
     create_model,
 )
 
+from ...ltx.characters import is_whole
 from ...ltx.errors import InputError
 from ...ltx.request import PARAMETERS, SIDE, Parameter, Request, parse
 
 Detail = list[dict[str, Any]]
 Kind = Literal["audio", "image"]
-SIZE, SIZE_ALIAS, SYNC_MODE = "video_size", "image_size", "sync_mode"
+SIZE, SIZE_ALIAS, SYNC_MODE, LORAS = "video_size", "image_size", "sync_mode", "loras"
+MOST_LORAS = 16
+HALF_TEXT = "The body has half of a character (a lone surrogate) in a text; write it whole or remove it."
 STRANGERS = 20  # unknown names that get a sentence each
 
 
@@ -105,14 +108,33 @@ def optional_file(description: str) -> tuple[Any, Any]:
     return Annotated[str, WithJsonSchema(_url)] | None, Field(None, description=description)
 
 
-def input_model(name: str, description: str, files: Mapping[str, Any]) -> type[BaseModel]:
-    """Builds the model of an application's inputs: its files, the engine's parameters, and options of delivery."""
+class LoRAInput(BaseModel):  # the name on the endpoint's page
+    """A LoRA and its strength."""
+
+    path: str = Field(
+        min_length=1,
+        max_length=2000,
+        description="The name of a file in this server's models/loras. Of a URL or a repository's name the last part "
+        "is taken for the file's name; nothing is downloaded.",
+    )
+    scale: float = Field(1.0, ge=0, le=4, allow_inf_nan=False, description="The strength of the LoRA in both stages.")
+
+
+def lora_list() -> tuple[Any, Any]:
+    """A field of `input_model` for LoRAs that the client chooses."""
+    return list[LoRAInput], Field(..., max_length=MOST_LORAS, description="The LoRAs, in the order of their merging.")
+
+
+def input_model(
+    name: str, description: str, fields: Mapping[str, Any], parameters: Collection[str] = PARAMETERS.keys()
+) -> type[BaseModel]:
+    """Builds the model of an application's inputs: its own fields, the engine's parameters, and options of delivery."""
     return create_model(
         name,
         __base__=_Base,
         __doc__=description,
-        **files,
-        **{name: _field(name, parameter) for name, parameter in PARAMETERS.items()},
+        **fields,
+        **{name: _field(name, parameter) for name, parameter in PARAMETERS.items() if name in parameters},
         **{
             SIZE_ALIAS: (_type(_side) | None, Field(None, description=f"Another name of {SIZE}; give one of the two.")),
             SYNC_MODE: (bool, Field(False, description="The video as a data URI in the result, kept nowhere else.")),
@@ -124,8 +146,8 @@ def input_model(name: str, description: str, files: Mapping[str, Any]) -> type[B
 class CheckedRequest:
     """A request that passed all checks.
 
-    request: its form for the engine. files: field → URL or data URI, for the given ones. arguments: what is stored: as
-    they were sent, without unknown names, with the seed.
+    request: its form for the engine. files: field → URL or data URI, for the given ones. loras: path and strength of
+    each. arguments: what is stored: as they were sent, without unknown names, with the seed.
     """
 
     request: Request
@@ -133,15 +155,18 @@ class CheckedRequest:
     sync_mode: bool
     arguments: dict[str, Any]
     notes: tuple[str, ...] = ()
+    loras: tuple[tuple[str, float], ...] = ()
 
 
 def read_json(body: bytes) -> Any:
     """Parses a JSON text. Errors: Invalid if it is no JSON or has half a surrogate pair, which is no text."""
     try:
         value = json.loads(body, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode()
+        whole = is_whole(value)
     except (ValueError, RecursionError) as error:
         raise Invalid([problem(None, f"The body is not JSON: {error}.", "json_invalid")]) from None
+    if not whole:
+        raise Invalid([problem(None, HALF_TEXT, "json_invalid")])
     return value
 
 
@@ -154,13 +179,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def check(body: Any, model: type[BaseModel], files: Iterable[str]) -> CheckedRequest:
-    """Checks a JSON body by the model of an application's inputs. files: the inputs that are files.
+def check(body: Any, model: type[BaseModel], files: Iterable[str], fixed: Mapping[str, Any]) -> CheckedRequest:
+    """Checks a JSON body by the model of an application's inputs. files: the inputs that are files. fixed: values that
+    the application sets itself.
 
     Errors: Invalid, which lists everything that is wrong.
     """
     if not isinstance(body, Mapping):
         raise Invalid([problem(None, "The body must be a JSON object with the request's inputs.", "model_type")])
+    if body.get(SIZE_ALIAS) is not None and body.get(SIZE, "") is None:  # null beside the other name is no size
+        body = {name: value for name, value in body.items() if name != SIZE}
     try:
         checked = model.model_validate(body)
     except ValidationError as error:
@@ -174,12 +202,16 @@ def check(body: Any, model: type[BaseModel], files: Iterable[str]) -> CheckedReq
     given = {name: values.pop(name, None) for name in files}
     given = {name: value for name, value in given.items() if value}
     sync_mode = values.pop(SYNC_MODE, False)
+    own = {LORAS: values.pop(LORAS)} if LORAS in values else {}
+    loras = tuple((lora.path, lora.scale) for lora in getattr(checked, LORAS, ()))
     try:
-        request = parse(values)
+        request = parse({**values, **fixed})
     except InputError as error:
         raise invalid_from(error, model) from None
-    arguments = {**given, **values, "seed": request.seed, **({SYNC_MODE: True} if sync_mode else {})}
-    return CheckedRequest(request, given, sync_mode, arguments, (*_strangers(body, model), *request.notes))
+    arguments = {**given, **own, **values, "seed": request.seed, **({SYNC_MODE: True} if sync_mode else {})}
+    ignored = [f"{name} does nothing here, it is always {fixed[name]}" for name in values.keys() & fixed.keys()]
+    notes = (*_strangers(body, model), *ignored, *request.notes)
+    return CheckedRequest(request, given, sync_mode, arguments, notes, loras)
 
 
 def invalid_from(error: InputError, model: type[BaseModel], field: str | None = None) -> Invalid:

@@ -36,8 +36,8 @@ NO_TOKEN = (
 )
 
 NO_AGENT = (
-    "a machine of Ray's cluster (node {node}) cannot be used, no process could be started there ({error}): it needs "
-    "RAY_AUTH_MODE=token and the token, the Ray and the Python version of the others."
+    "a machine of Ray's cluster (node {node}) cannot be used because no process could be started there ({error}): it "
+    "needs RAY_AUTH_MODE=token and the token, the Ray and the Python version of the others."
 )
 
 
@@ -65,7 +65,7 @@ class Agent:
         return aiohttp.ClientSession(timeout=timeout, headers=headers, read_bufsize=2**24)  # one line must fit into it
 
     async def look(self, url: str) -> str:
-        """What the ComfyUI there says about itself, or {"error"}."""
+        """The state that the ComfyUI there reports, or {"error"}."""
         try:
             async with self._session(CONNECT_SECONDS) as session, session.get(url + WORKER_PATH) as response:
                 if response.status != 200:
@@ -260,9 +260,9 @@ class Bridge:
                     self.workers[key] = {"key": key, "name": name, "url": url, **state}
                 await asyncio.sleep(LOOK_SECONDS)
         except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
-            if node not in self._vetted:  # otherwise it has died, and its orders say so
+            if node not in self._vetted:  # otherwise it died later, and its orders report that
                 self.say(say="problem", why=NO_AGENT.format(node=node[:8], error=type(error).__name__))
-            self._vetted.add(node)  # it is not used, and the others need not wait for it
+            self._vetted.add(node)  # this machine is not used, and the others need not wait for it
             await asyncio.sleep(LOOK_SECONDS)  # then the machine is tried again, if it is still there
         finally:
             for key in mine:
@@ -296,10 +296,9 @@ def _is_loopback_address(address: str) -> bool:
 
 
 def main() -> None:
-    sys.path.pop(0)  # this folder, whose files are no modules for anybody
-    os.environ.setdefault(
-        "RAY_BACKEND_LOG_LEVEL", "fatal"
-    )  # it repeats itself every second; the head logs what matters
+    sys.path.pop(0)  # this folder: nobody may import its files by their bare names
+    # Ray repeats its errors every second; the head logs the important ones
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not mix with the messages
     bridge = Bridge(sys.argv[1], out)

@@ -33,7 +33,7 @@ class _Result:
 
 
 class Door:
-    """Is open between `open` and `close`. It makes the addresses of orders."""
+    """Listens between `open` and `close`, and makes the addresses of orders."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -122,7 +122,7 @@ class Door:
         return 204
 
     def _sweep(self) -> None:
-        """Deletes half files of an earlier server that died."""
+        """Deletes unfinished files of an earlier server that died."""
         for path in self._settings.output_folder.glob(".*.part"):
             if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
                 path.unlink(missing_ok=True)

@@ -70,7 +70,7 @@ class Cluster:
         while True:
             try:
                 await self._serve()
-            except Exception as error:  # this server goes on alone after any error
+            except Exception as error:  # after any error this server works on alone
                 self._complain(f"the cluster cannot be used: {type(error).__name__}: {error}")
             finally:
                 self._bridge = None
@@ -83,9 +83,10 @@ class Cluster:
     async def _serve(self) -> None:
         pipe = asyncio.subprocess.PIPE
         command = (sys.executable, str(BRIDGE), str(self.queue.settings.ray_address))
+        # The bridge ends when its input ends. Ctrl-C must not reach it.
         bridge = await asyncio.create_subprocess_exec(
             *command, stdin=pipe, stdout=pipe, limit=LONGEST_LINE, start_new_session=True
-        )  # it ends when its input ends, and must not get Ctrl-C
+        )
         try:
             self._bridge = bridge
             async for line in bridge.stdout:
@@ -193,7 +194,7 @@ class Remote(Host):
                         await self._judge(prompt, line["errors"])
                     else:
                         return await self._outcome(line)
-        raise HostLost("it said nothing")
+        raise HostLost("it sent no outcome")
 
     async def _judge(self, prompt: Prompt, errors: dict[str, str]) -> None:
         """Decides about a rejected graph. Errors: Rejected if this server rejects it, too; else HostLost: the worker is
@@ -203,7 +204,7 @@ class Remote(Host):
         valid, _, _, node_errors = await execution.validate_prompt(str(uuid.uuid4()), prompt, None)
         if not valid or node_errors:
             raise Rejected(errors)
-        raise HostLost(f"it refused a graph that this server takes: {'; '.join(errors.values())}")
+        raise HostLost(f"it rejected a graph that this server accepts: {'; '.join(errors.values())}")
 
     async def _outcome(self, line: dict[str, Any]) -> Outcome:
         error = NodeError(**line["error"]) if line["error"] else None

@@ -27,6 +27,7 @@ from ..graph.compose import SAVE
 from ..graph.graph import Prompt
 from ..host import Host, Outcome, Rejected
 from ..protocol.access import guard
+from ..protocol.answers import answering
 from ..protocol.bodies import read_small_json
 from ..settings import SUBFOLDER, Settings
 from ..waiting import wait_for
@@ -53,7 +54,7 @@ Say = Callable[[dict[str, Any]], None]
 
 
 class Undone(Exception):
-    """Why an order has no outcome although its request is right."""
+    """The reason why an order has no outcome although its request is right."""
 
 
 class Worker:
@@ -65,8 +66,8 @@ class Worker:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.get(PATH, guard(self.look, self._settings), allow_head=False),
-            web.post(f"{PATH}/run", guard(self.run, self._settings)),
+            web.get(PATH, answering(guard(self.look, self._settings)), allow_head=False),
+            web.post(f"{PATH}/run", answering(guard(self.run, self._settings))),
         ]
 
     async def look(self, request: web.Request) -> web.Response:
@@ -125,7 +126,12 @@ class Worker:
         except Undone as error:
             say({"kind": "lost", "why": str(error)})
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
-            say({"kind": "lost", "why": f"media or result could not be handed over ({type(error).__name__}: {error})"})
+            say(
+                {
+                    "kind": "lost",
+                    "why": f"media or result could not be transferred ({type(error).__name__}: {error})",
+                }
+            )
         except Exception as error:  # a bug must end this order and not the head's request
             logging.exception("LTX A2V: an order of the cluster failed")
             say({"kind": "lost", "why": f"{type(error).__name__}: {error}"})

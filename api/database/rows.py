@@ -38,6 +38,10 @@ PRIORITIES = {"normal": 0, "low": 1}
 Ended = tuple[float, int]
 """When a request ended, and its number. Old requests are visited in this order."""
 FIRST_ENDED: Ended = (0.0, 0)
+WITH_FILES = text("ended IS NOT NULL AND gone = 0")
+WITHOUT_FILES = text("ended IS NOT NULL AND gone = 1")
+SENT_ONCE = text("ended IS NOT NULL AND gone = 0 AND sync_mode = 1")
+"""Conditions of partial indexes. A query must have the very same words: SQLite does not use the index otherwise."""
 NOT_HELD: dict[str, Any] = {"lease_server": None, "lease_boot": None, "lease_from": None, "lease_until": None}
 
 
@@ -48,17 +52,16 @@ class StoredRequest(Base):
     __table_args__ = (
         UniqueConstraint("app", "idempotency_key"),
         Index("requests_in_order", "status", "priority", "turn", "number"),
-        Index("requests_with_files", "ended", sqlite_where=text("status = 'COMPLETED' AND gone = 0")),
-        Index("requests_without_files", "ended", sqlite_where=text("gone = 1")),
+        Index("requests_with_files", "ended", sqlite_where=WITH_FILES),
+        Index("requests_without_files", "ended", sqlite_where=WITHOUT_FILES),
+        Index("requests_sent_once", "ended", sqlite_where=SENT_ONCE),
     )
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
     app: Mapped[str]
     arguments: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # as they were sent, with the seed
-    media: Mapped[dict[str, Any]] = mapped_column(
-        default=dict
-    )  # field → name in the input folder, for files that are there
+    media: Mapped[dict[str, Any]] = mapped_column(default=dict)  # field → name in the input folder, once it is there
     ready: Mapped[bool] = mapped_column(default=True)  # whether all of its media are there
     origin: Mapped[str | None] = mapped_column(Text)  # host and port of media that must be fetched
     status: Mapped[str] = mapped_column(default=QUEUED)
@@ -74,9 +77,7 @@ class StoredRequest(Base):
     start_timeout: Mapped[float | None]  # seconds that it may wait for its start
     boot: Mapped[str] = mapped_column(default="", server_default="")  # the boot of `start_before`
     start_before: Mapped[float | None]  # by the clock that only goes forward
-    cancel: Mapped[bool] = mapped_column(
-        default=False
-    )  # whether its client has cancelled it; the server that runs it stops it
+    cancel: Mapped[bool] = mapped_column(default=False)  # by its client; the server that runs it stops it
     attempts: Mapped[int] = mapped_column(default=0)
     lease_server: Mapped[str | None]
     lease_boot: Mapped[str | None]
@@ -288,20 +289,19 @@ def cancelled(session: Session) -> list[StoredRequest]:
 
 def with_files(session: Session, ended_before: float, after: Ended, limit: int) -> list[StoredRequest]:
     """Ended requests that still have files, the oldest first, from the one behind `after` on."""
-    kept = (_R.status == DONE, _R.gone.is_(False), _R.ended <= ended_before, tuple_(_R.ended, _R.number) > after)
+    kept = (WITH_FILES, _R.ended <= ended_before, tuple_(_R.ended, _R.number) > after)
     return list(session.scalars(select(_R).where(*kept).order_by(_R.ended, _R.number).limit(limit)))
 
 
 def inline(session: Session, ended_before: float, read_before: float, limit: int) -> list[StoredRequest]:
     """Ended requests whose result is sent once, and whose time is over."""
     over = or_(_R.read <= read_before, and_(_R.read.is_(None), _R.ended <= ended_before))
-    kept = (_R.status == DONE, _R.gone.is_(False), _R.sync_mode.is_(True), over)
-    return list(session.scalars(select(_R).where(*kept).limit(limit)))
+    return list(session.scalars(select(_R).where(SENT_ONCE, over).order_by(_R.ended).limit(limit)))
 
 
 def forget(session: Session, ended_before: float, limit: int) -> list[str]:
     """Deletes ended requests without files, with their logs and graphs. Returns their ids."""
-    over = select(_R.number).where(_R.gone.is_(True), _R.ended <= ended_before).order_by(_R.ended).limit(limit)
+    over = select(_R.number).where(WITHOUT_FILES, _R.ended <= ended_before).order_by(_R.ended).limit(limit)
     return list(session.scalars(delete(_R).where(_R.number.in_(over)).returning(_R.id)))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,6 +43,10 @@ class StoreFailed(Exception):
 
 class StoreMisused(Exception):
     """A bug of this program: it asked something impossible of the database."""
+
+
+class StoreConflict(StoreMisused):
+    """Another row has a value that must be unique, or the row to which this one belongs was deleted."""
 
 
 class Store:
@@ -114,13 +119,19 @@ class Store:
 
         return await asyncio.get_running_loop().run_in_executor(threads, transaction)
 
-    def empty_log(self) -> None:
-        """Writes SQLite's shared log into the file and empties it, so that deleted words are in neither."""
+    def empty_log(self) -> bool:
+        """Writes SQLite's shared log into the file and empties it, so that deleted words are in neither.
+
+        Returns whether that succeeded; it cannot while another transaction reads or writes.
+        """
         connection = self.engines[0].raw_connection()
         try:
-            connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            is_busy, _, _ = connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError:
+            return False
         finally:
             connection.close()
+        return not is_busy
 
     @property
     def engines(self) -> list[Engine]:
@@ -138,9 +149,8 @@ def _plain(error: SQLAlchemyError) -> Exception:
     original = getattr(error, "orig", None)
     if isinstance(error, DatabaseError) and not isinstance(error, (IntegrityError, DataError, ProgrammingError)):
         return StoreFailed(f"The request database cannot be used ({original}).")
-    if isinstance(error, IntegrityError):
-        return error
-    return StoreMisused(f"{type(error).__name__} ({type(original).__name__})")
+    kind = StoreConflict if isinstance(error, IntegrityError) else StoreMisused
+    return kind(f"{type(error).__name__} ({type(original).__name__})")
 
 
 def connect(path: Path, synchronous: str, begin: str = "BEGIN IMMEDIATE") -> Engine:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ...ltx.errors import InputError
 from ...ltx.media.audio import TAGS
-from ...ltx.media.images import FORMATS, check_size, too_large
+from ...ltx.media.images import check_size, missing_reader, readers, too_large
 
 Kind = Literal["audio", "image"]
 
@@ -46,9 +46,8 @@ def _look_at_audio(path: Path, field: str) -> str:
 
 def _look_at_image(path: Path, field: str) -> str:
     """A suffix that fits the format. Errors: InputError if `ltx.media.images` cannot read it or it is too large."""
-    Image.init()
     try:
-        with Image.open(path, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
+        with Image.open(path, formats=readers()) as image:
             check_size(field, *image.size)
             endings = [suffix for suffix, known in Image.registered_extensions().items() if known == image.format]
             return min(endings, key=len, default=".bin")
@@ -57,6 +56,8 @@ def _look_at_image(path: Path, field: str) -> str:
     except Image.DecompressionBombError as error:
         raise InputError(too_large(field, "far larger")) from error
     except Exception as error:  # Pillow's readers raise nearly any exception for a damaged file
+        if missing := missing_reader(field, path):
+            raise InputError(missing) from error
         raise InputError(f"{field}: the file is no image; check that the URL leads to the file itself.") from error
 
 

@@ -220,9 +220,8 @@ async def purge(settings: Settings, store: Store) -> None:
 def _forget(session: Session, now: float, settings: Settings) -> int:
     """Deletes some uploads and returns their number."""
     session.execute(delete(UploadToken).where(UploadToken.until <= now))
-    unfinished = Upload.digest.is_(None) & (
-        Upload.until + TOKEN_SECONDS <= now
-    )  # a Bearer token may live longer than the upload's own
+    # a Bearer token may live longer than the upload's own
+    unfinished = Upload.digest.is_(None) & (Upload.until + TOKEN_SECONDS <= now)
     over = unfinished | (Upload.created + Upload.keep_seconds <= now)
     if settings.expire_seconds:
         over |= Upload.until + settings.expire_seconds <= now

@@ -7,6 +7,7 @@ other lacks is copied with its links.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from ...ltx.request import Request
@@ -22,6 +23,7 @@ MODEL, UPSCALER, GEMMA, LORA = (
     "LTXA2VTextEncoderLoader",
     "LTXA2VDistilledLora",
 )
+OTHER_LORA = "LTXA2VLora"
 SAMPLER, SAVE, REPORT, EXPAND, ENCODE = (
     "LTXA2VSampler",
     "LTXA2VSaveLatentVideo",
@@ -48,12 +50,10 @@ def compose(
     image: str | None = None,
     end_image: str | None = None,
     prefix: str,
-    folder: str = "output",
+    loras: Sequence[tuple[str, float]] = (),
 ) -> Prompt:
-    """The graph of a request. audio, image, end_image: names in the input folder; prefix: of the output file.
-
-    folder: ComfyUI's folder for that file: output, or temp for a file that does not stay.
-    """
+    """The graph of a request. audio, image, end_image: names in the input folder; prefix: of the output file; loras:
+    name in ComfyUI's list and strength of each that the client wants."""
     graph = Graph(read(TWO_IMAGES if end_image else ONE_IMAGE if image else PLAIN))
     _load(graph, request, models, audio)
     _place_images(graph, request, image, end_image)
@@ -61,12 +61,15 @@ def compose(
         camera = graph.graft(Graph(read(CAMERA)), "LTXA2VCameraLora")
         graph.prompt[camera]["inputs"] |= {"camera_lora": request.camera_lora, "strength": request.camera_lora_scale}
         graph.inputs(LORA)["model"] = [camera, 0]
+    _merge(graph, loras)
+    if models.lora is None:
+        _use_distilled_checkpoint(graph)
     _steer(graph, request)
     if request.audio_strength < 1:
         _regenerate(graph, request)
     if not request.use_multiscale:
         _make_one_stage(graph)
-    _write(graph, request, prefix, folder)
+    _write(graph, request, prefix)
     return graph.prompt
 
 
@@ -75,7 +78,7 @@ def _load(graph: Graph, request: Request, models: ModelNames, audio: str) -> Non
     graph.inputs(UPSCALER)["file"] = models.upscaler
     graph.inputs(GEMMA)["folder"] = models.gemma
     graph.inputs(LORA).update(
-        lora=models.lora,
+        lora=models.lora,  # None: the node goes
         first_pass_strength=request.distill_lora_first_pass_scale,
         second_pass_strength=request.distill_lora_second_pass_scale,
     )
@@ -99,6 +102,24 @@ def _load(graph: Graph, request: Request, models: ModelNames, audio: str) -> Non
     if seed > sys.maxsize:  # that node cannot hold it: the nodes behind it get the number itself
         graph.remove(graph.find("PrimitiveInt", "Seed"))
         graph.inputs("RandomNoise")["noise_seed"] = graph.inputs(EXPAND)["seed"] = seed
+
+
+def _merge(graph: Graph, loras: Sequence[tuple[str, float]]) -> None:
+    """Adds LoRAs between the model's loader and everything behind it."""
+    model = [graph.find(MODEL), 0]
+    behind = graph.linked_to(model)
+    for number, (name, strength) in enumerate(loras, 1):
+        model = [graph.add(OTHER_LORA, f"LoRA {number}", model=model, lora=name, strength=strength), 0]
+    for node, name in behind:
+        node["inputs"][name] = model
+
+
+def _use_distilled_checkpoint(graph: Graph) -> None:
+    """Removes the distilled LoRA. Both stages get the model as it was before that."""
+    key, model = graph.find(LORA), graph.inputs(LORA)["model"]
+    for node, name in (*graph.linked_to([key, 0]), *graph.linked_to([key, 1])):
+        node["inputs"][name] = model
+    graph.remove(key)
 
 
 def _place_images(graph: Graph, request: Request, image: str | None, end_image: str | None) -> None:
@@ -176,6 +197,7 @@ _REPORTING = (
     ("LTXA2VVideoSize", 2),
     ("LTXA2VPreprocessAudio", 1),
     (EXPAND, 1),
+    (OTHER_LORA, 1),
     ("LTXA2VCameraLora", 1),
     (LORA, 2),
     (ACCELERATION, 4),
@@ -184,14 +206,13 @@ _REPORTING = (
 )
 
 
-def _write(graph: Graph, request: Request, prefix: str, folder: str) -> None:
+def _write(graph: Graph, request: Request, prefix: str) -> None:
     graph.inputs(SAVE).update(
         filename_prefix=str(PurePosixPath(prefix)),
         format=request.video_output_type,
         quality=request.video_quality,
         write_mode=request.video_write_mode,
         checker=CHECK if request.enable_safety_checker else NO_CHECK,
-        folder=folder,
     )
     graph.add("PreviewAny", FINAL_PROMPT, source=[graph.find(EXPAND), 0])
     said = [[key, slot] for kind, slot in _REPORTING for key in graph.all(kind)]

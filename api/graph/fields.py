@@ -1,10 +1,10 @@
-"""Words a node's mistake in terms of the request that the graph was made from."""
+"""Turns a node's message into one about the request that the graph was made from."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from .compose import ACCELERATION, END_IMAGE, IMAGE, LAST_IMAGE, LOAD_IMAGE_WITHIN_LIMITS
+from .compose import ACCELERATION, END_IMAGE, IMAGE, LAST_IMAGE, LOAD_IMAGE_WITHIN_LIMITS, OTHER_LORA
 from .graph import Prompt
 
 
@@ -19,6 +19,7 @@ def field_of(graph: Prompt, node_id: str) -> str | None:
         "LTXA2VFrameCount": "audio_url",
         "LTXA2VPreprocessAudio": "audio_url",
         "LTXA2VAudioConditioning": "audio_url",
+        OTHER_LORA: "loras",
         "LTXA2VCameraLora": "camera_lora",
         "LTXA2VVideoSize": "video_size",
         ACCELERATION: "acceleration",

@@ -59,6 +59,12 @@ class Graph:
         for node in self.prompt.values():
             node["inputs"] = {name: value for name, value in node["inputs"].items() if not is_link_from(value, key)}
 
+    def linked_to(self, output: list[Any]) -> list[tuple[dict[str, Any], str]]:
+        """The nodes and names of their inputs that take that output."""
+        return [
+            (node, name) for node in self.prompt.values() for name, value in node["inputs"].items() if value == output
+        ]
+
     def graft(self, donor: Graph, kind: str, title: str | None = None) -> str:
         """Copies a node of another graph and links it to this graph's nodes of the same class and title."""
         node = donor.prompt[donor.find(kind, title)]

@@ -1,4 +1,4 @@
-"""Which addresses the API may call for a user: public ones, and private ones that the administrator allows."""
+"""Decides which addresses the API may call for a user: public ones, and private ones that a setting allows."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def judge(url: URL, field: str, hosts: Collection[str], seconds: float) ->
 
 
 class UnresolvedError(InputError):
-    """The DNS has no answer, perhaps only for now."""
+    """The DNS has no answer at the moment."""
 
 
 async def _resolve(host: str, port: int, field: str, seconds: float) -> list[Address]:

@@ -1,4 +1,4 @@
-"""Exchanges with other servers.
+"""HTTP exchanges with other servers.
 
 A URL's host is resolved once. Every address is judged, and the connection goes to a judged one: nothing asks the DNS a
 second time. Each redirect is judged again. Proxies of the environment and cookies are not used.
@@ -120,7 +120,7 @@ async def fetch(text: str, field: str, settings: Settings) -> AsyncIterator[aioh
             try:
                 url = url.join(encoded_url(location))
             except ValueError as error:
-                raise InputError(f"{field}: {url.raw_host} redirects to what is no URL; check the URL.") from error
+                raise InputError(f"{field}: {url.raw_host} redirects to no valid URL; check the URL.") from error
             url = parse(url, field)
     raise InputError(f"{field}: more than {MAX_REDIRECTS} redirects; give the URL of the file itself.")
 

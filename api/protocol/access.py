@@ -15,7 +15,7 @@ from aiohttp import web
 from yarl import URL
 
 from ..settings import Settings
-from .answers import Handler, problem
+from .answers import Handler, Refusal
 from .urls import is_forwarded
 
 LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
@@ -36,24 +36,23 @@ def credentials(request: web.Request, scheme: str) -> str | None:
     return value.strip() if given.lower() == scheme.lower() and value.strip() else None
 
 
-def refusal(request: web.Request, settings: Settings) -> web.Response | None:
-    """The reason to refuse a request that has at most the key; None if it is answered."""
+def refusal(request: web.Request, settings: Settings) -> Refusal | None:
+    """Returns why a request has no access; None if it has."""
     if settings.key is not None:
         if same(credentials(request, "Key") or "", settings.key):
             return None
-        return problem(
-            401,
-            "Authorization: Key … is missing or wrong; use the value of LTX_A2V_API_KEY.",
-            **{"WWW-Authenticate": "Key"},
-        )
+        sentence = "Authorization: Key … is missing or wrong; use the value of LTX_A2V_API_KEY."
+        return Refusal(401, sentence, headers={"WWW-Authenticate": "Key"})
     if not _is_local(request):
-        return problem(401, "Without LTX_A2V_API_KEY this API answers its own machine only; set a key on the server.")
+        return Refusal(401, "Without LTX_A2V_API_KEY this API answers its own machine only; set a key on the server.")
     if is_forwarded(request):
-        return problem(401, "A proxy passed this on, and LTX_A2V_API_KEY is not set; set a key on the server.")
+        return Refusal(401, "A proxy passed this on, and LTX_A2V_API_KEY is not set; set a key on the server.")
     if not _is_local_name(request.host):
-        return problem(401, "Without LTX_A2V_API_KEY this API is called localhost; use that name, or set a key.")
+        return Refusal(
+            401, "Without LTX_A2V_API_KEY this API answers to the name localhost only; use it, or set a key."
+        )
     if not _is_own_origin(request):
-        return problem(403, "Pages of other origins are not answered; LTX_A2V_ORIGINS can name them.")
+        return Refusal(403, "Pages of other origins have no access; add the page's origin to LTX_A2V_ORIGINS.")
     return None
 
 
@@ -92,9 +91,11 @@ def _is_own_origin(request: web.Request) -> bool:
 
 
 def guard(handler: Handler, settings: Settings) -> Handler:
-    """Wraps a handler so that only clients with access reach it."""
+    """Wraps a handler so that only clients with access reach it. Errors: Refusal, which `answering` answers."""
 
     async def guarded(request: web.Request) -> web.StreamResponse:
-        return refusal(request, settings) or await handler(request)
+        if refused := refusal(request, settings):
+            raise refused
+        return await handler(request)
 
     return guarded

@@ -65,7 +65,7 @@ def answering(handler: Handler) -> Handler:
 
 def _failed(request: web.Request, error: Exception) -> web.Response:
     log_unexpected(f"{request.method} {request.match_info.route.resource} failed", error)
-    return problem(500, "The server failed at this; its log says how.")
+    return problem(500, "The server failed because of a bug; its log has the details.")
 
 
 def about(found: StoredRequest, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

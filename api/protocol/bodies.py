@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
-from ..applications.inputs import digest, read_json
+from ...ltx.characters import is_whole
+from ..applications.inputs import HALF_TEXT, digest, read_json
 from ..files.data_uris import ArrivedFile
 from ..files.incoming import Incoming, in_thread
 from ..settings import Settings
@@ -22,34 +25,71 @@ SMALL_BODY = 2**16  # bytes of an announcement
 IDLE_SECONDS = 30.0  # within which some bytes must come
 LEAST_RATE, RATE_SECONDS = 1024, 30.0  # bytes a second that must come on average over so many seconds
 MOST_AT_ONCE = 128  # bodies that are being received at once
+SLOW_RATE, GRACE_SECONDS = 2**14, 2.0
+"""Bytes a second below which a body gives way if all places are taken, and the seconds for which it does not."""
 AT_ONCE = 2**14  # bytes that the event loop parses itself; a thread costs milliseconds while a job runs
 
 
+class GaveWayError(Exception):
+    """The body gave its place to a new one."""
+
+
+@dataclass(frozen=True)
+class _Arriving:
+    """A body that is being received."""
+
+    content: StreamReader
+    begun: float
+
+    def rate(self, now: float) -> float:
+        """Bytes a second so far. It is infinite for a whole body, and for one that has only just begun."""
+        if self.content.is_eof() or now < self.begun + GRACE_SECONDS:
+            return math.inf
+        return self.content.total_bytes / (now - self.begun)
+
+
 class Gate:
-    """Counts the bodies that are being received."""
+    """Limits how many bodies are received at once. If all places are taken, the slowest body gives way to a new one."""
 
     def __init__(self, most: int = MOST_AT_ONCE) -> None:
-        self._most, self._now = most, 0
+        self._most = most
+        self._arriving: dict[object, _Arriving] = {}
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Takes a place for one body. Errors: 503 if there are too many."""
-        if self._now >= self._most:
-            raise Refusal(503, "Too many bodies are being sent at once; try again.", headers=RETRY)
-        self._now += 1
+    def __call__(self, request: web.Request) -> Iterator[None]:
+        """Takes a place for the body of that request. Errors: 503 if all places are taken and no body is slow."""
+        if len(self._arriving) >= self._most and not self._make_room():
+            raise _too_many()
+        key = object()
+        self._arriving[key] = _Arriving(request.content, time.monotonic())
         try:
             yield
         finally:
-            self._now -= 1
+            self._arriving.pop(key, None)
+
+    def _make_room(self) -> bool:
+        """Ends the slowest body, and says whether one was slow enough."""
+        now = time.monotonic()
+        slowest = min(self._arriving, key=lambda key: self._arriving[key].rate(now), default=None)
+        if slowest is None or self._arriving[slowest].rate(now) > SLOW_RATE:
+            return False
+        self._arriving.pop(slowest).content.set_exception(GaveWayError())
+        return True
+
+
+def _too_many() -> Refusal:
+    return Refusal(503, "Too many bodies are being sent at once; try again.", headers={**RETRY, "Connection": "close"})
 
 
 async def pieces_of(request: web.Request) -> AsyncIterator[bytes]:
-    """Yields a request's body. Errors: 408 if it comes too slowly."""
+    """Yields a request's body. Errors: 408 if it comes too slowly; 503 if it gave way to another one."""
     try:
         async for piece in paced(request.content.readany, IDLE_SECONDS, LEAST_RATE, RATE_SECONDS):
             yield piece
     except TooSlowError as error:
         raise Refusal(408, f"The body came too slowly: {error}.", headers={"Connection": "close"}) from None
+    except GaveWayError:
+        raise _too_many() from None
 
 
 def check_json(request: web.Request) -> None:
@@ -67,9 +107,13 @@ async def read_small_json(request: web.Request, longest: int = SMALL_BODY) -> An
         if len(body) > longest:
             raise _too_large(f"The body is larger than {longest // 1024} KiB.", longest, len(body))
     try:
-        return await in_thread(json.loads, body) if len(body) > AT_ONCE else json.loads(body)
+        value = await in_thread(json.loads, body) if len(body) > AT_ONCE else json.loads(body)
+        whole = is_whole(value)
     except (ValueError, RecursionError) as error:
         raise http_error(web.HTTPBadRequest, f"The body is no JSON: {error}"[:200]) from error
+    if not whole:
+        raise http_error(web.HTTPBadRequest, HALF_TEXT)
+    return value
 
 
 @dataclass(frozen=True)

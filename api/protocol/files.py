@@ -15,9 +15,9 @@ from .operations import BYTES, Answer, Operation, RouteParameter
 
 FILE_ANSWERS = {
     200: Answer("The file.", None, BYTES),
-    206: Answer("A range of it.", None, BYTES),
-    404: Answer("There is none.", PlainProblem),
-    416: Answer("It has no such range.", None, "text/plain"),
+    206: Answer("A range of the file.", None, BYTES),
+    404: Answer("There is no such file.", PlainProblem),
+    416: Answer("The file has no such range.", None, "text/plain"),
 }
 
 
@@ -45,7 +45,7 @@ def operations(settings: Settings) -> list[Operation]:
 
 
 def file_headers(content_type: str, name: str) -> dict[str, str]:
-    """Headers for a file from outside: a browser plays or saves it and never runs it on this origin."""
+    """Headers for a client's file: a browser plays or saves it, and never runs it on this origin."""
     plays = re.fullmatch(r"(audio|video)/[\w.+-]+|image/(?!svg)[\w.+-]+", content_type)
     return {
         "Content-Type": content_type if plays else "application/octet-stream",

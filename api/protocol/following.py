@@ -1,4 +1,4 @@
-"""Routes about one request: its state, its result, its end and its graph."""
+"""Routes of one request: its state, its result, its cancellation and its graph."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ NO_SUCH = {
     503: Answer("The server's database cannot be used at the moment.", PlainProblem),
 }
 ENDINGS = {
-    400: Answer("It was cancelled, or has not ended yet.", PlainProblem),
+    400: Answer("The request was cancelled, or has not ended yet.", PlainProblem),
     410: Answer("The result was deleted.", PlainProblem),
-    422: Answer("An input turned out wrong.", ValidationProblem),
+    422: Answer("An input was found to be wrong later.", ValidationProblem),
     424: Answer("A model file is not installed.", PlainProblem),
-    500: Answer("It failed.", PlainProblem),
-    504: Answer("It did not start in time.", PlainProblem),
+    500: Answer("The request failed.", PlainProblem),
+    504: Answer("The request did not start in time.", PlainProblem),
 }
 
 
@@ -64,22 +64,22 @@ class Following:
                 answers=answers,
             )
 
-        standing = {200: Answer("It has ended.", Status), 202: Answer("It waits or runs.", Status), **NO_SUCH}
-        streamed = {200: Answer("A Status in each event.", None, "text/event-stream"), **NO_SUCH}
+        standing = {200: Answer("The request has ended.", Status), 202: Answer("It waits or runs.", Status), **NO_SUCH}
+        streamed = {200: Answer("Each event is a Status.", None, "text/event-stream"), **NO_SUCH}
         ended = {200: Answer("The result.", Output), **ENDINGS, **NO_SUCH}
         ending = {
-            202: Answer("It is being ended.", Cancelled),
-            400: Answer("It had ended.", Cancelled),
+            202: Answer("The request will end soon.", Cancelled),
+            400: Answer("The request had already ended.", Cancelled),
             404: Answer("There is no such request.", Cancelled),
             503: NO_SUCH[503],
         }
         graph = {200: Answer("Nodes by their ids."), **NO_SUCH}
         return [
-            one("status", "GET", "/status", "Tells where a request stands.", standing, LOGS),
-            one("stream", "GET", "/status/stream", "Tells it whenever it changes, until the end.", streamed, LOGS),
-            one("result", "GET", "", "The result of a request that has ended.", ended),
-            one("cancel", "PUT", "/cancel", "Ends a request that waits or runs.", ending),
-            one("workflow", "GET", "/workflow", "The request's graph, in ComfyUI's API form.", graph),
+            one("status", "GET", "/status", "Returns a request's state.", standing, LOGS),
+            one("stream", "GET", "/status/stream", "Streams a request's state until its end.", streamed, LOGS),
+            one("result", "GET", "", "Returns the result of a request that has ended.", ended),
+            one("cancel", "PUT", "/cancel", "Cancels a request that waits or runs.", ending),
+            one("workflow", "GET", "/workflow", "Returns a request's graph, in ComfyUI's API form.", graph),
         ]
 
     async def _snapshot(self, request: web.Request) -> Snapshot:
@@ -106,11 +106,8 @@ class Following:
         news."""
         snapshot = await self._snapshot(request)
         body = self._status(request, snapshot)
-        poller = (
-            client_of(request, self.settings),
-            request.headers.get("User-Agent"),
-            snapshot.request.id,
-        )  # clients reuse connections
+        # not the connection: clients use one for several pollers
+        poller = (client_of(request, self.settings), request.headers.get("User-Agent"), snapshot.request.id)
         if snapshot.request.status != DONE and self.told.knows(poller, body):
             with self.queue.watch(snapshot.request.id) as changed:
                 heard = await is_set_within(changed, self.settings.hold_seconds)
@@ -147,7 +144,7 @@ class Following:
                     break
                 if not await is_set_within(changed, 1.0):
                     quiet += 1.0
-                with suppress(StoreFailed):  # there is no news then, for now
+                with suppress(StoreFailed):  # there is no news for the moment
                     if (found := await self.queue.look(request_id)) is None:
                         break  # the request was forgotten
                     snapshot = found

@@ -17,7 +17,7 @@ FOR_ALL = {
     401: Answer("The key is missing or wrong.", PlainProblem),
     403: Answer("A page of another origin asks.", PlainProblem),
 }
-"""Of routes that are guarded."""
+"""Answers of every guarded route."""
 
 
 def document(operations: Iterable[Operation], settings: Settings) -> dict[str, Any]:

@@ -28,10 +28,10 @@ class Answer:
 
 
 UNAVAILABLE = {
-    503: Answer("The server can do nothing for it at the moment.", PlainProblem),
+    503: Answer("The server cannot do this at the moment.", PlainProblem),
     507: Answer("The server's disk is full.", PlainProblem),
 }
-"""Marks routes that write."""
+"""Answers of every route that writes."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,7 @@ def routes(operations: Iterable[Operation], settings: Settings) -> list[web.Rout
     """The routes of all operations, for the server's app."""
     found = []
     for operation in operations:
-        handler = answering(operation.handler)
-        if operation.needs_key:
-            handler = guard(handler, settings)
+        handler = answering(guard(operation.handler, settings) if operation.needs_key else operation.handler)
         options = {"allow_head": operation.head} if operation.method == "GET" else {}
         for path in (operation.path, *operation.also):
             found.append(web.RouteDef(operation.method, settings.prefix + path, handler, options))

@@ -30,7 +30,7 @@ def operations(settings: Settings, targets: Iterable[web.RouteDef]) -> list[Oper
     async def proxy(request: web.Request) -> web.StreamResponse:
         target = _target(request.headers.get(TARGET_HEADER, ""), settings)
         if target is None:
-            return problem(403, "x-fal-target-url names nothing of this endpoint; only its own URLs are answered.")
+            return problem(403, "x-fal-target-url is no URL of this endpoint; only its own URLs are answered.")
         inner = request.clone(rel_url=target)
         match = await router.resolve(inner)
         if match.http_exception is not None:
@@ -44,11 +44,11 @@ def operations(settings: Settings, targets: Iterable[web.RouteDef]) -> list[Oper
             method=method,
             path="/proxy",
             handler=proxy,
-            summary="What the header's URL of the hosted endpoint means, done here.",
+            summary="Does here what the hosted endpoint does at the URL in the header.",
             parameters=(RouteParameter(TARGET_HEADER, "header", {"type": "string", "format": "uri"}, required=True),),
             answers={
                 200: Answer("As the target answers."),
-                403: Answer("The URL is none of this endpoint's.", PlainProblem),
+                403: Answer("The URL is not one of this endpoint.", PlainProblem),
                 "default": Answer("As the target answers."),
             },
             needs_key=False,  # the target's own handler checks it

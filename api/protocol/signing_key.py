@@ -24,7 +24,7 @@ def operations(webhooks: Webhooks) -> list[Operation]:
             method="GET",
             path=JWKS,
             handler=jwks,
-            summary="The key that signs webhooks.",
+            summary="Returns the public key that checks webhooks.",
             answers={
                 200: Answer("A JSON Web Key Set."),
                 503: Answer("This server sends no webhooks at the moment.", PlainProblem),

@@ -31,7 +31,7 @@ HEADERS = (
         "X-Fal-Queue-Priority",
         "header",
         {"type": "string", "enum": [*PRIORITIES]},
-        "Low ones wait for all others.",
+        "Requests of low priority wait for all others.",
     ),
     RouteParameter(
         "X-Fal-Request-Timeout",
@@ -43,11 +43,11 @@ HEADERS = (
         "Idempotency-Key",
         "header",
         {"type": "string", "maxLength": LONGEST_KEY},
-        "A retry under the same key is the same request.",
+        "A submission with a known key is a retry of that request.",
     ),
 )
 BAD_BODY = {
-    400: Answer("The request is broken.", PlainProblem),
+    400: Answer("The HTTP request is broken.", PlainProblem),
     408: Answer("The body came too slowly.", PlainProblem),
     413: Answer("The body is too large.", PlainProblem),
     415: Answer("The body is not announced as JSON.", PlainProblem),
@@ -75,7 +75,7 @@ class Submitting:
                 summary="Puts a request into the queue.",
                 parameters=(*HEADERS, WEBHOOK),
                 body=Body(application.inputs),
-                answers={200: Answer("It is in the queue.", Submitted), **BAD_BODY},
+                answers={200: Answer("The request is in the queue.", Submitted), **BAD_BODY},
             ),
             Operation(
                 name=f"run_{slug}",
@@ -109,7 +109,7 @@ class Submitting:
             return request.transport is not None and not request.transport.is_closing()
 
         ended = await self.queue.wait(queued.id, alive)
-        if ended is None:  # the client has gone; a request with a key stays for its retries
+        if ended is None:  # the client has gone; a request with a key goes on for its retries
             if queued.idempotency_key is None and not self.queue.is_awaited(queued.id):
                 await self.queue.cancel(queued.id)
             raise Refusal(499, "The client closed the connection.")
@@ -126,12 +126,12 @@ class Submitting:
             "start_timeout": _timeout(request),
         }
         try:
-            with self._gate():
+            with self._gate(request):
                 async with read_submission(request, application.files, self.settings) as body:
                     submission = Submission(body.value, body.digest, files=body.files, **said)
                     return await self.queue.submit(application, submission)
         except ReusedKey:
-            message = "The key was used for another request; take a new one for each."
+            message = "The key was used for another request; use a new key for each request."
             raise Invalid([problem("idempotency-key", message, where="header")]) from None
         except ModelMissing as error:
             raise Refusal(424, str(error), "model_missing") from None
@@ -167,7 +167,7 @@ def _timeout(request: web.Request) -> float | None:
     except ValueError:
         seconds = math.nan
     if not 0.1 < seconds < math.inf:
-        raise _header_problem("x-fal-request-timeout", "Give the seconds within which it is to start, above 0.1.")
+        raise _header_problem("x-fal-request-timeout", "Give more than 0.1: the seconds within which it must start.")
     return seconds
 
 

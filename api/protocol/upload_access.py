@@ -22,16 +22,16 @@ TOKEN = RouteParameter("token", "query", {"type": "string"})
 ONE = FILES + "{id:[0-9a-f]{32}}/{name}"
 ANSWERS = {
     200: Answer("Done."),
-    400: Answer("The request is broken.", PlainProblem),
+    400: Answer("The HTTP request is broken.", PlainProblem),
     401: Answer("The key or the upload's token is missing or wrong.", PlainProblem),
     403: Answer("A page of another origin asks.", PlainProblem),
-    404: Answer("The address is of no upload.", PlainProblem),
+    404: Answer("There is no such upload.", PlainProblem),
     408: Answer("The bytes came too slowly.", PlainProblem),
-    409: Answer("This file is uploaded in parts; or another part of that number came.", PlainProblem),
+    409: Answer("The file is uploaded in parts, or a newer part of that number has come.", PlainProblem),
     410: Answer("This upload is complete.", PlainProblem),
     413: Answer("The file is too large.", PlainProblem),
     415: Answer("The body is not announced as JSON.", PlainProblem),
-    422: Answer("Something about the upload is wrong.", PlainProblem),
+    422: Answer("The announcement, the part's number or the list of parts is wrong.", PlainProblem),
     **UNAVAILABLE,
 }
 
@@ -43,11 +43,11 @@ class UploadAccess:
         self._settings, self._store = settings, store
 
     async def check_bearer(self, request: web.Request) -> None:
-        """Checks the Bearer token. Without one it admits whom the API admits without a token. Errors: 401, 403."""
+        """Checks the Bearer token. A client without a token needs the access of the other routes. Errors: 401, 403."""
         token = credentials(request, "Bearer")
         if token is None:
             if refused := refusal(request, self._settings):
-                raise _refused(refused.status)
+                raise refused
             return
         bearer = await self._store.read(lambda session: session.get(UploadToken, token_hash(token)))
         if bearer is None or time.time() >= bearer.until:
@@ -77,5 +77,5 @@ class UploadAccess:
         return Refusal(413, f"The file is larger than {cap} MiB; the server's LTX_A2V_MAX_UPLOAD_MB sets that.")
 
 
-def _refused(status: int = 401) -> Refusal:
-    return Refusal(status, "This upload needs its token, of this file and less than an hour old; ask for a new one.")
+def _refused() -> Refusal:
+    return Refusal(401, "This upload needs its own token, which is valid for an hour; announce it again for a new one.")

@@ -59,7 +59,7 @@ class UploadParts:
                 method="PUT",
                 path=PARTS + "/{number:[0-9]{1,5}}",
                 handler=self.put_part,
-                summary="A part.",
+                summary="Receives a part.",
                 answers=ANSWERS,
                 parameters=(*where, NUMBER, TOKEN),
                 body=bytes_of_part,
@@ -85,7 +85,7 @@ class UploadParts:
             return problem(422, f"Parts are numbered from 1 to {MAX_PARTS}.")
         if upload.digest:
             return problem(410, COMPLETE)
-        with self._gate():
+        with self._gate(request):
             parts = await self._known(upload.id)
             part, whole = parts.begin(number), False
             try:
@@ -113,7 +113,7 @@ class UploadParts:
             async for piece in pieces_of(request):
                 part.size += len(piece)
                 if part.is_over:
-                    raise Refusal(409, "Another part of that number has come after this one.")
+                    raise Refusal(409, "A newer part of that number has come.")
                 if parts.size > self.settings.max_upload:
                     raise self._access.too_large()
                 await file.write(piece)
@@ -126,7 +126,8 @@ class UploadParts:
 
     async def complete(self, request: web.Request) -> web.Response:
         upload = await self._access.upload_of(request)
-        body = await read_small_json(request, LONGEST_LIST)
+        with self._gate(request):
+            body = await read_small_json(request, LONGEST_LIST)
         try:
             asked = {int(part["partNumber"]): str(part["etag"]).strip('"') for part in body["parts"]}
         except (KeyError, TypeError, ValueError, OverflowError):
@@ -145,7 +146,7 @@ class UploadParts:
         if current.digest:
             return
         parts = {part.number: part for part in await self.store.read(uploads.parts_of, upload.id)}
-        others = Refusal(422, "Some of these parts did not arrive, or not like this; send them again.")
+        others = Refusal(422, "Some of these parts did not arrive, or differ from the listed ones; send them again.")
         if not asked or asked != {number: part.etag for number, part in parts.items() if number in asked}:
             raise others
         if sum(parts[number].size for number in asked) > self.settings.max_upload:
@@ -154,7 +155,7 @@ class UploadParts:
         async with Incoming(self.folder, self.settings.max_upload) as file:
             try:
                 await in_thread(uploads.join, paths, file)
-            except FileNotFoundError:  # another part of that number has just come
+            except FileNotFoundError:  # a newer part of that number has just come
                 raise others from None
             await file.seal()
             try:

@@ -53,7 +53,7 @@ class Uploads:
     def operations(self) -> list[Operation]:
         def post(name: str, path: str, summary: str, body: Body | None, *parameters: RouteParameter) -> Operation:
             handler = getattr(self, name)
-            needs_key = path.startswith(REST)  # the others need a token
+            needs_key = path.startswith(REST)  # the other routes need a token
             return Operation(
                 name, "POST", path, handler, summary, ANSWERS, parameters=parameters, body=body, needs_key=needs_key
             )
@@ -64,20 +64,20 @@ class Uploads:
             method="PUT",
             path=ONE,
             handler=self.put,
-            summary="The bytes of an announced upload.",
+            summary="Receives the bytes of an announced upload.",
             answers=ANSWERS,
             parameters=(*file, TOKEN),
             body=BINARY,
             needs_key=False,
         )
         get = Operation(
-            "get", "GET", ONE, self.get, "An uploaded file.", FILE_ANSWERS, file, needs_key=False, head=True
+            "get", "GET", ONE, self.get, "Returns an uploaded file.", FILE_ANSWERS, file, needs_key=False, head=True
         )
         return [
             post("initiate", REST + "/upload/initiate", "Announces an upload.", ANNOUNCED),
-            post("initiate_multipart", REST + "/upload/initiate-multipart", "Announces one in parts.", ANNOUNCED),
-            post("token", REST + "/auth/token", "A token for uploads, for an hour.", NOTHING),
-            post("upload", FILES + "upload", "A whole file.", BINARY),
+            post("initiate_multipart", REST + "/upload/initiate-multipart", "Announces an upload in parts.", ANNOUNCED),
+            post("token", REST + "/auth/token", "Gives a token for uploads, valid for an hour.", NOTHING),
+            post("upload", FILES + "upload", "Receives a whole file.", BINARY),
             post("upload_multipart", FILES + "upload/multipart", "Begins an upload in parts.", None),
             bytes_of_one,
             get,
@@ -139,7 +139,7 @@ class Uploads:
         """Receives the body as the whole file. The same bytes may come twice, as in a retry; others may not."""
         if (request.content_length or 0) > self.settings.max_upload:
             raise self._access.too_large()
-        with self._gate():
+        with self._gate(request):
             async with Incoming(self.folder, self.settings.max_upload) as file:
                 try:
                     async for piece in pieces_of(request):

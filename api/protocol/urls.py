@@ -1,4 +1,4 @@
-"""This server's addresses as the client knows them. Behind a known proxy they are those that the proxy tells."""
+"""This server's addresses as the client knows them. A known proxy tells the protocol and the host."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def base_url(request: web.Request, settings: Settings) -> str:
         scheme = said.get("proto", request.headers.get("X-Forwarded-Proto", scheme)).split(",")[0].strip().lower()
         host = said.get("host", request.headers.get("X-Forwarded-Host", host)).split(",")[0].strip()
     if not HOST.fullmatch(host) or scheme not in ("http", "https"):
-        raise http_error(web.HTTPBadRequest, "The Host header is broken.")
+        raise http_error(web.HTTPBadRequest, "The Host header is no host name, or the protocol is not http or https.")
     return f"{scheme}://{host}"
 
 

@@ -18,10 +18,10 @@ from ..files.incoming import in_thread
 from ..files.results import result_file
 from ..settings import Settings
 from ..webhooks import deliveries
-from .ticking import Ticker
+from .ticking import Ticker, each_of
 
 CLEAN_SECONDS = 60.0
-SWEEP_SECONDS = 3600.0  # between sweeps, and the least age of the files that they delete
+SWEEP_SECONDS = 3600.0  # between sweeps; younger files are not deleted
 STEP = 100  # rows of a transaction, which keeps other writers waiting for some milliseconds
 
 
@@ -32,6 +32,7 @@ class Cleaner:
         self._store, self._settings = database, settings
         self._ticker = Ticker("cleaning up", self.clean, CLEAN_SECONDS)
         self._swept = -SWEEP_SECONDS
+        self._is_log_full = False  # whether SQLite's shared log still has deleted words
 
     def start(self) -> None:
         self._ticker.start()
@@ -40,31 +41,43 @@ class Cleaner:
         await self._ticker.stop()
 
     async def clean(self) -> None:
-        now, settings = time.time(), self._settings
-        if (
-            settings.forget_seconds
-        ):  # before files are deleted, so that clients can read for a while that a result is gone
-            while await self._store.run(_forget, now - settings.forget_seconds):
+        # requests go before files are deleted, so that clients can read for a while that a result is gone
+        await each_of(
+            (self._forget, self._drop_inline, self._empty_log, self._drop_old, self._give_up_reserved, self._purge)
+        )
+
+    async def _forget(self) -> None:
+        if seconds := self._settings.forget_seconds:
+            while await self._store.run(_forget, time.time() - seconds):
                 await asyncio.sleep(0)
-        words = 0
-        while count := await self._store.run(_drop_inline, now, settings):
-            words += count
+
+    async def _drop_inline(self) -> None:
+        while await self._store.run(_drop_inline, time.time(), self._settings):
+            self._is_log_full = True
             await asyncio.sleep(0)
-        if settings.expire_seconds:
-            after: rows.Ended | None = rows.FIRST_ENDED
-            while after := await self._store.run(_drop_old, now - settings.expire_seconds, after, settings):
+
+    async def _empty_log(self) -> None:
+        if self._is_log_full and await in_thread(self._store.empty_log):
+            self._is_log_full = False
+
+    async def _drop_old(self) -> None:
+        after: rows.Ended | None = rows.FIRST_ENDED
+        if seconds := self._settings.expire_seconds:
+            while after := await self._store.run(_drop_old, time.time() - seconds, after, self._settings):
                 await asyncio.sleep(0)
-        while await self._store.run(owners.give_up_reserved, now, STEP, settings):
+
+    async def _give_up_reserved(self) -> None:
+        while await self._store.run(owners.give_up_reserved, time.time(), STEP, self._settings):
             await asyncio.sleep(0)
-        await uploads.purge(settings, self._store)
-        if words:
-            await in_thread(self._store.empty_log)
+
+    async def _purge(self) -> None:
+        await uploads.purge(self._settings, self._store)
         if time.monotonic() > self._swept + SWEEP_SECONDS:
             self._swept = time.monotonic()
-            await self._sweep(now - SWEEP_SECONDS)
+            await self._sweep(time.time() - SWEEP_SECONDS)
 
     async def _sweep(self, before: float) -> None:
-        """Deletes half files of killed servers, and uploads that no row tells of, which older versions left.
+        """Deletes unfinished files of killed servers, and uploaded files without a row, which older versions left.
 
         In the input folder it deletes only files that rows name: servers with other databases may share that folder.
         """

@@ -1,4 +1,4 @@
-"""How requests end without a result: what is stored, and what clients are told."""
+"""The ways in which requests end without a result: what is stored, and what clients are told."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def lost() -> RequestFailed:
 
 
 def broken(request: StoredRequest, error: Exception) -> RequestFailed:
-    """The end by a bug of this program, which is logged."""
+    """The end because of a bug in this program. The bug is logged."""
     log_unexpected(f"request {request.id} failed", error)
-    message = f"The server failed at this request ({type(error).__name__}); its log says how."
+    message = f"The server failed because of a bug ({type(error).__name__}); its log has the details."
     return RequestFailed(message, "internal_error", FAILED)
 
 

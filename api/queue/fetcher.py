@@ -1,6 +1,6 @@
 """Fetches the files of waiting requests before their turn, so a slow address holds up no other request.
 
-Files of this server need none of the places for fetches, and each other server has a limit of places.
+The number of fetches at once is limited, in all and for each server. Files of this server do not count.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .leases import Leases
 FETCHES = 64  # requests whose files are fetched from other servers at once
 FETCHES_OF_A_HOST = 24
 OWN_FETCHES = 16  # requests whose files are copied here at once
-CLOSE_SECONDS = 5.0  # for ends that are being written when the server ends
-RETRY_SECONDS = 5.0  # until the next try if the disk takes nothing
+CLOSE_SECONDS = 5.0  # that ends may take that are being written when the server ends
+RETRY_SECONDS = 5.0  # until the next try if the disk is full or fails
 
 Files = dict[str, str]
 """Field → name in the input folder."""
 
 
 class Fetcher:
-    """wake: is called when a request has its files, or cannot have them."""
+    """wake: is called when a request's files are there, or cannot be fetched."""
 
     def __init__(
         self, leases: Leases, database: Store, settings: Settings, finishing: Finishing, wake: Callable[[], None]
@@ -94,7 +94,7 @@ class Fetcher:
         except (LeaseLost, asyncio.CancelledError):  # another server has it, or this one ends
             pass
         except Exception as error:  # the request goes back into the queue
-            log_unexpected(f"what came of the files of request {request.id} could not be written", error)
+            log_unexpected(f"the names of the files of request {request.id} could not be written", error)
         finally:
             self._leases.drop(request.id)
             del self._fetching[request.id]
@@ -122,7 +122,7 @@ class Fetcher:
             return broken(request, error)
 
     async def _bring(self, value: str, field: str, kind: Kind, request: StoredRequest) -> str:
-        """Brings a file, and tries again while disk or database take nothing: that is no fault of the request."""
+        """Brings a file, and tries again while the disk or the database fails, which is no fault of the request."""
         while True:
             try:
                 return await self._inbox.localize(value, field, kind, request.id)

@@ -20,6 +20,8 @@ from .journal import Journal
 
 
 class Finishing:
+    """Writes the ends of requests."""
+
     def __init__(self, database: Store, settings: Settings, webhooks: Webhooks, journal: Journal) -> None:
         self._store, self._settings, self._webhooks, self._journal = database, settings, webhooks, journal
 
@@ -41,7 +43,7 @@ class Finishing:
         """
         await self._journal.flush()
         failed = isinstance(ending, RequestFailed)
-        if failed:  # before the end is written, for a server that dies in between must leave no file that nobody knows
+        if failed:  # before the end is written: if the server died in between, no row would name these files
             await asyncio.to_thread(self.discard_files, request.token)
         ended = await self._store.run_durably(_end, request, ending, self._webhooks, self._settings)
         if not ended and not failed:

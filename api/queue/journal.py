@@ -1,4 +1,4 @@
-"""Writes down what happens to requests, soon and in order, and tells those who watch them."""
+"""Writes the events of requests into the store, in order, and tells those who watch the requests."""
 
 from __future__ import annotations
 
@@ -53,21 +53,37 @@ class Journal:
                 await self.flush()
             except StoreFailed:
                 await asyncio.sleep(RETRY_SECONDS)
-            except Exception as error:
-                log_unexpected("a request's log could not be written", error)
 
     async def flush(self) -> None:
-        """Writes all notes. Errors: StoreFailed; the notes are kept then."""
+        """Writes all notes. A note that cannot be written at all is logged and dropped.
+
+        Errors: StoreFailed; the notes are kept then.
+        """
         async with self._writing:
             pending, self._pending = self._pending, []
+            ids = {request_id for request_id, _, _ in pending}
             try:
-                if pending:
-                    await self._store.run(_write, [work for _, work, _ in pending])
+                await self._write(pending)
             except StoreFailed:
                 self._pending = _newest(pending) + self._pending
                 raise
-        for request_id in {request_id for request_id, _, _ in pending}:
+        for request_id in ids:
             self.changed(request_id)
+
+    async def _write(self, pending: list[tuple[str, Work, bool]]) -> None:
+        """Writes notes, all at once if that is possible, and removes them from the list."""
+        size = len(pending)
+        while pending:
+            try:
+                await self._store.run(_write, [work for _, work, _ in pending[:size]])
+            except StoreFailed:
+                raise
+            except Exception as error:  # one of them is wrong, or its request was deleted: the others are written
+                if size > 1:
+                    size = 1
+                    continue
+                log_unexpected(f"a note about request {pending[0][0]} could not be written", error)
+            del pending[:size]
 
     def changed(self, request_id: str) -> None:
         """Says that the store has news of that request."""

@@ -20,7 +20,7 @@ from .journal import Journal
 from .leases import Leases
 from .runner import Runner
 
-CLOSE_SECONDS = 5.0  # for an end that is being written when the server ends
+CLOSE_SECONDS = 5.0  # that an end may take that is being written when the server ends
 
 
 class Lane:

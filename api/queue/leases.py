@@ -33,9 +33,8 @@ class Leases:
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._store, self._settings = database, settings
         self._stopped = threading.Event()
-        self._held: frozenset[str] = (
-            frozenset()
-        )  # it is replaced and never changed, because the heartbeat's thread reads it
+        # This set is replaced and never changed, because the heartbeat's thread reads it.
+        self._held: frozenset[str] = frozenset()
 
     def start(self) -> None:
         threading.Thread(target=self._heartbeat, name="ltx-a2v-lease", daemon=True).start()

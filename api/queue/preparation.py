@@ -35,7 +35,8 @@ class Preparation:
     def check(self, application: Application, checked: CheckedRequest) -> None:
         """Checks that the request can run here. Errors: Invalid; ModelMissing."""
         try:
-            self.compose(application, checked, checked.files, SUBFOLDER)  # nobody looks at the names of the files
+            # the graph is not used, so the names of the files need not exist
+            self.compose(application, checked, checked.files, SUBFOLDER)
         except ModelMissing:
             raise
         except InputError as error:
@@ -65,13 +66,8 @@ class Preparation:
         return "not-installed" if self._host.safety_missing() else "checked"
 
     def compose(
-        self,
-        application: Application,
-        checked: CheckedRequest,
-        files: Mapping[str, str],
-        prefix: str,
-        folder: str = "output",
+        self, application: Application, checked: CheckedRequest, files: Mapping[str, str], prefix: str
     ) -> Prompt:
         """The request's graph. files: field → name in the input folder. Errors: InputError."""
         models = self._host.models(application.find_models)
-        return application.compose(checked.request, models, files, prefix, folder)
+        return application.compose(checked, models, files, prefix)

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from sqlalchemy.orm import Session
 
@@ -31,7 +32,7 @@ from .lane import Lane
 from .preparation import Preparation
 from .snapshots import Snapshot, Snapshots
 from .submissions import Submission, Submissions
-from .ticking import TICK_SECONDS, Ticker
+from .ticking import TICK_SECONDS, Ticker, each_of
 
 CANCEL_SECONDS = 5.0  # that the answer to a cancellation waits for the request's end
 
@@ -137,15 +138,16 @@ class RequestQueue:
     # --- the work ---
 
     async def _tick(self) -> None:
+        await each_of((self._sweep, self._end_waiting, self._fetcher.tick, self._lane.tick))
+
+    async def _sweep(self) -> None:
         if await self._lane.leases.sweep(others=True):
             self.journal.all_changed()
+
+    async def _end_waiting(self) -> None:
         overdue, unwanted = await self.store.read(_waiting_in_vain, clock.now())
-        for request in overdue:
-            await self.finishing.finish(request, late(request))
-        for request in unwanted:
-            await self.finishing.finish(request, cancelled())
-        await self._fetcher.tick()
-        await self._lane.tick()
+        ends = [(request, late(request)) for request in overdue] + [(request, cancelled()) for request in unwanted]
+        await each_of(partial(self.finishing.finish, *end) for end in ends)
 
 
 def _waiting_in_vain(session: Session, now: clock.Moment) -> tuple[list[StoredRequest], list[StoredRequest]]:

@@ -56,7 +56,7 @@ class Runner:
         self.started = False
         if request.attempts > ATTEMPTS:
             raise lost()
-        await asyncio.to_thread(self._finishing.discard_files, request.token)  # those of an attempt whose server died
+        await asyncio.to_thread(self._finishing.discard_files, request.token)  # of an attempt whose server died
         request.token = secrets.token_hex(16)
         application = application_of(request)
         prompt, seed = await self._prepare(request, application)

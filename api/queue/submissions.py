@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ...ltx.errors import InputError
@@ -17,7 +16,7 @@ from ..applications import Application
 from ..applications.inputs import CheckedRequest
 from ..database import rows
 from ..database.rows import StoredRequest
-from ..database.store import Store, StoreFailed
+from ..database.store import Store, StoreConflict, StoreFailed
 from ..files import owners
 from ..files.data_uris import ArrivedFile
 from ..files.media import Inbox
@@ -69,7 +68,7 @@ class Submissions:
             position = await self._store.run_durably(_insert, request, checked.notes)
         except BaseException as error:
             await self._give_up(request_id)
-            is_retry = isinstance(error, IntegrityError) and submission.idempotency_key  # submitted at the same moment
+            is_retry = isinstance(error, StoreConflict) and submission.idempotency_key  # submitted at the same moment
             if is_retry and (found := await self._store.read(_retried, *key)):
                 return found
             raise
@@ -87,7 +86,7 @@ class Submissions:
                 there[name] = await self._keep(arrived, name, application, request_id)
                 arguments[name] = f"{value[: value.find(',') + 1][:LONGEST_KEPT]}…"
             else:
-                with suppress(InputError):  # the fetch reports it
+                with suppress(InputError):  # the fetch will report it
                     origins.append(await self._inbox.origin_of(value, name))
         now, timeout = clock.now(), submission.start_timeout
         return StoredRequest(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 from ..database.store import StoreFailed
@@ -11,6 +11,21 @@ from ..faults import log_unexpected
 from ..waiting import is_set_within
 
 TICK_SECONDS = 1.0  # between looks for changes by other servers and by the clock
+
+
+async def each_of(steps: Iterable[Callable[[], Awaitable[object]]]) -> None:
+    """Does one step after the other, and the later ones even if an earlier one raises. Errors: the first one; a
+    StoreFailed ends the work at once."""
+    errors = []
+    for step in steps:
+        try:
+            await step()
+        except StoreFailed:
+            raise
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 class Ticker:

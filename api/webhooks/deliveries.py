@@ -1,8 +1,8 @@
-"""Tells a client's server that its request has ended: signed, and repeated until the server hears it, over restarts.
+"""Webhooks: they tell a client's server that its request has ended. They are signed, and repeated until it answers.
 
-A delivery is a row, written in the transaction that ends the request: what to say, and when to try next. Each try
-judges the URL's address again (network/addresses.py) and follows no redirects. Each receiver has a limit of tries at
-once, so one that hangs holds up no other.
+A delivery is a row, written in the transaction that ends the request. It holds the message and the time of the next
+try, so a restart loses nothing. Each try judges the URL's address again (network/addresses.py) and follows no
+redirects. The tries at once are limited for each receiver, so a receiver that hangs holds up no other.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Delivery(Base):
 
 
 class WebhooksOff(Exception):
-    """Why this server sends no webhooks at the moment: one sentence."""
+    """The reason why this server sends no webhooks at the moment, in one sentence."""
 
 
 class Webhooks:
@@ -137,7 +137,7 @@ class Webhooks:
         busy = [host for host, count in hosts.items() if count >= OF_A_HOST]
         for row in await self.store.run(_claim, time.time(), AT_ONCE - len(self._trying), busy):
             request_id, url, body, tries, host = row
-            if hosts[host] >= OF_A_HOST:  # this host has all the tries that it may have
+            if hosts[host] >= OF_A_HOST:  # this host is at its limit
                 await self.store.run(_put_back, request_id)
                 continue
             hosts[host] += 1

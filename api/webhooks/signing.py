@@ -32,7 +32,7 @@ class Signer:
             raise InputError(f"webhooks: {wrong.rstrip('.')}.")
         try:
             from cryptography.hazmat.primitives import serialization
-        except ImportError:
+        except Exception:  # a broken installation raises nearly anything
             raise InputError(f"webhooks: the package cryptography cannot be imported; {versions.remedy()}.") from None
         self._key = _load_key(settings.system / FILE)
         public = self._key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)

@@ -84,12 +84,14 @@ class AudioCondition:
 @dataclass(frozen=True)
 class Conditions:
     """Everything that a stage is conditioned on. negative: the negative prompt, needed if a CFG scale is not 1. guides:
-    images, encoded at the stage's size."""
+    images, encoded at the stage's size. mask: [1, 1, F, H, W], 0 for the cells of the start latent that are kept and 1
+    for those that the model makes; without it every mask is 1."""
 
     positive: TextContext
     audio: AudioCondition
     negative: TextContext | None = None
     guides: tuple[Guide, ...] = ()
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,19 @@ def check_strength(name: str, strength: float) -> None:
         raise InputError(f"{name}: {strength} is not between 0 and 1.")
 
 
-def video_stream(latent: Tensor, guides: tuple[Guide, ...], fps: Fraction) -> Stream:
+def video_stream(latent: Tensor, guides: tuple[Guide, ...], fps: Fraction, mask: Tensor | None = None) -> Stream:
     """The video's tokens: the grid of `latent` [1, 128, F, H, W], then the keyframes. A guide at strength 0 is ignored.
 
-    Raises InputError if a guide has another size than the latent or lies outside the clip.
+    mask: [1, 1, F, H, W], 0 for the cells of `latent` that are kept and 1 for the others; a first image replaces it at
+    its frame. Raises InputError if a guide or the mask has another size than the latent or a guide lies outside the
+    clip.
     """
     shape = tuple(latent.shape[2:])
     last = latents.pixel_frames(latent) - 1
-    clean = torch.zeros_like(latent)
-    mask = torch.ones_like(latent[:, :1])
+    if mask is not None and tuple(mask.shape) != (1, 1, *shape):
+        raise InputError(f"the noise mask is {list(mask.shape)}; {[1, 1, *shape]} is needed for this latent.")
+    clean = torch.zeros_like(latent) if mask is None else latent.clone()
+    mask = torch.ones_like(latent[:, :1]) if mask is None else mask.to(latent).clone()
     marked = torch.zeros_like(mask)
     marked[:, :, :1] = 1
     keyframes = []

@@ -93,7 +93,9 @@ class Guidance:
                     raise ValueError("a pass that the guidance needs is missing")
                 guided = guided + weight * (cond - other.float())
         if self.rescale:
-            factor = self.rescale * (cond.std() / guided.std()) + (1 - self.rescale)
+            # Where every token is kept and all are equal, both deviations are 0, and there is nothing to rescale.
+            ratio = (cond.std() / guided.std()).nan_to_num(nan=1.0, posinf=math.inf)
+            factor = self.rescale * ratio + (1 - self.rescale)
             guided = guided * factor
         return guided
 

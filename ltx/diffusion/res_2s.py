@@ -36,7 +36,7 @@ def res_2s(
     clean, masks: the clean tokens, which are blended back by the masks after noise was added. It computes in float64.
     Raises InputError if the sigmas cannot be used or do not fall.
     """
-    sigmas = _falling(checked(sigmas))
+    sigmas = falling(checked(sigmas))
     at_end, at_middle = FreshNoise(seed), FreshNoise(seed + SUBSTEP_SEED)
     levels = sigmas.double().tolist()
     total = len(levels) - 1 - (levels[-1] == 0)
@@ -69,7 +69,7 @@ def weights(h: float) -> tuple[float, float, float]:
     return phi1_half / 2, phi1 - 2 * phi2, 2 * phi2
 
 
-def _falling(sigmas: Tensor) -> Tensor:
+def falling(sigmas: Tensor) -> Tensor:
     """The schedule with LAST before a 0 at its end, because the logarithm needs a last step above 0. One more
     prediction at LAST then ends the run. Raises InputError if the sigmas do not fall."""
     if sigmas[-1] == 0:

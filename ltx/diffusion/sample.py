@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..latents import CHANNELS, Noise, unpatchify_audio, unpatchify_video
+from ..latents import CHANNELS, NoiseSource, unpatchify_audio, unpatchify_video
 from ..weights.configs import SWITCHES
 from .ancestral import euler_ancestral
 from .conditioning import AudioCondition, Conditions, audio_stream, video_stream
@@ -28,12 +28,12 @@ def sample(
     latent: Tensor,
     conditions: Conditions,
     steering: Steering,
-    noise: Noise,
+    noise: NoiseSource,
     *,
     device: torch.device | str | None = None,
     room: float | None = None,
     hooks: Hooks = UNWATCHED,
-) -> tuple[Tensor, AudioCondition, Noise]:
+) -> tuple[Tensor, AudioCondition, NoiseSource]:
     """Samples one stage → float32 video latent, the audio for the next stage (frozen), and the noise for the next
     stage.
 
@@ -46,7 +46,7 @@ def sample(
         raise InputError(f"the latent is {list(latent.shape)}; an LTX video latent [1, {CHANNELS}, F, H, W] is needed.")
     device = device if device is not None else next(model.parameters()).device
     audio, sigmas, trace = conditions.audio, steering.sigmas, hooks.trace
-    video = video_stream(latent.float(), conditions.guides, audio.fps).to(device)
+    video = video_stream(latent.float(), conditions.guides, audio.fps, conditions.mask).to(device)
     sound = audio_stream(audio).to(device)
     seed = noise.seed + RESTART_SEED
     drawn, noise = noise.draw(tuple(video.latent.shape), tuple(sound.latent.shape))

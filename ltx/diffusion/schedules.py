@@ -23,6 +23,8 @@ LTX2_LAST = 0.1  # the last sigma above 0
 BETA_SHIFT = 2.37
 BETA_PARAMETER = 0.6  # alpha and beta have this value
 BETA_TIMESTEPS = 10_000
+TOLERANCE = 1e-4  # by which rounding may lift a first sigma above 1
+SHOWN = 8  # values of a schedule that a message lists
 LINEAR_NOISE = 0.025  # the noise that the linear half of `linear_quadratic` removes
 
 REFINE = (0.909375, 0.725, 0.421875, 0.0)
@@ -84,10 +86,16 @@ def _check(steps: int) -> int:
 
 
 def checked(sigmas: Tensor) -> Tensor:
-    """The schedule [steps + 1] as float32 on the CPU. Raises InputError if it has no step or an impossible value."""
+    """The schedule [steps + 1] as float32 on the CPU. Raises InputError if it has no step, an impossible value, a value
+    above 1 or one that rises."""
     sigmas = torch.as_tensor(sigmas, dtype=torch.float32, device="cpu")  # CPU scalars need no synchronisation
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise InputError("sigmas has no step: give a schedule of at least two values.")
+    shown = f"[{', '.join(f'{sigma:.4g}' for sigma in sigmas[:SHOWN].tolist())}{', …' if len(sigmas) > SHOWN else ''}]"
     if not (sigmas.isfinite().all() and (sigmas[:-1] > 0).all() and sigmas[-1] >= 0):
-        raise InputError(f"sigmas is {sigmas.tolist()}: every value but the last must be above 0.")
-    return sigmas
+        raise InputError(f"sigmas is {shown}: every value but the last must be above 0.")
+    if sigmas.max() > 1 + TOLERANCE:
+        raise InputError(f"sigmas is {shown}: this model's noise is at most 1; use a schedule made for LTX.")
+    if (sigmas.diff() > 0).any():
+        raise InputError(f"sigmas is {shown}: the values rise; each must be lower than the one before.")
+    return sigmas.clamp(max=1)

@@ -14,6 +14,7 @@ from ..request import Request
 from . import schedules
 from .acceleration import EXACT, Acceleration, level
 from .guidance import NONE, Guidance, needed
+from .res_2s import falling
 from .samplers import Restart
 
 EULER, RES_2S, ANCESTRAL = SAMPLERS = ("euler", "res_2s", "euler_ancestral")
@@ -59,6 +60,8 @@ class Steering:
             raise InputError(
                 f"sampler: {self.sampler} renews noise by itself; leave out restart and gradient estimation."
             )
+        if self.sampler == RES_2S:
+            falling(self.sigmas)  # for its errors
 
     @property
     def steps(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.stream import Disposition
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from ..latents import TIME_SCALE
 MAX_SECONDS = 600  # the longest video, 481 frames at 1 fps, needs less
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; a lower rate carries no usable sound, and nobody records at a higher one
 MAX_VALUES = 2**28  # samples times channels of one file: 1 GiB, ten minutes at 48 kHz in nine channels
+MAX_CHANNELS = 64  # FFmpeg's own limit
 MAX_SAMPLE = 1e6  # full scale is 1; a float file with a larger sample is damaged, and its square would overflow
 
 # Tags may be in any encoding. PyAV before version 19 needs an option for that; newer versions do not.
@@ -45,7 +47,8 @@ class Track:
     """Sound as it was recorded. waveform: float32 [channels, samples], full scale ±1; rate: Hz.
 
     speakers: FFmpeg's names of the channels ("FL", "FR", "FC", …). If it is empty, the usual order for that number of
-    channels is assumed. Raises InputError if the shape or the rate cannot be used.
+    channels is assumed. Raises InputError if the shape or the rate cannot be used, or there is not one speaker for each
+    channel.
     """
 
     waveform: Tensor
@@ -57,6 +60,10 @@ class Track:
             raise InputError(f"audio: its shape is {tuple(self.waveform.shape)}; [channels, samples] is needed.")
         if not MIN_RATE <= self.rate <= MAX_RATE:
             raise InputError(f"audio: {self.rate} Hz is not a usable sample rate; resample it to 48000 Hz.")
+        if self.speakers and len(self.speakers) != len(self.waveform):
+            raise InputError(
+                f"audio: {len(self.waveform)} channels have {len(self.speakers)} speakers; name one for each or none."
+            )
 
     @property
     def seconds(self) -> Fraction:
@@ -69,9 +76,10 @@ class Track:
 def load_track(path: str | Path, start: float = 0, duration: float | None = None) -> Track:
     """Reads the audio of any file that FFmpeg opens, at the file's own rate and layout. start, duration: seconds.
 
-    Decoding always starts at the beginning of the file, because seeking is inexact in several formats. It ends after
-    `duration`, at most MAX_SECONDS. Damaged packets are skipped. Raises InputError, which names the file, if it has no
-    usable sound.
+    In a film the times count from the film's start: where its sound begins later, there is silence before it. Decoding
+    always starts at the beginning of the file, because seeking is inexact in several formats. It ends after `duration`,
+    at most MAX_SECONDS. Damaged packets are skipped. Raises InputError, which names the file, if it has no usable
+    sound.
     """
     path = Path(path)
     name = path.name or str(path)
@@ -108,6 +116,7 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction) -> Tra
         raise InputError(f"{name}: has no audio track; choose a file with sound.")
     if stream.codec_context is None:
         raise InputError(f"{name}: its audio codec is not supported; convert the file, for example to WAV.")
+    film = _film_start(container)
     blocks: list[np.ndarray] = []
     kind, speakers, position, first, last = None, (), 0, 0, 0
     for frame in _frames(container, stream):
@@ -119,6 +128,12 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction) -> Tra
             speakers = tuple(channel.name for channel in frame.layout.channels)
             first = round(start * frame.sample_rate)
             last = first + max(1, round(length * frame.sample_rate))
+            position = _lateness(frame, film)
+            if position >= last:
+                at = position / frame.sample_rate
+                raise InputError(f"{name}: its sound begins only at {at:.3f} s; choose a later start or a longer part.")
+            _check_room(name, position - first, len(speakers))
+            blocks.append(np.zeros((len(speakers), max(0, position - first)), np.float32))
             # It changes the sample format only. The format is packed, because PyAV reads past the end of eight or more
             # planes and crashes.
             to_float = av.AudioResampler("flt", frame.layout, frame.sample_rate)
@@ -130,25 +145,52 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction) -> Tra
                 samples = rearrange(block.to_ndarray(), "1 (n c) -> c n", c=len(speakers))
                 blocks.append(samples[:, max(0, first - position) : last - position])
             position += block.samples
-        if (min(position, last) - first) * len(speakers) > MAX_VALUES:
-            raise InputError(
-                f"{name}: has over {MAX_VALUES // 10**6} million samples; cut it, or convert it to 48000 Hz stereo."
-            )
+        _check_room(name, min(position, last) - first, len(speakers))
         if position >= last:
             break
     if kind is None:
         raise InputError(f"{name}: no sound could be decoded; the file is damaged or empty: export it again.")
-    if not blocks:
-        raise InputError(f"start: {float(start):g} s is after the end of {name} at {position / kind[0]:.3f} s.")
     waveform = np.concatenate(blocks, axis=1)
+    if not waveform.size:
+        raise InputError(f"start: {float(start):g} s is after the end of {name} at {position / kind[0]:.3f} s.")
+    _check_samples(name, waveform, kind[0], start)
+    return Track(torch.from_numpy(waveform), kind[0], () if "NONE" in speakers else speakers)
+
+
+def _lateness(frame: Any, film: Fraction | None) -> int:
+    """The samples between the film's start and its first sound; 0 if the sound begins before the picture or there is no
+    film."""
+    if film is None or frame.pts is None or frame.time_base is None:
+        return 0
+    return max(0, round((frame.pts * Fraction(frame.time_base) - film) * frame.sample_rate))
+
+
+def _check_room(name: str, samples: int, channels: int) -> None:
+    """Raises InputError if so many samples are too many to hold."""
+    if samples * channels > MAX_VALUES:
+        raise InputError(
+            f"{name}: has over {MAX_VALUES // 10**6} million samples; cut it, or convert it to 48000 Hz stereo."
+        )
+
+
+def _check_samples(name: str, waveform: np.ndarray, rate: int, start: Fraction) -> None:
+    """Raises InputError with the time of the first sample that is no usable number."""
     damaged = ~(np.abs(waveform) < MAX_SAMPLE).all(axis=0)  # the comparison is False for NaN
     if damaged.any():
-        at = float(start) + int(damaged.argmax()) / kind[0]
+        at = float(start) + int(damaged.argmax()) / rate
         raise InputError(
             f"{name}: has samples that are not usable numbers (NaN, infinite or beyond {MAX_SAMPLE:g}), "
             f"the first at {at:.3f} s; export it again as 16- or 24-bit."
         )
-    return Track(torch.from_numpy(waveform), kind[0], () if "NONE" in speakers else speakers)
+
+
+def _film_start(container: Any) -> Fraction | None:
+    """The time of the first picture in seconds; None if the file has no moving picture, for instance only a cover."""
+    for stream in container.streams.video:
+        cover = bool(stream.disposition & Disposition.attached_pic)
+        if not cover and stream.start_time is not None and stream.time_base is not None:
+            return stream.start_time * Fraction(stream.time_base)
+    return None
 
 
 def _frames(container: Any, stream: Any) -> Iterator[Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -22,7 +23,14 @@ CRF, PRESET = 33, "veryfast"
 MAX_PIXELS = 80_000_000  # less than the number at which Pillow warns of a decompression bomb
 MAX_SIDE = 16_384  # the limit of H.264
 # EPS and WMF are left out, because Pillow starts other programs for them.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "TGA", "PPM", "ICO", "PSD")
+FORMATS = (
+    "PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "TGA", "PPM", "ICO", "PSD",
+)  # fmt: skip
+# Formats that not every Pillow reads: the marks in the first box of a file, their usual name, and what reads them.
+BRANDS = {
+    "AVIF": ((b"avif", b"avis"), "AVIF", "Pillow 11.3 or newer"),
+    "HEIF": ((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC", "pillow-heif"),
+}
 
 
 def load_image(path: str | Path) -> Tensor:
@@ -37,9 +45,8 @@ def load_image(path: str | Path) -> Tensor:
         raise InputError(f"{name}: is a folder; name one image in it.")
     if not path.is_file():
         raise InputError(f"{name}: no such file; check the name and the folder.")
-    Image.init()
     try:
-        with Image.open(path, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
+        with Image.open(path, formats=readers()) as image:
             check_size(name, *image.size)
             return torch.from_numpy(_to_rgb(image, name))
     except InputError:
@@ -47,9 +54,37 @@ def load_image(path: str | Path) -> Tensor:
     except Image.DecompressionBombError as error:
         raise InputError(too_large(name, "far larger")) from error
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        if missing := missing_reader(name, path):
+            raise InputError(missing) from error
         raise InputError(
             f"{name}: cannot be read as an image; it is damaged or has another format: save it as PNG or JPEG."
         ) from error
+
+
+def readers() -> list[str]:
+    """Pillow's names of the formats that are read here: its own, and HEIF if pillow-heif is installed."""
+    Image.init()
+    if "HEIF" not in Image.OPEN:
+        with suppress(Exception):  # it is missing or broken
+            from pillow_heif import register_heif_opener
+
+            register_heif_opener(thumbnails=False)
+    return [known for known in FORMATS if known in Image.OPEN]
+
+
+def missing_reader(name: str, path: Path) -> str:
+    """The sentence for a file in a format that nothing installed reads, which names what does; else "". name: the file
+    or field."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[4:8] != b"ftyp":
+        return ""
+    marks = {head[8:12], *(head[at : at + 4] for at in range(16, min(len(head), int.from_bytes(head[:4], "big")), 4))}
+    for known, (brands, kind, reader) in BRANDS.items():
+        if marks.intersection(brands):
+            missing = f"{name}: is {kind}, which needs {reader}; install that, or save it as PNG or JPEG."
+            return "" if known in Image.OPEN else missing
+    return ""
 
 
 def check_size(name: str, width: int, height: int) -> None:
@@ -95,17 +130,30 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def from_float(image: Tensor) -> Tensor:
-    """ComfyUI's image, float [H, W, 3 or 4] in 0..1 → uint8 [H, W, 3]. Transparent parts become black, as in
-    load_image.
+    """ComfyUI's image, float [H, W, 1 to 4] in 0..1 or bytes → uint8 [H, W, 3]. One or two channels are grey; the
+    second or fourth is the opacity. Transparent parts become black, as in load_image.
 
     Raises InputError if the shape is another one or a value is NaN or infinite.
     """
-    if image.ndim != 3 or image.shape[2] not in (3, 4) or not image.numel():
+    if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4) or not image.numel():
         raise InputError(f"image: its shape is {tuple(image.shape)}; [height, width, 3] is needed.")
-    if not torch.isfinite(image).all():
+    return flat(image).mul(255).round().to("cpu", torch.uint8)
+
+
+def flat(images: Tensor) -> Tensor:
+    """ComfyUI's images [..., H, W, 1 to 4] → float32 [..., H, W, 3] in 0..1, without their transparency: it is black.
+
+    Raises InputError if they are neither floats nor bytes, or a value is NaN or infinite.
+    """
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise InputError(f"image: its pixels are {images.dtype}; floats from 0 to 1 are needed.")
+    pixels = images.float().div(255) if images.dtype == torch.uint8 else images.float()
+    if not torch.isfinite(pixels).all():
         raise InputError("image: has NaN or infinite values; check the node that it comes from.")
-    image = image.float().clamp(0, 1)
-    return (image[..., :3] * image[..., 3:] if image.shape[2] == 4 else image).mul(255).round().to("cpu", torch.uint8)
+    pixels = pixels.clamp(0, 1)
+    if pixels.shape[-1] in (2, 4):
+        pixels = pixels[..., :-1] * pixels[..., -1:]
+    return pixels.expand(*pixels.shape[:-1], 3)
 
 
 def compress(image: Tensor, crf: int = CRF) -> Tensor:

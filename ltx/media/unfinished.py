@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     _sweep(path.parent)
     # It is in the same folder, so that the rename is atomic, and its name is random, so that two writers do not
     # collide.
-    partial = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         yield partial
         with disk_errors(path):

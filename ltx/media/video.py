@@ -303,17 +303,37 @@ def _rate(track: Track, kind: Format) -> int:
     return min((rate for rate in kind.rates if rate >= track.rate), default=max(kind.rates, default=track.rate))
 
 
+def mixing(track: Track | None, format: str) -> str:
+    """The sentence for the report if a file of that format cannot have the track's channels, else ""."""
+    kind = choose("format", format, FORMATS)
+    if track is None or not kind.audio_codec or _layout(track, kind):
+        return ""
+    channels = track.waveform.shape[0]
+    return f"the sound was mixed down from {channels} channels to stereo, because {format} has no such layout"
+
+
 def _fit(track: Track, kind: Format) -> tuple[Track, str]:
     """Returns the track with channels that the codec supports, and FFmpeg's name of their layout."""
-    channels = track.waveform.shape[0]
-    # Unknown channels get FFmpeg's usual layout, except three channels: their third would become a subwoofer.
-    name = av.AudioLayout("+".join(track.speakers) or f"{channels}c").name
-    if name == "2.1" and not track.speakers:
-        name = "3.0"
-    name = BACK_NAMES.get(name, name)
-    if name in kind.downmixed or not _holds(kind.audio_codec, name):
+    name = _layout(track, kind)
+    if not name:
         return conditioning_track(track, track.waveform.shape[1], Fraction(track.rate)), "stereo"  # at its full length
     return track, name
+
+
+def _layout(track: Track, kind: Format) -> str:
+    """FFmpeg's name of the track's layout, or "" if FFmpeg has none or the codec does not support it."""
+    channels = track.waveform.shape[0]
+    # Unknown channels get FFmpeg's usual layout, except three channels: their third would become a subwoofer.
+    try:
+        name = av.AudioLayout("+".join(track.speakers) or f"{channels}c").name
+    except ValueError:  # FFmpeg knows no layout with this number of channels or with these speakers
+        return ""
+    if name == "2.1" and not track.speakers:
+        name = "3.0"
+    if " " in name:  # "2 channels (AMBI0+AMBI1)": speakers, but no layout
+        return ""
+    name = BACK_NAMES.get(name, name)
+    return name if name not in kind.downmixed and _holds(kind.audio_codec, name) else ""
 
 
 def _holds(codec: str, layout: str) -> bool:

@@ -16,6 +16,7 @@ from transformers import Gemma3TextConfig, Gemma3TextModel
 
 from ..diffusion.conditioning import TEXT_LENGTH
 from ..errors import InputError
+from ..prompt.gemma import folders
 from ..prompt.text import encode_text
 from .rehearsal import CPU, META
 
@@ -46,7 +47,7 @@ def text_encoder(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> tu
     read.
     """
     try:
-        entries = headers(path)
+        entries = headers(folders(path)[0] if path.is_dir() else path)
         size, blocks = _stored(entries, dtype, fp8)
         return size, blocks, _language(entries, len(blocks), dtype)
     except (OSError, KeyError, ValueError, struct.error) as error:

@@ -22,7 +22,9 @@ from ..diffusion.sound import decode_audio, encode_mel
 from ..job import BLOCKS, FIRST, NEVER, Compute, Job
 from ..latents import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, audio_length, video_shape
 from ..models import size as readable
+from ..weights.adapters import LowRank, tensors
 from ..weights.checkpoint import load_upscaler
+from ..weights.quantized import QuantizedLinear, weight_shape
 from .encoder import encode_longest, text_encoder
 from .free import free_memory
 from .rehearsal import META, blueprint, bytes_of, peak, weights
@@ -158,18 +160,31 @@ class _Measured:
         model = blueprint(lambda: job.checkpoint.transformer(dtype, **fp8))
         transformer = Resident.of(TRANSFORMER, model, model.transformer_blocks)
         models = (transformer, *self._mapped_loras())
-        targets = {name for loaded, _ in job.loras[1] for name in loaded.targets}
-        # Merging holds W, its change and their sum in float32, for one weight at a time.
-        merging = 12 * max((p.numel() for name, p in model.named_parameters() if name in targets), default=0)
+        merging, editing = self._changing(model)
         model.transformer_blocks = model.transformer_blocks[:3]  # three blocks are enough to reach a step's peak
 
-        self._stage("first stage" if two_stages else "sample", models, model, self.first, merging, guided=True)
+        first = "first stage" if two_stages else "sample"
+        self._stage(first, models, model, self.first, merging, editing, guided=True)
         if two_stages:
             upsampler = blueprint(lambda: load_upscaler(job.files.upscaler, dtype))
             vae = blueprint(job.checkpoint.video_statistics)
             work = upscaling(upsampler, vae, video_shape(self.clip.frames, *self.first), self.on)
             self.planner.add("upscale", (transformer, Resident.of("upscaler", upsampler)), work)
-            self._stage("second stage", models, model, self.full, merging, guided=False)
+            self._stage("second stage", models, model, self.full, merging, editing, guided=False)
+
+    def _changing(self, model: nn.Module) -> tuple[int, int]:
+        """Bytes that LoRAs take for one weight: when they are merged, and in a step beside a quantized weight.
+
+        Both hold W, its change and their sum in float32; a change that is no plain pair holds one more.
+        """
+        merging, editing = [0], [0]
+        for name, adapter in ((n, a) for fit, *_ in self.job.fits for n, a in fit.changes.items()):
+            size = (12 if isinstance(adapter, LowRank) else 16) * weight_shape(model, name).numel()
+            if not isinstance(model.get_submodule(name.rpartition(".")[0]), QuantizedLinear):
+                merging.append(size)
+            elif not isinstance(adapter, LowRank):
+                editing.append(size)
+        return max(merging), max(editing)
 
     def _stage(
         self,
@@ -178,6 +193,7 @@ class _Measured:
         model: nn.Module,
         size: tuple[int, int],
         merging: int,
+        editing: int,
         guided: bool,
     ) -> None:
         clip, job = self.clip, self.job
@@ -195,7 +211,7 @@ class _Measured:
                     room=room,
                 )
 
-            return max(merging, peak(work, self.on))
+            return max(merging, peak(work, self.on) + editing)
 
         one_by_one = step(0.0)
         batched = step(math.inf) if guided and self.on != "cpu" else one_by_one
@@ -206,8 +222,8 @@ class _Measured:
         files = {loaded.path: loaded for loaded, _ in self.job.loras[1]}
         if self.on != "cpu" or not files:
             return ()
-        pairs = [pair for loaded in files.values() for pair in loaded.targets.values()]
-        return (Resident("LoRAs", bytes_of(half for pair in pairs for half in (pair.up, pair.down))),)
+        adapters = [adapter for loaded in files.values() for adapter in loaded.changes.values()]
+        return (Resident("LoRAs", bytes_of(tensor for adapter in adapters for tensor in tensors(adapter))),)
 
     def decoding(self) -> Tiling | None:
         """Adds the phases that decode sound and picture. Returns the tiling that fits."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +31,8 @@ RENAMES = (
     (r"^((model\.)?vision_tower\.)(vision_model\.)?|^vision_model\.", VISION),
     (r"^(model\.)?multi_modal_projector\.", PROJECTOR),
 )
+ENCODER = "text_encoder/config.json"
+"""Its presence in a diffusers folder shows that the folder holds a text encoder."""
 FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2, "nvfp4": torch.uint8}
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -62,14 +64,19 @@ class EncoderFile:
         file, key = self.names[f"{LANGUAGE}embed_tokens.weight"]
         return FLOATS.get(file.get_slice(key).get_dtype(), torch.bfloat16)
 
+    def compare(self, model: nn.Module) -> None:
+        """Reads what `fill` reads, except the weights' values. Raises InputError for what it would refuse."""
+        formats, read = self._formats(), set()
+        for _, last, source, module in _wanted(model):
+            self._stored(source, last, getattr(module, last).shape, formats)
+            read.add(f"{source}.{last}")
+        self._check_known(read)
+
     def fill(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Gives the model its tensors. Raises InputError if the language model's tensors are not exactly those of the
         model; further tensors of the file are ignored."""
         formats, read = self._formats(), set()
-        for name in [name for name in model.state_dict() if not name.startswith("lm_head.")]:
-            owner, _, last = name.rpartition(".")
-            source = owner.replace(f"{VISION}vision_model.", VISION)  # the name in transformers before version 5
-            module = model.get_submodule(owner)
+        for owner, last, source, module in _wanted(model):
             stored = self._stored(source, last, getattr(module, last).shape, formats)
             read.add(f"{source}.{last}")
             if isinstance(stored, Stored) and last == "weight" and type(module) is nn.Linear:
@@ -81,6 +88,9 @@ class EncoderFile:
                 module._buffers[last] = tensor
             else:
                 setattr(module, last, nn.Parameter(tensor, requires_grad=False))
+        self._check_known(read)
+
+    def _check_known(self, read: set[str]) -> None:
         beside = (*NOTES, "weight_scale_2")
         unknown = {n for n in self.tensors - read if n.startswith(LANGUAGE) and n.rpartition(".")[2] not in beside}
         unknown.discard(f"{LANGUAGE}lm_head.weight")  # tied to the embeddings
@@ -155,6 +165,25 @@ class EncoderFile:
     def _tensor(self, name: str) -> Tensor:
         file, key = self.names[name]
         return file.get_tensor(key)
+
+
+def _wanted(model: nn.Module) -> Iterator[tuple[str, str, str, nn.Module]]:
+    """Every tensor that the file must hold: its layer's name, its own name, the layer's name in the file, and the
+    layer."""
+    for name in [name for name in model.state_dict() if not name.startswith("lm_head.")]:
+        owner, _, last = name.rpartition(".")
+        source = owner.replace(f"{VISION}vision_model.", VISION)  # the name in transformers before version 5
+        yield owner, last, source, model.get_submodule(owner)
+
+
+def folders(path: Path) -> tuple[Path, Path]:
+    """The folder of the weights and the folder of the tokenizer: one folder, or two of a diffusers folder, which may be
+    named itself or by its text_encoder."""
+    if (path / ENCODER).is_file():
+        return path / "text_encoder", path / "tokenizer"
+    beside = path.parent / "tokenizer"
+    alone = not (path / "tokenizer.json").is_file() and (beside / "tokenizer.json").is_file()
+    return path, beside if alone else path
 
 
 def make_buffers(model: nn.Module) -> None:

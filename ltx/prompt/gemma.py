@@ -1,4 +1,5 @@
-"""Loads Gemma, the text encoder, from the folder of its repository or from a single file.
+"""Loads Gemma, the text encoder, from the folder of its repository, from a diffusers folder that holds it, or from a
+single file.
 
 LTX-2.3 has Gemma 3, the whole conditional-generation model, because it both encodes prompts (text.py) and writes them
 (expand.py). LTX-2.5 has a Gemma 4 that encodes them (gemma4_file.py).
@@ -12,16 +13,19 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor, AutoTokenizer, Gemma3ForConditionalGeneration, PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..foreign import foreign
 from ..models import MODELS, V23, V25
 from ..weights.checkpoint import Checkpoint
+from ..weights.files import open_safetensors
 from ..weights.quantized import quantize
 from . import gemma4_file, gemma_file
+from .encoder_file import folders
+from .sentencepiece import CHAT
 
 WANTED = MODELS[V23.encoder].repository
 INDEX = "model.safetensors.index.json"
@@ -52,7 +56,7 @@ class Gemma:
 
         Raises InputError if its configuration is missing.
         """
-        if not self.path.is_dir():
+        if not self.path.is_dir() or folders(self.path)[1] != self.path:
             return gemma_file.image_processor(self.model, self.tokenizer)
         if not any((self.path / name).is_file() for name in PREPROCESSORS):
             raise InputError(
@@ -84,13 +88,14 @@ def check_gemma(path: Path, checkpoint: Checkpoint | None = None) -> None:
     elif new and not gemma_file.is_gemma3(path):
         gemma4_file.Gemma4File(path)  # says what is wrong with it
     else:
-        gemma_file.GemmaFile(path)
+        gemma_file.GemmaFile(path).check()
     if new:
         raise _mismatch(path, "Gemma 3", checkpoint)
 
 
 def _check_gemma4(path: Path, checkpoint: Checkpoint | None) -> None:
     opened = gemma4_file.Gemma4File(path)
+    opened.check()
     if checkpoint is None:
         return
     if checkpoint.generation is not V25:
@@ -100,7 +105,7 @@ def _check_gemma4(path: Path, checkpoint: Checkpoint | None) -> None:
         raise InputError(
             f"{path}: is {opened.version}, and {checkpoint.path} was trained with {theirs}; use {gemma4_file.WANTED}."
         )
-    if path.is_dir() and not opened.version and path.parent != checkpoint.path:
+    if path.is_dir() and not opened.version and checkpoint.path not in (path, path.parent):
         raise InputError(
             f"{path}: does not say that it was trained with LTX-2.5, which a stock Gemma 4 was not; use "
             f"{gemma4_file.WANTED}, or the text encoder of the checkpoint's own diffusers folder."
@@ -116,14 +121,24 @@ def _mismatch(path: Path, kind: str, checkpoint: Checkpoint) -> InputError:
 
 
 def _check_folder(path: Path) -> None:
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        if not (path / name).is_file():
-            raise InputError(f"{path / name}: not found; download the whole {WANTED} into that folder.")
-    model_type = _read_json(path / "config.json").get("model_type")
+    path, tokenizer = folders(path)
+    for file in (path / "config.json", tokenizer / "tokenizer.json", tokenizer / "tokenizer_config.json"):
+        if not file.is_file():
+            raise InputError(f"{file}: not found; download the whole {WANTED} into that folder.")
+        if found := foreign(file, json_text=True):
+            raise InputError(f"{file}: {found[0]}; get the whole {WANTED} again ({found[1]}).")
+    config = _read_json(path / "config.json")
+    model_type = config.get("model_type")
     if model_type != "gemma3":
         raise InputError(f"{path / 'config.json'}: its model_type is {model_type!r}, not 'gemma3'; use {WANTED}.")
+    if quantized := config.get("quantization_config"):
+        kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise InputError(
+            f"{path / 'config.json'}: its weights are quantized by {kind!r:.40}, which is not supported; use {WANTED} "
+            f"or {gemma_file.WANTED}."
+        )
     for weights in _weight_files(path):
-        _check_weights(weights)
+        open_safetensors(weights, WANTED)
 
 
 def load_gemma(
@@ -170,13 +185,16 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
 
 
 def _from_folder(folder: Path, dtype: torch.dtype | None) -> Gemma:
+    weights, beside = folders(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(beside, local_files_only=True)
     except Exception as error:  # the tokenizers library raises no narrower class
-        raise InputError(f"{folder / 'tokenizer.json'}: cannot be read ({_line(error)}); download it again.") from error
+        raise InputError(f"{beside / 'tokenizer.json'}: cannot be read ({_line(error)}); download it again.") from error
+    if tokenizer.chat_template is None:  # some copies of the folder lack it; there is one format that Gemma 3 knows
+        tokenizer.chat_template = CHAT
     try:
         model, report = Gemma3ForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype or "auto", local_files_only=True, use_safetensors=True, output_loading_info=True
+            weights, dtype=dtype or "auto", local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(f"{folder}: cannot be loaded as Gemma 3 ({_line(error)}); use {WANTED}.") from error
@@ -199,17 +217,6 @@ def _weight_files(folder: Path) -> list[Path]:
     if not isinstance(shards, dict) or not shards:
         raise InputError(f"{folder / INDEX}: names no weights; download it again from {WANTED}.")
     return [folder / name for name in sorted(set(shards.values()))]
-
-
-def _check_weights(path: Path) -> None:
-    """Raises InputError if the file is missing, or if its size differs from the size in its header."""
-    if not path.is_file():
-        raise InputError(f"{path}: not found; download it from {WANTED}.")
-    try:
-        with safe_open(path, "pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated or damaged ({_line(error)}); download it again.") from error
 
 
 def _read_json(path: Path) -> dict:

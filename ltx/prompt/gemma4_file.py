@@ -21,7 +21,7 @@ from .. import versions
 from ..errors import InputError
 from ..models import MODELS, V25
 from ..weights.files import open_safetensors
-from .encoder_file import LANGUAGE, EncoderFile, make_buffers, rename
+from .encoder_file import LANGUAGE, EncoderFile, folders, make_buffers, rename
 
 WANTED = MODELS[V25.encoder].name
 MARK = f"{LANGUAGE}layers.0.layer_scalar"
@@ -47,10 +47,12 @@ class Gemma4File(EncoderFile):
 
     def __init__(self, path: Path) -> None:
         folder = path.is_dir()
-        super().__init__(path, sorted(path.glob("*.safetensors")) if folder else ())
+        weights, self.beside = folders(path) if folder else (path, path)
+        super().__init__(path, sorted(weights.glob("*.safetensors")) if folder else ())
         if MARK not in self.tensors:
             raise InputError(f"{path}: is not Gemma 4; use {WANTED}.")
-        self.config = _json(path / "config.json", (path / "config.json").read_bytes()) if folder else self._metadata()
+        settings = weights / "config.json"
+        self.config = _json(settings, settings.read_bytes()) if folder else self._metadata()
         self.version: str | None = self.config.get("gemma_version")
         if not folder and PROJECTION not in self.names:
             raise InputError(
@@ -63,7 +65,8 @@ class Gemma4File(EncoderFile):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises InputError if it cannot be read."""
         if self.path.is_dir():
-            content, settings = (self._beside(name) for name in ("tokenizer.json", "tokenizer_config.json"))
+            files = [self.beside / name for name in ("tokenizer.json", "tokenizer_config.json")]
+            content, settings = (file.read_bytes() if file.is_file() else None for file in files)
         else:
             content, settings = self._bytes(TOKENIZER), self._bytes(TOKENIZER_CONFIG)
         said = _json(self.path, settings or b"{}")
@@ -79,6 +82,10 @@ class Gemma4File(EncoderFile):
     @property
     def bos(self) -> int:
         return self._text_config().get("bos_token_id") or BOS
+
+    def check(self) -> None:
+        """Reads what loading reads, except the weights' values. Raises InputError for what loading would refuse."""
+        self.compare(build(self._text_config(), self.path))
 
     def model(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Builds the model on the CPU, with its language model alone. It computes in `dtype`; None means the dtype of
@@ -131,20 +138,14 @@ class Gemma4File(EncoderFile):
         """A file that is stored as a tensor of bytes, some of which are signed; None if it is not there."""
         return self._tensor(name).view(torch.uint8).numpy().tobytes() if name in self.names else None
 
-    def _beside(self, name: str) -> bytes | None:
-        """A file of the tokenizer, in the folder itself or in the folder `tokenizer` beside it, as diffusers has it."""
-        for folder in (self.path, self.path.parent / "tokenizer"):
-            if (folder / name).is_file():
-                return (folder / name).read_bytes()
-        return None
-
 
 def is_gemma4(path: Path) -> bool:
     """Whether a text encoder is a Gemma 4, by its configuration or the names of its tensors; False if neither can be
     read."""
     try:
         if path.is_dir():
-            return str(_json(path, (path / "config.json").read_bytes()).get("model_type")).startswith("gemma4")
+            settings = folders(path)[0] / "config.json"
+            return str(_json(settings, settings.read_bytes()).get("model_type")).startswith("gemma4")
         file = open_safetensors(path, WANTED)
         return any(rename(key) == MARK for key in file.keys())  # noqa: SIM118 - safe_open is no mapping
     except (InputError, OSError):

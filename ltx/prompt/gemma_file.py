@@ -52,6 +52,10 @@ class GemmaFile(EncoderFile):
             f"{PROJECTOR}mm_input_projection_weight",
         } <= self.tensors
 
+    def check(self) -> None:
+        """Reads what loading reads, except the weights' values. Raises InputError for what loading would refuse."""
+        self.compare(self._empty(None))
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         try:
             return build_tokenizer(self._tensor(TOKENIZER).numpy().tobytes())
@@ -63,16 +67,22 @@ class GemmaFile(EncoderFile):
     ) -> Gemma3ForConditionalGeneration:
         """Builds the model on the CPU. It computes in `dtype`; None means the dtype of the embeddings, or bfloat16. The
         model has a vision tower only if the file has one."""
-        with torch.device("meta"):
-            model = Gemma3ForConditionalGeneration(self._config(tokenizer))
-        if not self.sees:
-            model.model.vision_tower = model.model.multi_modal_projector = None
+        model = self._empty(tokenizer)
         make_buffers(model)
         self.fill(model, dtype or self.stored_dtype())
         model.lm_head.weight = model.get_input_embeddings().weight
         return model
 
-    def _config(self, tokenizer: PreTrainedTokenizerBase) -> Gemma3Config:
+    def _empty(self, tokenizer: PreTrainedTokenizerBase | None) -> Gemma3ForConditionalGeneration:
+        """The model on the meta device."""
+        with torch.device("meta"):
+            model = Gemma3ForConditionalGeneration(self._config(tokenizer))
+        if not self.sees:
+            model.model.vision_tower = model.model.multi_modal_projector = None
+        return model
+
+    def _config(self, tokenizer: PreTrainedTokenizerBase | None) -> Gemma3Config:
+        """tokenizer: None leaves out its ids, which the shapes do not depend on."""
         words, width = self._shape(f"{LANGUAGE}embed_tokens.weight")
         head = self._shape(f"{LANGUAGE}layers.0.self_attn.q_norm.weight")[0]
         (norm,) = self._shape(f"{LANGUAGE}norm.weight")
@@ -93,7 +103,7 @@ class GemmaFile(EncoderFile):
             "hidden_activation": "gelu_pytorch_tanh",
             **ROPE,
         }
-        if norm != width or max(tokenizer.get_vocab().values()) >= words:
+        if norm != width or (tokenizer is not None and max(tokenizer.get_vocab().values()) >= words):
             raise InputError(f"{self.path}: its embeddings do not fit its other tensors; download {WANTED} again.")
         vision, tokens = (
             {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1},
@@ -116,7 +126,7 @@ class GemmaFile(EncoderFile):
         vision |= {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "vision_use_head": False}
         ids = {
             f"{name}_token_index": tokenizer.convert_tokens_to_ids(getattr(tokenizer, f"{name}_token"))
-            for name in ("boi", "eoi", "image")
+            for name in (("boi", "eoi", "image") if tokenizer is not None else ())
         }
         return Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=tokens, **ids)
 

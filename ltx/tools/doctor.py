@@ -21,6 +21,8 @@ from ..models import MODELS, PACK, Published, size
 if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
 
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Endings of files that people have in place of safetensors files. They are not read, and the report says why."""
 SPEECH = PACK / "assets" / "speech.opus"  # 5 s of sound for the rehearsal of a default job
 Say = Callable[[str], object]
 Line = tuple[bool | None, str]
@@ -183,10 +185,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
                 into.append(path)
                 yield True, f"{what} {path} ({_size_of(path)})"
 
-    folders = [path.parent for base in places["text_encoders"] for path in models.files(base, "config.json")]
-    single = [path for base in places["text_encoders"] for path in models.files(base, ".safetensors", ".gguf")]
-    single = [path for path in single if path.parent not in folders]
-    yield from opened([*folders, *single], "text encoder", found.encoders, check_gemma, "gemma")
+    yield from opened(_encoders(places), "text encoder", found.encoders, check_gemma, "gemma")
     upscalers = (path for base in places["latent_upscale_models"] for path in models.files(base, ".safetensors"))
     yield from opened(upscalers, "upscaler", found.upscalers, load_upscaler, "ltx-")
     # A LoRA is matched with the first checkpoint, because a LoRA that fits nothing would have no effect.
@@ -209,13 +208,26 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
         yield None, f"no safety checker: clips are not checked; python -m ltx download safety-checker gets {known.page}"
 
 
+def _encoders(places: Mapping[str, list[Path]]) -> Iterator[Path]:
+    """Folders and files that may hold Gemma, and the diffusers folders that have a text encoder."""
+    from ..prompt.encoder_file import ENCODER
+
+    folders = [path.parent for base in places["text_encoders"] for path in models.files(base, "config.json")]
+    single = [path for base in places["text_encoders"] for path in models.files(base, ".safetensors", ".gguf")]
+    yield from folders
+    yield from (path for path in single if path.parent not in folders)
+    for base in places["diffusers"]:
+        whole = (path for path in models.files(base, "config.json") if path.as_posix().endswith(f"/{ENCODER}"))
+        yield from (path.parent.parent for path in whole)
+
+
 def _unique(paths: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
 def _transformer_files(places: Mapping[str, list[Path]]) -> Iterator[Path]:
     for base in (*places["checkpoints"], *places["diffusion_models"]):
-        yield from models.files(base, ".safetensors", ".sft")
+        yield from models.files(base, ".safetensors", ".sft", *PICKLES)
     for base in places["diffusion_models"]:
         yield from models.files(base, ".gguf")
     for base in places["diffusers"]:
@@ -241,7 +253,7 @@ def _checkpoint(path: Path, places: Mapping[str, list[Path]]) -> Checkpoint:
                     continue
                 parts[part] = file
                 break
-    opened.check()
+    opened.inspect()
     return opened
 
 

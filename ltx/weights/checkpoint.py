@@ -182,12 +182,27 @@ class Checkpoint:
         wanted = ("video_text_proj_in.weight", "video_connector.learnable_registers") if part is CONNECTORS else ()
         return bool(sources) and all(name in sources for name in wanted)
 
+    def inspect(self) -> nn.Module:
+        """Opens every part as loading does, but neither casts nor moves it, so that only headers are read.
+
+        Returns the transformer. Raises InputError for whatever loading would refuse.
+        """
+        self.check()
+        transformer, *_ = [self._open(part) for part in PARTS if part is not VIDEO_VAE]
+        self._open(VIDEO_VAE, ENCODER)
+        self._open_decoder()
+        return transformer
+
     def _load(self, part: Part, dtype: torch.dtype | None, device: torch.device | str, half: str = "") -> nn.Module:
+        return place(self._open(part, half), dtype, device)
+
+    def _open(self, part: Part, half: str = "") -> nn.Module:
+        """Builds a part from tensors that map their files. half: what is wanted of a VAE, a key of WITHOUT."""
         if self._in_folder(part):
             module, path, wanted = self._from_folder(part), self.path / part.folder, WANTED_FOLDER
             _keep(module, half)
             state = {k: t for k, t in read_folder(path, part.name) if k.split(".")[0] not in WITHOUT[half]}
-            return place(fill(module, state, path, part.name, wanted), dtype, device)
+            return fill(module, state, path, part.name, wanted)
         sources = self._sources(part, half)
         if not self._complete(sources, part):
             raise self._missing(part)
@@ -197,7 +212,7 @@ class Checkpoint:
         if part is CONNECTORS:
             _drop_biases(module, sources, self._meta("transformer", sources).get("connector_ff_bias"))
         state = {name: _shaped(source.get(), name) for name, source in sources.items()}
-        return place(fill(module, state, path, part.name, WANTED), dtype, device)
+        return fill(module, state, path, part.name, WANTED)
 
     def _from_folder(self, part: Part) -> nn.Module:
         folder = self.path / part.folder
@@ -235,14 +250,25 @@ class Checkpoint:
 
         A quantized parameter is decoded to float32.
         """
-        if self._in_folder(TRANSFORMER):
-            return folder_tensor(self.path / "transformer", name)
-        tensor = self._transformer_sources[name].get()
+        return self._weight(TRANSFORMER, self._transformer_sources, name)
+
+    def connectors_weight(self, name: str) -> Tensor:
+        """Reads a parameter of the text connectors, as `transformer_weight` does."""
+        return self._weight(CONNECTORS, self._connectors_sources, name)
+
+    def _weight(self, part: Part, sources: Mapping[str, Source], name: str) -> Tensor:
+        if self._in_folder(part):
+            return folder_tensor(self.path / part.folder, name, part.name)
+        tensor = sources[name].get()
         return tensor.decode() if isinstance(tensor, Stored) else tensor
 
     @cached_property
     def _transformer_sources(self) -> dict[str, Source]:
         return self._sources(TRANSFORMER)
+
+    @cached_property
+    def _connectors_sources(self) -> dict[str, Source]:
+        return self._sources(CONNECTORS)
 
     def connectors(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LTX2TextConnectors:
         return self._load(CONNECTORS, dtype, device)
@@ -264,22 +290,22 @@ class Checkpoint:
     def video_decoder(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> nn.Module:
         """The half of the video VAE that decodes: AutoencoderKLLTX2Video or LTX2VideoDiffusionDecoderModel. It has the
         statistics of the latents, too."""
-        if self._diffusion_file() is None:
-            return self._load(VIDEO_VAE, dtype, device, DECODER)
-        return self._diffusion_decoder(dtype, device)
+        return place(self._open_decoder(), dtype, device)
 
     def video_statistics(self) -> AutoencoderKLLTX2Video:
         """The video VAE with nothing but the statistics of its latents, on the CPU."""
         return self._load(VIDEO_VAE, None, "cpu", STATISTICS)
 
-    def _diffusion_decoder(self, dtype: torch.dtype | None, device: torch.device | str) -> nn.Module:
+    def _open_decoder(self) -> nn.Module:
+        """Builds the half of the video VAE that decodes."""
+        if self._diffusion_file() is None:
+            return self._open(VIDEO_VAE, DECODER)
         from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoDiffusionDecoderModel as Decoder
 
         sources, name = self._sources(VIDEO_VAE, DECODER), "diffusion decoder"
         path = self._diffusion_file().path
         module = build(Decoder, lambda: diffusion_vae.decoder_config(self._meta("vae", sources)), path, name, WANTED)
-        state = {name: source.get() for name, source in sources.items()}
-        return place(fill(module, state, path, name, WANTED), dtype, device)
+        return fill(module, {name: source.get() for name, source in sources.items()}, path, name, WANTED)
 
     def audio_vae(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> AutoencoderKLLTX2Audio:
         return self._load(AUDIO_VAE, dtype, device)
@@ -355,6 +381,7 @@ def load_checkpoint(
             part = next(part for part in PARTS if part.argument == argument)
             wanted = " or ".join(each.parts[argument] for each in GENERATIONS)
             file = files[argument] = WeightFile(Path(other), wanted)
+            file.check_format(wanted)
             if not any(name.startswith(part.prefixes) for name in file.names):
                 raise InputError(f"{other}: has no {part.name}; use {wanted} or {WANTED}.")
     file, version = (None, _folder_version(path)) if path.is_dir() else _transformer_file(path)
@@ -387,6 +414,8 @@ def _folder_version(path: Path) -> str:
 def _transformer_file(path: Path) -> tuple[WeightFile, str]:
     """The opened file with the transformer, and its version: the file's own word, else by its tensors."""
     file = WeightFile(path, WANTED)
+    file.check_format(WANTED)
+    file.check_format(WANTED)
     file.config  # noqa: B018 - this raises now if the metadata cannot be read
     version = file.metadata.get("model_version", "")
     if version and generation(version) is None:

@@ -17,37 +17,42 @@ BLOCK_TYPES = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
 
 # The key prefixes of the parts in the original single file.
 TRANSFORMER = ("model.diffusion_model.",)
+TEXT_PROJECTION = "text_embedding_projection."
 CONNECTORS = (
     "model.diffusion_model.video_embeddings_connector.",
     "model.diffusion_model.audio_embeddings_connector.",
-    "text_embedding_projection.",
+    TEXT_PROJECTION,
 )
 VIDEO_VAE, AUDIO_VAE, VOCODER = ("vae.",), ("audio_vae.",), ("vocoder.",)
 
+# Steps of a dotted name: original → diffusers. A name is translated step by step, so both directions are exact.
+TRANSFORMER_STEPS = {
+    "patchify_proj": "proj_in",
+    "audio_patchify_proj": "audio_proj_in",
+    "av_ca_video_scale_shift_adaln_single": "av_cross_attn_video_scale_shift",
+    "av_ca_a2v_gate_adaln_single": "av_cross_attn_video_a2v_gate",
+    "av_ca_audio_scale_shift_adaln_single": "av_cross_attn_audio_scale_shift",
+    "av_ca_v2a_gate_adaln_single": "av_cross_attn_audio_v2a_gate",
+    "scale_shift_table_a2v_ca_video": "video_a2v_cross_attn_scale_shift_table",
+    "scale_shift_table_a2v_ca_audio": "audio_a2v_cross_attn_scale_shift_table",
+    "audio_prompt_adaln_single": "audio_prompt_adaln",
+    "prompt_adaln_single": "prompt_adaln",
+    "adaln_single": "time_embed",
+    "audio_adaln_single": "audio_time_embed",
+    "q_norm": "norm_q",
+    "k_norm": "norm_k",
+}
+CONNECTOR_STEPS = {
+    "video_embeddings_connector": "video_connector",
+    "audio_embeddings_connector": "audio_connector",
+    "video_aggregate_embed": "video_text_proj_in",
+    "audio_aggregate_embed": "audio_text_proj_in",
+    "transformer_1d_blocks": "transformer_blocks",
+    "q_norm": "norm_q",
+    "k_norm": "norm_k",
+}
+
 # original name → diffusers' name. The patterns apply in this order, each to the result of the earlier ones.
-TRANSFORMER_RENAMES = (
-    (r"^patchify_proj", "proj_in"),
-    (r"^audio_patchify_proj", "audio_proj_in"),
-    (r"av_ca_video_scale_shift_adaln_single", "av_cross_attn_video_scale_shift"),
-    (r"av_ca_a2v_gate_adaln_single", "av_cross_attn_video_a2v_gate"),
-    (r"av_ca_audio_scale_shift_adaln_single", "av_cross_attn_audio_scale_shift"),
-    (r"av_ca_v2a_gate_adaln_single", "av_cross_attn_audio_v2a_gate"),
-    (r"scale_shift_table_a2v_ca_video", "video_a2v_cross_attn_scale_shift_table"),
-    (r"scale_shift_table_a2v_ca_audio", "audio_a2v_cross_attn_scale_shift_table"),
-    (r"audio_prompt_adaln_single", "audio_prompt_adaln"),
-    (r"^prompt_adaln_single", "prompt_adaln"),
-    (r"^adaln_single\.", "time_embed."),
-    (r"^audio_adaln_single\.", "audio_time_embed."),
-    (r"q_norm", "norm_q"),
-    (r"k_norm", "norm_k"),
-)
-CONNECTOR_RENAMES = (
-    (r"^model\.diffusion_model\.(video|audio)_embeddings_connector", r"\1_connector"),
-    (r"^text_embedding_projection\.(video|audio)_aggregate_embed", r"\1_text_proj_in"),
-    (r"transformer_1d_blocks", "transformer_blocks"),
-    (r"q_norm", "norm_q"),
-    (r"k_norm", "norm_k"),
-)
 STATISTICS_RENAMES = (
     (r"^per_channel_statistics\.mean-of-means$", "latents_mean"),
     (r"^per_channel_statistics\.std-of-means$", "latents_std"),
@@ -68,13 +73,19 @@ def rename(key: str, renames: tuple[tuple[str, str], ...]) -> str:
     return key
 
 
+def translate(name: str, steps: Mapping[str, str]) -> str:
+    return ".".join(steps.get(step, step) for step in name.split("."))
+
+
 def rename_transformer(key: str) -> str:
     """Original key of the transformer without its prefix → diffusers' name of the parameter or module."""
-    return rename(key, TRANSFORMER_RENAMES)
+    return translate(key, TRANSFORMER_STEPS)
 
 
 def rename_connectors(key: str) -> str:
-    return rename(key, CONNECTOR_RENAMES)
+    for prefix in (*TRANSFORMER, TEXT_PROJECTION):
+        key = key.removeprefix(prefix)
+    return translate(key, CONNECTOR_STEPS)
 
 
 def rename_vocoder(key: str) -> str:

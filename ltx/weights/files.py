@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import InputError
+from ..foreign import foreign, quantization
 from .configs import AUDIO_VAE, TRANSFORMER, VIDEO_VAE, VOCODER
 from .gguf import GgufFile
 from .quantized import FLOAT8, Stored, float8
@@ -49,6 +50,11 @@ class SafetensorsFile:
 
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._file.get_slice(key).get_shape())
+
+    def quantization(self) -> str | None:
+        """The name of a quantized format that is not read, None if there is none."""
+        dtypes = {key: str(self._file.get_slice(key).get_dtype()) for key in self._all}
+        return quantization(sorted(self._all), dtypes, self.metadata)
 
     def get(self, key: str) -> Tensor | Stored:
         tensor = self._file.get_tensor(key)
@@ -95,6 +101,14 @@ class WeightFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file.shape(self.names[name]))
 
+    def check_format(self, wanted: str) -> None:
+        """Looks only at the header. Raises InputError if the weights are in a quantized format that is not read."""
+        if kind := self._file.quantization():
+            raise InputError(
+                f"{self.path}: its weights are stored in {kind}, which is not supported; use {wanted}, or a copy in "
+                f"bf16, fp8 or GGUF."
+            )
+
     def get(self, name: str) -> Tensor | Stored:
         return self._file.get(self.names[name])
 
@@ -120,6 +134,8 @@ def open_safetensors(path: Path, wanted: str) -> safe_open:
     try:
         return safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
+        if found := foreign(path):
+            raise InputError(f"{path}: {found[0]}; get {wanted} ({found[1]}).") from error
         raise InputError(
             f"{path}: not a complete safetensors file ({error}); it may be cut short: download {wanted} again."
         ) from error

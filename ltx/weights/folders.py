@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError
+from ..foreign import foreign
 from ..models import VERSIONS
 from .files import open_safetensors
 
@@ -18,9 +19,12 @@ WANTED_FOLDER = f"a complete diffusers folder of LTX {VERSIONS}"
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
     """Reads config.json of one part of a diffusers folder. Raises InputError if it is missing or not a JSON object."""
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        if found := foreign(path, json_text=True):
+            raise InputError(f"{path}: {found[0]}; get {WANTED_FOLDER} ({found[1]}).") from error
         raise InputError(
             f"{folder}: has no readable config.json of the {part} ({error}); use {WANTED_FOLDER}."
         ) from error
@@ -44,8 +48,8 @@ def read_folder(folder: Path, part: str) -> Iterator[tuple[str, Tensor]]:
             yield key, file.get_tensor(key)
 
 
-def folder_tensor(folder: Path, name: str) -> Tensor:
-    for shard in shards(folder, "transformer"):
+def folder_tensor(folder: Path, name: str, part: str) -> Tensor:
+    for shard in shards(folder, part):
         file = open_safetensors(shard, "the whole folder")
         if name in file.keys():  # noqa: SIM118
             return file.get_tensor(name)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..foreign import foreign
 from .quantized import Stored
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -60,6 +61,8 @@ class GgufFile:
             raise InputError(f"{path}: reading GGUF needs the package gguf ({error}): pip install gguf.") from error
         with path.open("rb") as file:
             head = file.read(24).ljust(24, b"\0")
+        if not head.startswith(b"GGUF") and (found := foreign(path)):
+            raise InputError(f"{path}: {found[0]}; get the GGUF file again ({found[1]}).")
         _, _, tensors, fields = struct.unpack("<4sIQQ", head)
         if (
             24 * tensors + 12 * fields > path.stat().st_size
@@ -107,6 +110,9 @@ class GgufFile:
 
     def keys(self) -> list[str]:
         return list(self._tensors)
+
+    def quantization(self) -> None:
+        """Every kind of block that is not read was refused when the file was opened."""
 
     def shape(self, key: str) -> torch.Size:
         return self._tensors[key][1]

@@ -1,160 +1,138 @@
-"""LoRA files for the transformer: reads them, matches them with the model, merges them into its weights, removes them.
+"""Matches LoRA files with a model, merges them into its weights, and removes them.
 
-Merging computes W + sum of strength * (alpha / rank) * (up @ down) in float32 from the checkpoint's own W and rounds
-the result once to the parameter's dtype. It therefore does not drift and does not need peft, and removing a LoRA
-restores the weights exactly. A quantized weight is not rewritten: the pair becomes a branch beside it (quantized.py).
-Merge before you install offload hooks, because these keep copies of the weights. Supported are safetensors files with
-plain low-rank pairs of linear layers, named lora_A/lora_B or lora_down/lora_up under the original or diffusers' module
-names.
+Merging computes W + sum of strength * change(W) in float32 from the checkpoint's own W (adapters.py) and rounds the
+result once to the parameter's dtype. It therefore does not drift and does not need peft, and removing a LoRA restores
+the weights exactly. A quantized weight is not rewritten: a plain pair becomes a branch beside it, and another kind of
+change is added to the decoded weight at each call (quantized.py). Merge before you install offload hooks, because these
+keep copies of the weights.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..models import GENERATIONS
-from .configs import rename_transformer
-from .files import open_safetensors
-from .quantized import Branch, QuantizedLinear, weight_shape
+from .adapters import Adapter, LowRank, combine
+from .lora_file import Lora, load_lora
+from .names import OF_CONNECTORS, Names
+from .quantized import Beside, QuantizedLinear, beside, factor, weight_shape
 
-PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
-HALF = re.compile(r"(?P<module>.+?)[._]lora[._](?P<half>A|B|down|up)(\.default)?(\.weight)?")
-ALPHA = ".alpha"
+__all__ = ("Lora", "Match", "Merger", "applied", "load_lora", "match", "merged")
 CHUNK = 1 << 20  # values that are summed at once
-UNREAD = re.compile(r"(?P<module>.+?)\.(dora_scale|lora_mid\.weight|lora_magnitude_vector(\.weight)?)")
-"""Tensors that change the meaning of a pair (DoRA, Tucker). They are not supported, so such a pair is not used."""
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """The change of one weight [out, in]: `down` [rank, in], `up` [out, rank], in the file's dtype."""
-
-    down: Tensor
-    up: Tensor
-    alpha: float | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.up.shape[0], self.down.shape[1]
-
-
-@dataclass(frozen=True, eq=False)
-class Lora:
-    """An opened LoRA file. targets: its pairs by diffusers' parameter name; unmatched: the keys that are not used."""
-
-    path: Path
-    targets: Mapping[str, LowRank] = field(repr=False)
-    unmatched: tuple[str, ...] = field(default=(), repr=False)
+ABSENT = "no such layer"
+ELSEWHERE = "it belongs to the text connectors, which this LoRA is not applied to here"
 
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """How a LoRA fits a model. matched: the parameters that it changes; skipped: the other ones, each with a reason."""
+    """How a LoRA fits a model. changes: by the model's parameter name; layers: the file's names of these layers;
+    skipped: the other names of the file, each with a reason."""
 
     lora: Lora
-    matched: tuple[str, ...]
+    changes: Mapping[str, Adapter] = field(repr=False)
+    layers: frozenset[str] = field(repr=False)
     skipped: Mapping[str, str]
 
     @property
-    def warning(self) -> str | None:
-        """One sentence for the report if only a part of the LoRA fits, else None."""
-        left = {**self.skipped, **dict.fromkeys(self.lora.unmatched, "not a plain LoRA pair")}
+    def matched(self) -> tuple[str, ...]:
+        """The parameters that it changes."""
+        return tuple(self.changes)
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """The number of changed parameters by the kind of change."""
+        return dict(Counter(adapter.kind for adapter in self.changes.values()))
+
+    def told(self, *others: Match) -> str:
+        """What is applied and what is left out, in words without an end. others: how it fits further models."""
+        fits = [self, *others]
+        layers = frozenset().union(*(fit.layers for fit in fits))
+        kinds = sum((Counter(fit.kinds) for fit in fits), Counter())
+        which = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        which = "" if set(kinds) == {LowRank.kind} else f" ({which})"
+        left = self.left_out(*others)
         if not left:
-            return None
+            return f"all of its {len(layers)} layers applied{which}"
         name, reason = next(iter(left.items()))
-        return (
-            f"{self.lora.path.name}: {len(self.matched)} layers applied, {len(left)} left out, e.g. {name}: {reason}."
-        )
+        return f"{len(layers)} layers applied{which}, {len(left)} left out, e.g. {name}: {reason}"
+
+    def left_out(self, *others: Match) -> dict[str, str]:
+        """The file's layers and keys that change none of the models, each with a reason."""
+        taken = frozenset().union(*(fit.layers for fit in (self, *others)))
+        reasons: dict[str, str] = {}
+        for fit in (*others, self):  # the reason of this model counts, if another one has a general reason
+            reasons |= {n: r for n, r in fit.skipped.items() if n not in reasons or reasons[n] in (ABSENT, ELSEWHERE)}
+        return {name: reason for name, reason in {**reasons, **self.lora.unread}.items() if name not in taken}
+
+    def warning_beside(self, *others: Match) -> str | None:
+        """One sentence for the report if only a part of the LoRA fits these models, else None."""
+        return f"{self.lora.path.name}: {self.told(*others)}." if self.left_out(*others) else None
+
+    @property
+    def warning(self) -> str | None:
+        return self.warning_beside()
 
 
-def load_lora(path: str | Path) -> Lora:
-    """Opens a LoRA; its tensors map the file.
+def match(lora: Lora, module: nn.Module, others: Collection[Match] = (), optional: bool = False) -> Match:
+    """Compares a LoRA's names and shapes with the model's.
 
-    Raises InputError if the file is missing, cut short or not safetensors, or if it holds no usable LoRA.
+    Raises InputError if a name is ambiguous, if two names mean one parameter, or if nothing fits neither this model nor
+    one of the `others`, unless it is `optional` that something fits.
     """
-    path = Path(path)
-    file = open_safetensors(path, "the LoRA file")
-    halves: dict[str, dict[str, str]] = {}
-    unmatched: list[str] = []
-    alphas: dict[str, str] = {}
-    spoiled: set[str] = set()
-    for key in sorted(file.keys()):
-        if found := HALF.fullmatch(key):
-            half = "down" if found["half"] in ("A", "down") else "up"
-            pair = halves.setdefault(_parameter(found["module"]), {})
-            if half in pair:
-                raise InputError(
-                    f"{path}: {pair[half]} and {key} are for the same layer; use another copy of the LoRA."
-                )
-            pair[half] = key
-        elif key.endswith(ALPHA):
-            alphas[_parameter(key.removesuffix(ALPHA))] = key
-        else:
-            unmatched.append(key)
-            if found := UNREAD.fullmatch(key):
-                spoiled.add(_parameter(found["module"]))
-    targets: dict[str, LowRank] = {}
-    for name, pair in halves.items():
-        keys = [pair[half] for half in ("down", "up") if half in pair]
-        tensors = [_matrix(file.get_tensor(key)) for key in keys]
-        if name in spoiled or len(tensors) < 2 or any(tensor is None for tensor in tensors):
-            unmatched += keys
-            continue
-        down, up = tensors
-        if down.shape[0] != up.shape[1]:
-            raise InputError(f"{path}: {keys[0]} and {keys[1]} differ in rank; the file is damaged, download it again.")
-        alpha = alphas.pop(name, None)
-        targets[name] = LowRank(down, up, None if alpha is None else _scalar(file.get_tensor(alpha), path, alpha))
-    if not targets:
-        raise InputError(
-            f"{path}: holds no LoRA (no pairs named lora_A and lora_B, or lora_down and lora_up); choose another file."
-        )
-    return Lora(path, targets, tuple(sorted([*unmatched, *alphas.values()])))
-
-
-def match(lora: Lora, module: nn.Module) -> Match:
-    """Compares a LoRA's names and shapes with the model's. Raises InputError if nothing fits."""
-    matched, skipped = [], {}
-    for name, low_rank in lora.targets.items():
-        shape = weight_shape(module, name)
+    names = Names(module)
+    found = names.resolve(dict.fromkeys(layer for layer, _ in lora.changes))
+    changes: dict[str, Adapter] = {}
+    sources: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    for (layer, last), adapter in lora.changes.items():
+        owners = found.get(layer, set())
+        if len(owners) > 1:
+            first, second = sorted(owners)[:2]
+            raise InputError(
+                f"{lora.path}: {layer} may mean {first} or {second}; use a copy of the LoRA that has dots in its names."
+            )
+        name = next((names.parameter(owner, last) for owner in owners), None)
+        shape = None if name is None else weight_shape(module, name)
         if shape is None:
-            skipped[name] = "no such layer"
-        elif (*shape[:2],) != low_rank.shape or shape.numel() != math.prod(low_rank.shape):
-            skipped[name] = f"shape {_text(low_rank.shape)} in the file, {_text(shape)} in the model"
+            ours = names.of_connectors == bool(OF_CONNECTORS.search(layer))
+            skipped.setdefault(layer, ABSENT if ours else ELSEWHERE)
+        elif not adapter.fits((*shape,)):
+            skipped[layer] = f"shape {_text(adapter.shape)} in the file, {_text(shape)} in the model"
+        elif name in changes:
+            raise InputError(
+                f"{lora.path}: {sources[name]} and {layer} are for the same layer; use another copy of the LoRA."
+            )
         else:
-            matched.append(name)
-    if not matched:
+            changes[name], sources[name] = adapter, layer
+    fit = Match(lora, changes, frozenset(sources.values()), skipped)
+    if not changes and not optional and not any(other.changes for other in others):
         name, reason = next(iter(skipped.items()))
         raise InputError(
             f"{lora.path}: fits nothing in this model, which has none of the {len(skipped)} layers in the same shape, "
             f"e.g. {name} ({reason}); use a LoRA made for {' or '.join(each.name for each in GENERATIONS)}."
         )
-    return Match(lora, tuple(matched), skipped)
+    return fit
 
 
-def factor(low_rank: LowRank, scale: float) -> float:
-    """Returns scale * alpha / rank, the factor of up @ down. Without alpha, alpha = rank. Ranks differ by layer."""
-    return scale if low_rank.alpha is None else scale * (low_rank.alpha / low_rank.down.shape[0])
+def merged(weight: Tensor, terms: Iterable[tuple[Adapter, float]], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Returns W + each change at its strength: a float32 sum on the weight's device, rounded to `dtype`.
 
-
-def merged(weight: Tensor, terms: Iterable[tuple[LowRank, float]], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Returns weight [out, in, …] + each pair at its strength: a float32 sum on the weight's device, rounded to
-    `dtype`.
-
-    `weight` itself does not change. Some rows are summed at a time: they stay in the processor's cache and take little
-    memory.
+    `weight` itself does not change. For plain pairs some rows are summed at a time: they stay in the processor's cache
+    and take little memory.
     """
+    terms = list(terms)
+    if weight.ndim < 2 or not all(isinstance(adapter, LowRank) for adapter, _ in terms):
+        return combine(weight, ((adapter.change, strength) for adapter, strength in terms)).to(dtype)
     halves = [
-        (*(half.to(weight.device, torch.float32) for half in (pair.up, pair.down)), factor(pair, strength))
+        (*(half.to(weight.device, torch.float32) for half in (pair.up, pair.down)), strength * pair.scale)
         for pair, strength in terms
     ]
     total = torch.empty(weight.shape, dtype=dtype, device=weight.device)
@@ -172,7 +150,8 @@ class Merger:
     """Keeps one module's weights at W + its current LoRAs. It can restore W even after an interruption.
 
     original: gives W by parameter name, as the checkpoint stores it. device: where merging is computed; None means the
-    device of each parameter. Merging changes one parameter at a time, so it needs no second copy of the model.
+    device of each parameter. optional: whether a LoRA may fit nothing, because it fits another part of the model.
+    Merging changes one parameter at a time, so it needs no second copy of the model.
     """
 
     def __init__(
@@ -180,12 +159,15 @@ class Merger:
         module: nn.Module,
         original: Callable[[str], Tensor],
         device: torch.device | str | None = None,
+        *,
+        optional: bool = False,
     ) -> None:
         self.module = module
+        self.optional = optional
         self.original = original
         self.device = device
         self._changed: set[str] = set()  # parameters that are not, or may not be, W
-        self._branches: dict[int, tuple[LowRank, Branch]] = {}  # by the pair's id, each on its layer's device
+        self._beside: dict[int, tuple[Adapter, Beside]] = {}  # by the adapter's id, each on its layer's device
         self._current: tuple[tuple[Lora, float], ...] | None = ()  # None while the weights change
 
     @torch.no_grad()
@@ -199,14 +181,14 @@ class Merger:
             if not math.isfinite(strength):
                 raise InputError(f"{lora.path.name}: its strength is {strength}; give a number.")
         active = tuple((lora, float(strength)) for lora, strength in loras if strength != 0)
-        matches = [match(lora, self.module) for lora, _ in active]
+        matches = [match(lora, self.module, optional=self.optional) for lora, _ in active]
         warnings = [m.warning for m in matches if m.warning]
         if active == self._current:
             return warnings
-        terms: dict[str, list[tuple[LowRank, float]]] = {}
-        for (lora, strength), fit in zip(active, matches, strict=True):
-            for name in fit.matched:
-                terms.setdefault(name, []).append((lora.targets[name], strength))
+        terms: dict[str, list[tuple[Adapter, float]]] = {}
+        for (_, strength), fit in zip(active, matches, strict=True):
+            for name, adapter in fit.changes.items():
+                terms.setdefault(name, []).append((adapter, strength))
         self._current = None
         self._branch(terms)
         for name, parameter in self.module.named_parameters():
@@ -220,20 +202,20 @@ class Merger:
         self._current = active
         return warnings
 
-    def _branch(self, terms: dict[str, list[tuple[LowRank, float]]]) -> None:
-        """Gives each quantized layer its branches and removes its name from `terms`. A branch that is on its device
+    def _branch(self, terms: dict[str, list[tuple[Adapter, float]]]) -> None:
+        """Gives each quantized layer its changes and removes its name from `terms`. A module that is on its device
         already stays there."""
-        placed, self._branches = self._branches, {}
+        placed, self._beside = self._beside, {}
         for name, layer in self.module.named_modules():
             if not isinstance(layer, QuantizedLinear):
                 continue
             branches = []
-            for pair, strength in terms.pop(f"{name}.weight", ()):
-                _, branch = placed.get(id(pair), (pair, None))
-                if branch is None:
-                    branch = Branch(pair.down, pair.up).to(layer.weight.device)
-                self._branches[id(pair)] = (pair, branch)
-                branches.append((branch, factor(pair, strength)))
+            for adapter, strength in terms.pop(f"{name}.weight", ()):
+                _, module = placed.get(id(adapter), (adapter, None))
+                if module is None:
+                    module = beside(adapter).to(layer.weight.device)
+                self._beside[id(adapter)] = (adapter, module)
+                branches.append((module, factor(adapter, strength)))
             layer.branches = tuple(branches)
 
 
@@ -261,26 +243,6 @@ def _write(parameter: nn.Parameter, value: Tensor) -> None:
         parameter.data = value  # never written in place: the memory may be the checkpoint's map, which `original` reads
     else:
         parameter.data.copy_(value)
-
-
-def _parameter(module: str) -> str:
-    """Module name in the LoRA file → diffusers' name of the weight."""
-    while prefix := next((p for p in PREFIXES if module.startswith(p)), None):
-        module = module.removeprefix(prefix)
-    return rename_transformer(f"{module}.weight")
-
-
-def _matrix(tensor: Tensor) -> Tensor | None:
-    """One half of a pair as a matrix: a linear layer's unchanged, a 1x1 convolution's flattened, else None."""
-    if tensor.ndim < 2 or not tensor.is_floating_point() or math.prod(tensor.shape[2:]) != 1:
-        return None
-    return tensor.flatten(1)
-
-
-def _scalar(tensor: Tensor, path: Path, key: str) -> float:
-    if tensor.numel() != 1 or not math.isfinite(tensor.item()):
-        raise InputError(f"{path}: {key} is not one finite number; the file is damaged, download it again.")
-    return float(tensor.item())
 
 
 def _text(shape: Sequence[int]) -> str:

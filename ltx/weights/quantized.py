@@ -1,9 +1,10 @@
 """Linear layers whose weight stays as its file stores it, as fp8 or GGUF blocks, and is decoded at each call.
 
 The bytes are a parameter of dtype uint8, so casting the module casts biases and norms and leaves the bytes unchanged.
-Decoding computes in float32 and rounds once to the input's dtype. A LoRA on such a layer is a branch beside the weight,
-y += s·(x·Aᵀ)·Bᵀ. Merging it into the weight would round it to the quantized grid, and each change of strength would
-rewrite the weight.
+Decoding computes in float32 and rounds once to the input's dtype. A LoRA pair on such a layer is a branch beside the
+weight, y += s·(x·Aᵀ)·Bᵀ. Other kinds of change (adapters.py) are added to the decoded weight at each call, in float32,
+because they have no cheap form beside the layer. Merging into the stored weight would round to the quantized grid, and
+each change of strength would rewrite the weight.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .adapters import Adapter, Edit, LowRank, combine
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 PLAIN = ("proj_in", "audio_proj_in")
@@ -96,8 +99,21 @@ class Branch(nn.Module):
         return F.linear(F.linear(x, self.down.to(x)), self.up.to(x))
 
 
+Beside = Branch | Edit
+"""A change beside a quantized weight: of the layer's output, or of its decoded weight."""
+
+
+def beside(adapter: Adapter) -> Beside:
+    return Branch(adapter.down, adapter.up) if isinstance(adapter, LowRank) else Edit(adapter)
+
+
+def factor(adapter: Adapter, strength: float) -> float:
+    """The factor of beside(adapter) at a strength. A branch computes up @ down without the pair's scale."""
+    return strength * adapter.scale if isinstance(adapter, LowRank) else strength
+
+
 class QuantizedLinear(nn.Linear):
-    """An nn.Linear over a stored weight. branches: LoRA pairs with their factors, (Branch, strength · alpha / rank).
+    """An nn.Linear over a stored weight. branches: changes with their factors.
 
     The branches are not submodules: the code that sets them also moves them to a device. If a branch is on another
     device than the input, it is copied at each call.
@@ -109,7 +125,7 @@ class QuantizedLinear(nn.Linear):
         self.coding = stored.coding
         self.weight = nn.Parameter(stored.data, requires_grad=False)
         self.bias = bias
-        self.branches: tuple[tuple[Branch, float], ...] = ()
+        self.branches: tuple[tuple[Beside, float], ...] = ()
 
     def decoded(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Decodes the weight [out, in], without its branches."""
@@ -124,10 +140,19 @@ class QuantizedLinear(nn.Linear):
 
     def compute(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., in] → [..., out]. The bytes and the bias must be on the device of x."""
-        y = F.linear(x, self.coding_on(x.device).decode(data, x.dtype), None if bias is None else bias.to(x.dtype))
-        for branch, factor in self.branches:
-            y = y + branch(x) * factor
+        y = F.linear(x, self._weight(data, x), None if bias is None else bias.to(x.dtype))
+        for branch, scale in self.branches:
+            if isinstance(branch, Branch):
+                y = y + branch(x) * scale
         return y
+
+    def _weight(self, data: Tensor, x: Tensor) -> Tensor:
+        """The decoded weight with its edits, in the dtype and on the device of `x`."""
+        coding = self.coding_on(x.device)
+        edits = [(edit, scale) for edit, scale in self.branches if isinstance(edit, Edit)]
+        if not edits:
+            return coding.decode(data, x.dtype)
+        return combine(coding.decode(data, torch.float32), edits).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, coding={self.coding}"

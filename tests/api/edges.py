@@ -32,7 +32,7 @@ APP = AUDIO_TO_VIDEO.id
 
 
 def make_settings(folder: Path, **changes: Any) -> Settings:
-    folders = {name: folder / name for name in ("system", "input", "output", "temp")}
+    folders = {name: folder / name for name in ("system", "input", "output")}
     for path in folders.values():
         path.mkdir(exist_ok=True)
     return Settings(**{**folders, **changes})

@@ -84,7 +84,7 @@ class StandIn(Host):
         graph = Graph(prompt)
         saver = graph.inputs(SAVE)
         folder, name = Path(saver["filename_prefix"]).parts
-        path = getattr(self.settings, saver["folder"]) / folder / f"{name}_00001_.mp4"
+        path = self.settings.output / folder / f"{name}_00001_.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(PICTURE)
         facts = {"filename": path.name, "subfolder": folder, "width": 64, "height": 64, "frames": 9}

@@ -6,10 +6,12 @@ import asyncio
 import importlib
 import logging
 import sqlite3
+import sys
 import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from a2v.api import clock
@@ -17,6 +19,7 @@ from a2v.api.database import rows, schema
 from a2v.api.database.rows import DONE, StoredRequest
 from a2v.api.database.store import Base, Store, StoreFailed, StoreMisused
 from a2v.api.files.owners import MediaNeed
+from a2v.api.install import install
 from a2v.ltx.errors import InputError
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -132,23 +135,17 @@ def test_what_cannot_be_used_is_told_in_one_sentence_and_left_alone(path: Path, 
     assert path.read_bytes() == before
 
 
-def test_the_api_is_off_with_that_sentence_and_no_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_nothing_is_registered_on_a_database_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-    from types import SimpleNamespace
-
-    from a2v import api
-
-    names = ("user", "input", "output", "temp")
+    """The pack's root logs the sentence: tests/host/test_guard.py."""
+    names = ("user", "input", "output")
     folders = {f"get_{name}_directory": lambda name=name: str(tmp_path / name) for name in names}
     monkeypatch.setitem(sys.modules, "folder_paths", SimpleNamespace(**folders))
-    monkeypatch.setattr(api, "_registered", [])
     (tmp_path / "user" / "__ltx_a2v").mkdir(parents=True)
     (tmp_path / "user" / "__ltx_a2v" / "requests.sqlite").write_bytes(b"something else" * 1000)
-    api.register(SimpleNamespace())
-    (record,) = (record for record in caplog.records if record.levelno == logging.ERROR)
-    assert "the HTTP API is off" in record.message and "is damaged" in record.message and record.exc_info is None
+    with pytest.raises(InputError, match=r"^requests.sqlite: is damaged .*Nothing was deleted"):
+        install(SimpleNamespace())
 
 
 # what cannot be at the moment

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from a2v.api import clock
 from a2v.api.database import rows
 from a2v.api.database.rows import DONE, QUEUED, StoredRequest
 from a2v.api.database.store import Store, StoreFailed
@@ -23,7 +24,7 @@ from a2v.api.host import Outcome
 from a2v.api.queue import endings, fetcher
 from a2v.api.settings import Settings
 from a2v.api.webhooks.deliveries import Delivery
-from a2v.tests.api.edges import answering, make_settings, opened, wav
+from a2v.tests.api.edges import APP, answering, make_settings, opened, wav
 from a2v.tests.api.stand_ins import BODY, Place, failing, working
 from aiohttp import web
 from sqlalchemy import event, select
@@ -154,8 +155,16 @@ def check(place: Place) -> None:
         assert all((need.until is None) == (need.request_id == request.id) for need in needs)
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter waits between tries, which change nothing else."""
+    for name in ("database.store.LONGEST_WAIT", "queue.finishing.LONGEST_WAIT", "queue.journal.RETRY_SECONDS"):
+        monkeypatch.setattr(f"a2v.api.{name}", 0.1)
+    monkeypatch.setattr(fetcher, "RETRY_SECONDS", 0.1)
+
+
 @pytest.mark.parametrize("name", LIVES)
-def test_a_disk_that_is_full_for_a_moment_costs_nothing(tmp_path: Path, name: str) -> None:
+def test_a_disk_that_is_full_for_a_moment_costs_nothing(tmp_path: Path, name: str, hasty: None) -> None:
     """At every fourth write; at each one, and locked, in the soak tests."""
     count = live(tmp_path / "without", name, 0, 0, FULL)
     assert count >= 6
@@ -167,7 +176,7 @@ def test_a_disk_that_is_full_for_a_moment_costs_nothing(tmp_path: Path, name: st
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", LIVES)
 @pytest.mark.parametrize("message", [FULL, LOCKED, IO])
-def test_nor_does_any_other_fault_at_any_write(tmp_path: Path, name: str, message: str) -> None:
+def test_nor_does_any_other_fault_at_any_write(tmp_path: Path, name: str, message: str, hasty: None) -> None:
     count = live(tmp_path / "without", name, 0, 0, message)
     for first in range(1, count + 3):
         for times in (1, 5, 25):
@@ -277,6 +286,45 @@ def test_a_tick_that_raises_is_logged_once_and_the_next_one_comes(
 
     at(settings, database, visit)
     assert caplog.text.count("the queue failed; it is tried again: KeyError") == 1
+
+
+def test_a_note_about_a_deleted_request_costs_no_other_note(
+    settings: Settings, database: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def visit(place: Place) -> None:
+        request_id = await place.submit()
+        assert (await place.end_of(request_id)).error is None
+        for name, line in ((request_id, "one"), ("deleted", "two"), (request_id, "three")):
+            place.queue.journal.log(name, line)
+        assert [line for line in await place.log_of(request_id) if line in ("one", "two", "three")] == ["one", "three"]
+
+    at(settings, database, visit)
+    assert caplog.text.count("a note about request deleted could not be written: StoreConflict") == 1
+    assert "INSERT" not in caplog.text
+
+
+def test_a_request_that_cannot_be_ended_holds_up_no_other(settings: Settings, database: Store) -> None:
+    """A mistake of this program's at one row."""
+    now = clock.now()
+    values = {"app": APP, "arguments": {}, "media": {}, "digest": "d", "created": now.wall - 9, "boot": now.boot}
+    with database.session() as session:
+        for name in ("bad", "good"):
+            rows.add(session, StoredRequest(id=name, start_timeout=1, start_before=now.steady - 8, **values))
+
+    async def visit(place: Place) -> None:
+        finish = place.queue.finishing.finish
+
+        async def broken(request: StoredRequest, ending: Any) -> None:
+            if request.id == "bad":
+                raise KeyError("a mistake")
+            await finish(request, ending)
+
+        place.queue.finishing.finish = broken
+        assert (await place.end_of(await place.submit())).error is None
+        assert (await place.end_of("good")).error_type == "request_timeout"
+        assert place.request("bad").status == QUEUED
+
+    at(settings, database, visit)
 
 
 def test_files_that_the_disk_does_not_take_are_fetched_again(

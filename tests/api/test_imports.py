@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = (
     *("settings", "clock", "faults", "waiting"),
     *("database", "network", "files", "graph", "applications", "host", "webhooks", "queue"),
-    *("protocol", "install", "cluster"),
+    *("protocol", "cluster", "install"),
 )
 """From the bottom up: a room imports itself and those before it. A file at the top of api/ is a room of its own."""
 

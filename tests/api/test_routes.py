@@ -54,7 +54,8 @@ def test_another_application_is_answered_with_the_known_ones(tmp_path: Path, app
         return found
 
     name = app.split("/requests/")[0]
-    assert set(asked(tmp_path, questions)) == {(404, f"Application {name!r} not found; this server has {APP}.")}
+    known = ", ".join(APPLICATIONS)
+    assert set(asked(tmp_path, questions)) == {(404, f"Application {name!r} not found; this server has {known}.")}
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 import threading
+from contextlib import closing
 from typing import Any
 
 import pytest
 from a2v.api.clock import Moment
 from a2v.api.database import rows
 from a2v.api.database.rows import DONE, QUEUED, RUNNING, StoredRequest
-from a2v.api.database.store import Store
-from sqlalchemy.exc import IntegrityError
+from a2v.api.database.store import Store, StoreConflict
+from sqlalchemy import event
 
 
 def at(seconds: float, boot: str = "this") -> Moment:
@@ -273,7 +275,7 @@ def test_one_key_one_request(database: Store) -> None:
     put(database, "b")
     put(database, "c")
     put(database, "other app", app="other", idempotency_key="k")
-    with pytest.raises(IntegrityError):
+    with pytest.raises(StoreConflict, match=r"^IntegrityError \(IntegrityError\)$"):  # and no SQL
         put(database, "d", idempotency_key="k")
     with database.session() as session:
         assert rows.find_retried(session, "app", "k").id == "a"
@@ -333,6 +335,29 @@ def test_a_result_that_is_sent_but_once_is_over_some_time_after_it_was_read_or_e
         assert [found.id for found in rows.inline(session, 1000.0, 1099.0, 9)] == ["unread"]
 
 
+def test_old_requests_are_found_by_an_index_and_not_by_a_walk_through_all(database: Store) -> None:
+    plans: list[str] = []
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+        if not statement.startswith(("EXPLAIN", "BEGIN")):
+            rows_of_plan = connection.connection.driver_connection.execute(
+                f"EXPLAIN QUERY PLAN {statement}", parameters
+            )
+            plans.append(", ".join(row[3] for row in rows_of_plan))
+
+    for engine in database.engines:
+        event.listen(engine, "before_cursor_execute", explain)
+    with database.session() as session:
+        rows.with_files(session, 1.0, rows.FIRST_ENDED, 9)
+        rows.inline(session, 1.0, 1.0, 9)
+        rows.forget(session, 1.0, 9)
+    with_files, inline, forget = plans
+    assert with_files.startswith("SEARCH requests USING INDEX requests_with_files (ended>? AND ended<?)")
+    assert "USING INDEX requests_sent_once" in inline
+    assert "INDEX requests_without_files (ended>? AND ended<?)" in forget
+    assert not any("B-TREE" in plan for plan in plans), "none is sorted"
+
+
 def test_of_a_request_whose_words_are_forgotten_none_is_in_the_files(database: Store) -> None:
     secret = "these very words"
     values = {"arguments": {"prompt": secret}, "workflow": {"1": secret}, "result": {"prompt": secret}}
@@ -341,7 +366,14 @@ def test_of_a_request_whose_words_are_forgotten_none_is_in_the_files(database: S
         rows.add_log(session, "a", secret, 1.0)
     with database.session() as session:
         rows.forget_words(session, ["a"])
-    database.empty_log()
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM requests").fetchone()
+        for engine in database.engines:  # SQLite waits for the reader so long
+            event.listen(engine, "checkout", lambda raw, *_: raw.execute("PRAGMA busy_timeout=100"))
+        assert not database.empty_log(), "somebody reads"
+        other.execute("ROLLBACK")
+    assert database.empty_log()
     forgotten = look(database, "a")
     assert (forgotten.arguments, forgotten.workflow, forgotten.result, forgotten.gone) == ({}, None, None, True)
     for file in database.path.parent.glob("requests.sqlite*"):

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO, Input
+from a2v.api.applications import APPLICATIONS
+from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO, DISTILLED, WITH_LORAS, Input
 from a2v.api.applications.inputs import CheckedRequest, Invalid, digest, read_json
 from a2v.api.protocol.messages import Output, ResultVideo
 from a2v.ltx.request import PARAMETERS
@@ -137,6 +138,9 @@ def test_both_names_of_the_size() -> None:
     assert check({**LEAST, "image_size": "square"}).request.video_size == "square"
     assert check({**LEAST, "image_size": {"width": 1280}}).request.video_size == (1280, 512)
     assert check({**LEAST, "video_size": {"width": 1280, "height": 720}}).request.video_size == (1280, 720)
+    for body in ({"video_size": None, "image_size": "square"}, {"video_size": "square", "image_size": None}):
+        assert check({**LEAST, **body}).request.video_size == "square"
+    assert places({**LEAST, "video_size": None}) == [["body", "video_size"]]
 
 
 def test_strange_names_are_passed_over_and_named() -> None:
@@ -160,3 +164,62 @@ def test_the_output_is_the_page_s() -> None:
     assert list(ResultVideo.model_fields) == [
         "url", "content_type", "file_name", "file_size", "width", "height", "fps", "duration", "num_frames"
     ]  # fmt: skip
+
+
+# the variants
+
+OF_THE_DISTILLED = {
+    *("prompt", "audio_url", "image_url", "end_image_url", "match_audio_length", "num_frames", "video_size"),
+    *("image_size", "use_multiscale", "fps", "acceleration", "camera_lora", "camera_lora_scale", "negative_prompt"),
+    *("seed", "enable_prompt_expansion", "enable_safety_checker", "video_output_type", "video_quality"),
+    *("video_write_mode", "sync_mode", "image_strength", "end_image_strength", "audio_strength", "preprocess_audio"),
+}
+"""The inputs of the distilled endpoints, as the official client's types list them."""
+
+
+def test_the_variants_have_the_inputs_of_their_pages() -> None:
+    own = "fal-ai/ltx-2.3-22b"
+    inputs = {id.removeprefix(f"{own}/"): set(each.inputs.model_fields) for id, each in APPLICATIONS.items()}
+    whole = inputs["audio-to-video"]
+    assert inputs == {
+        "audio-to-video": whole,
+        "audio-to-video/lora": whole | {"loras"},
+        "distilled/audio-to-video": OF_THE_DISTILLED,
+        "distilled/audio-to-video/lora": OF_THE_DISTILLED | {"loras"},
+    }
+    assert {each.owner for each in APPLICATIONS.values()} == {own}
+
+
+def test_the_distilled_recipe_is_not_the_client_s_to_set() -> None:
+    asked = {**LEAST, "acceleration": "none", "num_inference_steps": 40, "negative_prompt": "rain"}
+    checked = DISTILLED.check(asked)
+    assert (checked.request.acceleration, checked.request.use_restart_sampling) == ("full", False)
+    assert checked.arguments["acceleration"] == "none", "it is stored as it was sent"
+    notes = "\n".join(checked.notes)
+    assert "acceleration does nothing here, it is always full" in notes
+    assert "'num_inference_steps' is no input" in notes and "negative_prompt does nothing" in notes
+    again = DISTILLED.check(checked.arguments)
+    assert again.request == checked.request
+
+
+def test_loras_are_paths_with_strengths() -> None:
+    checked = WITH_LORAS.check({**LEAST, "loras": [{"path": "a.safetensors"}, {"path": "o/b", "scale": 0.4}]})
+    assert checked.loras == (("a.safetensors", 1.0), ("o/b", 0.4))
+    assert WITH_LORAS.check(checked.arguments).loras == checked.loras
+
+
+@pytest.mark.parametrize(
+    ("loras", "place"),
+    [
+        (None, ["body", "loras"]),
+        ("a", ["body", "loras"]),
+        ([{}], ["body", "loras", 0, "path"]),
+        ([{"path": ""}], ["body", "loras", 0, "path"]),
+        ([{"path": "a", "scale": 4.1}], ["body", "loras", 0, "scale"]),
+        ([{"path": "a"}] * 17, ["body", "loras"]),
+    ],
+)
+def test_loras_that_are_none(loras: Any, place: list[Any]) -> None:
+    with pytest.raises(Invalid) as wrong:
+        WITH_LORAS.check({**LEAST, **({} if loras is None else {"loras": loras})})
+    assert [found["loc"] for found in wrong.value.detail] == [place]

@@ -15,7 +15,7 @@ from a2v.ltx.errors import InputError
 
 def folders(base: Path, **more: Any) -> Any:
     """ComfyUI's module of its folders."""
-    names = ("user", "input", "output", "temp")
+    names = ("user", "input", "output")
     return SimpleNamespace(**{f"get_{name}_directory": lambda name=name: str(base / name) for name in names}, **more)
 
 
@@ -25,7 +25,6 @@ def test_nothing_is_set(tmp_path: Path) -> None:
         system=tmp_path / "user" / "__ltx_a2v",
         input=tmp_path / "input",
         output=tmp_path / "output",
-        temp=tmp_path / "temp",
     )
     assert settings.database.parent == settings.system and settings.heartbeat_seconds == 5
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from a2v.api.applications.inputs import HALF_TEXT
 from a2v.api.database.store import Store
 from a2v.api.files import uploads
 from a2v.api.files.media import Inbox
@@ -188,6 +189,16 @@ def test_js_uploads_by_an_unauthenticated_put(place: Place) -> None:
     assert stat.S_IMODE(uploads.folder(place.settings).stat().st_mode) == 0o700
     for name in place.files():
         assert stat.S_IMODE((uploads.folder(place.settings) / name).stat().st_mode) == 0o600
+
+
+def test_half_a_character_in_an_announcement_is_told(place: Place) -> None:
+    answer = requests.post(
+        f"{place.base}/rest/storage/upload/initiate?storage_type=fal-cdn-v3",
+        json={"content_type": "audio/wav", "file_name": "face \ud83d.wav"},
+        headers={"Authorization": f"Key {KEY}"},
+        timeout=10,
+    )
+    assert answer.status_code == 400 and HALF_TEXT in answer.text and place.files() == []
 
 
 def js_part(urls: dict[str, str], number: int | str, data: bytes) -> requests.Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,7 +13,7 @@ from a2v.api.graph import compose as workflow
 from a2v.api.graph import fields
 from a2v.api.graph.compose import compose
 from a2v.api.graph.graph import Graph, Prompt, read
-from a2v.api.graph.model_files import ModelMissing, ModelNames, find_models
+from a2v.api.graph.model_files import ModelMissing, ModelNames, find_distilled, find_lora, find_models
 from a2v.ltx.request import parse
 
 MODELS = ModelNames(
@@ -186,6 +187,7 @@ def test_models_are_found_by_their_official_names_in_any_folder() -> None:
         "ltx-2.3-spatial-upscaler-x2-1.0.safetensors",
         "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
         "google/gemma-3-12b-it-qat-q4_0-unquantized",
+        tuple(there["loras"]),
     )
     for kind, name in (
         ("checkpoints", "ltx-2.3-22b-dev.safetensors"),
@@ -194,6 +196,82 @@ def test_models_are_found_by_their_official_names_in_any_folder() -> None:
         without = {**there, kind: []}
         with pytest.raises(ModelMissing, match=rf"{name} is not in ComfyUI's models/{kind}: get it from https://"):
             find_models(without.__getitem__, without.__getitem__)
+
+
+def test_the_distilled_checkpoint_or_what_does_the_same() -> None:
+    there = {
+        "checkpoints": ["x/ltx-2.3-22b-distilled-1.1.safetensors", "ltx-2.3-22b-dev.safetensors"],
+        "latent_upscale_models": ["ltx-2.3-spatial-upscaler-x2-1.1.safetensors"],
+        "loras": ["ltx-2.3-22b-distilled-lora-384-1.1.safetensors"],
+        "text_encoders": ["gemma-3-12b-it-qat-q4_0-unquantized"],
+    }
+
+    def found(**changes: list[str]) -> tuple[str, str | None]:
+        listed = {**there, **changes}
+        models = find_distilled(listed.__getitem__, listed.__getitem__)
+        return models.checkpoint, models.lora
+
+    assert found() == ("x/ltx-2.3-22b-distilled-1.1.safetensors", None)
+    assert found(checkpoints=["ltx-2.3-22b-dev.safetensors"]) == ("ltx-2.3-22b-dev.safetensors", *there["loras"])
+    for changes in ({"checkpoints": []}, {"checkpoints": ["ltx-2.3-22b-dev.safetensors"], "loras": []}):
+        with pytest.raises(ModelMissing, match=r"^ltx-2.3-22b-distilled-1.1.safetensors is not in"):
+            found(**changes)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("styles/ink.safetensors", "styles/ink.safetensors"),
+        ("ink.safetensors", "styles/ink.safetensors"),
+        ("INK", "styles/ink.safetensors"),
+        ("someone/Ink", "styles/ink.safetensors"),
+        ("https://host/a/ink.safetensors?token=x#y", "styles/ink.safetensors"),
+        ("https://host/two%20words.safetensors", "w\\two words.safetensors"),
+        ("w\\two words.safetensors", "w\\two words.safetensors"),
+        ("../../ink.safetensors", "styles/ink.safetensors"),
+        ("https://host/other.safetensors", None),
+        ("..", None),
+        ("https://host/", None),
+    ],
+)
+def test_a_lora_is_one_that_is_installed(path: str, name: str | None) -> None:
+    names = ["styles/ink.safetensors", "w\\two words.safetensors"]
+    if name:
+        assert find_lora(path, names) == name
+    else:
+        with pytest.raises(ModelMissing, match="is not in ComfyUI's models/loras"):
+            find_lora(path, names)
+
+
+def test_loras_act_before_everything_else_on_the_model() -> None:
+    request = parse({"prompt": "x", "camera_lora": "dolly_in"})
+    loras = [("a.safetensors", 0.5), ("b.safetensors", 2.0)]
+    graph = Graph(compose(request, MODELS, audio="a.wav", prefix="p", loras=loras))
+    chain, key = [], graph.inputs(workflow.LORA)["model"][0]
+    while key != graph.find(workflow.MODEL):
+        node = graph.prompt[key]
+        chain.append((node["class_type"], node["inputs"].get("lora"), node["inputs"].get("strength")))
+        key = node["inputs"]["model"][0]
+    assert chain == [
+        ("LTXA2VCameraLora", None, 1),
+        ("LTXA2VLora", "b.safetensors", 2.0),
+        ("LTXA2VLora", "a.safetensors", 0.5),
+    ]
+    reports = [link[0] for link in graph.inputs(workflow.REPORT).values()]
+    assert {*graph.all(workflow.OTHER_LORA)} <= {*reports}
+    assert fields.field_of(graph.prompt, graph.all(workflow.OTHER_LORA)[0]) == "loras"
+
+
+def test_a_distilled_checkpoint_needs_no_distilled_lora() -> None:
+    request = parse({"prompt": "x", "acceleration": "full"})
+    models = replace(MODELS, checkpoint="ltx-2.3-22b-distilled-1.1.safetensors", lora=None)
+    graph = Graph(compose(request, models, audio="a.wav", prefix="p", loras=[("a.safetensors", 1.0)]))
+    assert not graph.has(workflow.LORA) and graph.inputs(workflow.MODEL)["checkpoint"] == models.checkpoint
+    lora = graph.find(workflow.OTHER_LORA)
+    steered = graph.inputs(workflow.ACCELERATION)
+    assert steered["first_model"] == steered["second_model"] == [lora, 0] and steered["level"] == "full"
+    for node in graph.prompt.values():
+        assert all(not isinstance(value, list) or value[0] in graph.prompt for value in node["inputs"].values())
 
 
 def test_a_node_s_mistake_is_a_field_s() -> None:

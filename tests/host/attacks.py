@@ -14,9 +14,7 @@ import base64
 import io
 import json
 import os
-import random
 import shutil
-import signal
 import socket
 import sqlite3
 import sys
@@ -26,8 +24,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +36,12 @@ sys.modules.setdefault("a2v", alias)
 
 import requests
 from a2v.tests.api.edges import data_uri, png, wav
-from a2v.tests.host.api import APP, LONG, SMALL, environment, write_published
-from a2v.tests.host.comfy import Comfy
+from a2v.tests.host.api import APP, LONG, SMALL, write_published
+from a2v.tests.host.attack_place import SOUND, Outside, Place, Poller, animation, is_ended, locked, noise, wait
 from PIL import Image
 
 MIB = 2**20
-LOCK_SECONDS = 40
-SOUND = data_uri(wav(0.5), "audio/wav")
+LOCK_SECONDS = 15  # longer than a write waits, shorter than a lease
 Figures = dict[str, Any]
 ATTACKS: dict[str, Callable[[Place], Figures]] = {}
 
@@ -55,197 +51,12 @@ def attack(function: Callable[[Place], Figures]) -> Callable[[Place], Figures]:
     return function
 
 
-class Place:
-    """A folder with models, and servers of the pack on it."""
-
-    def __init__(self, base: Path, pack: Path) -> None:
-        self.base, self.pack = base, pack
-
-    @contextmanager
-    def server(self, *args: str, **settings: str) -> Iterator[Server]:
-        with environment(**{"LTX_A2V_ALLOW_HOSTS": "localhost", **settings}):
-            comfy = Comfy(self.base, pack=self.pack, args=args)
-        with comfy:
-            yield Server(comfy)
-
-    @property
-    def system(self) -> Path:
-        return self.base / "user" / "__ltx_a2v"
-
-    @property
-    def database(self) -> Path:
-        return self.system / "requests.sqlite"
-
-    def files(self, folder: str) -> list[str]:
-        """Of the API's, but for the file by which a cluster's workers know it."""
-        where = self.base / folder / "ltx_a2v_api"
-        return sorted(path.name for path in where.iterdir()) if where.is_dir() else []
-
-    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self.database, timeout=30)) as connection:
-            found = connection.execute(query, values).fetchall()
-            connection.commit()
-            return found
-
-
-class Server:
-    """A running one: what clients ask it, and what it takes of the machine."""
-
-    def __init__(self, comfy: Comfy) -> None:
-        self.comfy, self.fal = comfy, f"{comfy.url}/fal"
-
-    def submit(self, query: str = "", kind: str = "queue", headers: dict[str, str] | None = None, **body: Any) -> Any:
-        whole = {**SMALL, "audio_url": SOUND, **body}
-        url = f"{self.fal}/{kind}/{APP}{query}"
-        return requests.post(url, json=whole, headers=headers, timeout=600)
-
-    def status(self, request: dict[str, Any], **query: str) -> dict[str, Any]:
-        return requests.get(request["status_url"], params=query, timeout=600).json()
-
-    def lines(self, request: dict[str, Any]) -> list[str]:
-        return [line["message"] for line in self.status(request, logs="1").get("logs") or []]
-
-    def ended(self, request: dict[str, Any], seconds: float = 300) -> dict[str, Any] | None:
-        """Its last status; None where it does not end in that time."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            status = self.status(request)
-            if status["status"] == "COMPLETED":
-                return status
-            time.sleep(0.1)
-        return None
-
-    def time_of(self, **body: Any) -> float:
-        """Seconds from a submission to its end."""
-        begun = time.monotonic()
-        status = self.ended(self.submit(seed=random.randrange(2**30), **body).json(), 600)
-        if status is None or "error" in status:
-            raise RuntimeError(f"a well-behaved request did not succeed: {status}")
-        return time.monotonic() - begun
-
-    def upload(self, data: bytes) -> str:
-        announced = requests.post(f"{self.fal}/rest/storage/upload/initiate", json={}, timeout=60).json()
-        requests.put(announced["upload_url"], data=data, timeout=600).raise_for_status()
-        return announced["file_url"]
-
-    @property
-    def memory(self) -> int:
-        """Resident MiB."""
-        return self._of_status("VmRSS")
-
-    @contextmanager
-    def peak(self) -> Iterator[Callable[[], int]]:
-        """The most resident MiB above what it was before."""
-        before = self.memory
-        Path(f"/proc/{self.comfy.pid}/clear_refs").write_text("5")
-        yield lambda: self._of_status("VmHWM") - before
-
-    def _of_status(self, name: str) -> int:
-        text = Path(f"/proc/{self.comfy.pid}/status").read_text()
-        return int(next(line for line in text.splitlines() if line.startswith(name)).split()[1]) // 1024
-
-    def kill(self) -> None:
-        os.killpg(self.comfy.pid, signal.SIGKILL)
-        self.comfy._process.wait()
-
-
-class Poller:
-    """Asks again and again; the longest time that an answer took."""
-
-    def __init__(self, url: str) -> None:
-        self.url, self.longest, self._over = url, 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            begun = time.monotonic()
-            with suppress(requests.RequestException):
-                requests.get(self.url, timeout=300)
-            self.longest = max(self.longest, time.monotonic() - begun)
-            self._over.wait(0.05)
-
-    def __enter__(self) -> Poller:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-
-class Outside:
-    """Somebody's server on this machine. hang: it takes questions and does not answer; drip: bytes one by one."""
-
-    def __init__(self, what: str) -> None:
-        self.asked: list[str] = []
-        self.over = threading.Event()
-        here = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                here.asked.append(self.path)
-                if what == "drip":
-                    self.send_response(200)
-                    self.send_header("Content-Length", "100000")
-                    self.end_headers()
-                    with suppress(OSError):
-                        while not here.over.wait(0.2):
-                            self.wfile.write(b"R")
-                            self.wfile.flush()
-                    return
-                here.over.wait(600)
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                here.asked.append(self.path)
-                if what == "hang":
-                    here.over.wait(600)
-                with suppress(OSError):
-                    self.send_response(200)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://localhost:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def __enter__(self) -> Outside:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def wait(condition: Callable[[], Any], seconds: float = 120) -> float:
-    """Seconds until it is true; that many where it never is."""
-    begun = time.monotonic()
-    while not condition() and time.monotonic() < begun + seconds:
-        time.sleep(0.05)
-    return min(time.monotonic() - begun, seconds)
-
-
 # 1. a lease outlives its task
-
-
-@contextmanager
-def locked(place: Place) -> Iterator[None]:
-    with closing(sqlite3.connect(place.database, isolation_level=None, timeout=60)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        finally:
-            connection.execute("ROLLBACK")
 
 
 @attack
 def lock_at_the_end(place: Place) -> Figures:
-    """Another process holds the database for 40 s while a run ends."""
+    """Another process holds the database for 15 s while a run ends."""
     with place.server() as server:
         request = server.submit(seed=1).json()
         wait(lambda: any(line.startswith("Second pass") for line in server.lines(request)))
@@ -263,7 +74,7 @@ def lock_at_the_end(place: Place) -> Figures:
 
 @attack
 def lock_as_media_arrive(place: Place) -> Figures:
-    """Another process holds the database for 40 s while a file is fetched."""
+    """Another process holds the database for 15 s while a file is fetched."""
     with place.server() as server, Outside("give") as other:
         data = wav(0.5)
         handler = other.server.RequestHandlerClass
@@ -287,13 +98,6 @@ def lock_as_media_arrive(place: Place) -> Figures:
 
 
 # 2. pictures
-
-
-def animation(frames: int, side: int) -> bytes:
-    file = io.BytesIO()
-    pictures = [Image.new("P", (side, side), number % 256) for number in range(frames)]
-    pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], loop=0)
-    return file.getvalue()
 
 
 @attack
@@ -327,7 +131,7 @@ def kill_goes_to_the_end(place: Place) -> Figures:
         for request in (killer, second):
             request["status_url"] = f"{server.fal}{request['status_url'].partition('/fal')[2]}"
             request["cancel_url"] = f"{server.fal}{request['cancel_url'].partition('/fal')[2]}"
-        ended = server.ended(second, 60) is not None
+        ended = server.ended(second, 120) is not None and server.status(killer)["status"] != "COMPLETED"
         requests.put(killer["cancel_url"], timeout=60)
         server.ended(killer, 60)
         return {"the other one is run first": ended}
@@ -360,26 +164,42 @@ def one_of_two_leaves(place: Place) -> Figures:
 
 @attack
 def files_after_expiry(place: Place) -> Figures:
-    """Requests that end in every way, one with a waiting one's sound: whether that stays, and what does at the end."""
-    sounds = [data_uri(wav(0.3 + number / 10), "audio/wav") for number in range(4)]
-    with place.server(LTX_A2V_EXPIRE_HOURS="0.01") as server:
-        old = server.submit(audio_url=sounds[0]).json()
-        server.submit(audio_url=sounds[1], fps=0)
-        server.submit(audio_url=sounds[2], image_url="http://localhost:9/none.png")
+    """Requests that end in every way, one with the sound of another whose picture is still on its way: whether that one
+    keeps it, and how many files stay at the end."""
+    sounds = [wav(0.3 + number / 10) for number in range(4)]
+    uris = [data_uri(sound, "audio/wav") for sound in sounds]
+    picture = noise(700)
+    old_is_gone = threading.Event()
+
+    def give(self: Any) -> None:
+        data = sounds[0] if self.path == "/sound.wav" else picture
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        sent = 0
+        while self.path == "/picture.png" and not old_is_gone.wait(1) and sent < len(picture) - 8192:
+            self.wfile.write(data[sent : sent + 8192])
+            sent += 8192
+        self.wfile.write(data[sent:])
+
+    with place.server(LTX_A2V_EXPIRE_HOURS="0.003") as server, Outside("give") as other:
+        other.server.RequestHandlerClass.do_GET = give
+        old = server.submit(audio_url=uris[0]).json()
+        server.submit(audio_url=uris[1], fps=0)
+        server.submit(audio_url=uris[2], image_url="http://localhost:9/none.png")
         server.ended(old)
-        running = server.submit(**{**LONG, "audio_url": sounds[3]}).json()
-        live = server.submit(**{**LONG, "audio_url": sounds[0]}).json()
-        wait(lambda: place.rows("SELECT gone FROM requests WHERE id = ?", old["request_id"])[0][0], 180)
-        ((media,),) = place.rows("SELECT media FROM requests WHERE id = ?", live["request_id"])
-        there = (place.base / "input" / json.loads(media)["audio_url"]).is_file()
-        for request in (live, running):
-            requests.put(request["cancel_url"], timeout=60)
-            server.ended(request)
+        cancelled = server.submit(**{**LONG, "audio_url": uris[3]}).json()
+        requests.put(cancelled["cancel_url"], timeout=60)
+        live = server.submit(audio_url=f"{other.url}/sound.wav", image_url=f"{other.url}/picture.png").json()
+        wait(lambda: place.rows("SELECT gone FROM requests WHERE id = ?", old["request_id"])[0][0], 100)
+        time.sleep(1)  # the file goes after the mark
+        old_is_gone.set()
+        status = server.ended(live)
     with place.server(LTX_A2V_EXPIRE_HOURS="0.00001"):
-        wait(lambda: not place.rows("SELECT 1 FROM requests WHERE gone = 0"), 180)
-        time.sleep(5)
+        wait(lambda: not place.files("input") + place.files("output"), 90)
         left = len(place.files("input")) + len(place.files("output"))
-    return {"the waiting request keeps its sound": there, "files left": left}
+    keeps = status is not None and "error" not in status
+    return {"the waiting request keeps its sound": keeps, "files left": left}
 
 
 @attack
@@ -492,18 +312,6 @@ def bodies_given_up(place: Place) -> Figures:
         memory = peak()
         time.sleep(45)
         return {"MiB": memory, "ended of 20": sum(map(is_ended, connections))}
-
-
-def is_ended(plain: socket.socket) -> bool:
-    """Whether the server has answered or hung up."""
-    plain.setblocking(False)
-    try:
-        plain.recv(1)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 # 6. slow ones

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from a2v.tests.host.api import SPEECH, environment, write_published
-from a2v.tests.host.comfy import Comfy, write_models
+from a2v.tests.host.comfy import ROOT, Comfy, write_models
 from a2v.tests.tiny import TinyFiles
 
 
@@ -25,7 +25,11 @@ def models(comfy_base: Path) -> TinyFiles:
 
 @pytest.fixture(scope="session")
 def comfy(comfy_base: Path, models: TinyFiles) -> Iterator[Comfy]:
-    """The running server. A test that needs its own state (other flags, a broken model) starts a Comfy of its own."""
+    """The running server, with a pack of other people's nodes beside this one (tests/robust/odd_nodes). A test that
+    needs its own state (other flags, a broken model) starts a Comfy of its own."""
+    link = comfy_base / "custom_nodes" / "odd-nodes"
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(ROOT / "tests" / "robust" / "odd_nodes", target_is_directory=True)
     with Comfy(comfy_base) as server:
         yield server
 

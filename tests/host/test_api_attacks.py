@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import Counter
@@ -16,7 +17,9 @@ import requests
 from a2v.tests.api.edges import data_uri, wav
 from a2v.tests.host import attacks
 from a2v.tests.host.api import LONG, ROOT, SPEECH, outside, write_published
-from a2v.tests.host.attacks import ATTACKS, Figures, Place, Server, locked, wait
+from a2v.tests.host.attack_place import Place, Server, locked, wait
+from a2v.tests.host.attacks import ATTACKS, Figures
+from a2v.tests.host.comfy import Comfy
 
 
 def no_more_than(figures: Figures, **limits: float) -> bool:
@@ -40,7 +43,7 @@ HOLDS: dict[str, Any] = {
     "stalled_uploads": lambda f: (f["ended of 200"], f["files half written"]) == (200, 0) and f["MiB"] < 200,
     "all_at_once": lambda f: f["times"] <= 2 and f["MiB above idle"] < 2048,
     "a_second_server": lambda f: f["the result is there"] and f["the run succeeds"],
-    "without_a_key": lambda f: list(f.values()) == [403, 403, 403, 200],
+    "without_a_key": lambda f: list(f.values()) == [403, 401, 401, 200],
     "clock_an_hour_back": lambda f: f["goes on after, s"] < 30,
     "broken_files": lambda f: not f["tracebacks"] and f["left alone"] and f["works with an empty key"],
     "small_ones": lambda f: not f["files outside"] and not f["the prompt is in the database"],
@@ -49,6 +52,13 @@ HOLDS: dict[str, Any] = {
 
 def test_each_attack_has_its_figures() -> None:
     assert HOLDS.keys() == ATTACKS.keys()
+
+
+@pytest.mark.parametrize("name", ["without_a_key", "one_of_two_leaves", "small_pictures"])
+def test_an_attack_in_seconds(name: str, server: Comfy, api_base: Path) -> None:
+    """Of the others tests/api has the small form: each is held there by what is done, and here by what it costs."""
+    figures = ATTACKS[name](Place(api_base, ROOT, server))
+    assert HOLDS[name](figures), figures
 
 
 @pytest.mark.soak
@@ -61,7 +71,8 @@ def test_an_attack_costs_little(name: str) -> None:
     assert HOLDS[name](figures), figures
 
 
-KILLS, REQUESTS = 50, 200
+KILLS, SENT, ACCEPTED = 50, 6, 200
+"""Some of the requests that are sent before a kill are not accepted any more."""
 
 
 class Accepted:
@@ -117,7 +128,7 @@ def test_fifty_kills_and_two_hundred_requests(tmp_path: Path, receiver: Any) -> 
         for _ in range(KILLS):
             with place.server(**settings) as server:
                 accepted.look()
-                sent = [pool.submit(accepted.submit, server, draw) for _ in range(REQUESTS // KILLS)]
+                sent = [pool.submit(accepted.submit, server, draw) for _ in range(SENT)]
                 if draw.random() < 0.3:
                     with locked(place):
                         time.sleep(draw.uniform(0, 3))
@@ -126,9 +137,12 @@ def test_fifty_kills_and_two_hundred_requests(tmp_path: Path, receiver: Any) -> 
                 for future in sent:
                     with suppress(requests.RequestException):
                         future.result()
-    known = [row[0] for row in place.rows("SELECT id FROM requests")]  # of some the answer was lost
-    assert set(accepted.ids) <= set(known) and len(known) >= REQUESTS * 0.5
     with place.server(**settings) as server:
+        known = [row[0] for row in place.rows("SELECT id FROM requests")]  # of some the answer was lost
+        assert set(accepted.ids) <= set(known) and len(known) >= ACCEPTED * 0.7
+        for _ in range(ACCEPTED - len(known)):  # the kills came before others
+            accepted.submit(server, draw)
+        known = sorted({*known, *accepted.ids})
         running = server.submit(**LONG).json()
         requests.put(running["cancel_url"], timeout=60).raise_for_status()
         assert server.ended(running, 30), "a request that waits is cancelled at once"
@@ -143,6 +157,9 @@ def test_fifty_kills_and_two_hundred_requests(tmp_path: Path, receiver: Any) -> 
     print(Counter(row[3] or "succeeded" for row in accepted.ended.values()), f"of {len(known)}")
     results = {row[2] for row in accepted.ended.values() if row[2]}
     assert set(place.files("output")) <= results, "no file that a killed run left"
+    for folder in (tmp_path / "input" / "ltx_a2v_api", tmp_path / "output" / "ltx_a2v_api", place.system / "uploads"):
+        for part in folder.glob(".*.part"):  # what a killed server was receiving goes an hour later
+            os.utime(part, (time.time() - 7200,) * 2)
     with place.server(LTX_A2V_EXPIRE_HOURS="0.00001", LTX_A2V_FORGET_HOURS="0.00001", **settings):
         wait(lambda: not place.files("input") + place.files("output"), 120)
         wait(lambda: not place.rows("SELECT 1 FROM requests"), 120)

@@ -20,7 +20,7 @@ import pytest
 import requests
 import torch
 from a2v.ltx.media import audio
-from a2v.tests.host.api import APP, LONG, SMALL, SPEECH, client_of, environment, write_published
+from a2v.tests.host.api import APP, CAMERA_FILE, LONG, SMALL, SPEECH, client_of, environment, write_published
 from a2v.tests.host.browser import Frontend
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.draw_workflows import sent
@@ -87,6 +87,42 @@ def test_features(client: Any, sound: str, picture: Path, tmp_path: Path, case: 
     assert frames_of(download(result, tmp_path)).shape == (9, *size[::-1], 3)
     assert result["seed"] == case.get("seed", 7)
     assert (result["prompt"] != "a person speaks") == case.get("enable_prompt_expansion", False)
+
+
+DISTILLED_RECIPE = {"acceleration": "full", "use_restart_sampling": False}
+
+
+@pytest.mark.parametrize(
+    ("variant", "asked", "same"),
+    [
+        (
+            "audio-to-video/lora",
+            {"loras": [{"path": f"https://host/{CAMERA_FILE}", "scale": 0.7}]},
+            {"camera_lora": "dolly_in", "camera_lora_scale": 0.7},
+        ),
+        ("distilled/audio-to-video", {}, DISTILLED_RECIPE),
+        (
+            "distilled/audio-to-video/lora",
+            {"loras": [{"path": CAMERA_FILE}]},
+            {"camera_lora": "dolly_in", **DISTILLED_RECIPE},
+        ),
+    ],
+)
+def test_a_variant_gives_the_frames_of_the_inputs_that_do_the_same(
+    client: Any, sound: str, tmp_path: Path, variant: str, asked: dict[str, Any], same: dict[str, Any]
+) -> None:
+    """The tiny set has no distilled checkpoint, so the distilled variants take the undistilled one with its LoRA."""
+    small = {**SMALL, "audio_url": sound}
+    found = client.subscribe(f"{APP.rpartition('/')[0]}/{variant}", {**small, **asked})
+    expected = client.subscribe(APP, {**small, **same})
+    assert np.array_equal(frames_of(download(found, tmp_path)), frames_of(download(expected, tmp_path)))
+
+
+def test_a_lora_that_is_not_there_is_named(client: Any, sound: str) -> None:
+    asked = {**SMALL, "audio_url": sound, "loras": [{"path": "https://host/none.safetensors"}]}
+    with pytest.raises(fal_client.client.FalClientHTTPError, match=r"'none.safetensors' is not in .*loras") as no:
+        client.submit(f"{APP}/lora", asked)
+    assert no.value.status_code == 424
 
 
 def test_a_request_is_the_command_bit_for_bit(

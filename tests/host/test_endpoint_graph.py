@@ -22,7 +22,8 @@ from a2v.tests.host.comfy import Comfy, Event, Prompt, PromptRejected, Run
 from a2v.tests.ltx.media.test_safety import write as write_classifier
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEECH = ROOT / "assets" / "speech.opus"
@@ -47,10 +48,20 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def camera(models: TinyFiles) -> Path:
-    """The tiny camera LoRA under the official name, deeper and in other letters than the node looks for it."""
+    """The tiny camera LoRA under the official name, deeper and in other letters than the node looks for it; its layers
+    are named as kohya's scripts do, and every third one is a DoRA."""
     path = models.camera_lora.parent / "LTX-2" / "Camera" / OFFICIAL.upper().replace(".SAFETENSORS", ".safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(models.camera_lora, path)
+    written: dict[str, Tensor] = {}
+    pairs = load_file(models.camera_lora)
+    for number, layer in enumerate(sorted({key.split(".lora_")[0] for key in pairs})):
+        name = "lora_unet_" + layer.removeprefix("diffusion_model.").replace(".", "_")
+        down, up = (pairs[f"{layer}.lora_{half}.weight"] for half in "AB")
+        written |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        written[f"{name}.alpha"] = torch.tensor(1.5 * len(down))
+        if number % 3 == 0:
+            written[f"{name}.dora_scale"] = torch.linspace(0.5, 1.5, len(up))[:, None]
+    save_file(written, path)
     return path
 
 
@@ -158,8 +169,10 @@ def test_everything_at_once_is_the_command_bit_for_bit(
     for line in notes:
         assert any(line in note for note in report["notes"]), line
     assert any("size changed from 120×70 to 128×128" in note for note in report["notes"])
-    layers = sum(key.endswith("lora_A.weight") for key in load_file(camera))
-    assert f"{camera.name}: all of its {layers} layers applied; strength 0.8" in report["notes"]
+    keys = load_file(camera).keys()
+    dora, layers = (sum(key.endswith(end) for key in keys) for end in (".dora_scale", ".lora_up.weight"))
+    told = f"all of its {layers} layers applied ({dora} DoRA, {layers - dora} LoRA); strength 0.8"
+    assert f"{camera.name}: {told}" in report["notes"]
     assert any(note.startswith(f"seed {2**33 + 3}, 3 steps of euler, 4 passes") for note in report["notes"])
 
 

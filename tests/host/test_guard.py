@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from a2v.tests.api.edges import data_uri, wav
+from a2v.tests.api.edges import APP, data_uri, wav
 from a2v.tests.host.comfy import HOST, Comfy
 
 PIP = (" -m pip install -r ", "requirements.txt")
-SOUND = data_uri(wav(), "audio/wav")
+SUBMIT, ASKED = f"/fal/queue/{APP}", {"prompt": "a", "audio_url": data_uri(wav(), "audio/wav")}
 BROKEN = "raise ImportError('libnothing.so.1: cannot open\\nshared file')"
 
 
@@ -48,23 +48,44 @@ def test_comfyui_starts_and_one_line_says_what_to_install(tmp_path: Path, packag
     with Comfy(tmp_path / "base", host=shadowed(host, **packages)) as server:
         nodes = server.object_info()
         assert "EmptyImage" in nodes and not [name for name in nodes if name.startswith("LTXA2V")]
-        assert server.post("/fal/queue/fal-ai/ltx-2.3-22b/audio-to-video", {}).status_code in (404, 405)
+        assert server.post(SUBMIT, {}).status_code in (404, 405)
         log = server.log
     assert_one_line(log, "the pack is off: ", told)
 
 
-def test_what_webhooks_alone_need_switches_off_webhooks_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        ("3.0", ["cryptography 3.0 (needed: >=", *PIP]),
+        (None, ["cryptography cannot be imported", *PIP]),
+    ],
+    ids=["too old", "broken"],
+)
+def test_what_webhooks_alone_need_switches_off_webhooks_alone(
+    tmp_path: Path, version: str | None, told: list[str]
+) -> None:
     host = tmp_path / "host"
     host.mkdir()
-    path, asked = "/fal/queue/fal-ai/ltx-2.3-22b/audio-to-video", {"prompt": "a", "audio_url": SOUND}
-    with Comfy(tmp_path / "base", host=shadowed(host, cryptography="3.0")) as server:
+    with Comfy(tmp_path / "base", host=shadowed(host, cryptography=version)) as server:
         assert [name for name in server.object_info() if name.startswith("LTXA2V")]
-        assert server.post(path, asked).status_code == 424, "of the models, which are not there"
-        refused = server.post(f"{path}?fal_webhook=https://example.com/hook", asked)
+        assert server.post(SUBMIT, ASKED).status_code == 424, "of the models, which are not there"
+        refused = server.post(f"{SUBMIT}?fal_webhook=https://example.com/hook", ASKED)
         log = server.log
     assert refused.status_code == 503
-    assert "cryptography 3.0 (needed: >=" in refused.json()["detail"]
-    assert_one_line(log, "no webhooks are sent: ", ["cryptography 3.0 (needed: >=", *PIP])
+    assert told[0] in refused.json()["detail"]
+    assert_one_line(log, "no webhooks are sent: ", told)
+
+
+def test_a_damaged_database_switches_off_the_api_alone(tmp_path: Path) -> None:
+    database = tmp_path / "user" / "__ltx_a2v" / "requests.sqlite"
+    database.parent.mkdir(parents=True)
+    database.write_bytes(b"something else" * 1000)
+    with Comfy(tmp_path) as server:
+        assert [name for name in server.object_info() if name.startswith("LTXA2V")]
+        assert server.post(SUBMIT, ASKED).status_code in (404, 405)
+        log = server.log
+    assert_one_line(log, "the HTTP API is off: ", ["requests.sqlite: is damaged", "Nothing was deleted"])
+    assert database.read_bytes() == b"something else" * 1000
 
 
 def assert_one_line(log: str, what: str, told: list[str]) -> None:

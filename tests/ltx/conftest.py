@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from a2v.ltx.errors import InputError
+from a2v.tests.ltx.goldens import relative
 from a2v.tests.tiny import TinyFiles, write_tiny
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -32,6 +33,12 @@ def one_thread() -> Iterator[None]:
 
 def _write(factory: pytest.TempPathFactory, name: str) -> TinyFiles:
     return write_tiny(factory.mktemp(name), seed=len(name), **SIZES[name])
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    """A whole set of files, for tests that do not change them."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
@@ -77,11 +84,7 @@ def peer() -> Callable[[TinyFiles, str], nn.Module]:
 def off() -> Callable[[Tensor, Tensor], float]:
     """Relative L2 distance from the second tensor; a shape that differs is a failure."""
 
-    def distance(x: Tensor, expected: Tensor) -> float:
-        assert x.shape == expected.shape
-        return float((x.double() - expected.double()).norm() / expected.double().norm())
-
-    return distance
+    return relative
 
 
 @pytest.fixture

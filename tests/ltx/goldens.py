@@ -30,7 +30,8 @@ TIGHT = 3e-5
 
 
 def relative(x: Tensor, reference: Tensor) -> float:
-    """Relative L2 distance; the plain one from zeros."""
+    """Relative L2 distance, in float64; the plain one from zeros. Another shape is a failure."""
+    assert x.shape == reference.shape, (x.shape, reference.shape)
     difference, size = (x.double() - reference.double()).norm(), reference.double().norm()
     return (difference / size if size else difference).item()
 

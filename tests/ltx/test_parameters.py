@@ -31,7 +31,8 @@ from a2v.ltx.prompt.gemma import Gemma
 from a2v.ltx.request import PARAMETERS, SIZES, parse
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import Checkpoint
-from a2v.tests.tiny import TinyFiles, write_tiny
+from a2v.tests.ltx.goldens import relative
+from a2v.tests.tiny import TinyFiles
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.io import wavfile
@@ -310,11 +311,6 @@ class Run:
         return found
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 def write_checker(folder: Path, bias: float) -> Path:
     """A classifier that finds every frame unsafe (bias above 0) or none."""
     labels = {"id2label": {0: "normal", 1: "nsfw"}, "label2id": {"normal": 0, "nsfw": 1}}
@@ -445,7 +441,7 @@ def distance(a: Run, b: Run, pattern: str) -> dict[str, float]:
     """Relative L2 of each tensor of these names."""
     others = b.tensors(pattern)
     assert a.tensors(pattern).keys() == others.keys()
-    return {k: float((v - others[k]).norm() / others[k].norm()) for k, v in a.tensors(pattern).items()}
+    return {k: relative(v, others[k]) for k, v in a.tensors(pattern).items()}
 
 
 # The table.
@@ -654,6 +650,16 @@ def test_a_constant_in_the_sound_matters_where_it_is_left_in(engine: Engine, not
         "no distilled LoRA given",
     ]
     assert any("DC offset" in note for note in notes({"preprocess_audio": False}))
+
+
+def test_a_mix_of_many_channels_is_reported(notes: Notes, tmp_path: Path) -> None:
+    """Nine channels have no layout in any file; where the model makes new sound, nothing is mixed."""
+    signal = np.tile(np.sin(np.arange(48000) / 20).astype(np.float32)[:, None] * 0.2, 9)
+    wavfile.write(tmp_path / "nine.wav", 48000, signal)
+    note = "the sound was mixed down from 9 channels to stereo, because X264 (.mp4) has no such layout"
+    assert note in notes(audio=tmp_path / "nine.wav")
+    assert note not in notes({"audio_strength": 0.5}, audio=tmp_path / "nine.wav")
+    assert not any("mixed down" in each for each in notes())
 
 
 def test_inert_audio_scales_are_reported(notes: Notes) -> None:

@@ -31,6 +31,7 @@ from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.lora import Merger, load_lora
 from a2v.tests.ltx import stage
+from a2v.tests.ltx.goldens import relative
 from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image
 from safetensors.torch import load_file
@@ -44,17 +45,6 @@ OTHER = {
     "seed": 5, "layers": 6, "heads": 2, "head_dim": 48, "connector_layers": 1, "vae_width": 8, "gemma_layers": 2,
     "gemma_width": 64,
 }  # fmt: skip
-
-
-def relative(x: Tensor, reference: Tensor) -> float:
-    assert x.shape == reference.shape
-    difference, size = (x.double() - reference.double()).norm(), reference.double().norm()
-    return (difference / size if size else difference).item()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

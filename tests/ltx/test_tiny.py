@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from a2v.ltx.weights.checkpoint import load_checkpoint, load_upscaler
-from a2v.tests import tiny
+from a2v.tests import tiny as maker
+from a2v.tests.ltx.goldens import relative
 from a2v.tests.tiny import TinyFiles, write_dummy_checkpoint, write_tiny
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -32,11 +33,6 @@ BUILDERS = "transformer vae_encoder vae_decoder audio_encoder audio_decoder voco
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     return write_tiny(tmp_path_factory.mktemp("other"), seed=1, **OTHER)
 
@@ -50,37 +46,37 @@ def header(path: Path) -> tuple[dict[str, tuple[str, list[int]]], dict[str, obje
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_same_layout_as_the_reference(oracle: Path, files: TinyFiles, part: str) -> None:
+def test_same_layout_as_the_reference(oracle: Path, tiny: TinyFiles, part: str) -> None:
     """Every key, dtype, shape and every entry of the metadata."""
-    path = getattr(files, part)
+    path = getattr(tiny, part)
     assert header(path / "model.safetensors" if part == "gemma" else path) == header(oracle / "tiny" / PARTS[part])
 
 
-def test_same_filters_and_bases_as_the_reference(oracle: Path, files: TinyFiles) -> None:
+def test_same_filters_and_bases_as_the_reference(oracle: Path, tiny: TinyFiles) -> None:
     names = 0
-    with safe_open(files.checkpoint, "pt") as ours, safe_open(oracle / "tiny" / PARTS["checkpoint"], "pt") as theirs:
+    with safe_open(tiny.checkpoint, "pt") as ours, safe_open(oracle / "tiny" / PARTS["checkpoint"], "pt") as theirs:
         for key in ours.keys():  # noqa: SIM118
             if key.endswith(("filter", "_basis")):
                 x, reference = ours.get_tensor(key).float(), theirs.get_tensor(key).float()
-                assert (x - reference).norm() / reference.norm() < 5e-4, key  # a bfloat16 step is 4e-3
+                assert relative(x, reference) < 5e-4, key  # a bfloat16 step is 4e-3
                 names += 1
     assert names == 3 + 2 * (6 * 3 * 6 + 1) + 2 * (5 * 3 * 6 + 1)
 
 
-def test_same_gemma_folder_as_the_reference(oracle: Path, files: TinyFiles) -> None:
+def test_same_gemma_folder_as_the_reference(oracle: Path, tiny: TinyFiles) -> None:
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
-        ours, theirs = (json.loads((p / name).read_text()) for p in (files.gemma, oracle / "tiny" / "gemma"))
+        ours, theirs = (json.loads((p / name).read_text()) for p in (tiny.gemma, oracle / "tiny" / "gemma"))
         ours.pop("chat_template", None), theirs.pop("chat_template", None)
         assert ours == theirs, name
 
 
-@pytest.mark.parametrize("which", ["files", "other"])
+@pytest.mark.parametrize("which", ["tiny", "other"])
 def test_ltx_core_loads_it_whole(request: pytest.FixtureRequest, which: str) -> None:
     """ltx-core 1.0.0's own builders: no tensor missing, none left over."""
     ledger_module = pytest.importorskip("ltx_pipelines.utils.model_ledger")
-    files: TinyFiles = request.getfixturevalue(which)
+    tiny: TinyFiles = request.getfixturevalue(which)
     ledger = ledger_module.ModelLedger(
-        torch.float32, torch.device("cpu"), str(files.checkpoint), None, str(files.upscaler)
+        torch.float32, torch.device("cpu"), str(tiny.checkpoint), None, str(tiny.upscaler)
     )
     for name in BUILDERS.split():
         builder = getattr(ledger, f"{name}_builder")
@@ -98,11 +94,11 @@ def test_ltx_core_loads_it_whole(request: pytest.FixtureRequest, which: str) -> 
         assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())), name
 
 
-@pytest.mark.parametrize("which", ["files", "other"])
+@pytest.mark.parametrize("which", ["tiny", "other"])
 def test_activations_are_of_unit_size(request: pytest.FixtureRequest, which: str) -> None:
     """Through the checkpoint reader: every part runs, nothing vanishes or explodes, the picture is not flat."""
-    files: TinyFiles = request.getfixturevalue(which)
-    checkpoint = load_checkpoint(files.checkpoint)
+    tiny: TinyFiles = request.getfixturevalue(which)
+    checkpoint = load_checkpoint(tiny.checkpoint)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         vae = checkpoint.video_vae(torch.float32, "cpu")
@@ -118,7 +114,7 @@ def test_activations_are_of_unit_size(request: pytest.FixtureRequest, which: str
             "mel": mel,
             "audio latent": sound.encode(torch.randn(1, 2, 33, 64, generator=generator)).latent_dist.mode(),
             "waveform": checkpoint.vocoder(torch.float32, "cpu")(mel),
-            "upscaled": load_upscaler(files.upscaler, torch.float32, "cpu")(latent),
+            "upscaled": load_upscaler(tiny.upscaler, torch.float32, "cpu")(latent),
         }
         connectors = checkpoint.connectors(torch.float32, "cpu")
         width, layers = connectors.config.caption_channels, connectors.config.text_proj_in_factor
@@ -154,9 +150,9 @@ def transformer(model: torch.nn.Module, text: tuple[torch.Tensor, ...], generato
     return {"video velocity": video, "audio velocity": audio}
 
 
-def test_seed_and_sizes(files: TinyFiles, other: TinyFiles, tmp_path: Path) -> None:
+def test_seed_and_sizes(tiny: TinyFiles, other: TinyFiles, tmp_path: Path) -> None:
     first, again, third = (
-        load_file(part.checkpoint) for part in (files, write_tiny(tmp_path / "a"), write_tiny(tmp_path / "b", seed=2))
+        load_file(part.checkpoint) for part in (tiny, write_tiny(tmp_path / "a"), write_tiny(tmp_path / "b", seed=2))
     )
     random = "model.diffusion_model.proj_out.weight"
     assert all(torch.equal(first[key], again[key]) for key in first) and not torch.equal(first[random], third[random])
@@ -166,16 +162,16 @@ def test_seed_and_sizes(files: TinyFiles, other: TinyFiles, tmp_path: Path) -> N
     assert header(version.checkpoint)[1]["model_version"] == "2.0.0"
 
 
-def test_tokenizer_and_processor(files: TinyFiles) -> None:
+def test_tokenizer_and_processor(tiny: TinyFiles) -> None:
     """Gemma's special tokens where Gemma has them; any text survives a round trip."""
-    tokenizer = AutoTokenizer.from_pretrained(files.gemma, local_files_only=True)
-    assert tokenizer.convert_tokens_to_ids(list(tiny.SPECIAL)) == list(range(9))
+    tokenizer = AutoTokenizer.from_pretrained(tiny.gemma, local_files_only=True)
+    assert tokenizer.convert_tokens_to_ids(list(maker.SPECIAL)) == list(range(9))
     text = "A woman speaks, 你好 … “ok”\n  twice"
     ids = tokenizer(text).input_ids
     assert ids[0] == tokenizer.bos_token_id == 2 and 3 not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert len(tokenizer(" the woman").input_ids) == 3, "words are merged"
-    processor = AutoProcessor.from_pretrained(files.gemma, local_files_only=True)
+    processor = AutoProcessor.from_pretrained(tiny.gemma, local_files_only=True)
     inputs = processor(text="<start_of_image> a man", images=torch.zeros(3, 80, 60), return_tensors="pt")
     assert (inputs["input_ids"] == 8).sum() == 4 and inputs["pixel_values"].shape == (1, 3, 56, 56)
     chat = tokenizer.apply_chat_template(
@@ -197,8 +193,8 @@ def test_dummy_is_large_and_costs_nothing(tmp_path: Path) -> None:
     assert math.isclose(48 * block, 18.99e9, rel_tol=0.03)
 
 
-def test_script_needs_only_third_party_packages(files: TinyFiles, tmp_path: Path) -> None:
-    source = Path(tiny.__file__)
+def test_script_needs_only_third_party_packages(tiny: TinyFiles, tmp_path: Path) -> None:
+    source = Path(maker.__file__)
     imports = {
         name.split(".")[0]
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
@@ -207,5 +203,5 @@ def test_script_needs_only_third_party_packages(files: TinyFiles, tmp_path: Path
     }
     assert imports - sys.stdlib_module_names == {"torch", "safetensors", "tokenizers"}
     subprocess.run([sys.executable, str(source), str(tmp_path)], check=True, cwd=os.sep)
-    for path in asdict(files).values():
+    for path in asdict(tiny).values():
         assert (tmp_path / path.name).exists()

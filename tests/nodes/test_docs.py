@@ -72,7 +72,7 @@ def test_a_page_has_the_parts_that_an_artist_looks_for(node_id: str) -> None:
         assert name in SHORT or name in STOCK, name
 
 
-STOCK = {"RandomNoise", "Load Image", "Preview Audio", "String"}
+STOCK = {"RandomNoise", "DisableNoise", "SplitSigmas", "Load Image", "Preview Audio", "String"}
 
 
 def shown(each: object) -> str:

@@ -12,6 +12,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 
 import folder_paths
 from a2v.ltx.errors import InputError
+from a2v.ltx.media.suffixes import FILM, SOUND
 from a2v.nodes import files, loaders
 
 OUTSIDE = ["../../etc/passwd", "../secret.safetensors", "/etc/passwd", "a/../../secret.safetensors", "", ".", ".."]
@@ -72,7 +73,7 @@ def test_a_model_may_be_a_link_to_another_disk(base: Path, tmp_path: Path) -> No
 
 
 def test_uploads_are_sound_and_video() -> None:
-    assert files.uploads("audio", "video") == ["y.mp4"]
+    assert files.uploads("audio", SOUND | FILM) == ["y.mp4"]
 
 
 @pytest.mark.parametrize(

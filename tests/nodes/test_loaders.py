@@ -109,3 +109,23 @@ def test_other_names_are_refused(kept: dict[str, str]) -> None:
             assert isinstance(verdict, str) and name in verdict and "models/" in verdict
         with pytest.raises(ValueError, match=r"models/diffusion_models: get it\.$"):
             files.gguf_file("diffusion_models", name, "get it")
+
+
+def test_a_diffusers_folders_own_encoder(base: Path, tmp_path: Path) -> None:
+    """It is offered, found, and watched; a folder of the same name in models/text_encoders goes before it."""
+    loader = loaders.TextEncoderLoader
+    whole = base / "models" / "diffusers" / "LTX-2.3-Diffusers"
+    (whole / "text_encoder").mkdir(parents=True)
+    (whole / "text_encoder" / "config.json").write_text("{}")
+    try:
+        (folder,) = (each for each in loader.define_schema().inputs if each.id == "folder")
+        assert whole.name in folder.options and loader.validate_inputs(folder=whole.name) is True
+        assert loaders._gemma_path(whole.name) == whole
+        assert loader.fingerprint_inputs(folder=whole.name) == files.stamp(whole / "text_encoder" / "config.json")
+        nearer = base / "models" / "text_encoders" / whole.name
+        nearer.mkdir(parents=True)
+        (nearer / "config.json").write_text("{}")
+        assert loaders._gemma_path(whole.name) == nearer
+    finally:
+        shutil.rmtree(whole)
+        shutil.rmtree(base / "models" / "text_encoders" / whole.name, ignore_errors=True)

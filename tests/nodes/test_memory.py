@@ -121,6 +121,11 @@ def held(module: nn.Module, device: torch.device = CPU) -> memory.Handle:
     return memory.Handle(memory.hold(module, device, CPU))
 
 
+def adapted(module: nn.Module, device: torch.device = CPU) -> memory.Adapted:
+    patcher = memory.hold(module, device, CPU)
+    return memory.Adapted(patcher, patcher)
+
+
 def fetches(layer: nn.Module) -> bool:
     """Whether ComfyUI may leave the layer's weights behind."""
     return hasattr(layer, "comfy_cast_weights")
@@ -195,7 +200,7 @@ def test_the_text_encoder_in_part(files: TinyFiles) -> None:
     expected = encode_text(gemma, connectors, "a person speaks")
     with simulated():
         patcher = memory.hold(gemma.model, DEVICE, CPU)
-        encoder = memory.TextEncoder(patcher, gemma, memory.Handle(memory.hold(connectors, DEVICE, CPU)))
+        encoder = memory.TextEncoder(patcher, gemma, adapted(connectors, DEVICE))
         assert encoder.get_models() == [patcher, encoder.connectors.patcher]
         for each in encoder.get_models():
             each.partially_load(DEVICE, each.model_size() // 2)

@@ -53,8 +53,8 @@ def inference() -> Iterator[None]:
         yield
 
 
-def connectors(files: TinyFiles) -> memory.Handle:
-    return memory.hold_text(load_checkpoint(files.checkpoint).connectors, "float32")
+def connectors(files: TinyFiles) -> memory.Adapted:
+    return memory.hold_connectors(load_checkpoint(files.checkpoint).connectors, "float32")
 
 
 @pytest.fixture
@@ -202,7 +202,8 @@ def test_a_single_file_in_part(single: Path, files: TinyFiles, share: float) -> 
     before = {name: tensor.clone() for name, tensor in gemma.model.state_dict().items()}
     with simulated():
         patcher = memory.hold(gemma.model, DEVICE, CPU)
-        encoder = memory.TextEncoder(patcher, gemma, memory.Handle(memory.hold(theirs, DEVICE, CPU)))
+        waiting = memory.hold(theirs, DEVICE, CPU)
+        encoder = memory.TextEncoder(patcher, gemma, memory.Adapted(waiting, waiting))
         for each in encoder.get_models():
             each.partially_load(DEVICE, int(each.model_size() * share * 2))
             memory.settle(each.model, DEVICE)

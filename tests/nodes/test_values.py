@@ -53,7 +53,7 @@ def test_audio_goes_through_the_graph_whole() -> None:
     assert audio.to_track(native).speakers == ()
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 100), (100,), (1, 2, 0)])
+@pytest.mark.parametrize("shape", [(2, 1, 100), (2, 1, 1, 100), (1, 2, 0)])
 def test_a_batch_of_audio_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="channels, samples"):
         audio.to_track({"waveform": torch.zeros(shape), "sample_rate": 16000})

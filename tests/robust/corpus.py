@@ -409,6 +409,14 @@ def _stream_cases() -> Iterator[Case]:
     yield case(
         "tracks", "film.avi", READ, lambda: _tracks("avi", ("libmp3lame", "stereo", 44100, 0.4), picture="mpeg4")
     )
+    for channels in (9, 12, 18, 24, 32, 60):  # most have no layout with a name
+        packed = np.tile(np.sin(np.arange(16000) / 9).astype("<f4")[:, None] / 4, channels).tobytes()
+        yield case(
+            "channels",
+            f"{channels}-channels.wav",
+            READ,
+            lambda c=channels, p=packed: wav(p, kind=3, channels=c, rate=48000, bits=32),
+        )
     yield case("no audio", "silent.mp4", REFUSED, lambda: _tracks("mp4", picture="libx264"))
     yield case("no audio", "silent.mkv", REFUSED, lambda: _tracks("matroska", picture="mpeg4"))
     yield case("no audio", "silent.gif", REFUSED, lambda: _tracks_gif())
@@ -582,6 +590,7 @@ def _image_cases() -> Iterator[Case]:
     ):
         yield case("no image", name, REFUSED, lambda data=data: data)
     yield case("no image", "sound.png", REFUSED, lambda: wav())
+    yield case("no image", "phone.heic", REFUSED, lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
     dice = random.Random(11)
     for number, mark in enumerate((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"RIFF____WEBPVP8 ", b"P6\n", b"8BPS\0\1", b"\0\0\1\0\1\0",
                                    b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x20ftypavif")):  # fmt: skip
@@ -635,6 +644,7 @@ def _weight_cases() -> Iterator[Case]:
         ("gap", lambda: tensors_file({**_entry(), "b": {"dtype": "F32", "shape": [1], "data_offsets": [60, 64]}}, bytes(64))),
         ("twice", lambda: tensors_file(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4))),
         ("cut", lambda: _lora()[:-9]), ("pickle", lambda: b"\x80\x02}q\0."), ("zip", lambda: b"PK\3\4" + bytes(99)), ("html", lambda: b"<html>404</html>" * 9),
+        ("lfs", lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"), ("zeros", lambda: bytes(5000)), ("message", lambda: b'{"error": "not found"}'),
     )  # fmt: skip
     for field in ("lora", "upscaler", "checkpoint", "text_encoder", "video_vae", "connectors"):
         for name, make in headers:
@@ -681,6 +691,64 @@ def _weight_cases() -> Iterator[Case]:
         yield Case("lora", "content", f"lora-{name}.safetensors", expect, functools.partial(_lora, **arguments))
 
 
+def _lora_kinds() -> Iterator[Case]:
+    """Kinds of change, under names and in forms that trainers write."""
+    layer = LORA.removesuffix(".lora_{}.weight")
+    ones = functools.partial(torch.full, fill_value=0.01)
+    pair = {f"{layer}.lora_A.weight": ones((2, 64)), f"{layer}.lora_B.weight": ones((64, 2))}
+    hada = {f"{layer}.hada_w{n}_{half}": ones(size) for n in (1, 2) for half, size in (("a", (64, 2)), ("b", (2, 64)))}
+    lokr = {f"{layer}.lokr_w1": ones((4, 4)), f"{layer}.lokr_w2": ones((16, 16))}
+    fp8 = {key: value.to(torch.float8_e4m3fn) for key, value in pair.items()}
+    scales = {f"{key}_scale": torch.tensor(0.5) for key in pair}
+    kinds: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+        "dora-rows": ({**pair, f"{layer}.dora_scale": ones((64, 1))}, READ),
+        "dora-columns": ({**pair, f"{layer}.dora_scale": ones((1, 64))}, READ),
+        "dora-peft": ({**pair, f"{layer}.lora_magnitude_vector": ones((64,))}, READ),
+        "dora-wrong": ({**pair, f"{layer}.dora_scale": ones((5, 1))}, REFUSED),
+        "dora-alone": ({f"{layer}.dora_scale": ones((64, 1))}, REFUSED),
+        "loha": (hada, READ),
+        "loha-half": (dict(list(hada.items())[:2]), REFUSED),
+        "lokr": (lokr, READ),
+        "lokr-wrong": ({**lokr, f"{layer}.lokr_w2": ones((16, 17))}, REFUSED),
+        "diff": ({f"{layer}.diff": ones((64, 64)), f"{layer}.diff_b": ones((64,))}, READ),
+        "diff-wrong": ({f"{layer}.diff": ones((64, 63))}, REFUSED),
+        "set": ({f"{layer}.set_weight": ones((64, 64))}, READ),
+        "fp8-scaled": ({**fp8, **scales}, READ),
+        "fp8-blocks": ({**fp8, **{key: ones((3, 7)) for key in scales}}, REFUSED),
+        "rank-0": ({f"{layer}.lora_A.weight": ones((0, 64)), f"{layer}.lora_B.weight": ones((64, 0))}, REFUSED),
+        "oft": ({f"{layer}.oft_blocks": ones((4, 16, 16))}, REFUSED),
+        "glora": ({f"{layer}.{name}.weight": ones((4, 4)) for name in ("a1", "a2", "b1", "b2")}, REFUSED),
+        "tucker": ({**pair, f"{layer}.lora_mid.weight": ones((2, 2))}, REFUSED),
+    }
+    for name, (tensors, expect) in kinds.items():
+        yield Case("lora", "of a kind", f"lora-{name}.safetensors", expect, lambda tensors=tensors: save(tensors))
+    flat = layer.removeprefix("diffusion_model.").replace(".", "_")
+    for prefix in (
+        "lora_unet_",
+        "lora_unet_model_",
+        "lycoris_",
+        "pipe.dit.",
+        "unet.",
+        "model.transformer.",
+        "module.",
+        "x.y.",
+    ):
+        bare = flat if prefix.endswith("_") else layer.removeprefix("diffusion_model.")
+        named = {key.replace(layer, prefix + bare): value for key, value in pair.items()}
+        yield Case("lora", "under a name", f"lora-under-{prefix}.safetensors", READ, lambda named=named: save(named))
+    for name, metadata, expect in (
+        ("ic", {"reference_downscale_factor": "2"}, REFUSED),
+        ("alpha", {"lora_adapter_metadata": '{"transformer.lora_alpha": 8}'}, READ),
+        ("no-json", {"lora_adapter_metadata": "{"}, REFUSED),
+        ("nested", {"lora_adapter_metadata": "[" * 50_000}, REFUSED),
+        ("alpha-text", {"lora_adapter_metadata": '{"lora_alpha": "8"}'}, REFUSED),
+        ("alpha-huge", {"lora_adapter_metadata": '{"lora_alpha": 1e999}'}, REFUSED),
+        ("pattern", {"lora_adapter_metadata": '{"lora_alpha": 1, "alpha_pattern": {"(a+)+$": 2}}'}, REFUSED),
+    ):
+        make = functools.partial(save, pair, metadata=metadata)
+        yield Case("lora", "metadata", f"lora-metadata-{name}.safetensors", expect, make)
+
+
 @functools.cache
 def _gguf(offset: int = 0, original: tuple[int, ...] = ()) -> bytes:
     """A small file of the format, with one tensor in it; original: the shape that City96's converter would note."""
@@ -721,7 +789,7 @@ def _request_cases(names: tuple[str, ...]) -> Iterator[Case]:
             "request",
             "no request",
             f"{name}.json",
-            EITHER if name in ("digits", "surrogate", "utf16") else REFUSED,
+            {"digits": EITHER, "utf16": READ}.get(name, REFUSED),
             lambda data=data: data,
         )
 
@@ -734,5 +802,6 @@ def cases(parameters: tuple[str, ...]) -> list[Case]:
         *_stream_cases(),
         *_image_cases(),
         *_weight_cases(),
+        *_lora_kinds(),
         *_request_cases(parameters),
     ]

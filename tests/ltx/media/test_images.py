@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from a2v.ltx.diffusion.encode import encode_image
 from a2v.ltx.errors import InputError
 from a2v.ltx.media import images
-from PIL import Image, ImageCms
+from a2v.tests.ltx.goldens import relative
+from PIL import Image, ImageCms, features
 from safetensors import safe_open
 
 RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (128, 128, 128)
@@ -173,6 +175,56 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, side):
         images.load_image(tmp_path / "bomb.png")
 
 
+# What phones take
+
+
+def box(*brands: bytes) -> bytes:
+    """The first box of a HEIF file, and nothing that could be decoded."""
+    inside = brands[0] + bytes(4) + b"".join(brands)
+    return (8 + len(inside)).to_bytes(4, "big") + b"ftyp" + inside + bytes(200)
+
+
+@pytest.mark.parametrize(
+    ("name", "brands", "said"),
+    [
+        ("a.heic", (b"heic", b"mif1"), "is HEIC, which needs pillow-heif; install that, or save it as PNG"),
+        ("a.jpg", (b"mif1", b"heic"), "is HEIC, which needs pillow-heif; install that, or save it as PNG"),
+        ("a.avif", (b"avif", b"mif1"), r"is AVIF, which needs Pillow 11\.3 or newer; install that, or save it as PNG"),
+        ("a.mp4", (b"isom", b"avc1"), "cannot be read as an image"),
+    ],
+)
+def test_where_nothing_reads_it_the_sentence_says_what_does(tmp_path, monkeypatch, name, brands, said):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # importing it fails
+    Image.init()
+    for known in ("HEIF", "AVIF"):
+        if known in Image.OPEN:
+            monkeypatch.delitem(Image.OPEN, known)
+    (tmp_path / name).write_bytes(box(*brands))
+    with pytest.raises(InputError, match=f"{name}: {said}"):
+        images.load_image(tmp_path / name)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_is_read_with_its_transparency(tmp_path):
+    picture = photo(32, 48)
+    Image.fromarray(picture.numpy()).save(tmp_path / "a.avif", quality=100, subsampling="4:4:4")
+    assert (images.load_image(tmp_path / "a.avif").int() - picture.int()).abs().float().mean() < 3
+    Image.new("RGBA", (8, 8), (200, 100, 50, 0)).save(tmp_path / "clear.avif")
+    assert images.load_image(tmp_path / "clear.avif").max() == 0
+
+
+def test_heic_is_read_with_its_transparency(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed: it is an extra")
+    picture = photo(64, 96)
+    heif.from_pillow(Image.fromarray(picture.numpy())).save(tmp_path / "a.heic", quality=-1)
+    assert (images.load_image(tmp_path / "a.heic").int() - picture.int()).abs().float().mean() < 8
+    heif.from_pillow(Image.new("RGBA", (64, 64), (200, 100, 50, 0))).save(tmp_path / "clear.heic", quality=-1)
+    assert images.load_image(tmp_path / "clear.heic").max() <= 2
+    with pytest.raises(InputError, match=r"cut\.heic: cannot be read"):
+        (tmp_path / "cut.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:300])
+        images.load_image(tmp_path / "cut.heic")
+
+
 # From the graph
 
 
@@ -183,7 +235,7 @@ def test_from_float_undoes_comfyuis_division():
     assert images.from_float(torch.tensor([[[1.0, 1.0, 1.0, 0.5]]])).tolist() == [[[128, 128, 128]]]
 
 
-@pytest.mark.parametrize("image", [torch.zeros(1, 4, 4, 3), torch.zeros(4, 4, 2), torch.zeros(0, 4, 3)])
+@pytest.mark.parametrize("image", [torch.zeros(1, 4, 4, 3), torch.zeros(4, 4, 5), torch.zeros(0, 4, 3)])
 def test_from_float_wants_one_picture(image):
     with pytest.raises(InputError, match="image: its shape"):
         images.from_float(image)
@@ -278,7 +330,3 @@ def test_golden_pixels_and_latents(oracle, name):
             with torch.inference_mode():
                 assert relative(encode_image(vae, ours), latent) < 1e-5
                 assert relative(encode_image(vae, pixels), latent) < 5e-6
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()

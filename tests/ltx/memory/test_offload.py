@@ -24,15 +24,11 @@ from a2v.ltx.weights import lora
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_tiny
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FPS, FRAMES = Fraction(24), 9
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +65,8 @@ def away(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("room", [0.0, 1e12], ids=["one by one", "batched"])
-def test_the_transformer_gives_the_same(files: TinyFiles, room: float) -> None:
-    checkpoint = load_checkpoint(files.checkpoint)
+def test_the_transformer_gives_the_same(tiny: TinyFiles, room: float) -> None:
+    checkpoint = load_checkpoint(tiny.checkpoint)
     expected = two_steps(checkpoint.transformer(torch.float32), "cpu", room)
     model = checkpoint.transformer(torch.float32)
     before = {name: tensor.data_ptr() for name, tensor in model.named_parameters()}
@@ -89,12 +85,12 @@ def test_the_transformer_gives_the_same(files: TinyFiles, room: float) -> None:
             two_steps(model, DEVICE, room)
 
 
-def test_loras_are_merged_between_two_passes(files: TinyFiles) -> None:
-    checkpoint = load_checkpoint(files.checkpoint)
-    loaded = lora.load_lora(files.distilled_lora)
-    blocks = {name: pair for name, pair in loaded.targets.items() if name.startswith("transformer_blocks")}
+def test_loras_are_merged_between_two_passes(tiny: TinyFiles) -> None:
+    checkpoint = load_checkpoint(tiny.checkpoint)
+    loaded = lora.load_lora(tiny.distilled_lora)
+    blocks = {slot: pair for slot, pair in loaded.changes.items() if "transformer_blocks" in slot[0]}
     assert blocks  # the rest is on the device, and the simulation cannot write there
-    pairs = [[(replace(loaded, targets=blocks), strength)] for strength in (0.2, 0.5)]
+    pairs = [[(replace(loaded, changes=blocks), strength)] for strength in (0.2, 0.5)]
     whole = checkpoint.transformer(torch.float32)
     merger = lora.Merger(whole, checkpoint.transformer_weight)
     expected = []
@@ -116,8 +112,8 @@ def test_loras_are_merged_between_two_passes(files: TinyFiles) -> None:
         offload.release()
 
 
-def test_quantised_layers_stay_as_they_are_stored(files: TinyFiles) -> None:
-    checkpoint = load_checkpoint(files.checkpoint)
+def test_quantised_layers_stay_as_they_are_stored(tiny: TinyFiles) -> None:
+    checkpoint = load_checkpoint(tiny.checkpoint)
     expected = two_steps(checkpoint.transformer(torch.float32, fp8=True), "cpu")
     model = checkpoint.transformer(torch.float32, fp8=True)
     assert any(parameter.dtype == torch.uint8 for parameter in model.parameters())
@@ -125,8 +121,24 @@ def test_quantised_layers_stay_as_they_are_stored(files: TinyFiles) -> None:
         assert torch.equal(two_steps(model, DEVICE), expected)
 
 
-def test_gemma_gives_the_same_and_shares_what_it_shared(files: TinyFiles) -> None:
-    gemma = load_gemma(files.gemma, torch.float32)
+def test_changes_of_quantised_layers_are_the_same(tiny: TinyFiles, tmp_path: Path) -> None:
+    """A DoRA is computed from the decoded weight at each call, wherever the block is."""
+    checkpoint, layer = load_checkpoint(tiny.checkpoint), "transformer_blocks.1.attn1.to_q"
+    model = checkpoint.transformer(torch.float32, fp8=True)
+    size = model.get_submodule(layer).out_features
+    pair = {f"{layer}.lora_A.weight": noise(2, size), f"{layer}.lora_B.weight": noise(size, 2)}
+    save_file({**pair, f"{layer}.dora_scale": 1 + noise(size, 1).abs()}, tmp_path / "dora.safetensors")
+    plain = two_steps(model, "cpu")
+    with lora.applied(model, [(lora.load_lora(tmp_path / "dora.safetensors"), 0.7)], checkpoint.transformer_weight):
+        expected = two_steps(model, "cpu")
+        assert not torch.equal(expected, plain)
+        with simulated(), offload_transformer(model, DEVICE):
+            assert torch.equal(two_steps(model, DEVICE), expected)
+    assert not model.get_submodule(layer).branches
+
+
+def test_gemma_gives_the_same_and_shares_what_it_shared(tiny: TinyFiles) -> None:
+    gemma = load_gemma(tiny.gemma, torch.float32)
     expected, _ = hidden_states(gemma, "a person speaks")
     tied = gemma.model.lm_head.weight is gemma.model.model.language_model.embed_tokens.weight
     with simulated(), offload_gemma(gemma.model, DEVICE) as offload:
@@ -137,7 +149,7 @@ def test_gemma_gives_the_same_and_shares_what_it_shared(files: TinyFiles) -> Non
         assert offload.fetched == len(gemma.model.model.language_model.layers) + 1
 
 
-def test_a_block_called_out_of_turn_is_fetched(files: TinyFiles) -> None:
+def test_a_block_called_out_of_turn_is_fetched(tiny: TinyFiles) -> None:
     torch.manual_seed(0)
     layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
     whole, x = nn.ModuleList(layers), noise(2, 4)
@@ -150,7 +162,7 @@ def test_a_block_called_out_of_turn_is_fetched(files: TinyFiles) -> None:
 @CUDA
 @pytest.mark.parametrize("pinned", [False, True])
 def test_on_cuda_the_numbers_are_the_same_and_two_blocks_are_there(
-    files: TinyFiles, pinned: bool, tmp_path: Path
+    tiny: TinyFiles, pinned: bool, tmp_path: Path
 ) -> None:
     wide = write_tiny(tmp_path, layers=12, heads=16, head_dim=64, seed=1)
     checkpoint = load_checkpoint(wide.checkpoint)

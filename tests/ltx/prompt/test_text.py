@@ -14,16 +14,13 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.prompt.gemma import Gemma, load_gemma
 from a2v.ltx.prompt.text import encode_text, hidden_states, tokenize
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.tests.ltx.goldens import relative
 from a2v.tests.tiny import TinyFiles, write_tiny
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 PROMPTS = ("A woman speaks to the camera", "", "  héllo wörld 你好\n", "<start_of_turn>talking " * 40, "a" * 3000)
-
-
-def relative(x: torch.Tensor, reference: torch.Tensor) -> float:
-    return ((x - reference).norm() / reference.norm()).item()
 
 
 @pytest.fixture(scope="module")

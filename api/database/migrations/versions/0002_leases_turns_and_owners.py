@@ -36,9 +36,13 @@ def _requests() -> None:
     op.add_column("requests", sa.Column("lease_from", sa.Float))  # a lease without one is over
     op.drop_index("requests_in_order", "requests")
     op.create_index("requests_in_order", "requests", ["status", "priority", "turn", "number"])
-    kept = sa.text("status = 'COMPLETED' AND gone = 0")
-    op.create_index("requests_with_files", "requests", ["ended"], sqlite_where=kept)
-    op.create_index("requests_without_files", "requests", ["ended"], sqlite_where=sa.text("gone = 1"))
+    for name, which in (
+        ("requests_with_files", "gone = 0"),
+        ("requests_without_files", "gone = 1"),
+        ("requests_sent_once", "gone = 0 AND sync_mode = 1"),
+    ):
+        where = sa.text(f"ended IS NOT NULL AND {which}")
+        op.create_index(name, "requests", ["ended"], sqlite_where=where)
 
 
 def _own_media() -> None:

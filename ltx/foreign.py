@@ -1,0 +1,80 @@
+"""Recognises what people have in place of weights that are read: files of other formats by their first bytes, and
+quantized weights by the names and dtypes in a header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+HEAD = 512  # bytes that are looked at
+PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+
+PREQUANTIZED = {
+    "qweight": "GPTQ, AWQ or SVDQuant",
+    "quant_map": "NF4 of bitsandbytes",
+    "absmax": "NF4 of bitsandbytes",
+    "SCB": "INT8 of bitsandbytes",
+    "_data": "quanto's format",
+    "_packed": "quanto's format",
+    "weight_scale_2": "NVFP4",
+}
+"""The last step of a key that only this format has, beside a layer's weight."""
+DTYPES = {"I8": "INT8", "F4": "NVFP4", "F8_E8M0": "MXFP8"}
+"""Dtypes in a header that only this format has."""
+
+
+def foreign(path: Path, json_text: bool = False) -> tuple[str, str] | None:
+    """What a file is that should have been weights, or a `json_text`, and a hint how to get the right one: two parts of
+    a sentence. None if it is not known."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return None
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer and not the file itself", "`git lfs pull` in its folder does that"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")) or b"<html" in text:
+        return "is a web page and not the file itself", "log in or accept the terms on its page first"
+    if head.startswith(PICKLE) or head.startswith(b"PK\x03\x04"):
+        return "is a pickle or an archive, which could run code and is never read", "not as .ckpt, .pt or .zip"
+    if head.startswith(b"GGUF"):
+        named = path.suffix.lower() == ".gguf"
+        hint = "GGUF is read for the transformer alone" if named else "a transformer's name must end in .gguf"
+        return "is a GGUF file, which is not read here", hint
+    if text.startswith((b"{", b"[")) and not json_text:
+        return "is a JSON text and not the file itself", "this is perhaps a server's message"
+    if head and not head.strip(b"\0"):
+        return "has only zeros at its beginning", "its download did not end"
+    return None
+
+
+def quantization(keys: Iterable[str], dtypes: Mapping[str, str], metadata: Mapping[str, str]) -> str | None:
+    """The name of a quantized format that the transformer is not read in, None for a file without one.
+
+    keys: all keys of the header. dtypes: key → dtype, as safetensors names it. metadata: of the header.
+    """
+    keys = list(keys)
+    lasts = {key.rpartition(".")[2] for key in keys}
+    for last, name in PREQUANTIZED.items():
+        if last in lasts:
+            return name
+    for key in keys:
+        if "quant_state.bitsandbytes" in key:
+            return "NF4 of bitsandbytes"
+        if key.endswith(".weight_scale") and dtypes[key] == "U8":
+            return "MXFP8"
+        if name := DTYPES.get(dtypes[key]):
+            return name
+    return next((kind for kind in _listed(metadata) if not kind.startswith("float8_e")), None)
+
+
+def _listed(metadata: Mapping[str, str]) -> list[str]:
+    """The formats that ComfyUI's metadata name for the layers."""
+    try:
+        layers = json.loads(metadata.get("_quantization_metadata", "{}"))["layers"].values()
+        kinds = (entry.get("format") if isinstance(entry, dict) else entry for entry in layers)
+        return [kind for kind in kinds if isinstance(kind, str)]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return []

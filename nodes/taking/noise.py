@@ -1,0 +1,108 @@
+"""NOISE: the engine's stream of noise from a seed, or the noise that another node generates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.sample
+import torch
+from torch import Tensor
+
+from ...ltx.errors import InputError
+from ...ltx.latents import CHANNELS, Noise, NoiseSource, patchify_video
+
+PROBE = (1, CHANNELS, 2, 3, 5)  # a small latent that tells whether a NOISE is Gaussian noise from its seed
+
+
+@dataclass(frozen=True, eq=False)
+class NextNoise:
+    """A native NOISE that continues the noise stream of a stage, so that one seed drives both stages in sequence."""
+
+    noise: Noise
+
+    @property
+    def seed(self) -> int:
+        return self.noise.seed
+
+    def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
+        """Noise of the latent's shape, float32 on the CPU. ComfyUI's own samplers call this."""
+        (drawn,), _ = self.noise.draw(tuple(input_latent["samples"].shape))
+        return drawn
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """Another node's NOISE for one stage. native: that NOISE; grid: what it generated for the stage's latent, as tokens
+    [1, N, 128]."""
+
+    native: Any
+    grid: Tensor
+
+    @property
+    def seed(self) -> int:
+        return _seed(self.native)
+
+    @property
+    def note(self) -> str:
+        """The sentence for the report."""
+        name = type(self.native).__name__
+        return f"the noise is {name}'s own" if self.grid.any() else f"no noise was added, as {name} gives none"
+
+    def draw(self, *shapes: tuple[int, ...]) -> tuple[list[Tensor], Generated]:
+        """Tokens [1, N, 128] for each shape; the first shape begins with the tokens of the latent's grid.
+
+        The tokens beside the grid (keyframes, sound) come from the end of a longer row, because a NOISE with a seed
+        begins anew with each call and would repeat the grid's numbers there.
+        """
+        counts, drawn = [shape[1] for shape in shapes], self.grid
+        if sum(counts) > drawn.shape[1]:
+            row = _generate(self.native, {"samples": torch.zeros(1, CHANNELS, 1, 1, sum(counts))})
+            drawn = torch.cat([drawn, patchify_video(row)[:, drawn.shape[1] :]], dim=1)
+        return list(drawn.split(counts, dim=1)), self
+
+
+def to_noise(noise: Any, latent: dict[str, Any]) -> NoiseSource:
+    """A native NOISE as the engine draws from it, for a stage that starts from that native LATENT.
+
+    A NOISE that gives ComfyUI's Gaussian noise for its seed, as RandomNoise, is the engine's own stream of that seed,
+    which also draws for the sound and for the second stage. Any other NOISE gives what it generates. Raises InputError
+    if that cannot be used.
+    """
+    if isinstance(noise, NextNoise):
+        return noise.noise
+    if not callable(getattr(noise, "generate_noise", None)):
+        if isinstance(getattr(noise, "seed", None), int):
+            return Noise(noise.seed)
+        raise InputError(f"noise: it is {type(noise).__name__}; connect RandomNoise or another node that gives NOISE.")
+    seed, probe = _seed(noise), torch.zeros(PROBE)
+    if torch.equal(_generate(noise, {"samples": probe}), comfy.sample.prepare_noise(probe, seed % 2**64)):
+        return Noise(seed)
+    return Generated(noise, patchify_video(_generate(noise, latent)))
+
+
+def _generate(noise: Any, latent: dict[str, Any]) -> Tensor:
+    """What a NOISE generates for a native LATENT, float32 on the CPU. Raises InputError if it cannot be used."""
+    wanted = latent["samples"]
+    given = {**latent, "samples": wanted.float().cpu()}
+    try:
+        made = noise.generate_noise(given)
+    except Exception as error:  # another pack's code may raise anything
+        raise InputError(
+            f"noise: {type(noise).__name__} failed for a latent {list(wanted.shape)} ({type(error).__name__}); connect "
+            "RandomNoise instead."
+        ) from error
+    if not isinstance(made, Tensor) or made.shape != wanted.shape:
+        shape = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise InputError(f"noise: it is {shape} for a latent {list(wanted.shape)}; connect RandomNoise instead.")
+    made = made.detach().to("cpu", torch.float32)
+    if not made.isfinite().all():
+        raise InputError("noise: it has NaN or infinite values; check the node that it comes from.")
+    return made
+
+
+def _seed(noise: Any) -> int:
+    """The seed of a NOISE for the noise of restart and res_2s, 0 if it has none."""
+    seed = getattr(noise, "seed", 0)
+    return int(seed) if isinstance(seed, (int, float)) and math.isfinite(seed) else 0

@@ -172,8 +172,10 @@ def _fit(lora: Lora, checkpoint: Checkpoint, blueprint: nn.Module, whole: bool) 
     """How a LoRA fits the transformer and, if the `whole` model is its target, the text connectors.
 
     The distilled and the camera LoRA change the transformer alone, as in the official pipeline, because their strength
-    may differ by stage and both stages share the prompts.
+    may differ by stage and both stages share the prompts. Raises InputError as `match`, and if the LoRA was made for
+    another version.
     """
+    lora.check_version(checkpoint.path.name, checkpoint.version)
     others = ()
     if whole and any(OF_CONNECTORS.search(layer) for layer, _ in lora.changes):
         others = (match(lora, checkpoint.connectors(), optional=True),)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from a2v.ltx import versions
 from a2v.ltx.errors import InputError
-from a2v.ltx.models import MODELS, V25
+from a2v.ltx.models import MODELS, V25, named_version
 from a2v.ltx.prompt.gemma import check_gemma, load_gemma
 from a2v.ltx.weights.checkpoint import Checkpoint, load_checkpoint
+from a2v.ltx.weights.lora_file import load_lora
 from a2v.tests.tiny import TinyFiles
 from a2v.tests.tiny25 import GEMMA_VERSION, NONE_OF_THEM, Decoder, Tiny25Files, write_tiny25
 from safetensors.torch import load_file, save_file
@@ -224,3 +225,46 @@ def test_libraries_that_are_too_old(files: Tiny25Files, monkeypatch: pytest.Monk
     monkeypatch.setattr(versions, "NEEDED_25", {"diffusers": ">=99.0", "transformers": ">=99.0"})
     with refusal(files.transformer, "diffusers", "transformers", "99.0", "pip install"):
         load_checkpoint(files.transformer)
+
+
+# LoRAs.
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("ltx-2.5-22b-distilled-lora-450-bf16.safetensors", "2.5"),
+        ("ltx-2.3-22b-distilled-lora-384-1.1.safetensors", "2.3"),
+        ("LTX2.3_style.safetensors", "2.3"),
+        ("my_ltx2_5_face.safetensors", "2.5"),
+        ("ltx-2-19b-lora-camera-control-static.safetensors", ""),
+        ("ltxv-13b-0.9.8.safetensors", ""),
+        ("style.safetensors", ""),
+    ],
+)
+def test_versions_in_names(name: str, version: str) -> None:
+    assert named_version(name) == version
+
+
+@pytest.mark.parametrize("told", ["metadata", "name"])
+@pytest.mark.parametrize("new", [False, True])
+def test_a_lora_of_the_other_version(
+    files: Tiny25Files, tiny_default: TinyFiles, tmp_path: Path, refusal: Callable, told: str, new: bool
+) -> None:
+    """All layers have its shapes, so only its metadata or its name tell."""
+    other, ours = ("2.3", "2.5") if new else ("2.5", "2.3")
+    path = tmp_path / ("style.safetensors" if told == "metadata" else f"ltx-{other}-style.safetensors")
+    save_file(
+        load_file(tiny_default.distilled_lora), path, {"model_version": f"{other}.0"} if told == "metadata" else None
+    )
+    loaded = load_lora(path)
+    with refusal(path, f"LTX-{other}", f"checkpoint.safetensors is LTX-{ours}"):
+        loaded.check_version("checkpoint.safetensors", f"{ours}.0")
+    loaded.check_version("checkpoint.safetensors", f"{other}.0")
+
+
+def test_the_camera_loras_are_of_an_earlier_version(tiny_default: TinyFiles, tmp_path: Path) -> None:
+    path = tmp_path / "ltx-2-19b-lora-camera-control-static.safetensors"
+    save_file(load_file(tiny_default.camera_lora), path)
+    for version in ("2.3.0", "2.5.0"):
+        load_lora(path).check_version("checkpoint", version)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .. import versions
 from ..errors import InputError
-from ..models import GENERATIONS, MODELS, V23, V25, VERSIONS, WANTED, Generation, generation
+from ..models import GENERATIONS, MODELS, V23, V25, VERSIONS, WANTED, Generation, generation, is_distilled
 from . import configs, diffusion_vae, measure
 from .diffusion_vae import Source
 from .files import WeightFile
@@ -88,6 +88,19 @@ class Checkpoint:
             return False
         sources = self._sources(CONNECTORS)
         return bool(sources) and "video_text_proj_in.weight" not in sources
+
+    @property
+    def decoder_apart(self) -> bool:
+        """Whether the video VAE's decoder is a model of its own, the diffusion decoder."""
+        return self._diffusion_file() is not None
+
+    @property
+    def told(self) -> str:
+        """What was found, in words without an end."""
+        kind = ", distilled" if is_distilled(self.path.name) else ""
+        decoder = "diffusion" if self.decoder_apart else "convolutional"
+        waiting = "; the text projection comes with the text encoder" if self.awaits_projection else ""
+        return f"LTX-{self.version}{kind}; {decoder} video decoder; images at CRF {self.crf}{waiting}"
 
     def with_text_encoder(self, path: Path) -> Checkpoint:
         """The same checkpoint, whose text projection may come from the text encoder's file `path`."""

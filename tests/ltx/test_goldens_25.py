@@ -1,8 +1,8 @@
 """The real command against the official pipeline of LTX-2.5: every golden file from its own parameters, in float32.
 
-The golden files' mel spectrogram was made with float32 transforms, whose rounding differs by the processor: 2e-5 to 3e-5
-of the spectrogram, which the model makes 1e-5 of its predictions. Here the engine gets the golden spectrogram, so that
-its own error shows; one file is also run without that. Skipped by name where the golden files are not.
+The golden files' mel spectrogram was made with float32 transforms, whose rounding differs by the processor: by 2e-5 to
+3e-5 of the spectrogram, which the model makes 1e-5 of its predictions. Here the engine gets the golden spectrogram, so
+that its own error shows; one file is also run without that. Skipped by name where the golden files are not.
 """
 
 from __future__ import annotations

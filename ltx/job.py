@@ -125,6 +125,8 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     )
     check_gemma(files.text_encoder, checkpoint)
     checkpoint = checkpoint.with_text_encoder(files.text_encoder)
+    if planned.two_stages:
+        checkpoint.check_upscaler(files.upscaler)
     blueprint = checkpoint.inspect()
     steering = steer(request, stg_blocks, checkpoint.version)
     steering[0].check(request.audio_strength == 1, layers=len(blueprint.transformer_blocks))

@@ -113,10 +113,10 @@ def _check_gemma4(path: Path, checkpoint: Checkpoint | None) -> None:
 
 
 def _mismatch(path: Path, kind: str, checkpoint: Checkpoint) -> InputError:
-    wanted = WANTED if checkpoint.generation is V23 else gemma4_file.WANTED
+    ours, wanted = checkpoint.generation, WANTED if checkpoint.generation is V23 else gemma4_file.WANTED
+    theirs = V25 if ours is V23 else V23
     return InputError(
-        f"{path}: is {kind}, and {checkpoint.path} is {checkpoint.generation.name}, which was trained with another "
-        f"text encoder; use {wanted}."
+        f"{path}: is {kind}, which {theirs.name} was trained with, and {checkpoint.path} is {ours.name}; use {wanted}."
     )
 
 

@@ -133,7 +133,7 @@ def _wanted(model: Published, folder: Path) -> Iterator[Wanted]:
     from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 
     with _one_sentence(model):
-        names, revision = [model.file], "main"
+        names, revision = [model.path], "main"
         if not model.file:
             info = HfApi().model_info(model.repository)
             names = [entry.rfilename for entry in info.siblings or ()]
@@ -147,7 +147,7 @@ def _wanted(model: Published, folder: Path) -> Iterator[Wanted]:
             head = get_hf_file_metadata(hf_hub_url(model.repository, name, revision=revision))
             if not head.etag or head.size is None:
                 raise Failed(f"{model.page}: gives no size or no hash for {name}; try again later.")
-            target = folder / name if model.file else folder / model.name / name
+            target = folder / model.file if model.file else folder / model.name / name
             yield Wanted(model, target, hf_hub_url(model.repository, name, revision=revision), head.etag, head.size)
 
 

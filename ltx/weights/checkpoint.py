@@ -27,7 +27,18 @@ from torch import Tensor, nn
 
 from .. import versions
 from ..errors import InputError
-from ..models import GENERATIONS, MODELS, V23, V25, VERSIONS, WANTED, Generation, generation, is_distilled
+from ..models import (
+    GENERATIONS,
+    MODELS,
+    V23,
+    V25,
+    VERSIONS,
+    WANTED,
+    Generation,
+    generation,
+    is_distilled,
+    named_version,
+)
 from . import configs, diffusion_vae, measure
 from .diffusion_vae import Source
 from .files import WeightFile
@@ -101,6 +112,17 @@ class Checkpoint:
         decoder = "diffusion" if self.decoder_apart else "convolutional"
         waiting = "; the text projection comes with the text encoder" if self.awaits_projection else ""
         return f"LTX-{self.version}{kind}; {decoder} video decoder; images at CRF {self.crf}{waiting}"
+
+    def check_upscaler(self, path: Path) -> None:
+        """Raises InputError if the latent upscaler is of the other version, by its metadata or its name: it would
+        enlarge latents that mean something else."""
+        told = WeightFile(path, WANTED_UPSCALER).metadata.get("model_version") or named_version(path.name)
+        theirs = generation(told)
+        if theirs and theirs is not self.generation:
+            raise InputError(
+                f"{path}: is the upscaler of {theirs.name}, and {self.path} is {self.generation.name}; use "
+                f"{MODELS[self.generation.upscaler].name}."
+            )
 
     def with_text_encoder(self, path: Path) -> Checkpoint:
         """The same checkpoint, whose text projection may come from the text encoder's file `path`."""

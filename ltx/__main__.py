@@ -69,7 +69,7 @@ from .errors import FlaggedError, InputError  # noqa: E402
 from .job import AUTO, BLOCKS, OFFLOAD, Compute, Files  # noqa: E402
 from .media.formats import SUFFIXES  # noqa: E402
 from .pipeline import Result, run  # noqa: E402
-from .prompt.gemma import ENCODER  # noqa: E402
+from .prompt.encoder_file import ENCODER  # noqa: E402
 from .request import Request, parse  # noqa: E402
 from .trace import Recorder  # noqa: E402
 

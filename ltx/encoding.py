@@ -130,7 +130,7 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> AudioCondit
     clip, track = job.plan, job.track
     if job.request.preprocess_audio:
         track = preprocess.preprocess(soundtrack(track, clip.frames, clip.fps))
-    vae = job.checkpoint.audio_vae(compute.dtype, compute.device)
+    vae = job.checkpoint.audio_encoder(compute.dtype, compute.device)
     if trace is not None:
         model_track = conditioning_track(track, clip.frames, clip.fps)
         mel = log_mel(model_track)
@@ -146,7 +146,7 @@ def encode_images(job: Job, compute: Compute, trace: Trace | None) -> tuple[tupl
     clip, request = job.plan, job.request
     if not job.images:
         return (), ()
-    vae = job.checkpoint.video_vae(compute.dtype, compute.device)
+    vae = job.checkpoint.video_encoder(compute.dtype, compute.device)
     sizes = [clip.first_size, (clip.width, clip.height)][: 2 if clip.two_stages else 1]
     guides: list[tuple[Guide, ...]] = []
     for size in sizes:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import models
 from .diffusion.acceleration import LEVELS, full_strength
 from .diffusion.decode import Tiling
-from .diffusion.steering import Steering, steer
+from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
 from .errors import InputError
 from .media import preprocess
 from .media.audio import Track, load_track
@@ -106,7 +106,7 @@ class Job:
 
 def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) -> Job:
     """Opens every file and decides every number. It raises InputError for mistakes in the input before models load."""
-    steering = steer(request, stg_blocks)
+    steer(request, stg_blocks)  # this raises for settings that do not fit together
     notes = [*request.notes, *_unchecked(files, request)]
     track = load_track(files.audio)
     pictures, picture_notes = _pictures(files, request)
@@ -123,13 +123,20 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     checkpoint = load_checkpoint(
         files.checkpoint, video_vae=files.video_vae, audio_vae=files.audio_vae, connectors=files.connectors
     )
+    check_gemma(files.text_encoder, checkpoint)
+    checkpoint = checkpoint.with_text_encoder(files.text_encoder)
+    if planned.two_stages:
+        checkpoint.check_upscaler(files.upscaler)
     blueprint = checkpoint.inspect()
+    steering = steer(request, stg_blocks, checkpoint.version)
     steering[0].check(request.audio_strength == 1, layers=len(blueprint.transformer_blocks))
-    check_gemma(files.text_encoder)
+    renewed = request.use_restart_sampling or request.gradient_estimation_gamma
+    notes += [INERT] if steering[0].sampler == ANCESTRAL and renewed else []
     loras, lora_notes = _loras(files, request, checkpoint.path.name, planned.two_stages)
     fits = [_fit(lora, checkpoint, blueprint, n < len(files.loras)) for n, (lora, _) in enumerate(loras[1])]
     lora_notes += [warning for fit, *others in fits if (warning := fit.warning_beside(*others))]
-    images = tuple((compress(p), name) for p, name in zip(pictures, (FIRST, END), strict=True) if p is not None)
+    named = zip(pictures, (FIRST, END), strict=True)
+    images = tuple((compress(p, checkpoint.crf), name) for p, name in named if p is not None)
     notes += [*picture_notes, *lora_notes, *planned.notes]
     if request.audio_strength == 1:  # otherwise the model makes new sound, in stereo
         notes += filter(None, [mixing(track, request.video_output_type)])
@@ -167,8 +174,10 @@ def _fit(lora: Lora, checkpoint: Checkpoint, blueprint: nn.Module, whole: bool) 
     """How a LoRA fits the transformer and, if the `whole` model is its target, the text connectors.
 
     The distilled and the camera LoRA change the transformer alone, as in the official pipeline, because their strength
-    may differ by stage and both stages share the prompts.
+    may differ by stage and both stages share the prompts. Raises InputError as `match`, and if the LoRA was made for
+    another version.
     """
+    lora.check_version(checkpoint.path.name, checkpoint.version)
     others = ()
     if whole and any(OF_CONNECTORS.search(layer) for layer, _ in lora.changes):
         others = (match(lora, checkpoint.connectors(), optional=True),)

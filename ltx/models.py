@@ -7,6 +7,7 @@ so that `doctor` can read it even if other packages are broken.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from .errors import InputError
 
 PACK = Path(__file__).parent.parent  # not resolved, because custom_nodes may hold a link to the pack
 HUB = "https://huggingface.co"
-VERSION = "2.3"  # the model version that a file must have, if it names one
-LTX = f"Lightricks/LTX-{VERSION}"
+LTX = "Lightricks/LTX-2.3"
+LTX_25 = "Lightricks/LTX-2.5"
 GEMMA = "google/gemma-3-12b-it-qat-q4_0-unquantized"
 GEMMA_FILES = (
     "gemma_3_12B_it.safetensors",
@@ -70,6 +71,11 @@ class Published:
         return f"{self.page}/resolve/main/{self.path}" if self.file else self.page
 
 
+def _split(what: str, file: str, folder: str, size: int) -> Published:
+    """A file of LTX-2.5's repository, whose folders are named as ComfyUI's are."""
+    return Published(what, LTX_25, f"{file}.safetensors", folder, size, terms=True, below=folder)
+
+
 MODELS: Mapping[str, Published] = {
     "dev": Published("checkpoint", LTX, "ltx-2.3-22b-dev.safetensors", "checkpoints", 46_150_000_000),
     "distilled": Published(
@@ -111,6 +117,18 @@ MODELS: Mapping[str, Published] = {
         2_740_000_000,
         below="split_files/loras",
     ),
+    "dev-2.5": _split("checkpoint", "ltx-2.5-22b-dev-transformer-bf16", "diffusion_models", 42_018_190_584),
+    "distilled-2.5": _split(
+        "distilled checkpoint", "ltx-2.5-22b-distilled-transformer-bf16", "diffusion_models", 42_018_190_584
+    ),
+    "text-encoder-2.5": _split("text encoder", "gemma4-12b-with-proj-ltx-2.5-bf16", "text_encoders", 26_263_858_182),
+    "video-vae-2.5": _split("video VAE", "ltx-2.5-video-vae-conv-bf16", "vae", 1_452_269_922),
+    "diffusion-vae-2.5": _split("video VAE with the diffusion decoder", "ltx-2.5-video-vae-bf16", "vae", 1_472_223_346),
+    "audio-vae-2.5": _split("audio VAE", "ltx-2.5-audio-vae-bf16", "vae", 364_866_540),
+    "upscaler-2.5": _split(
+        "latent upscaler", "ltx-2.5-latent-spatial-upscaler-x2-bf16-1.0", "latent_upscale_models", 995_778_752
+    ),
+    "distilled-lora-2.5": _split("distilled LoRA", "ltx-2.5-22b-distilled-lora-450-bf16", "loras", 8_899_889_568),
     "safety-checker": Published("safety checker", "Falconsai/nsfw_image_detection", "", "safety_checker", 344_000_000),
     **{
         move: Published(
@@ -123,7 +141,69 @@ MODELS: Mapping[str, Published] = {
         for move in CAMERA_MOVES
     },
 }
-DEFAULT = ("dev", "distilled-lora", "upscaler", "gemma-fp4")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A version of LTX that the pack supports.
+
+    crf: the compression of the images that the model was trained on, as H.264's constant rate factor. checkpoint,
+    distilled, upscaler, distilled_lora, encoder, apart: keys of MODELS; `apart` are the parts that neither the
+    checkpoint nor the text encoder holds. parts: a published file for each part that people also keep, or that only is,
+    outside the checkpoint.
+    """
+
+    version: str
+    crf: int
+    checkpoint: str
+    distilled: str
+    upscaler: str
+    distilled_lora: str
+    encoder: str
+    parts: Mapping[str, str]
+    apart: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"LTX-{self.version}"
+
+    @property
+    def default(self) -> tuple[str, ...]:
+        """The keys of everything that a job of two stages loads."""
+        return (self.checkpoint, self.distilled_lora, self.upscaler, self.encoder, *self.apart)
+
+
+V23 = Generation(
+    "2.3",
+    33,
+    "dev",
+    "distilled",
+    "upscaler",
+    "distilled-lora",
+    "gemma-fp4",
+    {
+        "video_vae": "LTX23_video_vae_bf16.safetensors",
+        "audio_vae": "LTX23_audio_vae_bf16.safetensors",
+        "connectors": "ltx-2.3_text_projection_bf16.safetensors",
+    },
+)
+V25 = Generation(
+    "2.5",
+    18,
+    "dev-2.5",
+    "distilled-2.5",
+    "upscaler-2.5",
+    "distilled-lora-2.5",
+    "text-encoder-2.5",
+    {
+        "video_vae": MODELS["video-vae-2.5"].name,
+        "audio_vae": MODELS["audio-vae-2.5"].name,
+        "connectors": MODELS["text-encoder-2.5"].name,
+    },
+    apart=("video-vae-2.5", "audio-vae-2.5"),
+)
+GENERATIONS = (V23, V25)
+DEFAULT = V23.default
 """The models that the default workflow loads."""
 SETS: Mapping[str, tuple[str, ...]] = {
     "default": DEFAULT,
@@ -131,15 +211,25 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "16-bit": ("dev", "distilled-lora", "upscaler", "gemma"),
 }
 """What a job of two stages loads: as the workflows name it, for small cards, and without any quantized weights."""
-WANTED = MODELS["dev"].name
-"""The file that an error message names if a checkpoint is missing or wrong."""
+VERSIONS = " and ".join(each.version for each in GENERATIONS)
+WANTED = " or ".join(MODELS[each.checkpoint].name for each in GENERATIONS)
+"""The files that an error message names if a checkpoint is missing or wrong."""
 
-PART_FILES: Mapping[str, str] = {
-    "video_vae": "LTX23_video_vae_bf16.safetensors",
-    "audio_vae": "LTX23_audio_vae_bf16.safetensors",
-    "connectors": "ltx-2.3_text_projection_bf16.safetensors",
-}
-"""A published file for each part that people also keep outside the checkpoint."""
+
+def generation(version: str) -> Generation | None:
+    """The supported version of LTX that a file means by "2.5.0" or the like; None if there is none."""
+    return next((each for each in GENERATIONS if re.match(rf"{re.escape(each.version)}(\D|$)", version)), None)
+
+
+_NAMED = re.compile(r"ltx[-_ ]*v?(\d)[._](\d)(?!\d)", re.IGNORECASE)
+
+
+def named_version(file: str) -> str:
+    """The version of LTX that a file's name tells, "2.5" for ltx-2.5-22b-dev.safetensors; "" if it tells none."""
+    found = _NAMED.search(file)
+    return f"{found[1]}.{found[2]}" if found else ""
+
+
 PART_FOLDERS: Mapping[str, tuple[str, ...]] = {
     "video_vae": ("vae", "checkpoints"),
     "audio_vae": ("vae", "checkpoints"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .diffusion.block import compile_blocks
 from .diffusion.conditioning import AudioCondition, Conditions, Guide
-from .diffusion.decode import decode_video, to_uint8
+from .diffusion.decode import decode_video, diffuses, to_uint8
 from .diffusion.sample import sample
 from .diffusion.samplers import Hooks
 from .diffusion.sound import decode_audio
@@ -70,17 +71,18 @@ def run(
     prompts = prompts or encode_prompts(job, compute, trace, say, GEMMA in offloaded)
     audio = encode_sound(job, compute, trace)
     guides = encode_images(job, compute, trace)
-    latent, audio = _sample(job, compute, prompts, audio, guides, TRANSFORMER in offloaded, trace, say)
+    latent, audio, noise = _sample(job, compute, prompts, audio, guides, TRANSFORMER in offloaded, trace, say)
     if trace is not None:
         trace("final/video_latent", latent)
     track = _track(job, compute, audio, trace)
 
     retried: list[str] = []  # only the last note counts
-    vae = job.checkpoint.video_vae(compute.dtype, compute.device)
-    decoded = decode_video(
-        vae, latent, compute.tiling, lambda done, total: say("decode", done, total), on_retry=retried.append
-    )
+    decoder = job.checkpoint.video_decoder(compute.dtype, compute.device)
+    decode = partial(decode_video, decoder, latent, compute.tiling, noise=noise)
+    decoded = decode(lambda done, total: say("decode", done, total), on_retry=retried.append)
     frames = _frames(decoded, trace)
+    if trace is not None and diffuses(decoder):
+        trace("final/frames_u8_chunked", torch.cat([to_uint8(chunk) for chunk in decode(continued=True)]))
 
     def report() -> dict[str, Any]:
         return describe(job, prompts.prompt, [*prompts.notes, *retried[-1:]])
@@ -119,7 +121,7 @@ def _sample(
     offload: bool,
     trace: Trace | None,
     say: OnProgress,
-) -> tuple[Tensor, AudioCondition]:
+) -> tuple[Tensor, AudioCondition, Noise]:
     """Samples both stages, or the only one → the video latent and the resulting sound. The transformer is freed
     afterwards."""
     clip, checkpoint, dtype, device = job.plan, job.checkpoint, compute.dtype, compute.device
@@ -141,19 +143,19 @@ def _sample(
         model, latent, conditions, job.steering[0], Noise(job.request.seed), device=device, hooks=watch
     )
     if clip.two_stages:
-        upsampler, vae = load_upscaler(job.files.upscaler, dtype, device), checkpoint.video_vae(dtype, device)
-        latent = upscale(upsampler, vae, latent, trace)
-        del upsampler, vae
+        upsampler = load_upscaler(job.files.upscaler, dtype, device)
+        latent = upscale(upsampler, checkpoint.video_statistics(), latent, trace)
+        del upsampler
         if waiting is not None:
             waiting.rest()
         merger.set(job.loras[1])
         conditions = Conditions(prompts.positive, audio, guides=guides[1])
-        latent, audio, _ = sample(
+        latent, audio, noise = sample(
             model, latent, conditions, job.steering[1], noise, device=device, hooks=hooks("second stage", 2)
         )
     if waiting is not None:
         waiting.release()
-    return latent, audio
+    return latent, audio, noise
 
 
 def _track(job: Job, compute: Compute, audio: AudioCondition, trace: Trace | None) -> Track:
@@ -163,7 +165,7 @@ def _track(job: Job, compute: Compute, audio: AudioCondition, trace: Trace | Non
         return soundtrack(job.track, clip.frames, clip.fps)
     if trace is not None:
         trace("final/audio_latent", audio.latent)
-    vae = job.checkpoint.audio_vae(compute.dtype, compute.device)
+    vae = job.checkpoint.audio_decoder(compute.dtype, compute.device)
     vocoder = job.checkpoint.vocoder(torch.float32, compute.device)  # it is small, and bfloat16 would be audible
     return decode_audio(vae, vocoder, audio.latent, clip.frames, clip.fps)
 

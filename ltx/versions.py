@@ -18,6 +18,8 @@ TORCH = ">=2.6.0"
 """With an older torch, transformers' Gemma cannot see images. requirements.txt has no line for torch, because ComfyUI
 brings the build for the machine's GPU, and pip would replace it by another build."""
 WEBHOOKS, DOWNLOAD = "the HTTP API's webhooks", "python -m ltx download"
+NEEDED_25 = {"diffusers": ">=0.40.0", "transformers": ">=5.10.1"}
+"""What LTX-2.5 needs on top of requirements.txt: the modules of its transformer and decoder, and Gemma 4."""
 ONLY_FOR = {"cryptography": WEBHOOKS, "huggingface_hub": DOWNLOAD}
 """Packages that only one entry point needs; the others work without them."""
 LINE = re.compile(r"([A-Za-z0-9_.-]+)((?:(?:>=|<)[\d.]+,?)*)")
@@ -77,6 +79,16 @@ def problem(door: str | None = None) -> str | None:
     if wrong:
         return f"{', '.join(wrong)}; {remedy()}."
     return None if torch().supported else f"{torch()} (needed: {TORCH}); {torch_remedy()}."
+
+
+def problem_with_25() -> str | None:
+    """One sentence without its full stop if LTX-2.5 cannot run: which package is too old and how to update it."""
+    old = [package for name, wanted in NEEDED_25.items() if not (package := _found(name, wanted)).supported]
+    if not old:
+        return None
+    said = ", ".join(f"{package} (needed: {package.wanted})" for package in old)
+    update = " ".join(f'"{package.name}{package.wanted}"' for package in old)
+    return f'LTX-2.5 needs newer packages: {said}; run "{sys.executable}" -m pip install {update}'
 
 
 def remedy() -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..ltx.weights.checkpoint import AUDIO_VAE, CONNECTORS, TRANSFORMER, VIDEO_VAE, VOCODER, Part
+from ..ltx.weights.parts import AUDIO_VAE, CONNECTORS, TRANSFORMER, VIDEO_VAE, VOCODER, Part
 from . import sizes
 from .training import write
 

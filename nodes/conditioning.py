@@ -12,8 +12,9 @@ from ..ltx.diffusion.encode import encode_image
 from ..ltx.diffusion.sound import encode_audio
 from ..ltx.errors import InputError
 from ..ltx.latents import SPACE_SCALE, pixel_frames
-from ..ltx.media.images import CRF, compress, fit
+from ..ltx.media.images import compress, fit
 from ..ltx.media.rates import frame_rate
+from ..ltx.models import V23, V25
 from . import memory
 from .audio import frames_input
 from .progress import Progress, report
@@ -68,6 +69,9 @@ class AudioConditioning(io.ComfyNode):
         return io.NodeOutput(AudioCondition(latent, frames, rate, strength))
 
 
+TRAINED = -1  # the compression that the images of the VAE's model had in training
+
+
 def _image_schema(*, node_id: str, display_name: str, description: str, strength: str, where: str) -> io.Schema:
     """The schema of a node for one image. strength: the endpoint's parameter for its strength; where: its frame."""
     return io.Schema(
@@ -84,12 +88,13 @@ def _image_schema(*, node_id: str, display_name: str, description: str, strength
             GuidesIO.Input("guides", optional=True, tooltip="Other images of the same stage."),
             io.Int.Input(
                 "compression",
-                default=CRF,
-                min=0,
+                default=TRAINED,
+                min=TRAINED,
                 max=51,
                 optional=True,
                 tooltip="CRF of an H.264 compression before encoding. The model knows compressed video, and a cleaner "
-                "image freezes the motion. 0 skips it.",
+                f"image freezes the motion. {TRAINED}: as the model was trained, {V23.crf} for {V23.name} and "
+                f"{V25.crf} for {V25.name}. 0 skips it.",
             ),
         ],
         outputs=[GuidesIO.Output("images", display_name="guides", tooltip="For the stage's sampler.")],
@@ -133,9 +138,16 @@ class EndImageConditioning(io.ComfyNode):
 
 
 def _told(node: type[io.ComfyNode], guides: tuple[Guide, ...], inputs: dict[str, Any]) -> tuple[Guide, ...]:
-    """Returns the guides; writes on the node that an image of several was used."""
-    if inputs["strength"] and (note := others(inputs["image"])):
-        report(node, note)
+    """Returns the guides; writes on the node that an image of several was used, or that it was compressed as another
+    version's images are."""
+    if not inputs["strength"]:
+        return guides
+    wanted, asked = getattr(inputs["video_vae"], "crf", V23.crf), inputs.get("compression", TRAINED)
+    foreign = asked != wanted and asked in (V23.crf, V25.crf)
+    compressed = f"compression is {asked}, and this model was trained with {wanted}: set it to {TRAINED}"
+    notes = [note for note in (others(inputs["image"]), compressed if foreign else None) if note]
+    if notes:
+        report(node, "; ".join(notes))
     return guides
 
 
@@ -146,13 +158,14 @@ def _with_guide(
     latent: dict[str, Any],
     strength: float,
     guides: tuple[Guide, ...] = (),
-    compression: int = CRF,
+    compression: int = TRAINED,
 ) -> tuple[Guide, ...]:
     """The guides and this image at that frame, encoded at the latent's size. At strength 0 the image is left out."""
     if strength == 0:
         return tuple(guides)
     height, width = (side * SPACE_SCALE for side in samples_of(latent).shape[3:])
-    pixels = fit(compress(to_picture(image), compression), width, height)
+    crf = getattr(video_vae, "crf", V23.crf) if compression == TRAINED else compression
+    pixels = fit(compress(to_picture(image), crf), width, height)
     (vae,) = memory.use(video_vae, memory_required=memory.encoding_memory(video_vae.module, height, width))
     return (*guides, Guide(memory.to_graph(encode_image(vae, pixels)), frame, strength))
 

@@ -15,14 +15,14 @@ from ..ltx.models import (
     GEMMA_FILES,
     GEMMA_FILES_PAGE,
     MODELS,
-    PART_FILES,
     PART_FOLDERS,
-    VERSION,
+    V23,
+    VERSIONS,
     is_distilled,
     overdone,
 )
-from ..ltx.prompt.gemma import ENCODER, load_gemma
-from ..ltx.prompt.gemma_file import GemmaFile
+from ..ltx.prompt.encoder_file import ENCODER
+from ..ltx.prompt.gemma import check_gemma, load_gemma
 from ..ltx.request import PARAMETERS
 from ..ltx.weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from ..ltx.weights.lora import ELSEWHERE, Match, load_lora, match
@@ -114,7 +114,7 @@ def _check_gemma(name: str) -> None:
     """Raises InputError if the file is not Gemma. A folder is checked when it is loaded."""
     path = _gemma_path(name)
     if path.is_file():
-        GemmaFile(path)
+        check_gemma(path)
 
 
 def _upscaler_path(name: str) -> Path:
@@ -153,13 +153,13 @@ class ModelLoader(io.ComfyNode):
             node_id="LTXA2VModelLoader",
             display_name="LTX A2V Load Model",
             category=LOADERS,
-            description=f"Opens an LTX-{VERSION} checkpoint: the transformer, the text connectors, both VAEs and the "
-            "vocoder. Weights are read when a node first computes with them.",
+            description=f"Opens an LTX checkpoint, version {VERSIONS}: transformer, text connectors, both VAEs and "
+            "the vocoder. Weights are read when a node first computes with them.",
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=_checkpoint_names(),
-                    tooltip=f"An LTX-{VERSION} file in models/checkpoints (bf16 or fp8), for instance "
+                    tooltip="An LTX file in models/checkpoints (bf16 or fp8), for instance "
                     f"{MODELS['dev'].name}; a diffusers folder in models/diffusers; or the transformer alone, "
                     "safetensors or GGUF, in models/diffusion_models.",
                 ),
@@ -177,7 +177,7 @@ class ModelLoader(io.ComfyNode):
                     default=SAME,
                     optional=True,
                     tooltip="The file with the video VAE, if the checkpoint has none: a file in models/vae, for "
-                    f"instance {PART_FILES['video_vae']}, or a whole checkpoint.",
+                    f"instance {V23.parts['video_vae']}, or a whole checkpoint.",
                 ),
                 io.Combo.Input(
                     "audio_vae",
@@ -185,7 +185,7 @@ class ModelLoader(io.ComfyNode):
                     default=SAME,
                     optional=True,
                     tooltip="The file with the audio VAE and the vocoder, if the checkpoint has none: a file in "
-                    f"models/vae, for instance {PART_FILES['audio_vae']}, or a whole checkpoint.",
+                    f"models/vae, for instance {V23.parts['audio_vae']}, or a whole checkpoint.",
                 ),
                 io.Combo.Input(
                     "connectors",
@@ -193,7 +193,7 @@ class ModelLoader(io.ComfyNode):
                     default=SAME,
                     optional=True,
                     tooltip="The file with the text connectors or their projection, if the checkpoint has none: a file "
-                    f"in models/text_encoders, for instance {PART_FILES['connectors']}, a file in "
+                    f"in models/text_encoders, for instance {V23.parts['connectors']}, a file in "
                     "models/diffusion_models, or a whole checkpoint.",
                 ),
             ],
@@ -204,6 +204,7 @@ class ModelLoader(io.ComfyNode):
                 AudioVaeIO.Output("audio_autoencoder", display_name="audio_vae", tooltip="For Audio Conditioning."),
                 VocoderIO.Output("sound_decoder", display_name="vocoder", tooltip="For Decode Audio."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -219,7 +220,7 @@ class ModelLoader(io.ComfyNode):
         def check(name: str) -> None:
             opened = _checkpoint(name, **parts)
             if None not in parts.values():  # a linked value is not known yet
-                opened.check()
+                opened.check(projection=False)
 
         return files.verdict(check, checkpoint)
 
@@ -233,12 +234,13 @@ class ModelLoader(io.ComfyNode):
         cls, checkpoint: str, dtype: str, video_vae: str = SAME, audio_vae: str = SAME, connectors: str = SAME
     ) -> io.NodeOutput:
         opened = _checkpoint(checkpoint, video_vae=video_vae, audio_vae=audio_vae, connectors=connectors)
-        opened.check()
+        opened.check(projection=False)
         other = "auto" if dtype == "fp8" else dtype
+        report(cls, opened.told)
         return io.NodeOutput(
-            memory.hold_transformer(opened.transformer, dtype, opened.path.name),
-            memory.hold_connectors(opened.connectors, other),
-            memory.hold_vae(opened.video_vae, other),
+            memory.hold_transformer(opened.transformer, dtype, opened.path.name, opened.version),
+            memory.checkpoint_connectors(opened, other),
+            memory.hold_video_vae(opened, other),
             memory.hold_vae(opened.audio_vae, other),
             memory.hold_vae(opened.vocoder, "float32"),  # it is small, and bfloat16 would be audible
         )
@@ -251,14 +253,15 @@ class TextEncoderLoader(io.ComfyNode):
             node_id="LTXA2VTextEncoderLoader",
             display_name="LTX A2V Load Text Encoder",
             category=LOADERS,
-            description="Opens Gemma 3 12B, which reads the prompt, and joins it with the checkpoint's connectors.",
+            description="Opens Gemma, which reads the prompt, and joins it with the checkpoint's connectors.",
             inputs=[
                 io.Combo.Input(
                     "folder",
                     options=_gemma_names(),
-                    tooltip="Gemma 3 12B in models/text_encoders: a folder with its config.json, tokenizer and "
-                    f"safetensors files, for instance {MODELS['gemma'].name}, or one of ComfyUI's files, "
-                    f"for instance {GEMMA_FILES[-1]}; or a diffusers folder in models/diffusers that holds it.",
+                    tooltip="For LTX-2.3 Gemma 3 12B in models/text_encoders: a folder with its config.json, tokenizer "
+                    f"and safetensors files, for instance {MODELS['gemma'].name}, or one of ComfyUI's files, for "
+                    f"instance {GEMMA_FILES[-1]}; or a diffusers folder in models/diffusers that holds it. For LTX-2.5 "
+                    f"its own Gemma 4, {MODELS['text-encoder-2.5'].name}.",
                 ),
                 ConnectorsIO.Input("connectors", tooltip="From Load Model."),
                 io.Combo.Input(
@@ -284,11 +287,10 @@ class TextEncoderLoader(io.ComfyNode):
         return files.stamp(next(mark for mark in marks if mark.is_file()))
 
     @classmethod
-    def execute(cls, folder: str, connectors: memory.Adapted, dtype: str) -> io.NodeOutput:
+    def execute(cls, folder: str, connectors: memory.Connectors | memory.Awaited, dtype: str) -> io.NodeOutput:
         path = _gemma_path(folder)
-        return io.NodeOutput(
-            memory.hold_gemma(lambda chosen, **fp8: load_gemma(path, chosen, **fp8), dtype, connectors)
-        )
+        whole = connectors.completed(path)
+        return io.NodeOutput(memory.hold_gemma(lambda chosen, **fp8: load_gemma(path, chosen, **fp8), dtype, whole))
 
 
 class UpscalerLoader(io.ComfyNode):
@@ -368,6 +370,7 @@ def _fitting(
     Raises InputError if it fits nothing.
     """
     loaded = load_lora(path)
+    loaded.check_version(model.checkpoint or "the model", model.version)
     others = () if encoder is None else (match(loaded, encoder.connectors.module, optional=True),)
     fit = match(loaded, model.module, others)
     if warning := fit.warning_beside(*others):

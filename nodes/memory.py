@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -32,8 +33,10 @@ from ..ltx.errors import InputError
 from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
 from ..ltx.memory.work import decoding, image_encoding, one_step, upscaling
-from ..ltx.prompt.gemma import Gemma
+from ..ltx.models import V23
+from ..ltx.prompt.gemma import Gemma, check_gemma
 from ..ltx.weights.adapters import Adapter, Edit, moved, tensors
+from ..ltx.weights.checkpoint import Checkpoint
 from ..ltx.weights.lora import Match, merged
 from ..ltx.weights.nvfp4 import NVFP4Linear
 from ..ltx.weights.quantized import Beside, Branch, QuantizedLinear, beside, factor
@@ -119,11 +122,32 @@ class Handle:
     def module(self) -> nn.Module:
         return self.patcher.model.module
 
+    @property
+    def decoder(self) -> Handle:
+        """What decodes, for a VAE: the same module, unless `VideoVae` has another one."""
+        return self
+
     def get_models(self) -> list[Any]:
         return [self.patcher]
 
     def get_ram_usage(self) -> int:
         return self.patcher.model_size()
+
+
+@dataclass(frozen=True, eq=False)
+class VideoVae(Handle):
+    """The video VAE. Its module has the encoder and the latents' statistics, and the decoder as well unless `apart` is
+    another module for it. crf: the compression of the images that its model was trained with."""
+
+    crf: int = V23.crf
+    apart: Handle | None = None
+
+    @property
+    def decoder(self) -> Handle:
+        return self.apart or self
+
+    def get_ram_usage(self) -> int:
+        return self.patcher.model_size() + (self.apart.get_ram_usage() if self.apart else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +203,33 @@ class Adapted(Handle):
 
 
 @dataclass(frozen=True, eq=False)
+class Connectors(Adapted):
+    """The text connectors of a checkpoint."""
+
+    checkpoint: Checkpoint | None = None
+
+    def completed(self, path: Path) -> Adapted:
+        """These connectors for the text encoder `path`. Raises InputError if the checkpoint was trained with another
+        one."""
+        check_gemma(path, self.checkpoint)
+        return self
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """The text connectors of a checkpoint whose text projection is in the text encoder's file."""
+
+    checkpoint: Checkpoint
+    dtype: str
+
+    def completed(self, path: Path) -> Adapted:
+        """The connectors with the projection of the text encoder `path`. Raises InputError if it has none, or if the
+        checkpoint was trained with another one."""
+        check_gemma(path, self.checkpoint)
+        return hold_connectors(self.checkpoint.with_text_encoder(path).connectors, self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
 class TextEncoder(Handle):
     """Gemma with its tokenizer, and the connectors, which turn its hidden states into the transformer's context."""
 
@@ -202,10 +253,11 @@ class TextEncoder(Handle):
 
 @dataclass(frozen=True, eq=False)
 class Model(Adapted):
-    """The transformer. checkpoint: the name of its file. acceleration: the settings of an acceleration level. compiled:
-    whether its blocks are compiled."""
+    """The transformer. checkpoint: the name of its file. version: as the file tells it. acceleration: the settings of
+    an acceleration level. compiled: whether its blocks are compiled."""
 
     checkpoint: str = ""
+    version: str = V23.version
     acceleration: Acceleration = EXACT
     compiled: bool = False
 
@@ -350,13 +402,15 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name] or (torch.bfloat16 if management.should_use_bf16(device) else torch.float32)
 
 
-def hold_transformer(load: Callable[..., nn.Module], dtype: str, checkpoint: str = "") -> Model:
+def hold_transformer(
+    load: Callable[..., nn.Module], dtype: str, checkpoint: str = "", version: str = V23.version
+) -> Model:
     """Loads the transformer into host memory. load: Checkpoint.transformer, called as load(dtype, fp8=…, on=…)."""
     device = management.get_torch_device()
     rounding = {"fp8": True, "on": device} if dtype == "fp8" else {}
     module = load(dtype_for("auto" if rounding else dtype, device), **rounding)
     patcher = hold(module, device, management.unet_offload_device())
-    return Model(patcher, patcher, checkpoint=checkpoint)
+    return Model(patcher, patcher, checkpoint=checkpoint, version=version)
 
 
 def hold_vae(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Handle:
@@ -364,10 +418,25 @@ def hold_vae(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Handle:
     return Handle(hold(load(dtype_for(dtype, device)), device, management.vae_offload_device()))
 
 
-def hold_connectors(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Adapted:
+def hold_video_vae(opened: Checkpoint, dtype: str) -> VideoVae:
+    """Loads the video VAE of a checkpoint into host memory; a diffusion decoder is a module of its own."""
+    whole = hold_vae(opened.video_vae, dtype)
+    apart = hold_vae(opened.video_decoder, dtype) if opened.decoder_apart else None
+    return VideoVae(whole.patcher, opened.crf, apart)
+
+
+def hold_connectors(
+    load: Callable[[torch.dtype], nn.Module], dtype: str, checkpoint: Checkpoint | None = None
+) -> Connectors:
+    """Loads the text connectors into host memory. checkpoint: what they belong to, if it is known."""
     device = management.text_encoder_device()
     patcher = hold(load(dtype_for(dtype, device)), device, management.text_encoder_offload_device())
-    return Adapted(patcher, patcher)
+    return Connectors(patcher, patcher, checkpoint=checkpoint)
+
+
+def checkpoint_connectors(opened: Checkpoint, dtype: str) -> Connectors | Awaited:
+    """The text connectors of a checkpoint, or what they become when the text encoder is known."""
+    return Awaited(opened, dtype) if opened.awaits_projection else hold_connectors(opened.connectors, dtype, opened)
 
 
 def hold_gemma(load: Callable[..., Gemma], dtype: str, connectors: Adapted) -> TextEncoder:

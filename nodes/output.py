@@ -16,7 +16,7 @@ from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
 from ..ltx.diffusion.decode import Tiling, decode_video, to_uint8
-from ..ltx.latents import SPACE_SCALE, pixel_frames
+from ..ltx.latents import SPACE_SCALE, Noise, NoiseSource, pixel_frames
 from ..ltx.media.audio import soundtrack
 from ..ltx.media.formats import FORMATS, choose, suffix
 from ..ltx.media.probe import VideoFile
@@ -29,6 +29,7 @@ from .progress import Progress
 from .progress import report as announce
 from .safety import chunks as _chunks
 from .taking.latent import samples_of
+from .taking.noise import to_noise
 from .taking.picture import to_frames
 from .taking.sound import to_track
 from .types import CATEGORY, VideoVaeIO
@@ -81,6 +82,15 @@ def _tiling_inputs() -> list[io.Input]:
     ]
 
 
+def _noise_input() -> io.Input:
+    return io.Noise.Input(
+        "noise",
+        optional=True,
+        tooltip="What LTX-2.5's diffusion decoder starts from: next noise of the last sampler. Without it seed 0 is "
+        "used. The convolutional decoder has no noise.",
+    )
+
+
 @dataclass(frozen=True)
 class _Decoder:
     """A latent that is ready to be decoded, and the size of its frames."""
@@ -91,12 +101,19 @@ class _Decoder:
     frames: int
     height: int
     width: int
+    noise: NoiseSource
     notes: list[str] = field(default_factory=list)  # a note if memory ran out and the tiles became smaller
 
     def chunks(self, progress: Progress) -> Iterator[Tensor]:
         """Decodes and yields the frames, float32 [n, H, W, 3] in 0..1, some at a time."""
         return decode_video(
-            self.vae, self.latent, self.tiling, progress, on_retry=self._retry, free=management.soft_empty_cache
+            self.vae,
+            self.latent,
+            self.tiling,
+            progress,
+            noise=self.noise,
+            on_retry=self._retry,
+            free=management.soft_empty_cache,
         )
 
     def _retry(self, note: str) -> None:
@@ -111,13 +128,16 @@ def _decoder(
     tile_overlap: int,
     tile_frames: int,
     tile_frame_overlap: int,
+    noise: Any = None,
 ) -> _Decoder:
     tiling = Tiling(tile_frames, tile_frame_overlap, tile_size, tile_overlap)
     samples = samples_of(latent)
     height, width = (side * SPACE_SCALE for side in samples.shape[3:])
     frames = pixel_frames(samples)
-    (vae,) = memory.use(video_vae, memory_required=memory.decoding_memory(video_vae.module, samples, tiling))
-    return _Decoder(vae, samples, tiling, frames, height, width)
+    decoder = video_vae.decoder
+    (vae,) = memory.use(decoder, memory_required=memory.decoding_memory(decoder.module, samples, tiling))
+    source = Noise(0) if noise is None else to_noise(noise, {"samples": samples})
+    return _Decoder(vae, samples, tiling, frames, height, width, source)
 
 
 class Decode(io.ComfyNode):
@@ -133,6 +153,7 @@ class Decode(io.ComfyNode):
                 VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
                 io.Latent.Input("latent", tooltip="From the last sampler."),
                 *_tiling_inputs(),
+                _noise_input(),
             ],
             outputs=[io.Image.Output("images", display_name="images", tooltip="The frames.")],
             hidden=[io.Hidden.unique_id],
@@ -147,9 +168,10 @@ class Decode(io.ComfyNode):
         tile_overlap: int,
         tile_frames: int,
         tile_frame_overlap: int,
+        noise: Any = None,
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
-        clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap)
+        clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap, noise)
         progress.check()
         images = torch.empty(clip.frames, clip.height, clip.width, 3)
         done = 0
@@ -348,6 +370,7 @@ class SaveLatentVideo(io.ComfyNode):
                     optional=True,
                     tooltip="output keeps the file. temp is for a preview: ComfyUI empties that folder when it starts.",
                 ),
+                _noise_input(),
             ],
             outputs=[io.Video.Output("video", display_name="video", tooltip="The file that was written.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -390,12 +413,13 @@ class SaveLatentVideo(io.ComfyNode):
         audio: dict[str, Any] | None = None,
         report: str = "",
         folder: str = FOLDERS[0],
+        noise: Any = None,
     ) -> io.NodeOutput:
         files.choice("action", action, safety.ACTIONS)
         kind = io.FolderType(files.choice("folder", folder, FOLDERS))
         opened = safety.open_checker(checker)
         progress = Progress(cls.hidden.unique_id)
-        clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap)
+        clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap, noise)
         target = _Target(
             filename_prefix, clip.frames, clip.height, clip.width, fps, audio, format, quality, write_mode, kind
         )

@@ -10,14 +10,15 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ltx.diffusion.acceleration import LEVELS, full_strength
+from ..ltx.diffusion.acceleration import full_strength
+from ..ltx.diffusion.acceleration import level as acceleration
 from ..ltx.diffusion.block import compile_blocks
 from ..ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.diffusion.sample import grid, sample
 from ..ltx.diffusion.samplers import Hooks, Restart
 from ..ltx.diffusion.schedules import REFINE, SCHEDULES
-from ..ltx.diffusion.steering import EULER, SAMPLERS, Steering, schedule_under
+from ..ltx.diffusion.steering import EULER, INERT, SAMPLERS, Steering, schedule_under
 from ..ltx.diffusion.tokens import Tokens
 from ..ltx.errors import InputError
 from ..ltx.latents import pixel_frames
@@ -188,7 +189,7 @@ class Accelerate(io.ComfyNode):
         schedule: Tensor,
         scales: Guidance | None = None,
     ) -> io.NodeOutput:
-        chosen = LEVELS[files.choice("acceleration", level, ACCELERATIONS)]
+        chosen = acceleration(files.choice("acceleration", level, ACCELERATIONS), first_model.version)
         models = [replace(model, compiled=torch_compile) for model in (first_model, second_model)]
         schedule = schedule_under(chosen, to_sigmas(schedule))
         if chosen.distilled:
@@ -326,7 +327,8 @@ class Sampler(io.ComfyNode):
                     default=EULER,
                     tooltip="euler is the endpoint's sampler. res_2s, from the official HQ pipeline, gives finer "
                     "detail in few steps. It makes two predictions per step and takes twice the time; use it without "
-                    "restart and gamma. Strengths below 1 act far more strongly with it.",
+                    "restart and gamma. Strengths below 1 act far more strongly with it. euler_ancestral renews noise "
+                    "in each step; acceleration full takes it for LTX-2.5 by itself.",
                 ),
                 widget("gradient_estimation_gamma", step=0.1, display_name="gamma (0 = Euler)"),
             ],
@@ -400,7 +402,9 @@ class Sampler(io.ComfyNode):
             hooks=Hooks(on_step, progress.check),
         )
         passes = steering.passes(audio.frozen)
-        notes = [f"seed {source.seed}, {steering.steps} steps of {sampler}, {passes} passes each"]
+        notes = [f"seed {source.seed}, {steering.steps} steps of {steering.sampler}, {passes} passes each"]
+        if steering.sampler != sampler and (restart or gradient_estimation_gamma):
+            notes.append(INERT)
         if isinstance(source, Generated):
             notes.append(source.note)
         if mask is not None:

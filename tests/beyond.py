@@ -2,4 +2,5 @@
 
 BEYOND = {
     "res_2s",
+    "euler_ancestral",
 }

@@ -17,6 +17,7 @@ HOST_PACKAGES |= {"alembic"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview"}
 HOST_MODULES |= {"nodes", "node_helpers", "server", "aiohttp"}
 EXTRAS = {"ray", "pillow_heif"}  # optional dependencies of pyproject.toml
+FASTER = {"natten"}  # used where somebody has installed its kernels
 
 
 def sources(*folders: str) -> list[Path]:
@@ -71,7 +72,7 @@ def test_the_pack_is_imported_relatively_never_by_a_top_level_name() -> None:
 
 def test_every_package_imported_is_asked_for_or_brought_by_the_host() -> None:
     asked = {line.split(">=")[0] for line in (ROOT / "requirements.txt").read_text().splitlines() if line[:1].isalpha()}
-    known = asked | EXTRAS | HOST_PACKAGES | HOST_MODULES | set(sys.stdlib_module_names)
+    known = asked | EXTRAS | FASTER | HOST_PACKAGES | HOST_MODULES | set(sys.stdlib_module_names)
     used = {
         (module.split(".")[0], str(file.relative_to(ROOT)))
         for file in sources("ltx", "nodes", "api")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -669,6 +670,18 @@ def _write_gemma(folder: Path, size: Sizes, generator: torch.Generator) -> None:
     }
     for name, document in documents.items():
         (folder / name).write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def tokenizer_without_bos() -> Tokenizer:
+    """The same tokenizer as Gemma 4's file has it: nothing adds <bos>."""
+    tokenizer = _tokenizer()
+    tokenizer.post_processor = None
+    return tokenizer
 
 
 def _tokenizer() -> Tokenizer:

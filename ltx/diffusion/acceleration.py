@@ -12,12 +12,12 @@ pass, but here an STG pass begins at the block where it differs from another pas
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from ..errors import InputError
-from ..models import MODELS, is_distilled
+from ..models import GENERATIONS, MODELS, V25, generation, is_distilled
 from ..request import ACCELERATIONS
 
 GUIDED = 0.6  # share of the steps that are guided, from the first on; a lower one saves time and weakens guidance
@@ -28,6 +28,7 @@ REUSE = 0.1  # relative change of the first block below which the other blocks a
 class Acceleration:
     """The settings of a level. guided: share of the steps that are guided, from the first on. reuse: threshold of the
     first-block cache, 0 for off. distilled: use the distilled recipe with its own 8 sigmas and one pass per step.
+    ancestral: LTX-2.5's recipe, whose steps renew noise.
 
     Raises InputError if a value is out of range.
     """
@@ -35,6 +36,7 @@ class Acceleration:
     guided: float = 1.0
     reuse: float = 0.0
     distilled: bool = False
+    ancestral: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.guided <= 1:
@@ -57,6 +59,11 @@ LEVELS = dict(
 )
 
 
+def level(name: str, version: str) -> Acceleration:
+    """The settings of a level for a transformer of that version, as its file names it."""
+    return replace(LEVELS[name], ancestral=LEVELS[name].distilled and generation(version) is V25)
+
+
 def full_strength(checkpoint: str, lora: bool) -> float:
     """Strength of the distilled LoRA under `full`: 1, or 0 for a distilled checkpoint, which its file name tells.
 
@@ -65,8 +72,9 @@ def full_strength(checkpoint: str, lora: bool) -> float:
     if is_distilled(checkpoint):
         return 0.0
     if not lora:
+        files = " or ".join(MODELS[each.distilled_lora].name for each in GENERATIONS)
         raise InputError(
-            "acceleration: full needs a distilled model; give the distilled LoRA "
-            f"({MODELS['distilled-lora'].name}) or a distilled checkpoint, or choose another level."
+            f"acceleration: full needs a distilled model; give the distilled LoRA ({files}) or a distilled checkpoint, "
+            "or choose another level."
         )
     return 1.0

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from ..classes import give_classes
 from .modulation import Modulations, Pair, Rotary, ada
 
+Texts = tuple[Pair, Pair | None]
+"""What the streams attend to in a text: keys [1 or 2, M, heads, d] and values [1 or 2, M, D] of the video and of the
+audio. Two texts stand in one tensor."""
 COMPILED_FORMS = 64  # variants of the compiled block: passes with and without audio, STG passes, last block, sizes
 
 
@@ -53,27 +56,40 @@ class Block(LTX2VideoTransformerBlock):
         levels: Modulations,
         positions: Rotary,
         audio_read: bool = True,
-    ) -> tuple[Tensor, Tensor | None]:
+        texts: Texts | None = None,
+        keep: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Texts | None]:
         """Runs one block: video [R, N, D] and audio [R', T, D'] → both streams after it. The inputs do not change.
 
         The first R' rows have audio. video_text, audio_text: one or two contexts, [1 or 2, M, D]. audio_read: whether a
-        later block reads the audio.
+        later block reads the audio. texts: the keys and values of these contexts, if they were kept; keep: whether to
+        return them.
         """
         of_video, of_audio = levels.video, levels.audio
         video_ada = ada(self.scale_shift_table, of_video.own, of_video.index)
         x = video_ada.modulate(_norm(self.norm1, video), 0, 1)
         video = _add(video, _attention(self.attn1, x, positions=positions.video, skipped=rows.skipped), video_ada[2])
-        text = ada(self.prompt_scale_shift_table, of_video.prompt).modulate(video_text, 0, 1)
+        if texts is None:
+            video_read = _pair(
+                self.attn2, ada(self.prompt_scale_shift_table, of_video.prompt).modulate(video_text, 0, 1)
+            )
+        else:
+            video_read = texts[0]
         x = video_ada.modulate(_norm(self.norm2, video), 6, 7)
-        video = _add(video, _attention(self.attn2, x, text, second=rows.second_text), video_ada[8])
+        video = _add(video, _attention(self.attn2, x, pair=video_read, second=rows.second_text), video_ada[8])
+        heard = None
         if audio is not None:
             audio_ada = ada(self.audio_scale_shift_table, of_audio.own, of_audio.index)
             x = audio_ada.modulate(_norm(self.audio_norm1, audio), 0, 1)
             change = _attention(self.audio_attn1, x, positions=positions.audio, skipped=rows.skipped_audio)
             audio = _add(audio, change, audio_ada[2])
-            text = ada(self.audio_prompt_scale_shift_table, of_audio.prompt).modulate(audio_text, 0, 1)
+            if texts is None:
+                text = ada(self.audio_prompt_scale_shift_table, of_audio.prompt).modulate(audio_text, 0, 1)
+                heard = _pair(self.audio_attn2, text)
+            else:
+                heard = texts[1]
             x = audio_ada.modulate(_norm(self.audio_norm2, audio), 6, 7)
-            change = _attention(self.audio_attn2, x, text, second=rows.second_text[: len(rows.skipped_audio)])
+            change = _attention(self.audio_attn2, x, pair=heard, second=rows.second_text[: len(rows.skipped_audio)])
             audio = _add(audio, change, audio_ada[8])
         if not all(rows.isolated):
             joined = len([row for row in rows.isolated if not row])  # torch 2.6 cannot compile count()
@@ -81,7 +97,7 @@ class Block(LTX2VideoTransformerBlock):
         video = _add(video, self.ff(video_ada.modulate(_norm(self.norm3, video), 3, 4)), video_ada[5])
         if audio is not None and audio_read:
             audio = _add(audio, self.audio_ff(audio_ada.modulate(_norm(self.audio_norm3, audio), 3, 4)), audio_ada[5])
-        return video, audio
+        return video, audio, (video_read, heard) if keep else None
 
     def _exchange(
         self, video: Tensor, audio: Tensor, levels: Modulations, positions: Rotary, joined: int, audio_read: bool
@@ -150,6 +166,7 @@ def _attention(
     x: Tensor,
     context: Tensor | None = None,
     *,
+    pair: Pair | None = None,
     positions: Pair | None = None,
     key_positions: Pair | None = None,
     second: tuple[bool, ...] = (),
@@ -157,18 +174,21 @@ def _attention(
 ) -> Tensor:
     """Gated attention of x [R, N, D] to itself or to a context [R, M, D'] → [R, N, D].
 
-    second: flags of the rows that read the second context; the context is then [1 or 2, M, D']. skipped: flags of the
-    rows that take the value projection instead of attention.
+    pair: the keys and values of the context, as `_pair` makes them. second: flags of the rows that read the second
+    context; the pair is then of one or two contexts. skipped: flags of the rows that take the value projection instead
+    of attention.
     """
-    source = x if context is None else context
-    value = attention.to_v(source)
+    value = attention.to_v(x if context is None else context) if pair is None else pair[1]
     if skipped and all(skipped):
         attended = value
     else:
         kept = _without_skipped(x, skipped)
         query = _rotate(attention, attention.norm_q(attention.to_q(kept)), positions)
-        key = kept if context is None else context
-        key = _rotate(attention, attention.norm_k(attention.to_k(key)), key_positions or positions)
+        if pair is None:
+            key = kept if context is None else context
+            key = _rotate(attention, attention.norm_k(attention.to_k(key)), key_positions or positions)
+        else:
+            key = pair[0]
         values = _without_skipped(value, skipped).unflatten(2, (attention.heads, -1))
         if len(second) > 1:
             key, values = (torch.cat([t[-1:] if other else t[:1] for other in second]) for t in (key, values))
@@ -186,6 +206,11 @@ def _attention(
         gates = 2.0 * torch.sigmoid(attention.to_gate_logits(x))
         attended = (attended.unflatten(2, (attention.heads, -1)) * gates.unsqueeze(-1)).flatten(2, 3)
     return attention.to_out[0](attended)
+
+
+def _pair(attention: Any, context: Tensor) -> Pair:
+    """Keys [n, M, heads, d] and values [n, M, D] of contexts [n, M, D'] that have no positions."""
+    return _rotate(attention, attention.norm_k(attention.to_k(context)), None), attention.to_v(context)
 
 
 def _without_skipped(x: Tensor, skipped: tuple[bool, ...]) -> Tensor:

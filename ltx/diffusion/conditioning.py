@@ -97,12 +97,17 @@ class Conditions:
 @dataclass(frozen=True)
 class Stream:
     """The tokens of one modality. latent: the start; clean: the condition, both [1, N, C]; mask: [1, N, 1]; positions:
-    [1, axes, N, 2]."""
+    [1, axes, N, 2].
+
+    marked: [1, N, 1], for the video: 1 for the tokens of latent frame 0, which stand for one frame where the others
+    stand for eight. LTX-2.5 adds its keyframe vector to them. Appended keyframes are not marked.
+    """
 
     latent: Tensor
     clean: Tensor
     mask: Tensor
     positions: Tensor
+    marked: Tensor | None = None
 
     def noised(self, noise: Tensor, scale: float) -> Tensor:
         """The tokens [1, N, C] with which a stage starts if its first sigma is `scale`."""
@@ -113,7 +118,8 @@ class Stream:
         return x * self.mask + self.clean * (1 - self.mask)
 
     def to(self, device: torch.device | str) -> Stream:
-        return Stream(*(t.to(device) for t in (self.latent, self.clean, self.mask, self.positions)))
+        tensors = (self.latent, self.clean, self.mask, self.positions, self.marked)
+        return Stream(*(None if tensor is None else tensor.to(device) for tensor in tensors))
 
 
 def check_strength(name: str, strength: float) -> None:
@@ -135,6 +141,8 @@ def video_stream(latent: Tensor, guides: tuple[Guide, ...], fps: Fraction, mask:
         raise InputError(f"the noise mask is {list(mask.shape)}; {[1, 1, *shape]} is needed for this latent.")
     clean = torch.zeros_like(latent) if mask is None else latent.clone()
     mask = torch.ones_like(latent[:, :1]) if mask is None else mask.to(latent).clone()
+    marked = torch.zeros_like(mask)
+    marked[:, :, :1] = 1
     keyframes = []
     for guide in guides:
         if guide.latent.shape[3:] != latent.shape[3:]:
@@ -152,7 +160,7 @@ def video_stream(latent: Tensor, guides: tuple[Guide, ...], fps: Fraction, mask:
             clean[:, :, :1] = guide.latent.to(clean)
             mask[:, :, :1] = 1 - guide.strength
     tokens = [latents.patchify_video(t) for t in (latent, clean, mask)]
-    tokens.append(latents.video_positions(shape, fps))
+    tokens += [latents.video_positions(shape, fps), latents.patchify_video(marked)]
     for guide in keyframes:
         key = latents.patchify_video(guide.latent.to(clean))
         added = (
@@ -160,6 +168,7 @@ def video_stream(latent: Tensor, guides: tuple[Guide, ...], fps: Fraction, mask:
             key,
             torch.full_like(key[..., :1], 1 - guide.strength),
             latents.video_positions((1, *shape[1:]), fps, guide.frame),
+            torch.zeros_like(key[..., :1]),
         )
         tokens = [torch.cat(pair, dim=2 if i == 3 else 1) for i, pair in enumerate(zip(tokens, added, strict=True))]
     return Stream(*tokens)

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,10 @@ from torch import Tensor, nn
 
 from ..classes import give_classes
 from ..errors import InputError
-from ..latents import SPACE_SCALE, TIME_SCALE, denormalize_video
+from ..latents import SPACE_SCALE, TIME_SCALE, Noise, denormalize_video
+
+if TYPE_CHECKING:
+    from .diffusion_decoder import DiffusionTiles
 
 CHUNK = 8  # frames that are yielded at a time
 
@@ -98,6 +101,11 @@ class _Span:
     samples: slice
     weight: Tensor | None  # float32 [samples]; the weights of all tiles add up to 1. None if there is one tile
 
+    @property
+    def own(self) -> slice:
+        """The latents that the written samples stand for."""
+        return slice(self.latents.start + self.skip, self.latents.stop)
+
 
 def free_cached_memory() -> None:
     """Releases the memory that torch keeps in reserve on a GPU, so that tiles of another size fit."""
@@ -111,22 +119,25 @@ def decode_video(
     tiling: Tiling | None = Tiling(),
     on_tile: Callable[[int, int], None] | None = None,
     *,
+    noise: Noise | None = None,
+    continued: bool = False,
     on_retry: Callable[[str], None] | None = None,
     free: Callable[[], None] = free_cached_memory,
 ) -> Iterator[Tensor]:
     """Normalised latent [1, 128, F, H, W] → float32 frames [n, H*32, W*32, 3] in 0..1, in order, on the CPU.
 
     A frame is yielded as soon as no later tile changes it, so memory holds the frames of one time tile and not the
-    whole clip. With `tiling` None the whole clip is one tile. `vae` is an AutoencoderKLLTX2Video; the latent is moved
-    to its device and dtype. Tiles are blended in float32 on the CPU, because the device then needs room for a single
-    tile, and the readers of the frames (the encoder of video.py, ComfyUI's IMAGE) work on the CPU. `on_tile(done,
-    total)` is called after each tile and may raise. If memory runs out, `free()` is called and the tiles get smaller;
-    `on_retry(note)` gets a note for the report, which replaces the previous note.
-
-    Raises InputError if the latent has another shape or if even the smallest tile does not fit.
+    whole clip. With `tiling` None the whole clip is one tile. `vae`: see `clip_tiles`; the latent is moved to its
+    device and dtype. `noise` is what a diffusion decoder starts from, by default that of seed 0; for `continued` see
+    neighbourhood.py. Tiles are blended in float32 on the CPU, because the device then needs room for a single tile, and
+    the frames' readers (video.py, ComfyUI's IMAGE) work on the CPU. `on_tile(done, total)` is called after each tile
+    and may raise. If memory runs out, `free()` is called and the tiles get smaller; `on_retry(note)` gets a note for
+    the report, which replaces the previous note. Raises InputError if the latent has another shape or if even the
+    smallest tile does not fit.
     """
     if latent.ndim != 5 or latent.shape[0] != 1:
         raise InputError(f"The video latent must be [1, channels, frames, height, width], not {list(latent.shape)}.")
+    tiles = clip_tiles(vae, latent, noise or Noise(0), continued)
     requested, tiling = tiling, tiling or Tiling.whole(latent)
     times, rows, columns = _spans(*latent.shape[2:], requested)
     height, width = rows[-1].samples.stop, columns[-1].samples.stop
@@ -142,14 +153,14 @@ def decode_video(
     while times:
         time, following = times[0], times[1] if times[1:] else None
         total = done + len(times) * len(rows) * len(columns)
-        frames = _row_of_tiles(vae, latent, time, rows, columns, yielded, held, tile_done)
+        frames = _row_of_tiles(tiles, time, rows, columns, yielded, held, tile_done)
         if frames is None:
             free()
             tiling = _smaller(tiling, latent)
             if on_retry is not None:
                 first = requested or Tiling.whole(latent)
                 on_retry(f"decoded in tiles of {tiling}: {first.pixels} and {first.frames} did not fit")
-            start = time.latents.start + time.skip
+            start = time.own.start
             times, rows, columns = _spans(*latent.shape[2:], tiling, start, 1 - held_weight)
             continue
         times = times[1:]
@@ -182,9 +193,35 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and in_words)
 
 
+class ConvolutionTiles:
+    """A clip on its way through the convolutional decoder. latent: normalised, [1, 128, F, H, W]."""
+
+    def __init__(self, vae: Any, latent: Tensor) -> None:
+        self.vae, self.latent = vae, latent
+
+    def tile(self, time: slice, rows: slice, columns: slice) -> Tensor:
+        """The frames that these latents stand for → float32 [f, h, w, 3], about -1..1, on the CPU."""
+        early = int(time.start > 0)
+        frames = decode_tile(self.vae, self.latent[:, :, time.start - early : time.stop, rows, columns])
+        return frames[early:]
+
+
+def diffuses(vae: Any) -> bool:
+    """Whether a decoder is LTX-2.5's diffusion decoder."""
+    return "decoder_stage5_kernel" in getattr(vae, "config", ())
+
+
+def clip_tiles(vae: Any, latent: Tensor, noise: Noise, continued: bool = False) -> ConvolutionTiles | DiffusionTiles:
+    """A clip on its way through its decoder, an AutoencoderKLLTX2Video or an LTX2VideoDiffusionDecoderModel."""
+    if not diffuses(vae):
+        return ConvolutionTiles(vae, latent)
+    from .diffusion_decoder import DiffusionTiles  # older versions of diffusers do not have that decoder
+
+    return DiffusionTiles(vae, latent, noise, continued)
+
+
 def _row_of_tiles(
-    vae: Any,
-    latent: Tensor,
+    tiles: ConvolutionTiles | DiffusionTiles,
     time: _Span,
     rows: list[_Span],
     columns: list[_Span],
@@ -199,7 +236,7 @@ def _row_of_tiles(
             if frames is None:
                 frames = torch.zeros(max(time.samples.stop - yielded, len(held)), *held.shape[1:])
                 frames[: len(held)] = held
-            tile = decode_tile(vae, latent[:, :, time.latents, row.latents, column.latents])[time.skip :]
+            tile = tiles.tile(time.own, row.latents, column.latents)
             for axis, span in enumerate((time, row, column)):
                 if span.weight is not None:
                     tile.mul_(span.weight.view(-1, *[1] * (3 - axis)))
@@ -264,9 +301,10 @@ def slim(vae: Any) -> None:
         give_classes(vae.modules(), {LTX2VideoResnetBlock3d: ResnetBlock}, plain)
 
 
-def largest_tile(latent: tuple[int, int, int], tiling: Tiling | None) -> tuple[int, int, int]:
-    """The latent grid of the decoder's largest tile, for a latent with that grid."""
-    return tuple(max(span.latents.stop - span.latents.start for span in axis) for axis in _spans(*latent, tiling))
+def largest_tile(latent: tuple[int, int, int], tiling: Tiling | None) -> tuple[slice, slice, slice]:
+    """The decoder's largest tile, for a latent with that grid: its part of time, height and width."""
+    largest = (max(axis, key=lambda span: span.latents.stop - span.latents.start) for axis in _spans(*latent, tiling))
+    return tuple(span.own for span in largest)
 
 
 def held_frames(latent: tuple[int, int, int], tiling: Tiling | None) -> int:

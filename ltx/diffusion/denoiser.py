@@ -9,7 +9,7 @@ from .block import adopt
 from .conditioning import Conditions, Stream
 from .guidance import Guidance, needed
 from .modulation import Levels, modulation, rotary
-from .passes import Pass, Reuse, velocities, working_set
+from .passes import KeptTexts, Pass, Reuse, velocities, working_set
 from .samplers import UNWATCHED, Hooks
 from .steering import Steering
 from .tokens import Tokens
@@ -45,7 +45,11 @@ class GuidedDenoiser:
         self.masks = Tokens(video.mask[..., 0], audio.mask[..., 0])
         self.levels = Levels.of(self.masks.video), Levels.of(self.masks.audio)
         tokens = self.masks.video.shape[1] + self.masks.audio.shape[1]
-        self.batched = len(self.passes) * working_set(model, tokens) < room
+        batch = len(self.passes) * working_set(model, tokens)
+        self.batched = batch < room
+        # Without a modulation by the noise, the keys and values of a text are the same in every step.
+        static = getattr(model, "prompt_adaln", None) is None
+        self.texts = KeptTexts(room - batch if self.batched else room) if static else None
         sigmas, acceleration = steering.sigmas, steering.acceleration
         self.unguided = acceleration.guided_above(sigmas)
         self.reuse = Reuse(acceleration.reuse, float(sigmas[-2])) if acceleration.reuse else None
@@ -72,6 +76,8 @@ class GuidedDenoiser:
             audio_read=not self.frozen,
             batched=self.batched,
             reuse=self.reuse if reused else None,
+            marked=self.video.marked,
+            texts=self.texts,
             on_block=self.hooks.on_block,
         )
         times = self.masks * sigma

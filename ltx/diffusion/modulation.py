@@ -67,8 +67,8 @@ class Modulation:
     """One stream's AdaLN values for the noise levels of a step. Each block adds its own table to them.
 
     own: [L, parameters, D] for the stream itself; across: [L, parameters, D], scale and shift for the attention between
-    the streams; gate: [1, 1, D], for what the stream takes from the other one; prompt: [1, 2, D]; out: [L, D] for the
-    last layer; index: [N], the level of each token, as in `Levels`.
+    the streams; gate: [1, 1, D], for what the stream takes from the other one; prompt: [1, 2, D], zeros if the noise
+    does not modulate the texts; out: [L, D] for the last layer; index: [N], the level of each token, as in `Levels`.
     """
 
     own: Tensor
@@ -104,6 +104,9 @@ def modulation(
         values, embedded = module(sigmas * factor, batch_size=1, hidden_dtype=dtype)
         return rearrange(values, "l (p d) -> l p d", d=embedded.shape[-1]), embedded
 
+    def prompt(module: nn.Module | None, sigma: Tensor, own: Tensor) -> Tensor:
+        return own.new_zeros(1, 2, own.shape[-1]) if module is None else embed(module, sigma)[0]
+
     video_own, video_out = embed(model.time_embed, video.values)
     audio_own, audio_out = embed(model.audio_time_embed, audio.values)
     return Modulations(
@@ -111,7 +114,7 @@ def modulation(
             video_own,
             embed(model.av_cross_attn_video_scale_shift, video.values)[0],
             embed(model.av_cross_attn_video_a2v_gate, audio_sigma, gate_scale)[0],
-            embed(model.prompt_adaln, video_sigma)[0],
+            prompt(getattr(model, "prompt_adaln", None), video_sigma, video_own),
             video_out,
             video.index,
         ),
@@ -119,7 +122,7 @@ def modulation(
             audio_own,
             embed(model.av_cross_attn_audio_scale_shift, audio.values)[0],
             embed(model.av_cross_attn_audio_v2a_gate, video_sigma, gate_scale)[0],
-            embed(model.audio_prompt_adaln, audio_sigma)[0],
+            prompt(getattr(model, "audio_prompt_adaln", None), audio_sigma, audio_own),
             audio_out,
             audio.index,
         ),

@@ -13,7 +13,7 @@ import torch
 from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
-from .block import Rows
+from .block import Rows, Texts
 from .modulation import Modulation, Modulations, Rotary, ada
 from .tokens import Tokens
 
@@ -36,6 +36,10 @@ class Pass:
     perturbed: tuple[int, ...] = ()
     perturbed_audio: tuple[int, ...] = ()
     isolated: bool = False
+
+    @property
+    def contexts(self) -> tuple[Tensor, Tensor]:
+        return self.video_context, self.audio_context
 
     def same_text(self, other: Pass) -> bool:
         return self.video_context is other.video_context and self.audio_context is other.audio_context
@@ -126,6 +130,28 @@ def batch_room(device: torch.device) -> float:
     return CPU_CACHE
 
 
+@dataclass(eq=False)
+class KeptTexts:
+    """Keys and values of texts, for a model that computes the same ones in every step: they are computed once a run.
+
+    limit: bytes; what goes beyond it is computed in every step. An object holds the state of one stage.
+    """
+
+    limit: float
+    _kept: dict[tuple[object, ...], Texts] = field(default_factory=dict)
+    _size: int = 0
+
+    def get(self, key: tuple[object, ...]) -> Texts | None:
+        return self._kept.get(key)
+
+    def put(self, key: tuple[object, ...], texts: Texts) -> None:
+        size = sum(tensor.nbytes for pair in texts if pair is not None for tensor in pair)
+        if self._size + size <= self.limit:
+            self._kept[key] = texts
+            self._size += size
+
+
+# long: what a step of each kind of model needs, by name
 def velocities(
     model: LTX2VideoTransformer3DModel,
     x: Tokens,
@@ -136,16 +162,22 @@ def velocities(
     audio_read: bool = True,
     batched: bool = True,
     reuse: Reuse | None = None,
+    marked: Tensor | None = None,
+    texts: KeptTexts | None = None,
     on_block: Callable[[], None] | None = None,
 ) -> list[tuple[Tensor, Tensor | None]]:
     """Tokens → the velocities of each pass, video [1, N, C] and audio [1, T, C], in the model's dtype.
 
     audio_read: whether audio velocities are needed; otherwise they are None, and work that only serves them is left
-    out. batched: whether the passes run as one batch, or else one after the other through each block. on_block is
-    called before each block and may raise to stop.
+    out. batched: whether the passes run as one batch, or else one after the other through each block. marked: [1, N,
+    1], 1 for the tokens that get the model's keyframe vector, if it has one. texts: where keys and values of the texts
+    are kept. on_block is called before each block and may raise to stop.
     """
     blocks, order = model.transformer_blocks, Order.of(passes)
     video_in, audio_in = model.proj_in(x.video), model.audio_proj_in(x.audio)
+    vector = getattr(model, "keyframes_abs_pos_embedding", None)
+    if vector is not None and marked is not None:
+        video_in = video_in + marked.to(video_in.dtype) * vector.to(video_in)
     state: dict[int, State] = {
         row: (video_in, audio_in if audio_read or not passes[row].isolated else None)
         for row in order.rows
@@ -159,7 +191,7 @@ def velocities(
         rows = [row for row in order.rows if row in state]
         last = number == len(blocks) - 1
         for group in [rows] if batched else [[row] for row in rows]:
-            state |= _run(block, number, group, passes, state, positions, levels, audio_read or not last)
+            state |= _run(block, number, group, passes, state, positions, levels, audio_read or not last, texts)
         if number == 0 and reuse is not None:
             heads = order.after_first_block(state)
             if reuse.spares(heads[order.rows[0]][0] - video_in, len(passes)):
@@ -189,13 +221,16 @@ def _run(
     positions: Rotary,
     levels: Modulations,
     audio_read: bool,
+    kept: KeptTexts | None,
 ) -> dict[int, State]:
     """Runs one block on these passes as one batch → their new states."""
     with_audio = [row for row in rows if state[row][1] is not None]
     first = passes[rows[0]]
     second = [not passes[row].same_text(first) for row in rows]
     texts = [first, passes[rows[second.index(True)]]] if any(second) else [first]
-    video, audio = block(
+    key = (number, bool(with_audio), *(id(context) for text in texts for context in text.contexts))
+    known = None if kept is None else kept.get(key)
+    video, audio, pairs = block(
         _stack([state[row][0] for row in rows]),
         _stack([state[row][1] for row in with_audio]) if with_audio else None,
         _stack([text.video_context for text in texts]),
@@ -209,7 +244,11 @@ def _run(
         levels,
         positions,
         audio_read,
+        known,
+        kept is not None and known is None,
     )
+    if pairs is not None:
+        kept.put(key, pairs)
     video_rows = dict(zip(rows, video.split(1), strict=True))
     audio_rows = dict(zip(with_audio, audio.split(1), strict=True)) if with_audio else {}
     return {row: (video_rows[row], audio_rows.get(row)) for row in rows}

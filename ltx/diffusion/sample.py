@@ -9,15 +9,17 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..latents import CHANNELS, NoiseSource, unpatchify_audio, unpatchify_video
+from ..weights.configs import SWITCHES
+from .ancestral import euler_ancestral
 from .conditioning import AudioCondition, Conditions, audio_stream, video_stream
 from .denoiser import GuidedDenoiser
 from .passes import batch_room
 from .res_2s import res_2s
 from .samplers import UNWATCHED, Hooks, euler, gradient_estimation, restarting
-from .steering import RES_2S, Steering
+from .steering import ANCESTRAL, RES_2S, Steering
 from .tokens import Tokens
 
-RESTART_SEED = 10_000  # the seed of the restart noise is the request's seed plus this number
+RESTART_SEED = 10_000  # the seed of noise that is renewed in a stage is the request's seed plus this number
 
 
 @torch.inference_mode()
@@ -55,11 +57,17 @@ def sample(
         trace("sigmas", sigmas)
         trace("positions_video", video.positions)
         trace("positions_audio", sound.positions)
+        if any(model.config.get(switch, usual) != usual for switch, usual in SWITCHES.items()):  # LTX-2.5
+            trace("denoise_mask_video", video.mask)
+            trace("denoise_mask_audio", sound.mask)
+            trace("keyframes_mask_video", video.marked)
     room = batch_room(torch.device(device)) if room is None else room
     denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room)
-    masks = Tokens(video.mask, sound.mask)
+    masks, clean = Tokens(video.mask, sound.mask), Tokens(video.clean, sound.clean)
     if steering.sampler == RES_2S:
-        x = res_2s(denoise, x, sigmas, seed, hooks, clean=Tokens(video.clean, sound.clean), masks=masks)
+        x = res_2s(denoise, x, sigmas, seed, hooks, clean=clean, masks=masks)
+    elif steering.sampler == ANCESTRAL:
+        x = euler_ancestral(denoise, x, sigmas, seed, hooks, clean=clean, masks=masks)
     elif steering.restart is not None:
         x = restarting(denoise, x, sigmas, steering.restart, seed, hooks, masks=masks, gamma=steering.gamma)
     elif steering.gamma:

@@ -30,21 +30,32 @@ class Hooks:
     """Functions that are called while a stage is sampled. An exception from one of them ends the sampling.
 
     on_step: called after each step with (steps done, all steps, the denoiser's x0). on_block: called before each block
-    of the transformer. trace: called with the tensors `step{k}/{in,x0,out}_{video,audio}`; this x0 is the one that the
-    step used.
+    of the transformer. trace: called with the tensors `step{k}/{in,x0,out,noise}_{video,audio}`; this x0 is the one
+    that the step used.
     """
 
     on_step: Callable[[int, int, Tokens], None] | None = None
     on_block: Callable[[], None] | None = None
     trace: Trace | None = None
 
-    def stepped(self, step: int, total: int, predicted: Tokens, *, x: Tokens, x0: Tokens, out: Tokens) -> None:
+    def stepped(
+        self,
+        step: int,
+        total: int,
+        predicted: Tokens,
+        *,
+        x: Tokens,
+        x0: Tokens,
+        out: Tokens,
+        noise: Tokens | None = None,
+    ) -> None:
         """Calls the hooks after a step. x: its start; x0: the prediction it used; out: its result; predicted: the
-        denoiser's own x0."""
+        denoiser's own x0; noise: the noise that was drawn for it, if it is traced."""
         if self.trace is not None:
-            for name, tokens in (("in", x), ("x0", x0), ("out", out)):
-                self.trace(f"step{step}/{name}_video", tokens.video)
-                self.trace(f"step{step}/{name}_audio", tokens.audio)
+            for name, tokens in (("in", x), ("x0", x0), ("out", out), ("noise", noise)):
+                if tokens is not None:
+                    self.trace(f"step{step}/{name}_video", tokens.video)
+                    self.trace(f"step{step}/{name}_audio", tokens.audio)
         if self.on_step is not None:
             self.on_step(step + 1, total, predicted)
 

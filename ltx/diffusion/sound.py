@@ -21,6 +21,7 @@ MEL_RATE = 16_000
 FFT, HOP, BINS = 1024, 160, 64
 FLOOR = 1e-5
 ZERO_CROSSINGS, ROLLOFF = 6, 0.99  # torchaudio's defaults for the windowed sinc
+KERNEL = 1 << 22  # values of a filter for all output phases, up to which torchaudio's own convolution is used
 RESAMPLE_BLOCK = 1 << 16  # output samples that are filtered at a time, which bounds the memory
 
 
@@ -30,18 +31,21 @@ def log_mel(track: Track) -> Tensor:
     waveform = resample(to_stereo(track.waveform.float(), track.speakers), track.rate, MEL_RATE)
     if waveform.shape[1] <= FFT // 2:
         raise InputError(f"audio: {float(track.seconds):.3f} s is too short; it needs {FFT // 2 / MEL_RATE:g} s.")
-    window = torch.hann_window(FFT, device=waveform.device)
+    # The transform is float64: the logarithm of a quiet band magnifies rounding, and float32 transforms round
+    # differently on every processor. The window is rounded to float32, as the model has seen it.
+    window, bands = (each.to(waveform.device, torch.float64) for each in (torch.hann_window(FFT), mel_bands()))
+    waveform = waveform.double()
     spectrum = torch.stft(waveform, FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
-    mel = torch.einsum("cft,fm->ctm", spectrum.abs(), mel_bands().to(waveform.device))
-    return mel.clamp(min=FLOOR).log()[None]
+    mel = torch.einsum("cft,fm->ctm", spectrum.abs(), bands)
+    return mel.clamp(min=FLOOR).log().float()[None]
 
 
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
     """Sinc interpolation under a Hann window, [C, n] → [C, ceil(n · new_rate / rate)].
 
     The formula is that of torchaudio.functional.resample with its defaults, with one polyphase filter per output phase
-    (Smith, Digital Audio Resampling). Only the taps inside the window are computed, so rates without a common factor
-    cost no more.
+    (Smith, Digital Audio Resampling). Rates with a common factor are computed in its order, because the result depends
+    on the rounding. For others only the taps inside the window are computed, so that they cost no more.
     """
     if rate == new_rate:
         return waveform
@@ -50,18 +54,23 @@ def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
     width = math.ceil(ZERO_CROSSINGS * step / cutoff)
     length = math.ceil(Fraction(waveform.shape[1] * phases, step))
 
+    def filters(phase: Tensor, tap: Tensor) -> Tensor:
+        # All of this is float32, as in torchaudio. Its rounding changes the result by up to 8e-6, and the model has
+        # seen it.
+        time = ((-phase / phases + tap / step) * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
+        window = torch.cos(time * math.pi / ZERO_CROSSINGS / 2) ** 2
+        time = time * math.pi
+        return torch.where(time == 0, 1.0, time.sin() / time) * (window * (cutoff / step))
+
+    if phases * (2 * width + step) <= KERNEL:
+        kernel = filters(torch.arange(phases)[:, None], torch.arange(-width, width + step)).to(waveform.device)
+        padded = torch.nn.functional.pad(waveform, (width, width + step))
+        outputs = torch.nn.functional.conv1d(padded[:, None], kernel[:, None], stride=step)
+        return outputs.transpose(1, 2).flatten(1)[:, :length]
     # Output i lies at input time i·step/phases: the taps start `width` before that time's whole part.
     phase = torch.arange(min(phases, length), dtype=torch.int64)[:, None]
     tap = torch.arange(-width, width + 2, dtype=torch.int64)
-    # All of this is float32, as in torchaudio. Its rounding changes the result by up to 8e-6, and the model has seen
-    # it.
-    time = (-phase / phases + (phase * step // phases + tap) / step) * cutoff
-    time = time.clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
-    window = torch.cos(time * math.pi / ZERO_CROSSINGS / 2) ** 2
-    time = time * math.pi
-    kernel = torch.where(time == 0, 1.0, time.sin() / time) * (window * (cutoff / step))
-    kernel = kernel.to(waveform.device)
-
+    kernel = filters(phase, phase * step // phases + tap).to(waveform.device)
     windows = torch.nn.functional.pad(waveform, (width, width + 2)).unfold(1, tap.numel(), 1)
     blocks = []
     for begin in range(0, length, RESAMPLE_BLOCK):

@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..models import V23
 from ..request import Request
 from . import schedules
-from .acceleration import EXACT, LEVELS, Acceleration
+from .acceleration import EXACT, Acceleration, level
 from .guidance import NONE, Guidance, needed
 from .res_2s import falling
 from .samplers import Restart
 
-EULER, RES_2S = SAMPLERS = ("euler", "res_2s")
+EULER, RES_2S, ANCESTRAL = SAMPLERS = ("euler", "res_2s", "euler_ancestral")
+RENEWING = (RES_2S, ANCESTRAL)  # these renew noise by themselves
+INERT = (
+    "the distilled recipe of LTX-2.5 renews noise in each step; restart sampling and gradient estimation do nothing in "
+    "its first stage"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +31,9 @@ class Steering:
 
     sigmas: float32 [steps + 1] on the CPU. guidance: for the picture; audio_guidance: for the sound. restart: fresh
     noise during sampling. gamma: the factor of gradient estimation, 0 for off. sampler: one of SAMPLERS. An
-    acceleration level switches settings off here: the distilled recipe has no guidance. Raises InputError if a value is
-    out of range or the settings do not fit together.
+    acceleration level changes settings here: the distilled recipe has no guidance, and LTX-2.5's samples with
+    euler_ancestral, without restart and gamma. Raises InputError if a value is out of range or the settings do not fit
+    together.
     """
 
     sigmas: Tensor
@@ -41,14 +48,18 @@ class Steering:
         final = {"sigmas": schedules.checked(self.sigmas), "restart": self.restart or None}
         if self.acceleration.distilled:
             final |= {"guidance": NONE, "audio_guidance": NONE}
+        if self.acceleration.ancestral and self.sampler == EULER:
+            final |= {"sampler": ANCESTRAL, "restart": None, "gamma": 0.0}
         for name, value in final.items():
             object.__setattr__(self, name, value)
         if self.sampler not in SAMPLERS:
             raise InputError(f"sampler: {self.sampler!r} is not one of {', '.join(SAMPLERS)}.")
         if not (math.isfinite(self.gamma) and self.gamma >= 0):
             raise InputError(f"gamma is {self.gamma}: give a number of at least 0.")
-        if self.sampler == RES_2S and (self.gamma or self.restart):
-            raise InputError(f"sampler: {RES_2S} renews noise by itself; leave out restart and gradient estimation.")
+        if self.sampler in RENEWING and (self.gamma or self.restart):
+            raise InputError(
+                f"sampler: {self.sampler} renews noise by itself; leave out restart and gradient estimation."
+            )
         if self.sampler == RES_2S:
             falling(self.sigmas)  # for its errors
 
@@ -86,10 +97,10 @@ class Steering:
             self.restart.walk(self.sigmas)
 
 
-def steer(request: Request, stg_blocks: tuple[int, ...] = ()) -> tuple[Steering, Steering]:
+def steer(request: Request, stg_blocks: tuple[int, ...] = (), version: str = V23.version) -> tuple[Steering, Steering]:
     """The steering of a request's first and second stage. stg_blocks: the blocks that STG perturbs, by default those of
-    the model. Raises InputError as `Steering`."""
-    acceleration = LEVELS[request.acceleration]
+    the model. version: the transformer's. Raises InputError as `Steering`."""
+    acceleration = level(request.acceleration, version)
     sigmas = schedules.SCHEDULES[request.scheduler](request.num_inference_steps)
     gamma = request.gradient_estimation_gamma
     first = Steering(

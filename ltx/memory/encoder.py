@@ -16,7 +16,7 @@ from transformers import Gemma3TextConfig, Gemma3TextModel
 
 from ..diffusion.conditioning import TEXT_LENGTH
 from ..errors import InputError
-from ..prompt.gemma import folders
+from ..prompt.encoder_file import LANGUAGE, folders, rename
 from ..prompt.text import encode_text
 from .rehearsal import CPU, META
 
@@ -48,6 +48,8 @@ def text_encoder(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> tu
     """
     try:
         entries = headers(folders(path)[0] if path.is_dir() else path)
+        if any(name.endswith(".layer_scalar") for name in entries):  # of Gemma 4, only the language model is read
+            entries = {name: entry for name, entry in entries.items() if rename(name).startswith(LANGUAGE)}
         size, blocks = _stored(entries, dtype, fp8)
         return size, blocks, _language(entries, len(blocks), dtype)
     except (OSError, KeyError, ValueError, struct.error) as error:

@@ -9,9 +9,8 @@ weights, because the system frees them when it needs memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import nn
@@ -133,13 +132,9 @@ class _Measured:
         self.full, self.first = (self.clip.height, self.clip.width), self.clip.first_size[::-1]
         self.sound = audio_length(self.clip.frames, self.clip.fps)
 
-    @cached_property
-    def vae(self) -> nn.Module:
-        return blueprint(lambda: self.job.checkpoint.video_vae(self.compute.dtype))
-
-    @cached_property
-    def audio_vae(self) -> nn.Module:
-        return blueprint(lambda: self.job.checkpoint.audio_vae(self.compute.dtype))
+    def part(self, load: Callable[..., nn.Module]) -> nn.Module:
+        """A part of the checkpoint as the job loads it."""
+        return blueprint(lambda: load(self.compute.dtype))
 
     def encoding(self) -> None:
         """Adds the phases that encode prompts, sound and images."""
@@ -150,12 +145,13 @@ class _Measured:
         add("encode text", (Resident(GEMMA, size, blocks), Resident.of("connectors", connectors)), work)
 
         mel = MEL_FRAMES_PER_LATENT * self.sound
-        work = peak(lambda: encode_mel(self.audio_vae, torch.zeros(1, 2, mel, 64)), self.on)
-        add("encode sound", (Resident.of("audio VAE", self.audio_vae),), work)
+        audio_vae = self.part(job.checkpoint.audio_encoder)
+        work = peak(lambda: encode_mel(audio_vae, torch.zeros(1, 2, mel, 64)), self.on)
+        add("encode sound", (Resident.of("audio VAE", audio_vae),), work)
         if job.images:
             size = self.full if self.clip.two_stages else self.first
-            work = image_encoding(self.vae, *size, self.on)
-            add("encode images", (Resident.of("video VAE", self.vae),), work)
+            vae = self.part(job.checkpoint.video_encoder)
+            add("encode images", (Resident.of("video VAE", vae),), image_encoding(vae, *size, self.on))
 
     def sampling(self) -> None:
         """Adds the stages and the upscaler between them."""
@@ -171,9 +167,9 @@ class _Measured:
         self._stage(first, models, model, self.first, merging, editing, guided=True)
         if two_stages:
             upsampler = blueprint(lambda: load_upscaler(job.files.upscaler, dtype))
-            work = upscaling(upsampler, self.vae, video_shape(self.clip.frames, *self.first), self.on)
-            beside = Resident.of("upscaler", upsampler), Resident.of("video VAE", self.vae)
-            self.planner.add("upscale", (transformer, *beside), work)
+            vae = blueprint(job.checkpoint.video_statistics)
+            work = upscaling(upsampler, vae, video_shape(self.clip.frames, *self.first), self.on)
+            self.planner.add("upscale", (transformer, Resident.of("upscaler", upsampler)), work)
             self._stage("second stage", models, model, self.full, merging, editing, guided=False)
 
     def _changing(self, model: nn.Module) -> tuple[int, int]:
@@ -235,10 +231,12 @@ class _Measured:
         if self.job.request.audio_strength < 1:
             vocoder = blueprint(lambda: self.job.checkpoint.vocoder(torch.float32))
             latent = torch.zeros(1, AUDIO_CHANNELS, self.sound, AUDIO_BINS)
-            work = peak(lambda: decode_audio(self.audio_vae, vocoder, latent, clip.frames, clip.fps), self.on)
-            models = Resident.of("audio VAE", self.audio_vae), Resident.of("vocoder", vocoder)
+            audio_vae = self.part(self.job.checkpoint.audio_decoder)
+            work = peak(lambda: decode_audio(audio_vae, vocoder, latent, clip.frames, clip.fps), self.on)
+            models = Resident.of("audio VAE", audio_vae), Resident.of("vocoder", vocoder)
             self.planner.add("decode sound", models, work)
-        return self.planner.decode(self.vae, video_shape(clip.frames, *self.full), self.compute.tiling)
+        decoder = self.part(self.job.checkpoint.video_decoder)
+        return self.planner.decode(decoder, video_shape(clip.frames, *self.full), self.compute.tiling)
 
 
 class _Planner:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.conditioning import TEXT_LENGTH, AudioCondition, Conditions, Guide, TextContext
-from ..diffusion.decode import Tiling, decode_tile, held_frames, largest_tile
+from ..diffusion.decode import Tiling, clip_tiles, held_frames, largest_tile
 from ..diffusion.encode import encode_image
 from ..diffusion.guidance import NONE, Guidance
 from ..diffusion.sample import sample
@@ -21,9 +21,10 @@ from .rehearsal import META, peak
 
 def decoding(vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling | None, on: str = "cpu") -> tuple[int, int]:
     """Bytes that the largest tile takes on the VAE's device, and bytes of the frames that are held on the CPU."""
-    tile = torch.empty(1, CHANNELS, *largest_tile(latent, tiling), device=META)
+    clip = torch.empty(1, CHANNELS, *latent, device=META)
     frame = 3 * torch.float32.itemsize * latent[1] * latent[2] * SPACE_SCALE**2
-    return peak(lambda: decode_tile(vae, tile), on), held_frames(latent, tiling) * frame
+    work = peak(lambda: clip_tiles(vae, clip, Noise(0)).tile(*largest_tile(latent, tiling)), on)
+    return work, held_frames(latent, tiling) * frame
 
 
 def image_encoding(vae: nn.Module, height: int, width: int, on: str = "cpu") -> int:

@@ -1,7 +1,8 @@
-"""Loads Gemma 3, the text encoder, from the folder of its repository, from a diffusers folder that holds it, or from
-one of ComfyUI's single files.
+"""Loads Gemma, the text encoder, from the folder of its repository, from a diffusers folder that holds it, or from a
+single file.
 
-The whole conditional-generation model is loaded, because it both encodes prompts (text.py) and writes them (expand.py).
+LTX-2.3 has Gemma 3, the whole conditional-generation model, because it both encodes prompts (text.py) and writes them
+(expand.py). LTX-2.5 has a Gemma 4 that encodes them (gemma4_file.py).
 """
 
 from __future__ import annotations
@@ -12,38 +13,42 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoProcessor, AutoTokenizer, Gemma3ForConditionalGeneration
+from transformers import AutoProcessor, AutoTokenizer, Gemma3ForConditionalGeneration, PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..foreign import foreign
-from ..models import MODELS
+from ..models import MODELS, V23, V25
+from ..weights.checkpoint import Checkpoint
 from ..weights.files import open_safetensors
 from ..weights.quantized import quantize
-from . import gemma_file
+from . import gemma4_file, gemma_file
+from .encoder_file import folders
 from .sentencepiece import CHAT
 
-WANTED = MODELS["gemma"].repository
+WANTED = MODELS[V23.encoder].repository
 INDEX = "model.safetensors.index.json"
-ENCODER = "text_encoder/config.json"
-"""Its presence in a diffusers folder shows that the folder holds a text encoder."""
 LAYERS = "model.language_model.layers."
 PREPROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
 class Gemma:
-    """The text encoder: its model, its tokenizer, and the folder or file that they were loaded from."""
+    """The text encoder: its model, its tokenizer, and the folder or file that they were loaded from.
 
-    model: Gemma3ForConditionalGeneration
+    writes: whether it is a chat model, which can expand a prompt.
+    """
+
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     path: Path
+    writes: bool = True
 
     @property
     def sees(self) -> bool:
         """Whether the model can look at an image; a single file may lack the vision tower."""
-        return self.model.model.vision_tower is not None
+        return getattr(self.model.model, "vision_tower", None) is not None
 
     @cached_property
     def processor(self) -> ProcessorMixin:
@@ -61,25 +66,61 @@ class Gemma:
         return AutoProcessor.from_pretrained(self.path, local_files_only=True)
 
 
-def folders(path: Path) -> tuple[Path, Path]:
-    """The folder of the weights and the folder of the tokenizer: one folder, or two of a diffusers folder, which may be
-    named itself or by its text_encoder."""
-    if (path / ENCODER).is_file():
-        return path / "text_encoder", path / "tokenizer"
-    beside = path.parent / "tokenizer"
-    alone = not (path / "tokenizer.json").is_file() and (beside / "tokenizer.json").is_file()
-    return path, beside if alone else path
+def check_gemma(path: Path, checkpoint: Checkpoint | None = None) -> None:
+    """Checks names and headers and reads no weights.
 
-
-def check_gemma(path: Path) -> None:
-    """Checks names and headers and reads no weights. Raises InputError if no text encoder can be loaded from `path`."""
+    checkpoint: what the text encoder is to be used with. Raises InputError if no text encoder can be loaded from
+    `path`, or if the checkpoint was trained with another one.
+    """
     if not path.exists():
-        raise InputError(f"{path}: not found; give the folder that holds the whole {WANTED}, or {gemma_file.WANTED}.")
-    if not path.is_dir():
-        if path.suffix.lower() == ".gguf":
-            raise InputError(f"{path}: a GGUF text encoder is not supported; use {gemma_file.WANTED}.")
-        gemma_file.GemmaFile(path).check()
+        raise InputError(
+            f"{path}: not found; give the folder that holds the whole {WANTED}, or {gemma_file.WANTED}, for LTX-2.3; "
+            f"{gemma4_file.WANTED} for LTX-2.5."
+        )
+    if not path.is_dir() and path.suffix.lower() == ".gguf":
+        raise InputError(f"{path}: a GGUF text encoder is not supported; use {gemma_file.WANTED}.")
+    if gemma4_file.is_gemma4(path):
+        _check_gemma4(path, checkpoint)
         return
+    new = checkpoint is not None and checkpoint.generation is not V23
+    if path.is_dir():
+        _check_folder(path)
+    elif new and not gemma_file.is_gemma3(path):
+        gemma4_file.Gemma4File(path)  # says what is wrong with it
+    else:
+        gemma_file.GemmaFile(path).check()
+    if new:
+        raise _mismatch(path, "Gemma 3", checkpoint)
+
+
+def _check_gemma4(path: Path, checkpoint: Checkpoint | None) -> None:
+    opened = gemma4_file.Gemma4File(path)
+    opened.check()
+    if checkpoint is None:
+        return
+    if checkpoint.generation is not V25:
+        raise _mismatch(path, "Gemma 4", checkpoint)
+    theirs = checkpoint.gemma_version
+    if theirs and opened.version and theirs != opened.version:
+        raise InputError(
+            f"{path}: is {opened.version}, and {checkpoint.path} was trained with {theirs}; use {gemma4_file.WANTED}."
+        )
+    if path.is_dir() and not opened.version and checkpoint.path not in (path, path.parent):
+        raise InputError(
+            f"{path}: does not say that it was trained with LTX-2.5, which a stock Gemma 4 was not; use "
+            f"{gemma4_file.WANTED}, or the text encoder of the checkpoint's own diffusers folder."
+        )
+
+
+def _mismatch(path: Path, kind: str, checkpoint: Checkpoint) -> InputError:
+    ours, wanted = checkpoint.generation, WANTED if checkpoint.generation is V23 else gemma4_file.WANTED
+    theirs = V25 if ours is V23 else V23
+    return InputError(
+        f"{path}: is {kind}, which {theirs.name} was trained with, and {checkpoint.path} is {ours.name}; use {wanted}."
+    )
+
+
+def _check_folder(path: Path) -> None:
     path, tokenizer = folders(path)
     for file in (path / "config.json", tokenizer / "tokenizer.json", tokenizer / "tokenizer_config.json"):
         if not file.is_file():
@@ -107,7 +148,7 @@ def load_gemma(
     *,
     fp8: torch.device | str | None = None,
 ) -> Gemma:
-    """Loads Gemma 3 from a transformers folder or from a single file that holds the tokenizer; never from the network.
+    """Loads Gemma from a transformers folder or from a single file that holds the tokenizer; never from the network.
 
     dtype: the compute dtype; with None the stored dtype is kept, and on a CPU the weights map the file. fp8: a device
     that rounds the language model's linear layers to float8, except those that are quantized already. They take half
@@ -116,7 +157,10 @@ def load_gemma(
     path = Path(path)
     check_gemma(path)
     first = dtype if fp8 is None else None  # weights that are rounded to float8 need no earlier copy in `dtype`
-    if path.is_dir():
+    if gemma4_file.is_gemma4(path):
+        file = gemma4_file.Gemma4File(path)
+        gemma = Gemma(file.model(first), file.tokenizer(), path, writes=False)
+    elif path.is_dir():
         gemma = _from_folder(path, first)
     else:
         opened = gemma_file.GemmaFile(path)
@@ -129,7 +173,7 @@ def load_gemma(
     return gemma
 
 
-def _cast(model: Gemma3ForConditionalGeneration, dtype: torch.dtype | None) -> None:
+def _cast(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
     """Casts floating-point parameters to `dtype`. The rotary frequencies are not parameters and stay in float32."""
     for parameter in model.parameters():
         if dtype is not None and parameter.is_floating_point():

@@ -7,6 +7,7 @@ becomes a line of the report and never a traceback, so packages that may be brok
 from __future__ import annotations
 
 import argparse
+import contextlib
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,6 +44,45 @@ class Found:
     distilled_loras: list[Path] = field(default_factory=list)
     cameras: list[Path] = field(default_factory=list)
     checkers: list[Path] = field(default_factory=list)
+
+    @property
+    def version(self) -> models.Generation:
+        """That of the first checkpoint."""
+        return self.checkpoints[0].generation if self.checkpoints else models.V23
+
+    @property
+    def encoder(self) -> Path | None:
+        """The first text encoder that the first checkpoint was trained with."""
+        if not self.encoders:
+            return None
+        from ..prompt.gemma import check_gemma
+
+        given = self.checkpoints[0] if self.checkpoints else None
+        return _first(self.encoders, lambda path: check_gemma(path, given))
+
+    @property
+    def upscaler(self) -> Path | None:
+        """The first upscaler of the first checkpoint's version."""
+        return _first(self.upscalers, self.checkpoints[0].check_upscaler if self.checkpoints else lambda _: None)
+
+    @property
+    def distilled_lora(self) -> Path | None:
+        """The first distilled LoRA of the first checkpoint's version."""
+        if not self.checkpoints or not self.distilled_loras:
+            return next(iter(self.distilled_loras), None)
+        from ..weights.lora import load_lora
+
+        first = self.checkpoints[0]
+        return _first(self.distilled_loras, lambda path: load_lora(path).check_version(first.path.name, first.version))
+
+
+def _first(paths: Iterable[Path], check: Callable[[Path], object]) -> Path | None:
+    """The first path at which the check raises no InputError."""
+    for path in paths:
+        with contextlib.suppress(InputError):
+            check(path)
+            return path
+    return None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,7 +129,7 @@ def main(argv: list[str], say: Say) -> int:
         if model.terms:
             say(f"{NOTE}accept its terms on that page first, then log in with a token: hf auth login")
     if needed:
-        keys = " ".join(key for key in models.DEFAULT if MODELS[key] in needed)
+        keys = " ".join(key for key in found.version.default if MODELS[key] in needed)
         named = "" if arguments.models is None else f' --models "{arguments.models}"'
         say(f"{NOTE}python -m ltx download {keys}{named} gets {'it' if len(needed) == 1 else 'them'}")
         if MODELS["dev"] in needed:
@@ -213,7 +253,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
 
 def _encoders(places: Mapping[str, list[Path]]) -> Iterator[Path]:
     """Folders and files that may hold Gemma, and the diffusers folders that have a text encoder."""
-    from ..prompt.gemma import ENCODER
+    from ..prompt.encoder_file import ENCODER
 
     folders = [path.parent for base in places["text_encoders"] for path in models.files(base, "config.json")]
     single = [path for base in places["text_encoders"] for path in models.files(base, ".safetensors", ".gguf")]
@@ -246,7 +286,7 @@ def _checkpoint(path: Path, places: Mapping[str, list[Path]]) -> Checkpoint:
     parts: dict[str, Path] = {}
     for part, kinds in models.PART_FOLDERS.items():
         try:
-            opened.check()
+            opened.check(projection=False)
             break
         except InputError:
             for file in (file for kind in kinds for base in places[kind] for file in _named_ltx(base)):
@@ -256,6 +296,9 @@ def _checkpoint(path: Path, places: Mapping[str, list[Path]]) -> Checkpoint:
                     continue
                 parts[part] = file
                 break
+    if opened.awaits_projection:  # LTX-2.5's text encoder has it
+        given = (opened.with_text_encoder(encoder) for encoder in _encoders(places))
+        opened = next((each for each in given if not each.awaits_projection), opened)
     opened.inspect()
     return opened
 
@@ -269,16 +312,18 @@ def _size_of(path: Path) -> str:
 
 
 def _needed(found: Found) -> Iterator[Published]:
-    """The published models that a default job still needs. A distilled checkpoint needs no LoRA."""
+    """The published models that a default job still needs, of the version of the first checkpoint. A distilled
+    checkpoint needs no LoRA."""
     from_names = [checkpoint.path.name for checkpoint in found.checkpoints]
+    version = found.version
     if not from_names:
-        yield MODELS["dev"]
-    if not found.distilled_loras and not any(map(models.is_distilled, from_names)):
-        yield MODELS["distilled-lora"]
-    if not found.upscalers:
-        yield MODELS["upscaler"]
-    if not found.encoders:
-        yield MODELS["gemma-fp4"]
+        yield MODELS[version.checkpoint]
+    if found.distilled_lora is None and not any(map(models.is_distilled, from_names)):
+        yield MODELS[version.distilled_lora]
+    if found.upscaler is None:
+        yield MODELS[version.upscaler]
+    if found.encoder is None:
+        yield MODELS[version.encoder]
 
 
 def _fits(found: Found) -> Iterator[Line]:
@@ -296,11 +341,11 @@ def _fits(found: Found) -> Iterator[Line]:
     distilled = models.is_distilled(checkpoint.path.name)
     files = Files(
         checkpoint=checkpoint.path,
-        text_encoder=found.encoders[0],
+        text_encoder=found.encoder,
         audio=SPEECH,
         output=Path("out.mp4"),
-        upscaler=found.upscalers[0],
-        distill_lora=None if distilled else next(iter(found.distilled_loras), None),
+        upscaler=found.upscaler,
+        distill_lora=None if distilled else found.distilled_lora,
         **named,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,20 +1,18 @@
-"""Loads the parts of LTX-2.3 from the original single file, from separate files of its parts, or from a diffusers
-folder. The weights may be bf16, fp8 or GGUF.
+"""Loads the parts of LTX-2.3 and LTX-2.5 from the original files or from a diffusers folder: bf16, fp8 or GGUF.
 
-Each module is built on the meta device and then receives tensors that map the file, so loading makes no second copy.
-The configuration comes from the file's metadata; the published values replace missing entries. Linear layers that are
-stored in fp8 or GGUF blocks stay quantized (quantized.py); other quantized tensors are decoded here. Pickle files are
-not read.
+LTX-2.3 is one file that people also have in parts; LTX-2.5 is published in parts, its text projection in the text
+encoder's file. Each module is built on the meta device and then receives tensors that map the file, so loading makes no
+second copy. The configuration comes from the file's metadata; tensors or the published values replace what it does not
+say. Linear layers that are stored in fp8 or GGUF blocks stay quantized (quantized.py); other quantized tensors are
+decoded here. Pickle files are not read.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,179 +25,185 @@ from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from diffusers.pipelines.ltx2.vocoder import LTX2VocoderWithBWE
 from torch import Tensor, nn
 
+from .. import versions
 from ..errors import InputError
-from ..foreign import foreign
-from ..models import MODELS, PART_FILES, VERSION, WANTED
-from . import configs
-from .files import WeightFile, open_safetensors
-from .quantized import PLAIN, QuantizedLinear, Stored, quantize, replace
+from ..models import (
+    GENERATIONS,
+    MODELS,
+    V23,
+    V25,
+    VERSIONS,
+    WANTED,
+    Generation,
+    generation,
+    is_distilled,
+    named_version,
+)
+from . import configs, diffusion_vae, measure
+from .diffusion_vae import Source
+from .files import WeightFile
+from .folders import WANTED_FOLDER, folder_tensor, read_config, read_folder
+from .modules import build, fill, place
+from .parts import AUDIO_VAE, CONNECTORS, PARTS, TRANSFORMER, VIDEO_VAE, VOCODER, Part
+from .quantized import Stored, quantize
 
-WANTED_FOLDER = f"a complete LTX-{VERSION} diffusers folder"
-WANTED_UPSCALER = MODELS["upscaler"].name
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of the model: its name in error messages, its key prefixes in the single file, its diffusers folder."""
-
-    name: str
-    cls: type[nn.Module]
-    folder: str
-    prefixes: tuple[str, ...]
-    rename: Callable[[str], str | None]  # original name without its prefix → diffusers' name, None if it is not used
-    file: str  # a published file that holds this part and few others
-    argument: str  # the argument of load_checkpoint that takes such a file
-    skip: tuple[str, ...] = ()
-    strip: bool = True
-    on_meta: bool = True
-
-
-TRANSFORMER = Part(
-    "transformer", LTX2VideoTransformer3DModel, "transformer", configs.TRANSFORMER, configs.rename_transformer,
-    WANTED, "checkpoint", skip=configs.CONNECTORS,
-)  # fmt: skip
-CONNECTORS = Part(
-    "text connectors", LTX2TextConnectors, "connectors", configs.CONNECTORS, configs.rename_connectors,
-    PART_FILES["connectors"], "connectors", strip=False,
-)  # fmt: skip
-VIDEO_VAE = Part(
-    "video VAE", AutoencoderKLLTX2Video, "vae", configs.VIDEO_VAE, configs.rename_video_vae,
-    PART_FILES["video_vae"], "video_vae",
-)  # fmt: skip
-AUDIO_VAE = Part(
-    "audio VAE", AutoencoderKLLTX2Audio, "audio_vae", configs.AUDIO_VAE, configs.rename_audio_vae,
-    PART_FILES["audio_vae"], "audio_vae",
-)  # fmt: skip
-VOCODER = Part(  # built on the CPU, because the constructor computes the resampler's filters; no file stores them
-    "vocoder", LTX2VocoderWithBWE, "vocoder", configs.VOCODER, configs.rename_vocoder,
-    PART_FILES["audio_vae"], "audio_vae", on_meta=False,
-)  # fmt: skip
-PARTS = (TRANSFORMER, CONNECTORS, VIDEO_VAE, AUDIO_VAE, VOCODER)
-
-
-def build(
-    cls: type, arguments: Callable[[], Mapping[str, Any]], path: Path, part: str, wanted: str, on_meta: bool = True
-) -> nn.Module:
-    """Builds a module without its weights. Raises InputError if the configuration describes no such module."""
-    try:
-        with torch.device("meta" if on_meta else "cpu"):
-            return cls(**arguments())
-    except InputError:
-        raise
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].strip()
-        raise InputError(
-            f"{path}: its configuration describes no {part} that can be built ({reason}); use {wanted}."
-        ) from error
-
-
-def fill(module: nn.Module, state: Mapping[str, Tensor | Stored], path: Path, part: str, wanted: str) -> nn.Module:
-    """Gives a module its tensors. A linear layer with a quantized weight becomes a QuantizedLinear; other quantized
-    tensors are decoded.
-
-    Raises InputError if a tensor is missing, unknown, of another shape or of a dtype that is not supported; the message
-    names the first one.
-    """
-    # This check comes before the names, because an unsupported format stores further tensors beside its weights.
-    for key, tensor in state.items():
-        if isinstance(tensor, Tensor) and tensor.dtype not in DTYPES:
-            raise InputError(f"{path}: {key} is stored as {tensor.dtype}, which is not supported; use {wanted}.")
-    own = module.state_dict()
-    for problem, keys in (
-        ("lacks", own.keys() - state.keys()),
-        ("has unknown", state.keys() - own.keys()),
-        ("has the wrong shape for", {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}),
-    ):
-        if keys:
-            raise InputError(
-                f"{path}: its {part} {problem} {len(keys)} tensor(s), for example {min(keys)}; use {wanted}."
-            )
-    tensors = {}
-    for key, value in state.items():
-        owner, _, last = key.rpartition(".")
-        if not isinstance(value, Stored):
-            tensors[key] = value
-        elif last == "weight" and owner not in PLAIN and type(layer := module.get_submodule(owner)) is nn.Linear:
-            quantized = QuantizedLinear(value, layer.bias)
-            replace(module, owner, quantized)
-            tensors[key] = quantized.weight
-        else:
-            tensors[key] = value.decode()
-    module.load_state_dict(tensors, strict=True, assign=True)
-    return module.eval().requires_grad_(False)
-
-
-def place(module: nn.Module, dtype: torch.dtype | None, device: torch.device | str) -> nn.Module:
-    """Moves a module to `device` and casts its floating-point tensors to `dtype`; None means the dtype of most weights.
-
-    A tensor that needs no change still maps its file. Quantized weights are not cast.
-    """
-    stored = Counter()
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            stored[parameter.dtype] += parameter.numel()
-    if dtype is None and len(stored) > 1:
-        dtype = stored.most_common(1)[0][0]
-    # This calls torch's own `to`: diffusers' version warns about float32 layers, and these models name none.
-    return nn.Module.to(module, device=device, dtype=dtype)
+WANTED_UPSCALER = " or ".join(MODELS[each.upscaler].name for each in GENERATIONS)
+ENCODER, DECODER, STATISTICS = "encoder", "decoder", "statistics"
+WITHOUT = {"": (), ENCODER: (DECODER,), DECODER: (ENCODER,), STATISTICS: (ENCODER, DECODER)}
+"""What is left out of a VAE of which only so much is wanted. The statistics of its latents always stay."""
+PROJECTION = "text_embedding_projection."
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened LTX-2.3 checkpoint. Opening it reads only headers; each part is built when it is asked for.
+    """An opened LTX checkpoint. Opening it reads only headers; each part is built when it is asked for.
 
     path: the file or folder with the transformer. files: by the part's argument, a file that is searched before `path`.
+    encoder: the text encoder's file, if it holds the text projection.
     """
 
     path: Path
     version: str
     file: WeightFile | None = field(default=None, repr=False)  # None for a diffusers folder
     files: Mapping[str, WeightFile] = field(default_factory=dict, repr=False)
+    encoder: WeightFile | None = field(default=None, repr=False)
 
     @property
     def folder(self) -> bool:
         return self.file is None
 
-    def _sources(self, part: Part) -> dict[str, tuple[WeightFile, str]]:
-        """Maps diffusers' names to the file that holds each tensor and its name there."""
-        found: dict[str, tuple[WeightFile, str]] = {}
-        for file in (self.files.get(part.argument), self.file):
-            for key in file.names if file else ():
+    @property
+    def generation(self) -> Generation:
+        return generation(self.version) or V23
+
+    @property
+    def crf(self) -> int:
+        """The compression that images are given before they are encoded: by the version of the video VAE's file, and
+        2.3's if that file does not say."""
+        if self._in_folder(VIDEO_VAE):
+            return self.generation.crf
+        file = next(
+            file for file in self._files(VIDEO_VAE) if any(n.startswith(VIDEO_VAE.prefixes) for n in file.names)
+        )
+        return (generation(file.metadata.get("model_version", "")) or V23).crf
+
+    @property
+    def gemma_version(self) -> str | None:
+        """The text encoder that the transformer was trained with, if its file names one."""
+        return None if self.file is None else self.file.json("gemma_source_checkpoint").get("gemma_version")
+
+    @property
+    def awaits_projection(self) -> bool:
+        """Whether the text connectors are there and lack only the projection, which is in the text encoder's file."""
+        if self._in_folder(CONNECTORS) or self.generation is V23:
+            return False
+        sources = self._sources(CONNECTORS)
+        return bool(sources) and "video_text_proj_in.weight" not in sources
+
+    @property
+    def decoder_apart(self) -> bool:
+        """Whether the video VAE's decoder is a model of its own, the diffusion decoder."""
+        return self._diffusion_file() is not None
+
+    @property
+    def told(self) -> str:
+        """What was found, in words without an end."""
+        kind = ", distilled" if is_distilled(self.path.name) else ""
+        decoder = "diffusion" if self.decoder_apart else "convolutional"
+        waiting = "; the text projection comes with the text encoder" if self.awaits_projection else ""
+        return f"LTX-{self.version}{kind}; {decoder} video decoder; images at CRF {self.crf}{waiting}"
+
+    def check_upscaler(self, path: Path) -> None:
+        """Raises InputError if the latent upscaler is of the other version, by its metadata or its name: it would
+        enlarge latents that mean something else."""
+        told = WeightFile(path, WANTED_UPSCALER).metadata.get("model_version") or named_version(path.name)
+        theirs = generation(told)
+        if theirs and theirs is not self.generation:
+            raise InputError(
+                f"{path}: is the upscaler of {theirs.name}, and {self.path} is {self.generation.name}; use "
+                f"{MODELS[self.generation.upscaler].name}."
+            )
+
+    def with_text_encoder(self, path: Path) -> Checkpoint:
+        """The same checkpoint, whose text projection may come from the text encoder's file `path`."""
+        return replace(self, encoder=_projection(path))
+
+    def _files(self, part: Part) -> list[WeightFile]:
+        """The files that may hold a part, in the order in which they are searched."""
+        files = [self.files.get(part.argument), self.file, self.encoder if part is CONNECTORS else None]
+        return [file for file in files if file is not None]
+
+    def _diffusion_file(self) -> WeightFile | None:
+        """The file with the diffusion decoder; None if the first video VAE found has a convolutional one."""
+        files = (f for f in self._files(VIDEO_VAE) if any(name.startswith("vae.decoder.") for name in f.names))
+        file = next(files, None)
+        return file if file is not None and diffusion_vae.MARK in file.names else None
+
+    def _sources(self, part: Part, half: str = "") -> dict[str, Source]:
+        """Maps diffusers' names to where each tensor is. half: what is wanted of a VAE, a key of WITHOUT."""
+        if half == DECODER and (file := self._diffusion_file()) is not None:
+            return diffusion_vae.decoder_sources(file, VIDEO_VAE.prefixes[0])
+        found: dict[str, Source] = {}
+        for file in self._files(part):
+            for key in file.names:
                 prefix = next((p for p in part.prefixes if key.startswith(p)), None)
                 if prefix is None or key.startswith(part.skip):
                     continue
                 name = part.rename(key[len(prefix) :] if part.strip else key)
-                if name is not None:
-                    found.setdefault(name, (file, key))
+                if name is not None and name.split(".")[0] not in WITHOUT[half]:
+                    found.setdefault(name, Source(file, key))
         return found
 
-    def _arguments(self, part: Part, sources: Mapping[str, tuple[WeightFile, str]]) -> dict[str, Any]:
-        """Returns the arguments of diffusers' class. The configuration comes from a file that holds the part, else from
-        any file that has one."""
-        entry = {CONNECTORS: "transformer", VIDEO_VAE: "vae"}.get(part, part.folder)
-        opened = [file for file in (*self.files.values(), self.file) if file]
-        files = dict.fromkeys([*(file for file, _ in sources.values()), *opened])
-        meta = next((file.config[entry] for file in files if entry in file.config), {})
+    def _meta(self, entry: str, sources: Mapping[str, Source]) -> Mapping[str, Any]:
+        """An entry of the `config` metadata: from a file with the part if it has one, else from any file, else {}."""
+        own = dict.fromkeys(source.file for source in sources.values())
+        said = (file.config[entry] for file in own if entry in file.config)
+        opened = (file for file in (*self.files.values(), self.file) if file)
+        others = (file.config[entry] for file in opened if file.config.get(entry) is not None)
+        return next(chain(said, others), {})
+
+    def _arguments(self, part: Part, sources: Mapping[str, Source]) -> dict[str, Any]:
+        """Returns the arguments of diffusers' class."""
+        meta = self._meta({CONNECTORS: "transformer", VIDEO_VAE: "vae"}.get(part, part.folder), sources)
         if part is TRANSFORMER:
-            return configs.transformer_config(meta)
+            file = next(iter(sources.values())).file
+            if meta == {}:  # a file without a configuration
+                return configs.transformer_config({}, measure.transformer(file.names, file.shape))
+            return configs.transformer_config(meta, measure.switches(file.names))
         if part is VIDEO_VAE:
-            return configs.video_vae_config(meta, str(self.path))
+            return configs.video_vae_config(diffusion_vae.encoder_meta(meta), str(self.path))
         if part is AUDIO_VAE:
             return configs.audio_vae_config(meta)
         if part is VOCODER:
             return configs.vocoder_config(meta)
-        width = meta.get("caption_channels", 3840)
-        file, key = sources["video_text_proj_in.weight"]
-        return configs.connectors_config(meta, file.shape(key)[1] // width, width)
+        file = sources["video_connector.learnable_registers"].file
+        measured = measure.connectors(file.names, file.shape) if meta == {} else {}
+        width = meta.get("caption_channels") or self._encoder_width() or 3840
+        projection = sources["video_text_proj_in.weight"]
+        layers = projection.file.shape(projection.name)[1] // width
+        return configs.connectors_config({**measured, **meta}, layers, width)
+
+    def _encoder_width(self) -> int | None:
+        """The width of the text encoder's hidden states, if its file is known."""
+        names = () if self.encoder is None else self.encoder.names
+        key = next((name for name in names if name.endswith("embed_tokens.weight")), None)
+        return None if key is None else self.encoder.shape(key)[1]
 
     def _missing(self, part: Part) -> InputError:
-        where = f"{part.file} or the whole file {WANTED}"
+        file = self.generation.parts.get(part.argument, WANTED)
+        if part is CONNECTORS and self.awaits_projection:
+            return InputError(f"{self.path}: has no text projection; name the text encoder that has it, {file}.")
+        where = f"{file} or the whole file {WANTED}" if self.generation is V23 else file
         return InputError(f"{self.path}: has no {part.name}; name a file that has it as {part.argument}: {where}.")
 
-    def check(self) -> None:
-        """Loads nothing. Raises InputError for the first part that none of the files has."""
+    def check(self, projection: bool = True) -> None:
+        """Loads nothing. Raises InputError for the first part that none of the files has.
+
+        projection: False if the text encoder's file is not named yet, so that the text projection may be missing.
+        """
         for part in PARTS:
+            if part is CONNECTORS and not projection and self.awaits_projection:
+                continue
             if not self._in_folder(part) and not self._complete(self._sources(part), part):
                 raise self._missing(part)
 
@@ -219,23 +223,30 @@ class Checkpoint:
         Returns the transformer. Raises InputError for whatever loading would refuse.
         """
         self.check()
-        transformer, *_ = [self._open(part) for part in PARTS]
+        transformer, *_ = [self._open(part) for part in PARTS if part is not VIDEO_VAE]
+        self._open(VIDEO_VAE, ENCODER)
+        self._open_decoder()
         return transformer
 
-    def _load(self, part: Part, dtype: torch.dtype | None, device: torch.device | str) -> nn.Module:
-        return place(self._open(part), dtype, device)
+    def _load(self, part: Part, dtype: torch.dtype | None, device: torch.device | str, half: str = "") -> nn.Module:
+        return place(self._open(part, half), dtype, device)
 
-    def _open(self, part: Part) -> nn.Module:
-        """Builds a part from tensors that map their files."""
+    def _open(self, part: Part, half: str = "") -> nn.Module:
+        """Builds a part from tensors that map their files. half: what is wanted of a VAE, a key of WITHOUT."""
         if self._in_folder(part):
             module, path, wanted = self._from_folder(part), self.path / part.folder, WANTED_FOLDER
-            return fill(module, dict(read_folder(path, part.name)), path, part.name, wanted)
-        sources = self._sources(part)
+            _keep(module, half)
+            state = {k: t for k, t in read_folder(path, part.name) if k.split(".")[0] not in WITHOUT[half]}
+            return fill(module, state, path, part.name, wanted)
+        sources = self._sources(part, half)
         if not self._complete(sources, part):
             raise self._missing(part)
-        path = next(iter(sources.values()))[0].path
+        path = next(iter(sources.values())).file.path
         module = build(part.cls, lambda: self._arguments(part, sources), path, part.name, WANTED, part.on_meta)
-        state = {name: file.get(key) for name, (file, key) in sources.items()}
+        _keep(module, half)
+        if part is CONNECTORS:
+            _drop_biases(module, sources, self._meta("transformer", sources).get("connector_ff_bias"))
+        state = {name: _shaped(source.get(), name) for name, source in sources.items()}
         return fill(module, state, path, part.name, WANTED)
 
     def _from_folder(self, part: Part) -> nn.Module:
@@ -280,71 +291,106 @@ class Checkpoint:
         """Reads a parameter of the text connectors, as `transformer_weight` does."""
         return self._weight(CONNECTORS, self._connectors_sources, name)
 
-    def _weight(self, part: Part, sources: Mapping[str, tuple[WeightFile, str]], name: str) -> Tensor:
+    def _weight(self, part: Part, sources: Mapping[str, Source], name: str) -> Tensor:
         if self._in_folder(part):
             return folder_tensor(self.path / part.folder, name, part.name)
-        file, key = sources[name]
-        tensor = file.get(key)
+        tensor = sources[name].get()
         return tensor.decode() if isinstance(tensor, Stored) else tensor
 
     @cached_property
-    def _transformer_sources(self) -> dict[str, tuple[WeightFile, str]]:
+    def _transformer_sources(self) -> dict[str, Source]:
         return self._sources(TRANSFORMER)
 
     @cached_property
-    def _connectors_sources(self) -> dict[str, tuple[WeightFile, str]]:
+    def _connectors_sources(self) -> dict[str, Source]:
         return self._sources(CONNECTORS)
 
     def connectors(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LTX2TextConnectors:
         return self._load(CONNECTORS, dtype, device)
 
     def video_vae(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> AutoencoderKLLTX2Video:
-        return self._load(VIDEO_VAE, dtype, device)
+        """The video VAE with both halves; with its encoder alone if a diffusion decoder goes with it."""
+        return (
+            self._load(VIDEO_VAE, dtype, device)
+            if self._diffusion_file() is None
+            else self.video_encoder(dtype, device)
+        )
+
+    def video_encoder(
+        self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> AutoencoderKLLTX2Video:
+        """The half of the video VAE that encodes; it has the statistics of the latents, too."""
+        return self._load(VIDEO_VAE, dtype, device, ENCODER)
+
+    def video_decoder(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> nn.Module:
+        """The half of the video VAE that decodes: AutoencoderKLLTX2Video or LTX2VideoDiffusionDecoderModel. It has the
+        statistics of the latents, too."""
+        return place(self._open_decoder(), dtype, device)
+
+    def video_statistics(self) -> AutoencoderKLLTX2Video:
+        """The video VAE with nothing but the statistics of its latents, on the CPU."""
+        return self._load(VIDEO_VAE, None, "cpu", STATISTICS)
+
+    def _open_decoder(self) -> nn.Module:
+        """Builds the half of the video VAE that decodes."""
+        if self._diffusion_file() is None:
+            return self._open(VIDEO_VAE, DECODER)
+        from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoDiffusionDecoderModel as Decoder
+
+        sources, name = self._sources(VIDEO_VAE, DECODER), "diffusion decoder"
+        path = self._diffusion_file().path
+        module = build(Decoder, lambda: diffusion_vae.decoder_config(self._meta("vae", sources)), path, name, WANTED)
+        return fill(module, {name: source.get() for name, source in sources.items()}, path, name, WANTED)
 
     def audio_vae(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> AutoencoderKLLTX2Audio:
         return self._load(AUDIO_VAE, dtype, device)
+
+    def audio_encoder(
+        self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> AutoencoderKLLTX2Audio:
+        """The half of the audio VAE that encodes; it has the statistics of the latents, too."""
+        return self._load(AUDIO_VAE, dtype, device, ENCODER)
+
+    def audio_decoder(
+        self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> AutoencoderKLLTX2Audio:
+        """The half of the audio VAE that decodes; it has the statistics of the latents, too."""
+        return self._load(AUDIO_VAE, dtype, device, DECODER)
 
     def vocoder(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LTX2VocoderWithBWE:
         return self._load(VOCODER, dtype, device)
 
 
-def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """Reads config.json of one part of a diffusers folder. Raises InputError if it is missing or not a JSON object."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        if found := foreign(path, json_text=True):
-            raise InputError(f"{path}: {found[0]}; get {WANTED_FOLDER} ({found[1]}).") from error
-        raise InputError(
-            f"{folder}: has no readable config.json of the {part} ({error}); use {WANTED_FOLDER}."
-        ) from error
-    if not isinstance(config, dict):
-        raise InputError(f"{folder}: its config.json is not an object; use {WANTED_FOLDER}.")
-    return config
+def _keep(module: nn.Module, half: str) -> None:
+    """Leaves only so much in a VAE."""
+    for name in WITHOUT[half]:
+        setattr(module, name, None)
 
 
-def shards(folder: Path, part: str) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{folder}: has no .safetensors file of the {part}; download the whole folder.")
-    return files
+def _drop_biases(connectors: nn.Module, sources: Mapping[str, Source], said: bool | None) -> None:
+    """Takes the biases out of the connectors' feed-forward layers if the file has none; diffusers always builds them.
+
+    said: `connector_ff_bias` of the configuration.
+    """
+    for name, layer in connectors.named_modules():
+        own = f"{name}.bias" in sources if said is None else said
+        if ".ff.net." in name and isinstance(layer, nn.Linear) and not own:
+            layer.bias = None
 
 
-def read_folder(folder: Path, part: str) -> Iterator[tuple[str, Tensor]]:
-    """Yields name and tensor of every weight of a diffusers part, over all shards; the tensors map the files."""
-    for shard in shards(folder, part):
-        file = open_safetensors(shard, "the whole folder")
-        for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-            yield key, file.get_tensor(key)
+def _shaped(tensor: Tensor | Stored, name: str) -> Tensor | Stored:
+    """The keyframe vector as [1, D]; GGUF files have it as [D]."""
+    if name == "keyframes_abs_pos_embedding" and isinstance(tensor, Tensor) and tensor.ndim == 1:
+        return tensor[None]
+    return tensor
 
 
-def folder_tensor(folder: Path, name: str, part: str) -> Tensor:
-    for shard in shards(folder, part):
-        file = open_safetensors(shard, "the whole folder")
-        if name in file.keys():  # noqa: SIM118
-            return file.get_tensor(name)
-    raise KeyError(name)
+def _projection(path: str | Path | None) -> WeightFile | None:
+    """The text encoder's file, opened, if it holds the text projection. A folder or a GGUF file holds none."""
+    if path is None or not Path(path).is_file() or Path(path).suffix.lower() == ".gguf":
+        return None
+    file = WeightFile(Path(path), MODELS[V25.encoder].name)
+    return file if any(name.startswith(PROJECTION) for name in file.names) else None
 
 
 def load_checkpoint(
@@ -353,12 +399,14 @@ def load_checkpoint(
     video_vae: str | Path | None = None,
     audio_vae: str | Path | None = None,
     connectors: str | Path | None = None,
+    text_encoder: str | Path | None = None,
 ) -> Checkpoint:
     """Opens a file with the transformer (safetensors or GGUF, alone or with other parts) or a diffusers folder.
 
     video_vae, audio_vae, connectors: files that replace this part of `path`. The audio_vae file may also hold the
-    vocoder; the connectors file may hold the text projection alone. Raises InputError if the model is not LTX-2.3. A
-    missing part is found by `Checkpoint.check`.
+    vocoder; the connectors file may hold the text projection alone. text_encoder: LTX-2.5's has the projection. Raises
+    InputError if the model is not one that is supported, or if files of two versions are mixed. A missing part is found
+    by `Checkpoint.check`.
     """
     path = Path(path)
     named = {"video_vae": video_vae, "audio_vae": audio_vae, "connectors": connectors}
@@ -366,30 +414,60 @@ def load_checkpoint(
     for argument, other in named.items():
         if other:
             part = next(part for part in PARTS if part.argument == argument)
-            file = files[argument] = WeightFile(Path(other), part.file)
-            file.check_format(part.file)
+            wanted = " or ".join(each.parts[argument] for each in GENERATIONS)
+            file = files[argument] = WeightFile(Path(other), wanted)
+            file.check_format(wanted)
             if not any(name.startswith(part.prefixes) for name in file.names):
-                raise InputError(f"{other}: has no {part.name}; use {part.file} or {WANTED}.")
-    if path.is_dir():
-        if not (path / "transformer" / "config.json").is_file():
-            raise InputError(f"{path}: a folder without transformer/config.json; name {WANTED} or a diffusers folder.")
-        if not read_config(path / "transformer", "transformer").get("cross_attn_mod"):
-            raise InputError(f"{path}: is not version {VERSION}; it may be LTX 2.0: use {WANTED_FOLDER}.")
-        return Checkpoint(path, VERSION, None, files)
+                raise InputError(f"{other}: has no {part.name}; use {wanted} or {WANTED}.")
+    file, version = (None, _folder_version(path)) if path.is_dir() else _transformer_file(path)
+    opened = Checkpoint(path, version, file, files, _projection(text_encoder))
+    if opened.generation is V25 and (problem := versions.problem_with_25()):
+        raise InputError(f"{path}: {problem}.")
+    for argument, other in files.items():
+        theirs = other.metadata.get("model_version", "")
+        if theirs and generation(theirs) is not opened.generation:
+            raise InputError(
+                f"{other.path}: is of LTX version {theirs}, and {path} is of version {version}; use files of one "
+                f"version, for instance {opened.generation.parts[argument]}."
+            )
+    return opened
+
+
+def _folder_version(path: Path) -> str:
+    """The version of LTX in a diffusers folder, by what its transformer has."""
+    if not (path / "transformer" / "config.json").is_file():
+        raise InputError(f"{path}: a folder without transformer/config.json; name {WANTED} or a diffusers folder.")
+    config = read_config(path / "transformer", "transformer")
+    if not config.get("cross_attn_mod"):
+        raise InputError(f"{path}: is not version {VERSIONS}; it may be LTX 2.0: use {WANTED_FOLDER}.")
+    new = config.get("use_keyframes_abs_pos_embedding", False) or not all(
+        config.get(switch, True) for switch in ("ff_bias", "audio_ff_bias", "use_prompt_adaln_single")
+    )
+    return V25.version if new else V23.version
+
+
+def _transformer_file(path: Path) -> tuple[WeightFile, str]:
+    """The opened file with the transformer, and its version: the file's own word, else by its tensors."""
     file = WeightFile(path, WANTED)
+    file.check_format(WANTED)
     file.check_format(WANTED)
     file.config  # noqa: B018 - this raises now if the metadata cannot be read
     version = file.metadata.get("model_version", "")
-    if version and not re.match(rf"{re.escape(VERSION)}(\D|$)", version):
-        raise InputError(f"{path}: is LTX version {version}, and this pack needs version {VERSION}: use {WANTED}.")
+    if version and generation(version) is None:
+        raise InputError(f"{path}: is LTX version {version}, and this pack needs version {VERSIONS}: use {WANTED}.")
     transformer = [name for name in file.names if name.startswith(TRANSFORMER.prefixes)]
     if all(name.startswith(TRANSFORMER.skip) or ".lora" in name for name in transformer):
         raise InputError(f"{path}: holds no LTX transformer; use {WANTED}.")
-    if not version and configs.TRANSFORMER[0] + "prompt_adaln_single.linear.weight" not in file.names:
+    if version:
+        return file, version
+    on, meta = measure.switches(file.names), file.config.get("transformer") or {}
+    static = not meta.get("use_prompt_adaln_single", bool(meta)) and measure.STATIC in file.names
+    if not on["use_prompt_adaln_single"] and not static:
         raise InputError(
-            f"{path}: names no model_version and lacks a layer of version {VERSION}; it may be LTX 2.0: use {WANTED}."
+            f"{path}: names no model_version and lacks a layer of version {VERSIONS}; it may be LTX 2.0: use {WANTED}."
         )
-    return Checkpoint(path, version or VERSION, file, files)
+    new = on["use_keyframes_abs_pos_embedding"] or static or not (on["ff_bias"] and on["audio_ff_bias"])
+    return file, (V25 if new else V23).version
 
 
 def load_upscaler(

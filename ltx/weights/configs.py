@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InputError
-from ..models import VERSION, WANTED
+from ..models import VERSIONS, WANTED
 
 BLOCK_TYPES = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
 
@@ -119,8 +119,21 @@ def rename_video_vae(key: str) -> str | None:
     return f"{block}.{rest}"
 
 
-def transformer_config(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.transformer` of the file → arguments of LTX2VideoTransformer3DModel."""
+SWITCHES = {
+    "ff_bias": True,
+    "audio_ff_bias": True,
+    "use_prompt_adaln_single": True,
+    "use_keyframes_abs_pos_embedding": False,
+}
+"""What LTX-2.5 switches, and what a file means that does not say; diffusers calls them the same."""
+
+
+def transformer_config(meta: Mapping[str, Any], measured: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`config.transformer` of the file → arguments of LTX2VideoTransformer3DModel.
+
+    measured: what the tensors say, for what the configuration does not (measure.py).
+    """
+    said, meta = bool(meta), {**(measured or {}), **meta}
     max_pos = meta.get("positional_embedding_max_pos", [20, 2048, 2048])
     gated, modulated = meta.get("apply_gated_attention", True), meta.get("cross_attention_adaln", True)
     video_heads, video_dim = meta.get("num_attention_heads", 32), meta.get("attention_head_dim", 128)
@@ -156,9 +169,11 @@ def transformer_config(meta: Mapping[str, Any]) -> dict[str, Any]:
         "rope_type": meta.get("rope_type", "split"),
         "timestep_scale_multiplier": meta.get("timestep_scale_multiplier", 1000),
         # Metadata without this entry means 1. A file without any metadata is the published model, which has 1000.
-        "cross_attn_timestep_scale_multiplier": meta.get("av_ca_timestep_scale_multiplier", 1 if meta else 1000),
+        "cross_attn_timestep_scale_multiplier": meta.get("av_ca_timestep_scale_multiplier", 1 if said else 1000),
         "use_prompt_embeddings": not meta.get("caption_proj_before_connector", True),
         "perturbed_attn": True,
+        # Older versions of diffusers do not know the switches, and build what they mean by default.
+        **{name: meta[name] for name, usual in SWITCHES.items() if meta.get(name, usual) != usual},
     }
 
 
@@ -211,7 +226,7 @@ def _block_row(blocks: list, suffix: str, file: str) -> tuple[list[int], list[st
         (re.fullmatch(rf"compress_(space|time|all){suffix}", name), options) for name, options in blocks[1::2]
     ]
     if len(layers) != len(blocks[0::2]) or len(layers) != len(resamplers) + 1 or not all(m for m, _ in resamplers):
-        raise InputError(f"{file}: its video VAE has blocks that LTX-{VERSION} does not have; use {WANTED}.")
+        raise InputError(f"{file}: its video VAE has blocks that LTX {VERSIONS} do not have; use {WANTED}.")
     return (
         layers,
         [BLOCK_TYPES[match[1]] for match, _ in resamplers],

@@ -84,15 +84,19 @@ class WeightFile:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The parsed `config` entry, {} if there is none. Raises InputError if it is not a JSON object."""
+        return self.json("config")
+
+    def json(self, entry: str) -> dict[str, Any]:
+        """A parsed entry of the metadata, {} if it is not there. Raises InputError if it is not a JSON object."""
         try:
-            config = json.loads(self.metadata.get("config", "{}"))
+            content = json.loads(self.metadata.get(entry, "{}"))
         except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(
-                f"{self.path}: its `config` metadata is not JSON ({error}); download the file again."
+                f"{self.path}: its `{entry}` metadata is not JSON ({error}); download the file again."
             ) from error
-        if not isinstance(config, dict):
-            raise InputError(f"{self.path}: its `config` metadata is not an object; download the file again.")
-        return config
+        if not isinstance(content, dict):
+            raise InputError(f"{self.path}: its `{entry}` metadata is not an object; download the file again.")
+        return content
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file.shape(self.names[name]))

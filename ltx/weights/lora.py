@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..models import VERSION
+from ..models import GENERATIONS
 from .adapters import Adapter, LowRank, combine
 from .lora_file import Lora, load_lora
 from .names import OF_CONNECTORS, Names
@@ -117,7 +117,7 @@ def match(lora: Lora, module: nn.Module, others: Collection[Match] = (), optiona
         name, reason = next(iter(skipped.items()))
         raise InputError(
             f"{lora.path}: fits nothing in this model, which has none of the {len(skipped)} layers in the same shape, "
-            f"e.g. {name} ({reason}); use a LoRA made for LTX-{VERSION}."
+            f"e.g. {name} ({reason}); use a LoRA made for {' or '.join(each.name for each in GENERATIONS)}."
         )
     return fit
 

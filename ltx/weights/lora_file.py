@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import InputError
+from ..models import generation, named_version
 from .adapters import Adapter, Decomposed, Full, Hadamard, Kronecker, LowRank, Replacement
 from .files import NOTES, SCALES, open_safetensors
 
@@ -68,11 +69,22 @@ Slot = tuple[str, str]
 @dataclass(frozen=True, eq=False)
 class Lora:
     """An opened LoRA file. changes: by the file's name of the layer and `weight` or `bias`. unread: why keys or layers
-    are not used."""
+    are not used. version: of the model that it was made for, by its metadata or its name, "" if neither tells."""
 
     path: Path
     changes: Mapping[Slot, Adapter] = field(repr=False)
     unread: Mapping[str, str] = field(default_factory=dict, repr=False)
+    version: str = ""
+
+    def check_version(self, checkpoint: str, version: str) -> None:
+        """Raises InputError if it was made for the other supported version than `version`, that of the file
+        `checkpoint`. The camera LoRAs are of LTX-2, which is not among them, and are used with all versions."""
+        theirs, ours = generation(self.version), generation(version)
+        if theirs and ours and theirs is not ours:
+            raise InputError(
+                f"{self.path}: was made for {theirs.name}, and {checkpoint} is {ours.name}, whose layers mean other "
+                f"things; use a LoRA made for {ours.name}."
+            )
 
 
 def load_lora(path: str | Path) -> Lora:
@@ -110,7 +122,7 @@ def load_lora(path: str | Path) -> Lora:
             f"{path}: holds no LoRA that can be used (no pairs named lora_A and lora_B, or lora_down and lora_up; no "
             f"DoRA, LoKr, LoHa or differences{example}); choose another file."
         )
-    return Lora(path, changes, unread)
+    return Lora(path, changes, unread, metadata.get("model_version") or named_version(path.name))
 
 
 def _sorted(path: Path, keys: Collection[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:

@@ -1,21 +1,29 @@
 """The official pipeline's golden files, and how far a run's trace is from one: shared by the tests that compare.
 
-test_goldens.py has the real command in float32; test_modes.py the ways to make the models fit into memory.
+test_goldens.py and test_goldens_25.py have the real command in float32; test_modes.py the ways to make the models fit
+into memory.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
+import signal
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from a2v.ltx import __main__ as program
 from a2v.ltx.job import Files
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 RUNS = ("endpoint_defaults", "linear_quadratic_ge", "ltx2")
+RUNS_25 = ("dev_diffusion_decoder", "dev_endpoint_defaults", "dev_linear_quadratic_ge", "distilled_recipe")
 LIMIT = 1e-4
 TIGHT = 3e-5
 """What holds in float32 with a margin: 1e-5 and less was measured, by the thread count and the processor."""
@@ -109,3 +117,82 @@ class Golden:
             assert self.trace[name].dtype == expected.dtype, name
             result[name] = relative(self.trace[name], expected)
         return result
+
+    def run(self, folder: Path) -> tuple[dict[str, Any], Path]:
+        """Runs the command in float32 on the CPU with this file's parameters; sets `trace`. Returns what the command
+        reports, and the finished video."""
+        (folder / "request.json").write_text(json.dumps(self.request), encoding="utf-8")
+        output, trace = folder / "out.mp4", folder / "trace.safetensors"
+        files = self.files(output)
+        command = ["--request", folder / "request.json", "--trace", trace]
+        for field in fields(files):
+            if isinstance(path := getattr(files, field.name), Path):
+                command += [f"--{field.name.replace('_', '-')}", path]
+        for path, scale in files.loras:
+            command += ["--lora", f"{path}:{scale}"]
+        command += ["--stg-blocks", *map(str, self.info["stg_blocks"]), "--dtype", "float32", "--device", "cpu"]
+        out, error = io.StringIO(), io.StringIO()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            status = program.main([str(word) for word in command])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        assert status == 0, error.getvalue()
+        self.trace = load_file(trace)
+        return json.loads(out.getvalue()), output
+
+
+class Golden25(Golden):
+    """A golden file of LTX-2.5. `folder` gets the files that the oracle does not store whole: the diffusion VAE, and
+    the transformer under the name of a distilled one."""
+
+    def __init__(self, oracle: Path, name: str, folder: Path) -> None:
+        super().__init__(oracle / "2.5", name)
+        self.folder = folder
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The distilled recipe is a level here: it sets sigmas, guidance and sampler itself."""
+        if not self.info["distilled_model"]:
+            return super().request
+        info, self.info = self.info, {**self.info, "sampler": "euler", "scheduler": "ltx2"}
+        try:
+            return {**super().request, "acceleration": "full"}
+        finally:
+            self.info = info
+
+    def files(self, output: Path) -> Files:
+        tiny, info = self.tiny, self.info
+        transformer, video_vae = (
+            tiny / "ltx-2.5-tiny-dev-transformer.safetensors",
+            self.folder / "video-vae.safetensors",
+        )
+        if info["distilled_model"]:
+            distilled = self.folder / "ltx-2.5-tiny-distilled-transformer.safetensors"
+            distilled.symlink_to(transformer)
+            transformer = distilled
+        if info["video_vae"] == "diffusion":
+            compose_diffusion_vae(tiny, video_vae)
+        else:
+            video_vae = tiny / "ltx-2.5-tiny-video-vae-conv.safetensors"
+        return Files(
+            checkpoint=transformer,
+            text_encoder=tiny / "gemma4-tiny-with-proj-ltx-2.5.safetensors",
+            audio=tiny / info["audio"],
+            output=output,
+            upscaler=tiny / "ltx-2.5-tiny-latent-spatial-upscaler-x2.safetensors",
+            distill_lora=None if info["distilled_model"] else tiny / "ltx-2.5-tiny-distilled-lora.safetensors",
+            loras=((tiny / "ltx-2.5-tiny-camera-lora.safetensors", info["lora"]),) if info["lora"] else (),
+            image=tiny / "first.png" if info["first"] >= 0 else None,
+            end_image=tiny / "last.png" if info["last"] >= 0 else None,
+            video_vae=video_vae,
+            audio_vae=tiny / "ltx-2.5-tiny-audio-vae.safetensors",
+        )
+
+
+def compose_diffusion_vae(tiny: Path, path: Path) -> None:
+    """The diffusion VAE as it is published: the convolutional file's encoder and statistics, and the decoder."""
+    convolutional, part = tiny / "ltx-2.5-tiny-video-vae-conv.safetensors", tiny / "diffusion-decoder-part.safetensors"
+    shared = {key: tensor for key, tensor in load_file(convolutional).items() if not key.startswith("decoder.")}
+    with safe_open(part, "pt") as file:
+        save_file({**shared, **load_file(part)}, path, metadata=file.metadata())

@@ -89,7 +89,7 @@ def first_stage(job: Job, dtype: torch.dtype | None) -> Loaded:
 
 
 def decode(job: Job, dtype: torch.dtype | None) -> Loaded:
-    clip, vae = job.plan, job.checkpoint.video_vae(dtype)
+    clip, vae = job.plan, job.checkpoint.video_decoder(dtype)
 
     def work() -> None:
         latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, clip.height, clip.width))

@@ -5,19 +5,12 @@ Skipped by name where the golden files are not; test_pipeline.py covers the same
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import signal
-from dataclasses import fields
 from pathlib import Path
 
 import av
 import pytest
 import torch
-from a2v.ltx import __main__ as program
 from einops import reduce
-from safetensors.torch import load_file
 
 from .goldens import LIMIT, RUNS, TIGHT, Golden, apart, relative, worst
 
@@ -27,23 +20,7 @@ class Run(Golden):
 
     def __init__(self, oracle: Path, name: str, folder: Path) -> None:
         super().__init__(oracle, name)
-        (folder / "request.json").write_text(json.dumps(self.request), encoding="utf-8")
-        self.output, trace = folder / "out.mp4", folder / "trace.safetensors"
-        files = self.files(self.output)
-        command = ["--request", folder / "request.json", "--trace", trace]
-        for field in fields(files):
-            if isinstance(path := getattr(files, field.name), Path):
-                command += [f"--{field.name.replace('_', '-')}", path]
-        command += ["--stg-blocks", *map(str, self.info["stg_blocks"]), "--dtype", "float32", "--device", "cpu"]
-        out, error = io.StringIO(), io.StringIO()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            status = program.main([str(word) for word in command])
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        assert status == 0, error.getvalue()
-        self.trace = load_file(trace)
-        self.report = json.loads(out.getvalue())
+        self.report, self.output = self.run(folder)
 
 
 @pytest.fixture(scope="module", params=RUNS)

@@ -115,7 +115,7 @@ def test_the_estimate_is_what_is_allocated_on_a_gpu(folder: Path, wide: TinyFile
     before = torch.cuda.memory_allocated()
     with torch.inference_mode():
         if phase == "decode":
-            vae = job.checkpoint.video_vae(torch.bfloat16, "cuda")
+            vae = job.checkpoint.video_decoder(torch.bfloat16, "cuda")
             for _ in decode_video(vae, torch.zeros(1, 128, 6, 8, 8)):
                 pass
         else:

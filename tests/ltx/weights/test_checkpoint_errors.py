@@ -49,7 +49,7 @@ def test_another_models_file(tiny_default: TinyFiles, refusal: Callable) -> None
             load_upscaler(path)
 
 
-@pytest.mark.parametrize("version", ["2.0", "2.0.0", "2.5", "2.30", "2", "12.3", "x2.3", "0.9.8"])
+@pytest.mark.parametrize("version", ["2.0", "2.0.0", "2.6", "2.30", "2", "12.3", "x2.3", "0.9.8"])
 def test_wrong_version(stored: tuple, tmp_path: Path, version: str, refusal: Callable) -> None:
     path = tmp_path / "other.safetensors"
     save_file(stored[0], path, {**stored[1], "model_version": version})

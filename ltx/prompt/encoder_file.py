@@ -1,0 +1,210 @@
+"""What the text encoders' files share: a language model under the names of transformers, in one or more safetensors
+files, whose weights may be stored in bf16, fp8, or NVFP4.
+
+Weights keep the precision in which they are stored and map their file. Which model it is, its configuration and its
+tokenizer are the subclasses' business: gemma_file.py and gemma4_file.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..weights.files import NOTES, SCALES, open_safetensors
+from ..weights.modules import DTYPES
+from ..weights.nvfp4 import NVFP4Linear, nvfp4
+from ..weights.quantized import FLOAT8, QuantizedLinear, Stored, float8, replace
+
+LANGUAGE, VISION, PROJECTOR = "model.language_model.", "model.vision_tower.", "model.multi_modal_projector."
+# Maps ComfyUI's names and the names of both generations of transformers to one form, which the model's names match.
+RENAMES = (
+    (r"^(model\.)?language_model\.(model\.)?", LANGUAGE),
+    (r"^model\.(?=embed_tokens\.|layers\.|norm\.)", LANGUAGE),
+    (r"^((model\.)?vision_tower\.)(vision_model\.)?|^vision_model\.", VISION),
+    (r"^(model\.)?multi_modal_projector\.", PROJECTOR),
+)
+ENCODER = "text_encoder/config.json"
+"""Its presence in a diffusers folder shows that the folder holds a text encoder."""
+FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2, "nvfp4": torch.uint8}
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+class EncoderFile:
+    """An opened text encoder. Opening it reads only headers.
+
+    kind: the model's name in error messages. wanted: the files that they name. parts: the prefixes of what is read.
+    """
+
+    kind: ClassVar[str]
+    wanted: ClassVar[str]
+    parts: ClassVar[tuple[str, ...]] = (LANGUAGE, VISION, PROJECTOR)
+
+    def __init__(self, path: Path, files: Sequence[Path] = ()) -> None:
+        """files: the files to open if `path` is a folder. Raises InputError if one is missing or cut short."""
+        self.path = path
+        opened = [open_safetensors(file, self.wanted) for file in files or (path,)]
+        self.metadata: dict[str, str] = opened[0].metadata() or {}
+        self.names: dict[str, tuple[safe_open, str]] = {
+            rename(key): (file, key)
+            for file in opened
+            for key in file.keys()  # noqa: SIM118 - safe_open is no mapping
+        }
+        self.tensors = {name for name in self.names if name.startswith(self.parts)}
+
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the embeddings, or bfloat16 if they are quantized."""
+        file, key = self.names[f"{LANGUAGE}embed_tokens.weight"]
+        return FLOATS.get(file.get_slice(key).get_dtype(), torch.bfloat16)
+
+    def compare(self, model: nn.Module) -> None:
+        """Reads what `fill` reads, except the weights' values. Raises InputError for what it would refuse."""
+        formats, read = self._formats(), set()
+        for _, last, source, module in _wanted(model):
+            self._stored(source, last, getattr(module, last).shape, formats)
+            read.add(f"{source}.{last}")
+        self._check_known(read)
+
+    def fill(self, model: nn.Module, dtype: torch.dtype) -> None:
+        """Gives the model its tensors. Raises InputError if the language model's tensors are not exactly those of the
+        model; further tensors of the file are ignored."""
+        formats, read = self._formats(), set()
+        for owner, last, source, module in _wanted(model):
+            stored = self._stored(source, last, getattr(module, last).shape, formats)
+            read.add(f"{source}.{last}")
+            if isinstance(stored, Stored) and last == "weight" and type(module) is nn.Linear:
+                layer = NVFP4Linear if formats.get(source) == "nvfp4" else QuantizedLinear
+                replace(model, owner, layer(stored, module.bias))
+                continue
+            tensor = stored.decode(dtype) if isinstance(stored, Stored) else stored.to(dtype)
+            if last in module._buffers:
+                module._buffers[last] = tensor
+            else:
+                setattr(module, last, nn.Parameter(tensor, requires_grad=False))
+        self._check_known(read)
+
+    def _check_known(self, read: set[str]) -> None:
+        beside = (*NOTES, "weight_scale_2")
+        unknown = {n for n in self.tensors - read if n.startswith(LANGUAGE) and n.rpartition(".")[2] not in beside}
+        unknown.discard(f"{LANGUAGE}lm_head.weight")  # tied to the embeddings
+        if unknown:
+            raise InputError(
+                f"{self.path}: has {len(unknown)} tensor(s) that {self.kind} does not have, for example "
+                f"{min(unknown)}; use {self.wanted}."
+            )
+
+    def _stored(self, layer: str, last: str, shape: torch.Size, formats: Mapping[str, str]) -> Tensor | Stored:
+        """Reads a parameter as the file stores it: a plain tensor, or a quantized one with its coding."""
+        name = f"{layer}.{last}"
+        if name not in self.tensors:
+            raise InputError(f"{self.path}: lacks {name}; download {self.wanted} again.")
+        tensor = self._tensor(name)
+        kind = formats.get(layer) if last == "weight" else None
+        scales = [n for n in (f"{layer}.{suffix}" for suffix in SCALES) if n in self.tensors and last == "weight"]
+        scale = self._tensor(scales[0]) if scales else None
+        try:
+            if kind == "nvfp4":
+                return nvfp4(tensor, scale, self._tensor(f"{layer}.weight_scale_2"), tuple(shape))
+            if kind is not None and tensor.dtype == torch.uint8:
+                tensor = tensor.view(FORMATS[kind])
+            if tensor.shape != shape:
+                raise ValueError(f"its shape is {tuple(tensor.shape)}, not {tuple(shape)}")
+            if tensor.dtype in FLOAT8:
+                return float8(tensor, scale)
+            if tensor.dtype not in DTYPES:
+                raise ValueError(f"it is stored as {tensor.dtype}")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{self.path}: {name} cannot be read ({error}); use {self.wanted}.") from error
+        return tensor
+
+    def _formats(self) -> dict[str, str]:
+        """Maps each quantized layer to its format, from the header and from the marker tensor beside each weight."""
+        formats: dict[str, Any] = {}
+        try:
+            header = json.loads(self.metadata.get("_quantization_metadata", "{}"))
+            for layer, given in header.get("layers", {}).items():
+                formats[rename(f"{layer}.").removesuffix(".")] = (
+                    given.get("format") if isinstance(given, dict) else given
+                )
+            for name in self.tensors:
+                layer, _, last = name.rpartition(".")
+                if last == "comfy_quant":
+                    formats[layer] = json.loads(self._tensor(name).numpy().tobytes()).get("format")
+                elif last == "pre_quant_scale":
+                    formats[layer] = last
+        except (ValueError, AttributeError) as error:
+            raise InputError(
+                f"{self.path}: its notes on the weights' formats are not JSON; use {self.wanted}."
+            ) from error
+        for layer, given in formats.items():
+            if given not in FORMATS:
+                raise InputError(
+                    f"{self.path}: {layer} is stored as {given}, which is not supported; use {self.wanted}."
+                )
+        return formats
+
+    def _count(self, prefix: str) -> int:
+        numbers = {name[len(prefix) :].partition(".")[0] for name in self.tensors if name.startswith(prefix)}
+        return len(numbers)
+
+    def _shape(self, name: str) -> list[int]:
+        """A tensor's stored shape. A packed weight has the right number of rows, padded to a multiple of 16, but fewer
+        columns."""
+        if name not in self.names:
+            raise InputError(f"{self.path}: lacks {name}; download {self.wanted} again.")
+        file, key = self.names[name]
+        return file.get_slice(key).get_shape()
+
+    def _tensor(self, name: str) -> Tensor:
+        file, key = self.names[name]
+        return file.get_tensor(key)
+
+
+def _wanted(model: nn.Module) -> Iterator[tuple[str, str, str, nn.Module]]:
+    """Every tensor that the file must hold: its layer's name, its own name, the layer's name in the file, and the
+    layer."""
+    for name in [name for name in model.state_dict() if not name.startswith("lm_head.")]:
+        owner, _, last = name.rpartition(".")
+        source = owner.replace(f"{VISION}vision_model.", VISION)  # the name in transformers before version 5
+        yield owner, last, source, model.get_submodule(owner)
+
+
+def folders(path: Path) -> tuple[Path, Path]:
+    """The folder of the weights and the folder of the tokenizer: one folder, or two of a diffusers folder, which may be
+    named itself or by its text_encoder."""
+    if (path / ENCODER).is_file():
+        return path / "text_encoder", path / "tokenizer"
+    beside = path.parent / "tokenizer"
+    alone = not (path / "tokenizer.json").is_file() and (beside / "tokenizer.json").is_file()
+    return path, beside if alone else path
+
+
+def make_buffers(model: nn.Module) -> None:
+    """Makes the buffers that no file holds, on the CPU, because the model was built on the meta device."""
+    language = model.model.language_model
+    for name, module in list(model.named_modules()):
+        if "RotaryEmbedding" in type(module).__name__:
+            replace(model, name, type(module)(module.config))
+    language.embed_tokens.embed_scale = torch.tensor(language.config.hidden_size**0.5)
+    tower = getattr(model.model, "vision_tower", None)
+    if tower is not None:
+        embeddings = getattr(tower, "vision_model", tower).embeddings
+        embeddings.position_ids = torch.arange(embeddings.num_positions).expand((1, -1))
+    left = {name for name, buffer in model.named_buffers() if buffer.is_meta} - model.state_dict().keys()
+    if left:
+        raise RuntimeError(f"this version of transformers has buffers of Gemma that are not made: {', '.join(left)}")
+
+
+def rename(key: str) -> str:
+    for pattern, replacement in RENAMES:
+        name, count = re.subn(pattern, replacement, key)
+        if count:
+            return name
+    return key

@@ -1,0 +1,56 @@
+"""Reads the parts of a diffusers folder: a folder a part, with its configuration and one or more weight files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..foreign import foreign
+from ..models import VERSIONS
+from .files import open_safetensors
+
+WANTED_FOLDER = f"a complete diffusers folder of LTX {VERSIONS}"
+
+
+def read_config(folder: Path, part: str) -> dict[str, Any]:
+    """Reads config.json of one part of a diffusers folder. Raises InputError if it is missing or not a JSON object."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if found := foreign(path, json_text=True):
+            raise InputError(f"{path}: {found[0]}; get {WANTED_FOLDER} ({found[1]}).") from error
+        raise InputError(
+            f"{folder}: has no readable config.json of the {part} ({error}); use {WANTED_FOLDER}."
+        ) from error
+    if not isinstance(config, dict):
+        raise InputError(f"{folder}: its config.json is not an object; use {WANTED_FOLDER}.")
+    return config
+
+
+def shards(folder: Path, part: str) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder}: has no .safetensors file of the {part}; download the whole folder.")
+    return files
+
+
+def read_folder(folder: Path, part: str) -> Iterator[tuple[str, Tensor]]:
+    """Yields name and tensor of every weight of a diffusers part, over all shards; the tensors map the files."""
+    for shard in shards(folder, part):
+        file = open_safetensors(shard, "the whole folder")
+        for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
+            yield key, file.get_tensor(key)
+
+
+def folder_tensor(folder: Path, name: str, part: str) -> Tensor:
+    for shard in shards(folder, part):
+        file = open_safetensors(shard, "the whole folder")
+        if name in file.keys():  # noqa: SIM118
+            return file.get_tensor(name)
+    raise KeyError(name)

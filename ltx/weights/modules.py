@@ -1,0 +1,83 @@
+"""Builds a module on the meta device, gives it tensors that map their file, and puts it where it computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .quantized import PLAIN, QuantizedLinear, Stored, replace
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def build(
+    cls: type, arguments: Callable[[], Mapping[str, Any]], path: Path, part: str, wanted: str, on_meta: bool = True
+) -> nn.Module:
+    """Builds a module without its weights. Raises InputError if the configuration describes no such module."""
+    try:
+        with torch.device("meta" if on_meta else "cpu"):
+            return cls(**arguments())
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].strip()
+        raise InputError(
+            f"{path}: its configuration describes no {part} that can be built ({reason}); use {wanted}."
+        ) from error
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor | Stored], path: Path, part: str, wanted: str) -> nn.Module:
+    """Gives a module its tensors. A linear layer with a quantized weight becomes a QuantizedLinear; other quantized
+    tensors are decoded.
+
+    Raises InputError if a tensor is missing, unknown, of another shape or of a dtype that is not supported; the message
+    names the first one.
+    """
+    # This check comes before the names, because an unsupported format stores further tensors beside its weights.
+    for key, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.dtype not in DTYPES:
+            raise InputError(f"{path}: {key} is stored as {tensor.dtype}, which is not supported; use {wanted}.")
+    own = module.state_dict()
+    for problem, keys in (
+        ("lacks", own.keys() - state.keys()),
+        ("has unknown", state.keys() - own.keys()),
+        ("has the wrong shape for", {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}),
+    ):
+        if keys:
+            raise InputError(
+                f"{path}: its {part} {problem} {len(keys)} tensor(s), for example {min(keys)}; use {wanted}."
+            )
+    tensors = {}
+    for key, value in state.items():
+        owner, _, last = key.rpartition(".")
+        if not isinstance(value, Stored):
+            tensors[key] = value
+        elif last == "weight" and owner not in PLAIN and type(layer := module.get_submodule(owner)) is nn.Linear:
+            quantized = QuantizedLinear(value, layer.bias)
+            replace(module, owner, quantized)
+            tensors[key] = quantized.weight
+        else:
+            tensors[key] = value.decode()
+    module.load_state_dict(tensors, strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def place(module: nn.Module, dtype: torch.dtype | None, device: torch.device | str) -> nn.Module:
+    """Moves a module to `device` and casts its floating-point tensors to `dtype`; None means the dtype of most weights.
+
+    A tensor that needs no change still maps its file. Quantized weights are not cast.
+    """
+    stored = Counter()
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            stored[parameter.dtype] += parameter.numel()
+    if dtype is None and len(stored) > 1:
+        dtype = stored.most_common(1)[0][0]
+    # This calls torch's own `to`: diffusers' version warns about float32 layers, and these models name none.
+    return nn.Module.to(module, device=device, dtype=dtype)

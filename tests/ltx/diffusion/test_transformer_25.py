@@ -1,0 +1,125 @@
+"""LTX-2.5's transformer: each of its switches against diffusers' own forward, fed by hand with the four corrections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from a2v.ltx.diffusion.passes import KeptTexts, Pass
+from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.tests.tiny25 import NONE_OF_THEM, Tiny25Files, write_tiny25
+from torch import nn
+
+from .one_pass import CASES, Case, by_diffusers, guided_step
+
+VARIANTS: Mapping[str, dict[str, Any]] = {
+    "published": {},
+    "wider": {"layers": 2, "heads": 2, "head_dim": 32, "connector_layers": 1},
+    "deeper, no switch": {"layers": 6, "heads": 8, "head_dim": 8, "switches": NONE_OF_THEM},
+    "static text and a vector": {"switches": {**NONE_OF_THEM, "use_keyframes_abs_pos_embedding": True}},
+    "audio without biases": {"switches": {"audio_ff_bias": False}},
+    "as 2.3": {"switches": {}},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny25Files:
+    return write_tiny25(tmp_path_factory.mktemp("tiny25"), seed=len(request.param), **VARIANTS[request.param])
+
+
+@pytest.fixture
+def model(files: Tiny25Files) -> nn.Module:
+    return load_checkpoint(files.transformer, **files.parts).transformer(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def static(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    """Its texts are not modulated by the noise."""
+    files = write_tiny25(tmp_path_factory.mktemp("static"), switches=NONE_OF_THEM)
+    return load_checkpoint(files.transformer, **files.parts).transformer(torch.float32)
+
+
+@pytest.mark.parametrize("case", ("equal sigmas", "first image", "stg twice", "isolated"))
+def test_equals_diffusers_fed_by_hand(model: nn.Module, off: Callable, randn: Callable, case: str) -> None:
+    run = Case(model, randn, **CASES[case])
+    ours = run.ours()
+    video, audio = by_diffusers(run)
+    assert off(ours.video, video) < 1e-5
+    assert off(ours.audio, audio) < 1e-5
+
+
+def test_each_difference_shows(tmp_path: Path, off: Callable, randn: Callable) -> None:
+    """Left out one at a time, each of the four corrections moves the video by far more than rounding."""
+    files = write_tiny25(tmp_path)
+    run = Case(load_checkpoint(files.transformer).transformer(torch.float32), randn, perturbed=(1,), image=0.4)
+    theirs = {
+        "own sigma at the gates": by_diffusers(run, gates=False),
+        "audio perturbed too": by_diffusers(run, audio_stg=True),
+        "frozen audio at the video's sigma": by_diffusers(run, sound=run.sigma),
+        "no keyframe vector": by_diffusers(run, marked=False),
+    }
+    ours = run.ours()
+    for name, (video, _) in theirs.items():
+        assert off(ours.video, video) > 1e-3, name
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_guided_step_runs_164_blocks_of_192(tmp_path: Path, randn: Callable, batched: bool) -> None:
+    """As with 2.3: one call of a block on one row counts one."""
+    files = write_tiny25(tmp_path, layers=48, heads=2, head_dim=16, connector_layers=1)
+    run = Case(load_checkpoint(files.transformer).transformer(torch.float32), randn)
+    calls: list[tuple[int, int]] = []  # rows with video, rows with audio
+    for block in run.model.transformer_blocks:
+        block.register_forward_pre_hook(
+            lambda _, args: calls.append((len(args[0]), 0 if args[1] is None else len(args[1])))
+        )
+    run.run(guided_step(run), batched=batched, audio_read=False)
+    assert sum(rows for rows, _ in calls) == 3 * 48 + 20 == 164
+    assert sum(rows for _, rows in calls) == 2 * 48 + 20  # the isolated pass has no sound to run
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_texts_are_computed_once_a_run(static: nn.Module, randn: Callable, batched: bool) -> None:
+    """The second step projects no text, and its numbers are the same to the bit as those of a step that does."""
+    run = Case(static, randn, image=0.4)
+    passes, kept, projected = guided_step(run), KeptTexts(1e9), []
+    handles = [
+        layer.register_forward_hook(lambda *_: projected.append(1))
+        for block in static.transformer_blocks
+        for layer in (block.attn2.to_k, block.attn2.to_v, block.audio_attn2.to_k, block.audio_attn2.to_v)
+    ]
+    run.run(passes, batched=batched, texts=kept)
+    assert projected
+    run.levels, run.sigma = run.levels / 2, run.sigma / 2
+    projected.clear()
+    ours = run.run(passes, batched=batched, texts=kept)
+    assert not projected
+    expected = run.run(passes, batched=batched)
+    assert projected
+    for handle in handles:
+        handle.remove()
+    for one, other in zip(ours, expected, strict=True):
+        assert torch.equal(one.video, other.video) and torch.equal(one.audio, other.audio)
+
+
+def test_texts_are_kept_within_a_limit(static: nn.Module, randn: Callable) -> None:
+    run = Case(static, randn)
+    one = Pass(run.text, run.heard)
+    kept = KeptTexts(1e9)
+    run.run([one], texts=kept)
+    pairs = [tensor for texts in kept._kept.values() for pair in texts for tensor in pair]
+    blocks = len(static.transformer_blocks)
+    assert len(pairs) == 4 * blocks
+    each = sum(tensor.nbytes for tensor in pairs) // blocks
+    narrow = KeptTexts(2 * each)
+    run.run([one], texts=narrow)
+    assert len(narrow._kept) == 2

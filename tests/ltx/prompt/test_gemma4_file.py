@@ -1,0 +1,128 @@
+"""LTX-2.5's text encoder: its hidden states against transformers' own model run as the official code runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from a2v.ltx.prompt.gemma import Gemma, load_gemma
+from a2v.ltx.prompt.text import encode_text, hidden_states, tokenize
+from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.tests.ltx.goldens import RUNS_25, Golden25
+from a2v.tests.tiny25 import Tiny25Files, write_tiny25
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+transformers = pytest.importorskip("transformers", minversion="5.10.1")
+WORDS = "  a woman speaks to the camera "
+
+
+@pytest.fixture(scope="module", params=[{}, {"gemma_layers": 6, "gemma_width": 64}], ids=["small", "larger"])
+def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny25Files:
+    return write_tiny25(tmp_path_factory.mktemp("tiny25"), **request.param)
+
+
+def peer(path: Path) -> nn.Module:
+    """transformers' own model with all its parts on the CPU, filled by hand."""
+    with safe_open(path, "pt") as file:
+        config = json.loads(file.metadata()["gemma_config"])
+    text = transformers.Gemma4UnifiedConfig(text_config=config["text_config"], vision_config=None, audio_config=None)
+    model = transformers.Gemma4UnifiedForConditionalGeneration(text).eval().float()
+    stored = {
+        key.replace("model.", "model.language_model.", 1): tensor.float()
+        for key, tensor in load_file(path).items()
+        if key.startswith("model.")
+    }
+    missing, unknown = model.load_state_dict(stored, strict=False)
+    assert not unknown and set(missing) <= {"lm_head.weight"}
+    language = model.model.language_model
+    language.embed_tokens.embed_scale = torch.tensor(config["text_config"]["hidden_size"] ** 0.5)
+    return language
+
+
+def padded(language: nn.Module, ids: list[int], length: int = 1024) -> tuple[Tensor, ...]:
+    """As the official code does: padded on the left with id 0, under a mask."""
+    lacking = length - len(ids)
+    with torch.no_grad():
+        return language(
+            input_ids=torch.tensor([[0] * lacking + ids]),
+            attention_mask=torch.tensor([[0] * lacking + [1] * len(ids)]),
+            position_ids=torch.arange(length)[None],
+            output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states
+
+
+def test_hidden_states(files: Tiny25Files, off: Callable) -> None:
+    gemma = load_gemma(files.text_encoder, torch.float32)
+    ids = tokenize(gemma, WORDS)
+    states, mask = hidden_states(gemma, WORDS)
+    assert mask.sum() == len(ids) and mask[0, -len(ids) :].all()
+    for ours, theirs in zip(states, padded(peer(files.text_encoder), ids), strict=True):
+        assert off(ours[:, -len(ids) :], theirs[:, -len(ids) :]) < 1e-5
+
+
+def test_a_prompt_begins_with_bos_and_has_no_end(files: Tiny25Files) -> None:
+    """Its tokenizer adds neither; a prompt in the chat's format would have more."""
+    gemma = load_gemma(files.text_encoder)
+    words = gemma.tokenizer(WORDS.strip()).input_ids
+    assert 2 not in words
+    assert tokenize(gemma, WORDS) == [2, *words]
+    assert tokenize(gemma, "") == [2]
+
+
+def test_only_the_language_model_is_built(files: Tiny25Files) -> None:
+    gemma = load_gemma(files.text_encoder)
+    assert not gemma.writes and not gemma.sees
+    assert {name.split(".")[1] for name, _ in gemma.model.named_parameters()} <= {"language_model", "weight"}
+    mapped = gemma.model.model.language_model.layers[1].mlp.up_proj.weight
+    assert torch.equal(mapped, load_file(files.text_encoder)["model.layers.1.mlp.up_proj.weight"])
+
+
+def test_float32_has_an_exact_scale_of_the_embeddings(files: Tiny25Files) -> None:
+    """The trap: a scale rounded to bfloat16 is off by 1e-4."""
+    gemma = load_gemma(files.text_encoder, torch.float32)
+    width = gemma.model.config.text_config.hidden_size
+    assert float(gemma.model.model.language_model.embed_tokens.embed_scale) == pytest.approx(width**0.5, rel=1e-7)
+
+
+def test_a_folder(files: Tiny25Files, tmp_path: Path) -> None:
+    """A diffusers folder has the encoder and its tokenizer in two folders beside the transformer's."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "text_encoder"
+    (tmp_path / "tokenizer").mkdir()
+    folder.mkdir()
+    tensors = load_file(files.text_encoder)
+    with safe_open(files.text_encoder, "pt") as file:
+        (folder / "config.json").write_text(file.metadata()["gemma_config"])
+    for name, file in (
+        ("tokenizer_json", "tokenizer.json"),
+        ("hf_asset__tokenizer_config.json", "tokenizer_config.json"),
+    ):
+        (tmp_path / "tokenizer" / file).write_bytes(tensors[name].numpy().tobytes())
+    kept = {k.replace("model.", "model.language_model.", 1): t for k, t in tensors.items() if k.startswith("model.")}
+    save_file(kept, folder / "model.safetensors")
+    ours, theirs = load_gemma(folder), load_gemma(files.text_encoder)
+    assert tokenize(ours, WORDS) == tokenize(theirs, WORDS)
+    expected = theirs.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.model.state_dict().items())
+
+
+def test_golden_states(oracle: Path, tmp_path: Path, off: Callable) -> None:
+    golden = Golden25(oracle, RUNS_25[1], tmp_path)
+    files = golden.files(tmp_path / "out.mp4")
+    gemma: Gemma = load_gemma(files.text_encoder, torch.float32)
+    words = golden.info["prompt"]
+    states, mask = hidden_states(gemma, words)
+    tokens = int(mask.sum())
+    expected = golden.file.get_tensor("prompt/0/hidden_states")
+    for ours, theirs in zip(states, expected, strict=True):
+        assert off(ours[:, -tokens:], theirs[:, -tokens:]) < 1e-5
+    checkpoint = load_checkpoint(files.checkpoint, text_encoder=files.text_encoder)
+    context = encode_text(gemma, checkpoint.connectors(torch.float32), words)
+    assert off(context.video, golden.file.get_tensor("prompt/0/video_enc")) < 1e-5

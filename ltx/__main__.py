@@ -89,15 +89,15 @@ def lora_argument(text: str) -> tuple[Path, float]:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m ltx",
-        description="Makes a video that moves with an audio file, with LTX-2.3, without ComfyUI.",
+        description="Makes a video that moves with an audio file, with LTX-2.3 or LTX-2.5, without ComfyUI.",
         epilog="python -m ltx doctor reports what is installed and missing; python -m ltx download gets models.",
     )
-    p.add_argument("--checkpoint", type=Path, required=True, metavar="F", help="LTX-2.3 file, or a diffusers folder")
+    p.add_argument("--checkpoint", type=Path, required=True, metavar="F", help="LTX file, or a diffusers folder")
     p.add_argument(
         "--text-encoder",
         type=Path,
         metavar="PATH",
-        help="Gemma 3 12B: folder, or single file; default: the checkpoint's own, if that is a diffusers folder",
+        help="Gemma: folder, or single file; default: the checkpoint's own, if that is a diffusers folder",
     )
     p.add_argument("--upscaler", type=Path, metavar="F", help="latent upscaler x2; needed for two stages")
     p.add_argument("--distill-lora", type=Path, metavar="F", help="distilled LoRA, at the request's two strengths")
@@ -200,7 +200,7 @@ def text_encoder_of(arguments: argparse.Namespace) -> Path:
         return arguments.text_encoder
     if (arguments.checkpoint / ENCODER).is_file():
         return arguments.checkpoint
-    raise InputError("--text-encoder: missing; name the folder or file of Gemma 3 12B.")
+    raise InputError("--text-encoder: missing; name the folder or file of Gemma.")
 
 
 def files_of(arguments: argparse.Namespace) -> Files:

@@ -89,6 +89,8 @@ def expand(
     raise. After any other failure the result is the user's prompt. A Gemma without its vision tower uses only the
     words.
     """
+    if not gemma.writes:
+        return _unchanged(prompt, f"{gemma.path.name} encodes prompts for LTX-2.5 and was not trained to write them.")
     image_note = None
     if image is not None and not gemma.sees:
         image, image_note = None, f"The image is not described: {gemma.path.name} has no vision tower."

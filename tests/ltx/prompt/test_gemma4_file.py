@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from a2v.ltx.prompt.expand import expand
 from a2v.ltx.prompt.gemma import Gemma, load_gemma
 from a2v.ltx.prompt.text import encode_text, hidden_states, tokenize
 from a2v.ltx.weights.checkpoint import load_checkpoint
@@ -73,6 +74,13 @@ def test_a_prompt_begins_with_bos_and_has_no_end(files: Tiny25Files) -> None:
     assert 2 not in words
     assert tokenize(gemma, WORDS) == [2, *words]
     assert tokenize(gemma, "") == [2]
+
+
+def test_it_writes_no_prompt(files: Tiny25Files) -> None:
+    """It is no chat model: the prompt is used as written, and the report says why."""
+    expansion = expand(load_gemma(files.text_encoder), "a singer", seed=1)
+    assert (expansion.prompt, expansion.expanded) == ("a singer", False)
+    assert files.text_encoder.name in expansion.reason
 
 
 def test_only_the_language_model_is_built(files: Tiny25Files) -> None:

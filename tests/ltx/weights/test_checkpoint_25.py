@@ -268,3 +268,14 @@ def test_the_camera_loras_are_of_an_earlier_version(tiny_default: TinyFiles, tmp
     save_file(load_file(tiny_default.camera_lora), path)
     for version in ("2.3.0", "2.5.0"):
         load_lora(path).check_version("checkpoint", version)
+
+
+def test_an_upscaler_of_the_other_version(
+    files: Tiny25Files, opened: Checkpoint, tmp_path: Path, refusal: Callable
+) -> None:
+    for name, said in (("ltx-2.3-spatial-upscaler-x2-1.0.safetensors", None), ("u.safetensors", "2.3.0")):
+        path = tmp_path / name
+        save_file(load_file(files.upscaler), path, {"model_version": said} if said else None)
+        with refusal(path, "LTX-2.3", "LTX-2.5", MODELS[V25.upscaler].name):
+            opened.check_upscaler(path)
+    opened.check_upscaler(files.upscaler)

@@ -99,6 +99,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="Gemma: folder, or single file; default: the checkpoint's own, if that is a diffusers folder",
     )
+    p.add_argument(
+        "--expander",
+        type=Path,
+        metavar="PATH",
+        help="instruct model that expands prompts: folder of Gemma 4 E2B-it or larger, or a Gemma 3; LTX-2.5 needs it",
+    )
     p.add_argument("--upscaler", type=Path, metavar="F", help="latent upscaler x2; needed for two stages")
     p.add_argument("--distill-lora", type=Path, metavar="F", help="distilled LoRA, at the request's two strengths")
     p.add_argument("--camera-lora", type=Path, metavar="F", help="camera LoRA, at camera_lora_scale in both stages")
@@ -220,6 +226,7 @@ def files_of(arguments: argparse.Namespace) -> Files:
         audio_vae=arguments.audio_vae,
         connectors=arguments.connectors,
         contexts=arguments.cache_dir,
+        expander=arguments.expander,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import nn
 
@@ -15,9 +16,11 @@ from .job import FIRST, Compute, Job
 from .media import preprocess
 from .media.audio import conditioning_track, soundtrack
 from .media.images import fit
+from .memory.forecast import EXPANDER, GEMMA
 from .memory.offload import Offload, offload_gemma
 from .prompt.contexts import ContextCache, fingerprint
 from .prompt.expand import Expansion, expand
+from .prompt.expander import load_expander
 from .prompt.gemma import Gemma, load_gemma
 from .prompt.text import encode_text
 from .trace import Trace, under
@@ -37,13 +40,16 @@ class Prompts:
     notes: tuple[str, ...] = field(default=())
 
 
-def encode_prompts(job: Job, compute: Compute, trace: Trace | None, say: OnProgress, offload: bool = False) -> Prompts:
+def encode_prompts(
+    job: Job, compute: Compute, trace: Trace | None, say: OnProgress, offloaded: Container[str] = ()
+) -> Prompts:
     """Encodes the prompts of a request, after expanding the positive one if the request asks for it.
 
     Gemma and the connectors are freed afterwards. Contexts in the job's folder are not computed again, and Gemma is not
-    loaded if all of them are there. offload: whether Gemma's layers wait in host memory.
+    loaded if all of them are there. An expander is freed before Gemma is loaded. offloaded: which of GEMMA and EXPANDER
+    has layers that wait in host memory.
     """
-    with _TextEncoder(job, compute, offload) as encoder:
+    with _TextEncoder(job, compute, offloaded) as encoder:
         prompt, notes = job.request.prompt, []
         if job.request.enable_prompt_expansion:
             expansion = encoder.expand(lambda done, total, text: say("expand prompt", done, total))
@@ -63,9 +69,9 @@ def encode_prompts(job: Job, compute: Compute, trace: Trace | None, say: OnProgr
 class _TextEncoder:
     """Gemma and the connectors of a job, with its folder of contexts. They are loaded when they are first needed."""
 
-    def __init__(self, job: Job, compute: Compute, offload: bool) -> None:
-        self.job, self.compute, self.offload = job, compute, offload
-        self.offloaded: list[Offload] = []
+    def __init__(self, job: Job, compute: Compute, offloaded: Container[str]) -> None:
+        self.job, self.compute, self.offloaded = job, compute, offloaded
+        self.waiting: list[Offload] = []
         self.cache = ContextCache(job.files.contexts) if job.files.contexts is not None else None
         dtype = f"{compute.dtype} fp8" if compute.fp8 else compute.dtype
         self.fingerprint = functools.partial(fingerprint, device=compute.device, dtype=dtype)
@@ -74,17 +80,19 @@ class _TextEncoder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in self.offloaded:
+        for each in self.waiting:
             each.release()
 
     @functools.cached_property
     def gemma(self) -> Gemma:
+        return self._loaded(load_gemma, self.job.files.text_encoder, GEMMA in self.offloaded)
+
+    def _loaded(self, load: Callable[..., Gemma], path: Path, offload: bool) -> Gemma:
         compute = self.compute
         fp8 = {"fp8": compute.device} if compute.fp8 else {}
-        place = "cpu" if self.offload else compute.device
-        loaded = load_gemma(self.job.files.text_encoder, compute.dtype, place, **fp8)
-        if self.offload:
-            self.offloaded.append(offload_gemma(loaded.model, compute.device))
+        loaded = load(path, compute.dtype, "cpu" if offload else compute.device, **fp8)
+        if offload:
+            self.waiting.append(offload_gemma(loaded.model, compute.device))
         return loaded
 
     @functools.cached_property
@@ -99,11 +107,22 @@ class _TextEncoder:
         image = next((picture for picture, name in self.job.images if name == FIRST), None)
 
         def write() -> Expansion:
-            return expand(self.gemma, request.prompt, seed=request.seed, image=image, on_token=on_token)
+            if files.expander is None:
+                return expand(self.gemma, request.prompt, seed=request.seed, image=image, on_token=on_token)
+            gemma = self._loaded(load_expander, files.expander, EXPANDER in self.offloaded)
+            try:
+                return expand(gemma, request.prompt, seed=0, image=image, greedy=True, on_token=on_token)
+            finally:
+                for each in self.waiting:
+                    each.release()
+                self.waiting.clear()
 
         if self.cache is None:
             return write()
-        return self.cache.expansion(request.prompt, request.seed, image, self.fingerprint(files.text_encoder), write)
+        seed, identity = request.seed, self.fingerprint(files.text_encoder)
+        if files.expander is not None:
+            seed, identity = 0, f"{self.fingerprint(files.expander)} greedy"
+        return self.cache.expansion(request.prompt, seed, image, identity, write)
 
     def encode(self, text: str, trace: Trace | None) -> TextContext:
         def encode() -> TextContext:

@@ -20,6 +20,7 @@ from .media.images import compress, load_image
 from .media.safety import REQUIRED, UNCHECKED
 from .media.video import mixing
 from .plan import Plan, plan
+from .prompt.expander import check_expander
 from .prompt.gemma import check_gemma
 from .request import Request
 from .weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
@@ -52,6 +53,7 @@ class Files:
     audio_vae: Path | None = None
     connectors: Path | None = None
     contexts: Path | None = None  # a folder that keeps encoded prompts
+    expander: Path | None = None  # the model that writes prompts, instead of the text encoder
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     )
     check_gemma(files.text_encoder, checkpoint)
     checkpoint = checkpoint.with_text_encoder(files.text_encoder)
+    if files.expander is not None:
+        check_expander(files.expander)
     if planned.two_stages:
         checkpoint.check_upscaler(files.upscaler)
     blueprint = checkpoint.inspect()

@@ -129,6 +129,7 @@ MODELS: Mapping[str, Published] = {
         "latent upscaler", "ltx-2.5-latent-spatial-upscaler-x2-bf16-1.0", "latent_upscale_models", 995_778_752
     ),
     "distilled-lora-2.5": _split("distilled LoRA", "ltx-2.5-22b-distilled-lora-450-bf16", "loras", 8_899_889_568),
+    "expander": Published("prompt expander", "google/gemma-4-E2B-it", "", "text_encoders", 10_200_000_000),
     "safety-checker": Published("safety checker", "Falconsai/nsfw_image_detection", "", "safety_checker", 344_000_000),
     **{
         move: Published(

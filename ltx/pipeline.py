@@ -29,7 +29,7 @@ from .media.audio import Track, soundtrack
 from .media.probe import VideoFile
 from .media.safety import Watch, load_checker
 from .media.video import write_video
-from .memory.forecast import GEMMA, TRANSFORMER, Forecast, estimate
+from .memory.forecast import EXPANDER, GEMMA, TRANSFORMER, Forecast, estimate
 from .memory.offload import offload_transformer
 from .report import describe
 from .request import Request
@@ -68,7 +68,7 @@ def run(
     checker = load_checker(files.safety_checker) if request.enable_safety_checker and files.safety_checker else None
     compute, offloaded = _fitting(job, compute, announce)
 
-    prompts = prompts or encode_prompts(job, compute, trace, say, GEMMA in offloaded)
+    prompts = prompts or encode_prompts(job, compute, trace, say, offloaded)
     audio = encode_sound(job, compute, trace)
     guides = encode_images(job, compute, trace)
     latent, audio, noise = _sample(job, compute, prompts, audio, guides, TRANSFORMER in offloaded, trace, say)
@@ -108,7 +108,7 @@ def _fitting(job: Job, compute: Compute, announce: Callable[[Forecast], None] | 
     forecast = estimate(job, compute)
     if announce is not None:
         announce(forecast)
-    offloaded = frozenset(name for name in (GEMMA, TRANSFORMER) if forecast.offloaded(name))
+    offloaded = frozenset(name for name in (EXPANDER, GEMMA, TRANSFORMER) if forecast.offloaded(name))
     return replace(compute, tiling=forecast.tiling), offloaded
 
 

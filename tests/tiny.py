@@ -677,16 +677,16 @@ def metadata_of(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
-def tokenizer_without_bos() -> Tokenizer:
-    """The same tokenizer as Gemma 4's file has it: nothing adds <bos>."""
-    tokenizer = _tokenizer()
+def tokenizer_without_bos(special: tuple[str, ...] = SPECIAL) -> Tokenizer:
+    """The same tokenizer as Gemma 4 has it: nothing adds <bos>."""
+    tokenizer = _tokenizer(special)
     tokenizer.post_processor = None
     return tokenizer
 
 
-def _tokenizer() -> Tokenizer:
+def _tokenizer(special: tuple[str, ...] = SPECIAL) -> Tokenizer:
     """Gemma's scheme (byte-fallback BPE over ▁-joined text) with the merges that spell a few common words."""
-    tokens = [*SPECIAL, *(f"<0x{i:02X}>" for i in range(256)), "▁", *map(chr, range(33, 127))]
+    tokens = [*special, *(f"<0x{i:02X}>" for i in range(256)), "▁", *map(chr, range(33, 127))]
     merges = {}
     for word in WORDS.split():
         word = "▁" + word
@@ -701,7 +701,7 @@ def _tokenizer() -> Tokenizer:
         single="<bos> $A", pair="<bos> $A <bos>:1 $B:1", special_tokens=[("<bos>", 2)]
     )
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer
 
 

@@ -1,4 +1,5 @@
-"""Measures the text encoder for the forecast: its bytes, and a language model for a rehearsal, from file headers."""
+"""Measures the text encoder and the expander for the forecast: their bytes, and a language model for a rehearsal, from
+file headers."""
 
 from __future__ import annotations
 
@@ -6,17 +7,18 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Gemma3TextConfig, Gemma3TextModel
 
 from ..diffusion.conditioning import TEXT_LENGTH
 from ..errors import InputError
 from ..prompt.encoder_file import LANGUAGE, folders, rename
+from ..prompt.expand import GREEDY_TOKENS, NEW_TOKENS
 from ..prompt.text import encode_text
 from .rehearsal import CPU, META
 
@@ -46,10 +48,22 @@ def text_encoder(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> tu
     fp8: whether the layers' matrices are rounded to one byte per value. Raises InputError if the headers cannot be
     read.
     """
+    return _measured(path, dtype, fp8, lambda name: rename(name).startswith(LANGUAGE))
+
+
+def expander(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> tuple[int, tuple[int, ...], nn.Module]:
+    """As `text_encoder`, for the model that writes prompts, which also looks at an image."""
+    return _measured(path, dtype, fp8, lambda name: "audio" not in name)
+
+
+def _measured(
+    path: Path, dtype: torch.dtype | None, fp8: bool, read: Callable[[str], bool]
+) -> tuple[int, tuple[int, ...], nn.Module]:
+    """read: whether a tensor of Gemma 4 is loaded; of Gemma 3 all are."""
     try:
         entries = headers(folders(path)[0] if path.is_dir() else path)
-        if any(name.endswith(".layer_scalar") for name in entries):  # of Gemma 4, only the language model is read
-            entries = {name: entry for name, entry in entries.items() if rename(name).startswith(LANGUAGE)}
+        if any(name.endswith(".layer_scalar") for name in entries):
+            entries = {name: entry for name, entry in entries.items() if read(name)}
         size, blocks = _stored(entries, dtype, fp8)
         return size, blocks, _language(entries, len(blocks), dtype)
     except (OSError, KeyError, ValueError, struct.error) as error:
@@ -97,6 +111,15 @@ def _language(entries: Mapping[str, tuple[str, tuple[int, ...]]], layers: int, d
     language.layers = nn.ModuleList([language.layers[0]] * layers)
     language.config.num_hidden_layers, language.config.layer_types = layers, config.layer_types * layers
     return language
+
+
+def write_longest(language: nn.Module) -> tuple[Tensor, ...]:
+    """Reads a question and an answer of the greatest length at once, which takes more than one token after the other,
+    and holds the keys and values of all layers. The rehearsal runs it."""
+    config, length = language.config, TEXT_LENGTH + max(NEW_TOKENS, GREEDY_TOKENS)
+    shape = (2, config.num_hidden_layers, length, config.num_key_value_heads * config.head_dim)
+    kept = torch.zeros(shape, dtype=language.dtype)
+    return kept, language(input_ids=torch.zeros(1, length, dtype=torch.long), use_cache=False).last_hidden_state
 
 
 def encode_longest(language: nn.Module, connectors: nn.Module, path: Path) -> None:

@@ -25,12 +25,12 @@ from ..models import size as readable
 from ..weights.adapters import LowRank, tensors
 from ..weights.checkpoint import load_upscaler
 from ..weights.quantized import QuantizedLinear, weight_shape
-from .encoder import encode_longest, text_encoder
+from .encoder import encode_longest, expander, text_encoder, write_longest
 from .free import free_memory
 from .rehearsal import META, blueprint, bytes_of, peak, weights
 from .work import decoding, image_encoding, one_step, upscaling
 
-GEMMA, TRANSFORMER = "Gemma", "transformer"  # the models whose blocks can wait in host memory
+EXPANDER, GEMMA, TRANSFORMER = "expander", "Gemma", "transformer"  # the models whose blocks can wait in host memory
 OFFLOADED = "blocks wait in host memory"
 
 
@@ -139,6 +139,10 @@ class _Measured:
     def encoding(self) -> None:
         """Adds the phases that encode prompts, sound and images."""
         job, dtype, add = self.job, self.compute.dtype, self.planner.add
+        if job.files.expander is not None and job.request.enable_prompt_expansion:
+            size, blocks, language = expander(job.files.expander, dtype, self.compute.fp8)
+            writing = peak(lambda: write_longest(language), self.on)
+            add("expand prompt", (Resident(EXPANDER, size, blocks),), writing)
         connectors = blueprint(lambda: job.checkpoint.connectors(dtype))
         size, blocks, language = text_encoder(job.files.text_encoder, dtype, self.compute.fp8)
         work = peak(lambda: encode_longest(language, connectors, job.files.text_encoder), self.on)

@@ -28,7 +28,9 @@ from . import expand
 from .expand import Expansion
 
 FORMAT = 1  # raise it when the same files and the same text give other numbers than before
-WRITER = (expand.SYSTEM, expand.SYSTEM_IMAGE, expand.NEW_TOKENS, expand.TEMPERATURE, expand.TOP_K, expand.TOP_P)
+DRAWN = (expand.NEW_TOKENS, expand.TEMPERATURE, expand.TOP_K, expand.TOP_P)
+GREEDY = (expand.GREEDY_TOKENS, expand.NO_REPEAT)
+WRITER = (expand.SYSTEM, expand.SYSTEM_IMAGE, *DRAWN, *GREEDY)
 """Settings that an expansion depends on, in addition to the files, the prompt, the seed and the image."""
 LIMIT = 1 << 30  # bytes on disk, enough for about 80 contexts of the published checkpoint in bfloat16
 KEPT = 16  # results in memory; a context takes 13 MB in bfloat16

@@ -1,5 +1,5 @@
-"""Expands a short prompt to a full one. The text encoder itself writes it, in Gemma's chat format, and looks at the
-first image if there is one.
+"""Expands a short prompt to a full one. A Gemma writes it in its chat format and looks at the first image if there is
+one. For LTX-2.3 that is the text encoder itself. LTX-2.5's encoder cannot write, so another Gemma does (expander.py).
 
 An expansion never stops a run: after a failure the user's own prompt is used, and the report gives the reason. Only an
 interrupt is raised. Gemma cannot hear, so it knows the soundtrack only from the user's words. gemma.py loads Gemma, and
@@ -17,18 +17,22 @@ from torch import Tensor
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 from transformers.generation.streamers import BaseStreamer
 
+from ..models import MODELS
 from .gemma import Gemma
 
 NEW_TOKENS = 512
+GREEDY_TOKENS, NO_REPEAT = 600, 5  # as LTX-2.5's official code has them: tokens, and the length of a repetition
 IMAGE_SIDE = 896  # pixels of the longer side, the input size of Gemma's vision tower
 TEMPERATURE = 0.7
 TOP_K, TOP_P = 64, 0.95  # Gemma's published values; they stand here because some copies of its folder lack them
+THOUGHTS_END = "<channel|>"
 STRAIGHT = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "‟": '"'})
 
 _TASK = (
@@ -79,10 +83,14 @@ def expand(
     *,
     seed: int,
     image: Tensor | None = None,
+    greedy: bool = False,
     on_token: Callable[[int, int, str], None] | None = None,
     interrupts: tuple[type[Exception], ...] = (),
 ) -> Expansion:
-    """Returns the prompt as Gemma rewrites it. The same seed gives the same text. `image` is uint8 [H, W, 3].
+    """Returns the prompt as Gemma rewrites it. `image` is uint8 [H, W, 3].
+
+    greedy: whether each token is the likeliest one, as for LTX-2.5, and the seed does not matter. Otherwise tokens are
+    drawn, and the same seed gives the same text.
 
     `on_token` is called before the first token and after each token, with (tokens written, the most tokens, the text so
     far). An exception from `on_token` is raised again, and so is one of `interrupts`, which the model's own layers may
@@ -90,7 +98,11 @@ def expand(
     words.
     """
     if not gemma.writes:
-        return _unchanged(prompt, f"{gemma.path.name} encodes prompts for LTX-2.5 and was not trained to write them.")
+        return _unchanged(
+            prompt,
+            f"{gemma.path.name} encodes prompts for LTX-2.5 and was not trained to write them; choose an expander, for "
+            f"example {MODELS['expander'].repository}.",
+        )
     image_note = None
     if image is not None and not gemma.sees:
         image, image_note = None, f"The image is not described: {gemma.path.name} has no vision tower."
@@ -98,18 +110,18 @@ def expand(
         return Expansion(prompt, expanded=False, reason=image_note)
     if not prompt.strip() and image is None:
         return _unchanged(prompt, "it is empty and there is no image to describe.")
-    progress = _Progress(gemma, on_token)
+    progress = _Progress(gemma, GREEDY_TOKENS if greedy else NEW_TOKENS, on_token)
     try:
-        written = tidy(_generate(gemma, prompt, seed, image, progress))
+        written = tidy(_generate(gemma, prompt, None if greedy else seed, image, progress))
     except Exception as error:
         if progress.interrupted or isinstance(error, interrupts):  # ComfyUI 0.3.75's interrupt is a plain Exception
             raise
         if isinstance(error, torch.cuda.OutOfMemoryError):
-            return _unchanged(prompt, "the text encoder ran out of memory.")
+            return _unchanged(prompt, "Gemma ran out of memory.")
         message = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return _unchanged(prompt, message.rstrip(".") + ".")
     if not written:
-        return _unchanged(prompt, "the text encoder's answer has no letters.")
+        return _unchanged(prompt, "Gemma's answer has no letters.")
     return Expansion(written, expanded=True, reason=image_note)
 
 
@@ -125,15 +137,18 @@ def chat(gemma: Gemma, prompt: str, image: bool) -> str:
         if token.special:  # such a token in the user's text would end the turn or ask for a second image
             prompt = prompt.replace(token.content, " ")
     content = [{"type": "text", "text": f"The idea: {prompt.strip() or 'none, the picture says it all'}"}]
+    system = SYSTEM_IMAGE if image else SYSTEM
+    bare = gemma.model.config.model_type.startswith("gemma4")  # its template takes the system's words as plain text
     messages = [
-        {"role": "system", "content": [{"type": "text", "text": SYSTEM_IMAGE if image else SYSTEM}]},
+        {"role": "system", "content": system if bare else [{"type": "text", "text": system}]},
         {"role": "user", "content": [{"type": "image"}, *content] if image else content},
     ]
     return gemma.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 @torch.no_grad()
-def _generate(gemma: Gemma, prompt: str, seed: int, image: Tensor | None, progress: _Progress) -> str:
+def _generate(gemma: Gemma, prompt: str, seed: int | None, image: Tensor | None, progress: _Progress) -> str:
+    """The answer. seed: None for the likeliest tokens."""
     text = chat(gemma, prompt, image is not None)
     options = {"add_special_tokens": False, "return_tensors": "pt"}  # the template has written <bos> already
     if image is None:
@@ -141,18 +156,42 @@ def _generate(gemma: Gemma, prompt: str, seed: int, image: Tensor | None, progre
     else:
         inputs = gemma.processor(text=text, images=_resize(image), **options)
     inputs = inputs.to(gemma.model.get_input_embeddings().weight.device)
-    ends = [gemma.tokenizer.eos_token_id, gemma.tokenizer.convert_tokens_to_ids("<end_of_turn>")]
-    draw = [TemperatureLogitsWarper(TEMPERATURE), TopKLogitsWarper(TOP_K), TopPLogitsWarper(TOP_P), _Draw(seed)]
+    asked = inputs["input_ids"].shape[1]
+    if seed is None:
+        choice = [_NoRepetition(asked)]
+    else:
+        choice = [TemperatureLogitsWarper(TEMPERATURE), TopKLogitsWarper(TOP_K), TopPLogitsWarper(TOP_P), _Draw(seed)]
     output = gemma.model.generate(
         **inputs,
-        max_new_tokens=NEW_TOKENS,
-        eos_token_id=ends,
+        max_new_tokens=progress.total,
+        eos_token_id=gemma.ends,
         pad_token_id=gemma.tokenizer.pad_token_id,
-        logits_processor=LogitsProcessorList(draw),
+        logits_processor=LogitsProcessorList(choice),
         streamer=progress,
         **{"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0},  # _Draw leaves one token to choose from
     )
-    return gemma.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return gemma.tokenizer.decode(_answer(gemma, output[0, asked:]), skip_special_tokens=True)
+
+
+def _answer(gemma: Gemma, tokens: Tensor) -> Tensor:
+    """The tokens after Gemma 4's thoughts, which a channel of their own holds."""
+    end = gemma.tokenizer.convert_tokens_to_ids(THOUGHTS_END)
+    if end in (None, gemma.tokenizer.unk_token_id):
+        return tokens
+    found = (tokens == end).nonzero()
+    return tokens[int(found[-1]) + 1 :] if len(found) else tokens
+
+
+class _NoRepetition(NoRepeatNGramLogitsProcessor):
+    """Forbids to repeat NO_REPEAT tokens of the answer. Those of the question may be repeated, unlike in the official
+    code: words that the user quotes must stay as they are."""
+
+    def __init__(self, asked: int) -> None:
+        super().__init__(NO_REPEAT)
+        self.asked = asked
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return super().__call__(input_ids[:, self.asked :], scores)
 
 
 class _Draw(LogitsProcessor):
@@ -171,8 +210,8 @@ class _Draw(LogitsProcessor):
 class _Progress(BaseStreamer):
     """Gives the text so far to `on_token`, and records whether `on_token` raised."""
 
-    def __init__(self, gemma: Gemma, on_token: Callable[[int, int, str], None] | None) -> None:
-        self.gemma, self.on_token = gemma, on_token
+    def __init__(self, gemma: Gemma, total: int, on_token: Callable[[int, int, str], None] | None) -> None:
+        self.gemma, self.total, self.on_token = gemma, total, on_token
         self.tokens: list[int] | None = None
         self.interrupted = False
 
@@ -182,7 +221,7 @@ class _Progress(BaseStreamer):
             return
         text = self.gemma.tokenizer.decode(self.tokens, skip_special_tokens=True)
         try:
-            self.on_token(len(self.tokens), NEW_TOKENS, text)
+            self.on_token(len(self.tokens), self.total, text)
         except BaseException:
             self.interrupted = True
             raise

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoProcessor, AutoTokenizer, Gemma3ForConditionalGeneration, PreTrainedModel
@@ -30,6 +31,7 @@ from .sentencepiece import CHAT
 WANTED = MODELS[V23.encoder].repository
 INDEX = "model.safetensors.index.json"
 LAYERS = "model.language_model.layers."
+TURN_ENDS = ("<end_of_turn>", "<turn|>")  # of Gemma 3 and of Gemma 4
 PREPROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 
@@ -48,7 +50,14 @@ class Gemma:
     @property
     def sees(self) -> bool:
         """Whether the model can look at an image; a single file may lack the vision tower."""
-        return getattr(self.model.model, "vision_tower", None) is not None
+        return any(getattr(self.model.model, part, None) is not None for part in ("vision_tower", "embed_vision"))
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        tokenizer = self.tokenizer
+        turns = (tokenizer.convert_tokens_to_ids(token) for token in TURN_ENDS)
+        return [tokenizer.eos_token_id, *(token for token in turns if token not in (None, tokenizer.unk_token_id))]
 
     @cached_property
     def processor(self) -> ProcessorMixin:
@@ -61,7 +70,7 @@ class Gemma:
         if not any((self.path / name).is_file() for name in PREPROCESSORS):
             raise InputError(
                 f"{self.path}: has neither {' nor '.join(PREPROCESSORS)}, and a prompt from an image needs one; "
-                f"download the whole {WANTED}."
+                f"download its whole repository."
             )
         return AutoProcessor.from_pretrained(self.path, local_files_only=True)
 
@@ -127,7 +136,7 @@ def _check_folder(path: Path) -> None:
             raise InputError(f"{file}: not found; download the whole {WANTED} into that folder.")
         if found := foreign(file, json_text=True):
             raise InputError(f"{file}: {found[0]}; get the whole {WANTED} again ({found[1]}).")
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     model_type = config.get("model_type")
     if model_type != "gemma3":
         raise InputError(f"{path / 'config.json'}: its model_type is {model_type!r}, not 'gemma3'; use {WANTED}.")
@@ -137,7 +146,7 @@ def _check_folder(path: Path) -> None:
             f"{path / 'config.json'}: its weights are quantized by {kind!r:.40}, which is not supported; use {WANTED} "
             f"or {gemma_file.WANTED}."
         )
-    for weights in _weight_files(path):
+    for weights in weight_files(path, WANTED):
         open_safetensors(weights, WANTED)
 
 
@@ -166,6 +175,13 @@ def load_gemma(
         opened = gemma_file.GemmaFile(path)
         tokenizer = opened.tokenizer()
         gemma = Gemma(opened.model(tokenizer, first), tokenizer, path)
+    return finished(gemma, dtype, device, fp8)
+
+
+def finished(
+    gemma: Gemma, dtype: torch.dtype | None, device: torch.device | str, fp8: torch.device | str | None
+) -> Gemma:
+    """A model that was just loaded, rounded to float8 if `fp8` names a device for that, on `device`."""
     if fp8 is not None:
         quantize(gemma.model, on=fp8, prefix=LAYERS)
         _cast(gemma.model, dtype)
@@ -186,40 +202,58 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
 
 def _from_folder(folder: Path, dtype: torch.dtype | None) -> Gemma:
     weights, beside = folders(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(beside, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises no narrower class
-        raise InputError(f"{beside / 'tokenizer.json'}: cannot be read ({_line(error)}); download it again.") from error
+    tokenizer = read_tokenizer(beside)
     if tokenizer.chat_template is None:  # some copies of the folder lack it; there is one format that Gemma 3 knows
         tokenizer.chat_template = CHAT
+    return Gemma(read_model(Gemma3ForConditionalGeneration, weights, "Gemma 3", WANTED, dtype), tokenizer, folder)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Raises InputError if the folder's tokenizer cannot be read."""
     try:
-        model, report = Gemma3ForConditionalGeneration.from_pretrained(
-            weights, dtype=dtype or "auto", local_files_only=True, use_safetensors=True, output_loading_info=True
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises no narrower class
+        raise InputError(f"{folder / 'tokenizer.json'}: cannot be read ({_line(error)}); download it again.") from error
+
+
+def read_model(
+    model: type[PreTrainedModel], folder: Path, kind: str, wanted: str, dtype: torch.dtype | None, **options: Any
+) -> PreTrainedModel:
+    """Loads a model of transformers from its folder, onto the CPU. kind, wanted: the names of the model and of its
+    repository in error messages. Raises InputError if a tensor is missing or the folder holds another model."""
+    try:
+        loaded, report = model.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise InputError(f"{folder}: cannot be loaded as Gemma 3 ({_line(error)}); use {WANTED}.") from error
+        raise InputError(f"{folder}: cannot be loaded as {kind} ({_line(error)}); use {wanted}.") from error
     missing = set(report["missing_keys"]) - {"lm_head.weight"}  # tied to the embeddings
     if missing:
         raise InputError(
             f"{folder}: its weights lack {len(missing)} tensor(s), for example {min(missing)}; "
-            f"download the whole {WANTED}."
+            f"download the whole {wanted}."
         )
-    return Gemma(model, tokenizer, folder)
+    return loaded
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, wanted: str) -> list[Path]:
     """The weight files that transformers will open: one file, or the shards of an index."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not (folder / INDEX).is_file():
-        raise InputError(f"{folder}: has neither model.safetensors nor {INDEX}; download the whole {WANTED}.")
-    shards = _read_json(folder / INDEX).get("weight_map")
+        raise InputError(f"{folder}: has neither model.safetensors nor {INDEX}; download the whole {wanted}.")
+    shards = read_json(folder / INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise InputError(f"{folder / INDEX}: names no weights; download it again from {WANTED}.")
+        raise InputError(f"{folder / INDEX}: names no weights; download it again from {wanted}.")
     return [folder / name for name in sorted(set(shards.values()))]
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

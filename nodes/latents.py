@@ -124,7 +124,8 @@ class LatentUpscale(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, upscaler: memory.Handle, video_vae: memory.Handle, latent: dict[str, Any]) -> io.NodeOutput:
+    def execute(cls, upscaler: memory.Upscaler, video_vae: memory.Handle, latent: dict[str, Any]) -> io.NodeOutput:
+        upscaler.check(video_vae)
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
         samples = samples_of(latent)

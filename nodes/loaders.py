@@ -6,7 +6,9 @@ A loader runs again when ComfyUI's cache has dropped its output, and when the fi
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -87,7 +89,7 @@ def _checkpoint(name: str, **parts: str | None) -> Checkpoint:
     return load_checkpoint(_checkpoint_path(name), **_part_paths(**parts))
 
 
-def _gemma_names() -> list[str]:
+def gemma_names() -> list[str]:
     """Model folders in models/text_encoders, the files outside of them, and diffusers folders with an encoder. Names
     with Gemma come first."""
     folders = files.model_folders("text_encoders", GEMMA_MARK)
@@ -100,7 +102,7 @@ def _gemma_names() -> list[str]:
     return sorted(dict.fromkeys([*folders, *single, *whole]), key=lambda name: "gemma" not in name.lower())
 
 
-def _gemma_path(name: str) -> Path:
+def gemma_path(name: str) -> Path:
     if files.find(name, files.model_files("text_encoders")):
         return files.model_file("text_encoders", name, WANTED_GEMMA)
     if name in files.model_folders("diffusers", ENCODER) and name not in files.model_folders(
@@ -112,13 +114,34 @@ def _gemma_path(name: str) -> Path:
 
 def _check_gemma(name: str) -> None:
     """Raises InputError if the file is not Gemma. A folder is checked when it is loaded."""
-    path = _gemma_path(name)
+    path = gemma_path(name)
     if path.is_file():
         check_gemma(path)
 
 
 def _upscaler_path(name: str) -> Path:
     return files.model_file("latent_upscale_models", name, WANTED_UPSCALER)
+
+
+def _upscalers(hidden: Any) -> list[Path]:
+    """The files of the upscalers that enlarge the latents of a Load Model's model, as far as the queued graph tells.
+    hidden: that node's hidden inputs, None outside of a graph."""
+    prompt, loader = getattr(hidden, "prompt", None), getattr(hidden, "unique_id", None)
+    nodes = prompt if isinstance(prompt, Mapping) else {}
+
+    def source(node: Any, name: str) -> str | None:
+        link = node.get("inputs", {}).get(name)
+        return str(link[0]) if isinstance(link, list) and link else None
+
+    found = []
+    for node in nodes.values():
+        if node.get("class_type") != "LTXA2VLatentUpscale" or source(node, "video_vae") != str(loader):
+            continue
+        upscaler = nodes.get(source(node, "upscaler"), {})
+        name = upscaler.get("inputs", {}).get("file")
+        if upscaler.get("class_type") == "LTXA2VUpscalerLoader" and isinstance(name, str):
+            found.append(_upscaler_path(name))
+    return found
 
 
 def _distilled_path(name: str) -> Path:
@@ -204,7 +227,7 @@ class ModelLoader(io.ComfyNode):
                 AudioVaeIO.Output("audio_autoencoder", display_name="audio_vae", tooltip="For Audio Conditioning."),
                 VocoderIO.Output("sound_decoder", display_name="vocoder", tooltip="For Decode Audio."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -235,6 +258,8 @@ class ModelLoader(io.ComfyNode):
     ) -> io.NodeOutput:
         opened = _checkpoint(checkpoint, video_vae=video_vae, audio_vae=audio_vae, connectors=connectors)
         opened.check(projection=False)
+        for upscaler in _upscalers(cls.hidden):
+            opened.check_upscaler(upscaler)  # now, rather than in Latent Upscale, which runs after the first stage
         other = "auto" if dtype == "fp8" else dtype
         report(cls, opened.told)
         return io.NodeOutput(
@@ -257,7 +282,7 @@ class TextEncoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=_gemma_names(),
+                    options=gemma_names(),
                     tooltip="For LTX-2.3 Gemma 3 12B in models/text_encoders: a folder with its config.json, tokenizer "
                     f"and safetensors files, for instance {MODELS['gemma'].name}, or one of ComfyUI's files, for "
                     f"instance {GEMMA_FILES[-1]}; or a diffusers folder in models/diffusers that holds it. For LTX-2.5 "
@@ -282,13 +307,13 @@ class TextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_: object) -> str:
-        path = _gemma_path(folder)
+        path = gemma_path(folder)
         marks = (path, path / GEMMA_MARK, path / ENCODER)
         return files.stamp(next(mark for mark in marks if mark.is_file()))
 
     @classmethod
     def execute(cls, folder: str, connectors: memory.Connectors | memory.Awaited, dtype: str) -> io.NodeOutput:
-        path = _gemma_path(folder)
+        path = gemma_path(folder)
         whole = connectors.completed(path)
         return io.NodeOutput(memory.hold_gemma(lambda chosen, **fp8: load_gemma(path, chosen, **fp8), dtype, whole))
 
@@ -329,7 +354,7 @@ class UpscalerLoader(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, dtype: str) -> io.NodeOutput:
         path = _upscaler_path(file)
-        return io.NodeOutput(memory.hold_vae(lambda chosen: load_upscaler(path, chosen), dtype))
+        return io.NodeOutput(memory.hold_upscaler(lambda chosen: load_upscaler(path, chosen), dtype, path))
 
 
 def _report_output() -> io.Output:

@@ -137,10 +137,12 @@ class Handle:
 @dataclass(frozen=True, eq=False)
 class VideoVae(Handle):
     """The video VAE. Its module has the encoder and the latents' statistics, and the decoder as well unless `apart` is
-    another module for it. crf: the compression of the images that its model was trained with."""
+    another module for it. crf: the compression of the images that its model was trained with. checkpoint: what it was
+    loaded with."""
 
     crf: int = V23.crf
     apart: Handle | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def decoder(self) -> Handle:
@@ -148,6 +150,25 @@ class VideoVae(Handle):
 
     def get_ram_usage(self) -> int:
         return self.patcher.model_size() + (self.apart.get_ram_usage() if self.apart else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Upscaler(Handle):
+    """The latent upscaler, and its file."""
+
+    path: Path
+
+    def check(self, video_vae: Handle) -> None:
+        """Raises InputError if it is of another version than the model of the latents that it enlarges."""
+        if isinstance(video_vae, VideoVae) and video_vae.checkpoint is not None:
+            video_vae.checkpoint.check_upscaler(self.path)
+
+
+@dataclass(frozen=True, eq=False)
+class Writer(Handle):
+    """An expander with its tokenizer."""
+
+    gemma: Gemma
 
 
 @dataclass(frozen=True, eq=False)
@@ -422,7 +443,11 @@ def hold_video_vae(opened: Checkpoint, dtype: str) -> VideoVae:
     """Loads the video VAE of a checkpoint into host memory; a diffusion decoder is a module of its own."""
     whole = hold_vae(opened.video_vae, dtype)
     apart = hold_vae(opened.video_decoder, dtype) if opened.decoder_apart else None
-    return VideoVae(whole.patcher, opened.crf, apart)
+    return VideoVae(whole.patcher, opened.crf, apart, opened)
+
+
+def hold_upscaler(load: Callable[[torch.dtype], nn.Module], dtype: str, path: Path) -> Upscaler:
+    return Upscaler(hold_vae(load, dtype).patcher, path)
 
 
 def hold_connectors(
@@ -441,10 +466,16 @@ def checkpoint_connectors(opened: Checkpoint, dtype: str) -> Connectors | Awaite
 
 def hold_gemma(load: Callable[..., Gemma], dtype: str, connectors: Adapted) -> TextEncoder:
     """Loads Gemma. load: a function like `load_gemma`, called as load(dtype, fp8=the device that rounds)."""
+    writer = hold_writer(load, dtype)
+    return TextEncoder(writer.patcher, writer.gemma, connectors)
+
+
+def hold_writer(load: Callable[..., Gemma], dtype: str) -> Writer:
+    """Loads an expander, as `hold_gemma` loads Gemma."""
     device = management.text_encoder_device()
     fp8 = {"fp8": device} if dtype == "fp8" else {}
     gemma = load(dtype_for("auto" if fp8 else dtype, device), **fp8)
-    return TextEncoder(hold(gemma.model, device, management.text_encoder_offload_device()), gemma, connectors)
+    return Writer(hold(gemma.model, device, management.text_encoder_offload_device()), gemma)
 
 
 def to_graph(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -18,14 +19,19 @@ from ..ltx.errors import InputError
 from ..ltx.media.images import compress
 from ..ltx.prompt.contexts import Recent, image_digest
 from ..ltx.prompt.expand import expand
+from ..ltx.prompt.expander import GEMMA_4, check_expander, load_expander
 from ..ltx.prompt.text import encode_text
-from . import memory
+from . import files, memory
+from .loaders import gemma_names, gemma_path
 from .progress import INTERRUPTS, Progress, show_text, shown
 from .taking.picture import to_picture
 from .types import CATEGORY, TextEncoderIO, TextIO
 from .widgets import widget
 
 _recent = Recent()
+_writers = Recent(kept=1)
+"""The expander that was last used beside a text encoder; it is freed with that encoder."""
+OWN = "text encoder"
 
 
 class TextEncode(io.ComfyNode):
@@ -112,6 +118,15 @@ class ExpandPrompt(io.ComfyNode):
                     optional=True,
                     tooltip="The first image, unless its strength is 0. A batch gives its first image.",
                 ),
+                io.Combo.Input(
+                    "expander",
+                    options=[OWN, *gemma_names()],
+                    default=OWN,
+                    optional=True,
+                    tooltip=f"What writes the prompt. {OWN}: LTX-2.3's Gemma 3 itself. LTX-2.5's text encoder cannot "
+                    f"write: choose an instruct model in models/text_encoders, the folder of {GEMMA_4} or larger, or a "
+                    "Gemma 3 12B-it. It takes the likeliest words, so the seed does not matter.",
+                ),
             ],
             outputs=[
                 io.String.Output("expanded", display_name="prompt", tooltip="For the positive Text Encode."),
@@ -123,8 +138,23 @@ class ExpandPrompt(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, expander: str | None = None) -> bool | str:
+        return files.verdict(_expander_path, expander)
+
+    @classmethod
+    def fingerprint_inputs(cls, expander: str = OWN, **_: object) -> str:
+        path = _expander_path(expander)
+        return "" if path is None else _stamp(path)
+
+    @classmethod
     def execute(
-        cls, text_encoder: memory.TextEncoder, prompt: str, seed: int, enabled: bool, image: Tensor | None = None
+        cls,
+        text_encoder: memory.TextEncoder,
+        prompt: str,
+        seed: int,
+        enabled: bool,
+        image: Tensor | None = None,
+        expander: str = OWN,
     ) -> io.NodeOutput:
         _check(text_encoder)
         check_text("prompt", prompt)
@@ -132,7 +162,9 @@ class ExpandPrompt(io.ComfyNode):
             return io.NodeOutput(prompt, f"prompt: {_line(prompt)}")
         progress = Progress(cls.hidden.unique_id)
         picture = None if image is None else compress(to_picture(image))
-        key = ("expansion", prompt, seed, image_digest(picture))
+        path = _expander_path(expander)
+        wrote = (seed, None) if path is None else (None, (path, _stamp(path)))
+        key = ("expansion", prompt, *wrote, image_digest(picture))
 
         def on_token(done: int, total: int, text: str) -> None:
             progress(done, total)
@@ -140,10 +172,10 @@ class ExpandPrompt(io.ComfyNode):
 
         expansion = _recent.get(text_encoder, key)
         if expansion is None:
-            memory.use(text_encoder, memory_required=memory.TEXT_MEMORY)
-            expansion = expand(
-                text_encoder.gemma, prompt, seed=seed, image=picture, on_token=on_token, interrupts=INTERRUPTS
-            )
+            writer = text_encoder if path is None else _writer(text_encoder, path)
+            memory.use(writer, memory_required=memory.TEXT_MEMORY)
+            options = {"image": picture, "greedy": path is not None, "on_token": on_token, "interrupts": INTERRUPTS}
+            expansion = expand(writer.gemma, prompt, seed=seed, **options)
             if expansion.expanded:  # a failed expansion is tried again next time
                 _recent.put(text_encoder, key, expansion)
         said = expansion.prompt if expansion.expanded else expansion.reason
@@ -158,6 +190,29 @@ def _check(text_encoder: memory.TextEncoder | None) -> None:
     """Raises InputError if there is none: a LoRA node gives one only if one is linked to it."""
     if text_encoder is None:
         raise InputError("text_encoder: nothing comes in; link Load Text Encoder to the text_encoder of the LoRA node.")
+
+
+def _expander_path(name: str) -> Path | None:
+    """The folder or file of an expander, None for the text encoder. Raises InputError if it cannot write prompts."""
+    if name == OWN:
+        return None
+    path = gemma_path(name)
+    check_expander(path)
+    return path
+
+
+def _stamp(path: Path) -> str:
+    return files.stamp(path / "config.json" if path.is_dir() else path)
+
+
+def _writer(text_encoder: memory.TextEncoder, path: Path) -> memory.Writer:
+    """The expander, which is loaded anew only if another one was used last."""
+    key = (path, _stamp(path))
+    writer = _writers.get(text_encoder, key)
+    if writer is None:
+        writer = memory.hold_writer(lambda chosen, **fp8: load_expander(path, chosen, **fp8), "auto")
+        _writers.put(text_encoder, key, writer)
+    return writer
 
 
 def _line(text: str) -> str:

@@ -120,12 +120,12 @@ def test_a_diffusers_folders_own_encoder(base: Path, tmp_path: Path) -> None:
     try:
         (folder,) = (each for each in loader.define_schema().inputs if each.id == "folder")
         assert whole.name in folder.options and loader.validate_inputs(folder=whole.name) is True
-        assert loaders._gemma_path(whole.name) == whole
+        assert loaders.gemma_path(whole.name) == whole
         assert loader.fingerprint_inputs(folder=whole.name) == files.stamp(whole / "text_encoder" / "config.json")
         nearer = base / "models" / "text_encoders" / whole.name
         nearer.mkdir(parents=True)
         (nearer / "config.json").write_text("{}")
-        assert loaders._gemma_path(whole.name) == nearer
+        assert loaders.gemma_path(whole.name) == nearer
     finally:
         shutil.rmtree(whole)
         shutil.rmtree(base / "models" / "text_encoders" / whole.name, ignore_errors=True)

@@ -204,7 +204,7 @@ def test_a_model_is_found_by_its_windows_name(place: Callable[[str], Path], kind
 
 def test_a_gemma_folder_is_found_by_its_windows_name(place: Callable[[str], Path]) -> None:
     config = place("models/text_encoders/google/gemma/config.json")
-    assert loaders._gemma_path("google\\gemma") == config.parent
+    assert loaders.gemma_path("google\\gemma") == config.parent
 
 
 def test_an_upload_is_found_by_its_windows_name(place: Callable[[str], Path]) -> None:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 import comfy.model_management as management
+import folder_paths
 from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.prompt import expand as expansion
 from a2v.ltx.prompt.contexts import KEPT
+from a2v.ltx.prompt.expander import load_expander
 from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.prompt.text import encode_text
 from a2v.ltx.weights.checkpoint import load_checkpoint
@@ -28,6 +30,7 @@ from a2v.ltx.weights.quantized import QuantizedLinear
 from a2v.nodes import loaders, memory, text
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_gemma_file, write_tiny
+from a2v.tests.tiny_chat import write_chat_gemma
 
 CPU = torch.device("cpu")
 PROMPT = "a person speaks"
@@ -255,7 +258,7 @@ def models(base: Path, fresh_lists: None, files: TinyFiles) -> Iterator[Path]:
 
 
 def test_the_loader_offers_folders_and_files(models: Path) -> None:
-    mine = [name.replace("\\", "/") for name in loaders._gemma_names() if "mine" in name]
+    mine = [name.replace("\\", "/") for name in loaders.gemma_names() if "mine" in name]
     assert mine == ["mine/gemma-folder", "mine/gemma_3_12B_it_fp4_mixed.safetensors", "mine/a-checkpoint.safetensors"]
 
 
@@ -279,3 +282,54 @@ def test_the_loader_loads_both(models: Path, files: TinyFiles, name: str) -> Non
         load_gemma(models / name, torch.float32), load_checkpoint(files.checkpoint).connectors(torch.float32), PROMPT
     )
     assert torch.equal(context, expected.video)
+
+
+# The expander of LTX-2.5.
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers", minversion="5.10.1")
+    return write_chat_gemma(tmp_path_factory.mktemp("models") / "gemma-4-E2B-it")
+
+
+@pytest.fixture
+def listed(chat: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The expander's name in models/text_encoders."""
+    folders = folder_paths.folder_names_and_paths
+    monkeypatch.setitem(folders, "text_encoders", ([str(chat.parent)], folders["text_encoders"][1]))
+    monkeypatch.setattr(expansion, "GREEDY_TOKENS", 8)
+    return chat.name
+
+
+def test_an_expander_writes_instead_of_the_text_encoder(
+    encoder: memory.TextEncoder, listed: str, chat: Path, brought: list[Any], forwards: list[int]
+) -> None:
+    """One model that is loaded once, freed with the text encoder, and asked greedily: any seed gives the same."""
+    theirs = load_expander(chat, torch.bfloat16 if management.should_use_bf16() else torch.float32)
+    expected = expansion.expand(theirs, PROMPT, seed=0, greedy=True)
+    assert expected.expanded
+    written = [run(text.ExpandPrompt, encoder, each, n, True, None, listed) for n, each in enumerate([PROMPT] * 2)]
+    assert written[0] == written[1] and written[0][0] == expected.prompt
+    run(text.ExpandPrompt, encoder, "a man", 1, True, None, listed)
+    assert [type(handle).__name__ for (handle,) in brought] == ["Writer"] * 2 and brought[0] == brought[1]
+    assert not forwards
+    model = weakref.ref(brought[0][0].module)
+    brought.clear()
+    text._writers = type(text._writers)(kept=1)
+    gc.collect()
+    management.cleanup_models()
+    assert model() is None
+
+
+def test_what_cannot_write_is_told_before_the_graph_runs(files: TinyFiles, listed: str, chat: Path) -> None:
+    check = text.ExpandPrompt.validate_inputs
+    assert check() is check(text.OWN) is check(listed) is True
+    assert "none of these" in check("none of these")
+    (chat / "chat_template.jinja").rename(chat / "away")
+    try:
+        assert "without a chat template" in check(listed)
+    finally:
+        (chat / "away").rename(chat / "chat_template.jinja")
+    stamp = text.ExpandPrompt.fingerprint_inputs
+    assert stamp(prompt="a") == stamp(prompt="b", expander=text.OWN) == "" != stamp(prompt="a", expander=listed)

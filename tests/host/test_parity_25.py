@@ -124,7 +124,7 @@ def test_graph_and_command_give_the_same_frames(
 
 
 def test_files_that_do_not_belong_together_are_told(comfy: Comfy, files: dict[str, Path], models: TinyFiles) -> None:
-    """Before anything is sampled: the text encoder of the other version, and a LoRA of the other version."""
+    """Before anything is sampled: the text encoder, a LoRA, and the upscaler of the other version."""
     mine = TinyFiles(
         files["transformer"], files["upscaler"], files["distilled_lora"], files["camera_lora"], files["text_encoder"]
     )
@@ -132,6 +132,7 @@ def test_files_that_do_not_belong_together_are_told(comfy: Comfy, files: dict[st
     for name, value, words in (
         ("gemma", {"folder": models.gemma.name}, ("Gemma 3", files["transformer"].name)),
         ("distilled", {"lora": models.distilled_lora.name}, ("made for LTX-2.3", "is LTX-2.5")),
+        ("upscaler", {"file": models.upscaler.name}, ("is the upscaler of LTX-2.3", "is LTX-2.5")),
     ):
         prompt = graph.audio_to_video(mine, speech)
         prompt["model"]["inputs"] |= {"video_vae": files["video_vae"].name, "audio_vae": files["audio_vae"].name}
@@ -139,3 +140,4 @@ def test_files_that_do_not_belong_together_are_told(comfy: Comfy, files: dict[st
         done = comfy.run(prompt)
         assert done.message is not None
         assert all(word in str(done.message) for word in words), done.message
+        assert done.error["node_type"].endswith("Loader"), done.error

@@ -3,13 +3,15 @@ the result by the masks."""
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from .block import adopt
 from .conditioning import Conditions, Stream
 from .guidance import Guidance, needed
 from .modulation import Levels, modulation, rotary
-from .passes import KeptTexts, Pass, Reuse, velocities, working_set
+from .passes import KeptTexts, Pass, Reuse, static_texts, text_limit, velocities, working_set
 from .samplers import UNWATCHED, Hooks
 from .steering import Steering
 from .tokens import Tokens
@@ -20,7 +22,7 @@ class GuidedDenoiser:
 
     It computes on the device of the streams' tensors. Frozen audio is not guided, and its text context is the positive
     one in every pass, so the negative prompt acts on the video alone. room: free bytes beside the weights, which decide
-    whether the passes of a step run as one batch. Raises InputError as `Steering.check`.
+    whether the passes of a step run as one batch. texts: as for `sample`. Raises InputError as `Steering.check`.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class GuidedDenoiser:
         steering: Steering,
         hooks: Hooks = UNWATCHED,
         room: float = 0.0,
+        texts: float | None = None,
     ) -> None:
         self.model, self.video, self.audio, self.steering, self.hooks = model, video, audio, steering, hooks
         self.device, self.dtype = video.latent.device, model.proj_in.weight.dtype
@@ -47,9 +50,11 @@ class GuidedDenoiser:
         tokens = self.masks.video.shape[1] + self.masks.audio.shape[1]
         batch = len(self.passes) * working_set(model, tokens)
         self.batched = batch < room
-        # Without a modulation by the noise, the keys and values of a text are the same in every step.
-        static = getattr(model, "prompt_adaln", None) is None
-        self.texts = KeptTexts(room - batch if self.batched else room) if static else None
+        if texts is None:
+            # On a CPU, `room` is about its caches.
+            left = math.inf if self.device.type == "cpu" else room - batch if self.batched else room
+            texts = min(text_limit(model), left)
+        self.texts = KeptTexts(texts) if static_texts(model) else None
         sigmas, acceleration = steering.sigmas, steering.acceleration
         self.unguided = acceleration.guided_above(sigmas)
         self.reuse = Reuse(acceleration.reuse, float(sigmas[-2])) if acceleration.reuse else None

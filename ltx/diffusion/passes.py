@@ -6,19 +6,21 @@ stream is left out if nothing reads its result. And a step may reuse the result 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
-from .block import Rows, Texts
+from .block import Pair, Rows, Texts
+from .conditioning import TEXT_LENGTH
 from .modulation import Modulation, Modulations, Rotary, ada
 from .tokens import Tokens
 
 GPU_SHARE = 0.5  # of the free memory; the rest is for fragmentation and for the other tensors of the step
 CPU_CACHE = 32e6  # bytes
+TEXT_SHARE, TEXT_LEAST = 1 / 8, 64e6  # of the model's bytes, and bytes: what kept texts may take
 State = tuple[Tensor, Tensor | None]
 """A pass between two blocks: video [1, N, D] and audio [1, T, D'], or None if nothing reads the audio."""
 
@@ -130,6 +132,28 @@ def batch_room(device: torch.device) -> float:
     return CPU_CACHE
 
 
+def static_texts(model: LTX2VideoTransformer3DModel) -> bool:
+    """Whether the keys and values of a text are the same in every step, because the noise does not modulate them."""
+    return getattr(model, "prompt_adaln", None) is None
+
+
+def text_limit(model: LTX2VideoTransformer3DModel) -> float:
+    """Bytes that the kept keys and values of texts may take. It depends on the model alone, so that a forecast can
+    count them. In LTX-2.5, two texts take a seventeenth of the model in bfloat16, and an eighth of it in float8."""
+    return max(TEXT_LEAST, TEXT_SHARE * sum(parameter.nbytes for parameter in model.parameters()))
+
+
+def kept_texts(model: LTX2VideoTransformer3DModel, texts: int) -> int:
+    """Bytes that the kept keys and values of `texts` texts take in all blocks, if there is room for all that may be
+    kept."""
+    if not static_texts(model):
+        return 0
+    blocks = model.transformer_blocks
+    width = blocks[0].attn2.to_k.out_features + blocks[0].audio_attn2.to_k.out_features
+    size = texts * len(blocks) * 2 * TEXT_LENGTH * width * model.proj_in.weight.element_size()
+    return int(min(size, text_limit(model)))
+
+
 @dataclass(eq=False)
 class KeptTexts:
     """Keys and values of texts, for a model that computes the same ones in every step: they are computed once a run.
@@ -141,14 +165,20 @@ class KeptTexts:
     _kept: dict[tuple[object, ...], Texts] = field(default_factory=dict)
     _size: int = 0
 
-    def get(self, key: tuple[object, ...]) -> Texts | None:
-        return self._kept.get(key)
+    def get(self, key: tuple[object, ...], heard: bool) -> Texts | None:
+        """heard: whether those of the audio are needed, too."""
+        found = self._kept.get(key)
+        return None if found is None or (heard and found[1] is None) else found
 
     def put(self, key: tuple[object, ...], texts: Texts) -> None:
-        size = sum(tensor.nbytes for pair in texts if pair is not None for tensor in pair)
+        size = _bytes(texts) - _bytes(self._kept.get(key, ()))
         if self._size + size <= self.limit:
             self._kept[key] = texts
             self._size += size
+
+
+def _bytes(texts: Iterable[Pair | None]) -> int:
+    return sum(tensor.nbytes for pair in texts if pair is not None for tensor in pair)
 
 
 # long: what a step of each kind of model needs, by name
@@ -228,8 +258,8 @@ def _run(
     first = passes[rows[0]]
     second = [not passes[row].same_text(first) for row in rows]
     texts = [first, passes[rows[second.index(True)]]] if any(second) else [first]
-    key = (number, bool(with_audio), *(id(context) for text in texts for context in text.contexts))
-    known = None if kept is None else kept.get(key)
+    key = (number, *(id(context) for text in texts for context in text.contexts))
+    known = None if kept is None else kept.get(key, bool(with_audio))
     video, audio, pairs = block(
         _stack([state[row][0] for row in rows]),
         _stack([state[row][1] for row in with_audio]) if with_audio else None,

@@ -32,6 +32,7 @@ def sample(
     *,
     device: torch.device | str | None = None,
     room: float | None = None,
+    texts: float | None = None,
     hooks: Hooks = UNWATCHED,
 ) -> tuple[Tensor, AudioCondition, NoiseSource]:
     """Samples one stage → float32 video latent, the audio for the next stage (frozen), and the noise for the next
@@ -39,7 +40,8 @@ def sample(
 
     latent: [1, 128, F, H, W], which gives the size and, if the first sigma is below 1, the start. device: the device to
     compute on, by default the model's. room: free bytes there for the passes of a step as one batch, by default
-    measured on the device. The hooks receive x0 as tokens; `grid` turns the video's tokens into a latent. Raises
+    measured on the device. texts: bytes for the kept keys and values of texts, by default `text_limit` within the free
+    bytes. The hooks receive x0 as tokens; `grid` turns the video's tokens into a latent. Raises
     InputError if the latent has another shape or the conditions and the steering do not fit together.
     """
     if latent.ndim != 5 or latent.shape[:2] != (1, CHANNELS):
@@ -62,7 +64,7 @@ def sample(
             trace("denoise_mask_audio", sound.mask)
             trace("keyframes_mask_video", video.marked)
     room = batch_room(torch.device(device)) if room is None else room
-    denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room)
+    denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room, texts)
     masks, clean = Tokens(video.mask, sound.mask), Tokens(video.clean, sound.clean)
     if steering.sampler == RES_2S:
         x = res_2s(denoise, x, sigmas, seed, hooks, clean=clean, masks=masks)

@@ -18,6 +18,7 @@ from torch import nn
 from ..diffusion.conditioning import AudioCondition
 from ..diffusion.decode import Tiling
 from ..diffusion.guidance import NONE
+from ..diffusion.passes import kept_texts
 from ..diffusion.sound import decode_audio, encode_mel
 from ..job import BLOCKS, FIRST, NEVER, Compute, Job
 from ..latents import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, audio_length, video_shape
@@ -165,16 +166,26 @@ class _Measured:
         transformer = Resident.of(TRANSFORMER, model, model.transformer_blocks)
         models = (transformer, *self._mapped_loras())
         merging, editing = self._changing(model)
+        kept = self._kept(model)
         model.transformer_blocks = model.transformer_blocks[:3]  # three blocks are enough to reach a step's peak
 
         first = "first stage" if two_stages else "sample"
-        self._stage(first, models, model, self.first, merging, editing, guided=True)
+        self._stage(first, models, model, self.first, merging, editing, kept[0], guided=True)
         if two_stages:
             upsampler = blueprint(lambda: load_upscaler(job.files.upscaler, dtype))
             vae = blueprint(job.checkpoint.video_statistics)
             work = upscaling(upsampler, vae, video_shape(self.clip.frames, *self.first), self.on)
             self.planner.add("upscale", (transformer, Resident.of("upscaler", upsampler)), work)
-            self._stage("second stage", models, model, self.full, merging, editing, guided=False)
+            self._stage("second stage", models, model, self.full, merging, editing, kept[1], guided=False)
+
+    def _kept(self, model: nn.Module) -> tuple[int, int]:
+        """Bytes of the texts' keys and values that the first and the second stage keep between the steps."""
+        steering = self.job.steering[0]
+        texts = 1
+        if any(guidance.runs_uncond for guidance in steering.acting(self.job.request.audio_strength == 1)):
+            # If some steps are not guided, both texts together and the positive one alone are kept.
+            texts = 3 if steering.acceleration.guided_above(steering.sigmas) > 0 and self.on != "cpu" else 2
+        return kept_texts(model, texts), kept_texts(model, 1)
 
     def _changing(self, model: nn.Module) -> tuple[int, int]:
         """Bytes that LoRAs take for one weight: when they are merged, and in a step beside a quantized weight.
@@ -198,6 +209,7 @@ class _Measured:
         size: tuple[int, int],
         merging: int,
         editing: int,
+        kept: int,
         guided: bool,
     ) -> None:
         clip, job = self.clip, self.job
@@ -219,7 +231,9 @@ class _Measured:
 
         one_by_one = step(0.0)
         batched = step(math.inf) if guided and self.on != "cpu" else one_by_one
-        self.planner.add(name, models, batched, smaller=one_by_one)
+        # A GPU keeps less of the texts if it is short of memory.
+        smaller = one_by_one + kept if self.on == "cpu" else one_by_one
+        self.planner.add(name, models, batched + kept, smaller=smaller)
 
     def _mapped_loras(self) -> tuple[Resident, ...]:
         """The pages of the LoRA files on a CPU, which merging reads."""

@@ -49,7 +49,7 @@ def one_step(
     """Samples one step of a stage. The model has at least two blocks, and STG perturbs the second one.
 
     guidance: for picture and sound. images: for each image, whether it is the first frame. room: bytes that the passes
-    may take as one batch.
+    may take as one batch. No text is kept for the next step: a forecast adds `kept_texts`.
     """
     widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
 
@@ -60,4 +60,4 @@ def one_step(
     last = pixel_frames(latent) - 1
     guides = tuple(Guide(still, 0 if first else last, 0.9) for first in images)
     steering = Steering(torch.tensor([1.0, 0.0]), *(replace(each, stg_blocks=(1,)) for each in guidance))
-    sample(model, latent, Conditions(text(), audio, text(), guides), steering, Noise(0), room=room)
+    sample(model, latent, Conditions(text(), audio, text(), guides), steering, Noise(0), room=room, texts=0)

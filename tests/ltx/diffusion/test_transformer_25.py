@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from a2v.ltx.diffusion.passes import KeptTexts, Pass
+from a2v.ltx.diffusion import passes as passes_module
+from a2v.ltx.diffusion.passes import KeptTexts, Pass, kept_texts, text_limit
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.tests.tiny import TinyFiles
 from a2v.tests.tiny25 import NONE_OF_THEM, Tiny25Files, write_tiny25
 from torch import nn
 
@@ -123,3 +125,24 @@ def test_texts_are_kept_within_a_limit(static: nn.Module, randn: Callable) -> No
     narrow = KeptTexts(2 * each)
     run.run([one], texts=narrow)
     assert len(narrow._kept) == 2
+
+
+def test_the_forecast_knows_what_is_kept(static: nn.Module, randn: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a guided step, one pass after the other and as a batch: the isolated pass, which has no sound, and the
+    perturbed one read the same text as the first."""
+    run = Case(static, randn)
+    passes = guided_step(run)
+    expected = kept_texts(static, 2) * run.text.shape[1] // 1024
+    for batched in (False, True):
+        kept = KeptTexts(1e9)
+        run.run(passes, batched=batched, texts=kept)
+        pairs = [tensor for texts in kept._kept.values() for pair in texts for tensor in pair]
+        assert kept._size == sum(tensor.nbytes for tensor in pairs)
+        assert 0.75 * expected <= kept._size <= expected  # the negative text may be the video's alone
+    monkeypatch.setattr(passes_module, "TEXT_LEAST", 1000.0)
+    weights = sum(parameter.nbytes for parameter in static.parameters())
+    assert kept_texts(static, 1000) == int(weights / 8) == int(text_limit(static))
+
+
+def test_a_modulated_text_is_not_kept(tiny: TinyFiles) -> None:
+    assert kept_texts(load_checkpoint(tiny.checkpoint).transformer(), 2) == 0

@@ -210,8 +210,10 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "default": DEFAULT,
     "small": ("dev-fp8", "distilled-lora-111", "upscaler", "gemma-fp4"),
     "16-bit": ("dev", "distilled-lora", "upscaler", "gemma"),
+    "2.5": V25.default,
 }
-"""What a job of two stages loads: as the workflows name it, for small cards, and without any quantized weights."""
+"""What a job of two stages loads: as the workflows name it, for small cards, without any quantized weights, and with
+LTX-2.5."""
 VERSIONS = " and ".join(each.version for each in GENERATIONS)
 WANTED = " or ".join(MODELS[each.checkpoint].name for each in GENERATIONS)
 """The files that an error message names if a checkpoint is missing or wrong."""

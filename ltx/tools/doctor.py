@@ -228,7 +228,11 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
                 into.append(path)
                 yield True, f"{what} {path} ({_size_of(path)})"
 
-    yield from opened(_encoders(places), "text encoder", found.encoders, check_gemma, "gemma")
+    encoders = _unique(_encoders(places))
+    expanders = [path for path in encoders if _writes_only(path)]
+    encoders = [path for path in encoders if path not in expanders]
+    yield from opened(encoders, "text encoder", found.encoders, check_gemma, "gemma")
+    yield from ((True, f"expander of prompts for LTX-2.5 {path} ({_size_of(path)})") for path in expanders)
     upscalers = (path for base in places["latent_upscale_models"] for path in models.files(base, ".safetensors"))
     yield from opened(upscalers, "upscaler", found.upscalers, load_upscaler, "ltx-")
     # A LoRA is matched with the first checkpoint, because a LoRA that fits nothing would have no effect.
@@ -262,6 +266,20 @@ def _encoders(places: Mapping[str, list[Path]]) -> Iterator[Path]:
     for base in places["diffusers"]:
         whole = (path for path in models.files(base, "config.json") if path.as_posix().endswith(f"/{ENCODER}"))
         yield from (path.parent.parent for path in whole)
+
+
+def _writes_only(path: Path) -> bool:
+    """Whether it is a Gemma 4 that chats: an expander, and no text encoder."""
+    from ..prompt.expander import check_expander
+    from ..prompt.gemma4_file import is_gemma4
+
+    if not is_gemma4(path):
+        return False
+    try:
+        check_expander(path)
+    except InputError:
+        return False
+    return True
 
 
 def _unique(paths: Iterable[Path]) -> list[Path]:

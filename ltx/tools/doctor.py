@@ -36,9 +36,11 @@ FLOAT8 = 0.5  # size of fp8 weights in proportion to bfloat16
 
 @dataclass
 class Found:
-    """The models that were found, by their purpose. Each can be opened by its reader."""
+    """The models that were found, by their purpose. Each can be opened by its reader. transformers: those without all
+    other parts of a checkpoint."""
 
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    transformers: list[Checkpoint] = field(default_factory=list)
     encoders: list[Path] = field(default_factory=list)
     upscalers: list[Path] = field(default_factory=list)
     distilled_loras: list[Path] = field(default_factory=list)
@@ -48,7 +50,7 @@ class Found:
     @property
     def version(self) -> models.Generation:
         """That of the first checkpoint."""
-        return self.checkpoints[0].generation if self.checkpoints else models.V23
+        return next((each.generation for each in (*self.checkpoints, *self.transformers)), models.V23)
 
     @property
     def encoder(self) -> Path | None:
@@ -206,6 +208,9 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     for path in _unique(_transformer_files(places)):
         try:
             checkpoint = _checkpoint(path, places)
+            if checkpoint.lacking(projection=False):
+                found.transformers.append(checkpoint)
+            checkpoint.inspect(projection=False)
         except Exception as error:  # a broken file may raise anything, and the other files are still checked
             if "ltx" in path.name.lower():
                 yield None, f"cannot be used: {_reason(error)}"
@@ -296,8 +301,8 @@ def _transformer_files(places: Mapping[str, list[Path]]) -> Iterator[Path]:
 
 
 def _checkpoint(path: Path, places: Mapping[str, list[Path]]) -> Checkpoint:
-    """Opens a file with the transformer, together with files of its missing parts. Raises InputError if it cannot be
-    used."""
+    """Opens a file with the transformer, together with files of its missing parts, as far as they are there. Raises
+    InputError if it cannot be used."""
     from ..weights.checkpoint import load_checkpoint
 
     opened = load_checkpoint(path)
@@ -317,7 +322,6 @@ def _checkpoint(path: Path, places: Mapping[str, list[Path]]) -> Checkpoint:
     if opened.awaits_projection:  # LTX-2.5's text encoder has it
         given = (opened.with_text_encoder(encoder) for encoder in _encoders(places))
         opened = next((each for each in given if not each.awaits_projection), opened)
-    opened.inspect()
     return opened
 
 
@@ -332,16 +336,26 @@ def _size_of(path: Path) -> str:
 def _needed(found: Found) -> Iterator[Published]:
     """The published models that a default job still needs, of the version of the first checkpoint. A distilled
     checkpoint needs no LoRA."""
-    from_names = [checkpoint.path.name for checkpoint in found.checkpoints]
     version = found.version
+    from_names = [checkpoint.path.name for checkpoint in found.checkpoints]
     if not from_names:
-        yield MODELS[version.checkpoint]
+        parts = _parts(found.transformers[0]) if found.transformers else []
+        from_names = [checkpoint.path.name for checkpoint in found.transformers if parts]
+        yield from parts or [MODELS[version.checkpoint]]
     if found.distilled_lora is None and not any(map(models.is_distilled, from_names)):
         yield MODELS[version.distilled_lora]
     if found.upscaler is None:
         yield MODELS[version.upscaler]
     if found.encoder is None:
         yield MODELS[version.encoder]
+
+
+def _parts(transformer: Checkpoint) -> list[Published]:
+    """The published files of all parts that a transformer lacks; empty if one of them is not published by itself."""
+    version = transformer.generation
+    lacking = {version.parts.get(part.argument) for part in transformer.lacking(projection=False)}
+    files = [MODELS[key] for key in version.apart if MODELS[key].name in lacking]
+    return files if len(files) == len(lacking) else []
 
 
 def _fits(found: Found) -> Iterator[Line]:

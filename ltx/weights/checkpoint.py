@@ -201,11 +201,18 @@ class Checkpoint:
 
         projection: False if the text encoder's file is not named yet, so that the text projection may be missing.
         """
-        for part in PARTS:
-            if part is CONNECTORS and not projection and self.awaits_projection:
-                continue
-            if not self._in_folder(part) and not self._complete(self._sources(part), part):
-                raise self._missing(part)
+        for part in self.lacking(projection):
+            raise self._missing(part)
+
+    def lacking(self, projection: bool = True) -> list[Part]:
+        """The parts that none of the files has. projection: as for `check`."""
+        return [
+            part
+            for part in PARTS
+            if (part is not CONNECTORS or projection or not self.awaits_projection)
+            and not self._in_folder(part)
+            and not self._complete(self._sources(part), part)
+        ]
 
     def _in_folder(self, part: Part) -> bool:
         return self.folder and part.argument not in self.files
@@ -217,13 +224,14 @@ class Checkpoint:
         wanted = ("video_text_proj_in.weight", "video_connector.learnable_registers") if part is CONNECTORS else ()
         return bool(sources) and all(name in sources for name in wanted)
 
-    def inspect(self) -> nn.Module:
+    def inspect(self, projection: bool = True) -> nn.Module:
         """Opens every part as loading does, but neither casts nor moves it, so that only headers are read.
 
-        Returns the transformer. Raises InputError for whatever loading would refuse.
+        projection: as for `check`. Returns the transformer. Raises InputError for whatever loading would refuse.
         """
-        self.check()
-        transformer, *_ = [self._open(part) for part in PARTS if part is not VIDEO_VAE]
+        self.check(projection)
+        awaited = CONNECTORS if not projection and self.awaits_projection else None
+        transformer, *_ = [self._open(part) for part in PARTS if part not in (VIDEO_VAE, awaited)]
         self._open(VIDEO_VAE, ENCODER)
         self._open_decoder()
         return transformer

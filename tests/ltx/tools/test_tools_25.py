@@ -55,7 +55,7 @@ def test_a_complete_set_can_run(placed: dict[str, Path], tmp_path: Path) -> None
     assert "first stage" in line_with(lines, "first stage", "transformer")
 
 
-@pytest.mark.parametrize("gone", ["text_encoder", "upscaler", "distilled_lora"])
+@pytest.mark.parametrize("gone", ["text_encoder", "video_vae", "audio_vae", "upscaler", "distilled_lora"])
 def test_what_is_missing_is_2_5_s(placed: dict[str, Path], tmp_path: Path, gone: str) -> None:
     key = PUBLISHED[gone]
     placed[gone].unlink()
@@ -65,6 +65,7 @@ def test_what_is_missing_is_2_5_s(placed: dict[str, Path], tmp_path: Path, gone:
     assert line.startswith(doctor.BAD) and f"/resolve/main/{MODELS[key].folder}/" in MODELS[key].url
     assert f"python -m ltx download {key} --models" in line_with(lines, "python -m ltx download", key)
     assert sum("accept its terms" in line for line in lines) == 1
+    assert not any("ltx-2.3" in line or "gemma_3" in line for line in lines)
 
 
 def test_the_set_is_what_a_job_loads() -> None:

@@ -54,6 +54,11 @@ class Gemma4File(EncoderFile):
         settings = weights / "config.json"
         self.config = _json(settings, settings.read_bytes()) if folder else self._metadata()
         self.version: str | None = self.config.get("gemma_version")
+        if folder and self.config.get("model_type") != MODEL_TYPE:
+            raise InputError(
+                f"{path}: is a stock Gemma 4 (model_type {self.config.get('model_type')!r:.40}), and LTX-2.5 needs the "
+                f"one that was trained with it: use {WANTED}. This one may be the expander of prompts."
+            )
         if not folder and PROJECTION not in self.names:
             raise InputError(
                 f"{path}: is a stock Gemma 4 ({MARK.removeprefix(LANGUAGE)} without a text projection), and LTX-2.5 "

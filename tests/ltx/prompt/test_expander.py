@@ -13,7 +13,7 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.prompt import expand as module
 from a2v.ltx.prompt.expand import SYSTEM, SYSTEM_IMAGE, expand
 from a2v.ltx.prompt.expander import check_expander, load_expander
-from a2v.ltx.prompt.gemma import Gemma
+from a2v.ltx.prompt.gemma import Gemma, check_gemma
 from a2v.tests.tiny import TinyFiles, write_gemma_file
 from a2v.tests.tiny25 import write_tiny25
 from a2v.tests.tiny_chat import write_chat_gemma
@@ -207,6 +207,11 @@ def test_one_sentence(folder: Path, tmp_path: Path, change: Callable[[Path], obj
         check_expander(path)
     assert words in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
     assert "gemma-4-E2B-it" in str(error.value)
+
+
+def test_a_chat_model_is_no_text_encoder(folder: Path, refusal: Callable) -> None:
+    with refusal(str(folder), "stock Gemma 4", "gemma4-12b-with-proj-ltx-2.5-bf16.safetensors", "expander"):
+        check_gemma(folder)
 
 
 def test_ltx_s_own_encoder_cannot_write(tmp_path: Path) -> None:

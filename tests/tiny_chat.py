@@ -23,33 +23,23 @@ CHAT = (
 """What Gemma 4 was trained with; as in its first versions, the system's words must be plain text."""
 
 
-def write_chat_gemma(folder: Path, *, width: int = 32, layers: int = 4) -> Path:
-    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+def write_chat_gemma(folder: Path, *, width: int = 32, layers: int = 4, unified: bool = False) -> Path:
+    """unified: as the 12B-it is published, without towers and without inputs for each layer."""
+    import transformers
 
+    name = "Gemma4Unified" if unified else "Gemma4"
     tokenizer = tiny.tokenizer_without_bos(SPECIAL)
     vocabulary = -(-tokenizer.get_vocab_size() // 64) * 64
     ids = {name.replace("token", "token_id"): SPECIAL.index(token) for name, token in {**IMAGE, **AUDIO}.items()}
     ids["eoa_token_index"] = ids.pop("eoa_token_id")
-    config = Gemma4Config(
-        text_config={
-            "vocab_size": vocabulary,
-            "vocab_size_per_layer_input": vocabulary,
-            "hidden_size": width,
-            "hidden_size_per_layer_input": 8,
-            "intermediate_size": 2 * width,
-            "num_hidden_layers": layers,
-            "num_kv_shared_layers": layers // 2,
-            "use_double_wide_mlp": True,
-            "num_attention_heads": width // 16,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-            "global_head_dim": 32,
-            "layer_types": ["sliding_attention", "full_attention"] * (layers // 2),
-            "sliding_window": 64,
-            "final_logit_softcapping": 30.0,
-            "initializer_range": 0.2,
-        },
-        vision_config={
+    small = {
+        "vocab_size_per_layer_input": vocabulary,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": layers // 2,
+        "use_double_wide_mlp": True,
+    }
+    towers = {
+        "vision_config": {
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_hidden_layers": 1,
@@ -58,25 +48,47 @@ def write_chat_gemma(folder: Path, *, width: int = 32, layers: int = 4) -> Path:
             "head_dim": 16,
             "position_embedding_size": 64,
         },
-        audio_config={
+        "audio_config": {
             "hidden_size": 32,
             "num_hidden_layers": 1,
             "num_attention_heads": 2,
             "output_proj_dims": 32,
             "subsampling_conv_channels": [8, 4],
         },
+    }
+    bare = {
+        "vision_config": {"mm_embed_dim": width, "mm_posemb_size": 64, "output_proj_dims": width},
+        "audio_config": {},
+    }
+    config = getattr(transformers, f"{name}Config")(
+        text_config={
+            "vocab_size": vocabulary,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // 16,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "layer_types": ["sliding_attention", "full_attention"] * (layers // 2),
+            "sliding_window": 64,
+            "final_logit_softcapping": 30.0,
+            "initializer_range": 0.2,
+            **({} if unified else small),
+        },
+        **(bare if unified else towers),
         video_token_id=SPECIAL.index("<|video|>"),
         **ids,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        Gemma4ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+        getattr(transformers, f"{name}ForConditionalGeneration")(config).to(torch.bfloat16).save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
     documents = {
         "tokenizer_config.json": {
             "tokenizer_class": "GemmaTokenizer",
-            "processor_class": "Gemma4Processor",
+            "processor_class": f"{name}Processor",
             **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")},
             **IMAGE,
             **AUDIO,
@@ -84,10 +96,10 @@ def write_chat_gemma(folder: Path, *, width: int = 32, layers: int = 4) -> Path:
             "extra_special_tokens": ["<|video|>"],
         },
         "processor_config.json": {
-            "processor_class": "Gemma4Processor",
-            "image_processor": {"image_processor_type": "Gemma4ImageProcessor", "max_soft_tokens": 70},
-            "feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor"},
-            "video_processor": {"video_processor_type": "Gemma4VideoProcessor"},
+            "processor_class": f"{name}Processor",
+            "image_processor": {"image_processor_type": f"{name}ImageProcessor", "max_soft_tokens": 70},
+            "feature_extractor": {"feature_extractor_type": f"{name}AudioFeatureExtractor"},
+            "video_processor": {"video_processor_type": f"{name}VideoProcessor"},
         },
     }
     for name, document in documents.items():

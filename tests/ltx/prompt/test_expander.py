@@ -159,6 +159,22 @@ def test_float8_takes_half_the_memory(folder: Path, monkeypatch: pytest.MonkeyPa
     )
 
 
+def test_a_gemma_4_without_towers_writes_and_sees(
+    tmp_path: Path, picture: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 12B-it, which has LTX's own encoder's layout."""
+    monkeypatch.setattr(module, "GREEDY_TOKENS", TOKENS)
+    gemma = load_expander(write_chat_gemma(tmp_path / "gemma-4-12B-it", unified=True), torch.float32)
+    assert gemma.sees and not [name for name in gemma.model.state_dict() if "audio" in name]
+    scores = []
+    gemma.model.lm_head.register_forward_hook(lambda _, __, given: scores.append(given[0, -1].clone()))
+    for image in (None, picture, 255 - picture):
+        expand(gemma, PROMPT, seed=1, image=image, greedy=True)
+        assert len(scores) >= TOKENS
+    first = scores[::TOKENS]
+    assert not torch.allclose(first[1], first[2], atol=1e-4)
+
+
 @pytest.mark.parametrize("single", [False, True])
 def test_gemma_3_writes_too(
     tiny_default: TinyFiles, tmp_path: Path, single: bool, monkeypatch: pytest.MonkeyPatch

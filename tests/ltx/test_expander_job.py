@@ -81,21 +81,21 @@ def test_the_command_writes_the_prompt_with_the_expander(
     (tmp_path / "request.json").write_text(json.dumps(REQUEST))
     files = files_of(tiny25, folder)
 
-    def run(*more: str | Path) -> dict[str, Any]:
-        named = {"checkpoint", "text_encoder", "video_vae", "audio_vae", "audio"}
-        words = [word for name in named for word in (f"--{name.replace('_', '-')}", getattr(files, name))]
-        words += ["--request", tmp_path / "request.json", "--output", tmp_path / "out.mp4", "--device", "cpu", *more]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("signal.signal", lambda *_: None)
-            assert command.main([str(word) for word in words]) == 0
-        said = capsys.readouterr()
-        return {"prompt": json.loads(said.out)["prompt"], "error": said.err}
+    named = {"checkpoint", "text_encoder", "video_vae", "audio_vae", "audio"}
+    words = [word for name in named for word in (f"--{name.replace('_', '-')}", getattr(files, name))]
+    words += ["--request", tmp_path / "request.json", "--output", tmp_path / "out.mp4", "--device", "cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("signal.signal", lambda *_: None)
+        assert command.main([*map(str, words), "--expander", str(chat)]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["prompt"] == expected.prompt and "used as written" not in said.err
 
-    written = run("--expander", chat)
-    assert written["prompt"] == expected.prompt and "used as written" not in written["error"]
-    plain = run()
-    assert plain["prompt"] == PROMPT
-    assert "used as written" in plain["error"] and "choose an expander" in plain["error"]
+
+def test_without_one_the_prompt_is_used_as_written(job: Callable[..., Job]) -> None:
+    prompts = encoding.encode_prompts(job(), Compute(torch.float32), None, lambda *_: None)
+    assert prompts.prompt == PROMPT
+    (note,) = prompts.notes
+    assert "used as written" in note and "choose an expander, for example google/gemma-4-E2B-it" in note
 
 
 def test_a_kept_expansion_needs_no_expander_and_no_seed(
@@ -135,7 +135,7 @@ def test_the_two_models_are_never_in_memory_at_once(
 
 
 def test_the_forecast_counts_what_is_loaded(job: Callable[..., Job], chat: Path) -> None:
-    """Its tower for sound is not, and without expansion nothing is."""
+    """Its tower for sound is not."""
     first, second = estimate(job(expander=chat), Compute(torch.bfloat16)).phases[:2]
     assert (first.name, second.name) == ("expand prompt", "encode text")
     loaded = load_expander(chat, torch.bfloat16).model
@@ -145,8 +145,6 @@ def test_the_forecast_counts_what_is_loaded(job: Callable[..., Job], chat: Path)
     blocks = [sum(prod(p.shape) * 2 for p in layer.parameters()) for layer in loaded.model.language_model.layers]
     assert [*first.models[0].blocks] == pytest.approx(blocks, abs=4)
     assert first.work > 2 * 4 * (1024 + 512) * 32 * 2
-    off = job({**REQUEST, "enable_prompt_expansion": False}, expander=chat)
-    assert estimate(off, Compute(torch.bfloat16)).phases[0].name == "encode text"
 
 
 def test_a_wrong_expander_is_told_before_anything_loads(

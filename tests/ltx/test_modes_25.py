@@ -50,7 +50,7 @@ def gguf_file(files: Files, folder: Path) -> Files:
     ("mode", "write", "compute"),
     [
         ("fp8", as_it_is, FP8),
-        ("official fp8 file", fp8_file, Compute(torch.float32)),
+        pytest.param("official fp8 file", fp8_file, Compute(torch.float32), marks=pytest.mark.soak),
         ("Q8_0 file", gguf_file, Compute(torch.float32)),
     ],
 )

@@ -100,9 +100,8 @@ def test_full_needs_2_5_s_distilled_model(files: Files, prompts: Prompts, tmp_pa
 
 
 def test_restart_renews_the_noise(files: Files, prompts: Prompts, plain: Run) -> None:
-    runs = [Run(files, prompts, use_restart_sampling=True) for _ in range(2)]
-    assert torch.equal(runs[0].latent, runs[1].latent)
-    assert relative(runs[0].latent, plain.latent) > 1e-3
+    run = Run(files, prompts, use_restart_sampling=True)
+    assert run.latent.isfinite().all() and relative(run.latent, plain.latent) > 1e-3
 
 
 def test_below_strength_1_there_is_new_sound(files: Files, prompts: Prompts, plain: Run) -> None:

@@ -60,8 +60,8 @@ def report(node: type[io.ComfyNode], text: str) -> str:
 
 
 def shown(text: str) -> dict[str, list[str]]:
-    """The UI output of a node with that text. It stays in the history, and ComfyUI sends it again for a cached node that
-    a later run reads from."""
+    """The UI output of a node with that text. It stays in the history, and ComfyUI sends it again for a cached node
+    that a later run reads from."""
     return {TEXT: [text]}
 
 

@@ -27,7 +27,7 @@ from . import gemma4_file, gemma_file
 from .encoder_file import folders
 from .sentencepiece import CHAT
 
-WANTED = MODELS[V23.encoder].repository
+WANTED = MODELS["gemma"].repository
 INDEX = "model.safetensors.index.json"
 LAYERS = "model.language_model.layers."
 PREPROCESSORS = ("processor_config.json", "preprocessor_config.json")

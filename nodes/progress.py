@@ -60,7 +60,8 @@ def report(node: type[io.ComfyNode], text: str) -> str:
 
 
 def shown(text: str) -> dict[str, list[str]]:
-    """The UI output of a node with that text: it stays in the history, and a cached node shows it again."""
+    """The UI output of a node with that text. It stays in the history, and ComfyUI sends it again for a cached node
+    that a later run reads from."""
     return {TEXT: [text]}
 
 

@@ -123,9 +123,9 @@ class ExpandPrompt(io.ComfyNode):
                     options=[OWN, *gemma_names()],
                     default=OWN,
                     optional=True,
-                    tooltip=f"What writes the prompt. {OWN}: LTX-2.3's Gemma 3 itself. LTX-2.5's text encoder cannot "
-                    f"write: choose an instruct model in models/text_encoders, the folder of {GEMMA_4} or larger, or a "
-                    "Gemma 3 12B-it. It takes the likeliest words, so the seed does not matter.",
+                    tooltip=f"The model that writes the prompt. {OWN} is LTX-2.3's own Gemma 3. LTX-2.5's text encoder "
+                    f"cannot write: choose an instruct model in models/text_encoders, the folder of {GEMMA_4} or of a "
+                    "larger one, or a Gemma 3 12B-it. It takes the most likely words, so the seed does not matter.",
                 ),
             ],
             outputs=[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -89,6 +90,34 @@ def test_registry_metadata(project: dict) -> None:
     assert icon.get("viewBox") == "0 0 256 256", "square; the registry takes up to 400 pixels a side"
     assert set(table["urls"]) == {"Repository", "Documentation", "Bug Tracker", "Changelog"}
     assert f"[{table['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_workflows_name_the_pack_and_its_version(project: dict) -> None:
+    """So ComfyUI's Manager finds the pack for a missing node. A new version asks for them to be drawn anew."""
+    wanted = (project["project"]["name"], project["project"]["version"])
+    files = [path for folder in ("example_workflows", "subgraphs") for path in (ROOT / folder).glob("*.json")]
+    assert len(files) == 14
+    for file in files:
+        graph = json.loads(file.read_text())
+        nodes = [node for each in (graph, *graph["definitions"]["subgraphs"]) for node in each["nodes"]]
+        ours = [node["properties"] for node in nodes if node["type"].startswith("LTXA2V")]
+        assert ours and {(each["cnr_id"], each["ver"]) for each in ours} == {wanted}, file
+
+
+def test_publishing_waits_for_its_token() -> None:
+    """Without the secret of the registry's account the job ends before the action; it never runs from a fork's pull."""
+    import yaml
+
+    jobs = {
+        name: yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text()) for name in ("publish", "validate")
+    }
+    assert set(jobs["publish"][True]) == {"workflow_dispatch", "push"} and jobs["publish"]["permissions"] == {}
+    (job,) = jobs["publish"]["jobs"].values()
+    last = job["steps"][-1]
+    assert last["uses"].startswith("Comfy-Org/publish-node-action@") and last["if"] == "env.TOKEN != ''"
+    assert job["env"]["TOKEN"] == last["with"]["personal_access_token"] == "${{ secrets.REGISTRY_ACCESS_TOKEN }}"
+    (job,) = jobs["validate"]["jobs"].values()
+    assert job["steps"][-1]["run"] == "comfy --skip-prompt --no-enable-telemetry node validate"
 
 
 def test_what_a_reporter_finds() -> None:

@@ -1,5 +1,5 @@
 // The texts of nodes (reports, the prompt that is being written): each stands on its node, and stays after the run. They
-// come while a node runs, and as its output, which the server sends again for a node that it has cached.
+// come while a node runs, and as its output, which the server sends again for a cached node that a run reads from.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 

@@ -32,7 +32,7 @@ SAMPLER, SAVE, REPORT, EXPAND, ENCODE = (
     "LTXA2VTextEncode",
 )
 IMAGE, END_IMAGE = "LTXA2VImageConditioning", "LTXA2VEndImageConditioning"
-LOAD_IMAGE, LOAD_IMAGE_WITHIN_LIMITS = "LoadImage", "LTXA2VLoadImage"
+LOAD_IMAGE = "LTXA2VLoadImage"
 ACCELERATION = "LTXA2VAcceleration"
 FIRST_STAGE, SECOND_STAGE = "First pass", "Second pass"  # titles of the samplers in the workflows
 NEGATIVE = "Negative prompt"
@@ -128,19 +128,17 @@ def _place_images(graph: Graph, request: Request, image: str | None, end_image: 
     An image at strength 0 still sets the size, and the prompt's expansion does not see it. The conditioning nodes skip
     it by themselves.
     """
-    for key in graph.all(LOAD_IMAGE):  # strangers send these pictures: the loader with the engine's limits reads them
-        graph.prompt[key]["class_type"] = LOAD_IMAGE_WITHIN_LIMITS
     if image:
-        graph.inputs(LOAD_IMAGE_WITHIN_LIMITS, FIRST_IMAGE)["image"] = image
+        graph.inputs(LOAD_IMAGE, FIRST_IMAGE)["image"] = image
         for key in graph.all(IMAGE):
             graph.prompt[key]["inputs"]["strength"] = request.image_strength
         if request.image_strength == 0:
             graph.inputs(EXPAND).pop("image", None)
     elif end_image:
-        for key in [graph.find(LOAD_IMAGE_WITHIN_LIMITS, FIRST_IMAGE), *graph.all(IMAGE)]:
+        for key in [graph.find(LOAD_IMAGE, FIRST_IMAGE), *graph.all(IMAGE)]:
             graph.remove(key)
     if end_image:
-        graph.inputs(LOAD_IMAGE_WITHIN_LIMITS, LAST_IMAGE)["image"] = end_image
+        graph.inputs(LOAD_IMAGE, LAST_IMAGE)["image"] = end_image
         for key in graph.all(END_IMAGE):
             graph.prompt[key]["inputs"]["strength"] = request.end_image_strength
 

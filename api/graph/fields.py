@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from .compose import ACCELERATION, END_IMAGE, IMAGE, LAST_IMAGE, LOAD_IMAGE_WITHIN_LIMITS, OTHER_LORA
+from .compose import ACCELERATION, END_IMAGE, IMAGE, LAST_IMAGE, LOAD_IMAGE, OTHER_LORA
 from .graph import Prompt
 
 
@@ -12,7 +12,7 @@ def field_of(graph: Prompt, node_id: str) -> str | None:
     """The request's field that a node's mistake is about; None if there is no single one."""
     node = graph.get(node_id, {})
     title = node.get("_meta", {}).get("title", "")
-    if node.get("class_type") in (LOAD_IMAGE_WITHIN_LIMITS, IMAGE, END_IMAGE):
+    if node.get("class_type") in (LOAD_IMAGE, IMAGE, END_IMAGE):
         return "end_image_url" if title.startswith(LAST_IMAGE) else "image_url"
     return {
         "LTXA2VLoadAudio": "audio_url",

@@ -28,7 +28,7 @@ from . import gemma4_file, gemma_file
 from .encoder_file import folders
 from .sentencepiece import CHAT
 
-WANTED = MODELS[V23.encoder].repository
+WANTED = MODELS["gemma"].repository
 INDEX = "model.safetensors.index.json"
 LAYERS = "model.language_model.layers."
 TURN_ENDS = ("<end_of_turn>", "<turn|>")  # of Gemma 3 and of Gemma 4

@@ -458,11 +458,10 @@ def _transformer_file(path: Path) -> tuple[WeightFile, str]:
     """The opened file with the transformer, and its version: the file's own word, else by its tensors."""
     file = WeightFile(path, WANTED)
     file.check_format(WANTED)
-    file.check_format(WANTED)
     file.config  # noqa: B018 - this raises now if the metadata cannot be read
     version = file.metadata.get("model_version", "")
     if version and generation(version) is None:
-        raise InputError(f"{path}: is LTX version {version}, and this pack needs version {VERSIONS}: use {WANTED}.")
+        raise InputError(f"{path}: is LTX version {version}, and this pack reads {VERSIONS}: use {WANTED}.")
     transformer = [name for name in file.names if name.startswith(TRANSFORMER.prefixes)]
     if all(name.startswith(TRANSFORMER.skip) or ".lora" in name for name in transformer):
         raise InputError(f"{path}: holds no LTX transformer; use {WANTED}.")

@@ -51,7 +51,7 @@ def prepared(name: str, models: TinyFiles, images: dict[str, str], audio: str) -
     prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
     prompt = demo.fill(prompt, models, audio, PROMPTS[name], None)
     for node in prompt.values():
-        if node["class_type"] == "LoadImage":
+        if node["class_type"] == "LTXA2VLoadImage":
             node["inputs"]["image"] = images["end" if "End" in node["_meta"]["title"] else "first"]
         elif node["class_type"] == "LTXA2VCameraLora":
             node["inputs"]["camera_lora"] = "dolly_in"

@@ -78,7 +78,7 @@ def test_it_is_the_one_node_of_the_workflow(name: str) -> None:
     assert ends == ["audio", *(["first image"] if name == "image_and_audio" else [])]
     labels = [slot.get("label", slot["name"]) for slot in node["inputs"] if "widget" in slot]
     assert {"prompt", "negative prompt", "size", "seed", "steps", "speed-up", "checkpoint"} <= set(labels)
-    outside = {"LTXA2VLoadAudio", "LoadImage", "SaveVideo", "PreviewAny"}
+    outside = {"LTXA2VLoadAudio", "LTXA2VLoadImage", "SaveVideo", "PreviewAny"}
     whole = sorted(inner["type"] for subgraph in FACES[name]["opening"]["definitions"]["subgraphs"]
                    for inner in subgraph["nodes"] if len(inner["type"]) != 36)  # fmt: skip
     assert sorted(inner["type"] for inner in nodes_of(made)) == whole and not outside & set(whole)

@@ -5,9 +5,6 @@ Here with what the endpoint adds switched off; test_endpoint_graph.py has it on.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +12,10 @@ import pytest
 import torch
 from a2v.ltx.media import audio, probe
 from a2v.tests.host import graph
-from a2v.tests.host.comfy import Comfy
+from a2v.tests.host.comfy import ROOT, Comfy
+from a2v.tests.host.command import REQUEST, run_command
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
-from safetensors.torch import load_file
-
-OFF = dict.fromkeys(
-    ("use_restart_sampling", "preprocess_audio", "enable_prompt_expansion", "enable_safety_checker"), False
-)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -79,15 +71,15 @@ def test_graph_and_command_give_the_same_frames(
     speech = ROOT / "assets" / "speech.opus"
     scales = {"cfg": 3.0, "stg": 1.0, "rescale": 0.85, "modality": 3.0, **case.get("scales", {})}
     first, end = case.get("images", (1.0, 1.0))
-    images = [str(p) for p in pictures] if "images" in case else []
+    images = pictures if "images" in case else ()
 
     prompt = graph.audio_to_video(
         models,
         comfy.upload(speech),
         image=comfy.upload(pictures[0]) if images else None,
         end_image=comfy.upload(pictures[1]) if images else None,
-        prompt="a woman speaks to the camera",
-        negative="static",
+        prompt=REQUEST["prompt"],
+        negative=REQUEST["negative_prompt"],
         size=case["size"],
         seed=case["seed"],
         steps=case["steps"],
@@ -112,12 +104,8 @@ def test_graph_and_command_give_the_same_frames(
     drawn = [np.asarray(Image.open(comfy.path(r))) for r in done.outputs["frames as png"]["images"]]
 
     request = {
-        "prompt": "a woman speaks to the camera",
-        "negative_prompt": "static",
         "seed": case["seed"],
         "video_size": dict(zip(("width", "height"), case["size"], strict=True)),
-        "num_frames": 17,
-        "match_audio_length": False,
         "fps": case.get("fps", 24.0),
         "num_inference_steps": case["steps"],
         "scheduler": case["scheduler"],
@@ -130,28 +118,18 @@ def test_graph_and_command_give_the_same_frames(
         "end_image_strength": end,
         "acceleration": case.get("acceleration", "none"),
         "audio_strength": case.get("audio_strength", 1.0),
-        **OFF,
     }
-    (tmp_path / "request.json").write_text(json.dumps(request))
-    command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu"]
-    for flag, value in (
-        ("--checkpoint", models.checkpoint),
-        ("--text-encoder", models.gemma),
-        ("--upscaler", models.upscaler),
-        ("--distill-lora", models.distilled_lora),
-        ("--audio", speech),
-        ("--request", tmp_path / "request.json"),
-        ("--trace", tmp_path / "trace.safetensors"),
-        ("--output", tmp_path / "out.mp4"),
-        *zip(("--image", "--end-image"), images, strict=False),
-    ):
-        command += [flag, str(value)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=240)
-
-    expected = load_file(tmp_path / "trace.safetensors")["final/frames_u8"].numpy()
+    files = {
+        "checkpoint": models.checkpoint,
+        "text-encoder": models.gemma,
+        "upscaler": models.upscaler,
+        "distill-lora": models.distilled_lora,
+        "audio": speech,
+    }
+    expected, video = run_command(tmp_path, request, files, *images)
     assert np.array_equal(np.stack(drawn), expected)
     # The files, too: the same picture stream and the same sound.
     saved = comfy.path(done.outputs["save"]["images"][0])
-    ours, theirs = probe.probe(saved), probe.probe(tmp_path / "out.mp4")
+    ours, theirs = probe.probe(saved), probe.probe(video)
     assert (ours.width, ours.height, ours.frames, ours.fps) == (theirs.width, theirs.height, theirs.frames, theirs.fps)
-    assert torch.equal(audio.load_track(saved).waveform, audio.load_track(tmp_path / "out.mp4").waveform)
+    assert torch.equal(audio.load_track(saved).waveform, audio.load_track(video).waveform)

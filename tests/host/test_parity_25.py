@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from a2v.tests.host import graph
-from a2v.tests.host.comfy import Comfy
-from a2v.tests.host.test_parity import OFF, ROOT, pictures
+from a2v.tests.host.comfy import ROOT, Comfy
+from a2v.tests.host.command import REQUEST, run_command
+from a2v.tests.host.test_parity import pictures
 from a2v.tests.tiny import TinyFiles
 from a2v.tests.tiny25 import Tiny25Files, write_tiny25
 from PIL import Image
-from safetensors.torch import load_file
 
 __all__ = ("pictures",)
 FOLDERS = {
@@ -60,7 +57,7 @@ def test_graph_and_command_give_the_same_frames(
         ROOT / "assets" / "speech.opus",
         files["distilled" if "acceleration" in case else "transformer"],
     )
-    images = [str(path) for path in pictures] if case["images"] else []
+    images = pictures if case["images"] else ()
     first, end = case["images"] or (1.0, 1.0)
     models = TinyFiles(
         checkpoint, files["upscaler"], files["distilled_lora"], files["camera_lora"], files["text_encoder"]
@@ -70,7 +67,7 @@ def test_graph_and_command_give_the_same_frames(
         comfy.upload(speech),
         image=comfy.upload(pictures[0]) if images else None,
         end_image=comfy.upload(pictures[1]) if images else None,
-        prompt="a woman speaks to the camera",
+        prompt=REQUEST["prompt"],
         size=(128, 128),
         seed=case["seed"],
         frames=17,
@@ -90,36 +87,23 @@ def test_graph_and_command_give_the_same_frames(
     drawn = [np.asarray(Image.open(comfy.path(r))) for r in done.outputs["frames as png"]["images"]]
 
     request = {
-        "prompt": "a woman speaks to the camera",
-        "negative_prompt": "static",
         "seed": case["seed"],
         "video_size": {"width": 128, "height": 128},
-        "num_frames": 17,
-        "match_audio_length": False,
         "num_inference_steps": 2,
         "image_strength": first,
         "end_image_strength": end,
         "acceleration": case.get("acceleration", "none"),
-        **OFF,
     }
-    (tmp_path / "request.json").write_text(json.dumps(request))
-    command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu"]
-    for flag, value in (
-        ("--checkpoint", checkpoint),
-        ("--text-encoder", files["text_encoder"]),
-        ("--video-vae", files[case["vae"]]),
-        ("--audio-vae", files["audio_vae"]),
-        ("--upscaler", files["upscaler"]),
-        *((("--distill-lora", files["distilled_lora"]),) if "acceleration" not in case else ()),
-        ("--audio", speech),
-        ("--request", tmp_path / "request.json"),
-        ("--trace", tmp_path / "trace.safetensors"),
-        ("--output", tmp_path / "out.mp4"),
-        *zip(("--image", "--end-image"), images, strict=False),
-    ):
-        command += [flag, str(value)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=240)
-    expected = load_file(tmp_path / "trace.safetensors")["final/frames_u8"].numpy()
+    given = {
+        "checkpoint": checkpoint,
+        "text-encoder": files["text_encoder"],
+        "video-vae": files[case["vae"]],
+        "audio-vae": files["audio_vae"],
+        "upscaler": files["upscaler"],
+        "distill-lora": None if "acceleration" in case else files["distilled_lora"],
+        "audio": speech,
+    }
+    expected, _ = run_command(tmp_path, request, given, *images)
     assert np.array_equal(np.stack(drawn), expected)
 
 

@@ -390,7 +390,7 @@ def quick(name: str, models: TinyFiles, sound: str, prompt: Prompt | None = None
     if ("LTXA2VVideoSize", "video_size") in CHANGED[name]:
         size = {"video_size": "auto"}
     for kind, values in {
-        "LoadImage": {"image": SMALL},
+        "LTXA2VLoadImage": {"image": SMALL},
         "LTXA2VVideoSize": size,
         "LTXA2VScheduler": {"steps": 2},
         "LTXA2VFrameCount": {"match_audio_length": False, "num_frames": FRAMES},

@@ -6,10 +6,12 @@ ComfyUI's frontend makes the single nodes, so that sockets, values and the order
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count
+from pathlib import Path
 from typing import Any
 
 from a2v.tests.host.browser import Frontend, Workflow
@@ -17,7 +19,16 @@ from a2v.tests.host.browser import Frontend, Workflow
 from .layout import IN, OUT, Edge, lay_out
 from .parts import Node, Stage
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 Json = dict[str, Any]
+PROJECT = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text(encoding="utf-8"))
+PACK = {"cnr_id": PROJECT["project"]["name"], "ver": PROJECT["project"]["version"]}
+CORE = {"cnr_id": "comfy-core", "ver": PROJECT["tool"]["comfy"]["requires-comfyui"].removeprefix(">=")}
+"""What ComfyUI's Manager finds a missing node by: its pack's name in the registry, and the version of it."""
 MADE = """specs => {
     app.graph.clear();
     return specs.map(({id, kind, title, values}) => {
@@ -297,6 +308,8 @@ class Graph:
             found = {**self.made[item.key]["node"], **where}
             found["inputs"] = [dict(slot) for slot in found.get("inputs", ())]
             found["outputs"] = [dict(slot) for slot in found.get("outputs", ())]
+            if item.kind != "MarkdownNote":  # the frontend's own
+                found["properties"] = found["properties"] | (PACK if item.kind.startswith("LTXA2V") else CORE)
             if item.models:
                 found["properties"] = found["properties"] | {
                     "models": [{"name": file.name, "url": file.url, "directory": file.folder} for file in item.models]

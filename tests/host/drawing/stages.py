@@ -45,8 +45,8 @@ def audio() -> Node:
 
 def images(v: Variant) -> list[Node]:
     return [
-        Node(f"{which} image", "LoadImage", LABELS[which], {"image": "example.png"}, {}, 300, 320,
-             says={"IMAGE": LABELS[which].lower()}) for which in v.images
+        Node(f"{which} image", "LTXA2VLoadImage", LABELS[which], {"image": "example.png"}, {}, 300, 320,
+             says={"image": LABELS[which].lower()}) for which in v.images
     ]  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def models(v: Variant) -> Stage:
 def conditions(v: Variant) -> Stage:
     """Length, size, sound and images."""
     strength = {"strength": v.audio_strength} if v.audio_strength < 1 else {}
-    size_links = {"frames": "frames.frames", **{f"{which}_image": f"{which} image.IMAGE" for which in v.images}}
+    size_links = {"frames": "frames.frames", **{f"{which}_image": f"{which} image.image" for which in v.images}}
     size_values = {"video_size": "auto"} if v.images else {}
     hint = (
         "**strength** 1 keeps the track; 0.9 touches it up, 0.5 makes it anew along yours, 0 makes another one."
@@ -125,7 +125,7 @@ def conditions(v: Variant) -> Stage:
     for place, which in enumerate(v.images):
         nodes = []
         for order, latent in (("first", "size.first stage"), ("second", "size.full size")):
-            links = {"video_vae": "model.video_vae", "image": f"{which} image.IMAGE", "latent": latent}
+            links = {"video_vae": "model.video_vae", "image": f"{which} image.image", "latent": latent}
             if order in guides:
                 links["guides"] = guides[order]
             key = f"{which} in {order}"
@@ -152,7 +152,7 @@ def conditions(v: Variant) -> Stage:
 def prompts(v: Variant) -> Stage:
     links = {"text_encoder": "gemma.text_encoder", "seed": "seed.INT"}
     if "first" in v.images:
-        links["image"] = "first image.IMAGE"
+        links["image"] = "first image.image"
     text = {"text_encoder": "gemma.text_encoder"}
     expand = Node("expand", "LTXA2VExpandPrompt", "Positive prompt", {"prompt": v.prompt}, links, 440, 400, (),
                   POSITIVE)  # fmt: skip

@@ -1,0 +1,41 @@
+"""The nodes in other languages: every text is translated from the English that stands in the code, and served."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import requests
+from a2v.tests.host.comfy import Comfy
+from a2v.tests.host.draw_locales import COPIES, LANGUAGES, LOCALES, definitions, english, strings, texts
+
+each = pytest.mark.parametrize("language", LANGUAGES)
+# what a translation leaves as it is: files, folders, patterns, and values of widgets and numbers with a point
+KEPT = re.compile(
+    r"[\w.-]+\.safetensors|models/\w+|%[\w.:-]+%|LTX_\w+=\w+|\b(?:auto|res_2s|RandomNoise)\b|\b\d+\.\d+", re.A
+)
+
+
+@pytest.fixture(scope="module")
+def info(comfy: Comfy) -> dict[str, Any]:
+    return comfy.object_info()
+
+
+@each
+def test_every_text_is_translated_and_none_is_left_over(language: str, info: dict[str, Any]) -> None:
+    found, wanted = strings(language), texts(english(info))
+    assert set(found) == wanted
+    assert sum(text == translation for text, translation in found.items()) < 15
+    for text, translation in found.items():
+        assert translation.strip() == translation != "" and not set(translation) & set("{}@|"), text
+        assert set(KEPT.findall(text)) <= set(KEPT.findall(translation)), text
+
+
+@pytest.mark.parametrize("locale", [*LANGUAGES, *COPIES])
+def test_what_comfyui_reads_is_made_from_it_and_served(locale: str, comfy: Comfy, info: dict[str, Any]) -> None:
+    written = json.loads((LOCALES / locale / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert written == definitions(info, locale)
+    served = requests.get(f"{comfy.url}/i18n", timeout=30).json()[locale]["nodeDefs"]
+    assert {kind: node for kind, node in served.items() if kind.startswith("LTXA2V")} == written

@@ -63,12 +63,12 @@ def sample(
             trace("keyframes_mask_video", video.marked)
     room = batch_room(torch.device(device)) if room is None else room
     denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room)
-    masks, clean = Tokens(video.mask, sound.mask), Tokens(video.clean, sound.clean)
     if steering.sampler == RES_2S:
-        x = res_2s(denoise, x, sigmas, seed, hooks, clean=clean, masks=masks)
+        x = res_2s(denoise, x, sigmas, seed, hooks, blend=denoise.blend)
     elif steering.sampler == ANCESTRAL:
-        x = euler_ancestral(denoise, x, sigmas, seed, hooks, clean=clean, masks=masks)
+        x = euler_ancestral(denoise, x, sigmas, seed, hooks, blend=denoise.blend)
     elif steering.restart is not None:
+        masks = Tokens(video.mask, sound.mask)
         x = restarting(denoise, x, sigmas, steering.restart, seed, hooks, masks=masks, gamma=steering.gamma)
     elif steering.gamma:
         x = gradient_estimation(denoise, x, sigmas, steering.gamma, hooks)

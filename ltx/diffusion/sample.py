@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..latents import CHANNELS, NoiseSource, unpatchify_audio, unpatchify_video
-from ..weights.configs import SWITCHES
+from ..weights.configs import switched
 from .ancestral import euler_ancestral
 from .conditioning import AudioCondition, Conditions, audio_stream, video_stream
 from .denoiser import GuidedDenoiser
@@ -57,7 +57,7 @@ def sample(
         trace("sigmas", sigmas)
         trace("positions_video", video.positions)
         trace("positions_audio", sound.positions)
-        if any(model.config.get(switch, usual) != usual for switch, usual in SWITCHES.items()):  # LTX-2.5
+        if switched(model.config):  # LTX-2.5
             trace("denoise_mask_video", video.mask)
             trace("denoise_mask_audio", sound.mask)
             trace("keyframes_mask_video", video.marked)

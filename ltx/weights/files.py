@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..foreign import foreign, quantization
-from .configs import AUDIO_VAE, TRANSFORMER, VIDEO_VAE, VOCODER
+from .configs import AUDIO_VAE, TEXT_PROJECTION, TRANSFORMER, VIDEO_VAE, VOCODER
 from .gguf import GgufFile
 from .quantized import FLOAT8, Stored, float8
 
@@ -122,7 +122,7 @@ def original_names(keys: Iterable[str]) -> dict[str, str]:
     if any(key.startswith(prefixed) for key in keys):
         return {key: key for key in keys}
     prefix = next((prefix for marks, prefix in BARE if any(key.startswith(marks) for key in keys)), "")
-    return {key if key.startswith("text_embedding_projection.") else prefix + key: key for key in keys}
+    return {key if key.startswith(TEXT_PROJECTION) else prefix + key: key for key in keys}
 
 
 def open_safetensors(path: Path, wanted: str) -> safe_open:

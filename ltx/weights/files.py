@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import InputError
-from ..foreign import foreign, quantization
+from ..foreign import check_kind, quantization
 from .configs import AUDIO_VAE, TEXT_PROJECTION, TRANSFORMER, VIDEO_VAE, VOCODER
 from .gguf import GgufFile
 from .quantized import FLOAT8, Stored, float8
@@ -134,8 +134,7 @@ def open_safetensors(path: Path, wanted: str) -> safe_open:
     try:
         return safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        if found := foreign(path):
-            raise InputError(f"{path}: {found[0]}; get {wanted} ({found[1]}).") from error
+        check_kind(path, wanted)
         raise InputError(
             f"{path}: not a complete safetensors file ({error}); it may be cut short: download {wanted} again."
         ) from error

@@ -174,28 +174,28 @@ class Generation:
 
 
 V23 = Generation(
-    "2.3",
-    33,
-    "dev",
-    "distilled",
-    "upscaler",
-    "distilled-lora",
-    "gemma-fp4",
-    {
+    version="2.3",
+    crf=33,
+    checkpoint="dev",
+    distilled="distilled",
+    upscaler="upscaler",
+    distilled_lora="distilled-lora",
+    encoder="gemma-fp4",
+    parts={
         "video_vae": "LTX23_video_vae_bf16.safetensors",
         "audio_vae": "LTX23_audio_vae_bf16.safetensors",
         "connectors": "ltx-2.3_text_projection_bf16.safetensors",
     },
 )
 V25 = Generation(
-    "2.5",
-    18,
-    "dev-2.5",
-    "distilled-2.5",
-    "upscaler-2.5",
-    "distilled-lora-2.5",
-    "text-encoder-2.5",
-    {
+    version="2.5",
+    crf=18,
+    checkpoint="dev-2.5",
+    distilled="distilled-2.5",
+    upscaler="upscaler-2.5",
+    distilled_lora="distilled-lora-2.5",
+    encoder="text-encoder-2.5",
+    parts={
         "video_vae": MODELS["video-vae-2.5"].name,
         "audio_vae": MODELS["audio-vae-2.5"].name,
         "connectors": MODELS["text-encoder-2.5"].name,

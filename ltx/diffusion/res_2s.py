@@ -31,8 +31,8 @@ def res_2s(
     """The exponential Runge-Kutta method with c2 = 1/2 (Hochbruck and Ostermann 2005). At the middle and at the end of
     each step, half of the noise is drawn anew.
 
-    blend: called each time noise was added, because it is added to every token. It computes in float64. Raises
-    InputError if the sigmas cannot be used or do not fall.
+    blend: called each time noise was added, because noise is added to every token; its argument is float64, as all of
+    the method's own arithmetic is. Raises InputError if the sigmas cannot be used or do not fall.
     """
     sigmas = falling(checked(sigmas))
     at_end, at_middle = FreshNoise(seed), FreshNoise(seed + SUBSTEP_SEED)

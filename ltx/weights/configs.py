@@ -129,8 +129,8 @@ SWITCHES = {
 
 
 def switched(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of SWITCHES that have another value than LTX-2.3's in a configuration; {} for LTX-2.3."""
-    return {name: config[name] for name, usual in SWITCHES.items() if config.get(name, usual) != usual}
+    """The SWITCHES that a configuration sets to another value than LTX-2.3's; null is false. {} for LTX-2.3."""
+    return {name: config[name] for name, usual in SWITCHES.items() if bool(config.get(name, usual)) != usual}
 
 
 def transformer_config(meta: Mapping[str, Any], measured: Mapping[str, Any] | None = None) -> dict[str, Any]:

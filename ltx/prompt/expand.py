@@ -101,7 +101,7 @@ def expand(
     progress = _Progress(gemma, on_token)
     try:
         written = tidy(_generate(gemma, prompt, seed, image, progress))
-    except Exception as error:
+    except Exception as error:  # any failure of the model or its template; the video is still made
         if progress.interrupted or isinstance(error, interrupts):  # ComfyUI 0.3.75's interrupt is a plain Exception
             raise
         if isinstance(error, torch.cuda.OutOfMemoryError):

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from .errors import InputError
+
 HEAD = 512  # bytes that are looked at
 PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
@@ -24,9 +26,15 @@ DTYPES = {"I8": "INT8", "F4": "NVFP4", "F8_E8M0": "MXFP8"}
 """Dtypes in a header that only this format has."""
 
 
-def foreign(path: Path, json_text: bool = False) -> tuple[str, str] | None:
-    """What a file is that should have been weights, or a `json_text`, and a hint how to get the right one: two parts of
-    a sentence. None if it is not known."""
+def check_kind(path: Path, wanted: str, json_text: bool = False) -> None:
+    """Raises InputError if a file that should be weights, or a `json_text`, is of another kind that is known. wanted:
+    what to get in its place."""
+    if found := _foreign(path, json_text):
+        raise InputError(f"{path}: {found[0]}; get {wanted} ({found[1]}).")
+
+
+def _foreign(path: Path, json_text: bool) -> tuple[str, str] | None:
+    """What the file is, and a hint how to get the right one: two parts of a sentence. None if its kind is not known."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)

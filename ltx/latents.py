@@ -38,9 +38,14 @@ def video_shape(frames: int, height: int, width: int) -> tuple[int, int, int]:
     return (frames - 1) // TIME_SCALE + 1, height // SPACE_SCALE, width // SPACE_SCALE
 
 
+def frames_of(latents: int, rate: int = TIME_SCALE) -> int:
+    """Number of frames of the first `latents` latent frames of a clip: one for the first and `rate` for each other."""
+    return max(0, (latents - 1) * rate + 1)
+
+
 def pixel_frames(latent: Tensor) -> int:
     """Number of frames to which a video latent [1, 128, F, H, W] decodes."""
-    return (latent.shape[2] - 1) * TIME_SCALE + 1
+    return frames_of(latent.shape[2])
 
 
 def audio_length(frames: int, fps: Fraction) -> int:

@@ -149,15 +149,13 @@ class Generation:
     """A version of LTX that the pack supports.
 
     crf: the compression of the images that the model was trained on, as H.264's constant rate factor. checkpoint,
-    distilled, upscaler, distilled_lora, encoder, apart: keys of MODELS; `apart` are the parts that neither the
-    checkpoint nor the text encoder holds. parts: a published file for each part that people also keep, or that only is,
-    outside the checkpoint.
+    upscaler, distilled_lora, encoder, apart: keys of MODELS; `apart` are the parts that neither the checkpoint nor the
+    text encoder holds. parts: for each part that can be outside the checkpoint, a published file that holds it.
     """
 
     version: str
     crf: int
     checkpoint: str
-    distilled: str
     upscaler: str
     distilled_lora: str
     encoder: str
@@ -175,28 +173,26 @@ class Generation:
 
 
 V23 = Generation(
-    "2.3",
-    33,
-    "dev",
-    "distilled",
-    "upscaler",
-    "distilled-lora",
-    "gemma-fp4",
-    {
+    version="2.3",
+    crf=33,
+    checkpoint="dev",
+    upscaler="upscaler",
+    distilled_lora="distilled-lora",
+    encoder="gemma-fp4",
+    parts={
         "video_vae": "LTX23_video_vae_bf16.safetensors",
         "audio_vae": "LTX23_audio_vae_bf16.safetensors",
         "connectors": "ltx-2.3_text_projection_bf16.safetensors",
     },
 )
 V25 = Generation(
-    "2.5",
-    18,
-    "dev-2.5",
-    "distilled-2.5",
-    "upscaler-2.5",
-    "distilled-lora-2.5",
-    "text-encoder-2.5",
-    {
+    version="2.5",
+    crf=18,
+    checkpoint="dev-2.5",
+    upscaler="upscaler-2.5",
+    distilled_lora="distilled-lora-2.5",
+    encoder="text-encoder-2.5",
+    parts={
         "video_vae": MODELS["video-vae-2.5"].name,
         "audio_vae": MODELS["audio-vae-2.5"].name,
         "connectors": MODELS["text-encoder-2.5"].name,

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management as management
 import torch
-from comfy.cli_args import args
-from comfy_api.latest import InputImpl, io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx.diffusion.decode import Tiling, decode_video, to_uint8
 from ..ltx.latents import SPACE_SCALE, Noise, NoiseSource, pixel_frames
-from ..ltx.media.audio import soundtrack
-from ..ltx.media.formats import FORMATS, choose, suffix
-from ..ltx.media.probe import VideoFile
+from ..ltx.media.formats import FORMATS, choose
 from ..ltx.media.rates import frame_rate
 from ..ltx.media.safety import Watch
-from ..ltx.media.video import mixing, write_video
 from . import files, memory, safety
-from .destination import check_prefix, destination
+from .destination import check_prefix
 from .progress import Progress
 from .progress import report as announce
-from .safety import chunks as _chunks
 from .taking.latent import samples_of
 from .taking.noise import to_noise
 from .taking.picture import to_frames
 from .taking.sound import to_track
 from .types import CATEGORY, VideoVaeIO
 from .widgets import ADVANCED, aliases, widget
+from .writing import Target
 
 OUTPUT = f"{CATEGORY}/Output"
 REPORTS = 12  # texts that one Report joins
@@ -233,71 +227,6 @@ def _wanted(node: type[io.ComfyNode], inputs: dict[str, Any], *lazy: str) -> lis
     return [name for name in lazy if name in inputs and inputs[name] is None]
 
 
-@dataclass(frozen=True)
-class _Target:
-    """A file to be written: its name, its content and its format."""
-
-    prefix: str
-    frames: int
-    height: int
-    width: int
-    fps: float
-    audio: dict[str, Any] | None
-    format: str
-    quality: str
-    write_mode: str
-    kind: io.FolderType = io.FolderType.output
-
-    def write(
-        self,
-        node: type[io.ComfyNode],
-        chunks: Iterable[Tensor],
-        notes: Callable[[], str],
-        on_frames: Callable[[int], None],
-    ) -> io.NodeOutput:
-        """Writes frames uint8 [n, H, W, 3] and the sound into the next file of that name. Returns the node's output.
-
-        notes: returns the lines of the report; it is called for the file's metadata and at the end for ComfyUI's
-        history.
-        """
-        rate = frame_rate(self.fps)
-        folder, name, subfolder = destination(
-            self.prefix, self.width, self.height, suffix(self.format), self.kind, node.hidden
-        )
-        track = None if self.audio is None else soundtrack(to_track(self.audio), self.frames, rate)
-        mixed = mixing(track, self.format)
-        if mixed:
-            announce(node, mixed)
-
-        def lines() -> list[str]:
-            return [line for line in (*notes().splitlines(), mixed) if line.strip()]
-
-        used = {
-            "width": self.width,
-            "height": self.height,
-            "frames": self.frames,
-            "fps": str(rate),
-            "duration": float(self.frames / rate),
-            "format": self.format,
-            "quality": self.quality,
-            "write_mode": self.write_mode,
-        }
-        written = write_video(
-            folder / name,
-            chunks,
-            rate,
-            track,
-            format=self.format,
-            quality=self.quality,
-            write_mode=self.write_mode,
-            metadata=lambda: _metadata(node.hidden.prompt, node.hidden.extra_pnginfo, {"used": used, "notes": lines()}),
-            on_frames=on_frames,
-        )
-        shown = ui.PreviewVideo([ui.SavedResult(name, subfolder, self.kind)])
-        facts = {**used, **_report(written, name, subfolder), "notes": lines()}
-        return io.NodeOutput(InputImpl.VideoFromFile(str(written.path)), ui={**shown.as_dict(), "report": [facts]})
-
-
 class SaveVideo(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -341,8 +270,8 @@ class SaveVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
         frames, height, width = to_frames(images).shape[:3]
-        target = _Target(filename_prefix, frames, height, width, fps, audio, format, quality, write_mode)
-        return target.write(cls, _chunks(images), lambda: _text(report), lambda done: progress(done, frames))
+        target = Target(filename_prefix, frames, height, width, fps, audio, format, quality, write_mode)
+        return target.write(cls, safety.chunks(images), lambda: _text(report), lambda done: progress(done, frames))
 
 
 class SaveLatentVideo(io.ComfyNode):
@@ -420,7 +349,7 @@ class SaveLatentVideo(io.ComfyNode):
         opened = safety.open_checker(checker)
         progress = Progress(cls.hidden.unique_id)
         clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap, noise)
-        target = _Target(
+        target = Target(
             filename_prefix, clip.frames, clip.height, clip.width, fps, audio, format, quality, write_mode, kind
         )
         frames = (to_uint8(chunk) for chunk in clip.chunks(progress))
@@ -474,34 +403,6 @@ class Report(io.ComfyNode):
 def _text(report: Any) -> str:
     """A report as text: other packs' outputs of any type fit its socket."""
     return "" if report is None else str(report)
-
-
-def _metadata(prompt: Any, extra: dict[str, Any] | None, made: dict[str, Any] | None = None) -> dict[str, str]:
-    """The tags of a file: the graph, as ComfyUI's own Save Video embeds it, so that the file can be dropped on the
-    canvas. ComfyUI's option --disable-metadata leaves all tags out.
-
-    made: the facts and the report of the file, which become its comment, as in a file of the command.
-    """
-    if args.disable_metadata:
-        return {}
-    found = {**(extra or {}), **({"prompt": prompt} if prompt is not None else {})}
-    if made:
-        found["comment"] = made
-    return {key: _json(value) for key, value in found.items()}
-
-
-def _json(value: Any) -> str:
-    """JSON with escaped braces in its strings, because the frontend's reader of .webm files counts all braces."""
-    escaped = {"{": "\\u007b", "}": "\\u007d"}
-    return re.sub(
-        r'"(?:[^"\\]|\\.)*"', lambda text: re.sub("[{}]", lambda brace: escaped[brace[0]], text[0]), json.dumps(value)
-    )
-
-
-def _report(video: VideoFile, name: str, subfolder: str) -> dict[str, Any]:
-    """The facts of the file for ComfyUI's history, as values that JSON can hold."""
-    facts = {key: value for key, value in vars(video).items() if key not in ("path", "metadata")}
-    return {"filename": name, "subfolder": subfolder, **facts, "fps": str(video.fps), "duration": float(video.duration)}
 
 
 NODES = (Decode, SaveVideo, SaveLatentVideo, Report)

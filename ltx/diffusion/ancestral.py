@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .samplers import UNWATCHED, Denoiser, Hooks
+from .samplers import UNWATCHED, Blend, Denoiser, Hooks, unmasked
 from .schedules import checked
 from .tokens import FreshNoise, Tokens
 
@@ -17,13 +17,12 @@ def euler_ancestral(
     seed: int,
     hooks: Hooks = UNWATCHED,
     *,
-    clean: Tokens | None = None,
-    masks: Tokens | None = None,
+    blend: Blend = unmasked,
 ) -> Tokens:
     """Ancestral Euler (eta 1) for a rectified flow, whose signal has the weight 1 - σ, down `sigmas` [steps + 1].
 
-    clean, masks: blended back after noise was added, because it is added to every token. Noise is drawn from `seed` for
-    both streams before each step but one to 0. Raises InputError for unusable sigmas.
+    blend: called on the result of each step, because noise is added to every token. Noise is drawn from `seed` for both
+    streams before each step but one to 0. Raises InputError for unusable sigmas.
     """
     sigmas, x, fresh = checked(sigmas), x.float(), FreshNoise(seed)
     for step in range(len(sigmas) - 1):
@@ -34,8 +33,7 @@ def euler_ancestral(
             noise = fresh(x)
             keep, signal, renewed = (float(c) for c in coefficients(sigmas[step], sigmas[step + 1]))
             out = signal * (keep * x + (1 - keep) * predicted) + renewed * noise
-        if clean is not None and masks is not None:
-            out = out * masks + clean * (1 - masks)
+        out = blend(out)
         hooks.stepped(step, len(sigmas) - 1, predicted, x=x, x0=predicted, out=out, noise=noise)
         x = out
     return x

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..classes import give_classes
 from ..errors import InputError
-from ..latents import SPACE_SCALE, TIME_SCALE, Noise, denormalize_video
+from ..latents import SPACE_SCALE, TIME_SCALE, Noise, denormalize_video, frames_of
 
 if TYPE_CHECKING:
     from .diffusion_decoder import DiffusionTiles
@@ -343,7 +343,7 @@ def _space_spans(length: int, size: int, overlap: int) -> list[_Span]:
 def _time_spans(length: int, size: int, overlap: int, start: int = 0, missing: Tensor | None = None) -> list[_Span]:
     """As in space, but a tile inside the clip also reads the latent before it and drops the frame of that latent."""
     cuts = [(start + a, start + b) for a, b in _cut(length - start, size, overlap)]
-    samples = [slice(_frames(a), _frames(b)) for a, b in cuts]
+    samples = [slice(frames_of(a), frames_of(b)) for a, b in cuts]
     weights = _weights(samples)
     if missing is not None and len(missing):
         weights = [torch.ones(s.stop - s.start) if w is None else w for s, w in zip(samples, weights, strict=True)]
@@ -353,11 +353,6 @@ def _time_spans(length: int, size: int, overlap: int, start: int = 0, missing: T
     return [
         _Span(slice(max(0, a - 1), b), int(a > 0), s, w) for (a, b), s, w in zip(cuts, samples, weights, strict=True)
     ]
-
-
-def _frames(latents: int) -> int:
-    """Number of frames to which the first `latents` of a clip decode."""
-    return max(0, (latents - 1) * TIME_SCALE + 1)
 
 
 def _cut(length: int, size: int, overlap: int) -> list[tuple[int, int]]:

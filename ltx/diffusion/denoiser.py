@@ -95,7 +95,11 @@ class GuidedDenoiser:
         }
         self._trace(step, predictions, times, sigma, audio_sigma)
         x0 = self._guide(predictions) if guided else predictions["cond"]
-        return Tokens(self.video.blend(x0.video), self.audio.blend(x0.audio))
+        return self.blend(x0)
+
+    def blend(self, x: Tokens) -> Tokens:
+        """Mixes `x` with the clean tokens of both streams, by their masks."""
+        return Tokens(self.video.blend(x.video), self.audio.blend(x.audio))
 
     def _passes(self, conditions: Conditions, layers: int) -> dict[str, Pass]:
         def placed(tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoDiffus
 from einops import rearrange
 from torch import Tensor
 
-from ..latents import SPACE_SCALE, TIME_SCALE, Noise, denormalize_video
+from ..latents import SPACE_SCALE, Noise, denormalize_video, frames_of
 from .neighbourhood import adopt
 
 DEEP = 3  # stages that run over whole frames
@@ -87,9 +87,9 @@ class DiffusionTiles:
         """
         wide = self.time.stretch(time), self.height.stretch(rows), self.width.stretch(columns)
         context = self._context(*wide)
-        frames = _frames(time.stop, TIME_SCALE) - _frames(time.start, TIME_SCALE)
+        frames = frames_of(time.stop) - frames_of(time.start)
         if wide[0].stop == self.time.total:  # what the repeated last latent made is dropped; stage 5 wants its window
-            kept = _frames(wide[0].stop, TIME_SCALE) - _frames(wide[0].start, TIME_SCALE)
+            kept = frames_of(wide[0].stop) - frames_of(wide[0].start)
             context = context[:, : max(kept, self.kernels[-1][0])]
         shape = [1, self.net.out_channels, context.shape[1], *(n * self.net.patch_size for n in context.shape[2:4])]
         start = self._start(shape, wide).to(context.device, context.dtype)
@@ -107,8 +107,8 @@ class DiffusionTiles:
         first, deep = self._around(time)
         rate = math.prod(stride[0] for stride in self.strides[: DEEP - 1])
         shift = rate * first
-        start = _frames(time.start, rate) - shift if time.start else 0
-        stop = None if time.stop == self.time.total else _frames(time.stop, rate) - shift
+        start = frames_of(time.start, rate) - shift if time.start else 0
+        stop = None if time.stop == self.time.total else frames_of(time.stop, rate) - shift
         parts = [slice(None), slice(start, stop)]
         for axis, part in enumerate((rows, columns), start=1):
             scale = math.prod(stride[axis] for stride in self.strides[: DEEP - 1])
@@ -156,24 +156,19 @@ class DiffusionTiles:
             return drawn
         if self._canvas is None:
             sides = (side.total * SPACE_SCALE for side in (self.height, self.width))
-            whole = (1, self.net.out_channels, _frames(self.time.total, TIME_SCALE), *sides)
+            whole = (1, self.net.out_channels, frames_of(self.time.total), *sides)
             (self._canvas,), self.noise = self.noise.draw(whole)
         time, rows, columns = wide
         part = self._canvas[
             :,
             :,
-            _frames(time.start, TIME_SCALE) : _frames(time.stop, TIME_SCALE),
+            frames_of(time.start) : frames_of(time.stop),
             rows.start * SPACE_SCALE : rows.stop * SPACE_SCALE,
             columns.start * SPACE_SCALE : columns.stop * SPACE_SCALE,
         ]
         if part.shape[2] < shape[2]:
             part = torch.cat((part, part[:, :, -1:].expand(-1, -1, shape[2] - part.shape[2], -1, -1)), dim=2)
         return part
-
-
-def _frames(latents: int, rate: int) -> int:
-    """Frames that the first latents of a clip stand for at that many a latent: the first latent is one frame."""
-    return max(0, (latents - 1) * rate + 1)
 
 
 def _continued(side: Side, device: torch.device) -> Tensor:

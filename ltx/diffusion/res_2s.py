@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .samplers import UNWATCHED, Denoiser, Hooks
+from .samplers import UNWATCHED, Blend, Denoiser, Hooks, unmasked
 from .schedules import checked
 from .tokens import FreshNoise, Tokens
 
@@ -27,20 +26,18 @@ def res_2s(
     seed: int,
     hooks: Hooks = UNWATCHED,
     *,
-    clean: Tokens | None = None,
-    masks: Tokens | None = None,
+    blend: Blend = unmasked,
 ) -> Tokens:
     """The exponential Runge-Kutta method with c2 = 1/2 (Hochbruck and Ostermann 2005). At the middle and at the end of
     each step, half of the noise is drawn anew.
 
-    clean, masks: the clean tokens, which are blended back by the masks after noise was added. It computes in float64.
-    Raises InputError if the sigmas cannot be used or do not fall.
+    blend: called each time noise was added, because noise is added to every token; its argument is float64, as all of
+    the method's own arithmetic is. Raises InputError if the sigmas cannot be used or do not fall.
     """
     sigmas = falling(checked(sigmas))
     at_end, at_middle = FreshNoise(seed), FreshNoise(seed + SUBSTEP_SEED)
     levels = sigmas.double().tolist()
     total = len(levels) - 1 - (levels[-1] == 0)
-    renew = partial(_renewed, clean=clean, masks=masks)
     x = x.float()
     for step, (sigma, after) in enumerate(pairwise(levels[: total + 1])):
         h = math.log(sigma / after)
@@ -48,13 +45,13 @@ def res_2s(
         anchor = x.double()
         first = denoise(x, sigmas[step], step).double()
         middle_sigma = (sigma * after) ** 0.5
-        middle = renew(anchor, anchor + h * a21 * (first - anchor), sigma, middle_sigma, at_middle)
+        middle = blend(_renewed(anchor, anchor + h * a21 * (first - anchor), sigma, middle_sigma, at_middle))
         if h < SMALL_STEP and sigma > LOW_SIGMA:
             # The anchor becomes the start that leads to the noisy middle. The official code approaches it by iteration.
             anchor = (middle - h * a21 * first) / (1 - h * a21)
         second = denoise(middle.float(), torch.tensor(middle_sigma, dtype=torch.float32), step)
         end = anchor + h * b1 * (first - anchor) + h * b2 * (second.double() - anchor)
-        out = renew(anchor, end, sigma, after, at_end).float()
+        out = blend(_renewed(anchor, end, sigma, after, at_end)).float()
         hooks.stepped(step, total, second, x=x, x0=second, out=out)
         x = out
     return denoise(x, sigmas[total], total).float() if levels[-1] == 0 else x
@@ -82,21 +79,11 @@ def falling(sigmas: Tensor) -> Tensor:
     return sigmas
 
 
-def _renewed(
-    start: Tokens,
-    end: Tokens,
-    sigma: float,
-    after: float,
-    fresh: FreshNoise,
-    *,
-    clean: Tokens | None,
-    masks: Tokens | None,
-) -> Tokens:
+def _renewed(start: Tokens, end: Tokens, sigma: float, after: float, fresh: FreshNoise) -> Tokens:
     """Returns `end` with SHARE of its noise drawn anew. A step from sigma to `after` has led from `start` to `end`."""
     new = SHARE * after
     old = (after**2 - new**2) ** 0.5
     scale = (1 - after) + old
     noise = fresh(start, torch.float64).map(lambda own: (own - own.mean()) / own.std())
     velocity = (start - end) / (sigma - after)
-    result = scale * (start - sigma * velocity + old / scale * velocity) + new * noise
-    return result if clean is None or masks is None else result * masks + clean * (1 - masks)
+    return scale * (start - sigma * velocity + old / scale * velocity) + new * noise

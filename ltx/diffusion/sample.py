@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..latents import CHANNELS, NoiseSource, unpatchify_audio, unpatchify_video
-from ..weights.configs import SWITCHES
+from ..weights.configs import switched
 from .ancestral import euler_ancestral
 from .conditioning import AudioCondition, Conditions, audio_stream, video_stream
 from .denoiser import GuidedDenoiser
@@ -59,18 +59,18 @@ def sample(
         trace("sigmas", sigmas)
         trace("positions_video", video.positions)
         trace("positions_audio", sound.positions)
-        if any(model.config.get(switch, usual) != usual for switch, usual in SWITCHES.items()):  # LTX-2.5
+        if switched(model.config):  # LTX-2.5
             trace("denoise_mask_video", video.mask)
             trace("denoise_mask_audio", sound.mask)
             trace("keyframes_mask_video", video.marked)
     room = batch_room(torch.device(device)) if room is None else room
     denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room, texts)
-    masks, clean = Tokens(video.mask, sound.mask), Tokens(video.clean, sound.clean)
     if steering.sampler == RES_2S:
-        x = res_2s(denoise, x, sigmas, seed, hooks, clean=clean, masks=masks)
+        x = res_2s(denoise, x, sigmas, seed, hooks, blend=denoise.blend)
     elif steering.sampler == ANCESTRAL:
-        x = euler_ancestral(denoise, x, sigmas, seed, hooks, clean=clean, masks=masks)
+        x = euler_ancestral(denoise, x, sigmas, seed, hooks, blend=denoise.blend)
     elif steering.restart is not None:
+        masks = Tokens(video.mask, sound.mask)
         x = restarting(denoise, x, sigmas, steering.restart, seed, hooks, masks=masks, gamma=steering.gamma)
     elif steering.gamma:
         x = gradient_estimation(denoise, x, sigmas, steering.gamma, hooks)

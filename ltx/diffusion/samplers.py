@@ -24,6 +24,9 @@ RESTART_SHARE = 0.2
 Denoiser = Callable[[Tokens, Tensor, int], Tokens]
 """(x, sigma as a float32 scalar on the CPU, step from 0) → x0, guided and blended with the clean tokens."""
 
+Blend = Callable[[Tokens], Tokens]
+"""Tokens → the same tokens, mixed with the clean ones by the masks."""
+
 
 @dataclass(frozen=True)
 class Hooks:
@@ -61,6 +64,11 @@ class Hooks:
 
 
 UNWATCHED = Hooks()
+
+
+def unmasked(x: Tokens) -> Tokens:
+    """The Blend of a stage that keeps no token: every mask is 1."""
+    return x
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..latents import AUDIO_RATE, audio_length, patchify_audio, unpatchify_audio
+from ..latents import AUDIO_RATE, MEL_HOP, MEL_RATE, audio_length, patchify_audio, unpatchify_audio
 from ..media.audio import Track, conditioning_track, samples_in, to_stereo
 
-MEL_RATE = 16_000
-FFT, HOP, BINS = 1024, 160, 64
+FFT, BINS = 1024, 64
 FLOOR = 1e-5
 ZERO_CROSSINGS, ROLLOFF = 6, 0.99  # torchaudio's defaults for the windowed sinc
 KERNEL = 1 << 22  # values of a filter for all output phases, up to which torchaudio's own convolution is used
@@ -35,7 +34,7 @@ def log_mel(track: Track) -> Tensor:
     # differently on every processor. The window is rounded to float32, as the model has seen it.
     window, bands = (each.to(waveform.device, torch.float64) for each in (torch.hann_window(FFT), mel_bands()))
     waveform = waveform.double()
-    spectrum = torch.stft(waveform, FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
+    spectrum = torch.stft(waveform, FFT, MEL_HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
     mel = torch.einsum("cft,fm->ctm", spectrum.abs(), bands)
     return mel.clamp(min=FLOOR).log().float()[None]
 

@@ -18,8 +18,9 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from ..errors import InputError
+from ..models import V23
 
-CRF, PRESET = 33, "veryfast"
+PRESET = "veryfast"
 MAX_PIXELS = 80_000_000  # less than the number at which Pillow warns of a decompression bomb
 MAX_SIDE = 16_384  # the limit of H.264
 # EPS and WMF are left out, because Pillow starts other programs for them.
@@ -156,7 +157,7 @@ def flat(images: Tensor) -> Tensor:
     return pixels.expand(*pixels.shape[:-1], 3)
 
 
-def compress(image: Tensor, crf: int = CRF) -> Tensor:
+def compress(image: Tensor, crf: int = V23.crf) -> Tensor:
     """uint8 [H, W, 3] → the same picture after H.264 compression, cropped to even sides. With crf 0 it is unchanged.
 
     The model was trained on frames of compressed video; a cleaner first frame freezes the motion. Raises InputError if

@@ -20,7 +20,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 
 from ..errors import InputError
-from ..foreign import foreign
+from ..foreign import check_kind
 
 REQUIRED = "LTX_A2V_SAFETY"  # an environment variable; with the value "require" no video is made without a checker
 UNCHECKED = "the safety checker did not run"
@@ -78,8 +78,7 @@ def load_checker(folder: str | Path, device: torch.device | str = "cpu", unsafe:
                 f"{folder / name}: not found; put a whole image classifier of transformers with safetensors weights "
                 "into that folder."
             )
-        if found := foreign(folder / name, json_text=name.endswith(".json")):
-            raise InputError(f"{folder / name}: {found[0]}; get the whole image classifier again ({found[1]}).")
+        check_kind(folder / name, "the whole image classifier again", json_text=name.endswith(".json"))
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         processor = AutoImageProcessor.from_pretrained(folder, **local)

@@ -113,7 +113,7 @@ def expand(
     progress = _Progress(gemma, GREEDY_TOKENS if greedy else NEW_TOKENS, on_token)
     try:
         written = tidy(_generate(gemma, prompt, None if greedy else seed, image, progress))
-    except Exception as error:
+    except Exception as error:  # any failure of the model or its template; the video is still made
         if progress.interrupted or isinstance(error, interrupts):  # ComfyUI 0.3.75's interrupt is a plain Exception
             raise
         if isinstance(error, torch.cuda.OutOfMemoryError):

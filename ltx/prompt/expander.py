@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from .. import versions
 from ..errors import InputError
-from ..foreign import foreign
+from ..foreign import check_kind
 from ..models import MODELS
 from ..weights.files import open_safetensors
 from . import gemma4_file
@@ -44,8 +44,7 @@ def check_expander(path: Path) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if not (path / name).is_file():
             raise InputError(f"{path / name}: not found; give as the expander {WANTED}.")
-        if found := foreign(path / name, json_text=True):
-            raise InputError(f"{path / name}: {found[0]}; get the whole {GEMMA_4} again ({found[1]}).")
+        check_kind(path / name, f"the whole {GEMMA_4} again", json_text=True)
     config, tokenizer = read_json(path / "config.json"), read_json(path / "tokenizer_config.json")
     if config.get("gemma_version") or not (
         tokenizer.get("chat_template") or any((path / name).is_file() for name in TEMPLATES)

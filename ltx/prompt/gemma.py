@@ -19,7 +19,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..foreign import foreign
+from ..foreign import check_kind
 from ..models import MODELS, V23, V25
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import open_safetensors
@@ -134,8 +134,7 @@ def _check_folder(path: Path) -> None:
     for file in (path / "config.json", tokenizer / "tokenizer.json", tokenizer / "tokenizer_config.json"):
         if not file.is_file():
             raise InputError(f"{file}: not found; download the whole {WANTED} into that folder.")
-        if found := foreign(file, json_text=True):
-            raise InputError(f"{file}: {found[0]}; get the whole {WANTED} again ({found[1]}).")
+        check_kind(file, f"the whole {WANTED} again", json_text=True)
     config = read_json(path / "config.json")
     model_type = config.get("model_type")
     if model_type != "gemma3":

@@ -20,13 +20,14 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from .. import versions
 from ..errors import InputError
 from ..models import MODELS, V25
+from ..weights.configs import TEXT_PROJECTION
 from ..weights.files import open_safetensors
 from .encoder_file import LANGUAGE, EncoderFile, folders, make_buffers, rename
 
 WANTED = MODELS[V25.encoder].name
 MARK = f"{LANGUAGE}layers.0.layer_scalar"
 """The name of a tensor that Gemma 4 has and Gemma 3 has not."""
-PROJECTION = "text_embedding_projection.video_aggregate_embed.weight"
+PROJECTION = f"{TEXT_PROJECTION}video_aggregate_embed.weight"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer_json", "hf_asset__tokenizer_config.json"
 MODEL_TYPE = "gemma4_unified"
 BOS = 2  # the token that a prompt begins with; Gemma 4's tokenizer does not add it by itself

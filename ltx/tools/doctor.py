@@ -151,7 +151,7 @@ def _write(section: Callable[[], Iterable[Line]], say: Say) -> bool:
         for good, line in section():
             say((NOTE if good is None else OK if good else BAD) + line)
             all_good &= good is not False
-    except Exception as error:
+    except Exception as error:  # a broken installation may raise anything, and the other sections still run
         say(f"{BAD}{_reason(error)}")
         return False
     return all_good
@@ -226,7 +226,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
         for path in _unique(paths):
             try:
                 read(path)
-            except Exception as error:
+            except Exception as error:  # a broken file may raise anything, and the other files are still checked
                 if named in path.name.lower():
                     yield None, f"cannot be used: {_reason(error)}"
             else:

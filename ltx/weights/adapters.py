@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import reduce
 from math import prod
 from typing import ClassVar
 
@@ -50,10 +51,10 @@ class LowRank(Adapter):
 
     @property
     def shape(self) -> Shape:
-        return self.up.shape[0], self.down.shape[1]
+        return _shape((self.up, self.down))
 
     def change(self, weight: Tensor) -> Tensor:
-        return _product(self.up, self.down, weight).mul_(self.scale).view(weight.shape)
+        return _product((self.up, self.down), weight).mul_(self.scale).view(weight.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +70,11 @@ class Hadamard(Adapter):
 
     @property
     def shape(self) -> Shape:
-        return self.up.shape[0], self.down.shape[1]
+        return _shape((self.up, self.down))
 
     def change(self, weight: Tensor) -> Tensor:
-        first = _product(self.up, self.down, weight)
-        return first.mul_(_product(self.up_2, self.down_2, weight)).mul_(self.scale).view(weight.shape)
+        first = _product((self.up, self.down), weight)
+        return first.mul_(_product((self.up_2, self.down_2), weight)).mul_(self.scale).view(weight.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +88,11 @@ class Kronecker(Adapter):
 
     @property
     def shape(self) -> Shape:
-        (rows, columns), (rows_2, columns_2) = (
-            (factors[0].shape[0], factors[-1].shape[1]) for factors in (self.first, self.second)
-        )
+        (rows, columns), (rows_2, columns_2) = _shape(self.first), _shape(self.second)
         return rows * rows_2, columns * columns_2
 
     def change(self, weight: Tensor) -> Tensor:
-        first, second = (
-            _product(*factors, weight) if len(factors) == 2 else _float(factors[0], weight)
-            for factors in (self.first, self.second)
-        )
+        first, second = (_product(factors, weight) for factors in (self.first, self.second))
         return torch.kron(first, second * self.scale).view(weight.shape)
 
 
@@ -211,5 +207,11 @@ def _float(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.to(like.device, torch.float32)
 
 
-def _product(up: Tensor, down: Tensor, like: Tensor) -> Tensor:
-    return _float(up, like) @ _float(down, like)
+def _product(factors: tuple[Tensor, ...], like: Tensor) -> Tensor:
+    """The product of a matrix, or of two, in float32 on the device of `like`."""
+    return reduce(torch.matmul, (_float(factor, like) for factor in factors))
+
+
+def _shape(factors: tuple[Tensor, ...]) -> Shape:
+    """The shape of their product."""
+    return factors[0].shape[0], factors[-1].shape[1]

@@ -51,7 +51,6 @@ WANTED_UPSCALER = " or ".join(MODELS[each.upscaler].name for each in GENERATIONS
 ENCODER, DECODER, STATISTICS = "encoder", "decoder", "statistics"
 WITHOUT = {"": (), ENCODER: (DECODER,), DECODER: (ENCODER,), STATISTICS: (ENCODER, DECODER)}
 """What is left out of a VAE of which only so much is wanted. The statistics of its latents always stay."""
-PROJECTION = "text_embedding_projection."
 
 
 @dataclass(frozen=True)
@@ -398,7 +397,7 @@ def _projection(path: str | Path | None) -> WeightFile | None:
     if path is None or not Path(path).is_file() or Path(path).suffix.lower() == ".gguf":
         return None
     file = WeightFile(Path(path), MODELS[V25.encoder].name)
-    return file if any(name.startswith(PROJECTION) for name in file.names) else None
+    return file if any(name.startswith(configs.TEXT_PROJECTION) for name in file.names) else None
 
 
 def load_checkpoint(
@@ -448,10 +447,7 @@ def _folder_version(path: Path) -> str:
     config = read_config(path / "transformer", "transformer")
     if not config.get("cross_attn_mod"):
         raise InputError(f"{path}: is not version {VERSIONS}; it may be LTX 2.0: use {WANTED_FOLDER}.")
-    new = config.get("use_keyframes_abs_pos_embedding", False) or not all(
-        config.get(switch, True) for switch in ("ff_bias", "audio_ff_bias", "use_prompt_adaln_single")
-    )
-    return V25.version if new else V23.version
+    return (V25 if configs.switched(config) else V23).version
 
 
 def _transformer_file(path: Path) -> tuple[WeightFile, str]:

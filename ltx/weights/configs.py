@@ -128,6 +128,11 @@ SWITCHES = {
 """What LTX-2.5 switches, and what a file means that does not say; diffusers calls them the same."""
 
 
+def switched(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The SWITCHES that a configuration sets to another value than LTX-2.3's; null is false. {} for LTX-2.3."""
+    return {name: config[name] for name, usual in SWITCHES.items() if bool(config.get(name, usual)) != usual}
+
+
 def transformer_config(meta: Mapping[str, Any], measured: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """`config.transformer` of the file → arguments of LTX2VideoTransformer3DModel.
 
@@ -173,7 +178,7 @@ def transformer_config(meta: Mapping[str, Any], measured: Mapping[str, Any] | No
         "use_prompt_embeddings": not meta.get("caption_proj_before_connector", True),
         "perturbed_attn": True,
         # Older versions of diffusers do not know the switches, and build what they mean by default.
-        **{name: meta[name] for name, usual in SWITCHES.items() if meta.get(name, usual) != usual},
+        **switched(meta),
     }
 
 

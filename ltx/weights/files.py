@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import InputError
-from ..foreign import foreign, quantization
-from .configs import AUDIO_VAE, TRANSFORMER, VIDEO_VAE, VOCODER
+from ..foreign import check_kind, quantization
+from .configs import AUDIO_VAE, TEXT_PROJECTION, TRANSFORMER, VIDEO_VAE, VOCODER
 from .gguf import GgufFile
 from .quantized import FLOAT8, Stored, float8
 
@@ -122,7 +122,7 @@ def original_names(keys: Iterable[str]) -> dict[str, str]:
     if any(key.startswith(prefixed) for key in keys):
         return {key: key for key in keys}
     prefix = next((prefix for marks, prefix in BARE if any(key.startswith(marks) for key in keys)), "")
-    return {key if key.startswith("text_embedding_projection.") else prefix + key: key for key in keys}
+    return {key if key.startswith(TEXT_PROJECTION) else prefix + key: key for key in keys}
 
 
 def open_safetensors(path: Path, wanted: str) -> safe_open:
@@ -134,8 +134,7 @@ def open_safetensors(path: Path, wanted: str) -> safe_open:
     try:
         return safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        if found := foreign(path):
-            raise InputError(f"{path}: {found[0]}; get {wanted} ({found[1]}).") from error
+        check_kind(path, wanted)
         raise InputError(
             f"{path}: not a complete safetensors file ({error}); it may be cut short: download {wanted} again."
         ) from error

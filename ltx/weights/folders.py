@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError
-from ..foreign import foreign
+from ..foreign import check_kind
 from ..models import VERSIONS
 from .files import open_safetensors
 
@@ -23,8 +23,7 @@ def read_config(folder: Path, part: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        if found := foreign(path, json_text=True):
-            raise InputError(f"{path}: {found[0]}; get {WANTED_FOLDER} ({found[1]}).") from error
+        check_kind(path, WANTED_FOLDER, json_text=True)
         raise InputError(
             f"{folder}: has no readable config.json of the {part} ({error}); use {WANTED_FOLDER}."
         ) from error

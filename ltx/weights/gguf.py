@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..foreign import foreign
+from ..foreign import check_kind
 from .quantized import Stored
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -61,8 +61,8 @@ class GgufFile:
             raise InputError(f"{path}: reading GGUF needs the package gguf ({error}): pip install gguf.") from error
         with path.open("rb") as file:
             head = file.read(24).ljust(24, b"\0")
-        if not head.startswith(b"GGUF") and (found := foreign(path)):
-            raise InputError(f"{path}: {found[0]}; get the GGUF file again ({found[1]}).")
+        if not head.startswith(b"GGUF"):
+            check_kind(path, "the GGUF file again")
         _, _, tensors, fields = struct.unpack("<4sIQQ", head)
         if (
             24 * tensors + 12 * fields > path.stat().st_size

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...ltx.errors import InputError
 from ...ltx.latents import CHANNELS, Noise, NoiseSource, patchify_video
+from ..progress import INTERRUPTS
 
 PROBE = (1, CHANNELS, 2, 3, 5)  # a small latent that tells whether a NOISE is Gaussian noise from its seed
 
@@ -88,6 +89,8 @@ def _generate(noise: Any, latent: dict[str, Any]) -> Tensor:
     given = {**latent, "samples": wanted.float().cpu()}
     try:
         made = noise.generate_noise(given)
+    except INTERRUPTS:  # ComfyUI's interrupt is a plain Exception
+        raise
     except Exception as error:  # another pack's code may raise anything
         raise InputError(
             f"noise: {type(noise).__name__} failed for a latent {list(wanted.shape)} ({type(error).__name__}); connect "
@@ -103,6 +106,6 @@ def _generate(noise: Any, latent: dict[str, Any]) -> Tensor:
 
 
 def _seed(noise: Any) -> int:
-    """The seed of a NOISE for the noise of restart and res_2s, 0 if it has none."""
+    """The seed of a NOISE for the noise that samplers renew, 0 if it has none."""
     seed = getattr(noise, "seed", 0)
     return int(seed) if isinstance(seed, (int, float)) and math.isfinite(seed) else 0

@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
+import comfy.model_management as management
 import comfy.sample
 import comfy_extras.nodes_custom_sampler as native
 from a2v.ltx.diffusion.schedules import linear_quadratic
@@ -247,6 +248,14 @@ def test_noise_from_any_node(kind: str) -> None:
     assert torch.equal(picture[:, :12], grid) and picture.shape == (1, 18, CHANNELS) and sound.shape == (1, 5, CHANNELS)
     assert sound.std() > 0.1 and not torch.equal(sound, grid[:, :5]), "the sound does not repeat the picture's noise"
     assert isinstance(source, Generated) and after.native is noise and source.note.startswith("the noise is")
+
+
+def test_an_interrupt_in_a_foreign_noise_stays_an_interrupt() -> None:
+    def cancelled(noise: torch.Tensor) -> torch.Tensor:
+        raise management.InterruptProcessingException
+
+    with pytest.raises(management.InterruptProcessingException):
+        to_noise(values.Coloured(5, cancelled), {"samples": torch.zeros(LATENT)})
 
 
 def test_a_foreign_noise_makes_the_video(model: Any) -> None:

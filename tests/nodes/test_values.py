@@ -16,7 +16,7 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.latents import Noise
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.probe import VideoFile
-from a2v.nodes import audio, conditioning, latents, output, progress, sampling
+from a2v.nodes import audio, conditioning, latents, progress, safety, sampling, writing
 from a2v.nodes.destination import destination
 
 
@@ -122,11 +122,11 @@ def test_an_end_image_needs_another_frame() -> None:
 
 
 def test_the_graph_is_embedded_as_comfyui_embeds_it_unless_it_is_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    embedded = output._metadata({"1": {"class_type": "é"}}, {"workflow": {"nodes": []}})
+    embedded = writing._metadata({"1": {"class_type": "é"}}, {"workflow": {"nodes": []}})
     assert embedded == {"workflow": '{"nodes": []}', "prompt": '{"1": {"class_type": "\\u00e9"}}'}
-    assert output._metadata(None, None) == {}
-    monkeypatch.setattr(output.args, "disable_metadata", True)
-    assert output._metadata({"1": {}}, {"workflow": {}}) == {}
+    assert writing._metadata(None, None) == {}
+    monkeypatch.setattr(writing.args, "disable_metadata", True)
+    assert writing._metadata({"1": {}}, {"workflow": {}}) == {}
 
 
 def test_files_are_numbered_and_stay_in_the_output_folder(base: Path) -> None:
@@ -163,7 +163,7 @@ def test_no_link_leads_out_of_the_output_folder(base: Path, tmp_path: Path, pref
 def test_the_report_is_json_without_paths_or_the_graph() -> None:
     facts = dict.fromkeys(VideoFile.__dataclass_fields__, "x")
     video = VideoFile(**{**facts, "frames": 48, "fps": Fraction(24000, 1001), "path": Path("/secret/x.mp4")})
-    report = output._report(video, "x.mp4", "clips")
+    report = writing._facts(video, "x.mp4", "clips")
     assert (report["filename"], report["subfolder"], report["fps"]) == ("x.mp4", "clips", "24000/1001")
     assert report["duration"] == pytest.approx(2.002) and "metadata" not in report
     assert all(isinstance(value, (str, int, float)) for value in report.values()) and "/secret" not in str(report)
@@ -171,7 +171,7 @@ def test_the_report_is_json_without_paths_or_the_graph() -> None:
 
 def test_frames_of_8_bits_are_written_as_they_were() -> None:
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
-    (chunk,) = output._chunks(levels.float() / 255)
+    (chunk,) = safety.chunks(levels.float() / 255)
     assert torch.equal(chunk, levels)
 
 

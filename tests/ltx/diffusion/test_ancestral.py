@@ -57,7 +57,10 @@ def test_frozen_tokens_stay_though_noise_is_added_to_all(randn: Callable) -> Non
         seen.append(x)
         return x.map(lambda own: own * 0.5)
 
-    end = euler_ancestral(denoise, x, torch.tensor([1.0, 0.6, 0.0]), SEED, clean=clean, masks=masks)
+    def blend(x: Tokens) -> Tokens:
+        return x * masks + clean * (1 - masks)
+
+    end = euler_ancestral(denoise, x, torch.tensor([1.0, 0.6, 0.0]), SEED, blend=blend)
     for state in (*seen[1:], end):
         assert torch.equal(state.audio, clean.audio)
         assert torch.equal(state.video[:, 0], clean.video[:, 0])

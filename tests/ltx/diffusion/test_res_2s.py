@@ -106,7 +106,7 @@ def test_official_loop(start: Tokens, clean: Tokens, off: Callable, schedule: st
         asked.append(sigma.item())
         return blend(bend(x, sigma), masks, clean)
 
-    result = res_2s(denoise, start, sigmas, 77, clean=clean, masks=masks)
+    result = res_2s(denoise, start, sigmas, 77, blend=lambda x: blend(x, masks, clean))
     expected, theirs = official(start, sigmas, 77, masks, clean)
     assert asked == pytest.approx(theirs, rel=1e-6)
     assert off(result.video, expected.video) < 1e-5
@@ -165,8 +165,8 @@ def test_mask_0_stays_clean_to_the_bit(start: Tokens, clean: Tokens) -> None:
     seen = Recorder()
     entering = blend(start, masks, clean)
     result = res_2s(
-        lambda x, sigma, step: blend(bend(x, sigma), masks, clean), entering, SIGMAS, 1, Hooks(trace=seen), clean=clean,
-        masks=masks,
+        lambda x, sigma, step: blend(bend(x, sigma), masks, clean), entering, SIGMAS, 1, Hooks(trace=seen),
+        blend=lambda x: blend(x, masks, clean),
     )  # fmt: skip
     assert torch.equal(result.audio, clean.audio) and torch.equal(result.video[:, 0], clean.video[:, 0])
     for name in ("step0/out_audio", "step2/in_audio", "step3/out_audio"):

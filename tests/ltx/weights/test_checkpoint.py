@@ -240,3 +240,20 @@ def test_folder_of_another_kind(tmp_path: Path, config: str | None, refusal: Cal
         (tmp_path / "transformer" / "config.json").write_text(config)
     with refusal(tmp_path, "diffusers folder"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("switches", "version"),
+    [
+        ({}, "2.3"),
+        (configs.SWITCHES, "2.3"),
+        ({"use_keyframes_abs_pos_embedding": None}, "2.3"),
+        *(({name: not usual}, "2.5") for name, usual in configs.SWITCHES.items()),
+    ],
+)
+def test_the_version_of_a_folder_is_told_by_its_switches(
+    tmp_path: Path, switches: dict[str, bool | None], version: str
+) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps({"cross_attn_mod": True, **switches}))
+    assert load_checkpoint(tmp_path).version == version

@@ -84,10 +84,12 @@ def test_registry_metadata(project: dict) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9-]*", table["name"]) and "comfyui" not in table["name"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", table["version"])
     assert table["urls"]["Repository"].startswith("https://") and table["license"] == "Apache-2.0"
-    assert set(comfy) == {"PublisherId", "DisplayName", "Icon", "requires-comfyui"} and all(comfy.values())
-    assert comfy["Icon"].startswith("https://") and (ROOT / "assets" / comfy["Icon"].rsplit("/", 1)[1]).is_file()
-    icon = ElementTree.parse(ROOT / "assets" / comfy["Icon"].rsplit("/", 1)[1]).getroot()
-    assert icon.get("viewBox") == "0 0 256 256", "square; the registry takes up to 400 pixels a side"
+    assert set(comfy) == {"PublisherId", "DisplayName", "Icon", "Banner", "requires-comfyui"} and all(comfy.values())
+    # The registry takes a square icon of up to 400 pixels a side and a banner of 21:9.
+    for name, box in (("Icon", "0 0 256 256"), ("Banner", "0 0 1260 540")):
+        assert comfy[name].startswith("https://")
+        picture = ElementTree.parse(ROOT / "assets" / comfy[name].rsplit("/", 1)[1]).getroot()
+        assert picture.get("viewBox") == box
     assert set(table["urls"]) == {"Repository", "Documentation", "Bug Tracker", "Changelog"}
     assert f"[{table['version']}]" in (ROOT / "CHANGELOG.md").read_text()
 

@@ -32,7 +32,7 @@ Json = dict[str, Any]
 
 
 def english(info: Json) -> Json:
-    """The names and tooltips of our nodes in the form of nodeDefs.json, out of the server's /object_info."""
+    """Names, descriptions and tooltips of our nodes in the form of nodeDefs.json, out of the server's /object_info."""
     return {kind: _node(node) for kind, node in sorted(info.items()) if kind.startswith("LTXA2V")}
 
 
@@ -42,6 +42,7 @@ def _node(node: Json) -> Json:
     tooltips = node.get("output_tooltips") or [None] * len(node["output_name"])
     return {
         "display_name": node["display_name"],
+        "description": node["description"],
         "inputs": {
             name: _slot(found.get("display_name") or name, found.get("tooltip")) for name, found in options.items()
         },

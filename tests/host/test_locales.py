@@ -16,6 +16,8 @@ each = pytest.mark.parametrize("language", LANGUAGES)
 KEPT = re.compile(
     r"[\w.-]+\.safetensors|models/\w+|%[\w.:-]+%|LTX_\w+=\w+|\b(?:auto|res_2s|RandomNoise)\b|\b\d+\.\d+", re.A
 )
+PREFIX = "LTX A2V "
+OUTPUTS = ("next noise", "next audio")
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,19 @@ def test_every_text_is_translated_and_none_is_left_over(language: str, info: dic
     for text, translation in found.items():
         assert translation.strip() == translation != "" and not set(translation) & set("{}@|"), text
         assert set(KEPT.findall(text)) <= set(KEPT.findall(translation)), text
+
+
+@each
+def test_a_text_names_nodes_and_outputs_as_the_canvas_shows_them(language: str) -> None:
+    found = strings(language)
+    titles = {text.removeprefix(PREFIX): to.removeprefix(PREFIX) for text, to in found.items() if PREFIX in text}
+    # a name of one word, such as Guidance, can also be an ordinary word of a sentence
+    shown = {title: to for title, to in titles.items() if " " in title} | {name: found[name] for name in OUTPUTS}
+    # in "between Decode and Save Video" the node Decode and Save is not meant
+    named = re.compile(rf"\b(?:{'|'.join(map(re.escape, shown))})\b(?! [A-Z])")
+    for text, translation in found.items():
+        for name in named.findall(text):
+            assert shown[name] in translation, (text, name)
 
 
 @pytest.mark.parametrize("locale", [*LANGUAGES, *COPIES])

@@ -55,6 +55,12 @@ def rows(text: str, header: str) -> list[Row]:
     return table
 
 
+def listed(node_id: str, part: str) -> list[Row]:
+    """The name and the default of each entry of the list under that heading of a node's page."""
+    text = page(node_id).split(f"\n## {part}\n")[1].split("\n## ")[0]
+    return [(name, default) for name, default in re.findall(r"^- `([^`]+)`(?:, default `([^`]+)`)?: \S", text, re.M)]
+
+
 def test_every_node_has_a_page_and_every_page_a_node() -> None:
     assert len(NODES) > 20
     assert {file.name for file in PAGES.iterdir()} == {f"{node_id}.md" for node_id in NODES}
@@ -66,7 +72,8 @@ def test_a_page_has_the_parts_that_an_artist_looks_for(node_id: str) -> None:
     titles = [line for line in text.splitlines() if line.startswith("#")]
     parts = ["## Inputs", "## Outputs", "## What to try", "## Common mistakes"]
     assert titles == [f"# {NODES[node_id]}", *parts]
-    assert all(rows(text, "input") and rows(text, "output"))
+    assert listed(node_id, "Inputs") and listed(node_id, "Outputs")
+    assert all(line.count("|") <= 3 for line in text.splitlines()), "ComfyUI shows the page in a narrow column"
     assert 15 <= len(text.splitlines()) <= 50
     for name in re.findall(r"(?<!\*)\*([A-Z][\w ]+)\*(?!\*)", text):  # another node, in italics
         assert name in SHORT or name in STOCK, name
@@ -90,10 +97,10 @@ def test_a_page_names_each_input_with_its_default_and_each_output(node_id: str) 
 
     (node,) = (node for node in nodes.NODES if node.GET_SCHEMA().node_id == node_id)
     schema = node.GET_SCHEMA()
-    assert [row[:2] for row in rows(page(node_id), "input")] == [
+    assert listed(node_id, "Inputs") == [
         (each.display_name or each.id, shown(each)) for each in schema.inputs
     ]
-    assert [row[0] for row in rows(page(node_id), "output")] == [each.display_name for each in schema.outputs]
+    assert [name for name, _ in listed(node_id, "Outputs")] == [each.display_name for each in schema.outputs]
 
 
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
@@ -141,7 +148,7 @@ def test_the_table_of_parameters_names_inputs_that_the_nodes_have() -> None:
         places = re.findall(r"\*([^*]+)\* → `([^`]+)`", where)
         assert places or name in name
         for title, each in places:
-            assert each in {row[0] for row in rows(page(nodes[title]), "input")}, (name, where)
+            assert each in {name for name, _ in listed(nodes[title], "Inputs")}, (name, where)
 
 
 def test_the_readme_names_flags_and_targets_that_exist() -> None:

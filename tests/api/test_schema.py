@@ -10,7 +10,7 @@ import pytest
 from a2v.api.applications import APPLICATIONS
 from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO, DISTILLED, WITH_LORAS, Input
 from a2v.api.applications.inputs import CheckedRequest, Invalid, digest, read_json
-from a2v.api.protocol.messages import Output, ResultVideo
+from a2v.api.applications.outputs import Output, ResultVideo
 from a2v.ltx.request import PARAMETERS
 from a2v.tests.beyond import BEYOND
 

@@ -46,19 +46,17 @@ QUALITY_RECIPE = {
 """The official pipeline's values for the undistilled LTX-2.5, where they are not the defaults."""
 
 
-NO_PROMPT = "prompt: missing; say what the video shows, or give the first frame as image_url."
 NO_GUIDANCE = "guidance_scale does nothing here, because the distilled model has no guidance"
 
 Values = Mapping[str, Any]
 
 
-def _fields(longest: float) -> dict[str, Any]:
+def _fields(longest: int) -> dict[str, Any]:
     """The hosted inputs. longest: seconds of sound."""
-    guidance = (
-        f"How strongly the video follows the prompt. Default: {GUIDANCE:g}, with an image {GUIDANCE_WITH_IMAGE:g}."
-    )
+    usual = f"{GUIDANCE:g}, with an image {GUIDANCE_WITH_IMAGE:g}"
+    guidance = f"How strongly the video follows the prompt. Default: {usual}."
     return {
-        "audio_url": required_file(f"The sound, {SHORTEST:g} to {longest:g} seconds long."),
+        "audio_url": required_file(f"The sound, {SHORTEST} to {longest} seconds long."),
         "image_url": optional_file("The first frame. Without it a prompt is required."),
         "prompt": (str | None, Field(None, max_length=LONGEST_PROMPT, description="What the video shows.")),
         "guidance_scale": (float | None, Field(None, ge=1, le=50, allow_inf_nan=False, description=guidance)),
@@ -75,7 +73,7 @@ def _prompt(values: Values, files: Collection[str]) -> str:
     """The prompt, which may be empty if there is an image. Errors: InputError."""
     prompt = values.get("prompt") or ""
     if "image_url" not in files and not prompt.strip():
-        raise InputError(NO_PROMPT)
+        raise InputError("prompt: missing; say what the video shows, or give the first frame as image_url.")
     return prompt
 
 
@@ -91,7 +89,7 @@ def _to_pro(values: Values, files: Collection[str]) -> tuple[Values, Sequence[st
     return {"prompt": _prompt(values, files), "seed": values.get("seed"), "video_cfg_scale": scale}, ()
 
 
-def _check_length(field: str, path: Path, longest: float) -> None:
+def _check_length(field: str, path: Path, longest: int) -> None:
     """Checks how long a sound is. Errors: InputError."""
     if FILES[field] != "audio":
         return
@@ -129,7 +127,7 @@ def _about(field: str, path: Path, error: InputError) -> InputError:
     return InputError(str(error).replace(path.name, field))
 
 
-def _hosted(name: str, description: str, longest: float, **options: Any) -> Application:
+def _hosted(name: str, description: str, longest: int, **options: Any) -> Application:
     return Application(
         f"{HOSTED}/audio-to-video/{name}",
         own_model(f"Ltx25{name.title()}Input", description, _fields(longest)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from a2v.api.applications import APPLICATIONS
 from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO
 from a2v.api.applications.inputs import CheckedRequest, Invalid
 from a2v.api.applications.ltx_2_5 import FAST, OURS, PRO
+from a2v.api.database.store import Store
 from a2v.api.graph import compose as workflow
 from a2v.api.graph.graph import Graph
 from a2v.api.graph.model_files import ModelMissing, ModelNames, find_distilled_25, find_finest_25, find_models_25
@@ -19,11 +21,13 @@ from a2v.api.settings import Settings
 from a2v.ltx.errors import InputError
 from a2v.ltx.models import GEMMA_FILES, MODELS
 from a2v.ltx.request import Request, parse
-from a2v.tests.api.edges import make_settings, wav
+from a2v.tests.api.edges import data_uri, make_settings, wav
+from a2v.tests.api.stand_ins import working
 from PIL import Image
 
 LEAST = {"prompt": "A woman speaks", "audio_url": "https://host/a.mp3"}
 PICTURE = {"audio_url": "https://host/a.mp3", "image_url": "https://host/a.png"}
+SOUND = data_uri(wav(2), "audio/wav")
 HOSTED = pytest.mark.parametrize("app", [FAST, PRO], ids=["fast", "pro"])
 
 
@@ -289,3 +293,26 @@ def test_a_result_is_the_video_alone(app: Any) -> None:
     whole = {"video": {"content_type": "video/mp4", "file_name": "a.mp4", "file_size": 9}, "seed": 7, "prompt": "x"}
     assert app.result(whole) == {"video": {"content_type": "video/mp4", "file_name": "a.mp4"}}
     assert AUDIO_TO_VIDEO.result(whole) == whole == OURS[0].result(whole)
+
+
+def test_from_the_door_to_the_result(settings: Settings, database: Store, tmp_path: Path) -> None:
+    """A sound that does not fit is refused before it is stored; of one that does, the graph has the settled size."""
+    Image.new("RGB", (30, 40)).save(tmp_path / "a.png")
+    image = data_uri((tmp_path / "a.png").read_bytes(), "image/png")
+
+    async def main() -> None:
+        async with working(settings, database) as place:
+            place.app = FAST.id
+            with pytest.raises(Invalid) as refused:
+                await place.submit({"audio_url": data_uri(wav(1.5), "audio/wav"), "image_url": image})
+            assert [found["loc"] for found in refused.value.detail] == [["body", "audio_url"]]
+            await place.until(lambda: place.files("input") == [])
+            ended = await place.end_of(await place.submit({"audio_url": SOUND, "image_url": image}))
+            assert ended.result["video"].keys() == {"content_type", "file_name"} and ended.result.keys() == {"video"}
+            (prompt,) = place.host.runs
+            size = Graph(prompt).inputs("LTXA2VVideoSize")
+            assert (size["video_size"], size["width"], size["height"]) == ("custom", 1080, 1920)
+            seed = place.request(ended.id).arguments["seed"]
+            assert Graph(prompt).inputs("PrimitiveInt")["value"] == seed
+
+    asyncio.run(main())

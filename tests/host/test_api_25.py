@@ -7,6 +7,7 @@ inputs stand for.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from a2v.tests.host.api import APP, SMALL, client_of, environment
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.command import REQUEST, run_command
 from a2v.tests.tiny25 import write_tiny25
+from a2v.tests.tiny_chat import write_chat_gemma
 from PIL import Image
 
 PLACED = {
@@ -166,3 +168,26 @@ def test_the_other_version_s_application_says_what_is_missing(client: Any) -> No
         client.submit(APP, {**SMALL, "audio_url": SOUND})
     assert (missing.value.status_code, missing.value.error_type) == (424, "model_missing")
     assert "python -m ltx download dev --yes" in str(missing.value)
+
+
+@pytest.mark.soak
+def test_an_expander_that_is_installed_writes_the_prompt(server: Comfy, client: Any) -> None:
+    handle = client.submit(FAST, {"prompt": "a person speaks", "audio_url": SOUND})
+    handle.get()
+    (said,) = prompts_of(handle)
+    assert said == "prompt: a person speaks"
+    expander = write_chat_gemma(server.base / "models" / MODELS["expander"].folder / MODELS["expander"].name)
+    try:
+        time.sleep(3.1)  # a look at the folders is believed for so long
+        handle = client.submit(FAST, {"prompt": "a person speaks", "audio_url": SOUND})
+        handle.get()
+        assert graph_of(handle)["LTXA2VExpandPrompt"]["expander"] == expander.name
+        assert prompts_of(handle) != [said]
+    finally:
+        shutil.rmtree(expander)
+
+
+def prompts_of(handle: Any) -> list[str]:
+    """What the report says of the prompt."""
+    lines = [line["message"] for line in handle.status(with_logs=True).logs]
+    return [line for line in lines if line.startswith("prompt: ")]

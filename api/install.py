@@ -55,7 +55,7 @@ def all_operations(queue: RequestQueue, settings: Settings, database: Store, web
     submitting, following = Submitting(queue, settings, webhooks), Following(queue, settings)
     own = [operation for application in APPLICATIONS.values() for operation in submitting.operations(application)]
     for owner in dict.fromkeys(application.owner for application in APPLICATIONS.values()):
-        own += following.operations(owner, [id for id, each in APPLICATIONS.items() if each.owner == owner])
+        own += following.operations(owner, [each for each in APPLICATIONS.values() if each.owner == owner])
     own.append(_description(lambda: found, settings))
     own += Uploads(settings, database).operations()
     targets = [*operations.routes(own, settings), other_applications(settings)]

@@ -402,7 +402,8 @@ class Sampler(io.ComfyNode):
             hooks=Hooks(on_step, progress.check),
         )
         passes = steering.passes(audio.frozen)
-        notes = [f"seed {source.seed}, {steering.steps} steps of {steering.sampler}, {passes} passes each"]
+        steps = f"seed {source.seed}, {steering.steps} steps of {steering.sampler}, {passes} passes each"
+        notes = [f"{steps}, with LTX-{model.version}"]
         if steering.sampler != sampler and (restart or gradient_estimation_gamma):
             notes.append(INERT)
         if isinstance(source, Generated):

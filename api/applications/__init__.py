@@ -9,7 +9,9 @@ from collections.abc import Mapping
 
 from .application import Application
 from .audio_to_video import AUDIO_TO_VIDEO, DISTILLED, DISTILLED_WITH_LORAS, WITH_LORAS
+from .ltx_2_5 import FAST, OURS, PRO
 
 APPLICATIONS: Mapping[str, Application] = {
-    application.id: application for application in (AUDIO_TO_VIDEO, WITH_LORAS, DISTILLED, DISTILLED_WITH_LORAS)
+    application.id: application
+    for application in (AUDIO_TO_VIDEO, WITH_LORAS, DISTILLED, DISTILLED_WITH_LORAS, FAST, PRO, *OURS)
 }

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ..graph.compose import compose
 from ..graph.graph import Prompt
-from ..graph.model_files import ModelNames, find_distilled, find_lora, find_models
+from ..graph.model_files import ModelFinder, ModelNames, find_distilled, find_lora, find_models
 from .application import Application
 from .inputs import LORAS, CheckedRequest, Kind, input_model, lora_list, optional_file, required_file
 
@@ -32,7 +32,8 @@ OF_DISTILLED = (
 """The inputs that the endpoint has with the distilled model. `negative_prompt` and `acceleration` do nothing there."""
 
 
-def _compose(checked: CheckedRequest, models: ModelNames, files: Mapping[str, str], prefix: str) -> Prompt:
+def compose_request(checked: CheckedRequest, models: ModelNames, files: Mapping[str, str], prefix: str) -> Prompt:
+    """The `compose` of these applications."""
     return compose(
         checked.request,
         models,
@@ -45,32 +46,30 @@ def _compose(checked: CheckedRequest, models: ModelNames, files: Mapping[str, st
 
 
 Input = input_model("Input", "Generate a video from audio and a prompt, with images if any.", FIELDS)
-AUDIO_TO_VIDEO = Application(f"{FAMILY}/audio-to-video", Input, FILES, find_models, _compose)
-WITH_LORAS = Application(
-    f"{FAMILY}/audio-to-video/lora",
-    input_model("LoraInput", "The same with LoRAs of your choice.", {**FIELDS, LORAS: lora_list()}),
-    FILES,
-    find_models,
-    _compose,
+LoraInput = input_model("LoraInput", "The same with LoRAs of your choice.", {**FIELDS, LORAS: lora_list()})
+DistilledInput = input_model(
+    "DistilledInput", "The same with the distilled model, which is faster.", FIELDS, OF_DISTILLED
 )
-DISTILLED = Application(
-    f"{FAMILY}/distilled/audio-to-video",
-    input_model("DistilledInput", "The same with the distilled model, which is faster.", FIELDS, OF_DISTILLED),
-    FILES,
-    find_distilled,
-    _compose,
-    DISTILLED_RECIPE,
+DistilledLoraInput = input_model(
+    "DistilledLoraInput",
+    "The distilled model with LoRAs of your choice.",
+    {**FIELDS, LORAS: lora_list()},
+    OF_DISTILLED,
 )
-DISTILLED_WITH_LORAS = Application(
-    f"{FAMILY}/distilled/audio-to-video/lora",
-    input_model(
-        "DistilledLoraInput",
-        "The distilled model with LoRAs of your choice.",
-        {**FIELDS, LORAS: lora_list()},
-        OF_DISTILLED,
-    ),
-    FILES,
-    find_distilled,
-    _compose,
-    DISTILLED_RECIPE,
-)
+
+
+def variants(family: str, undistilled: ModelFinder, distilled: ModelFinder) -> tuple[Application, ...]:
+    """The application and its three variants with the models of a version of LTX. family: the beginning of their
+    ids."""
+    return tuple(
+        Application(f"{family}/{name}", inputs, FILES, models, compose_request, fixed=fixed)
+        for name, inputs, models, fixed in (
+            ("audio-to-video", Input, undistilled, {}),
+            ("audio-to-video/lora", LoraInput, undistilled, {}),
+            ("distilled/audio-to-video", DistilledInput, distilled, DISTILLED_RECIPE),
+            ("distilled/audio-to-video/lora", DistilledLoraInput, distilled, DISTILLED_RECIPE),
+        )
+    )
+
+
+AUDIO_TO_VIDEO, WITH_LORAS, DISTILLED, DISTILLED_WITH_LORAS = variants(FAMILY, find_models, find_distilled)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -129,17 +129,17 @@ def input_model(
     name: str, description: str, fields: Mapping[str, Any], parameters: Collection[str] = PARAMETERS.keys()
 ) -> type[BaseModel]:
     """Builds the model of an application's inputs: its own fields, the engine's parameters, and options of delivery."""
-    return create_model(
-        name,
-        __base__=_Base,
-        __doc__=description,
-        **fields,
-        **{name: _field(name, parameter) for name, parameter in PARAMETERS.items() if name in parameters},
-        **{
-            SIZE_ALIAS: (_type(_side) | None, Field(None, description=f"Another name of {SIZE}; give one of the two.")),
-            SYNC_MODE: (bool, Field(False, description="The video as a data URI in the result, kept nowhere else.")),
-        },
-    )
+    engine = {name: _field(name, parameter) for name, parameter in PARAMETERS.items() if name in parameters}
+    delivery = {
+        SIZE_ALIAS: (_type(_side) | None, Field(None, description=f"Another name of {SIZE}; give one of the two.")),
+        SYNC_MODE: (bool, Field(False, description="The video as a data URI in the result, kept nowhere else.")),
+    }
+    return own_model(name, description, {**fields, **engine, **delivery})
+
+
+def own_model(name: str, description: str, fields: Mapping[str, Any]) -> type[BaseModel]:
+    """Builds the model of the inputs of an application that has no inputs but its own."""
+    return create_model(name, __base__=_Base, __doc__=description, **fields)
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,25 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def check(body: Any, model: type[BaseModel], files: Iterable[str], fixed: Mapping[str, Any]) -> CheckedRequest:
+Translate = Callable[[Mapping[str, Any], Collection[str]], tuple[Mapping[str, Any], Sequence[str]]]
+"""Takes the inputs that were sent, without files, and the names of the files; returns the engine's parameters and notes
+for the log. Errors: InputError."""
+
+
+def as_it_is(values: Mapping[str, Any], files: Collection[str]) -> tuple[Mapping[str, Any], Sequence[str]]:
+    """The `Translate` of inputs that are the engine's parameters."""
+    return values, ()
+
+
+def check(
+    body: Any,
+    model: type[BaseModel],
+    files: Iterable[str],
+    fixed: Mapping[str, Any],
+    translate: Translate = as_it_is,
+) -> CheckedRequest:
     """Checks a JSON body by the model of an application's inputs. files: the inputs that are files. fixed: values that
-    the application sets itself.
+    the application sets itself. translate: see `Translate`.
 
     Errors: Invalid, which lists everything that is wrong.
     """
@@ -205,20 +221,21 @@ def check(body: Any, model: type[BaseModel], files: Iterable[str], fixed: Mappin
     own = {LORAS: values.pop(LORAS)} if LORAS in values else {}
     loras = tuple((lora.path, lora.scale) for lora in getattr(checked, LORAS, ()))
     try:
-        request = parse({**values, **fixed})
+        parameters, said = translate(values, given.keys())
+        request = parse({**parameters, **fixed})
     except InputError as error:
         raise invalid_from(error, model) from None
     arguments = {**given, **own, **values, "seed": request.seed, **({SYNC_MODE: True} if sync_mode else {})}
     ignored = [f"{name} does nothing here, it is always {fixed[name]}" for name in values.keys() & fixed.keys()]
-    notes = (*_strangers(body, model), *ignored, *request.notes)
+    notes = (*_strangers(body, model), *ignored, *said, *request.notes)
     return CheckedRequest(request, given, sync_mode, arguments, notes, loras)
 
 
 def invalid_from(error: InputError, model: type[BaseModel], field: str | None = None) -> Invalid:
     """Turns the engine's sentence into a 422, for the given field or for the input that the sentence begins with."""
     text = str(error)
-    named = text.split(":")[0].split(".")[0]
-    return Invalid([problem(field or (named if named in model.model_fields else None), text)])
+    named = field or text.split(":")[0].split(".")[0]
+    return Invalid([problem(named if named in model.model_fields else None, text)])
 
 
 def _strangers(body: Mapping[str, Any], model: type[BaseModel]) -> list[str]:

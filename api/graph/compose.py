@@ -75,6 +75,7 @@ def compose(
 
 def _load(graph: Graph, request: Request, models: ModelNames, audio: str) -> None:
     graph.inputs(MODEL)["checkpoint"] = models.checkpoint
+    _load_split(graph, models)
     graph.inputs(UPSCALER)["file"] = models.upscaler
     graph.inputs(GEMMA)["folder"] = models.gemma
     graph.inputs(LORA).update(
@@ -102,6 +103,17 @@ def _load(graph: Graph, request: Request, models: ModelNames, audio: str) -> Non
     if seed > sys.maxsize:  # that node cannot hold it: the nodes behind it get the number itself
         graph.remove(graph.find("PrimitiveInt", "Seed"))
         graph.inputs("RandomNoise")["noise_seed"] = graph.inputs(EXPAND)["seed"] = seed
+
+
+def _load_split(graph: Graph, models: ModelNames) -> None:
+    """Names the files that LTX-2.5 has beside the checkpoint. Its diffusion decoder goes on with the last stage's
+    noise, as in the command; the convolutional one takes none."""
+    parts = {"video_vae": models.video_vae, "audio_vae": models.audio_vae}
+    graph.inputs(MODEL).update({part: name for part, name in parts.items() if name})
+    if models.expander:
+        graph.inputs(EXPAND)["expander"] = models.expander
+    if models.video_vae:
+        graph.inputs(SAVE)["noise"] = [graph.find(SAMPLER, SECOND_STAGE), 1]
 
 
 def _merge(graph: Graph, loras: Sequence[tuple[str, float]]) -> None:

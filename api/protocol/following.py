@@ -9,6 +9,8 @@ from typing import Any
 
 from aiohttp import web
 
+from ..applications import Application
+from ..applications.application import operation_name
 from ..database.rows import DONE, QUEUED, StoredRequest
 from ..database.store import StoreFailed
 from ..files import results
@@ -18,7 +20,7 @@ from ..queue.snapshots import Snapshot
 from ..settings import Settings
 from ..waiting import is_set_within
 from .answers import Refusal, about
-from .messages import Cancelled, Output, PlainProblem, Status, ValidationProblem
+from .messages import Cancelled, PlainProblem, Status, ValidationProblem
 from .operations import Answer, Operation, RouteParameter
 from .pollers import Told
 from .urls import base_url, client_of, request_urls
@@ -46,15 +48,18 @@ class Following:
     def __init__(self, queue: RequestQueue, settings: Settings) -> None:
         self.queue, self.settings, self.told = queue, settings, Told()
 
-    def operations(self, owner: str, applications: list[str]) -> list[Operation]:
-        """owner: the part of an id that the clients use in these addresses. The full ids work, too."""
+    def operations(self, owner: str, applications: list[Application]) -> list[Operation]:
+        """owner: the part of an id that the clients use in these addresses. The full ids work, too. applications: all
+        of that owner; their results have one form."""
+        (output,) = {application.output for application in applications}
 
         def one(
             name: str, method: str, rest: str, summary: str, answers: Any, *parameters: RouteParameter
         ) -> Operation:
-            paths = [f"/queue/{prefix}/requests/{{request_id}}{rest}" for prefix in (owner, *applications)]
+            prefixes = (owner, *(application.id for application in applications))
+            paths = [f"/queue/{prefix}/requests/{{request_id}}{rest}" for prefix in prefixes]
             return Operation(
-                name=name,
+                name=operation_name(name, owner),
                 method=method,
                 path=paths[0],
                 also=tuple(paths[1:]),
@@ -66,7 +71,7 @@ class Following:
 
         standing = {200: Answer("The request has ended.", Status), 202: Answer("It waits or runs.", Status), **NO_SUCH}
         streamed = {200: Answer("Each event is a Status.", None, "text/event-stream"), **NO_SUCH}
-        ended = {200: Answer("The result.", Output), **ENDINGS, **NO_SUCH}
+        ended = {200: Answer("The result.", output), **ENDINGS, **NO_SUCH}
         ending = {
             202: Answer("The request will end soon.", Cancelled),
             400: Answer("The request had already ended.", Cancelled),

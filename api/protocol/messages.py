@@ -1,32 +1,10 @@
-"""The models of answers, for the OpenAPI document."""
+"""The models of the protocol's answers, for the OpenAPI document. Results are in ../applications/outputs.py."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, create_model
-
-ResultVideo = create_model(
-    "VideoFile",  # the name on the endpoint's page
-    __doc__="The file, and what is in it.",
-    url=(str, ...),
-    content_type=(str, ...),
-    file_name=(str, ...),
-    file_size=(int, ...),
-    width=(int, ...),
-    height=(int, ...),
-    fps=(float, ...),
-    duration=(float, ...),
-    num_frames=(int, ...),
-)
-
-
-class Output(BaseModel):
-    """A request's result."""
-
-    video: ResultVideo
-    seed: int = Field(description="The seed that was used.")
-    prompt: str = Field(description="The prompt that was used, after its expansion.")
+from pydantic import BaseModel, Field
 
 
 class LogLine(BaseModel):

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from ...ltx.errors import InputError
 from ..applications import Application
+from ..applications.application import operation_name
 from ..applications.inputs import Invalid, problem
 from ..database.rows import PRIORITIES, StoredRequest
 from ..graph.model_files import ModelMissing
@@ -19,7 +20,7 @@ from ..webhooks.deliveries import FIELD, Webhooks, WebhooksOff
 from .answers import Handler, Refusal, about
 from .bodies import Gate, read_submission
 from .following import ENDINGS, result_answer
-from .messages import Output, PlainProblem, Submitted, ValidationProblem
+from .messages import PlainProblem, Submitted, ValidationProblem
 from .operations import UNAVAILABLE, Answer, Body, Operation, RouteParameter
 from .urls import base_url, request_urls
 
@@ -65,10 +66,9 @@ class Submitting:
         self._gate = Gate()
 
     def operations(self, application: Application) -> list[Operation]:
-        slug = "_".join(application.id.split("/")[2:]).replace("-", "_")
         return [
             Operation(
-                name=f"submit_{slug}",
+                name=operation_name("submit", application.id),
                 method="POST",
                 path=f"/queue/{application.id}",
                 handler=self._for(application, self.submit),
@@ -78,14 +78,14 @@ class Submitting:
                 answers={200: Answer("The request is in the queue.", Submitted), **BAD_BODY},
             ),
             Operation(
-                name=f"run_{slug}",
+                name=operation_name("run", application.id),
                 method="POST",
                 path=f"/run/{application.id}",
                 handler=self._for(application, self.run),
                 summary="Runs a request and answers with its result.",
                 parameters=HEADERS,
                 body=Body(application.inputs),
-                answers={200: Answer("The result.", Output), **ENDINGS, **BAD_BODY},
+                answers={200: Answer("The result.", application.output), **ENDINGS, **BAD_BODY},
             ),
         ]
 

@@ -42,6 +42,7 @@ class Fetcher:
         self, leases: Leases, database: Store, settings: Settings, finishing: Finishing, wake: Callable[[], None]
     ) -> None:
         self._leases, self._store, self._finishing, self._wake = leases, database, finishing, wake
+        self._input = settings.input
         self._inbox = Inbox(settings, database)
         self._fetching: dict[str, _Fetch] = {}
         self._disk = Complaints()
@@ -125,7 +126,9 @@ class Fetcher:
         """Brings a file, and tries again while the disk or the database fails, which is no fault of the request."""
         while True:
             try:
-                return await self._inbox.localize(value, field, kind, request.id)
+                name = await self._inbox.localize(value, field, kind, request.id)
+                await asyncio.to_thread(application_of(request).check_file, field, self._input / name)
+                return name
             except StoreFailed:
                 pass  # the store has logged it
             except OSError as error:

@@ -36,7 +36,7 @@ class Preparation:
         """Checks that the request can run here. Errors: Invalid; ModelMissing."""
         try:
             # the graph is not used, so the names of the files need not exist
-            self.compose(application, checked, checked.files, SUBFOLDER)
+            application.compose(checked, self._host.models(application.find_models), checked.files, SUBFOLDER)
         except ModelMissing:
             raise
         except InputError as error:
@@ -70,4 +70,5 @@ class Preparation:
     ) -> Prompt:
         """The request's graph. files: field → name in the input folder. Errors: InputError."""
         models = self._host.models(application.find_models)
-        return application.compose(checked, models, files, prefix)
+        paths = {field: self._settings.input / name for field, name in files.items()}
+        return application.compose(application.settle(checked, paths, self._settings), models, files, prefix)

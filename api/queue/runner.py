@@ -118,7 +118,8 @@ class Runner:
             self._check_inline(path, application_of(request))
         for line in facts["notes"]:
             self._journal.log(request.id, line)
-        return {"result": {"video": _video(facts, path), "seed": seed, "prompt": texts[0]}}
+        whole = {"video": _video(facts, path), "seed": seed, "prompt": texts[0]}
+        return {"result": application_of(request).result(whole)}
 
     def _set_apart(self, path: Path) -> Path:
         """Moves a result that is sent once to a folder that people do not see and ComfyUI does not clean."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -112,9 +113,11 @@ class Submissions:
         try:
             if arrived.error:
                 raise arrived.error
-            return await self._inbox.keep(
+            kept = await self._inbox.keep(
                 arrived.file, "", arrived.uri.content_type, name, application.files[name], request_id
             )
+            await asyncio.to_thread(application.check_file, name, self._settings.input / kept)
+            return kept
         except InputError as error:
             raise application.invalid_from(error, name) from None
 

@@ -109,9 +109,10 @@ def failing(kind: str, message: str) -> Callable[[Prompt], Awaitable[Outcome]]:
 
 
 class Place:
-    """A queue on a stand-in, and questions to it. `seconds`: how long anything may take."""
+    """A queue on a stand-in, and questions to it. `seconds`: how long anything may take. app: what `submit` asks."""
 
     seconds = 30.0
+    app = APP
 
     def __init__(self, settings: Settings, database: Store) -> None:
         self.settings, self.database = settings, database
@@ -120,12 +121,12 @@ class Place:
 
     async def submit(self, body: dict[str, Any] = BODY, digest: str = "d", **submission: Any) -> str:
         """A body as it comes over HTTP: its data URIs are files by then."""
-        reader = JsonReader(APPLICATIONS[APP].files, lambda: Incoming(self.settings.input_folder, 2**20))
+        reader = JsonReader(APPLICATIONS[self.app].files, lambda: Incoming(self.settings.input_folder, 2**20))
         try:
             reader.feed(json.dumps(body).encode())
             value = json.loads(reader.text)
             asked = Submission(value, digest, files=reader.files, **{"base_url": "http://host", **submission})
-            request, _ = await self.queue.submit(APPLICATIONS[APP], asked)
+            request, _ = await self.queue.submit(APPLICATIONS[self.app], asked)
         finally:
             reader.discard()
         return request.id

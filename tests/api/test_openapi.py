@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from a2v.api.applications import APPLICATIONS
 from a2v.api.database.store import Store
 from a2v.api.install import all_operations, routes
 from a2v.api.protocol.openapi import document
@@ -69,6 +70,19 @@ def test_every_reference_leads_somewhere_and_names_are_unique(described: list[Op
     assert found and {reference.removeprefix("#/components/schemas/") for reference in found} <= schemas.keys()
     names = [found["operationId"] for methods in whole["paths"].values() for found in methods.values()]
     assert len(names) == len(set(names))
+
+
+def test_each_application_s_result_is_its_own(described: list[Operation], settings: Settings) -> None:
+    paths = document(described, settings)["paths"]
+
+    def model(method: str, path: str) -> str:
+        content = paths[f"/fal/{path}"][method]["responses"]["200"]["content"]
+        return content["application/json"]["schema"]["$ref"].rpartition("/")[2]
+
+    for application in APPLICATIONS.values():
+        expected = "VideoOutput" if application.owner == "lightricks/ltx-2.5" else "Output"
+        assert model("post", f"run/{application.id}") == expected
+        assert model("get", f"queue/{application.owner}/requests/{{request_id}}") == expected
 
 
 def test_ranges_and_choices_are_the_table_s(described: list[Operation], settings: Settings) -> None:

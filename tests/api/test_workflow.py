@@ -198,6 +198,26 @@ def test_models_are_found_by_their_official_names_in_any_folder() -> None:
             find_models(without.__getitem__, without.__getitem__)
 
 
+def test_the_published_files_for_small_cards_are_found() -> None:
+    """Those of `python -m ltx download` and `download small`: ComfyUI's file of Gemma, fp8, a small LoRA."""
+    there = {
+        "checkpoints": ["ltx-2.3-22b-dev-fp8.safetensors"],
+        "latent_upscale_models": ["ltx-2.3-spatial-upscaler-x2-1.1.safetensors"],
+        "loras": ["ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors"],
+        "text_encoders": ["gemma_3_12B_it_fp4_mixed.safetensors"],
+    }
+
+    def found(folders: tuple[str, ...] = (), **changes: list[str]) -> tuple[str, str | None, str]:
+        models = find_models({**there, **changes}.__getitem__, lambda kind: folders)
+        return models.checkpoint, models.lora, models.gemma
+
+    assert found() == (there["checkpoints"][0], there["loras"][0], there["text_encoders"][0])
+    whole = {"checkpoints": ["ltx-2.3-22b-dev.safetensors", *there["checkpoints"]]}
+    whole["loras"] = ["ltx-2.3-22b-distilled-lora-384-1.1.safetensors", *there["loras"]]
+    folder = "gemma-3-12b-it-qat-q4_0-unquantized"
+    assert found((folder,), **whole) == (whole["checkpoints"][0], whole["loras"][0], folder), "the exact ones first"
+
+
 def test_the_distilled_checkpoint_or_what_does_the_same() -> None:
     there = {
         "checkpoints": ["x/ltx-2.3-22b-distilled-1.1.safetensors", "ltx-2.3-22b-dev.safetensors"],

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,13 +97,7 @@ class Store:
 
     async def run_patiently(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """As `run_durably`, and repeats it until it succeeds."""
-        wait = FIRST_WAIT
-        while True:
-            try:
-                return await self.run_durably(work, *args, **kwargs)
-            except StoreFailed:
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
+        return await patiently(lambda: self.run_durably(work, *args, **kwargs))
 
     async def _in(
         self,
@@ -142,6 +136,17 @@ class Store:
             threads.shutdown()
         for engine in self.engines:
             engine.dispose()
+
+
+async def patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Awaits `work()`, and repeats that as long as it raises StoreFailed. The store has logged why."""
+    wait = FIRST_WAIT
+    while True:
+        try:
+            return await work()
+        except StoreFailed:
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
 
 
 def _plain(error: SQLAlchemyError) -> Exception:

@@ -158,7 +158,7 @@ def check(place: Place) -> None:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorter waits between tries, which change nothing else."""
-    for name in ("database.store.LONGEST_WAIT", "queue.finishing.LONGEST_WAIT", "queue.journal.RETRY_SECONDS"):
+    for name in ("database.store.LONGEST_WAIT", "queue.journal.RETRY_SECONDS"):
         monkeypatch.setattr(f"a2v.api.{name}", 0.1)
     monkeypatch.setattr(fetcher, "RETRY_SECONDS", 0.1)
 

@@ -120,7 +120,7 @@ class RequestQueue:
             try:
                 request = await self.store.run_durably(_ask_cancel, request_id)
             except StoreFailed:
-                self._lane.stop_request(request_id, cancelled())
+                self._lane.stop(request_id, cancelled())
                 self._fetcher.stop(request_id, cancelled())
                 raise
             if request is None or request.status == DONE:

@@ -25,8 +25,8 @@ from ..graph.graph import Graph, Prompt
 from ..host import Host, HostLost, NodeError, OnEvent, Outcome, Rejected
 from ..queue.lane import Lane
 from ..queue.queue import RequestQueue
-from ..queue.ticking import Ticker
 from ..settings import SUBFOLDER
+from ..ticking import Ticker
 from .door import Door
 from .worker import IDENTITY, MEDIA, PROTOCOL
 

@@ -17,8 +17,8 @@ from ..files import owners, uploads
 from ..files.incoming import in_thread
 from ..files.results import result_file
 from ..settings import Settings
+from ..ticking import Ticker, each_of
 from ..webhooks import deliveries
-from .ticking import Ticker, each_of
 
 CLEAN_SECONDS = 60.0
 SWEEP_SECONDS = 3600.0  # between sweeps; younger files are not deleted

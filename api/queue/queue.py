@@ -21,6 +21,7 @@ from ..database.rows import DONE, StoredRequest
 from ..database.store import Store, StoreFailed
 from ..host import Host
 from ..settings import Settings
+from ..ticking import TICK_SECONDS, Ticker, each_of
 from ..waiting import is_set_within
 from ..webhooks.deliveries import Webhooks
 from .cleaner import Cleaner
@@ -32,7 +33,6 @@ from .lane import Lane
 from .preparation import Preparation
 from .snapshots import Snapshot, Snapshots
 from .submissions import Submission, Submissions
-from .ticking import TICK_SECONDS, Ticker, each_of
 
 CANCEL_SECONDS = 5.0  # that the answer to a cancellation waits for the request's end
 

@@ -267,7 +267,7 @@ def test_a_task_that_dies_gives_its_request_back(
 def test_a_tick_that_raises_is_logged_once_and_the_next_one_comes(
     settings: Settings, database: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("a2v.api.queue.ticking.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("a2v.api.ticking.TICK_SECONDS", 0.01)
 
     async def visit(place: Place) -> None:
         real, broken = rows.overdue, [0]

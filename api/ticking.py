@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
-from ..database.store import StoreFailed
-from ..faults import log_unexpected
-from ..waiting import is_set_within
+from .database.store import StoreFailed
+from .faults import log_unexpected
+from .waiting import is_set_within
 
 TICK_SECONDS = 1.0  # between looks for changes by other servers and by the clock
 
@@ -30,9 +30,12 @@ async def each_of(steps: Iterable[Callable[[], Awaitable[object]]]) -> None:
 
 class Ticker:
     """Call `start` and `stop` on the loop that answers requests. An exception in a tick does not prevent the next one.
-    what: names the work in the log."""
 
-    def __init__(self, what: str, tick: Callable[[], Awaitable[None]], seconds: float = TICK_SECONDS) -> None:
+    what: names the work in the log. tick: may return the seconds until the next one. seconds: until the next one if it
+    returns None.
+    """
+
+    def __init__(self, what: str, tick: Callable[[], Awaitable[float | None]], seconds: float = TICK_SECONDS) -> None:
         self._what, self._tick, self._seconds = what, tick, seconds
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -54,8 +57,9 @@ class Ticker:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
+            wait = None
             try:
-                await self._tick()
+                wait = await self._tick()
                 self._logged = ""
             except StoreFailed:
                 pass  # the store has logged it, and the next tick tries again
@@ -63,4 +67,4 @@ class Ticker:
                 if repr(error) != self._logged:  # not every second again
                     self._logged = repr(error)
                     log_unexpected(f"{self._what} failed; it is tried again", error)
-            await is_set_within(self._wake, self._seconds)
+            await is_set_within(self._wake, self._seconds if wait is None else wait)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 import secrets
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from ..faults import log_unexpected, public
 from ..files.incoming import CHUNK, Incoming, TooLargeError
 from ..graph.compose import SAVE
 from ..graph.graph import Prompt
@@ -126,15 +126,16 @@ class Worker:
         except Undone as error:
             say({"kind": "lost", "why": str(error)})
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
+            reason = public(f"{type(error).__name__}: {error}")  # aiohttp names the address, which is a secret
+            say({"kind": "lost", "why": f"media or result could not be transferred ({reason})"})
+        except Exception as error:  # a bug must end this order and not the head's request
+            log_unexpected("an order of the cluster failed", error)
             say(
                 {
                     "kind": "lost",
-                    "why": f"media or result could not be transferred ({type(error).__name__}: {error})",
+                    "why": f"a bug ({type(error).__name__}); the worker's log has the details",
                 }
             )
-        except Exception as error:  # a bug must end this order and not the head's request
-            logging.exception("LTX A2V: an order of the cluster failed")
-            say({"kind": "lost", "why": f"{type(error).__name__}: {error}"})
         finally:
             leaving = asyncio.create_task(self._leave(queued, media, None if shared and done else token))
             self._leaving.add(leaving)

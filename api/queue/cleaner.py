@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -46,10 +48,14 @@ class Cleaner:
             (self._forget, self._drop_inline, self._empty_log, self._drop_old, self._give_up_reserved, self._purge)
         )
 
+    async def _repeat(self, work: Callable[..., Any], *args: Any) -> None:
+        """Repeats a transaction until it finds nothing more to do."""
+        while await self._store.run(work, *args):
+            await asyncio.sleep(0)
+
     async def _forget(self) -> None:
         if seconds := self._settings.forget_seconds:
-            while await self._store.run(_forget, time.time() - seconds):
-                await asyncio.sleep(0)
+            await self._repeat(_forget, time.time() - seconds)
 
     async def _drop_inline(self) -> None:
         while await self._store.run(_drop_inline, time.time(), self._settings):
@@ -67,11 +73,10 @@ class Cleaner:
                 await asyncio.sleep(0)
 
     async def _give_up_reserved(self) -> None:
-        while await self._store.run(owners.give_up_reserved, time.time(), STEP, self._settings):
-            await asyncio.sleep(0)
+        await self._repeat(owners.give_up_reserved, time.time(), STEP, self._settings)
 
     async def _purge(self) -> None:
-        await uploads.purge(self._settings, self._store)
+        await self._repeat(uploads.purge, time.time(), STEP, self._settings)
         if time.monotonic() > self._swept + SWEEP_SECONDS:
             self._swept = time.monotonic()
             await self._sweep(time.time() - SWEEP_SECONDS)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 from sqlalchemy.orm import Session
@@ -90,11 +90,9 @@ class RequestQueue:
         """Notes the first reading of a result that is sent once. Its last minutes begin then."""
         await self.store.run(_note_read, request_id)
 
-    @contextmanager
-    def watch(self, request_id: str) -> Iterator[asyncio.Event]:
+    def watch(self, request_id: str) -> AbstractContextManager[asyncio.Event]:
         """An event that is set whenever this server changes that request."""
-        with self.journal.watch(request_id) as changed:
-            yield changed
+        return self.journal.watch(request_id)
 
     async def wait(self, request_id: str, alive: Callable[[], bool] = lambda: True) -> StoredRequest | None:
         """The request once it has ended; None if the waiting client has gone."""

@@ -250,13 +250,19 @@ def test_a_result_that_is_sent_but_once_is_not_among_the_outputs(settings: Setti
     at(settings, database, visit)
 
 
-def test_a_result_too_large_to_be_sent_is_an_error(tmp_path: Any, database: Store) -> None:
+@pytest.mark.parametrize("room", [0, -1])
+def test_a_result_too_large_to_be_sent_is_an_error(tmp_path: Any, database: Store, room: int) -> None:
     async def visit(place: Place) -> None:
         ended = await place.end_of(await place.submit({**BODY, "sync_mode": True}))
-        assert ended.error_status == 422 and ended.error_detail[0]["loc"] == ["body", "sync_mode"]
-        assert place.files() == []
+        kept = [path.read_bytes() for path in place.settings.passing_folder.iterdir()]
+        if room < 0:
+            assert ended.error_status == 422 and ended.error_detail[0]["loc"] == ["body", "sync_mode"]
+            assert ended.error.startswith("sync_mode: the result is larger than")
+        else:
+            assert ended.error is None
+        assert place.files() == [] and kept == ([] if room < 0 else [PICTURE])
 
-    at(make_settings(tmp_path, max_inline=10), database, visit)
+    at(make_settings(tmp_path, max_inline=len(PICTURE) + room), database, visit)
 
 
 def test_a_server_that_ends_gives_its_request_back_and_another_one_runs_it(settings: Settings, database: Store) -> None:

@@ -53,7 +53,8 @@ class Store:
     """Opens the database, which `schema.prepare` has made.
 
     Threads use `session`; the event loop uses `read`, `run`, `run_durably` and `run_patiently`. Only one transaction
-    writes at a time; reads go on beside it. Errors: StoreFailed.
+    writes at a time, from its first line on; reads go on beside it. Work that compares times with those of other
+    servers must read the clock itself: a time that was read before may be older than theirs. Errors: StoreFailed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,6 +77,9 @@ class Store:
     def _transaction(self, factory: sessionmaker[Session]) -> Iterator[Session]:
         try:
             with factory.begin() as session:
+                # The session would begin with its first statement. A writer waits for its turn here, so that a clock
+                # that its work reads is not older than what others wrote meanwhile.
+                session.connection()
                 yield session
         except SQLAlchemyError as error:
             failure = _plain(error)

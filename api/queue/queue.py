@@ -143,14 +143,14 @@ class RequestQueue:
             self.journal.all_changed()
 
     async def _end_waiting(self) -> None:
-        overdue, unwanted = await self.store.read(_waiting_in_vain, clock.now())
+        overdue, unwanted = await self.store.read(_waiting_in_vain)
         ends = [(request, late(request)) for request in overdue] + [(request, cancelled()) for request in unwanted]
         await each_of(partial(self.finishing.finish, *end) for end in ends)
 
 
-def _waiting_in_vain(session: Session, now: clock.Moment) -> tuple[list[StoredRequest], list[StoredRequest]]:
+def _waiting_in_vain(session: Session) -> tuple[list[StoredRequest], list[StoredRequest]]:
     """Waiting requests that nobody has in hand: those whose time to start is over, and cancelled ones."""
-    return rows.overdue(session, now), rows.cancelled(session)
+    return rows.overdue(session, clock.now()), rows.cancelled(session)
 
 
 def _ask_cancel(session: Session, request_id: str) -> StoredRequest | None:

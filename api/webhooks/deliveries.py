@@ -123,7 +123,7 @@ class Webhooks:
             return None
         hosts = Counter(self._trying.values())
         busy = [host for host, count in hosts.items() if count >= OF_A_HOST]
-        for row in await self.store.run(_claim, time.time(), AT_ONCE - len(self._trying), busy):
+        for row in await self.store.run(_claim, AT_ONCE - len(self._trying), busy):
             request_id, url, body, tries, host = row
             if hosts[host] >= OF_A_HOST:  # this host is at its limit
                 await self.store.run(_put_back, request_id)
@@ -185,11 +185,10 @@ def _due(now: float, busy: Collection[str]) -> Any:
     return (Delivery.state == PENDING) & past & Delivery.host.not_in(busy)
 
 
-def _claim(
-    session: Session, now: float, most: int, busy: Collection[str]
-) -> list[tuple[str, str, dict[str, Any], int, str]]:
+def _claim(session: Session, most: int, busy: Collection[str]) -> list[tuple[str, str, dict[str, Any], int, str]]:
     """Claims deliveries that are due (id, URL, body, tries so far, host) for `CLAIM_SECONDS`. First tries come first: a
     receiver that has failed lately holds up nobody."""
+    now = time.time()  # within the transaction, which may have waited for another server's
     columns = (Delivery.request_id, Delivery.url, Delivery.body, Delivery.tries, Delivery.host)
     due = select(*columns).where(_due(now, busy)).order_by(Delivery.tries > 0, Delivery.due).limit(most)
     found = [tuple(row) for row in session.execute(due).all()]

@@ -22,7 +22,7 @@ async def each_of(steps: Iterable[Callable[[], Awaitable[object]]]) -> None:
             await step()
         except StoreFailed:
             raise
-        except Exception as error:
+        except Exception as error:  # a bug in one step must not prevent the others
             errors.append(error)
     if errors:
         raise errors[0]
@@ -63,7 +63,7 @@ class Ticker:
                 self._logged = ""
             except StoreFailed:
                 pass  # the store has logged it, and the next tick tries again
-            except Exception as error:
+            except Exception as error:  # a bug must not end the ticker: nothing would start it again
                 if repr(error) != self._logged:  # not every second again
                     self._logged = repr(error)
                     log_unexpected(f"{self._what} failed; it is tried again", error)

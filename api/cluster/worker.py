@@ -40,7 +40,9 @@ LONGEST_ORDER = 2**23  # bytes of JSON, most of them the graph
 BEAT_SECONDS = 1.0
 ABANDONED_SECONDS = 24 * 3600.0
 SILENT_SECONDS = 60.0
-TOLD = ("execution_start", "execution_cached", "executing", "progress")
+TOLD = ("executing", "executed", "progress", *(f"execution_{kind}" for kind in ("start", "cached", "success", "error")))
+FACTS = ("node", "node_id", "nodes", "value", "max")
+"""The events that the head hears of, and what it hears of them. It does not hear of values and paths in a graph."""
 MEDIA = re.compile(rf"{SUBFOLDER}/([0-9a-f]{{32}}\.[a-z0-9]{{1,5}})")
 """The names of a request's media in the input folder; a name holds the content's hash."""
 
@@ -182,7 +184,7 @@ class Worker:
     async def _run(self, prompt: Prompt, on_queued: Callable[[str], None], say: Say) -> Outcome:
         def on_event(kind: str, data: dict[str, Any]) -> None:
             if kind in TOLD:
-                say({"kind": "event", "name": kind, "data": data})
+                say({"kind": "event", "name": kind, "data": {key: data[key] for key in FACTS if key in data}})
 
         return await self._host.run(prompt, on_queued, on_event)
 

@@ -24,7 +24,7 @@ import pytest
 import requests
 from a2v.api.cluster.door import Door
 from a2v.api.cluster.worker import PATH, PROTOCOL, Worker
-from a2v.api.host import Host
+from a2v.api.host import Host, Outcome
 from a2v.api.settings import SUBFOLDER, Settings
 from a2v.tests.api.edges import make_settings, serving
 from aiohttp import web
@@ -237,6 +237,37 @@ def test_what_a_worker_says_about_a_failure_names_no_secret_address(door: Door, 
     (line,) = said
     assert line["kind"] == "lost" and "404" in line["why"] and secret not in line["why"]
     assert list(settings.input_folder.iterdir()) == []
+
+
+def test_a_worker_tells_which_nodes_run_and_nothing_of_their_values(settings: Settings) -> None:
+    events = [
+        ("execution_start", {"prompt_id": "p"}),
+        ("execution_cached", {"nodes": ["1"], "prompt_id": "p"}),
+        ("executing", {"node": "2", "display_node": "2", "prompt_id": "p"}),
+        ("progress", {"node": "2", "value": 1, "max": 2, "prompt_id": "p"}),
+        ("progress_state", {"nodes": {"2": {}}}),
+        ("executed", {"node": "2", "output": {"text": ["a word of the request's"]}}),
+        ("execution_error", {"node_id": "2", "current_inputs": {"audio": ["/secret/a.wav"]}, "traceback": ["x"]}),
+        ("execution_success", {"prompt_id": "p"}),
+    ]
+
+    class Runs(Host):
+        async def run(self, prompt: Any, on_queued: Any, on_event: Any) -> Outcome:
+            for event in events:
+                on_event(*event)
+            return Outcome()
+
+    said: list[dict[str, Any]] = []
+    asyncio.run(Worker(Runs(None), settings)._run({}, said.append, said.append))
+    assert [(line["name"], line["data"]) for line in said] == [
+        ("execution_start", {}),
+        ("execution_cached", {"nodes": ["1"]}),
+        ("executing", {"node": "2"}),
+        ("progress", {"node": "2", "value": 1, "max": 2}),
+        ("executed", {"node": "2"}),
+        ("execution_error", {"node_id": "2"}),
+        ("execution_success", {}),
+    ]
 
 
 # --- what is refused before Ray is asked, and what stays off ---

@@ -135,7 +135,7 @@ def live(folder: Path, name: str, first: int, times: int, message: str) -> int:
             return count
 
     with opened(settings) as store:
-        return asyncio.run(asyncio.wait_for(main(store), 60))
+        return asyncio.run(asyncio.wait_for(main(store), 2 * Place.seconds))
 
 
 def check(place: Place) -> None:
@@ -157,7 +157,9 @@ def check(place: Place) -> None:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorter waits between tries, which change nothing else."""
+    """Shorter waits between tries, which change nothing else. A life with 25 faults may still take 25 looks, one a
+    second."""
+    monkeypatch.setattr(Place, "seconds", 120.0)
     for name in ("database.store.LONGEST_WAIT", "queue.journal.RETRY_SECONDS"):
         monkeypatch.setattr(f"a2v.api.{name}", 0.1)
     monkeypatch.setattr(fetcher, "RETRY_SECONDS", 0.1)

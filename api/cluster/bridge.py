@@ -19,6 +19,7 @@ import re
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -201,17 +202,22 @@ class Bridge:
     async def _run(self, order_id: str, worker: str, order: dict[str, Any]) -> None:
         import ray
 
+        def lost(reason: str) -> None:
+            self._pass_on(order_id, worker, {"kind": "lost", "why": reason})
+
         try:
-            known = self.workers.get(worker)
-            if known is None:
-                raise LookupError("it has left the cluster")
-            agent = self._agents[worker]
-            lines = agent.run.options(num_returns="streaming").remote(known["url"], order_id, json.dumps(order))
+            if worker not in self.workers:
+                lost("it has left the cluster")
+                return
+            url, agent = self.workers[worker]["url"], self._agents[worker]
+            lines = agent.run.options(num_returns="streaming").remote(url, order_id, json.dumps(order))
             async for reference in lines:
                 self._pass_on(order_id, worker, json.loads(await reference))
-        except (ray.exceptions.RayError, LookupError) as error:
-            reason = str(error) if isinstance(error, LookupError) else f"its machine is gone ({type(error).__name__})"
-            self._pass_on(order_id, worker, {"kind": "lost", "why": reason})
+        except ray.exceptions.RayError as error:
+            lost(f"its machine is gone ({type(error).__name__})")
+        except Exception as error:  # a bug: the head must not wait for ever for this order
+            traceback.print_exc()  # to ComfyUI's own log
+            lost(f"the process between ComfyUI and Ray has a bug ({type(error).__name__})")
         finally:
             self._orders.pop(order_id, None)
 

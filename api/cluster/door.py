@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from ..files.results import RESULT
 from ..settings import MIB, Settings
 
 LARGEST_RESULT = 16 * 1024 * MIB
-ABANDONED_SECONDS = 3600
 
 
 @dataclass
@@ -45,7 +43,6 @@ class Door:
     async def open(self, address: str) -> None:
         """Listens on that address of this machine. Errors: OSError if the port is taken."""
         await self.close()
-        self._sweep()
         app = web.Application(client_max_size=LARGEST_RESULT)
         app.add_routes(self.routes())
         runner = web.AppRunner(app, access_log=None)
@@ -120,9 +117,3 @@ class Door:
             logging.error("LTX A2V: a worker's result could not be written: %s", error.strerror)
             return 507
         return 204
-
-    def _sweep(self) -> None:
-        """Deletes unfinished files of an earlier server that died."""
-        for path in self._settings.output_folder.glob(".*.part"):
-            if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-                path.unlink(missing_ok=True)

@@ -20,13 +20,14 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
+from ..faults import public
 from ..graph.compose import SAVE
 from ..graph.graph import Graph, Prompt
 from ..host import Host, HostLost, NodeError, OnEvent, Outcome, Rejected
 from ..queue.lane import Lane
 from ..queue.queue import RequestQueue
-from ..queue.ticking import Ticker
 from ..settings import SUBFOLDER
+from ..ticking import Ticker
 from .door import Door
 from .worker import IDENTITY, MEDIA, PROTOCOL
 
@@ -50,35 +51,30 @@ class Cluster:
         self._orders: dict[str, asyncio.Queue[dict[str, Any]]] = {}
         self._bridge: asyncio.subprocess.Process | None = None
         self._complaint = ""
-        self._task: asyncio.Task[None] | None = None
+        self._ticker = Ticker("the connection to Ray's cluster", self._keep, RETRY_SECONDS)
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._keep())
+        self._ticker.start()
 
     async def close(self) -> None:
-        if self._task:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._ticker.stop()
         for worker in self.workers.values():
             await worker.close()
         await self.door.close()
         (self.queue.settings.output_folder / self.probe["name"]).unlink(missing_ok=True)
 
     async def _keep(self) -> None:
-        """Runs the bridge, again whenever it ends: Ray ends it if the cluster is gone for a minute."""
-        while True:
-            try:
-                await self._serve()
-            except Exception as error:  # after any error this server works on alone
-                self._complain(f"the cluster cannot be used: {type(error).__name__}: {error}")
-            finally:
-                self._bridge = None
-                for worker in self.workers.values():
-                    worker.state = {"error": "the connection to Ray's cluster is gone"}
-                for lines in self._orders.values():
-                    lines.put_nowait({"kind": "lost", "why": "the connection to Ray's cluster is gone"})
-            await asyncio.sleep(RETRY_SECONDS)
+        """Runs the bridge until it ends: Ray ends it if the cluster is gone for a minute."""
+        try:
+            await self._serve()
+        except OSError as error:  # this server works on alone
+            self._complain(f"the cluster cannot be used: {public(str(error))}")
+        finally:
+            self._bridge = None
+            for worker in self.workers.values():
+                worker.state = {"error": "the connection to Ray's cluster is gone"}
+            for lines in self._orders.values():
+                lines.put_nowait({"kind": "lost", "why": "the connection to Ray's cluster is gone"})
 
     async def _serve(self) -> None:
         pipe = asyncio.subprocess.PIPE

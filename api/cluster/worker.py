@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 import secrets
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from ..faults import log_unexpected, public
 from ..files.incoming import CHUNK, Incoming, TooLargeError
 from ..graph.compose import SAVE
 from ..graph.graph import Prompt
@@ -40,7 +40,9 @@ LONGEST_ORDER = 2**23  # bytes of JSON, most of them the graph
 BEAT_SECONDS = 1.0
 ABANDONED_SECONDS = 24 * 3600.0
 SILENT_SECONDS = 60.0
-TOLD = ("execution_start", "execution_cached", "executing", "progress")
+TOLD = ("executing", "executed", "progress", *(f"execution_{kind}" for kind in ("start", "cached", "success", "error")))
+FACTS = ("node", "node_id", "nodes", "value", "max")
+"""The events that the head hears of, and what it hears of them. It does not hear of values and paths in a graph."""
 MEDIA = re.compile(rf"{SUBFOLDER}/([0-9a-f]{{32}}\.[a-z0-9]{{1,5}})")
 """The names of a request's media in the input folder; a name holds the content's hash."""
 
@@ -126,15 +128,16 @@ class Worker:
         except Undone as error:
             say({"kind": "lost", "why": str(error)})
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
+            reason = public(f"{type(error).__name__}: {error}")  # aiohttp names the address, which is a secret
+            say({"kind": "lost", "why": f"media or result could not be transferred ({reason})"})
+        except Exception as error:  # a bug must end this order and not the head's request
+            log_unexpected("an order of the cluster failed", error)
             say(
                 {
                     "kind": "lost",
-                    "why": f"media or result could not be transferred ({type(error).__name__}: {error})",
+                    "why": f"a bug ({type(error).__name__}); the worker's log has the details",
                 }
             )
-        except Exception as error:  # a bug must end this order and not the head's request
-            logging.exception("LTX A2V: an order of the cluster failed")
-            say({"kind": "lost", "why": f"{type(error).__name__}: {error}"})
         finally:
             leaving = asyncio.create_task(self._leave(queued, media, None if shared and done else token))
             self._leaving.add(leaving)
@@ -181,7 +184,7 @@ class Worker:
     async def _run(self, prompt: Prompt, on_queued: Callable[[str], None], say: Say) -> Outcome:
         def on_event(kind: str, data: dict[str, Any]) -> None:
             if kind in TOLD:
-                say({"kind": "event", "name": kind, "data": data})
+                say({"kind": "event", "name": kind, "data": {key: data[key] for key in FACTS if key in data}})
 
         return await self._host.run(prompt, on_queued, on_event)
 

@@ -159,13 +159,19 @@ def _free() -> ColumnElement[bool]:
 
 
 def claim(
-    session: Session, server: str, now: Moment, seconds: float, which: ColumnElement[bool] | None = None
+    session: Session,
+    server: str,
+    now: Moment,
+    seconds: float,
+    which: ColumnElement[bool] | None = None,
+    *,
+    but: Collection[str] = (),
 ) -> StoredRequest | None:
     """Leases the next request of the queue to this server for so many seconds; None if none waits.
 
-    which: the requests that may be claimed, by default those whose media are all there.
+    which: the requests that may be claimed, by default those whose media are all there. but: ids that may not.
     """
-    which = _R.ready.is_(True) if which is None else which
+    which = and_(_R.ready.is_(True) if which is None else which, _R.id.not_in(but))
     order = (_R.priority, _R.turn, _R.number)
     first = select(_R.number).where(_free(), which).order_by(*order).limit(1).scalar_subquery()
     taken = {**_held_until(now, seconds), "lease_server": server, "attempts": _R.attempts + 1}

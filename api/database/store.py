@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +53,8 @@ class Store:
     """Opens the database, which `schema.prepare` has made.
 
     Threads use `session`; the event loop uses `read`, `run`, `run_durably` and `run_patiently`. Only one transaction
-    writes at a time; reads go on beside it. Errors: StoreFailed.
+    writes at a time, from its first line on; reads go on beside it. Work that compares times with those of other
+    servers must read the clock itself: a time that was read before may be older than theirs. Errors: StoreFailed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,6 +77,9 @@ class Store:
     def _transaction(self, factory: sessionmaker[Session]) -> Iterator[Session]:
         try:
             with factory.begin() as session:
+                # The session would begin with its first statement. A writer waits for its turn here, so that a clock
+                # that its work reads is not older than what others wrote meanwhile.
+                session.connection()
                 yield session
         except SQLAlchemyError as error:
             failure = _plain(error)
@@ -97,13 +101,7 @@ class Store:
 
     async def run_patiently(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """As `run_durably`, and repeats it until it succeeds."""
-        wait = FIRST_WAIT
-        while True:
-            try:
-                return await self.run_durably(work, *args, **kwargs)
-            except StoreFailed:
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
+        return await patiently(lambda: self.run_durably(work, *args, **kwargs))
 
     async def _in(
         self,
@@ -142,6 +140,17 @@ class Store:
             threads.shutdown()
         for engine in self.engines:
             engine.dispose()
+
+
+async def patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Awaits `work()`, and repeats that as long as it raises StoreFailed. The store has logged why."""
+    wait = FIRST_WAIT
+    while True:
+        try:
+            return await work()
+        except StoreFailed:
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
 
 
 def _plain(error: SQLAlchemyError) -> Exception:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ...ltx.errors import InputError
 from ...ltx.media.audio import TAGS
-from ...ltx.media.images import check_size, missing_reader, readers, too_large
+from ...ltx.media.images import open_image
 
 Kind = Literal["audio", "image"]
 
@@ -46,19 +46,9 @@ def _look_at_audio(path: Path, field: str) -> str:
 
 def _look_at_image(path: Path, field: str) -> str:
     """A suffix that fits the format. Errors: InputError if `ltx.media.images` cannot read it or it is too large."""
-    try:
-        with Image.open(path, formats=readers()) as image:
-            check_size(field, *image.size)
-            endings = [suffix for suffix, known in Image.registered_extensions().items() if known == image.format]
-            return min(endings, key=len, default=".bin")
-    except InputError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise InputError(too_large(field, "far larger")) from error
-    except Exception as error:  # Pillow's readers raise nearly any exception for a damaged file
-        if missing := missing_reader(field, path):
-            raise InputError(missing) from error
-        raise InputError(f"{field}: the file is no image; check that the URL leads to the file itself.") from error
+    with open_image(path, field, "the file is no image; check that the URL leads to the file itself.") as image:
+        endings = [suffix for suffix, known in Image.registered_extensions().items() if known == image.format]
+        return min(endings, key=len, default=".bin")
 
 
 def best_suffix(name: str, content_type: str, kind: Kind, found: str) -> str:

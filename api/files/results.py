@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...ltx.errors import InputError
 from ..database.rows import StoredRequest
-from ..settings import MIB, Settings
+from ..settings import Settings
 from .incoming import in_thread
 
 RESULT = re.compile(r"[0-9a-f]{32}[0-9_]{0,16}\.(mp4|webm|mov|gif)")
@@ -34,18 +33,13 @@ def result_url(name: str, base_url: str, settings: Settings) -> str:
     return f"{base_url}{settings.prefix}{RESULTS}{name}"
 
 
-async def data_uri(path: Path, settings: Settings) -> str:
-    """Builds the data URI of a `sync_mode` result when it is read. Errors: InputError above `Settings.max_inline`."""
+async def data_uri(path: Path) -> str:
+    """Builds the data URI of a `sync_mode` result when it is read."""
+    return await in_thread(_data_uri, path)
 
-    def build() -> str:
-        if path.stat().st_size > settings.max_inline:
-            raise InputError(
-                f"sync_mode: the result is larger than {settings.max_inline // MIB} MiB, too large for a data URI; "
-                "leave sync_mode off to get a URL."
-            )
-        return f"data:{CONTENT_TYPES[path.suffix[1:]]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
-    return await in_thread(build)
+def _data_uri(path: Path) -> str:
+    return f"data:{CONTENT_TYPES[path.suffix[1:]]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def inline_gone(ended: float, first_read: float | None, now: float, settings: Settings) -> bool:

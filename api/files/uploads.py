@@ -6,7 +6,6 @@ read it, and nobody can change it. The database decides: files get and lose thei
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import secrets
@@ -29,7 +28,6 @@ ID = re.compile(r"[0-9a-f]{32}")
 OURS = re.compile(r"[0-9a-f]{32}(\.[0-9]{1,5}\.[0-9a-f]{32})?")
 """The names that the API gives to files in the uploads' folder."""
 ETAG = 32  # digits of a part's hash
-STEP = 100  # rows of a transaction
 
 
 class Upload(Base):
@@ -209,23 +207,16 @@ class Arriving:
     is_over: bool = False
 
 
-async def purge(settings: Settings, store: Store) -> None:
+def purge(session: Session, now: float, limit: int, settings: Settings) -> int:
     """Deletes what is of no use any more: tokens after their hour, uploads that never became whole, uploads whose time
-    the client has limited, and, if results expire, all uploads of that age."""
-    now = time.time()
-    while await store.run(_forget, now, settings):
-        await asyncio.sleep(0)
-
-
-def _forget(session: Session, now: float, settings: Settings) -> int:
-    """Deletes some uploads and returns their number."""
+    the client has limited, and, if results expire, all uploads of that age. Returns the number of deleted uploads."""
     session.execute(delete(UploadToken).where(UploadToken.until <= now))
     # a Bearer token may live longer than the upload's own
     unfinished = Upload.digest.is_(None) & (Upload.until + TOKEN_SECONDS <= now)
     over = unfinished | (Upload.created + Upload.keep_seconds <= now)
     if settings.expire_seconds:
         over |= Upload.until + settings.expire_seconds <= now
-    ids = list(session.scalars(select(Upload.id).where(over).limit(STEP)))
+    ids = list(session.scalars(select(Upload.id).where(over).limit(limit)))
     for upload_id in ids:
         for part in parts_of(session, upload_id):
             owners.remove(part_path(folder(settings), upload_id, part.number, part.etag))

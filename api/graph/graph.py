@@ -77,5 +77,10 @@ class Graph:
         return self.add(kind, node["_meta"]["title"], **inputs)
 
 
+def sources(prompt: Prompt, key: str) -> set[str]:
+    """The ids of the nodes that a node's inputs link to."""
+    return {other for value in prompt[key]["inputs"].values() for other in prompt if is_link_from(value, other)}
+
+
 def is_link_from(value: Any, key: str) -> bool:
     return isinstance(value, list) and len(value) == 2 and value[0] == key

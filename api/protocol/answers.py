@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -33,11 +32,6 @@ def problem(status: int, sentence: str, **headers: str) -> web.Response:
     return web.json_response({"detail": sentence}, status=status, headers=headers)
 
 
-def http_error(kind: type[web.HTTPException], sentence: str, **arguments: Any) -> web.HTTPException:
-    """Gives an exception of aiohttp our form of body."""
-    return kind(text=json.dumps({"detail": sentence}), content_type="application/json", **arguments)
-
-
 def answering(handler: Handler) -> Handler:
     """Wraps a handler and turns its exceptions into answers."""
 
@@ -57,7 +51,7 @@ def answering(handler: Handler) -> Handler:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 return _failed(request, error)
             return problem(507, "The server's disk is full; try again when there is room.", **RETRY)
-        except Exception as error:
+        except Exception as error:  # a bug must end this request alone, with JSON that clients can read
             return _failed(request, error)
 
     return answered

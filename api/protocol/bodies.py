@@ -18,7 +18,7 @@ from ..files.data_uris import ArrivedFile
 from ..files.incoming import Incoming, in_thread
 from ..settings import Settings
 from ..waiting import TooSlowError, paced
-from .answers import RETRY, Refusal, http_error
+from .answers import RETRY, Refusal
 from .json_reader import JsonReader, TooMuch
 
 SMALL_BODY = 2**16  # bytes of an announcement
@@ -28,6 +28,7 @@ MOST_AT_ONCE = 128  # bodies that are being received at once
 SLOW_RATE, GRACE_SECONDS = 2**14, 2.0
 """Bytes a second below which a body gives way if all places are taken, and the seconds for which it does not."""
 AT_ONCE = 2**14  # bytes that the event loop parses itself; a thread costs milliseconds while a job runs
+TOO_LARGE = "The body is too large; upload the media and send their URLs."
 
 
 class GaveWayError(Exception):
@@ -95,7 +96,7 @@ async def pieces_of(request: web.Request) -> AsyncIterator[bytes]:
 def check_json(request: web.Request) -> None:
     """Checks the content type. Errors: 415 for another one, which a foreign page could send without asking."""
     if request.content_type != "application/json":
-        raise http_error(web.HTTPUnsupportedMediaType, "Send Content-Type: application/json.")
+        raise Refusal(415, "Send Content-Type: application/json.")
 
 
 async def read_small_json(request: web.Request, longest: int = SMALL_BODY) -> Any:
@@ -105,14 +106,14 @@ async def read_small_json(request: web.Request, longest: int = SMALL_BODY) -> An
     async for piece in pieces_of(request):
         body += piece
         if len(body) > longest:
-            raise _too_large(f"The body is larger than {longest // 1024} KiB.", longest, len(body))
+            raise Refusal(413, f"The body is larger than {longest // 1024} KiB.")
     try:
         value = await in_thread(json.loads, body) if len(body) > AT_ONCE else json.loads(body)
         whole = is_whole(value)
     except (ValueError, RecursionError) as error:
-        raise http_error(web.HTTPBadRequest, f"The body is no JSON: {error}"[:200]) from error
+        raise Refusal(400, f"The body is no JSON: {error}"[:200]) from error
     if not whole:
-        raise http_error(web.HTTPBadRequest, HALF_TEXT)
+        raise Refusal(400, HALF_TEXT)
     return value
 
 
@@ -135,14 +136,14 @@ async def read_submission(request: web.Request, names: Collection[str], settings
     check_json(request)
     longest = settings.max_body
     if (request.content_length or 0) > longest:
-        raise _too_large("The body is too large; upload the media and send their URLs.", longest, 0)
+        raise Refusal(413, TOO_LARGE)
     reader = JsonReader(names, lambda: Incoming(settings.input_folder, settings.max_media))
     size = 0
     try:
         async for piece in pieces_of(request):
             size += len(piece)
             if size > longest:
-                raise _too_large("The body is too large; upload the media and send their URLs.", longest, size)
+                raise Refusal(413, TOO_LARGE)
             if len(piece) > AT_ONCE:
                 await in_thread(reader.feed, piece)
             else:
@@ -151,7 +152,7 @@ async def read_submission(request: web.Request, names: Collection[str], settings
         value, hashed = await in_thread(_parsed, text) if len(text) > AT_ONCE else _parsed(text)
         yield ReadBody(value, hashed, reader.files)
     except TooMuch as error:
-        raise _too_large(str(error), longest, size) from None
+        raise Refusal(413, str(error)) from None
     finally:
         reader.discard()
 
@@ -159,7 +160,3 @@ async def read_submission(request: web.Request, names: Collection[str], settings
 def _parsed(text: bytes) -> tuple[Any, str]:
     value = read_json(text)
     return value, digest(value)
-
-
-def _too_large(sentence: str, longest: int, size: int) -> web.HTTPException:
-    return http_error(web.HTTPRequestEntityTooLarge, sentence, max_size=longest, actual_size=size)

@@ -204,7 +204,7 @@ async def result_answer(
     try:
         if found.sync_mode:
             await queue.note_read(found.id)
-            url = await results.data_uri(path, settings)
+            url = await results.data_uri(path)
         else:
             await in_thread(path.stat)
             url = results.result_url(path.name, base_url(request, settings), settings)

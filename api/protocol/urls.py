@@ -11,7 +11,7 @@ from aiohttp import web
 from ..applications.application import owner_of
 from ..database.rows import StoredRequest
 from ..settings import Settings
-from .answers import http_error
+from .answers import Refusal
 
 HOST = re.compile(r"([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
@@ -42,7 +42,7 @@ def base_url(request: web.Request, settings: Settings) -> str:
         scheme = said.get("proto", request.headers.get("X-Forwarded-Proto", scheme)).split(",")[0].strip().lower()
         host = said.get("host", request.headers.get("X-Forwarded-Host", host)).split(",")[0].strip()
     if not HOST.fullmatch(host) or scheme not in ("http", "https"):
-        raise http_error(web.HTTPBadRequest, "The Host header is no host name, or the protocol is not http or https.")
+        raise Refusal(400, "The Host header is no host name, or the protocol is not http or https.")
     return f"{scheme}://{host}"
 
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -17,8 +19,8 @@ from ..files import owners, uploads
 from ..files.incoming import in_thread
 from ..files.results import result_file
 from ..settings import Settings
+from ..ticking import Ticker, each_of
 from ..webhooks import deliveries
-from .ticking import Ticker, each_of
 
 CLEAN_SECONDS = 60.0
 SWEEP_SECONDS = 3600.0  # between sweeps; younger files are not deleted
@@ -46,10 +48,14 @@ class Cleaner:
             (self._forget, self._drop_inline, self._empty_log, self._drop_old, self._give_up_reserved, self._purge)
         )
 
+    async def _repeat(self, work: Callable[..., Any], *args: Any) -> None:
+        """Repeats a transaction until it finds nothing more to do."""
+        while await self._store.run(work, *args):
+            await asyncio.sleep(0)
+
     async def _forget(self) -> None:
         if seconds := self._settings.forget_seconds:
-            while await self._store.run(_forget, time.time() - seconds):
-                await asyncio.sleep(0)
+            await self._repeat(_forget, time.time() - seconds)
 
     async def _drop_inline(self) -> None:
         while await self._store.run(_drop_inline, time.time(), self._settings):
@@ -67,11 +73,10 @@ class Cleaner:
                 await asyncio.sleep(0)
 
     async def _give_up_reserved(self) -> None:
-        while await self._store.run(owners.give_up_reserved, time.time(), STEP, self._settings):
-            await asyncio.sleep(0)
+        await self._repeat(owners.give_up_reserved, time.time(), STEP, self._settings)
 
     async def _purge(self) -> None:
-        await uploads.purge(self._settings, self._store)
+        await self._repeat(uploads.purge, time.time(), STEP, self._settings)
         if time.monotonic() > self._swept + SWEEP_SECONDS:
             self._swept = time.monotonic()
             await self._sweep(time.time() - SWEEP_SECONDS)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from ..database import rows
 from ..database.rows import StoredRequest
-from ..database.store import FIRST_WAIT, LONGEST_WAIT, Store, StoreFailed
+from ..database.store import Store, patiently
 from ..files import owners
 from ..files.results import result_url, with_url
 from ..settings import Settings
@@ -27,14 +27,7 @@ class Finishing:
 
     async def finish_patiently(self, request: StoredRequest, ending: RequestFailed | dict[str, Any]) -> None:
         """As `finish`, and repeats it until the store has it."""
-        wait = FIRST_WAIT
-        while True:
-            try:
-                await self.finish(request, ending)
-                return
-            except StoreFailed:
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
+        await patiently(lambda: self.finish(request, ending))
 
     async def finish(self, request: StoredRequest, ending: RequestFailed | dict[str, Any]) -> None:
         """Ends a request once, and enqueues its webhook in the same transaction. ending: the failure, or the result.

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from sqlalchemy.orm import Session
@@ -22,12 +23,21 @@ MOST_PENDING = 10_000  # log lines that wait for the store; older ones are dropp
 Work = Callable[[Session], object]
 
 
+@dataclass(frozen=True)
+class _Note:
+    """A change of a request that is not written yet. is_line: it is a line of the log, which may be dropped."""
+
+    request_id: str
+    work: Work
+    is_line: bool
+
+
 class Journal:
     """Makes notes from code that cannot await. `flush` writes all notes that were made before it."""
 
     def __init__(self, database: Store, snapshots: Snapshots) -> None:
         self._store, self._snapshots = database, snapshots
-        self._pending: list[tuple[str, Work, bool]] = []
+        self._pending: list[_Note] = []
         self._writing = asyncio.Lock()
         self._flushing: asyncio.Task[None] | None = None
         self._watched: dict[str, set[asyncio.Event]] = defaultdict(set)
@@ -36,14 +46,14 @@ class Journal:
         """Adds a line to the request's log, without the paths and tokens in it."""
         now = time.time()
         line = partial(rows.add_log, request_id=request_id, message=public(message), timestamp=now, level=level)
-        self._note(request_id, line, True)
+        self._add(_Note(request_id, line, is_line=True))
 
     def note(self, request_id: str, work: Work) -> None:
         """Notes a change of that request. It is written after all earlier notes."""
-        self._note(request_id, work, False)
+        self._add(_Note(request_id, work, is_line=False))
 
-    def _note(self, request_id: str, work: Work, is_line: bool) -> None:
-        self._pending.append((request_id, work, is_line))
+    def _add(self, note: _Note) -> None:
+        self._pending.append(note)
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.get_running_loop().create_task(self._flush_soon())
 
@@ -61,7 +71,7 @@ class Journal:
         """
         async with self._writing:
             pending, self._pending = self._pending, []
-            ids = {request_id for request_id, _, _ in pending}
+            ids = {note.request_id for note in pending}
             try:
                 await self._write(pending)
             except StoreFailed:
@@ -70,19 +80,19 @@ class Journal:
         for request_id in ids:
             self.changed(request_id)
 
-    async def _write(self, pending: list[tuple[str, Work, bool]]) -> None:
+    async def _write(self, pending: list[_Note]) -> None:
         """Writes notes, all at once if that is possible, and removes them from the list."""
         size = len(pending)
         while pending:
             try:
-                await self._store.run(_write, [work for _, work, _ in pending[:size]])
+                await self._store.run(_write, [note.work for note in pending[:size]])
             except StoreFailed:
                 raise
             except Exception as error:  # one of them is wrong, or its request was deleted: the others are written
                 if size > 1:
                     size = 1
                     continue
-                log_unexpected(f"a note about request {pending[0][0]} could not be written", error)
+                log_unexpected(f"a note about request {pending[0].request_id} could not be written", error)
             del pending[:size]
 
     def changed(self, request_id: str) -> None:
@@ -117,12 +127,12 @@ def _write(session: Session, works: list[Work]) -> None:
         work(session)
 
 
-def _newest(pending: list[tuple[str, Work, bool]]) -> list[tuple[str, Work, bool]]:
+def _newest(pending: list[_Note]) -> list[_Note]:
     """Keeps all changes, and the newest of the log lines."""
-    surplus = sum(is_line for _, _, is_line in pending) - MOST_PENDING
+    surplus = sum(note.is_line for note in pending) - MOST_PENDING
     kept = []
     for note in pending:
-        if note[2] and surplus > 0:
+        if note.is_line and surplus > 0:
             surplus -= 1
         else:
             kept.append(note)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from .. import clock
 from ..database.rows import StoredRequest, is_late
 from ..database.store import Store, StoreFailed
-from ..faults import log_unexpected, public
+from ..faults import public
 from ..host import Host, HostLost
 from ..settings import Settings
-from .endings import LeaseLost, RequestFailed, broken, cancelled, late
+from .endings import LeaseLost, RequestFailed, cancelled, late
 from .finishing import Finishing
+from .in_hand import InHand
 from .journal import Journal
 from .leases import Leases
 from .runner import Runner
-
-CLOSE_SECONDS = 5.0  # that an end may take that is being written when the server ends
 
 
 class Lane:
@@ -43,89 +40,51 @@ class Lane:
         self._name, self._on_end = name, on_end
         self.leases = Leases(database, settings)
         self._runner = Runner(host, self.leases, journal, finishing, settings)
-        self._request: StoredRequest | None = None
-        self._run_task: asyncio.Task[RequestFailed | dict[str, Any]] | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._ending: RequestFailed | None = None  # why the running request is being stopped
+        self._hand: InHand[dict[str, Any]] | None = None
 
     @property
     def is_busy(self) -> bool:
-        return self._task is not None
-
-    def is_running(self, request_id: str) -> bool:
-        return self._request is not None and self._request.id == request_id
+        return self._hand is not None
 
     async def close(self) -> None:
-        """Ends the work. An end that is being written gets a little time; a running request goes back into the
-        queue."""
-        if self._run_task:
-            self._run_task.cancel()
-        if task := self._task:
-            await asyncio.wait({task}, timeout=CLOSE_SECONDS)
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        """Ends the work. A running request goes back into the queue."""
+        if self._hand:
+            await self._hand.close()
 
     async def tick(self) -> None:
         """Claims the next request, or stops the running one if its client has cancelled it or it begins too late."""
-        if self._request:
-            if not self._runner.started and is_late(self._request, clock.now()):
-                self.stop(late(self._request))
-            elif self._request.id in await self.leases.marked():
-                self.stop(cancelled())
+        if hand := self._hand:
+            if not self._runner.started and is_late(hand.request, clock.now()):
+                hand.stop(late(hand.request))
+            elif hand.request.id in await self.leases.marked():
+                hand.stop(cancelled())
         elif request := await self.leases.claim():
-            self._request, self._ending = request, None
-            self._task = asyncio.create_task(self._work(request))
+            settle = self._finishing.finish_patiently
+            self._hand = InHand(request, self.leases, self._finishing, self._run, settle, self._over)
 
-    def stop(self, ending: RequestFailed) -> None:
-        """Stops the run of the request in hand. Its end is written soon after."""
-        if self._run_task and not self._run_task.done() and self._ending is None:
-            self._ending = ending
-            self._run_task.cancel()
+    def stop(self, request_id: str, ending: RequestFailed) -> None:
+        """Stops the run if it is that request's. Its end is written soon after."""
+        if self._hand and self._hand.request.id == request_id:
+            self._hand.stop(ending)
 
-    def stop_request(self, request_id: str, ending: RequestFailed) -> None:
-        """As `stop`, if that request is the running one."""
-        if self.is_running(request_id):
-            self.stop(ending)
+    def _over(self) -> None:
+        self._hand = None
+        self._wake()
 
-    async def _work(self, request: StoredRequest) -> None:
-        """Takes a request from its claim to its end. `stop` ends the run, not the writing of the end."""
-        try:
-            if self._name:
-                self._journal.log(request.id, f"Sent to {self._name}")
-            self._run_task = asyncio.create_task(self._ending_of(request))
-            await asyncio.wait({self._run_task})
-            await self._finishing.finish_patiently(request, self._run_task.result())
-        except (LeaseLost, asyncio.CancelledError):  # cancelled: this server ends, and another one takes the request
-            await asyncio.to_thread(self._finishing.discard_files, request.token)
-        except Exception as error:  # the request goes back into the queue
-            log_unexpected(f"the end of request {request.id} could not be written", error)
-        finally:
-            self.leases.drop(request.id)
-            self._task = self._run_task = self._request = None
-            self._wake()
-
-    async def _ending_of(self, request: StoredRequest) -> RequestFailed | dict[str, Any]:
-        """Runs a request and returns how it ends. Errors: LeaseLost."""
+    async def _run(self, request: StoredRequest) -> dict[str, Any]:
+        """Runs a request and returns the columns of its result. Errors: RequestFailed; LeaseLost if it goes back into
+        the queue."""
+        if self._name:
+            self._journal.log(request.id, f"Sent to {self._name}")
         try:
             result = await self._runner.run(request)
-            self._on_end(None, True)
-            return result
-        except RequestFailed as failed:
-            return failed
-        except asyncio.CancelledError:
-            if self._ending is None:
-                raise
-            return self._ending
-        except LeaseLost:
-            raise
-        except StoreFailed:  # not the request's fault: it goes back into the queue
+        except StoreFailed:  # not the request's fault
             raise LeaseLost from None
         except HostLost as error:
             await self._give_up(request, str(error))
             raise LeaseLost from None
-        except Exception as error:  # a bug must end this request and not the queue
-            return broken(request, error)
+        self._on_end(None, True)
+        return result
 
     async def _give_up(self, request: StoredRequest, reason: str) -> None:
         """Returns the request to the queue because its ComfyUI is lost. This counts as an attempt if the run had

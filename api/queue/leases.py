@@ -64,13 +64,17 @@ class Leases:
                     rows.renew(session, self.holder, held, clock.now(), self._settings.lease_seconds)
             except StoreFailed:
                 pass  # the store has logged it
-            except Exception as error:
+            except Exception as error:  # a bug must not end this thread: all leases of the server would run out
                 log_unexpected("a lease could not be renewed", error)
 
     async def claim(self, which: ColumnElement[bool] | None = None) -> StoredRequest | None:
-        """Claims the next request, which is in hand from now on. which: as in `rows.claim`."""
-        seconds = self._settings.lease_seconds
-        request = await self._store.run(rows.claim, self.holder, clock.now(), seconds, which)
+        """Claims the next request, which is in hand from now on. which: as in `rows.claim`.
+
+        It claims none that still is in hand here. The fetcher returns a request to the queue a moment before it drops
+        it. If a lane of this server claimed the request in between, the fetcher would drop it for the lane, too, and
+        the next sweep would return a running request.
+        """
+        request = await self._store.run(_claim, self.holder, self._settings.lease_seconds, which, self._held)
         if request:
             self._held |= {request.id}
         return request
@@ -95,6 +99,15 @@ class Leases:
     async def marked(self) -> set[str]:
         """The ids of requests in hand that shall be cancelled."""
         return await self._store.read(rows.marked, self.holder) if self._held else set()
+
+
+# The clock is read within the transaction: another server may have claimed or renewed while it waited for its turn.
+
+
+def _claim(
+    session: Session, holder: str, seconds: float, which: ColumnElement[bool] | None, held: Collection[str]
+) -> StoredRequest | None:
+    return rows.claim(session, holder, clock.now(), seconds, which, but=held)
 
 
 def _sweep(session: Session, holder: str, held: Collection[str], others: bool) -> int:

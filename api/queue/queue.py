@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 from sqlalchemy.orm import Session
@@ -21,6 +21,7 @@ from ..database.rows import DONE, StoredRequest
 from ..database.store import Store, StoreFailed
 from ..host import Host
 from ..settings import Settings
+from ..ticking import TICK_SECONDS, Ticker, each_of
 from ..waiting import is_set_within
 from ..webhooks.deliveries import Webhooks
 from .cleaner import Cleaner
@@ -32,7 +33,6 @@ from .lane import Lane
 from .preparation import Preparation
 from .snapshots import Snapshot, Snapshots
 from .submissions import Submission, Submissions
-from .ticking import TICK_SECONDS, Ticker, each_of
 
 CANCEL_SECONDS = 5.0  # that the answer to a cancellation waits for the request's end
 
@@ -90,11 +90,9 @@ class RequestQueue:
         """Notes the first reading of a result that is sent once. Its last minutes begin then."""
         await self.store.run(_note_read, request_id)
 
-    @contextmanager
-    def watch(self, request_id: str) -> Iterator[asyncio.Event]:
+    def watch(self, request_id: str) -> AbstractContextManager[asyncio.Event]:
         """An event that is set whenever this server changes that request."""
-        with self.journal.watch(request_id) as changed:
-            yield changed
+        return self.journal.watch(request_id)
 
     async def wait(self, request_id: str, alive: Callable[[], bool] = lambda: True) -> StoredRequest | None:
         """The request once it has ended; None if the waiting client has gone."""
@@ -120,7 +118,7 @@ class RequestQueue:
             try:
                 request = await self.store.run_durably(_ask_cancel, request_id)
             except StoreFailed:
-                self._lane.stop_request(request_id, cancelled())
+                self._lane.stop(request_id, cancelled())
                 self._fetcher.stop(request_id, cancelled())
                 raise
             if request is None or request.status == DONE:
@@ -145,14 +143,14 @@ class RequestQueue:
             self.journal.all_changed()
 
     async def _end_waiting(self) -> None:
-        overdue, unwanted = await self.store.read(_waiting_in_vain, clock.now())
+        overdue, unwanted = await self.store.read(_waiting_in_vain)
         ends = [(request, late(request)) for request in overdue] + [(request, cancelled()) for request in unwanted]
         await each_of(partial(self.finishing.finish, *end) for end in ends)
 
 
-def _waiting_in_vain(session: Session, now: clock.Moment) -> tuple[list[StoredRequest], list[StoredRequest]]:
+def _waiting_in_vain(session: Session) -> tuple[list[StoredRequest], list[StoredRequest]]:
     """Waiting requests that nobody has in hand: those whose time to start is over, and cancelled ones."""
-    return rows.overdue(session, now), rows.cancelled(session)
+    return rows.overdue(session, clock.now()), rows.cancelled(session)
 
 
 def _ask_cancel(session: Session, request_id: str) -> StoredRequest | None:

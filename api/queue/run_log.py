@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..graph.begun import Begun
 from ..graph.compose import SAMPLER
 from ..graph.graph import Prompt
 
@@ -14,15 +15,16 @@ class RunLog:
 
     def __init__(self, prompt: Prompt, say: Callable[[str], None]) -> None:
         self._prompt, self._say = prompt, say
+        self._begun = Begun(prompt)
         self._last: dict[str, tuple[int, int]] = {}
 
     def __call__(self, kind: str, data: Mapping[str, Any]) -> None:
+        for node in self._begun.hear(kind, data):
+            self._say(self._title(node))
         if kind == "execution_start":
             self._say("Started")
         elif kind == "execution_cached" and data.get("nodes"):
             self._say(f"{len(data['nodes'])} of {len(self._prompt)} nodes are kept from the last run")
-        elif kind == "executing" and data.get("node") in self._prompt:
-            self._say(self._title(data["node"]))
         elif kind == "progress" and data.get("node") in self._prompt:
             self._step(data["node"], int(data["value"]), int(data["max"]))
 

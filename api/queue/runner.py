@@ -24,11 +24,9 @@ from ..graph.model_files import ModelMissing
 from ..host import Host, Outcome, Rejected
 from ..settings import MIB, SUBFOLDER, Settings
 from .endings import (
-    ATTEMPTS,
     LeaseLost,
     application_of,
     graph_rejected,
-    lost,
     missing_model,
     node_failed,
     refused,
@@ -54,8 +52,6 @@ class Runner:
     async def run(self, request: StoredRequest) -> dict[str, Any]:
         """Runs a request and returns the columns of its result. Errors: RequestFailed; LeaseLost; HostLost."""
         self.started = False
-        if request.attempts > ATTEMPTS:
-            raise lost()
         await asyncio.to_thread(self._finishing.discard_files, request.token)  # of an attempt whose server died
         request.token = secrets.token_hex(16)
         application = application_of(request)

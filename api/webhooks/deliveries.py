@@ -20,12 +20,12 @@ from sqlalchemy import Index, Text, delete, or_, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from ...ltx.errors import InputError
-from ..database.store import Base, Store, StoreFailed
+from ..database.store import Base, Store
 from ..faults import log_unexpected, public
 from ..network import addresses
 from ..network.fetching import request as exchange
 from ..settings import Settings
-from ..waiting import is_set_within
+from ..ticking import Ticker
 from .signing import Signer
 
 FIELD = "fal_webhook"
@@ -67,8 +67,7 @@ class Webhooks:
     def __init__(self, settings: Settings, store: Store) -> None:
         self.settings, self.store = settings, store
         self._signer: Signer | None = None
-        self._wake = asyncio.Event()
-        self._loop: asyncio.Task[None] | None = None
+        self._ticker = Ticker("the delivery of webhooks", self._take, IDLE_SECONDS)
         self._trying: dict[asyncio.Task[None], str] = {}  # try → the receiver's host
         self._off = ""  # the logged reason why no webhooks are sent
 
@@ -97,16 +96,14 @@ class Webhooks:
 
     def start(self) -> None:
         """Begins to deliver, including what earlier runs left."""
-        with contextlib.suppress(WebhooksOff):  # it has been logged
-            self.signer()
-        self._loop = asyncio.create_task(self._run())
+        self._ticker.start()
 
     async def stop(self) -> None:
         """Stops. The next run delivers the rest."""
-        tasks = [*self._trying, *([self._loop] if self._loop else [])]
-        for task in tasks:
+        await self._ticker.stop()
+        for task in self._trying:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._trying, return_exceptions=True)
 
     def enqueue_in(self, session: Session, request_id: str, url: str, body: dict[str, Any]) -> None:
         """Adds a delivery in the transaction that ends the request. A second call for a request changes nothing."""
@@ -116,26 +113,17 @@ class Webhooks:
     def wake(self) -> None:
         """Says that this transaction is committed. Without this call the delivery waits for the next look, some
         seconds."""
-        self._wake.set()
+        self._ticker.wake()
 
-    async def _run(self) -> None:
-        while True:
-            self._wake.clear()
-            wait = IDLE_SECONDS
-            try:
-                self.signer()
-                wait = await self._take()
-            except (WebhooksOff, StoreFailed):
-                pass  # it has been logged
-            except Exception as error:  # one failed look must not end the deliveries
-                log_unexpected("a look at the webhooks failed; it is tried again", error)
-            await is_set_within(self._wake, wait)
-
-    async def _take(self) -> float:
+    async def _take(self) -> float | None:
         """Begins the tries that are due. Returns the seconds until the next ones, as far as they are known."""
+        try:
+            self.signer()
+        except WebhooksOff:  # it has been logged
+            return None
         hosts = Counter(self._trying.values())
         busy = [host for host, count in hosts.items() if count >= OF_A_HOST]
-        for row in await self.store.run(_claim, time.time(), AT_ONCE - len(self._trying), busy):
+        for row in await self.store.run(_claim, AT_ONCE - len(self._trying), busy):
             request_id, url, body, tries, host = row
             if hosts[host] >= OF_A_HOST:  # this host is at its limit
                 await self.store.run(_put_back, request_id)
@@ -145,13 +133,13 @@ class Webhooks:
             self._trying[task] = host
             task.add_done_callback(self._done)
         if len(self._trying) >= AT_ONCE:
-            return IDLE_SECONDS
+            return None
         busy = [host for host, count in hosts.items() if count >= OF_A_HOST]
         return await self.store.read(_next_wait, time.time(), busy)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._trying.pop(task, None)
-        self._wake.set()
+        self._ticker.wake()
         if not task.cancelled() and (error := task.exception()):
             log_unexpected("a webhook's try failed", error)
 
@@ -197,11 +185,10 @@ def _due(now: float, busy: Collection[str]) -> Any:
     return (Delivery.state == PENDING) & past & Delivery.host.not_in(busy)
 
 
-def _claim(
-    session: Session, now: float, most: int, busy: Collection[str]
-) -> list[tuple[str, str, dict[str, Any], int, str]]:
+def _claim(session: Session, most: int, busy: Collection[str]) -> list[tuple[str, str, dict[str, Any], int, str]]:
     """Claims deliveries that are due (id, URL, body, tries so far, host) for `CLAIM_SECONDS`. First tries come first: a
     receiver that has failed lately holds up nobody."""
+    now = time.time()  # within the transaction, which may have waited for another server's
     columns = (Delivery.request_id, Delivery.url, Delivery.body, Delivery.tries, Delivery.host)
     due = select(*columns).where(_due(now, busy)).order_by(Delivery.tries > 0, Delivery.due).limit(most)
     found = [tuple(row) for row in session.execute(due).all()]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import math
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import av
@@ -46,23 +47,30 @@ def load_image(path: str | Path) -> Tensor:
         raise InputError(f"{name}: is a folder; name one image in it.")
     if not path.is_file():
         raise InputError(f"{name}: no such file; check the name and the folder.")
+    otherwise = "cannot be read as an image; it is damaged or has another format: save it as PNG or JPEG."
+    with open_image(path, name, otherwise) as image:
+        return torch.from_numpy(_to_rgb(image, name))
+
+
+@contextmanager
+def open_image(path: Path, name: str, otherwise: str) -> Iterator[Image.Image]:
+    """Opens a picture within the limits of size, by its header: the body of the `with` may read its pixels.
+
+    name: the file or field, for messages. otherwise: the message about a file that is no picture. Raises InputError.
+    """
     try:
-        with Image.open(path, formats=readers()) as image:
-            check_size(name, *image.size)
-            return torch.from_numpy(_to_rgb(image, name))
+        with Image.open(path, formats=_readers()) as image:
+            _check_size(name, *image.size)
+            yield image
     except InputError:
         raise
     except Image.DecompressionBombError as error:
-        raise InputError(too_large(name, "far larger")) from error
+        raise InputError(_too_large(name, "far larger")) from error
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        if missing := missing_reader(name, path):
-            raise InputError(missing) from error
-        raise InputError(
-            f"{name}: cannot be read as an image; it is damaged or has another format: save it as PNG or JPEG."
-        ) from error
+        raise InputError(_missing_reader(name, path) or f"{name}: {otherwise}") from error
 
 
-def readers() -> list[str]:
+def _readers() -> list[str]:
     """Pillow's names of the formats that are read here: its own, and HEIF if pillow-heif is installed."""
     Image.init()
     if "HEIF" not in Image.OPEN:
@@ -73,7 +81,7 @@ def readers() -> list[str]:
     return [known for known in FORMATS if known in Image.OPEN]
 
 
-def missing_reader(name: str, path: Path) -> str:
+def _missing_reader(name: str, path: Path) -> str:
     """The sentence for a file in a format that nothing installed reads, which names what does; else "". name: the file
     or field."""
     with path.open("rb") as file:
@@ -88,13 +96,13 @@ def missing_reader(name: str, path: Path) -> str:
     return ""
 
 
-def check_size(name: str, width: int, height: int) -> None:
+def _check_size(name: str, width: int, height: int) -> None:
     """Whether a picture of that size is read; its pixels need not be there yet. Errors: InputError."""
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise InputError(too_large(name, f"{width}x{height}"))
+        raise InputError(_too_large(name, f"{width}x{height}"))
 
 
-def too_large(name: str, size: str) -> str:
+def _too_large(name: str, size: str) -> str:
     """What is said of a picture of such a size."""
     limit = f"{MAX_PIXELS // 10**6} megapixels and {MAX_SIDE} pixels a side"
     return f"{name}: is {size}; at most {limit} are read: scale it down."
@@ -169,7 +177,7 @@ def compress(image: Tensor, crf: int = V23.crf) -> Tensor:
     pixels = np.ascontiguousarray(image.repeat(*(2 if side == 1 else 1 for side in image.shape[:2]), 1).numpy())
     height, width = (side // 2 * 2 for side in pixels.shape[:2])
     if max(height, width) > MAX_SIDE:
-        raise InputError(too_large("image", f"{width}x{height}"))
+        raise InputError(_too_large("image", f"{width}x{height}"))
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=1, options={"crf": str(crf), "preset": PRESET})

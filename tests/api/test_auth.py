@@ -17,7 +17,7 @@ import pytest
 import requests
 from a2v.api.protocol import operations, proxy
 from a2v.api.protocol.access import guard, refusal
-from a2v.api.protocol.answers import answering
+from a2v.api.protocol.answers import Refusal, answering
 from a2v.api.protocol.bodies import read_small_json
 from a2v.api.protocol.cors import install_cors
 from a2v.api.protocol.uploads import Uploads
@@ -221,8 +221,9 @@ def test_a_known_proxy_is_believed(tmp_path: Path, headers: dict[str, str], base
     "headers", [{"X_Forwarded_Proto": "javascript"}, {"X_Forwarded_Host": "a b"}, {"Forwarded": 'host="evil/x"'}]
 )
 def test_what_a_known_proxy_says_must_be_a_host(tmp_path: Path, headers: dict[str, str]) -> None:
-    with pytest.raises(web.HTTPBadRequest):
+    with pytest.raises(Refusal, match="no host name") as refused:
         base_url(asked(**headers), make_settings(tmp_path, proxies=("127.0.0.1",)))
+    assert refused.value.status == 400
 
 
 def test_clients_behind_a_known_proxy_are_told_apart(tmp_path: Path) -> None:

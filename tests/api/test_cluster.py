@@ -5,6 +5,8 @@ Requests that run on other machines, and a real Ray, are in tests/host/test_api_
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 import socket
@@ -22,8 +24,8 @@ import pytest
 import requests
 from a2v.api.cluster.door import Door
 from a2v.api.cluster.worker import PATH, PROTOCOL, Worker
-from a2v.api.host import Host
-from a2v.api.settings import Settings
+from a2v.api.host import Host, Outcome
+from a2v.api.settings import SUBFOLDER, Settings
 from a2v.tests.api.edges import make_settings, serving
 from aiohttp import web
 
@@ -220,6 +222,54 @@ def test_what_a_dead_worker_left_goes_a_day_later(settings: Settings) -> None:
     assert left(settings) == [f"{tokens[name]}_00001_.mp4" for name in ("shared", "young")]
 
 
+def test_what_a_worker_says_about_a_failure_names_no_secret_address(door: Door, settings: Settings) -> None:
+    nothing = SimpleNamespace(get_current_queue_volatile=lambda: ([], []))
+    worker = Worker(Host(SimpleNamespace(prompt_queue=nothing)), settings)
+    secret, said = "a" * 64, []
+    media = {f"{SUBFOLDER}/{'b' * 32}.wav": f"{door.url}/{secret}"}
+    order = {"token": TOKEN, "prompt": {}, "media": media, "result": "", "probe": {"name": "none", "says": ""}}
+
+    async def main() -> None:
+        await worker._work(order, said.append)
+        await asyncio.gather(*worker._leaving)
+
+    asyncio.run(main())
+    (line,) = said
+    assert line["kind"] == "lost" and "404" in line["why"] and secret not in line["why"]
+    assert list(settings.input_folder.iterdir()) == []
+
+
+def test_a_worker_tells_which_nodes_run_and_nothing_of_their_values(settings: Settings) -> None:
+    events = [
+        ("execution_start", {"prompt_id": "p"}),
+        ("execution_cached", {"nodes": ["1"], "prompt_id": "p"}),
+        ("executing", {"node": "2", "display_node": "2", "prompt_id": "p"}),
+        ("progress", {"node": "2", "value": 1, "max": 2, "prompt_id": "p"}),
+        ("progress_state", {"nodes": {"2": {}}}),
+        ("executed", {"node": "2", "output": {"text": ["a word of the request's"]}}),
+        ("execution_error", {"node_id": "2", "current_inputs": {"audio": ["/secret/a.wav"]}, "traceback": ["x"]}),
+        ("execution_success", {"prompt_id": "p"}),
+    ]
+
+    class Runs(Host):
+        async def run(self, prompt: Any, on_queued: Any, on_event: Any) -> Outcome:
+            for event in events:
+                on_event(*event)
+            return Outcome()
+
+    said: list[dict[str, Any]] = []
+    asyncio.run(Worker(Runs(None), settings)._run({}, said.append, said.append))
+    assert [(line["name"], line["data"]) for line in said] == [
+        ("execution_start", {}),
+        ("execution_cached", {"nodes": ["1"]}),
+        ("executing", {"node": "2"}),
+        ("progress", {"node": "2", "value": 1, "max": 2}),
+        ("executed", {"node": "2"}),
+        ("execution_error", {"node_id": "2"}),
+        ("execution_success", {}),
+    ]
+
+
 # --- what is refused before Ray is asked, and what stays off ---
 
 
@@ -269,6 +319,27 @@ def test_what_is_this_machine(address: str, near: bool) -> None:
     from a2v.api.cluster.bridge import _is_loopback_address
 
     assert _is_loopback_address(address) is near
+
+
+def test_a_bug_in_the_bridge_gives_its_order_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from a2v.api.cluster.bridge import Bridge
+
+    class RayError(Exception):
+        """Ray's own."""
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(exceptions=SimpleNamespace(RayError=RayError)))
+    out = io.StringIO()
+    bridge = Bridge("auto", out)
+    bridge.workers["w"] = {"url": "http://127.0.0.1:1"}
+    bridge._agents["w"] = None  # it has no method `run`
+    for worker in ("w", "gone"):
+        asyncio.run(bridge._run(worker, worker, {}))
+    bug, gone = (json.loads(line) for line in out.getvalue().splitlines())
+    assert bug["line"]["kind"] == gone["line"]["kind"] == "lost"
+    assert "bug (AttributeError)" in bug["line"]["why"] and gone["line"]["why"] == "it has left the cluster"
+    assert "AttributeError" in capsys.readouterr().err, "the log has where it was"
 
 
 def test_embedded_mode_imports_nothing_of_it() -> None:

@@ -126,10 +126,9 @@ def test_a_server_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
 
     async def visit(place: Place) -> None:
         with answering(drips) as (port, _):
-            begun = time.monotonic()
             ended = await place.end_of(await place.submit({**BODY, "audio_url": f"http://{HERE}:{port}/a.wav"}))
             assert ended.error_status == 422 and "sends too slowly" in ended.error
-            assert ended.error_detail[0]["loc"] == ["body", "audio_url"] and time.monotonic() - begun < 20
+            assert ended.error_detail[0]["loc"] == ["body", "audio_url"]
             assert place.files("input") == []
 
     at(tmp_path, visit)

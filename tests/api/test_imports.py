@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = (
     *("settings", "clock", "faults", "waiting"),
-    *("database", "network", "files", "graph", "applications", "host", "webhooks", "queue"),
+    *("database", "ticking", "network", "files", "graph", "applications", "host", "webhooks", "queue"),
     *("protocol", "cluster", "install"),
 )
 """From the bottom up: a room imports itself and those before it. A file at the top of api/ is a room of its own."""

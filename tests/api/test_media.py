@@ -367,12 +367,9 @@ def test_a_result_can_be_the_next_requests_input(settings: Settings, store: Stor
     assert bring(f"https://any.host/fal/cdn/results/{result.name}", settings, store).startswith(SUBFOLDER)
 
 
-def test_a_data_uri_holds_the_result_up_to_the_cap(tmp_path: Path, result: Path) -> None:
-    fits = make_settings(tmp_path, max_inline=5000)
-    head, _, body = asyncio.run(results.data_uri(result, fits)).partition(",")
+def test_a_data_uri_holds_the_result(result: Path) -> None:
+    head, _, body = asyncio.run(results.data_uri(result)).partition(",")
     assert head == "data:video/mp4;base64" and base64.b64decode(body) == result.read_bytes()
-    with pytest.raises(InputError, match=r"^sync_mode: .*larger than"):
-        asyncio.run(results.data_uri(result, make_settings(tmp_path, max_inline=4999)))
 
 
 def test_an_inline_result_stays_ten_minutes_after_its_first_reader_or_an_hour(settings: Settings) -> None:

@@ -46,6 +46,14 @@ class Gate:
         return None
 
 
+async def held(place: Place) -> tuple[Gate, str]:
+    """A request that runs until its gate is opened."""
+    gate = place.host.act = Gate()
+    request_id = await place.submit()
+    await place.until(lambda: gate.entered)
+    return gate, request_id
+
+
 def test_a_request_from_its_submission_to_its_result(settings: Settings, database: Store) -> None:
     async def visit(place: Place) -> None:
         request_id = await place.submit()
@@ -88,9 +96,7 @@ def is_seed(node: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("when", ["waiting", "running"])
 def test_a_cancelled_request_ends_and_leaves_nothing(settings: Settings, database: Store, when: str) -> None:
     async def visit(place: Place) -> None:
-        gate = place.host.act = Gate()
-        first = await place.submit()
-        await place.until(lambda: gate.entered)
+        gate, first = await held(place)
         which = first if when == "running" else await place.submit()
         assert await place.queue.cancel(which) is True
         ended = await place.end_of(which)
@@ -107,9 +113,7 @@ def test_a_cancelled_request_ends_and_leaves_nothing(settings: Settings, databas
 
 def test_a_request_that_may_not_wait_ends_where_it_waits(settings: Settings, database: Store) -> None:
     async def visit(place: Place) -> None:
-        gate = place.host.act = Gate()
-        first = await place.submit()
-        await place.until(lambda: gate.entered)
+        gate, first = await held(place)
         late = await place.end_of(await place.submit(start_timeout=0.2))
         assert (late.error_type, late.error_status) == ("request_timeout", 504)
         gate.event.set()
@@ -214,9 +218,7 @@ def test_what_is_wrong_is_told_at_the_submission(tmp_path: Any, database: Store)
 
 def test_a_model_that_goes_while_a_request_waits_ends_it(settings: Settings, database: Store) -> None:
     async def visit(place: Place) -> None:
-        gate = place.host.act = Gate()
-        first = await place.submit()
-        await place.until(lambda: gate.entered)
+        gate, first = await held(place)
         second = await place.submit()
         place.host.models_error = ModelMissing("dev.safetensors is not in ComfyUI's models/checkpoints: get it.")
         gate.event.set()
@@ -250,20 +252,25 @@ def test_a_result_that_is_sent_but_once_is_not_among_the_outputs(settings: Setti
     at(settings, database, visit)
 
 
-def test_a_result_too_large_to_be_sent_is_an_error(tmp_path: Any, database: Store) -> None:
+@pytest.mark.parametrize("room", [0, -1])
+def test_a_result_too_large_to_be_sent_is_an_error(tmp_path: Any, database: Store, room: int) -> None:
     async def visit(place: Place) -> None:
         ended = await place.end_of(await place.submit({**BODY, "sync_mode": True}))
-        assert ended.error_status == 422 and ended.error_detail[0]["loc"] == ["body", "sync_mode"]
-        assert place.files() == []
+        kept = [path.read_bytes() for path in place.settings.passing_folder.iterdir()]
+        if room < 0:
+            assert ended.error_status == 422 and ended.error_detail[0]["loc"] == ["body", "sync_mode"]
+            assert ended.error.startswith("sync_mode: the result is larger than")
+        else:
+            assert ended.error is None
+        assert place.files() == [] and kept == ([] if room < 0 else [PICTURE])
 
-    at(make_settings(tmp_path, max_inline=10), database, visit)
+    at(make_settings(tmp_path, max_inline=len(PICTURE) + room), database, visit)
 
 
 def test_a_server_that_ends_gives_its_request_back_and_another_one_runs_it(settings: Settings, database: Store) -> None:
     async def leave(place: Place) -> str:
-        gate = place.host.act = Gate()
-        request_id = await place.submit()
-        await place.until(lambda: gate.entered and place.request(request_id).status == RUNNING)
+        _, request_id = await held(place)
+        await place.until(lambda: place.request(request_id).status == RUNNING)
         return request_id
 
     request_id = at(settings, database, leave)
@@ -279,9 +286,7 @@ def test_a_server_that_ends_gives_its_request_back_and_another_one_runs_it(setti
 
 def test_a_request_is_given_up_after_three_servers_died_under_it(settings: Settings, database: Store) -> None:
     async def visit(place: Place) -> None:
-        gate = place.host.act = Gate()
-        first = await place.submit()
-        await place.until(lambda: gate.entered)
+        gate, first = await held(place)
         second = await place.submit()
         with database.session() as session:
             rows.find(session, second).attempts = endings.ATTEMPTS
@@ -294,9 +299,7 @@ def test_a_request_is_given_up_after_three_servers_died_under_it(settings: Setti
 
 def test_who_waits_for_a_request_may_leave(settings: Settings, database: Store) -> None:
     async def visit(place: Place) -> None:
-        gate = place.host.act = Gate()
-        request_id = await place.submit()
-        await place.until(lambda: gate.entered)
+        gate, request_id = await held(place)
         assert await place.queue.wait(request_id, lambda: False) is None
         assert await place.queue.wait("none") is None
         gate.event.set()

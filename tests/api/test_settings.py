@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,9 +43,11 @@ def test_the_folder_is_one_that_comfyui_serves_to_nobody(tmp_path: Path) -> None
 GIVEN = {
     "LTX_A2V_API_KEY": (" secret ", "key", "secret"),
     "LTX_A2V_ALLOW_HOSTS": ("a.host, 10.0.0.0/8,", "allowed_hosts", ("a.host", "10.0.0.0/8")),
+    "LTX_A2V_PROXIES": ("127.0.0.1, 10.1.0.0/16", "proxies", ("127.0.0.1", "10.1.0.0/16")),
     "LTX_A2V_ORIGINS": ("https://my.page/", "origins", ("https://my.page",)),
     "LTX_A2V_SAFETY": ("require", "require_safety", True),
     "LTX_A2V_EXPIRE_HOURS": ("0.5", "expire_hours", 0.5),
+    "LTX_A2V_FORGET_HOURS": ("48", "forget_hours", 48.0),
     "LTX_A2V_HOLD_SECONDS": ("99", "hold_seconds", 10.0),
     "LTX_A2V_LEASE_SECONDS": ("0", "lease_seconds", 1.0),
     "LTX_A2V_MAX_BODY_MB": ("1.5", "max_body", 3 * MIB // 2),
@@ -62,6 +65,13 @@ def test_each_variable_sets_one_thing(tmp_path: Path, name: str) -> None:
     plain, found = (read_settings(folders(tmp_path), given) for given in ({}, {name: text}))
     assert found == dataclasses.replace(plain, **{field: value}) != plain
     assert read_settings(folders(tmp_path), {name: "  "}) == plain, "an empty one is none"
+
+
+def test_every_variable_is_tried_and_documented() -> None:
+    root = Path(__file__).resolve().parents[2]
+    read = set(re.findall(r'"(LTX_A2V_[A-Z_]+)"', (root / "api" / "settings.py").read_text()))
+    assert read == GIVEN.keys()
+    assert read <= set(re.findall(r"^\| `(LTX_A2V_[A-Z_]+)`", (root / "docs" / "api.md").read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "nan", "inf", "1e999", "10 MB"])

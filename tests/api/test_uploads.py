@@ -169,11 +169,11 @@ def test_python_sets_how_long_a_file_lives(place: Place) -> None:
         client.upload(wav(), "audio/wav", "a.wav", lifecycle=fal.StorageSettings(expires_in=expires))
         for expires in (3600, "never")
     )
-    asyncio.run(uploads.purge(place.settings, place.store))
+    clean(place)
     assert len(place.files()) == 2
     move_back(place, 3601)
     assert requests.get(short, timeout=10).status_code == 404 and requests.get(long, timeout=10).status_code == 200
-    asyncio.run(uploads.purge(place.settings, place.store))
+    clean(place)
     assert len(place.files()) == 1 and requests.get(long, timeout=10).content == wav()
 
 

@@ -27,6 +27,7 @@ alias.__path__ = [str(ROOT)]
 sys.modules.setdefault("a2v", alias)
 
 import av
+from a2v.api.graph.begun import Begun
 from a2v.ltx.errors import InputError
 from a2v.ltx.media.audio import load_track
 from a2v.ltx.media.images import load_image
@@ -102,6 +103,7 @@ class Progress:
     """One line a node, its bar redrawn in place on a terminal."""
 
     def __init__(self, prompt: Prompt) -> None:
+        self.begun = Begun(prompt)
         self.titles = {key: node.get("_meta", {}).get("title") or node["class_type"] for key, node in prompt.items()}
         self.line = ""
         self.done = 0
@@ -109,13 +111,14 @@ class Progress:
     def __call__(self, event: Event) -> None:
         if event.type == "execution_cached":
             self.done += len(event.data["nodes"])
-        elif event.type == "executing":
+        for node in self.begun.hear(event.type, event.data):
             self.end()
-            if event.data["node"] is not None:
-                self.done += 1
-                self.draw(event.data["node"])
-        elif event.type == "progress":
+            self.done += 1
+            self.draw(node)
+        if event.type == "progress":
             self.draw(event.data["node"], event.data["value"], event.data["max"])
+        elif event.type == "executing" and event.data["node"] is None:
+            self.end()
 
     def draw(self, node: str, value: int = 0, steps: int = 0) -> None:
         title = self.titles.get(node, node)

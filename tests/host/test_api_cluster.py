@@ -179,6 +179,7 @@ def test_a_killed_worker_loses_nothing(pair: Pair) -> None:
     assert set(results(pair.head.base)) - before == names, "each has one file"
     lines = pair.logs(there.request_id)
     assert sum(LOST in line for line in lines) == 1 and lines.count("Started") == 2
+    assert lines.count("Decode and Save") == 1, "the first worker was only asked what it wants to save"
     small = pair.client.submit(APP, {**SMALL, "audio_url": sound})
     assert small.get()["video"]["num_frames"] == 9 and not pair.ran_there(small.request_id)
 

@@ -49,6 +49,8 @@ def test_subscribe(server: Comfy, fal: Any, sound: str, tmp_path: Path) -> None:
     messages = [line["message"] for line in seen[-1].logs]
     assert [f"First pass: step {n}/8" for n in range(1, 9)] == [m for m in messages if m.startswith("First pass: ")]
     assert "Second pass: step 3/3" in messages
+    assert messages.count("Decode and Save") == 1, "ComfyUI asks it for its lazy inputs before the passes"
+    assert messages.index("Decode and Save") > messages.index("Second pass: step 3/3")
 
 
 def test_submit_status_events_result(fal: Any, sound: str) -> None:

@@ -41,6 +41,10 @@ def test_a_file_becomes_a_video(tone: Path, tmp_path: Path, capfd: pytest.Captur
         assert video.frames == sum(1 for _ in file.decode(video=0)) == 17  # 0.7 s at 24 fps, up to 8k+1
     assert f"{demo.SIZE}×{demo.SIZE}, 24 fps, 17 frames" in said and "audio: aac" in said
     assert re.search(r"█ +\d+/\d+$", said, re.MULTILINE), "no progress"
+    steps = re.findall(r"^ +(\d+)/(\d+)  (\S.*?)(?:  |$)", said, re.MULTILINE)
+    assert [(int(done), int(total)) for done, total, _ in steps] == [(n + 1, len(steps)) for n in range(len(steps))]
+    titles = [title for _, _, title in steps]
+    assert titles.index("First pass") < titles.index("Second pass") < titles.index("Decode and Save") == len(steps) - 1
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no sound, just a text"], ids=["missing", "empty", "text"])

@@ -10,6 +10,8 @@ from typing import Any
 
 import av
 import pytest
+from a2v.api.graph.begun import Begun
+from a2v.api.graph.graph import sources
 from a2v.ltx.diffusion import schedules
 from a2v.ltx.request import PARAMETERS
 from a2v.tests.host import demo
@@ -423,11 +425,24 @@ def notes_of(run: Run) -> str:
     return "\n".join(report["notes"])
 
 
+def check_progress(prompt: Prompt, run: Run) -> None:
+    """Each node that ran is told once, behind all nodes that it takes from, although savers are asked early."""
+    begun = Begun(prompt)
+    told = [node for event in run.events for node in begun.hear(event.type, event.data)]
+    assert sorted(told) == sorted(run.executed)
+    place = {node: number for number, node in enumerate(told)}
+    assert [
+        (node, each) for node in told for each in sources(prompt, node) & place.keys() if place[each] > place[node]
+    ] == []
+
+
 @each
 def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: str) -> None:
-    run = comfy.run(quick(name, models, sound))
+    prompt = quick(name, models, sound)
+    run = comfy.run(prompt)
     assert run.error is None, run.message
     assert sorted(run.executed + run.cached, key=int) == list(API[name])
+    check_progress(prompt, run)
     look(demo.video_of(comfy, run), 48000, 2 if name == "audio_regeneration" else 1)
     notes = notes_of(run)
     wanted = ["prompt:", "LUFS", "9 frames", "128×64", "2 steps of euler", "3 steps of euler"]
@@ -454,8 +469,10 @@ def test_the_opening_face_makes_the_same_file(
     """What the one node decodes and Save Video keeps has the frames and the sound of the API form's file."""
     wanted = comfy.run(quick(name, models, sound))
     frontend.load(FACES[name]["opening"])
-    run = comfy.run(quick(name, models, sound, frontend.prompt()))
+    prompt = quick(name, models, sound, frontend.prompt())
+    run = comfy.run(prompt)
     assert run.error is None, run.message
+    check_progress(prompt, run)
     (saved,) = [item for output in run.outputs.values() for item in output.get("images", ())
                 if item.get("type") == "output"]  # fmt: skip
     assert decoded(comfy.path(saved)) == decoded(demo.video_of(comfy, wanted))

@@ -149,13 +149,15 @@ class Generation:
     """A version of LTX that the pack supports.
 
     crf: the compression of the images that the model was trained on, as H.264's constant rate factor. checkpoint,
-    upscaler, distilled_lora, encoder, apart: keys of MODELS; `apart` are the parts that neither the checkpoint nor the
-    text encoder holds. parts: for each part that can be outside the checkpoint, a published file that holds it.
+    distilled, upscaler, distilled_lora, encoder, apart: keys of MODELS; `apart` are the parts that neither the
+    checkpoint nor the text encoder holds. parts: a published file for each part that people also keep, or that only is,
+    outside the checkpoint.
     """
 
     version: str
     crf: int
     checkpoint: str
+    distilled: str
     upscaler: str
     distilled_lora: str
     encoder: str
@@ -176,6 +178,7 @@ V23 = Generation(
     version="2.3",
     crf=33,
     checkpoint="dev",
+    distilled="distilled",
     upscaler="upscaler",
     distilled_lora="distilled-lora",
     encoder="gemma-fp4",
@@ -189,6 +192,7 @@ V25 = Generation(
     version="2.5",
     crf=18,
     checkpoint="dev-2.5",
+    distilled="distilled-2.5",
     upscaler="upscaler-2.5",
     distilled_lora="distilled-lora-2.5",
     encoder="text-encoder-2.5",

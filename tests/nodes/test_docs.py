@@ -97,9 +97,7 @@ def test_a_page_names_each_input_with_its_default_and_each_output(node_id: str) 
 
     (node,) = (node for node in nodes.NODES if node.GET_SCHEMA().node_id == node_id)
     schema = node.GET_SCHEMA()
-    assert listed(node_id, "Inputs") == [
-        (each.display_name or each.id, shown(each)) for each in schema.inputs
-    ]
+    assert listed(node_id, "Inputs") == [(each.display_name or each.id, shown(each)) for each in schema.inputs]
     assert [name for name, _ in listed(node_id, "Outputs")] == [each.display_name for each in schema.outputs]
 
 

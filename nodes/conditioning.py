@@ -1,7 +1,8 @@
-"""Nodes for what a stage keeps: the sound, and images at the first and the last frame."""
+"""Nodes for what a stage keeps: the sound, and images at the first, the last and any other frame."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -15,6 +16,7 @@ from ..ltx.latents import SPACE_SCALE, pixel_frames
 from ..ltx.media.images import compress, fit
 from ..ltx.media.rates import frame_rate
 from ..ltx.models import V23, V25
+from ..ltx.request import PARAMETERS
 from . import memory
 from .audio import frames_input
 from .progress import Progress, report
@@ -69,11 +71,16 @@ class AudioConditioning(io.ComfyNode):
         return io.NodeOutput(AudioCondition(latent, frames, rate, strength))
 
 
+LAST = -1
+MOST_FRAMES = int(PARAMETERS["num_frames"].maximum)
 TRAINED = -1  # the compression that the images of the VAE's model had in training
 
 
-def _image_schema(*, node_id: str, display_name: str, description: str, strength: str, where: str) -> io.Schema:
-    """The schema of a node for one image. strength: the endpoint's parameter for its strength; where: its frame."""
+def _image_schema(
+    *, node_id: str, display_name: str, description: str, strength: str, where: str, more: Sequence[io.Input] = ()
+) -> io.Schema:
+    """The schema of a node for one image. strength: the endpoint's parameter for its strength; where: its frame; more:
+    further inputs."""
     return io.Schema(
         node_id=node_id,
         display_name=display_name,
@@ -96,6 +103,7 @@ def _image_schema(*, node_id: str, display_name: str, description: str, strength
                 f"image freezes the motion. {TRAINED}: as the model was trained, {V23.crf} for {V23.name} and "
                 f"{V25.crf} for {V25.name}. 0 skips it.",
             ),
+            *more,
         ],
         outputs=[GuidesIO.Output("images", display_name="guides", tooltip="For the stage's sampler.")],
         hidden=[io.Hidden.unique_id],
@@ -137,6 +145,36 @@ class EndImageConditioning(io.ComfyNode):
         return io.NodeOutput(_told(cls, _with_guide(last, latent=latent, **inputs), inputs))
 
 
+class Keyframe(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _image_schema(
+            node_id="LTXA2VKeyframe",
+            display_name="LTX A2V Image at Frame",
+            description="The video passes through this image at a frame of your choice: a keyframe. Connect several in "
+            "a row for several images.",
+            strength="image_strength",
+            where="The picture at that frame.",
+            more=[
+                io.Int.Input(
+                    "frame",
+                    default=LAST,
+                    min=-MOST_FRAMES,
+                    max=MOST_FRAMES - 1,
+                    tooltip="The frame, counted from 0, the first one. Negative numbers count from the end: -1 is the "
+                    "last one. Seconds times the frame rate give the frame.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict[str, Any], frame: int = LAST, **inputs: Any) -> io.NodeOutput:
+        frames = pixel_frames(samples_of(latent))
+        if not -frames <= frame < frames:
+            raise InputError(f"frame: {frame} is outside the video; give {-frames} to {frames - 1}.")
+        return io.NodeOutput(_told(cls, _with_guide(frame % frames, latent=latent, **inputs), inputs))
+
+
 def _told(node: type[io.ComfyNode], guides: tuple[Guide, ...], inputs: dict[str, Any]) -> tuple[Guide, ...]:
     """Returns the guides; writes on the node that an image of several was used, or that it was compressed as another
     version's images are."""
@@ -170,4 +208,4 @@ def _with_guide(
     return (*guides, Guide(memory.to_graph(encode_image(vae, pixels)), frame, strength))
 
 
-NODES = (AudioConditioning, ImageConditioning, EndImageConditioning)
+NODES = (AudioConditioning, ImageConditioning, EndImageConditioning, Keyframe)

@@ -122,6 +122,20 @@ def test_a_video_and_its_report(comfy: Comfy, models: TinyFiles, sound: str, pic
     assert sum(e.type == "preview" for e in run.events) == 5, "a preview for each step"
 
 
+def test_an_image_at_any_frame(comfy: Comfy, models: TinyFiles, sound: str, pictures: tuple[str, str]) -> None:
+    def made(changes: dict[str, int] | None) -> np.ndarray:
+        prompt = with_frames(audio_to_video(models, sound, image=pictures[0], end_image=pictures[1], seed=8, **FAST))
+        for key in ("end image first", "end image second"):
+            if changes is not None:
+                prompt[key]["class_type"] = "LTXA2VKeyframe"
+                prompt[key]["inputs"] |= changes
+        return saved_frames(comfy, comfy.run(prompt))
+
+    end = made(None)
+    assert (made({"frame": -1}) == end).all() and (made({"frame": 8}) == end).all()
+    assert (made({"frame": 4}) != end).any()
+
+
 def test_another_seed_encodes_nothing_again(
     comfy: Comfy, models: TinyFiles, sound: str, pictures: tuple[str, str]
 ) -> None:

@@ -73,6 +73,7 @@ def test_nodes_have_names_of_their_own() -> None:
         ("LTXA2VAudioConditioning", "strength", "audio_strength"),
         ("LTXA2VImageConditioning", "strength", "image_strength"),
         ("LTXA2VEndImageConditioning", "strength", "end_image_strength"),
+        ("LTXA2VKeyframe", "strength", "image_strength"),
         ("LTXA2VScheduler", "scheduler", "scheduler"),
         ("LTXA2VScheduler", "steps", "num_inference_steps"),
         ("LTXA2VGuidance", "cfg", "video_cfg_scale"),

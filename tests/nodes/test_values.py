@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,7 +105,9 @@ def test_another_models_latent_is_refused(shape: tuple[int, ...]) -> None:
         latents.samples_of({"samples": torch.zeros(shape)})
 
 
-@pytest.mark.parametrize("node", [conditioning.ImageConditioning, conditioning.EndImageConditioning])
+@pytest.mark.parametrize(
+    "node", [conditioning.ImageConditioning, conditioning.EndImageConditioning, conditioning.Keyframe]
+)
 def test_an_image_at_strength_0_is_left_out_and_not_even_encoded(node: type) -> None:
     latent = {"samples": torch.zeros(1, 128, 2, 2, 2)}
     others = (object(),)
@@ -118,6 +121,30 @@ def test_an_end_image_needs_another_frame() -> None:
     with pytest.raises(InputError, match="one frame"):
         conditioning.EndImageConditioning.execute(
             video_vae=None, image=torch.zeros(1, 8, 8, 3), latent=latent, strength=1.0
+        )
+
+
+@pytest.mark.parametrize(("frame", "placed"), [(0, 0), (5, 5), (16, 16), (-1, 16), (-17, 0)])
+def test_an_image_is_placed_at_any_frame(monkeypatch: pytest.MonkeyPatch, frame: int, placed: int) -> None:
+    monkeypatch.setattr(conditioning.memory, "use", lambda *_, **__: (None,))
+    monkeypatch.setattr(conditioning.memory, "encoding_memory", lambda *_: 0)
+    monkeypatch.setattr(conditioning, "encode_image", lambda _, pixels: torch.zeros(1, 128, 1, 2, 2))
+    latent = {"samples": torch.zeros(1, 128, 3, 2, 2)}
+    vae = SimpleNamespace(module=None)
+    image, others = torch.zeros(1, 64, 64, 3), (object(),)
+    made = conditioning.Keyframe.execute(
+        video_vae=vae, image=image, latent=latent, strength=0.5, frame=frame, guides=others, compression=0
+    )
+    (guides,) = made.args
+    assert guides[0] is others[0] and (guides[1].frame, guides[1].strength) == (placed, 0.5)
+
+
+@pytest.mark.parametrize("frame", [17, -18])
+def test_a_frame_outside_the_video_is_refused(frame: int) -> None:
+    latent = {"samples": torch.zeros(1, 128, 3, 2, 2)}
+    with pytest.raises(InputError, match="give -17 to 16"):
+        conditioning.Keyframe.execute(
+            video_vae=None, image=torch.zeros(1, 8, 8, 3), latent=latent, strength=1.0, frame=frame
         )
 
 

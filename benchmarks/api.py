@@ -62,7 +62,7 @@ TURNS = ("nobody", "another", "this", "this", "another", "nobody")
 """The server that the pollers ask in each turn: none, the other process, this server. Only the second half of the steps
 of a turn counts."""
 TURN = 4
-STEP = re.compile(r"First pass: step (\d+)/")
+STEP = re.compile(r"First stage: step (\d+)/")
 SUBMISSIONS = 30
 WANTED_SHARE, WANTED_MS = 3, 50
 

@@ -70,7 +70,7 @@ class StandIn(Host):
         try:
             on_event("execution_start", {"prompt_id": prompt_id})
             graph = Graph(prompt)
-            sampler = graph.find("LTXA2VSampler", "First pass")
+            sampler = graph.find("LTXA2VSampler", "First stage")
             for step in (1, 2):
                 on_event("progress", {"node": sampler, "value": step, "max": 2})
             found = await self.act(prompt)
@@ -103,7 +103,7 @@ def failing(kind: str, message: str) -> Callable[[Prompt], Awaitable[Outcome]]:
     """An `act` in which the sampler raises."""
 
     async def act(prompt: Prompt) -> Outcome:
-        return Outcome(error=NodeError(Graph(prompt).find("LTXA2VSampler", "First pass"), kind, message))
+        return Outcome(error=NodeError(Graph(prompt).find("LTXA2VSampler", "First stage"), kind, message))
 
     return act
 

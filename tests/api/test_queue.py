@@ -64,7 +64,7 @@ def test_a_request_from_its_submission_to_its_result(settings: Settings, databas
         assert (video["file_size"], video["num_frames"], video["fps"]) == (len(PICTURE), 9, 24.0)
         assert place.files() == [video["file_name"]] and video["file_name"].startswith(ended.token)
         assert ended.created <= ended.started <= ended.ended and ended.safety == "checked"
-        assert await place.log_of(request_id) == ["Started", "First pass: step 1/2", "First pass: step 2/2", "a note"]
+        assert await place.log_of(request_id) == ["Started", "First stage: step 1/2", "First stage: step 2/2", "a note"]
         assert ended.workflow == place.host.runs[0]
         assert ended.arguments["audio_url"] == "data:audio/wav;base64,…"
         assert place.files("input") == [ended.media["audio_url"].rpartition("/")[2]]

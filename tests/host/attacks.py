@@ -59,7 +59,7 @@ def lock_at_the_end(place: Place) -> Figures:
     """Another process holds the database for 15 s while a run ends."""
     with place.server() as server:
         request = server.submit(seed=1).json()
-        wait(lambda: any(line.startswith("Second pass") for line in server.lines(request)))
+        wait(lambda: any(line.startswith("Second stage") for line in server.lines(request)))
         with locked(place):
             wait(lambda: [name for name in place.files("output") if not name.startswith(".")])
             time.sleep(LOCK_SECONDS)

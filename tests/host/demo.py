@@ -90,7 +90,7 @@ def fill(prompt: Prompt, models: TinyFiles, audio: str, text: str | None, image:
 
 
 def add_image(prompt: Prompt, image: str) -> None:
-    """Gives both passes a first frame, which the workflow leaves out."""
+    """Gives both stages a first frame, which the workflow leaves out."""
     (loader,) = (key for key, node in prompt.items() if node["class_type"] == "LTXA2VModelLoader")
     prompt["image"] = {"class_type": "LoadImage", "inputs": {"image": image}}
     for number, sampler in enumerate(nodes(prompt, "LTXA2VSampler")):

@@ -235,7 +235,7 @@ def test_stopped_or_taken_out_in_comfyui(server: Comfy, client: Any, sound: str)
     handle = client.submit(APP, {**LONG, "audio_url": sound, "seed": 36})
     until(
         lambda: any(
-            "First pass: step" in line["message"] for line in getattr(handle.status(with_logs=True), "logs", [])
+            "First stage: step" in line["message"] for line in getattr(handle.status(with_logs=True), "logs", [])
         )
     )
     server.interrupt()

@@ -63,7 +63,7 @@ def test_the_page_s_first_example_on_a_fresh_install(fal: Any, others: Outside, 
     with av.open(str(path)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 9 and container.streams.audio
     lines = [line["message"] for line in handle.status(with_logs=True).logs]
-    assert "First pass: step 15/15" in lines and "Second pass: step 3/3" in lines
+    assert "First stage: step 15/15" in lines and "Second stage: step 3/3" in lines
     assert any("the safety checker did not run" in line for line in lines)
 
 

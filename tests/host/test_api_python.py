@@ -47,10 +47,10 @@ def test_subscribe(server: Comfy, fal: Any, sound: str, tmp_path: Path) -> None:
         assert container.streams.audio
     assert isinstance(seen[-1], fal.Completed) and seen[-1].error is None
     messages = [line["message"] for line in seen[-1].logs]
-    assert [f"First pass: step {n}/8" for n in range(1, 9)] == [m for m in messages if m.startswith("First pass: ")]
-    assert "Second pass: step 3/3" in messages
-    assert messages.count("Decode and Save") == 1, "ComfyUI asks it for its lazy inputs before the passes"
-    assert messages.index("Decode and Save") > messages.index("Second pass: step 3/3")
+    assert [f"First stage: step {n}/8" for n in range(1, 9)] == [m for m in messages if m.startswith("First stage: ")]
+    assert "Second stage: step 3/3" in messages
+    assert messages.count("Decode and Save") == 1, "ComfyUI asks it for its lazy inputs before the stages"
+    assert messages.index("Decode and Save") > messages.index("Second stage: step 3/3")
 
 
 def test_submit_status_events_result(fal: Any, sound: str) -> None:
@@ -95,7 +95,9 @@ def test_cancel_while_it_waits_and_while_it_runs(server: Comfy, fal: Any, sound:
     ended = waiting.status()
     assert isinstance(ended, fal.Completed) and ended.error_type == "client_cancelled"
     for event in running.iter_events(with_logs=True, interval=0.05):
-        if isinstance(event, fal.InProgress) and any("First pass: step 2/50" in line["message"] for line in event.logs):
+        if isinstance(event, fal.InProgress) and any(
+            "First stage: step 2/50" in line["message"] for line in event.logs
+        ):
             break
     running.cancel()
     ended = running.status(with_logs=True)

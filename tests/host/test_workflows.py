@@ -209,7 +209,7 @@ def test_the_default_workflow_is_the_endpoints_default() -> None:
     assert inputs["LTXA2VExpandPrompt"]["enabled"] is default["enable_prompt_expansion"]
     assert inputs["LTXA2VAudioConditioning"]["strength"] == default["audio_strength"]
     assert inputs["LTXA2VSampler"]["gradient_estimation_gamma"] == (default["gradient_estimation_gamma"] or 0)
-    first = titled(API[DEFAULT], "First pass")
+    first = titled(API[DEFAULT], "First stage")
     assert default["use_restart_sampling"] is True and API[DEFAULT][first["restart"][0]]["inputs"]["noise"] == 0.2
     saved = inputs["LTXA2VSaveLatentVideo"]
     assert saved["checker"] == "first found" and default["enable_safety_checker"] is True
@@ -364,9 +364,9 @@ def test_the_template_browser_has_a_picture(name: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["First image", "End image"])
-def test_an_image_steers_both_passes(which: str) -> None:
+def test_an_image_steers_both_stages(which: str) -> None:
     prompt = API["first_and_last_image"]
-    for sampler, slot in (("First pass", 0), ("Second pass", 1)):
+    for sampler, slot in (("First stage", 0), ("Second stage", 1)):
         guide = titled(prompt, f"{which}, {sampler.lower()}")
         assert (prompt[guide["latent"][0]]["class_type"], guide["latent"][1]) == ("LTXA2VVideoSize", slot)
         end = titled(prompt, f"End image, {sampler.lower()}")
@@ -374,12 +374,12 @@ def test_an_image_steers_both_passes(which: str) -> None:
         assert prompt[titled(prompt, sampler)["guides"][0]]["inputs"] == end
 
 
-def test_the_second_pass_can_be_bypassed(frontend: Frontend) -> None:
+def test_the_second_stage_can_be_bypassed(frontend: Frontend) -> None:
     frontend.load(FACES[DEFAULT]["all nodes"])
-    frontend.page.evaluate(BYPASS, ["Latent Upscale", "Second pass"])
+    frontend.page.evaluate(BYPASS, ["Latent Upscale", "Second stage"])
     prompt = frontend.prompt()
     (decode,) = demo.nodes(prompt, "LTXA2VSaveLatentVideo")
-    (first,) = (key for key, node in prompt.items() if node["_meta"]["title"] == "First pass")
+    (first,) = (key for key, node in prompt.items() if node["_meta"]["title"] == "First stage")
     assert decode["latent"] == [first, 0]
 
 

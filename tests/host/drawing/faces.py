@@ -43,17 +43,16 @@ def files(v: Variant) -> list[File]:
 
 
 def start(v: Variant) -> Node:
-    return note("start here", v.about, 300, 0, "Start here")
+    return note("start here", v.about, 300, "Start here")
 
 
 def files_note(v: Variant) -> Node:
-    parts = ["Put them under `ComfyUI/models/`, then press **R**."]
-    parts += [f"**`{file.folder}/`** · {file.size}\n[{file.name}]({file.url})" for file in files(v)]
+    parts = ["Put these files into their folders under ComfyUI/models, then press *R*."]
+    parts += [f"{file.folder} · {file.size} [{file.name}]({file.url})" for file in files(v)]
     if not v.distilled:
         small = " and ".join(f"[{name}]({file.url}) ({file.size})" for name, file in SMALL.items())
-        parts += [f"**For small cards**: {small}."]
-    return note("model files", "\n\n".join(parts), 300, 100 + 46 * len(files(v)) + (0 if v.distilled else 60),
-                "Model files")  # fmt: skip
+        parts += [f"Small cards can use {small} instead."]
+    return note("model files", "\n\n".join(parts), 300, "Model files", 3)
 
 
 def _lifted(stage: Stage, labels: tuple[str, ...]) -> list[Widget]:
@@ -80,25 +79,30 @@ def whole(v: Variant) -> Stage:
     columns = ((parts["models"], seed()), (parts["conditions"], parts["prompts"]), (parts["first"],),
                (parts["second"],), (writing,))  # fmt: skip
     return Stage("whole", f"{title} (LTX-2.3)", columns, tuple(widgets),
-                 {"video": "save.video", "report": "report.report"}, ORANGE, 420, 820,
+                 {"video": "save.video", "report": "report.report"}, ORANGE, 470, 760,
                  "Makes a video that moves with the sound: lip sync, talking heads, singing, music videos. Open it for "
                  "all settings.")  # fmt: skip
 
 
 def opening(v: Variant) -> Stage:
     """The face that opens: files in, one node with the settings, the video and its report out."""
-    saved = Node("saved", "SaveVideo", "Save Video", {"filename_prefix": "video/ltx-a2v"}, {"video": "save.video"}, 440,
-                 500)  # fmt: skip
-    report = Node("shown", "PreviewAny", "Report", {}, {"source": "report.report"}, 440, 260)
+    saved = Node(
+        "saved", "SaveVideo", "Save Video", {"filename_prefix": "video/ltx-a2v"}, {"video": "save.video"}, width=420
+    )
+    # above Save Video, which grows once it shows a video
+    report = Node("shown", "PreviewAny", "Report", {}, {"source": "report.report"}, width=420, height=180, place=-1)
     columns = ((start(v), files_note(v)), (audio(), *images(v)), (whole(v),), (saved, report))
-    return Stage("root", v.title, columns, gutter=70)
+    return Stage("root", v.title, columns, gutter=60)
 
 
 def all_nodes(v: Variant) -> Stage:
     """The same with the stages on the canvas."""
-    columns = ((audio(), *images(v)), (models(v), seed(), start(v), files_note(v)), (conditions(v), prompts(v)),
-               (first_stage(v),), (second_stage(v),), (save(v, {}, "Decode and Save", 760, 340),))  # fmt: skip
-    return Stage("root", v.title + ALL, columns, gutter=80)
+    files_in, loaders = (audio(), *images(v)), (models(v), seed())
+    two = len(v.images) > 1  # both images and the loaders are too high for one column
+    columns = (*((files_in, loaders) if two else ((*files_in, *loaders),)), (conditions(v), prompts(v)),
+               (first_stage(v), start(v)), (second_stage(v), files_note(v)),
+               (save(v, {}, "Decode and Save", 760, 310),))  # fmt: skip
+    return Stage("root", v.title + ALL, columns, gutter=80 if two else 90)
 
 
 def flat(v: Variant) -> Stage:

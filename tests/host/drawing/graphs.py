@@ -280,7 +280,10 @@ class Graph:
         stage = drawn.stage
         item_ids = {item.key: self.drawn[item.key].id if isinstance(item, Stage) else self.ids[item.key]
                     for item in stage.items}  # fmt: skip
-        columns = [[(item_ids[item.key], self._size(item, sizes)) for item in column] for column in stage.columns]
+        columns = [
+            [(item_ids[item.key], self._size(item, sizes)) for item in sorted(column, key=_place)]
+            for column in stage.columns
+        ]
         edges = [Edge(*link[:5]) for link in drawn.links]
         layout = lay_out(columns, edges, len(drawn.inputs), len(drawn.outputs), stage.gutter)
         links = [
@@ -326,6 +329,10 @@ class Graph:
         if item.color:
             found["color"], found["bgcolor"] = item.color
         return found
+
+
+def _place(item: Node | Stage) -> int:
+    return item.place if isinstance(item, Node) else 0
 
 
 def sizes(frontend: Frontend) -> dict[str, tuple[float, float]]:

@@ -13,7 +13,7 @@ from typing import Any
 IN, OUT = -10, -20  # ids of a subgraph's own ends
 # all in the canvas's units
 TITLE = 30
-STACK = 104  # between the bodies of two nodes in a column: a title bar and room for what a frontend draws larger
+STACK = 98  # between the bodies of two nodes in a column: a title bar and room for what a frontend draws larger
 LANE = 20  # between lanes, as between the slots of a node
 CLEAR = 16  # between a link and a node
 END_WIDTH = 150  # of a subgraph's own ends

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +17,12 @@ BLUE, GREEN, YELLOW, VIOLET, ORANGE = (
     ("#3b1f3f", "#512c57"),
     ("#45301f", "#5e422b"),
 )
+NOTE = ("#4a3d22", "#352d1f")
+"""Darker than ComfyUI's own notes: the grey of its newest frontend (Nodes 2.0) can be read on it."""
+HEADINGS = {2: 13, 3: 11.7}
+"""Height of letters in notes by the level of a heading, in the canvas's units."""
+ADDRESS = re.compile(r"(?<=\])\(.*?\)")
+"""What a link in a note does not show."""
 POSITIVE, NEGATIVE = ("#232", "#353"), ("#322", "#533")
 
 
@@ -47,7 +55,8 @@ SMALL = {
 class Node:
     """links: input → "key.output". height and width are minimums; a note's text is the value None.
 
-    says: what a subgraph calls an output of this node where it comes in from outside.
+    says: what a subgraph calls an output of this node where it comes in from outside. place: a node with a smaller one
+    is drawn higher in its column; its id follows from the order that it is written in.
     """
 
     key: str
@@ -60,6 +69,7 @@ class Node:
     models: tuple[File, ...] = ()
     color: tuple[str, str] | None = None
     says: dict[str, str] = field(default_factory=dict)
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,8 +130,19 @@ class Stage:
                 yield from item.ways((*above, item.title))
 
 
-def note(key: str, text: str, width: int = 340, height: int = 0, title: str | None = None) -> Node:
-    """A note; its height follows from its text where none is given."""
-    lines = sum(-(-len(line) * 6.4 // (width - 40)) if line else 0.5 for line in text.split("\n"))
-    height = height or round(60 + 17 * lines)
-    return Node(f"note: {key}", "MarkdownNote", title or f"Note: {key}", {None: text}, {}, width, height)
+def note(key: str, text: str, width: int = 340, title: str | None = None, level: int = 2) -> Node:
+    """A note, as high as its text needs. ComfyUI draws the plain text of notes in 10 units, which is too small at the
+    zoom that a graph opens with; so each paragraph is a heading of that level."""
+    paragraphs = text.split("\n\n")
+    size = HEADINGS[level]
+    letters = int((width - 24) / (0.6 * size))  # in a line
+    lines = sum(len(textwrap.wrap(ADDRESS.sub("", paragraph), letters)) for paragraph in paragraphs)
+    return Node(
+        f"note: {key}",
+        "MarkdownNote",
+        title or f"Note: {key}",
+        {None: "\n\n".join(f"{'#' * level} {paragraph}" for paragraph in paragraphs)},
+        width=width,
+        height=round(44 + 1.3 * size * lines + 0.75 * size * len(paragraphs)),
+        color=NOTE,
+    )

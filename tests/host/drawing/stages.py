@@ -44,9 +44,11 @@ def audio() -> Node:
 
 
 def images(v: Variant) -> list[Node]:
+    """As high as the frontend makes them once their pictures are there: files are the same before and after. They stand
+    below those that share their column."""
     return [
-        Node(f"{which} image", "LTXA2VLoadImage", LABELS[which], {"image": "example.png"}, {}, 300, 320,
-             says={"image": LABELS[which].lower()}) for which in v.images
+        Node(f"{which} image", "LTXA2VLoadImage", LABELS[which], {"image": "example.png"}, {}, 300, 300,
+             says={"image": LABELS[which].lower()}, place=1) for which in v.images
     ]  # fmt: skip
 
 
@@ -62,8 +64,8 @@ def models(v: Variant) -> Stage:
                  {"connectors": "model.connectors"}, 400, 0, (GEMMA,))  # fmt: skip
     widgets = [Widget.of("checkpoint", "model.checkpoint"), Widget.of("text encoder", "gemma.folder")]
     if v.distilled:
-        columns = [[loader], [gemma, note("distilled model", "This checkpoint has the speed built in: it needs **no "
-                   "Distilled LoRA and no Guidance**. For a camera or style LoRA put an **LTX A2V LoRA** behind Load "
+        columns = [[loader], [gemma, note("distilled model", "This checkpoint has the speed built in: it needs no "
+                   "Distilled LoRA and no Guidance.\n\nFor a camera or style LoRA, put *LTX A2V LoRA* behind Load "
                    "Model, before both samplers.", 400)]]  # fmt: skip
     else:
         lora = Node("lora", "LTXA2VDistilledLora", "Distilled LoRA", {"lora": LORA.name},
@@ -73,17 +75,17 @@ def models(v: Variant) -> Stage:
             camera = Node("camera", "LTXA2VCameraLora", "Camera LoRA", {"camera_lora": v.camera},
                           {"model": "model.model"}, 400, 0, (CAMERA,))  # fmt: skip
             widgets += [Widget.of("camera", "camera.camera_lora"), Widget.of("camera strength", "camera.strength")]
-            hint = note("camera", "Each movement has a file of its own in `models/loras`; a missing one is named with "
-                        "its address.\n\n**strength** 1 is the whole movement: lower it where the lips stop moving. "
-                        "Name the movement in the prompt too.", 400)  # fmt: skip
+            hint = note("camera", "Each movement has a file of its own in models/loras. If it is missing, the error "
+                        "names its address.\n\n*strength* 1 gives the whole movement. Lower it if the lips stop "
+                        "moving, and name the movement in the prompt, too.", 400)  # fmt: skip
             report = joined("models report", "camera.report", "lora.report")
-            columns = [[loader], [camera, gemma], [lora, report, hint]]
+            columns = [[loader], [camera, gemma], [lora, hint], [report]]
         else:
-            hint = note("other LoRAs", "A camera or style LoRA: put **LTX A2V Camera LoRA** or **LTX A2V LoRA** "
-                        "between Load Model and Distilled LoRA, and it acts in both stages.\n\nThe distilled LoRA lets "
-                        "15 steps do: without it take 30 or more.", 400)  # fmt: skip
+            hint = note("other LoRAs", "For a camera or style LoRA, put *LTX A2V Camera LoRA* or *LTX A2V LoRA* "
+                        "between Load Model and Distilled LoRA. It then acts in both stages.\n\nWith the distilled "
+                        "LoRA 15 steps are enough. Without it, use 30 or more.", 400)  # fmt: skip
             columns = [[loader], [lora, gemma, hint]]
-    return Stage("models", "Models", tuple(map(tuple, columns)), tuple(widgets), {}, BLUE, 330,
+    return Stage("models", "Models", tuple(map(tuple, columns)), tuple(widgets), {}, BLUE, 340,
                  about="Opens the checkpoint, the text encoder and the LoRAs.")  # fmt: skip
 
 
@@ -93,15 +95,15 @@ def conditions(v: Variant) -> Stage:
     size_links = {"frames": "frames.frames", **{f"{which}_image": f"{which} image.image" for which in v.images}}
     size_values = {"video_size": "auto"} if v.images else {}
     hint = (
-        "**strength** 1 keeps the track; 0.9 touches it up, 0.5 makes it anew along yours, 0 makes another one."
+        "*strength* 1 keeps your track, 0.9 touches it up, 0.5 makes it anew along yours, and 0 makes another one."
         if strength
-        else "**Preprocess** evens out the loudness for the model alone; the video keeps your sound. Its report warns "
-        "of what makes videos static: silence, hard cuts, clipping."
+        else "*Preprocess Audio* evens out the loudness for the model only: the video keeps your sound. Its report "
+        "warns of what makes videos static: silence, hard cuts and clipping."
     )
-    size_hint = "takes it from the image" if v.images else "is a preset, or *custom* for width and height"
-    length = note("length and size", "**Length** follows the audio, at most 481 frames (20 s at 24 fps); switch "
-                  "*match_audio_length* off to set it. Start and duration are in Load Audio.\n\n**Size** "
-                  f"{'*auto* ' if v.images else ''}{size_hint}. *square* is quick to try with.", 320)  # fmt: skip
+    size_hint = "*auto* takes the size from the image" if v.images else "*custom* uses your width and height"
+    length = note("length and size", "The length follows the audio, up to 481 frames (20 s at 24 fps). To set it "
+                  "yourself, switch *match_audio_length* off. Load Audio sets the start and the duration.\n\n"
+                  f"{size_hint}. *square* is quick to try with.", 320)  # fmt: skip
     frames = Node("frames", "LTXA2VFrameCount", "Frame Count", {}, {"audio": "audio.audio"}, 320)
     size = Node("size", "LTXA2VVideoSize", "Video Size", size_values, size_links, 320)
     preprocess = Node("preprocess", "LTXA2VPreprocessAudio", "Preprocess Audio", {}, {"audio": "audio.audio", **CLIP},
@@ -129,7 +131,7 @@ def conditions(v: Variant) -> Stage:
             if order in guides:
                 links["guides"] = guides[order]
             key = f"{which} in {order}"
-            nodes += [Node(key, kinds[which], f"{LABELS[which]}, {order} pass", {}, links, 320,
+            nodes += [Node(key, kinds[which], f"{LABELS[which]}, {order} stage", {}, links, 320,
                            says={"guides": f"guides, {order} stage"})]  # fmt: skip
             guides[order] = f"{key}.guides"
         if place == 0:
@@ -139,13 +141,13 @@ def conditions(v: Variant) -> Stage:
         if place == 0:  # ComfyUI 0.3.75 passes only one widget of a name through two walls
             widgets += [Widget.of(f"{LABELS[which].lower()} strength", *(f"{node.key}.strength" for node in nodes))]
     if v.images:
-        hint = "**strength** 1 keeps the image; lower it to let the model depart from it.\n\n**compression** makes a "
-        hint += "clean image look like video; at 0 the motion may freeze."
+        hint = "*strength* 1 keeps the image. A lower value lets the model depart from it.\n\n*compression* makes a "
+        hint += "clean image look like video. At 0 the motion may freeze."
         columns[0] += [note("image", hint, 320)]
     title = "Sound, images and size" if len(v.images) > 1 else "Sound, image and size" if v.images else "Sound and size"
     about = "Counts the frames, sets the size, and encodes the sound and the images."
     outputs = {"report": "sound report.report"}
-    return Stage("conditions", title, tuple(map(tuple, columns)), tuple(widgets), outputs, GREEN, 320, 0, about,
+    return Stage("conditions", title, tuple(map(tuple, columns)), tuple(widgets), outputs, GREEN, 290, 0, about,
                  130 if v.images else 110)  # fmt: skip
 
 
@@ -161,16 +163,16 @@ def prompts(v: Variant) -> Stage:
                     POSITIVE, {"text": "positive"})  # fmt: skip
     negative = Node("negative", "LTXA2VTextEncode", "Negative prompt", {"text": NEGATIVE_PROMPT}, text, 440, 220, (),
                     NEGATIVE, {"text": "negative"})  # fmt: skip
-    hint = "**Positive prompt** is yours, short or long: Gemma writes it out" + (
-        ", looking at the image." if "first" in v.images else "."
+    hint = "Your prompt may be short: Gemma writes it out" + (
+        " and looks at the image." if "first" in v.images else "."
     )
-    hint += " Say who is seen and whether the sound is speech, song or noise, for Gemma does not hear it."
+    hint += "\n\nGemma does not hear the sound: say who is seen, and whether it is speech, song or noise."
     widgets = [Widget.of("prompt", "expand.prompt"), Widget.of("let Gemma write it out", "expand.enabled")]
     columns = [[expand], [positive, note("prompt", hint, 340)]]
     if not v.distilled:
         widgets += [Widget.of("negative prompt", "negative.text")]
         columns[0] += [negative]
-    return Stage("prompts", "Prompt", tuple(map(tuple, columns)), tuple(widgets), {}, YELLOW, 320, 460,
+    return Stage("prompts", "Prompt", tuple(map(tuple, columns)), tuple(widgets), {}, YELLOW, 290, 460,
                  about="Writes the prompt out and encodes it.")  # fmt: skip
 
 
@@ -184,9 +186,8 @@ def first_stage(v: Variant) -> Stage:
     widgets = [Widget.of("steps", "sigmas.steps")]
     reports = ["sound report.report", "expand.report"]
     if v.distilled:
-        columns = [[sigmas, noise], [note("steps", "**linear_quadratic** in **8** steps is the schedule that this "
-                   "checkpoint was distilled for: leave both as they are. A higher number does not make it better.",
-                   300)]]  # fmt: skip
+        columns = [[sigmas, noise], [note("steps", "This checkpoint was distilled for *linear_quadratic* in 8 "
+                   "steps: leave both as they are. A higher number does not make the video better.", 300)]]  # fmt: skip
         model, schedule_of = "model.model", "sigmas.first stage sigmas"
         columns = [[sigmas, noise, *columns[1]]]
     else:
@@ -194,9 +195,9 @@ def first_stage(v: Variant) -> Stage:
         links = {"first_model": "lora.first stage model", "second_model": "lora.second stage model",
                  "schedule": "sigmas.first stage sigmas", "scales": "guidance.guidance"}  # fmt: skip
         faster = Node("faster", "LTXA2VAcceleration", "Acceleration", {}, links, 320)
-        columns = [[sigmas, guidance, note("steps and guidance", "**cfg** follows the prompt, **modality** the audio "
-                    "(raise it if the lips lag), **stg** keeps motion coherent: each costs a pass a step; 1, 1 and 0 "
-                    "leave it out. **rescale** tames burnt colours.", 300)],
+        columns = [[sigmas, guidance, note("steps and guidance", "*cfg* follows the prompt, *modality* follows the "
+                    "audio (raise it if the lips lag), and *stg* keeps the motion coherent. Each costs a pass a step: "
+                    "1, 1 and 0 switch them off.\n\n*rescale* tames burnt colours.", 300)],
                    [faster, Node("restart", "LTXA2VRestart", "Restart Sampling", {}, {}, 320), noise]]  # fmt: skip
         model, schedule_of = "faster.first stage model", "faster.first stage sigmas"
         steer = {"negative": "negative.text", "guidance": "faster.guidance", "restart": "restart.restart"}
@@ -211,10 +212,10 @@ def first_stage(v: Variant) -> Stage:
              "audio": "sound.audio", "latent": "size.first stage", **steer}  # fmt: skip
     if v.images:
         links["guides"] = f"{v.images[-1]} in first.guides"
-    sampler = Node("first", "LTXA2VSampler", "First pass", {}, links, 340, 600)
+    sampler = Node("first", "LTXA2VSampler", "First stage", {}, links, 340, 600)
     report = joined("first report", *reports, "first.report")
     title = "First stage: half the size"
-    return Stage("first stage", title, (*map(tuple, columns), (sampler,), (report,)), tuple(widgets), {}, VIOLET, 300,
+    return Stage("first stage", title, (*map(tuple, columns), (sampler,), (report,)), tuple(widgets), {}, VIOLET, 270,
                  about="Samples the video at half its size, with guidance.")  # fmt: skip
 
 
@@ -229,10 +230,10 @@ def second_stage(v: Variant) -> Stage:
              "latent": "upscale.latent"}  # fmt: skip
     if v.images:
         links["guides"] = f"{v.images[-1]} in second.guides"
-    second = Node("second", "LTXA2VSampler", "Second pass", {}, links, 340, 600)
-    hint = note("one stage only", "This stage doubles the size and refines it in three steps.\n\nFor one stage: switch "
-                "*two_stages* (before ComfyUI 0.8: *two_passes*) off in Video Size, and bypass Latent Upscale and "
-                "Second pass (**Ctrl+B**).", 360)  # fmt: skip
+    second = Node("second", "LTXA2VSampler", "Second stage", {}, links, 340, 600)
+    hint = note("one stage only", "This stage doubles the size and refines the picture in three steps.\n\nTo leave "
+                "it out, switch *two_stages* (before ComfyUI 0.8: *two_passes*) off in Video Size, and bypass Latent "
+                "Upscale and Second stage (*Ctrl+B*).", 360)  # fmt: skip
     last: list[Node] = []
     reports = ["first report.report", "second.report"]
     if v.audio_strength < 1:
@@ -244,7 +245,7 @@ def second_stage(v: Variant) -> Stage:
     report = joined("report", *reports)
     ends = ((*last,), (report,)) if last else ((report,),)
     return Stage("second stage", "Second stage: full size", ((upscaler, hint), (upscale,), (second,), *ends),
-                 (Widget.of("upscaler", "upscaler.file"),), {}, VIOLET, 300,
+                 (Widget.of("upscaler", "upscaler.file"),), {}, VIOLET, 280,
                  about="Doubles the size and refines the picture in three steps.")  # fmt: skip
 
 

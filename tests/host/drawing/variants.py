@@ -27,16 +27,16 @@ VARIANTS = (
         "A woman in her thirties sits at a wooden table by a tall window and talks straight into the camera. Soft "
         "morning light falls on her face from the left, and the kitchen behind her is slightly out of focus. She "
         "speaks with warmth and moves her hands a little as she explains. Medium close-up, the camera holds still.",
-        "**1.** Upload your audio. Any sound or video file will do.\n\n**2.** Describe the picture in *prompt*.\n\n"
-        "**3.** Press **Run**. The video keeps your sound unchanged.",
+        "1. Upload your audio. Any sound or video file will do.\n\n2. Describe the picture in *prompt*.\n\n"
+        "3. Press *Run*. The video keeps your sound unchanged.",
     ),
     Variant(
         "image_and_audio",
         "2 Image and audio to video",
         "The subject of the picture looks into the camera and sings the song with feeling, swaying gently with the "
         "beat. The background stays as it is, the camera holds still.",
-        "**1.** Upload the image that the video begins with, and your audio.\n\n**2.** Say in *prompt* what happens."
-        "\n\n**3.** Press **Run**. The video keeps your sound unchanged.",
+        "1. Upload the image that the video begins with, and your audio.\n\n2. Say in *prompt* what happens."
+        "\n\n3. Press *Run*. The video keeps your sound unchanged.",
         images=("first",),
     ),
     Variant(
@@ -44,8 +44,8 @@ VARIANTS = (
         "3 First and last image with audio",
         "The subject of the picture talks to the camera, then turns slowly to the side and comes to rest, in one "
         "smooth, unbroken movement. The light stays the same, the camera holds still.",
-        "**1.** Upload the images that the video begins and ends with, and your audio.\n\n**2.** Say in *prompt* how "
-        "the one becomes the other.\n\n**3.** Press **Run**. The video keeps your sound unchanged.",
+        "1. Upload the images that the video begins and ends with, and your audio.\n\n2. Say in *prompt* how "
+        "the one becomes the other.\n\n3. Press *Run*. The video keeps your sound unchanged.",
         images=("first", "end"),
     ),
     Variant(
@@ -54,8 +54,8 @@ VARIANTS = (
         "A young man with headphones around his neck stands in a small recording studio and speaks into a large "
         "microphone with energy, nodding at his own words. Warm light from a desk lamp, acoustic foam behind him. "
         "Close-up, the camera holds still.",
-        "**1.** Upload your audio. Any sound or video file will do.\n\n**2.** Describe the picture in *prompt*.\n\n"
-        "**3.** Press **Run**. The distilled model takes 8 steps of one pass, the other workflows 15 steps of four.",
+        "1. Upload your audio. Any sound or video file will do.\n\n2. Describe the picture in *prompt*.\n\n"
+        "3. Press *Run*. The distilled model takes 8 steps of one pass; the other workflows take 15 steps of four.",
         distilled=True,
     ),
     Variant(
@@ -64,8 +64,8 @@ VARIANTS = (
         "A jazz singer in a dark green dress stands on the small stage of a crowded club and sings into an old "
         "microphone, eyes half closed. Warm spotlights, smoke in the air, the band is a blur behind her. The camera "
         "moves slowly towards her face.",
-        "**1.** Upload your audio.\n\n**2.** Describe the picture in *prompt*, name the movement there too, and "
-        "choose it in *camera*.\n\n**3.** Press **Run**. The video keeps your sound unchanged.",
+        "1. Upload your audio.\n\n2. Describe the picture in *prompt*, name the movement there too, and "
+        "choose it in *camera*.\n\n3. Press *Run*. The video keeps your sound unchanged.",
         camera="dolly_in",
     ),
     Variant(
@@ -74,8 +74,9 @@ VARIANTS = (
         "An old fisherman in a yellow raincoat sits on the edge of a wooden pier and tells a story to the camera with "
         "a rough, friendly voice. Waves slap against the posts, gulls cry in the distance. Medium shot, the camera "
         "holds still.",
-        "**1.** Upload your audio.\n\n**2.** Describe picture and sound in *prompt*.\n\n**3.** Press **Run**. The "
-        "model makes the sound anew, in step with the picture. *audio strength* 1 keeps your sound, 0 makes another.",
+        "1. Upload your audio.\n\n2. Describe picture and sound in *prompt*.\n\n3. Press *Run*. The model "
+        "makes the sound anew, in step with the picture. *audio strength* 1 keeps your sound, and 0 makes "
+        "another.",
         audio_strength=0.5,
     ),
 )

@@ -105,7 +105,7 @@ class Host:
 
     def check_camera(self, movement: str) -> None:
         """Checks that the LoRA of that camera movement is installed. Errors: InputError, with its address."""
-        from ..nodes.loaders import CameraLora
+        from ..nodes.loras import CameraLora
 
         verdict = CameraLora.validate_inputs(camera_lora=movement)
         if verdict is not True:

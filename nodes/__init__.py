@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import audio, conditioning, latents, loaders, output, pictures, safety, sampling, text
+from . import audio, conditioning, latents, loaders, loras, output, pictures, safety, sampling, text
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *loaders.NODES,
+    *loras.NODES,
     *audio.NODES,
     *pictures.NODES,
     *text.NODES,

@@ -19,7 +19,7 @@ from a2v.ltx.latents import audio_length
 from a2v.ltx.media.audio import Track, soundtrack
 from a2v.ltx.media.preprocess import TARGET, loudness
 from a2v.ltx.media.safety import Watch, load_checker
-from a2v.nodes import audio, latents, loaders, output, safety
+from a2v.nodes import audio, latents, loras, output, safety
 from a2v.tests.ltx.media.test_safety import write as write_classifier
 
 
@@ -99,17 +99,17 @@ def camera(base: Path, fresh_lists: None) -> Iterator[Path]:
 
 
 def test_a_camera_lora_is_found_by_its_official_name_wherever_it_lies(camera: Path) -> None:
-    assert loaders._camera_path("jib_up") == camera
-    assert loaders._camera_path("none") is None
+    assert loras._camera_path("jib_up") == camera
+    assert loras._camera_path("none") is None
     with pytest.raises(InputError) as missing:
-        loaders._camera_path("dolly_left")
+        loras._camera_path("dolly_left")
     assert str(missing.value) == (
         "camera_lora: ltx-2-19b-lora-camera-control-dolly-left.safetensors is not in models/loras: get it from "
         "https://huggingface.co/Lightricks/LTX-2-19b-LoRA-Camera-Control-Dolly-Left."
     )
-    assert loaders.CameraLora.validate_inputs("dolly_left") == str(missing.value)
+    assert loras.CameraLora.validate_inputs("dolly_left") == str(missing.value)
     model = object()
-    assert loaders.CameraLora.execute(model, "none", 1.0).args == (model, "")
+    assert loras.CameraLora.execute(model, "none", 1.0).args == (model, "")
 
 
 def test_distilled_loras_are_offered_first(base: Path, fresh_lists: None) -> None:
@@ -118,7 +118,7 @@ def test_distilled_loras_are_offered_first(base: Path, fresh_lists: None) -> Non
     paths = [folder / name for name in ("a.safetensors", "ltx-Distilled.safetensors", "z.safetensors")]
     for path in paths:
         path.touch()
-    (lora,) = (each for each in loaders.DistilledLora.define_schema().inputs if each.id == "lora")
+    (lora,) = (each for each in loras.DistilledLora.define_schema().inputs if each.id == "lora")
     first, *others = lora.options  # other tests' files may lie there, too
     assert first == "ltx-Distilled.safetensors"
     assert others == sorted(others) and {"a.safetensors", "z.safetensors"} <= set(others)

@@ -13,7 +13,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 import folder_paths
 from a2v.ltx.errors import InputError
 from a2v.ltx.media.suffixes import FILM, SOUND
-from a2v.nodes import files, loaders
+from a2v.nodes import files, loaders, loras
 
 OUTSIDE = ["../../etc/passwd", "../secret.safetensors", "/etc/passwd", "a/../../secret.safetensors", "", ".", ".."]
 
@@ -112,8 +112,8 @@ def test_an_upload_that_is_not_there_is_named(name: str) -> None:
         (loaders.ModelLoader, "checkpoint"),
         (loaders.TextEncoderLoader, "folder"),
         (loaders.UpscalerLoader, "file"),
-        (loaders.DistilledLora, "lora"),
-        (loaders.LoraLoader, "lora"),
+        (loras.DistilledLora, "lora"),
+        (loras.LoraLoader, "lora"),
     ],
 )
 def test_loaders_refuse_before_anything_runs(node: type, field: str) -> None:

@@ -18,7 +18,7 @@ from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.prompt.text import encode_text
 from a2v.ltx.weights import lora
 from a2v.ltx.weights.checkpoint import Checkpoint, load_checkpoint
-from a2v.nodes import loaders, memory, text
+from a2v.nodes import loras, memory, text
 from a2v.tests import layouts
 from a2v.tests.nodes.devices import DEVICE, simulated
 from a2v.tests.tiny import TinyFiles, write_tiny
@@ -213,17 +213,17 @@ def test_layers_of_the_connectors_through_the_node(
     encoder = memory.hold_gemma(
         lambda dtype: gemma, "float32", memory.hold_connectors(checkpoint.connectors, "float32")
     )
-    monkeypatch.setattr(loaders, "_lora_path", lambda name: connector_lora.path)
-    for each in (loaders.LoraLoader, text.TextEncode):
+    monkeypatch.setattr(loras, "_lora_path", lambda name: connector_lora.path)
+    for each in (loras.LoraLoader, text.TextEncode):
         monkeypatch.setattr(each, "hidden", Hidden, raising=False)
     layers = len(connector_lora.changes)
-    merged, report, given = loaders.LoraLoader.execute(model, "x", 0.5, encoder).args
+    merged, report, given = loras.LoraLoader.execute(model, "x", 0.5, encoder).args
     assert f"all of its {layers} layers applied (1 DoRA, {layers - 1} LoRA); strength 0.5" in report
     assert given.gemma is encoder.gemma and given is not encoder
     for each, context in ((given, wanted), (encoder, plain), (given, wanted)):
         memory.use(each)
         assert torch.equal(encode_text(each.gemma, each.connectors.module, "a person speaks").video, context.video)
-    alone, report, none = loaders.LoraLoader.execute(model, "x", 0.5).args
+    alone, report, none = loras.LoraLoader.execute(model, "x", 0.5).args
     assert none is None and "1 left out" in report and "link text_encoder" in report
     assert len(merged.patcher.patches) == len(alone.patcher.patches) == layers - 1
     with pytest.raises(InputError, match="text_encoder: nothing comes in"):
@@ -234,13 +234,13 @@ def test_what_cannot_be_used_is_told_when_the_graph_is_queued(tmp_path: Path, mo
     path = tmp_path / "lora.safetensors"
     pair = kinds("diffusion_model.proj_in", 12, 8)["LoRA"]
     for name in ("_lora_path", "_camera_path", "_distilled_path"):
-        monkeypatch.setattr(loaders, name, lambda name: path)
+        monkeypatch.setattr(loras, name, lambda name: path)
 
     def verdicts() -> set[bool | str]:
         return {
-            loaders.LoraLoader.validate_inputs("x"),
-            loaders.CameraLora.validate_inputs("dolly_in"),
-            loaders.DistilledLora.validate_inputs("x"),
+            loras.LoraLoader.validate_inputs("x"),
+            loras.CameraLora.validate_inputs("dolly_in"),
+            loras.DistilledLora.validate_inputs("x"),
         }
 
     save_file(pair, path)

@@ -15,7 +15,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 
 import folder_paths
 from a2v.ltx.errors import InputError
-from a2v.nodes import files, loaders, names, output, pictures
+from a2v.nodes import files, loaders, loras, names, output, pictures
 from a2v.nodes.audio import LoadAudio
 from a2v.nodes.destination import check_prefix, destination
 
@@ -195,7 +195,7 @@ def test_a_model_is_found_by_its_windows_name(place: Callable[[str], Path], kind
     folder_paths.filename_list_cache.clear()
     assert files.model_file(kind, f"deep\\er\\{kind}.safetensors", "") == path
     assert files.model_file(kind, f"deep/er/{kind}.safetensors", "") == path
-    finder = {"checkpoints": loaders._checkpoint_path, "loras": loaders._lora_path}[kind]
+    finder = {"checkpoints": loaders._checkpoint_path, "loras": loras._lora_path}[kind]
     assert finder(f"deep\\er\\{kind}.safetensors") == path
     for name in (f"..\\{kind}\\deep\\er\\{kind}.safetensors", f"deep\\{kind}.safetensors", 7):
         with pytest.raises(InputError):

@@ -30,7 +30,7 @@ sys.modules.setdefault("a2v", alias)
 
 from a2v.tests.host.browser import OWN_NODE, Frontend, Workflow, browser_path
 from a2v.tests.host.comfy import HOST, Comfy, Prompt
-from a2v.tests.host.drawing import faces, graphs
+from a2v.tests.host.drawing import faces, graphs, poster
 from a2v.tests.host.drawing.parts import Stage
 from a2v.tests.host.drawing.variants import DEFAULT, VARIANTS, Variant
 from PIL import Image
@@ -157,9 +157,12 @@ def blueprint(opening: Workflow, path: Path) -> str:
     return written
 
 
-def thumbnail(name: str) -> Image.Image:
+def thumbnail(frontend: Frontend, variant: Variant) -> Image.Image:
     """A frame of what the miniature made with the workflow, over its sound. The distilled one has no small counterpart:
-    it shows the first one's."""
+    it shows the first one's. LTX-2.5 has none at all: its workflows have a drawing."""
+    if variant.is_25:
+        return poster.picture(frontend, variant, THUMBNAIL)
+    name = variant.name
     strips = ROOT / "assets" / "gallery"
     strip = strips / f"{name}.jpg"
     with Image.open(strip if strip.exists() else strips / f"{DEFAULT}.jpg") as found:
@@ -185,7 +188,7 @@ def _draw_all(frontend: Frontend, variant: Variant) -> Iterator[str]:
     for root, path in drawn:
         face = draw(frontend, root, path.stem)
         yield from _write(path, text(face))
-        thumbnail(variant.name).save(path.with_suffix(".jpg"), quality=JPEG_QUALITY, optimize=True)
+        thumbnail(frontend, variant).save(path.with_suffix(".jpg"), quality=JPEG_QUALITY, optimize=True)
         picture = PICTURES / f"{variant.name}{'_all_nodes' if faces.ALL in path.stem else ''}.jpg"
         with tempfile.TemporaryDirectory() as folder:
             frontend.screenshot(Path(folder, "shot.png"))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from a2v.ltx.models import MODELS
+
 from .parts import (
     CAMERA,
-    DEV,
-    DISTILLED,
-    GEMMA,
-    LORA,
+    FILES,
+    FINER,
     ORANGE,
     SMALL,
-    UPSCALER,
     File,
     Node,
     Stage,
@@ -38,8 +37,9 @@ ALL = " (all nodes)"
 
 
 def files(v: Variant) -> list[File]:
-    return [DISTILLED if v.distilled else DEV, *([] if v.distilled else [LORA]), UPSCALER, GEMMA,
-            *([CAMERA] if v.camera else [])]  # fmt: skip
+    own = FILES[v.version]
+    return [own.distilled if v.distilled else own.dev, *([] if v.distilled else [own.lora]), own.upscaler, own.encoder,
+            *own.apart.values(), *([CAMERA] if v.camera else [])]  # fmt: skip
 
 
 def start(v: Variant) -> Node:
@@ -49,7 +49,11 @@ def start(v: Variant) -> Node:
 def files_note(v: Variant) -> Node:
     parts = ["Put these files into their folders under ComfyUI/models, then press *R*."]
     parts += [f"{file.folder} · {file.size} [{file.name}]({file.url})" for file in files(v)]
-    if not v.distilled:
+    if v.is_25:
+        parts.insert(0, f"First accept LTX-2.5's terms on [its page]({MODELS['dev-2.5'].page}).")
+        parts += [f"[{FINER.name}]({FINER.url}) ({FINER.size}) as *video VAE* gives finer pictures and needs more time "
+                  "and memory.", "Small cards: *dtype* fp8 in both loaders."]  # fmt: skip
+    elif not v.distilled:
         small = " and ".join(f"[{name}]({file.url}) ({file.size})" for name, file in SMALL.items())
         parts += [f"Small cards can use {small} instead."]
     return note("model files", "\n\n".join(parts), 300, "Model files", 3)
@@ -66,19 +70,19 @@ def whole(v: Variant) -> Stage:
              "second": second_stage(v)}  # fmt: skip
     writing = save(v, {"folder": "temp", "filename_prefix": "ltx-a2v"}, "Decode")
     widgets = [
-        *_lifted(parts["prompts"], ("prompt", "let Gemma write it out", "negative prompt")),
+        *_lifted(parts["prompts"], ("prompt", "let Gemma write it out", "prompt expander", "negative prompt")),
         *_lifted(parts["models"], ("camera", "camera strength")),
         *_lifted(parts["conditions"], ("size", "width", "height", "length from the audio", "frames",
                                        "first image strength", "end image strength", "audio strength")),
         Widget.of("seed", "seed.value"),
         *_lifted(parts["first"], ("steps", "speed-up")),
-        *_lifted(parts["models"], ("checkpoint", "distilled LoRA", "text encoder")),
+        *_lifted(parts["models"], ("checkpoint", "distilled LoRA", "text encoder", "video VAE", "audio VAE")),
         *parts["second"].widgets,
     ]  # fmt: skip
     title = "Image and audio to video" if v.images else "Audio to video"
     columns = ((parts["models"], seed()), (parts["conditions"], parts["prompts"]), (parts["first"],),
                (parts["second"],), (writing,))  # fmt: skip
-    return Stage("whole", f"{title} (LTX-2.3)", columns, tuple(widgets),
+    return Stage("whole", f"{title} (LTX-{v.version})", columns, tuple(widgets),
                  {"video": "save.video", "report": "report.report"}, ORANGE, 470, 760,
                  "Makes a video that moves with the sound: lip sync, talking heads, singing, music videos. Open it for "
                  "all settings.")  # fmt: skip

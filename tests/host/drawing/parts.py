@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from a2v.ltx.models import MODELS
+from a2v.ltx.models import MODELS, V23, V25
 
 BLUE, GREEN, YELLOW, VIOLET, ORANGE = (
     ("#1f3a4d", "#2b5068"),
@@ -41,14 +41,47 @@ def published(key: str, size: str) -> File:
     return File(model.name, model.url, model.folder, size)
 
 
-DEV, DISTILLED = published("dev", "46 GB"), published("distilled", "46 GB")
-LORA, UPSCALER = published("distilled-lora", "7.6 GB"), published("upscaler", "1 GB")
-CAMERA, GEMMA = published("dolly-in", "below 1 GB"), published("gemma-fp4", "9.4 GB")
+@dataclass(frozen=True)
+class Files:
+    """What the workflows of a version of LTX load. apart: by the widget of Load Model that names it."""
+
+    dev: File
+    distilled: File
+    lora: File
+    upscaler: File
+    encoder: File
+    apart: Mapping[str, File] = field(default_factory=dict)
+
+
+CAMERA = published("dolly-in", "below 1 GB")
+FILES = {
+    V23.version: Files(
+        dev=published("dev", "46 GB"),
+        distilled=published("distilled", "46 GB"),
+        lora=published("distilled-lora", "7.6 GB"),
+        upscaler=published("upscaler", "1 GB"),
+        encoder=published("gemma-fp4", "9.4 GB"),
+    ),
+    V25.version: Files(
+        dev=published("dev-2.5", "42 GB"),
+        distilled=published("distilled-2.5", "42 GB"),
+        lora=published("distilled-lora-2.5", "8.9 GB"),
+        upscaler=published("upscaler-2.5", "1 GB"),
+        encoder=published("text-encoder-2.5", "26 GB"),
+        apart={
+            "video_vae": published("video-vae-2.5", "1.5 GB"),
+            "audio_vae": published("audio-vae-2.5", "0.4 GB"),
+        },
+    ),
+}
+"""By version."""
 SMALL = {
     MODELS["dev-fp8"].name: published("dev-fp8", "29 GB"),
     "distilled LoRA, rank 111": published("distilled-lora-111", "2.7 GB"),
 }
-"""The files for small cards, by what a note calls them."""
+"""LTX-2.3's files for small cards, by what a note calls them."""
+FINER = published("diffusion-vae-2.5", "1.5 GB")
+"""The video VAE that LTX-2.5 has beside the one that the workflows name."""
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,20 @@ Keys of nodes are unique in a workflow. A report passes through the stages: each
 from __future__ import annotations
 
 from itertools import count
+from typing import Any
 
+from a2v.api.applications.ltx_2_5 import GUIDANCE, GUIDANCE_WITH_IMAGE, QUALITY_RECIPE
+from a2v.ltx.diffusion.steering import ANCESTRAL
+from a2v.ltx.models import MODELS
 from a2v.ltx.request import NEGATIVE_PROMPT
 
 from .parts import (
     BLUE,
     CAMERA,
-    DEV,
-    DISTILLED,
-    GEMMA,
+    FILES,
     GREEN,
-    LORA,
     NEGATIVE,
     POSITIVE,
-    UPSCALER,
     VIOLET,
     YELLOW,
     Node,
@@ -30,6 +30,7 @@ from .parts import (
 from .variants import Variant
 
 LABELS = {"first": "First image", "end": "End image"}
+Values = dict[str | None, Any]  # of widgets, by name
 CLIP = {"frames": "frames.frames", "fps": "frames.fps"}
 
 
@@ -57,19 +58,24 @@ def seed() -> Node:
 
 
 def models(v: Variant) -> Stage:
-    checkpoint = DISTILLED if v.distilled else DEV
-    loader = Node("model", "LTXA2VModelLoader", "Load Model", {"checkpoint": checkpoint.name}, {}, 400, 0,
-                  (checkpoint,))  # fmt: skip
-    gemma = Node("gemma", "LTXA2VTextEncoderLoader", "Load Text Encoder", {"folder": GEMMA.name},
-                 {"connectors": "model.connectors"}, 400, 0, (GEMMA,))  # fmt: skip
+    own = FILES[v.version]
+    checkpoint = own.distilled if v.distilled else own.dev
+    named = {"checkpoint": checkpoint.name, **{part: file.name for part, file in own.apart.items()}}
+    loader = Node("model", "LTXA2VModelLoader", "Load Model", named, {}, 400, 0,
+                  (checkpoint, *own.apart.values()))  # fmt: skip
+    gemma = Node("gemma", "LTXA2VTextEncoderLoader", "Load Text Encoder", {"folder": own.encoder.name},
+                 {"connectors": "model.connectors"}, 400, 0, (own.encoder,))  # fmt: skip
     widgets = [Widget.of("checkpoint", "model.checkpoint"), Widget.of("text encoder", "gemma.folder")]
+    widgets += [Widget.of(part.removesuffix("vae").replace("_", " ") + "VAE", f"model.{part}") for part in own.apart]
     if v.distilled:
         columns = [[loader], [gemma, note("distilled model", "This checkpoint has the speed built in: it needs no "
                    "Distilled LoRA and no Guidance.\n\nFor a camera or style LoRA, put *LTX A2V LoRA* behind Load "
                    "Model, before both samplers.", 400)]]  # fmt: skip
     else:
-        lora = Node("lora", "LTXA2VDistilledLora", "Distilled LoRA", {"lora": LORA.name},
-                    {"model": "camera.model" if v.camera else "model.model"}, 400, 0, (LORA,))  # fmt: skip
+        strengths = {f"{stage}_strength": QUALITY_RECIPE[f"distill_lora_{stage}_scale"] for stage in
+                     ("first_pass", "second_pass")} if v.is_25 else {}  # fmt: skip
+        lora = Node("lora", "LTXA2VDistilledLora", "Distilled LoRA", {"lora": own.lora.name, **strengths},
+                    {"model": "camera.model" if v.camera else "model.model"}, 400, 0, (own.lora,))  # fmt: skip
         widgets += [Widget.of("distilled LoRA", "lora.lora")]
         if v.camera:
             camera = Node("camera", "LTXA2VCameraLora", "Camera LoRA", {"camera_lora": v.camera},
@@ -82,8 +88,10 @@ def models(v: Variant) -> Stage:
             columns = [[loader], [camera, gemma], [lora, hint], [report]]
         else:
             hint = note("other LoRAs", "For a camera or style LoRA, put *LTX A2V Camera LoRA* or *LTX A2V LoRA* "
-                        "between Load Model and Distilled LoRA. It then acts in both stages.\n\nWith the distilled "
-                        "LoRA 15 steps are enough. Without it, use 30 or more.", 400)  # fmt: skip
+                        "between Load Model and Distilled LoRA. It then acts in both stages.\n\n" + (
+                            "The distilled LoRA acts in the second stage only: the first one takes 30 steps." if v.is_25
+                            else "With the distilled LoRA 15 steps are enough. Without it, use 30 or more."
+                        ), 400)  # fmt: skip
             columns = [[loader], [lora, gemma, hint]]
     return Stage("models", "Models", tuple(map(tuple, columns)), tuple(widgets), {}, BLUE, 340,
                  about="Opens the checkpoint, the text encoder and the LoRAs.")  # fmt: skip
@@ -156,18 +164,27 @@ def prompts(v: Variant) -> Stage:
     if "first" in v.images:
         links["image"] = "first image.image"
     text = {"text_encoder": "gemma.text_encoder"}
-    expand = Node("expand", "LTXA2VExpandPrompt", "Positive prompt", {"prompt": v.prompt}, links, 440, 400, (),
+    written = {"prompt": v.prompt, **({"enabled": False} if v.is_25 else {})}  # its text encoder cannot write
+    expand = Node("expand", "LTXA2VExpandPrompt", "Positive prompt", written, links, 440, 400, (),
                   POSITIVE)  # fmt: skip
     links = {**text, "text": "expand.prompt"}
     positive = Node("positive", "LTXA2VTextEncode", "Encode prompt", {}, links, 340, 100, (),
                     POSITIVE, {"text": "positive"})  # fmt: skip
     negative = Node("negative", "LTXA2VTextEncode", "Negative prompt", {"text": NEGATIVE_PROMPT}, text, 440, 220, (),
                     NEGATIVE, {"text": "negative"})  # fmt: skip
-    hint = "Your prompt may be short: Gemma writes it out" + (
-        " and looks at the image." if "first" in v.images else "."
-    )
-    hint += "\n\nGemma does not hear the sound: say who is seen, and whether it is speech, song or noise."
     widgets = [Widget.of("prompt", "expand.prompt"), Widget.of("let Gemma write it out", "expand.enabled")]
+    if v.is_25:
+        expander = MODELS["expander"]
+        hint = "LTX-2.5 uses your prompt as it is: say who is seen, where, in which light, and whether the sound is "
+        hint += "speech, song or noise.\n\nIts text encoder cannot write. To have a short prompt written out, put the "
+        hint += f"folder [{expander.name}]({expander.page}) into text_encoders, choose it as *expander*, and switch "
+        hint += "*enabled* on."
+        widgets += [Widget.of("prompt expander", "expand.expander")]
+    else:
+        hint = "Your prompt may be short: Gemma writes it out" + (
+            " and looks at the image." if "first" in v.images else "."
+        )
+        hint += "\n\nGemma does not hear the sound: say who is seen, and whether it is speech, song or noise."
     columns = [[expand], [positive, note("prompt", hint, 340)]]
     if not v.distilled:
         widgets += [Widget.of("negative prompt", "negative.text")]
@@ -176,31 +193,45 @@ def prompts(v: Variant) -> Stage:
                  about="Writes the prompt out and encodes it.")  # fmt: skip
 
 
+def recipe(v: Variant) -> tuple[Values, Values, Values]:
+    """What the first stage's schedule, guidance and sampler have beside the endpoint's defaults."""
+    if v.distilled:
+        # linear_quadratic in 8 steps is the distilled recipe's schedule, to the last digit
+        return {"scheduler": "linear_quadratic", "steps": 8}, {}, {"sampler": ANCESTRAL} if v.is_25 else {}
+    if not v.is_25:
+        return {}, {}, {}
+    scales = {"cfg": GUIDANCE_WITH_IMAGE if v.images else GUIDANCE, "rescale": QUALITY_RECIPE["video_rescaling_scale"]}
+    return {"scheduler": QUALITY_RECIPE["scheduler"], "steps": QUALITY_RECIPE["num_inference_steps"]}, scales, {}
+
+
 def first_stage(v: Variant) -> Stage:
     """Half the size, guided; the distilled checkpoint needs no guidance."""
-    # linear_quadratic in 8 steps is the distilled recipe's schedule, to the last digit
-    schedule = {"scheduler": "linear_quadratic", "steps": 8} if v.distilled else {}
+    schedule, scales, renewing = recipe(v)
     noise = Node("noise", "RandomNoise", "Noise", {}, {"noise_seed": "seed.INT"}, 300)
     sigmas = Node("sigmas", "LTXA2VScheduler", "Scheduler", schedule, {}, 300)
     steer: dict[str, str] = {}
     widgets = [Widget.of("steps", "sigmas.steps")]
     reports = ["sound report.report", "expand.report"]
     if v.distilled:
-        columns = [[sigmas, noise], [note("steps", "This checkpoint was distilled for *linear_quadratic* in 8 "
-                   "steps: leave both as they are. A higher number does not make the video better.", 300)]]  # fmt: skip
+        also = " with the sampler *euler_ancestral*: leave all three" if v.is_25 else ": leave both"
+        hint = note("steps", f"This checkpoint was distilled for *linear_quadratic* in 8 steps{also} as they are. A "
+                    "higher number does not make the video better.", 300)  # fmt: skip
         model, schedule_of = "model.model", "sigmas.first stage sigmas"
-        columns = [[sigmas, noise, *columns[1]]]
+        columns = [[sigmas, noise, hint]]
     else:
-        guidance = Node("guidance", "LTXA2VGuidance", "Guidance", {}, {}, 300)
+        guidance = Node("guidance", "LTXA2VGuidance", "Guidance", scales, {}, 300)
         links = {"first_model": "lora.first stage model", "second_model": "lora.second stage model",
                  "schedule": "sigmas.first stage sigmas", "scales": "guidance.guidance"}  # fmt: skip
         faster = Node("faster", "LTXA2VAcceleration", "Acceleration", {}, links, 320)
         columns = [[sigmas, guidance, note("steps and guidance", "*cfg* follows the prompt, *modality* follows the "
                     "audio (raise it if the lips lag), and *stg* keeps the motion coherent. Each costs a pass a step: "
                     "1, 1 and 0 switch them off.\n\n*rescale* tames burnt colours.", 300)],
-                   [faster, Node("restart", "LTXA2VRestart", "Restart Sampling", {}, {}, 320), noise]]  # fmt: skip
+                   [faster, noise]]  # fmt: skip
         model, schedule_of = "faster.first stage model", "faster.first stage sigmas"
-        steer = {"negative": "negative.text", "guidance": "faster.guidance", "restart": "restart.restart"}
+        steer = {"negative": "negative.text", "guidance": "faster.guidance"}
+        if not v.is_25:  # the official pipeline does not restart
+            columns[1].insert(1, Node("restart", "LTXA2VRestart", "Restart Sampling", {}, {}, 320))
+            steer["restart"] = "restart.restart"
         widgets += [Widget.of("speed-up", "faster.level"), Widget.of("follow the prompt", "guidance.cfg"),
                     Widget.of("follow the audio", "guidance.modality")]  # fmt: skip
         reports += ["faster.report"]
@@ -212,7 +243,7 @@ def first_stage(v: Variant) -> Stage:
              "audio": "sound.audio", "latent": "size.first stage", **steer}  # fmt: skip
     if v.images:
         links["guides"] = f"{v.images[-1]} in first.guides"
-    sampler = Node("first", "LTXA2VSampler", "First stage", {}, links, 340, 600)
+    sampler = Node("first", "LTXA2VSampler", "First stage", renewing, links, 340, 600)
     report = joined("first report", *reports, "first.report")
     title = "First stage: half the size"
     return Stage("first stage", title, (*map(tuple, columns), (sampler,), (report,)), tuple(widgets), {}, VIOLET, 270,
@@ -221,8 +252,8 @@ def first_stage(v: Variant) -> Stage:
 
 def second_stage(v: Variant) -> Stage:
     """Full size, refined; with renewed sound it is decoded here."""
-    upscaler = Node("upscaler", "LTXA2VUpscalerLoader", "Load Upscaler", {"file": UPSCALER.name}, {}, 360, 0,
-                    (UPSCALER,))  # fmt: skip
+    file = FILES[v.version].upscaler
+    upscaler = Node("upscaler", "LTXA2VUpscalerLoader", "Load Upscaler", {"file": file.name}, {}, 360, 0, (file,))
     links = {"upscaler": "upscaler.upscaler", "video_vae": "model.video_vae", "latent": "first.latent"}
     upscale = Node("upscale", "LTXA2VLatentUpscale", "Latent Upscale", {}, links, 300)
     links = {"model": "model.model" if v.distilled else "faster.second stage model", "noise": "first.next noise",
@@ -252,4 +283,6 @@ def second_stage(v: Variant) -> Stage:
 def save(v: Variant, values: dict[str | None, object], title: str, height: int = 0, width: int = 340) -> Node:
     links = {"video_vae": "model.video_vae", "latent": "second.latent", "fps": "frames.fps",
              "audio": "track.audio" if v.audio_strength < 1 else "audio.audio", "report": "report.report"}  # fmt: skip
+    if v.is_25:
+        links["noise"] = "second.next noise"  # for the diffusion decoder; the other one takes none
     return Node("save", "LTXA2VSaveLatentVideo", title, values, links, width, height, says={"report": "report"})

@@ -1,8 +1,10 @@
-"""The six workflows: what each has beside the endpoint's defaults, and what its notes say."""
+"""The shipped workflows: what each has beside the endpoint's defaults, and what its notes say."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from a2v.ltx.models import V23, V25
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,11 @@ class Variant:
     distilled: bool = False
     camera: str | None = None
     audio_strength: float = 1.0
+    version: str = V23.version  # of LTX
+
+    @property
+    def is_25(self) -> bool:
+        return self.version == V25.version
 
 
 DEFAULT = "audio_to_video"
@@ -78,5 +85,38 @@ VARIANTS = (
         "makes the sound anew, in step with the picture. *audio strength* 1 keeps your sound, and 0 makes "
         "another.",
         audio_strength=0.5,
+    ),
+    Variant(
+        "audio_to_video_25",
+        "7 LTX-2.5 audio to video",
+        "A man in his sixties with a short grey beard sits in a worn leather armchair before a wall of books and tells "
+        "a story straight into the camera. Warm lamplight falls on his face from the right, and the shelves behind him "
+        "are slightly out of focus. He speaks calmly, raises his eyebrows, and moves one hand as he explains. Medium "
+        "close-up, the camera holds still.",
+        "1. Upload your audio. Any sound or video file will do.\n\n2. Describe the picture in *prompt*. LTX-2.5 uses "
+        "your words as they are.\n\n3. Press *Run*. The video keeps your sound unchanged.",
+        version=V25.version,
+    ),
+    Variant(
+        "image_and_audio_25",
+        "8 LTX-2.5 image and audio to video",
+        "The subject of the picture looks into the camera and speaks with feeling, nodding slightly at the stressed "
+        "words. The light and the background stay as they are, the camera holds still.",
+        "1. Upload the image that the video begins with, and your audio.\n\n2. Say in *prompt* what happens. LTX-2.5 "
+        "uses your words as they are.\n\n3. Press *Run*. The video keeps your sound unchanged.",
+        images=("first",),
+        version=V25.version,
+    ),
+    Variant(
+        "distilled_fast_25",
+        "9 LTX-2.5 audio to video, fast",
+        "A young woman in a yellow raincoat stands on a quiet street after the rain and talks to the camera with a "
+        "smile. Wet asphalt reflects the lights of the shops behind her, which are out of focus. She speaks fast and "
+        "moves her head as she talks. Close-up, the camera holds still.",
+        "1. Upload your audio. Any sound or video file will do.\n\n2. Describe the picture in *prompt*. LTX-2.5 uses "
+        "your words as they are.\n\n3. Press *Run*. The distilled model takes 8 steps of one pass, the dev model 30 "
+        "of four. Lips follow the sound best with the dev model.",
+        distilled=True,
+        version=V25.version,
     ),
 )

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from .errors import InputError
 
@@ -231,6 +231,12 @@ def named_version(file: str) -> str:
     """The version of LTX that a file's name tells, "2.5" for ltx-2.5-22b-dev.safetensors; "" if it tells none."""
     found = _NAMED.search(file)
     return f"{found[1]}.{found[2]}" if found else ""
+
+
+def named_file(name: object) -> Published | None:
+    """The published file that a name in ComfyUI's lists means, None for any other file."""
+    file = PureWindowsPath(name).name.lower() if isinstance(name, str) else ""  # it knows both kinds of slashes
+    return next((model for model in MODELS.values() if file and model.file.lower() == file), None)
 
 
 PART_FOLDERS: Mapping[str, tuple[str, ...]] = {

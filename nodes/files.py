@@ -15,6 +15,7 @@ import folder_paths
 
 from ..ltx.characters import check_name
 from ..ltx.errors import InputError
+from ..ltx.models import Published, named_file
 
 LISTED_DEPTH = 3  # levels of subfolders in which a model that is itself a folder is found
 
@@ -22,6 +23,17 @@ LISTED_DEPTH = 3  # levels of subfolders in which a model that is itself a folde
 def model_files(kind: str) -> list[str]:
     """Names of the safetensors files in a models folder, as ComfyUI lists them."""
     return [name for name in folder_paths.get_filename_list(kind) if name.endswith((".safetensors", ".sft"))]
+
+
+def published(model: Published) -> str:
+    """The remedy if that published file is missing."""
+    return f"get {model.name} from {model.page}"
+
+
+def wanted(name: Any, otherwise: str) -> str:
+    """The remedy if the file of that name is missing: where it is published, or else `otherwise`."""
+    model = named_file(name)
+    return published(model) if model else otherwise
 
 
 def model_file(kind: str, name: str, wanted: str) -> Path:

@@ -11,7 +11,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..ltx.models import GEMMA_FILES, GEMMA_FILES_PAGE, MODELS, PART_FOLDERS, V23, VERSIONS
+from ..ltx.errors import InputError
+from ..ltx.models import GEMMA_FILES, GEMMA_FILES_PAGE, MODELS, PART_FOLDERS, V23, V25, VERSIONS, named_file
 from ..ltx.prompt.encoder_file import ENCODER
 from ..ltx.prompt.gemma import check_gemma, load_gemma
 from ..ltx.weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
@@ -20,11 +21,13 @@ from .progress import report
 from .types import CATEGORY, AudioVaeIO, ConnectorsIO, ModelIO, TextEncoderIO, UpscalerIO, VideoVaeIO, VocoderIO
 
 LOADERS = f"{CATEGORY}/Loaders"
-WANTED_CHECKPOINT, WANTED_UPSCALER = (f"get {MODELS[key].name} from {MODELS[key].page}" for key in ("dev", "upscaler"))
 WANTED_GEMMA = f"put the whole repository {MODELS['gemma'].page} there, or {GEMMA_FILES[-1]} of {GEMMA_FILES_PAGE}"
+WANTED_CHECKPOINT, WANTED_UPSCALER = (files.published(MODELS[key]) for key in ("dev", "upscaler"))
 DIFFUSERS_MARK = "transformer/config.json"
 GEMMA_MARK = "config.json"
 SAME = "from the checkpoint"
+SPLIT = (MODELS[V25.checkpoint], MODELS[V25.distilled])
+"""Published transformers that are files of their own."""
 
 
 def _checkpoint_names() -> list[str]:
@@ -40,14 +43,14 @@ def _checkpoint_names() -> list[str]:
 
 def _checkpoint_path(name: str) -> Path:
     name = files.find(name, _checkpoint_names()) or name
+    wanted = files.wanted(name, WANTED_CHECKPOINT)
     if name in files.model_folders("diffusers", DIFFUSERS_MARK):
-        return files.model_folder("diffusers", name, DIFFUSERS_MARK, WANTED_CHECKPOINT)
+        return files.model_folder("diffusers", name, DIFFUSERS_MARK, wanted)
     if name in files.gguf_files("diffusion_models"):
-        return files.gguf_file("diffusion_models", name, WANTED_CHECKPOINT)
-    kind = "checkpoints" if name in files.model_files("checkpoints") else "diffusion_models"
-    if name not in files.model_files(kind):
-        kind = "checkpoints"
-    return files.model_file(kind, name, WANTED_CHECKPOINT)
+        return files.gguf_file("diffusion_models", name, wanted)
+    kinds = ("checkpoints", "diffusion_models")
+    usual = MODELS[V25.checkpoint].folder if named_file(name) in SPLIT else kinds[0]
+    return files.model_file(next((k for k in kinds if name in files.model_files(k)), usual), name, wanted)
 
 
 def _part_names(part: str) -> list[str]:
@@ -63,12 +66,22 @@ def _part_paths(**names: str | None) -> dict[str, Path]:
             continue
         kinds = PART_FOLDERS[part]
         kind = next((kind for kind in kinds if files.find(name, files.model_files(kind))), kinds[0])
-        paths[part] = files.model_file(kind, name, f"choose {SAME!r} or a file that has it")
+        wanted = files.wanted(name, f"choose {SAME!r} or a file that has it")
+        paths[part] = files.model_file(kind, name, wanted)
     return paths
 
 
 def _checkpoint(name: str, **parts: str | None) -> Checkpoint:
-    return load_checkpoint(_checkpoint_path(name), **_part_paths(**parts))
+    """Raises InputError, which tells of all missing files at once."""
+    paths, missing = {}, []
+    for part, file in {"path": name, **parts}.items():
+        try:
+            paths |= {part: _checkpoint_path(file)} if part == "path" else _part_paths(**{part: file})
+        except InputError as error:
+            missing.append(str(error))
+    if missing:
+        raise InputError(" ".join(missing))
+    return load_checkpoint(**paths)
 
 
 def gemma_names() -> list[str]:
@@ -85,6 +98,8 @@ def gemma_names() -> list[str]:
 
 
 def gemma_path(name: str) -> Path:
+    if named_file(name) is MODELS[V25.encoder]:
+        return files.model_file("text_encoders", name, files.wanted(name, WANTED_GEMMA))
     if files.find(name, files.model_files("text_encoders")):
         return files.model_file("text_encoders", name, WANTED_GEMMA)
     if name in files.model_folders("diffusers", ENCODER) and name not in files.model_folders(
@@ -102,7 +117,7 @@ def _check_gemma(name: str) -> None:
 
 
 def _upscaler_path(name: str) -> Path:
-    return files.model_file("latent_upscale_models", name, WANTED_UPSCALER)
+    return files.model_file("latent_upscale_models", name, files.wanted(name, WANTED_UPSCALER))
 
 
 def _upscalers(hidden: Any) -> list[Path]:

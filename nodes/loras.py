@@ -17,13 +17,13 @@ from .progress import report, reported, shown
 from .types import ModelIO, TextEncoderIO
 from .widgets import widget
 
-WANTED_DISTILLED = f"get {MODELS['distilled-lora'].name} from {MODELS['distilled-lora'].page}"
+WANTED_DISTILLED = files.published(MODELS["distilled-lora"])
 WANTED_LORA = "choose one that is there"
 NO_CAMERA = "none"
 
 
 def _distilled_path(name: str) -> Path:
-    return files.model_file("loras", name, WANTED_DISTILLED)
+    return files.model_file("loras", name, files.wanted(name, WANTED_DISTILLED))
 
 
 def _camera_path(movement: str) -> Path | None:

@@ -37,6 +37,7 @@ FACTS = {
 PUT_TOGETHER = {
     "ltx/media/images.py": 4,
     "ltx/models.py": 3,
+    "nodes/loaders.py": 1,
     "api/applications/ltx_2_5.py": 1,
     "api/files/looks.py": 2,
     "api/host.py": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO
 from a2v.ltx.models import MODELS
 from a2v.tests.host.comfy import Comfy, write_models
 from a2v.tests.tiny import TinyFiles
+from a2v.tests.tiny25 import write_tiny25
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEECH = ROOT / "assets" / "speech.opus"
@@ -35,7 +37,29 @@ SMALL: dict[str, Any] = {
 LONG = {**SMALL, "video_size": {"width": 256, "height": 256}, "num_inference_steps": 50, "num_frames": 241}
 """One that others can wait behind; to be cancelled."""
 
-__all__ = ["APP", "LONG", "SMALL", "SPEECH", "Outside", "client_of", "environment", "outside", "write_published"]
+__all__ = [
+    "APP",
+    "LONG",
+    "SMALL",
+    "SPEECH",
+    "Outside",
+    "client_of",
+    "environment",
+    "outside",
+    "write_published",
+    "write_published_25",
+]
+PLACED_25 = {
+    "dev-2.5": "transformer",
+    "distilled-2.5": "transformer",
+    "text-encoder-2.5": "text_encoder",
+    "video-vae-2.5": "video_vae",
+    "diffusion-vae-2.5": "diffusion_vae",
+    "audio-vae-2.5": "audio_vae",
+    "upscaler-2.5": "upscaler",
+    "distilled-lora-2.5": "distilled_lora",
+}
+"""Keys of published models → fields of the tiny set."""
 
 
 def write_published(base: Path, **sizes: int | str) -> TinyFiles:
@@ -52,6 +76,18 @@ def write_published(base: Path, **sizes: int | str) -> TinyFiles:
         field: getattr(files, field).rename(getattr(files, field).with_name(name)) for field, name in names.items()
     }
     return replace(files, **placed)
+
+
+def write_published_25(base: Path, scratch: Path) -> dict[str, Path]:
+    """The tiny LTX-2.5 in the server's model folders, under the published names: paths by the models' keys. scratch: an
+    empty folder."""
+    written = write_tiny25(scratch)
+    placed = {}
+    for key, field in PLACED_25.items():
+        placed[key] = base / "models" / MODELS[key].folder / MODELS[key].name
+        placed[key].parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(getattr(written, field), placed[key])
+    return placed
 
 
 @contextmanager

@@ -19,24 +19,12 @@ import pytest
 import requests
 from a2v.ltx.models import MODELS
 from a2v.tests.api.edges import data_uri, wav
-from a2v.tests.host.api import APP, SMALL, client_of, environment
+from a2v.tests.host.api import APP, SMALL, client_of, environment, write_published_25
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.command import REQUEST, run_command
-from a2v.tests.tiny25 import write_tiny25
 from a2v.tests.tiny_chat import write_chat_gemma
 from PIL import Image
 
-PLACED = {
-    "dev-2.5": "transformer",
-    "distilled-2.5": "transformer",
-    "text-encoder-2.5": "text_encoder",
-    "video-vae-2.5": "video_vae",
-    "diffusion-vae-2.5": "diffusion_vae",
-    "audio-vae-2.5": "audio_vae",
-    "upscaler-2.5": "upscaler",
-    "distilled-lora-2.5": "distilled_lora",
-}
-"""Keys of published models → fields of the tiny set."""
 SIDE = 64
 FAST, PRO = (f"lightricks/ltx-2.5/audio-to-video/{name}" for name in ("fast", "pro"))
 OURS = "local/ltx-2.5-22b/audio-to-video"
@@ -47,14 +35,7 @@ FRAMES = 49  # the fewest 8k+1 for two seconds at 24 a second
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny LTX-2.5 in a server's model folders, under the published names."""
-    models = tmp_path_factory.mktemp("api25") / "models"
-    written = write_tiny25(tmp_path_factory.mktemp("tiny25"))
-    placed = {}
-    for key, field in PLACED.items():
-        placed[key] = models / MODELS[key].folder / MODELS[key].name
-        placed[key].parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(getattr(written, field), placed[key])
-    return placed
+    return write_published_25(tmp_path_factory.mktemp("api25"), tmp_path_factory.mktemp("tiny25"))
 
 
 @pytest.fixture(scope="module")

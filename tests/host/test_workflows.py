@@ -13,8 +13,10 @@ import pytest
 from a2v.api.graph.begun import Begun
 from a2v.api.graph.graph import sources
 from a2v.ltx.diffusion import schedules
+from a2v.ltx.models import MODELS, V25
 from a2v.ltx.request import PARAMETERS
 from a2v.tests.host import demo
+from a2v.tests.host.api import write_published_25
 from a2v.tests.host.browser import Frontend, Workflow
 from a2v.tests.host.comfy import Comfy, Prompt, Run
 from a2v.tests.host.draw_workflows import (
@@ -37,7 +39,7 @@ from a2v.tests.host.draw_workflows import (
     sent,
 )
 from a2v.tests.host.drawing import faces
-from a2v.tests.host.drawing.parts import CAMERA, DISTILLED
+from a2v.tests.host.drawing.parts import CAMERA, FILES
 from a2v.tests.host.drawing.variants import DEFAULT, VARIANTS, Variant
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -58,6 +60,22 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "AUDIO_UI"}
 # values that are the user's, or files that a fresh server does not have
 OWN = {"checkpoint", "folder", "file", "lora", "audio", "image", "text", "prompt", "audioUI"}
 SEEDS = {"noise_seed", "seed", "value"}
+DISTILLED = FILES["2.3"].distilled
+# LTX-2.5's parts, and its prompt as it is
+PARTS_25 = {
+    ("LTXA2VModelLoader", "video_vae"): "ltx-2.5-video-vae-conv-bf16.safetensors",
+    ("LTXA2VModelLoader", "audio_vae"): "ltx-2.5-audio-vae-bf16.safetensors",
+    ("LTXA2VExpandPrompt", "enabled"): False,
+}
+# the values of the application …/pro, of which the official pipeline has all but the CFG scale
+QUALITY_25 = {
+    ("LTXA2VScheduler", "scheduler"): "ltx2",
+    ("LTXA2VScheduler", "steps"): 30,
+    ("LTXA2VGuidance", "cfg"): 5,
+    ("LTXA2VGuidance", "rescale"): 0.7,
+    ("LTXA2VDistilledLora", "first_pass_strength"): 0,
+    ("LTXA2VDistilledLora", "second_pass_strength"): 1,
+}
 # all that a workflow is about, beside its nodes
 CHANGED: dict[str, dict[tuple[str, str], Any]] = {
     "audio_to_video": {},
@@ -66,6 +84,19 @@ CHANGED: dict[str, dict[tuple[str, str], Any]] = {
     "distilled_fast": {("LTXA2VScheduler", "scheduler"): "linear_quadratic", ("LTXA2VScheduler", "steps"): 8},
     "camera_move": {("LTXA2VCameraLora", "camera_lora"): "dolly_in"},
     "audio_regeneration": {("LTXA2VAudioConditioning", "strength"): 0.5},
+    "audio_to_video_25": {**PARTS_25, **QUALITY_25},
+    "image_and_audio_25": {
+        **PARTS_25,
+        **QUALITY_25,
+        ("LTXA2VVideoSize", "video_size"): "auto",
+        ("LTXA2VGuidance", "cfg"): 9,
+    },
+    "distilled_fast_25": {
+        **PARTS_25,
+        ("LTXA2VScheduler", "scheduler"): "linear_quadratic",
+        ("LTXA2VScheduler", "steps"): 8,
+        ("LTXA2VSampler", "sampler"): "euler_ancestral",  # in the first stage
+    },
 }
 DECODED = {"folder": "temp", "filename_prefix": "ltx-a2v"}  # where the one node saves what Save Video then saves
 UNDISTILLED = {"LTXA2VDistilledLora", "LTXA2VGuidance", "LTXA2VRestart"}
@@ -111,6 +142,24 @@ def sound(comfy: Comfy, comfy_base: Path, models: TinyFiles) -> Iterator[str]:
         links[-1].symlink_to(tiny)
     uploaded, _ = (comfy.upload(file) for file in INPUTS)
     yield uploaded
+    for link in links:
+        link.unlink()
+
+
+@pytest.fixture(scope="module")
+def tiny_25(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_published_25(tmp_path_factory.mktemp("published"), tmp_path_factory.mktemp("tiny25"))
+
+
+@pytest.fixture
+def installed(name: str, comfy_base: Path, tiny_25: dict[str, Path]) -> Iterator[None]:
+    """LTX-2.5's files are on the server while a test of one of its workflows runs."""
+    links = {comfy_base / "models" / MODELS[key].folder / path.name: path for key, path in tiny_25.items()}
+    links = links if BY_NAME[name].is_25 else {}
+    for link, path in links.items():
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(path)
+    yield
     for link in links:
         link.unlink()
 
@@ -183,10 +232,14 @@ def test_ui_widgets_are_the_schemas_in_order_and_at_their_defaults(name: str, in
             if spec and widget not in OWN | SEEDS:
                 options = spec[0] if isinstance(spec[0], list) else settings(spec).get("options", [value])
                 default = settings(spec).get("default", options[0])
+                key = (node["type"], widget)
+                if key in list(PARTS_25)[:2] and key in CHANGED[name]:
+                    options = [CHANGED[name][key]]  # a file that this server does not have
                 assert value in (*options, default)
                 if node.get("title") == "Decode" and widget in DECODED:
                     default = DECODED[widget]
-                assert value == CHANGED[name].get((node["type"], widget), default), (node["type"], widget)
+                changed = {} if widget == "sampler" and node["title"] == "Second stage" else CHANGED[name]
+                assert value == changed.get(key, default), key
 
 
 def test_the_default_workflow_is_the_endpoints_default() -> None:
@@ -239,8 +292,26 @@ def test_what_every_workflow_has(name: str) -> None:
     assert {source for source, _ in joined.values()} == said
 
 
-def test_the_distilled_workflow_is_the_distilled_recipe() -> None:
-    prompt = API["distilled_fast"]
+@pytest.mark.parametrize("name", [name for name in BY_NAME if BY_NAME[name].is_25])
+def test_the_diffusion_decoder_goes_on_with_the_last_noise(name: str) -> None:
+    """As in the command: its frames depend on that noise. The decoder that the workflow names takes none."""
+    prompt = API[name]
+    (second,) = (key for key, node in prompt.items() if node["_meta"]["title"] == "Second stage")
+    assert titled(prompt, "Decode and Save")["noise"] == [second, 1]
+
+
+def test_quality_workflows_renew_no_noise() -> None:
+    """The official pipeline of LTX-2.5 does not; LTX-2.3's endpoint does."""
+    kinds = {name: {node["class_type"] for node in API[name].values()} for name in ("audio_to_video_25", DEFAULT)}
+    assert kinds[DEFAULT] - kinds["audio_to_video_25"] == {"LTXA2VRestart"}
+    assert not kinds["audio_to_video_25"] - kinds[DEFAULT]
+
+
+@pytest.mark.parametrize("name", ["distilled_fast", "distilled_fast_25"])
+def test_the_distilled_workflow_is_the_distilled_recipe(name: str) -> None:
+    prompt = API[name]
+    assert titled(prompt, "First stage")["sampler"] == ("euler_ancestral" if BY_NAME[name].is_25 else "euler")
+    assert titled(prompt, "Second stage")["sampler"] == "euler"
     assert not UNDISTILLED & {node["class_type"] for node in prompt.values()}
     (schedule,) = demo.nodes(prompt, "LTXA2VScheduler")
     sigmas = schedules.SCHEDULES[schedule["scheduler"]](schedule["steps"])
@@ -383,9 +454,17 @@ def test_the_second_stage_can_be_bypassed(frontend: Frontend) -> None:
     assert decode["latent"] == [first, 0]
 
 
+def published_25(variant: Variant) -> TinyFiles:
+    """Names alone: of LTX-2.5's published files."""
+    checkpoint = V25.distilled if variant.distilled else V25.checkpoint
+    keys = (checkpoint, V25.upscaler, V25.distilled_lora, "dolly-in", V25.encoder)
+    return TinyFiles(*(Path(MODELS[key].name) for key in keys))
+
+
 def quick(name: str, models: TinyFiles, sound: str, prompt: Prompt | None = None) -> Prompt:
     """The workflow on the tiny files, small and short; the default one with its prompt expanded. prompt: another face's
     API form."""
+    models = published_25(BY_NAME[name]) if BY_NAME[name].is_25 else models
     prompt = demo.fill(json.loads(json.dumps(prompt or API[name])), models, sound, "a person speaks", None)
     width, height = SIDES
     size = {"width": width, "height": height}
@@ -437,6 +516,7 @@ def check_progress(prompt: Prompt, run: Run) -> None:
 
 
 @each
+@pytest.mark.usefixtures("installed")
 def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: str) -> None:
     prompt = quick(name, models, sound)
     run = comfy.run(prompt)
@@ -447,7 +527,12 @@ def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: s
     notes = notes_of(run)
     wanted = ["prompt:", "LUFS", "9 frames", "128×64", "2 steps of euler", "3 steps of euler"]
     wanted += ["the safety checker did not run"]
-    wanted += {"camera_move": [CAMERA.name], "audio_regeneration": ["at strength 0.5"]}.get(name, [])
+    wanted += {
+        "camera_move": [CAMERA.name],
+        "audio_regeneration": ["at strength 0.5"],
+        "distilled_fast_25": ["euler_ancestral, 1 passes each"],
+    }.get(name, [])
+    wanted += [f"with LTX-{BY_NAME[name].version}"]
     assert [part for part in wanted if part not in notes] == [], notes
 
 
@@ -463,6 +548,7 @@ def decoded(path: Path) -> list[bytes]:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.soak] * (name not in SOME)) for name in BY_NAME]
 )
+@pytest.mark.usefixtures("installed")
 def test_the_opening_face_makes_the_same_file(
     name: str, comfy: Comfy, models: TinyFiles, sound: str, frontend: Frontend
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,16 @@ import pytest
 from a2v.api.applications.ltx_2_5 import GUIDANCE, GUIDANCE_WITH_IMAGE, QUALITY_RECIPE
 from a2v.ltx.models import MODELS
 from a2v.ltx.request import NEGATIVE_PROMPT
-from a2v.tests.host.api import write_published_25
+from a2v.tests.host.api import PLACED_25, write_published_25
 from a2v.tests.host.browser import Frontend
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.command import run_command
 from a2v.tests.host.draw_workflows import INPUTS
 from a2v.tests.host.drawing import faces
 from a2v.tests.host.drawing.variants import VARIANTS
-from a2v.tests.host.test_newcomer import CHANGE, RUN, fresh, missing, pytestmark, ran, refused
+from a2v.tests.host.test_newcomer import CHANGE, RUN, missing, ran, refused
 from a2v.tests.host.test_workflows import decoded
 
-__all__ = ("fresh", "pytestmark")
 CHANGES = {"size": "custom", "width": 128, "height": 128, "length from the audio": False, "frames": 17}
 STEPS = 3
 SPEECH, IMAGE = INPUTS
@@ -44,11 +43,22 @@ WAYS = {
 FAST = "distilled_fast_25"
 
 
+@pytest.fixture
+def bare(comfy: Comfy) -> Iterator[Comfy]:
+    """The session's server, without LTX-2.5's published files and without a history, as it is again afterwards."""
+    published = [comfy.base / "models" / MODELS[key].folder / MODELS[key].name for key in PLACED_25]
+    assert [path for path in published if path.exists()] == []
+    comfy.post("/history", {"clear": True}).raise_for_status()
+    yield comfy
+    for path in published:
+        path.unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name != FAST)) for name in WAYS])
-def test_from_the_template_to_the_commands_frames(name: str, fresh: Comfy, chromium: str, tmp_path: Path) -> None:
+def test_from_the_template_to_the_commands_frames(name: str, bare: Comfy, chromium: str, tmp_path: Path) -> None:
     way = WAYS[name]
     (variant,) = (each for each in VARIANTS if each.name == name)
-    with Frontend(fresh.url, chromium, width=1600, height=1000) as frontend:
+    with Frontend(bare.url, chromium, width=1600, height=1000) as frontend:
         page = frontend.page
         page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         page.get_by_text("ltx-audio-to-video", exact=True).click()
@@ -65,14 +75,14 @@ def test_from_the_template_to_the_commands_frames(name: str, fresh: Comfy, chrom
             )
         assert "2.3" not in said
 
-        placed = write_published_25(fresh.base, tmp_path / "tiny25")
+        placed = write_published_25(bare.base, tmp_path / "tiny25")
         for file in INPUTS:
-            fresh.upload(file)
+            bare.upload(file)
         page.evaluate("() => app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
         steps = {} if variant.distilled else {"steps": STEPS}
         page.evaluate(CHANGE, {**CHANGES, **steps, "video VAE": MODELS[way.vae].name})
         page.locator(RUN).first.click()
-        entry = ran(fresh)
+        entry = ran(bare)
         assert entry["status"]["status_str"] == "success", entry["status"]
     (video,) = [item for output in entry["outputs"].values() for item in output.get("images", ())
                 if item["type"] == "output"]  # fmt: skip
@@ -97,4 +107,4 @@ def test_from_the_template_to_the_commands_frames(name: str, fresh: Comfy, chrom
     }
     frames, expected = run_command(tmp_path, request, given, *[IMAGE] * len(variant.images))
     assert len(frames) == 17 and frames.std() > 1
-    assert decoded(fresh.path(video)) == decoded(expected)
+    assert decoded(bare.path(video)) == decoded(expected)

@@ -65,6 +65,7 @@ import transformers  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from .characters import check_name  # noqa: E402
+from .diffusion.kept import KeptWindows  # noqa: E402
 from .errors import FlaggedError, InputError  # noqa: E402
 from .job import AUTO, BLOCKS, OFFLOAD, Compute, Files  # noqa: E402
 from .media.formats import SUFFIXES  # noqa: E402
@@ -119,6 +120,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--end-image", type=Path, metavar="F", help="last frame")
     p.add_argument("--safety-checker", type=Path, metavar="DIR", help="folder of an image classifier of transformers")
     p.add_argument("--request", type=Path, required=True, metavar="FILE.json", help="the endpoint's parameters")
+    p.add_argument(
+        "--resume", action="store_true", help="go on from the windows that an ended run of the same output kept"
+    )
     p.add_argument("--stg-blocks", type=int, nargs="+", default=[], metavar="N", help="blocks that STG perturbs")
     p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
     p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
@@ -255,6 +259,8 @@ def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) ->
     def ended(message: object, status: int) -> int:
         bars.close()
         print(message, file=sys.stderr)
+        if not written and (left := KeptWindows.beside(arguments.output)).count():
+            print(f"{left.count()} windows are kept in {left.folder}; --resume goes on from them", file=sys.stderr)
         return status
 
     try:
@@ -270,6 +276,7 @@ def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) ->
             announce=lambda forecast: print(f"{forecast}\n", end="", file=sys.stderr),
             trace=recorder,
             progress=bars,
+            resume=arguments.resume,
         )
         bars.close()
         written = True

@@ -14,7 +14,7 @@ from .diffusion.encode import encode_image
 from .diffusion.sound import encode_audio, encode_mel, log_mel
 from .job import FIRST, Compute, Job
 from .media import preprocess
-from .media.audio import conditioning_track, soundtrack
+from .media.audio import conditioning_track, part_from, soundtrack
 from .media.images import fit
 from .memory.forecast import EXPANDER, GEMMA
 from .memory.offload import Offload, offload_gemma
@@ -143,21 +143,26 @@ class _TextEncoder:
         return context
 
 
-def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> AudioCondition:
-    """Encodes the track, levelled if the request asks for it. The job's own track, which the file gets, does not
-    change."""
+def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[AudioCondition, ...]:
+    """Encodes the track, levelled if the request asks for it, as one clip for each window. The job's own track, which
+    the file gets, does not change."""
     clip, track = job.plan, job.track
     if job.request.preprocess_audio:
         track = preprocess.preprocess(soundtrack(track, clip.frames, clip.fps))
     vae = job.checkpoint.audio_encoder(compute.dtype, compute.device)
-    if trace is not None:
-        model_track = conditioning_track(track, clip.frames, clip.fps)
-        mel = log_mel(model_track)
-        trace("audio/waveform", model_track.waveform[None])
-        trace("audio/mel", mel)
-        trace("audio/latent", encode_mel(vae, mel))  # before it is cut, as in the golden files
-    latent = encode_audio(vae, track, clip.frames, clip.fps)
-    return AudioCondition(latent, clip.frames, clip.fps, job.request.audio_strength)
+    found = []
+    for number, window in enumerate(clip.windows):
+        part = part_from(track, window.first_frame, clip.fps)
+        if trace is not None:
+            inside = under(f"audio/window{number}" if number else "audio", trace)
+            model_track = conditioning_track(part, window.frames, clip.fps)
+            mel = log_mel(model_track)
+            inside("waveform", model_track.waveform[None])
+            inside("mel", mel)
+            inside("latent", encode_mel(vae, mel))  # before it is cut, as in the golden files
+        latent = encode_audio(vae, part, window.frames, clip.fps)
+        found.append(AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength))
+    return tuple(found)
 
 
 def encode_images(job: Job, compute: Compute, trace: Trace | None) -> tuple[tuple[Guide, ...], tuple[Guide, ...]]:
@@ -166,9 +171,8 @@ def encode_images(job: Job, compute: Compute, trace: Trace | None) -> tuple[tupl
     if not job.images:
         return (), ()
     vae = job.checkpoint.video_encoder(compute.dtype, compute.device)
-    sizes = [clip.first_size, (clip.width, clip.height)][: 2 if clip.two_stages else 1]
     guides: list[tuple[Guide, ...]] = []
-    for size in sizes:
+    for size in clip.sizes:
         encoded = []
         for picture, name in job.images:
             pixels = fit(picture, *size)

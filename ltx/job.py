@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from . import models
 from .diffusion.acceleration import LEVELS, full_strength
 from .diffusion.decode import Tiling
+from .diffusion.kept import check_room, disk_needed
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
 from .errors import InputError
 from .media import preprocess
-from .media.audio import Track, load_track
+from .media.audio import LONGEST, Track, load_track
 from .media.images import compress, load_image
 from .media.safety import REQUIRED, UNCHECKED
 from .media.video import mixing
@@ -110,12 +111,14 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     """Opens every file and decides every number. It raises InputError for mistakes in the input before models load."""
     steer(request, stg_blocks)  # this raises for settings that do not fit together
     notes = [*request.notes, *_unchecked(files, request)]
-    track = load_track(files.audio)
+    track = load_track(files.audio, most=LONGEST if request.windows else None)
     pictures, picture_notes = _pictures(files, request)
     sizes = tuple(None if p is None else (p.shape[1], p.shape[0]) for p in pictures)
     planned = plan(request, track, sizes)
     if pictures[1] is not None and planned.frames == 1:
         raise InputError("end image: a video of one frame has no other frame for it; ask for 9 frames or more.")
+    if request.windows is not None:
+        check_room(files.output.absolute().parent, disk_needed(planned.windows, *planned.sizes))
     if planned.two_stages and files.upscaler is None:
         raise InputError("--upscaler: two stages need it; name the upscaler's file or set use_multiscale to false.")
     if planned.two_stages:

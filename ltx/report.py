@@ -23,6 +23,7 @@ def describe(job: Job, prompt: str, notes: list[str]) -> dict[str, Any]:
             "height": job.plan.height,
             "frames": job.plan.frames,
             "fps": str(job.plan.fps),
+            **_windows(job),
             "seed": job.request.seed,
             "prompt": prompt,
             "steps": steering.steps,
@@ -35,6 +36,20 @@ def describe(job: Job, prompt: str, notes: list[str]) -> dict[str, Any]:
             ],
         },
         "notes": [*job.notes, *notes],
+    }
+
+
+def _windows(job: Job) -> dict[str, Any]:
+    """The windows of a film that was asked for in windows: their number, the frames of the longest, and the overlap."""
+    if job.request.windows is None:
+        return {}
+    windows = job.plan.windows
+    return {
+        "windows": {
+            "count": len(windows),
+            "frames": max(window.frames for window in windows),
+            "overlap": job.request.windows.overlap if len(windows) > 1 else 0,
+        }
     }
 
 

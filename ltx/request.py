@@ -15,6 +15,7 @@ from typing import Any
 from .characters import check_text
 from .errors import InputError
 from .media.formats import FORMATS, QUALITIES, WRITE_MODES
+from .windows import LONGEST, WindowSize
 
 NEGATIVE_PROMPT = (
     "news broadcast, 3d animation, computer graphics, pc game, console game, video game, cartoon, childish, watermark, "
@@ -31,7 +32,7 @@ SIZES = {
 AUTO = "auto"
 ACCELERATIONS = ("none", "regular", "high", "full")
 SIDE = 512  # pixels of the missing side if a custom size names only one
-MAX_FRAMES = 481
+MAX_FRAMES = LONGEST
 SEED_BELOW = 2**31
 MOST = 2**16  # frames or pixels of a side: more than any machine can make, and safe to calculate with
 SHOWN = 100  # characters of a wrong value in a message; the value may be a whole file
@@ -39,7 +40,7 @@ SHOWN = 100  # characters of a wrong value in a message; the value may be a whol
 
 @dataclass(frozen=True)
 class Parameter:
-    """One input of the endpoint. kind: text, integer, number, switch, choice, size or seed.
+    """One input of the endpoint. kind: text, integer, number, switch, choice, size, seed or windows.
 
     minimum, maximum: the endpoint's range. hard_minimum, hard_maximum: the limits of the engine itself, which apply to
     the command.
@@ -127,6 +128,7 @@ PARAMETERS: dict[str, Parameter] = {
     "video_output_type": _choice("X264 (.mp4)", tuple(FORMATS), "Container and codec. GIF has no sound."),
     "video_quality": _choice("high", QUALITIES, "Quality of the encoded video."),
     "video_write_mode": _choice("balanced", WRITE_MODES, "fast encodes sooner, small takes longer for fewer bytes."),
+    "windows": Parameter("windows", None, "Overlapping windows, for a film as long as the audio. Not the endpoint's."),
 }  # fmt: skip
 
 ABSENT = ("gradient_estimation_gamma", "audio_stg_scale")
@@ -193,6 +195,7 @@ class Request:
     video_output_type: str
     video_quality: str
     video_write_mode: str
+    windows: WindowSize | None
     given: frozenset[str] = field(default=frozenset(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -255,6 +258,8 @@ def check_value(name: str, value: Any) -> Any:
             raise _wrong(name, value, "one of " + ", ".join(parameter.choices))
     elif kind == "size":
         return _size(value)
+    elif kind == "windows":
+        return WindowSize.parse(value)
     elif kind == "number":
         if value is None and parameter.default is None:
             return 0.0

@@ -22,8 +22,8 @@ FRAMES, OVERLAP = 121, 2  # the endpoint's default length, and the overlap that 
 
 @dataclass(frozen=True)
 class WindowSize:
-    """The size of windows. frames: 8k+1, at most LONGEST; overlap: latents of eight frames that a window shares with the
-    one before it.
+    """The size of windows. frames: 8k+1, at most LONGEST; overlap: latents of eight frames that a window shares with
+    the one before it.
 
     Raises InputError if a number is out of range or a window would have no new latent.
     """
@@ -41,8 +41,8 @@ class WindowSize:
             raise InputError(f"windows.overlap: {self.overlap} is too small; give at least 1 latent of eight frames.")
         if self.frames < least:
             raise InputError(
-                f"windows.overlap: {self.overlap} latents leave nothing new in a window of {self.frames} frames; give a "
-                f"smaller overlap, or at least {least} frames."
+                f"windows.overlap: {self.overlap} latents leave nothing new in a window of {self.frames} frames; "
+                f"give a smaller overlap, or at least {least} frames."
             )
 
     @property
@@ -116,8 +116,8 @@ class Window:
 def cut_windows(frames: int, size: WindowSize | None = None) -> tuple[Window, ...]:
     """The windows of a clip of `frames`, 8k+1: without a size one for all, else as few as that size needs.
 
-    Their lengths differ by at most one latent, and the longer ones come first. With full windows and a rest the last one
-    could have a few latents only, which the model was not made for, and there would be as many of them.
+    Their lengths differ by at most one latent, and the longer ones come first. With full windows and a rest the last
+    one could have a few latents only, which the model was not made for, and there would be as many of them.
     """
     total = (frames - 1) // TIME_SCALE + 1
     if size is None or total <= size.length:

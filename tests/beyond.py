@@ -3,4 +3,5 @@
 BEYOND = {
     "res_2s",
     "euler_ancestral",
+    "windows",
 }

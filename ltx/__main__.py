@@ -259,9 +259,13 @@ def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) ->
     def ended(message: object, status: int) -> int:
         bars.close()
         print(message, file=sys.stderr)
-        if not written and (left := KeptWindows.beside(arguments.output)).count():
-            print(f"{left.count()} windows are kept in {left.folder}; --resume goes on from them", file=sys.stderr)
         return status
+
+    def interrupted() -> str:
+        if written:
+            return "interrupted; the video is complete, its trace is not"
+        kept = KeptWindows.beside(arguments.output)
+        return f"interrupted; {kept.told()}" if kept.count() else INTERRUPTED
 
     try:
         check_names(arguments)
@@ -285,11 +289,12 @@ def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) ->
     except InputError as error:
         return ended(error, 2)
     except KeyboardInterrupt:
-        return ended("interrupted; the video is complete, its trace is not" if written else INTERRUPTED, 130)
+        return ended(interrupted(), 130)
     except FlaggedError as error:
         return ended(error, 1)
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
-        return ended(f"failed: {type(error).__name__}: {error}", 1)
+        kept = KeptWindows.beside(arguments.output)
+        return ended(f"failed: {type(error).__name__}: {error}" + (f"; {kept.told()}" if kept.count() else ""), 1)
     for note in result.report["notes"]:
         print(f"note: {note}", file=sys.stderr)
     print(json.dumps({"output": str(result.video.path), **result.report["used"]}))

@@ -294,6 +294,7 @@ def parse(values: Mapping[str, Any]) -> Request:
         checked[name] = check_value(name, value)
     if "prompt" not in checked:
         raise InputError("prompt: missing; say what the video shows.")
+    given = frozenset(checked)
     if "seed" not in checked:
         checked["seed"] = random.SystemRandom().randrange(SEED_BELOW)
     if checked.get("audio_strength", 1.0) == 1:
@@ -303,4 +304,4 @@ def parse(values: Mapping[str, Any]) -> Request:
     if checked.get("acceleration") == "full":
         notes += [f"{name} does nothing under acceleration full" for name in DISTILLED_INERT if name in checked]
     defaults = {name: parameter.default for name, parameter in PARAMETERS.items()} | dict.fromkeys(ABSENT, 0)
-    return Request(**{**defaults, **checked}, given=frozenset(checked), notes=tuple(notes))
+    return Request(**{**defaults, **checked}, given=given, notes=tuple(notes))

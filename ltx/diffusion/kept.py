@@ -75,6 +75,10 @@ class KeptWindows:
         """The number of kept windows, of all stages."""
         return sum(1 for _ in self.folder.glob(f"[0-9a-f]*{SUFFIX}"))
 
+    def told(self) -> str:
+        """Words for the user about what is kept."""
+        return f"{self.count()} windows are kept in {self.folder}, and --resume goes on from them"
+
     def seed(self) -> int | None:
         """The seed of the run that was ended, None if there is none."""
         try:

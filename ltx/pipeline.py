@@ -69,6 +69,7 @@ def run(
     """
     compute, say = compute or Compute(), progress or (lambda phase, done, total: None)
     kept = KeptWindows.beside(files.output, resume)
+    forget = kept.remove if request.windows is not None else lambda: None
     job = prepare(files, _resumed(request, kept) if resume else request, stg_blocks)
     checker = load_checker(files.safety_checker) if request.enable_safety_checker and files.safety_checker else None
     compute, offloaded = _fitting(job, compute, announce)
@@ -82,31 +83,28 @@ def run(
     if trace is not None:
         trace("final/video_latent", latent)
     track = _track(job, compute, sounds, trace)
-
     retried: list[str] = []  # only the last note counts
-    decoder = job.checkpoint.video_decoder(compute.dtype, compute.device)
-    decode = partial(decode_video, decoder, latent, compute.tiling, noise=noise)
-    decoded = decode(lambda done, total: say("decode", done, total), on_retry=retried.append)
-    frames = _frames(decoded, trace)
-    if trace is not None and diffuses(decoder):
-        trace("final/frames_u8_chunked", torch.cat([to_uint8(chunk) for chunk in decode(continued=True)]))
 
     def report() -> dict[str, Any]:
         gone_on = [f"{kept.used} windows of an earlier run were used again"] if kept.used else []
         return describe(job, prompts.prompt, [*prompts.notes, *gone_on, *retried[-1:]])
 
-    video = write_video(
-        files.output,
-        frames if checker is None else _refuse(Watch(checker, job.plan.frames), frames),
-        job.plan.fps,
-        track,
-        format=request.video_output_type,
-        quality=request.video_quality,
-        write_mode=request.video_write_mode,
-        metadata=lambda: {"comment": json.dumps(report(), ensure_ascii=False)},
-    )
-    if request.windows is not None:
-        kept.remove()
+    frames = _decoded(job, compute, latent, noise, trace, say, retried)
+    try:
+        video = write_video(
+            files.output,
+            frames if checker is None else _refuse(Watch(checker, job.plan.frames), frames),
+            job.plan.fps,
+            track,
+            format=request.video_output_type,
+            quality=request.video_quality,
+            write_mode=request.video_write_mode,
+            metadata=lambda: {"comment": json.dumps(report(), ensure_ascii=False)},
+        )
+    except FlaggedError:
+        forget()  # what was flagged does not stay on the disk
+        raise
+    forget()
     return Result(video, report())
 
 
@@ -215,6 +213,24 @@ def _track(job: Job, compute: Compute, sounds: tuple[AudioCondition, ...], trace
             trace(f"final/audio_latent{number or ''}", sound.latent)
         parts.append(decode_audio(vae, vocoder, sound.latent, sound.frames, clip.fps))
     return crossfade.join(parts, [window.starts_at(clip.fps) for window in clip.windows])
+
+
+def _decoded(
+    job: Job,
+    compute: Compute,
+    latent: Tensor,
+    noise: Noise,
+    trace: Trace | None,
+    say: OnProgress,
+    retried: list[str],
+) -> Iterator[Tensor]:
+    """Decodes the latent → uint8 frames. retried: gets a note each time the tiles become smaller."""
+    decoder = job.checkpoint.video_decoder(compute.dtype, compute.device)
+    decode = partial(decode_video, decoder, latent, compute.tiling, noise=noise)
+    decoded = decode(lambda done, total: say("decode", done, total), on_retry=retried.append)
+    if trace is not None and diffuses(decoder):
+        trace("final/frames_u8_chunked", torch.cat([to_uint8(chunk) for chunk in decode(continued=True)]))
+    return _frames(decoded, trace)
 
 
 def _refuse(watch: Watch, frames: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -27,7 +27,7 @@ from ..media.unfinished import disk_errors, replacing
 from ..models import size as readable
 from ..windows import Window
 from .conditioning import Conditions
-from .sample_windows import Piece
+from .sample_windows import Sampled
 from .steering import Steering
 
 FORMAT = 1  # raise it when the same inputs give other latents than before
@@ -48,17 +48,17 @@ class KeptWindows:
     def beside(cls, film: Path, resume: bool = False) -> KeptWindows:
         return cls(film.with_name(f"{film.name}.windows"), resume)
 
-    def of(self, identity: object) -> Callable[..., Piece]:
+    def of(self, identity: object) -> Callable[..., Sampled]:
         """The `Keep` of a stage. identity: the weights and the way to compute, as a value that JSON can hold."""
 
         def keep(
-            make: Callable[[], Piece],
+            make: Callable[[], Sampled],
             number: int,
             latent: Tensor,
             conditions: Conditions,
             steering: Steering,
             noise: Noise,
-        ) -> Piece:
+        ) -> Sampled:
             told = described([FORMAT, identity, number, latent, conditions, steering, noise])
             path = self.folder / (hashlib.sha256(json.dumps(told).encode()).hexdigest() + SUFFIX)
             piece = self._read(path, conditions, noise) if self.resume else None
@@ -102,17 +102,17 @@ class KeptWindows:
         with suppress(OSError):
             self.folder.rmdir()
 
-    def _read(self, path: Path, conditions: Conditions, noise: Noise) -> Piece | None:
+    def _read(self, path: Path, conditions: Conditions, noise: Noise) -> Sampled | None:
         try:
             tensors = load(path.read_bytes())
             audio = conditions.audio
             if not audio.frozen:
                 audio = replace(audio, latent=tensors["audio"], strength=1.0)
-            return Piece(tensors["video"], audio, Noise(noise.seed, tensors["noise"]))
+            return Sampled(tensors["video"], audio, Noise(noise.seed, tensors["noise"]))
         except (OSError, SafetensorError, KeyError, InputError):
             return None
 
-    def _write(self, path: Path, piece: Piece, conditions: Conditions) -> None:
+    def _write(self, path: Path, piece: Sampled, conditions: Conditions) -> None:
         tensors = {"video": piece.video, "noise": piece.noise.state}
         if not conditions.audio.frozen:
             tensors["audio"] = piece.audio.latent

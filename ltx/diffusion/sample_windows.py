@@ -24,7 +24,7 @@ from .steering import Steering
 
 
 @dataclass(frozen=True)
-class Piece:
+class Sampled:
     """What a window adds. video: float32 [1, 128, its new latents, H, W]; audio: the window's sound for the next stage;
     noise: the source for the next window."""
 
@@ -38,17 +38,17 @@ class Keep(Protocol):
 
     def __call__(
         self,
-        make: Callable[[], Piece],
+        make: Callable[[], Sampled],
         number: int,
         latent: Tensor,
         conditions: Conditions,
         steering: Steering,
         noise: NoiseSource,
-    ) -> Piece:
+    ) -> Sampled:
         """Returns the kept piece for these inputs of `sample`, or else the result of `make`."""
 
 
-def keep_nothing(make: Callable[[], Piece], *_: Any) -> Piece:
+def keep_nothing(make: Callable[[], Sampled], *_: Any) -> Sampled:
     """The `Keep` of a run that keeps nothing."""
     return make()
 
@@ -89,10 +89,10 @@ def sample_windows(
     return whole, tuple(renewed), noise
 
 
-def _piece(place: Window, *inputs: Any, **named: Any) -> Piece:
+def _piece(place: Window, *inputs: Any, **named: Any) -> Sampled:
     """Samples the window at that place with these inputs of `sample`."""
     latent, audio, noise = sample(*inputs, **named)
-    return Piece(latent[:, :, place.given :], audio, noise)
+    return Sampled(latent[:, :, place.given :], audio, noise)
 
 
 def conditions_of(window: Window, conditions: Conditions, sound: AudioCondition, like: Tensor) -> Conditions:

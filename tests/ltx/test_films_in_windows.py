@@ -22,7 +22,7 @@ from a2v.ltx import pipeline
 from a2v.ltx.diffusion import kept
 from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.encoding import Prompts
-from a2v.ltx.errors import InputError
+from a2v.ltx.errors import FlaggedError, InputError
 from a2v.ltx.job import Compute, Files
 from a2v.ltx.media.audio import LONGEST, Track, load_track
 from a2v.ltx.media.probe import probe
@@ -214,6 +214,23 @@ def test_without_the_flag_nothing_is_read_and_nothing_lost(
     with pytest.raises(KeyboardInterrupt):
         make({"seed": 3}, stop=lambda phase, done: "window 2" in phase)
     assert kept.KeptWindows(tmp_path / "film.mp4.windows").count() == 7
+
+
+def test_a_clip_without_windows_leaves_what_is_kept(ended: None, make: Callable[..., Made], tmp_path: Path) -> None:
+    make({"windows": None, "num_frames": 9})
+    assert kept.KeptWindows(tmp_path / "film.mp4.windows").count() == 6
+
+
+def test_what_is_flagged_does_not_stay(
+    make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flag(*_: Any, **__: Any) -> None:
+        raise FlaggedError("flagged")
+
+    monkeypatch.setattr(pipeline, "write_video", flag)
+    with pytest.raises(FlaggedError):
+        make()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_drawn_seed_is_kept(make: Callable[..., Made], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.kept import KeptWindows, described
-from a2v.ltx.diffusion.sample_windows import Piece
+from a2v.ltx.diffusion.sample_windows import Sampled
 from a2v.ltx.diffusion.samplers import Restart
 from a2v.ltx.diffusion.steering import RES_2S, Steering
 from a2v.ltx.errors import InputError
@@ -69,10 +69,10 @@ def test_types_and_shapes_count() -> None:
     assert described(torch.ones(2, 3).T) == described(torch.ones(3, 2)), "the values, and not how they lie"
 
 
-def piece(strength: float) -> tuple[Piece, Conditions]:
+def piece(strength: float) -> tuple[Sampled, Conditions]:
     conditions = replace(CONDITIONS, audio=replace(SOUND, strength=strength))
     audio = replace(SOUND, latent=torch.randn(1, 8, 9, 16))
-    return Piece(torch.randn(1, 128, 2, 1, 1), audio, Noise(4).draw((3,))[1]), conditions
+    return Sampled(torch.randn(1, 128, 2, 1, 1), audio, Noise(4).draw((3,))[1]), conditions
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])
@@ -80,10 +80,10 @@ def test_a_piece_comes_back_to_the_bit(tmp_path: Path, strength: float) -> None:
     made, conditions = piece(strength)
     rest = (0, torch.zeros(1, 128, 2, 1, 1), conditions, STEERING, Noise(4))
 
-    def never() -> Piece:
+    def never() -> Sampled:
         raise AssertionError("it is there")
 
-    def keep(resume: bool, make: Callable[[], Piece], identity: object = ("a", 1)) -> Piece:
+    def keep(resume: bool, make: Callable[[], Sampled], identity: object = ("a", 1)) -> Sampled:
         store = KeptWindows(tmp_path / "film", resume)
         store.begin(7)
         return store.of(identity)(make, *rest)

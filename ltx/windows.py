@@ -34,14 +34,16 @@ class WindowSize:
     def __post_init__(self) -> None:
         least = frames_of(self.overlap + 2)
         if (self.frames - 1) % TIME_SCALE:
-            raise InputError(f"windows.frames: {self.frames} is not one more than a multiple of {TIME_SCALE}.")
+            raise InputError(f"windows: {self.frames} frames is not one more than a multiple of {TIME_SCALE}.")
         if self.frames > LONGEST:
-            raise InputError(f"windows.frames: {self.frames} is too long for the model; give at most {LONGEST}.")
+            raise InputError(f"windows: {self.frames} frames are too many for the model; give at most {LONGEST}.")
         if self.overlap < 1:
-            raise InputError(f"windows.overlap: {self.overlap} is too small; give at least 1 latent of eight frames.")
+            raise InputError(
+                f"windows: an overlap of {self.overlap} is too small; give at least 1 latent of eight frames."
+            )
         if self.frames < least:
             raise InputError(
-                f"windows.overlap: {self.overlap} latents leave nothing new in a window of {self.frames} frames; "
+                f"windows: an overlap of {self.overlap} latents leaves nothing new in {self.frames} frames; "
                 f"give a smaller overlap, or at least {least} frames."
             )
 
@@ -62,7 +64,7 @@ class WindowSize:
             raise InputError('windows: the value is not true, false or an object like {"frames": 121, "overlap": 2}.')
         for name, number in value.items():
             if not isinstance(number, int) or isinstance(number, bool) or abs(number) >= 2**31:
-                raise InputError(f"windows.{name}: the value is not a whole number that a window can have.")
+                raise InputError(f"windows: {name} is not a whole number that a window can have.")
         return cls(**value)
 
 

@@ -8,7 +8,7 @@ latent 0, one frame that the whole already has, is dropped. This module only cal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -70,12 +70,15 @@ class WindowSize:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a clip. start: the whole's latent that its latent 0 lies at; length: its latents; overlap: how many
-    after its latent 0 are given. A first window starts at 0 and has no overlap."""
+    """A stretch of a clip. start: the whole's latent that its latent 0 lies at; length: its latents; given: how many at
+    its beginning are not its result. These are its latent 0, which is dropped, and the overlap, which was made before.
+
+    A window that begins a clip has nothing given, and one behind a hard cut its latent 0 alone.
+    """
 
     start: int
     length: int
-    overlap: int = 0
+    given: int = 0
 
     @property
     def frames(self) -> int:
@@ -89,11 +92,6 @@ class Window:
     @property
     def stop(self) -> int:
         return self.start + self.length
-
-    @property
-    def given(self) -> int:
-        """How many latents at its beginning are not its result: latent 0 and the overlap; none in a first window."""
-        return 1 + self.overlap if self.start else 0
 
     @property
     def whole(self) -> slice:
@@ -115,19 +113,40 @@ class Window:
         return self.first_frame / Fraction(fps)
 
 
-def cut_windows(frames: int, size: WindowSize | None = None) -> tuple[Window, ...]:
+@dataclass(frozen=True)
+class Border:
+    """A latent at which a window has to begin what it adds. cut: whether it continues nothing of what is before."""
+
+    latent: int
+    cut: bool = False
+
+
+def cut_windows(frames: int, size: WindowSize | None = None, borders: Sequence[Border] = ()) -> tuple[Window, ...]:
     """The windows of a clip of `frames`, 8k+1: without a size one for all, else as few as that size needs.
 
-    Their lengths differ by at most one latent, and the longer ones come first. With full windows and a rest the last
-    one could have a few latents only, which the model was not made for, and there would be as many of them.
+    borders: in rising order, above latent 0; those behind the end are left out. The lengths between two borders differ
+    by at most one latent, and the longer ones come first. With full windows and a rest the last one could have a few
+    latents only, which the model was not made for, and there would be as many of them.
     """
     total = (frames - 1) // TIME_SCALE + 1
-    if size is None or total <= size.length:
+    if size is None:
         return (Window(0, total),)
-    given = size.overlap + 1
-    count = -(-(total - given) // (size.length - given))
-    every, longer = divmod(total + (count - 1) * given, count)
-    windows = [Window(0, every + (longer > 0))]
-    for number in range(1, count):
-        windows.append(Window(windows[-1].stop - given, every + (number < longer), size.overlap))
+    inside = [border for border in borders if border.latent < total]
+    stops = [*(border.latent for border in inside), total]
+    windows = _stretch(0, stops[0], 0, size)
+    for border, stop in zip(inside, stops[1:], strict=True):
+        given = 1 if border.cut else 1 + min(size.overlap, border.latent - 1)
+        windows += _stretch(border.latent, stop, given, size)
     return tuple(windows)
+
+
+def _stretch(first: int, stop: int, given: int, size: WindowSize) -> list[Window]:
+    """The windows that add the latents [first, stop). given: those that the first of them is given."""
+    later = size.overlap + 1
+    total = stop - first + given  # of the first window if it were the only one
+    count = 1 + max(0, -(-(total - size.length) // (size.length - later)))
+    every, longer = divmod(total + (count - 1) * later, count)
+    windows = [Window(first - given, every + (longer > 0), given)]
+    for number in range(1, count):
+        windows.append(Window(windows[-1].stop - later, every + (number < longer), later))
+    return windows

@@ -107,7 +107,7 @@ def conditions_of(window: Window, conditions: Conditions, sound: AudioCondition,
         if (frame := window.frame_within(guide.frame)) is not None
     )
     mask = None if conditions.mask is None else conditions.mask[:, :, window.whole]
-    if window.start:
+    if window.given:
         mask = torch.ones_like(like[:, :1, window.whole]) if mask is None else mask.clone()
         mask[:, :, :1] = 1
         mask[:, :, 1 : window.given] = 0

@@ -133,7 +133,11 @@ def _windows(job: Job) -> str:
     if job.request.windows is None:
         return ""
     windows, needed = job.plan.windows, readable(disk_needed(job.plan.windows, *job.plan.sizes))
-    count = f"{len(windows)} windows of {windows[0].frames} frames" if len(windows) > 1 else "one window"
+    count = (
+        f"{len(windows)} windows of {max(window.frames for window in windows)} frames"
+        if len(windows) > 1
+        else "one window"
+    )
     return f"{count}: {needed} on the disk until the film is written"
 
 
@@ -144,8 +148,7 @@ class _Measured:
         self.job, self.clip, self.compute, self.planner = job, job.plan, compute, planner
         self.on = torch.device(compute.device).type
         self.full, self.first = (self.clip.height, self.clip.width), self.clip.first_size[::-1]
-        # Stages, upscaler and sound take one window at a time, of which the first is the longest.
-        self.frames = self.clip.windows[0].frames
+        self.frames = max(window.frames for window in self.clip.windows)  # stages and sound take one at a time
         self.sound = audio_length(self.frames, self.clip.fps)
 
     def part(self, load: Callable[..., nn.Module]) -> nn.Module:

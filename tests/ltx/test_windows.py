@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import frames_of
-from a2v.ltx.windows import Window, WindowSize, cut_windows
+from a2v.ltx.windows import Border, Window, WindowSize, cut_windows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,8 +28,8 @@ def test_every_latent_is_made_once_and_in_order(cut: tuple[int, WindowSize]) -> 
         assert window.new.start == made, "it goes on where the one before ended"
         assert window.new.stop > made, "it adds something"
         if number:
-            assert window.start >= 1 and window.overlap == size.overlap
-            assert window.start + 1 + window.overlap == made, "what it is given was made"
+            assert window.start >= 1 and window.given == size.overlap + 1
+            assert window.start + window.given == made, "what it is given was made"
         assert window.length <= size.length
         made = window.stop
     assert frames_of(made) == frames
@@ -58,6 +58,24 @@ def test_a_frame_is_new_in_one_window(cut: tuple[int, WindowSize], data: st.Data
     # the latent of that frame, by the rule for a clip of its own and for the whole
     assert window.start + -(-inside // 8) == -(-frame // 8)
     assert windows[0].frame_within(0) == 0 and windows[-1].frame_within(frames - 1) == windows[-1].frames - 1
+
+
+@given(cuts(), st.lists(st.tuples(st.integers(1, 600), st.booleans()), max_size=6, unique_by=lambda each: each[0]))
+def test_windows_begin_at_borders(cut: tuple[int, WindowSize], places: list[tuple[int, bool]]) -> None:
+    frames, size = cut
+    borders = [Border(*place) for place in sorted(places)]
+    windows = cut_windows(frames, size, borders)
+    total, made = (frames - 1) // 8 + 1, 0
+    cuts_at = {border.latent: border.cut for border in borders if border.latent < total}
+    for window in windows:
+        assert window.new.start == made < window.new.stop and window.start >= 0 and window.length <= size.length
+        if made in cuts_at:
+            assert window.given == 1 if cuts_at[made] else 1 <= window.given <= size.overlap + 1
+        elif made:
+            assert window.given == size.overlap + 1
+        made = window.stop
+    assert made == total and cuts_at.keys() <= {window.new.start for window in windows}
+    assert cut_windows(frames, size, [Border(total)]) == cut_windows(frames, size)
 
 
 def test_a_clip_that_fits_is_one_window() -> None:

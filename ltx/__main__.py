@@ -231,6 +231,7 @@ def files_of(arguments: argparse.Namespace) -> Files:
         connectors=arguments.connectors,
         contexts=arguments.cache_dir,
         expander=arguments.expander,
+        sections=arguments.request.parent,
     )
 
 

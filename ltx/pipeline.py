@@ -18,7 +18,7 @@ from .diffusion.block import compile_blocks
 from .diffusion.conditioning import AudioCondition, Conditions, Guide
 from .diffusion.decode import decode_video, diffuses, to_uint8
 from .diffusion.kept import KeptWindows
-from .diffusion.sample_windows import Keep, keep_nothing, sample_windows
+from .diffusion.sample_windows import Keep, Part, keep_nothing, sample_windows
 from .diffusion.samplers import Hooks
 from .diffusion.sound import decode_audio
 from .diffusion.upscale import upscale, upscale_long
@@ -36,6 +36,7 @@ from .memory.offload import offload_transformer
 from .prompt.contexts import fingerprint
 from .report import describe
 from .request import Request
+from .timeline import streams
 from .trace import Trace, under
 from .weights.checkpoint import load_upscaler
 from .weights.lora import Merger
@@ -87,7 +88,8 @@ def run(
 
     def report() -> dict[str, Any]:
         gone_on = [f"{kept.used} windows of an earlier run were used again"] if kept.used else []
-        return describe(job, prompts.prompt, [*prompts.notes, *gone_on, *retried[-1:]])
+        written = [prompt for prompt, _ in prompts.sections]
+        return describe(job, prompts.prompt, [*prompts.notes, *gone_on, *retried[-1:]], written)
 
     frames = _decoded(job, compute, latent, noise, trace, say, retried)
     try:
@@ -150,15 +152,14 @@ def _sample(
     if compute.compiled:
         compile_blocks(model)
 
-    def stage(number: int, latent: Tensor, conditions: Conditions, noise: Noise) -> Any:
+    def stage(number: int, latent: Tensor, conditions: Conditions, noises: tuple[Noise, ...]) -> Any:
         return sample_windows(
             model,
             latent,
-            clip.windows,
+            _parts(job, prompts, sounds),
             conditions,
-            sounds,
             job.steering[number],
-            noise,
+            noises,
             device=device,
             hooks=partial(_hooks, job, number, trace, say),
             keep=_keep(job, compute, kept, number),
@@ -166,19 +167,34 @@ def _sample(
 
     conditions = Conditions(prompts.positive, sounds[0], prompts.negative, guides[0])
     latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
-    latent, sounds, noise = stage(0, latent, conditions, Noise(job.request.seed))
+    noises = tuple(map(Noise, streams(clip.sections, job.request.seed)[1]))
+    latent, sounds, noises = stage(0, latent, conditions, noises)
     if clip.two_stages:
         upsampler = load_upscaler(job.files.upscaler, dtype, device)
-        enlarge = upscale if len(clip.windows) == 1 else upscale_long
-        latent = enlarge(upsampler, checkpoint.video_statistics(), latent, trace)
+        statistics, cuts = checkpoint.video_statistics(), [w.new.start for w in clip.windows if w.given == 1]
+        if len(clip.windows) == 1:
+            latent = upscale(upsampler, statistics, latent, trace)
+        else:
+            latent = upscale_long(upsampler, statistics, latent, cuts, trace)
         del upsampler
         if waiting is not None:
             waiting.rest()
         merger.set(job.loras[1])
-        latent, sounds, noise = stage(1, latent, Conditions(prompts.positive, sounds[0], guides=guides[1]), noise)
+        latent, sounds, noises = stage(1, latent, Conditions(prompts.positive, sounds[0], guides=guides[1]), noises)
     if waiting is not None:
         waiting.release()
-    return latent, sounds, noise
+    return latent, sounds, noises[0]
+
+
+def _parts(job: Job, prompts: Prompts, sounds: tuple[AudioCondition, ...]) -> list[Part]:
+    """The windows of a job, each with its sound, the prompt of its section, and the number of its stream of noise."""
+    numbers, _ = streams(job.plan.sections, job.request.seed)
+    parts = []
+    for window, sound in zip(job.plan.windows, sounds, strict=True):
+        section = job.plan.section_of(window)
+        positive = prompts.sections[section][1] if prompts.sections else None
+        parts.append(Part(window, sound, positive, numbers[section]))
+    return parts
 
 
 def _hooks(job: Job, number: int, trace: Trace | None, say: OnProgress, window: int) -> Hooks:

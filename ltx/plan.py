@@ -12,6 +12,7 @@ from .latents import SPACE_SCALE, TIME_SCALE
 from .media.audio import LONGEST, MAX_SECONDS, Track, frames_for_audio
 from .media.rates import frame_rate
 from .request import AUTO, MAX_FRAMES, SIZES, Request
+from .timeline import Section, borders
 from .windows import Window, cut_windows
 
 MAX_AREA = 1920 * 1088
@@ -22,7 +23,8 @@ MAX_SAMPLES = 2**27  # of the sound, padded to the video's end: over ten minutes
 class Plan:
     """The plan of a video: its pixels, its frames (8k+1), its exact rate, and notes on every changed value.
 
-    windows: the windows in which both stages are sampled, at least one.
+    windows: the windows in which both stages are sampled, at least one. sections: those of the timeline, if there is
+    one; each begins with a window.
     """
 
     width: int
@@ -32,6 +34,12 @@ class Plan:
     two_stages: bool
     notes: tuple[str, ...]
     windows: tuple[Window, ...]
+    sections: tuple[Section, ...] = ()
+
+    def section_of(self, window: Window) -> int:
+        """The number of the section that a window belongs to; 0 without sections."""
+        begun = [n for n, each in enumerate(self.sections) if each.first_latent(self.fps) <= window.new.start]
+        return begun[-1] if begun else 0
 
     @property
     def first_size(self) -> tuple[int, int]:
@@ -125,5 +133,7 @@ def plan(request: Request, track: Track, images: tuple[tuple[int, int] | None, .
     windowed = request.windows is not None
     frames, frame_notes = choose_frames(track, fps, request.match_audio_length, request.num_frames, windowed=windowed)
     width, height, size_notes = choose_size(request.video_size, request.use_multiscale, images)
-    windows = cut_windows(frames, request.windows)
-    return Plan(width, height, frames, fps, request.use_multiscale, tuple(frame_notes + size_notes), windows)
+    sections = request.sections
+    windows = cut_windows(frames, request.windows, borders(sections, frames, fps))
+    notes = tuple(frame_notes + size_notes)
+    return Plan(width, height, frames, fps, request.use_multiscale, notes, windows, sections)

@@ -15,6 +15,7 @@ from typing import Any
 from .characters import check_text
 from .errors import InputError
 from .media.formats import FORMATS, QUALITIES, WRITE_MODES
+from .timeline import Section, read_timeline
 from .windows import LONGEST, WindowSize
 
 NEGATIVE_PROMPT = (
@@ -43,7 +44,7 @@ class Parameter:
     """One input of the endpoint. kind: text, integer, number, switch, choice, size, seed or windows.
 
     minimum, maximum: the endpoint's range. hard_minimum, hard_maximum: the limits of the engine itself, which apply to
-    the command.
+    the command. command: whether only the command takes it.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     hard_minimum: float | None = None
     hard_maximum: float | None = None
+    command: bool = False
 
 
 def _number(
@@ -128,7 +130,10 @@ PARAMETERS: dict[str, Parameter] = {
     "video_output_type": _choice("X264 (.mp4)", tuple(FORMATS), "Container and codec. GIF has no sound."),
     "video_quality": _choice("high", QUALITIES, "Quality of the encoded video."),
     "video_write_mode": _choice("balanced", WRITE_MODES, "fast encodes sooner, small takes longer for fewer bytes."),
-    "windows": Parameter("windows", None, "Overlapping windows, for a film as long as the audio. Not the endpoint's."),
+    "windows": Parameter(
+        "windows", None, "Overlapping windows, for a film as long as the audio. Not the endpoint's.", command=True
+    ),
+    "timeline": Parameter("text", "", "Sections of a film: times and prompts. Not the endpoint's.", command=True),
 }  # fmt: skip
 
 ABSENT = ("gradient_estimation_gamma", "audio_stg_scale")
@@ -196,8 +201,14 @@ class Request:
     video_quality: str
     video_write_mode: str
     windows: WindowSize | None
+    timeline: str
     given: frozenset[str] = field(default=frozenset(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """The sections of its timeline; empty without one."""
+        return read_timeline(self.timeline, self.prompt)
 
 
 def _shown(value: Any) -> str:
@@ -295,6 +306,10 @@ def parse(values: Mapping[str, Any]) -> Request:
     if "prompt" not in checked:
         raise InputError("prompt: missing; say what the video shows.")
     given = frozenset(checked)
+    if read_timeline(checked.get("timeline", ""), checked["prompt"]):
+        if checked.get("windows", True) is None:
+            raise InputError("timeline: a film with sections needs windows; set windows to true or leave it out.")
+        checked.setdefault("windows", WindowSize())
     if "seed" not in checked:
         checked["seed"] = random.SystemRandom().randrange(SEED_BELOW)
     if checked.get("audio_strength", 1.0) == 1:

@@ -19,10 +19,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 
 from .errors import InputError
-from .latents import TIME_SCALE
+from .latents import TIME_SCALE, frames_of
+from .windows import Border
 
+SECTION_SEED = 7_368_787  # between the seeds of two sections that name none
 MOST = 200  # sections; each has a prompt to encode and to hold
 LONGEST = 20_000  # characters of a timeline
 SHOWN = 60  # characters of a wrong line in a message
@@ -47,6 +50,10 @@ class Section:
         """The latent whose first frame is nearest to the start. Latent 0 is frame 0, and the later ones have eight."""
         frame = round(self.start * Fraction(fps))
         return 0 if frame == 0 else max(1, round(Fraction(frame - 1, TIME_SCALE)) + 1)
+
+    def first_frame(self, fps: Fraction) -> int:
+        """The first frame of that latent."""
+        return frames_of(self.first_latent(fps))
 
     def __str__(self) -> str:
         minutes, seconds = divmod(self.start, 60)
@@ -88,6 +95,36 @@ def check_end(sections: Sequence[Section], seconds: Fraction) -> None:
                 f"timeline: section {section} begins after the end of the film at {float(seconds):.1f} s; leave it out "
                 "or give a longer sound."
             )
+
+
+def borders(sections: Sequence[Section], frames: int, fps: Fraction) -> tuple[Border, ...]:
+    """Where the windows of a film of `frames` begin for its sections after the first one. Raises InputError if one
+    begins after the film's end, or two of them within the same eight frames."""
+    check_end(sections, frames / Fraction(fps))
+    found: list[Border] = []
+    for before, section in pairwise(sections):
+        latent = section.first_latent(fps)
+        if latent <= (found[-1].latent if found else 0) or frames_of(latent) >= frames:
+            raise InputError(
+                f"timeline: section {section} is less than eight frames away from {before} or from the end; leave one "
+                "of them out."
+            )
+        found.append(Border(latent, section.cut))
+    return tuple(found)
+
+
+def streams(sections: Sequence[Section], seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The number of the stream of noise of each section, and the seed of each stream.
+
+    A section behind a hard cut has a stream of its own, so that it depends on nothing before it, and so has one that
+    names a seed; others go on with the stream before. seed: the request's. A film without sections has one stream.
+    """
+    numbers, seeds = [], []
+    for place, section in enumerate(sections):
+        if not place or section.cut or section.seed is not None:
+            seeds.append(seed + SECTION_SEED * place if section.seed is None else section.seed)
+        numbers.append(len(seeds) - 1)
+    return tuple(numbers) or (0,), tuple(seeds) or (seed,)
 
 
 def _section(number: int, line: str) -> Section:

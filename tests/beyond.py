@@ -4,4 +4,5 @@ BEYOND = {
     "res_2s",
     "euler_ancestral",
     "windows",
+    "timeline",
 }

@@ -125,8 +125,8 @@ def lora_list() -> tuple[Any, Any]:
     return list[LoRAInput], Field(..., max_length=MOST_LORAS, description="The LoRAs, in the order of their merging.")
 
 
-OFFERED = [name for name, parameter in PARAMETERS.items() if parameter.kind != "windows"]
-"""The parameters that the API takes. The graph, which it fills in, has no windows; the command has."""
+OFFERED = [name for name, parameter in PARAMETERS.items() if not parameter.command]
+"""The parameters that the API takes. The graph, which it fills in, has no windows and no sections; the command has."""
 
 
 def input_model(

@@ -22,7 +22,8 @@ STEP = Fraction(5, 1000)  # seconds between the places that are compared
 def join(parts: Sequence[Track], starts: Sequence[Fraction]) -> Track:
     """Joins parts of one sound, which begin at these seconds. One part is returned as it is.
 
-    Raises InputError if the parts have different rates or channels, or two neighbours do not overlap.
+    Two neighbours that do not overlap, as behind a hard cut, have silence between them. Raises InputError if the parts
+    have different rates or channels.
     """
     first = parts[0]
     if len(parts) == 1:
@@ -33,13 +34,27 @@ def join(parts: Sequence[Track], starts: Sequence[Fraction]) -> Track:
             raise InputError("audio: the windows' sounds differ in rate or channels; decode all with one vocoder.")
         at, last = round(start * first.rate), done.pop()
         overlap = min(begin + last.shape[1] - at, part.waveform.shape[1])
-        if overlap <= 0:
-            raise InputError("audio: the windows' sounds do not overlap; give the windows a larger overlap.")
+        if overlap <= 0:  # behind a hard cut
+            gap = torch.zeros(len(last), -overlap)
+            done += [
+                torch.cat((_ended(last, first.rate), gap), dim=1),
+                _ended(part.waveform.flip(1), first.rate).flip(1),
+            ]
+            begin = at
+            continue
         shared = slice(at - begin, at - begin + overlap)
         faded, used = _faded(last[:, shared], part.waveform[:, :overlap], first.rate)
         done += [torch.cat((last[:, : shared.start], faded), dim=1), part.waveform[:, used:]]
         begin = at + used
     return Track(torch.cat(done, dim=1), first.rate, first.speakers)
+
+
+def _ended(wave: Tensor, rate: int) -> Tensor:
+    """The wave with a short fade to silence at its end."""
+    length = min(round(STEP * rate), wave.shape[1])
+    fade = torch.ones(wave.shape[1])
+    fade[wave.shape[1] - length :] = 1 - torch.arange(1, length + 1) / length
+    return wave * fade
 
 
 def _faded(falling: Tensor, rising: Tensor, rate: int) -> tuple[Tensor, int]:

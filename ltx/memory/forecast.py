@@ -22,12 +22,13 @@ from ..diffusion.kept import disk_needed
 from ..diffusion.passes import kept_texts
 from ..diffusion.sound import decode_audio, encode_mel
 from ..diffusion.upscale import PIECE
-from ..job import BLOCKS, FIRST, NEVER, Compute, Job
+from ..job import BLOCKS, NEVER, Compute, Job, Picture
 from ..latents import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, audio_length, video_shape
 from ..models import size as readable
 from ..weights.adapters import LowRank, tensors
 from ..weights.checkpoint import load_upscaler
 from ..weights.quantized import QuantizedLinear, weight_shape
+from ..windows import Window
 from .encoder import encode_longest, expander, text_encoder, write_longest
 from .free import free_memory
 from .rehearsal import META, blueprint, bytes_of, peak, weights
@@ -243,7 +244,7 @@ class _Measured:
                     torch.zeros(1, CHANNELS, *video_shape(self.frames, *size)),
                     AudioCondition(sound, self.frames, clip.fps, job.request.audio_strength),
                     steering.acting(frozen) if guided else (NONE, NONE),
-                    images=[image == FIRST for _, image in job.images],
+                    images=[not image.frame for image in self._at_once()],
                     room=room,
                 )
 
@@ -254,6 +255,14 @@ class _Measured:
         # A GPU keeps less of the texts if it is short of memory.
         smaller = one_by_one + kept if self.on == "cpu" else one_by_one
         self.planner.add(name, models, batched + kept, smaller=smaller)
+
+    def _at_once(self) -> list[Picture]:
+        """The images of the window that has most of them."""
+
+        def inside(window: Window) -> list[Picture]:
+            return [image for image in self.job.images if window.frame_within(image.frame) is not None]
+
+        return max(map(inside, self.clip.windows), key=len)
 
     def _whole(self, *sizes: tuple[int, int]) -> int:
         """Bytes of the latents of the whole clip, of these heights and widths, that lie in host memory beside a window.

@@ -12,6 +12,7 @@ import sys
 import wave
 from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ import torch
 from a2v.ltx import pipeline
 from a2v.ltx.diffusion import kept
 from a2v.ltx.diffusion.conditioning import TextContext
-from a2v.ltx.encoding import Prompts
+from a2v.ltx.encoding import Prompts, encode_prompts
 from a2v.ltx.errors import FlaggedError, InputError
-from a2v.ltx.job import Compute, Files
+from a2v.ltx.job import Compute, Files, prepare
 from a2v.ltx.media.audio import LONGEST, Track, load_track
 from a2v.ltx.media.probe import probe
 from a2v.ltx.memory.forecast import Forecast, estimate
 from a2v.ltx.plan import plan
 from a2v.ltx.request import parse
+from a2v.ltx.timeline import SECTION_SEED
 from a2v.ltx.trace import Recorder
 from a2v.tests.ltx.measure import job_of
 from a2v.tests.tiny import TinyFiles
@@ -86,8 +88,8 @@ class Made:
                 raise KeyboardInterrupt
 
         made = pipeline.run(
-            files, parse(request), Compute(torch.float32), prompts=Prompts("", text(1), text(2)), trace=recorder,
-            progress=progress, **more,
+            files, parse(request), Compute(torch.float32), trace=recorder, progress=progress,
+            **{"prompts": Prompts("", text(1), text(2)), **more},
         )  # fmt: skip
         self.trace, self.report = recorder.tensors, made.report
 
@@ -322,6 +324,109 @@ def test_the_disk_is_as_forecast(make: Callable[..., Made], tmp_path: Path) -> N
     needed = kept.disk_needed(film.windows, *film.sizes)
     assert needed == 11 * 128 * 4 * (1 + 4)
     assert needed < stored < needed + 8 * 6000, "and the state of the noise in each file"
+
+
+# Sections.
+
+SONG = """
+0:00 a woman sings
+0:01 chorus: she dances in the rain
+0:02 [cut] verse: a close view
+0:02.9 [seed 5] chorus:
+"""
+
+
+class Sung(Made):
+    """A film with a context for each section."""
+
+    def __init__(self, files: Files, request: dict[str, Any], **more: Any) -> None:
+        sections = parse(request).sections
+        contexts = {each.prompt: text(10 + n) for n, each in enumerate(sections)}
+        found = tuple((each.prompt, contexts[each.prompt]) for each in sections)
+        super().__init__(files, request, prompts=Prompts(sections[0].prompt, found[0][1], text(2), (), found), **more)
+
+
+@pytest.fixture
+def sing(tiny: TinyFiles, media: Path, tmp_path: Path) -> Callable[..., Made]:
+    def run(timeline: str, name: str = "film", **more: Any) -> Made:
+        files = replace(files_of(tiny, media, tmp_path / f"{name}.mp4"), sections=media)
+        return Sung(files, {**FILM, "timeline": timeline, **more.pop("request", {})}, **more)
+
+    return run
+
+
+def test_sections_begin_windows(sing: Callable[..., Made]) -> None:
+    film = sing(SONG)
+    told = film.report["used"]["sections"]
+    assert [(each["frame"], each["name"], each["cut"]) for each in told] == [
+        (0, "", False), (25, "chorus", False), (49, "verse", True), (73, "chorus", False),
+    ]  # fmt: skip
+    assert told[3]["prompt"] == told[1]["prompt"] == "she dances in the rain" and told[3]["seed"] == 5
+    assert [each["seed"] for each in told[:3]] == [21, 21, 21 + 2 * SECTION_SEED]
+    windows = plan(parse({**FILM, "timeline": SONG}), track(4)).windows
+    assert [(w.new.start, w.given) for w in windows] == [(0, 0), (4, 3), (6, 3), (7, 1), (10, 3)]
+    assert film.trace["final/frames_u8"].shape[0] == FRAMES
+
+
+def test_nothing_goes_over_a_hard_cut(sing: Callable[..., Made]) -> None:
+    usual = sing(SONG).trace["final/video_latent"]
+
+    def changed(old: str, new: str) -> list[int]:
+        other = sing(SONG.replace(old, new), "other").trace["final/video_latent"]
+        return [k for k in range(11) if not torch.equal(usual[:, :, k], other[:, :, k])]
+
+    assert changed("[seed 5]", "[seed 6]") == [7, 8, 9, 10], "the upscaler looks ahead within what is not cut"
+    assert changed("[cut]", "[cut, image last.png]") == [7, 8, 9, 10]
+    assert changed("0:00 a", "0:00 [seed 4] a") == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_section_is_made_again_alone(sing: Callable[..., Made]) -> None:
+    """With another seed behind a hard cut, what was kept before it is used again."""
+    with pytest.raises(KeyboardInterrupt):
+        sing(SONG, stop=lambda phase, done: phase == "decode")
+    again = sing(SONG.replace("[cut]", "[cut, seed 3]"), resume=True)
+    assert again.sampled == [f"{stage} stage, window {n} of 5" for stage in ("first", "second") for n in (4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("timeline", "request_", "words"),
+    [
+        ("0:10 later", {}, "section 0:10.0 begins after the end of the film at 3.4 s"),
+        ("0:01 a\n0:01.1 b", {}, "section 0:01.1 is less than eight frames away from 0:01.0"),
+        ("0:03.37 a", {}, "section 0:03.4 is less than eight frames away"),
+        ("0:01 [image no.png] a", {}, "no.png"),
+        ("0:01 a", {"windows": False}, "timeline: a film with sections needs windows"),
+        ("rain", {}, "timeline: line 1"),
+    ],
+)
+def test_sections_that_cannot_be(
+    tiny: TinyFiles, media: Path, tmp_path: Path, timeline: str, request_: dict[str, Any], words: str
+) -> None:
+    files = replace(files_of(tiny, media, tmp_path / "film.mp4"), sections=media)
+    with pytest.raises(InputError) as refused:
+        Made(files, {**FILM, "timeline": timeline, **request_})
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_first_images_are_refused(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    files = replace(files_of(tiny, media, tmp_path / "film.mp4", images=True), sections=media)
+    with pytest.raises(InputError, match="and so has the film"):
+        Made(files, {**FILM, "timeline": "0:00 [image last.png] a"})
+
+
+def test_each_section_has_its_own_context(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    """From the text encoder itself; a prompt that two sections share is encoded once."""
+    recorder, told = Recorder(), []
+    request = parse({**FILM, "timeline": SONG})
+    job = prepare(files_of(tiny, media, tmp_path / "film.mp4"), request)
+    prompts = encode_prompts(job, Compute(torch.float32), recorder, lambda *each: told.append(each))
+    assert told[-1] == ("encode text", 4, 4)
+    assert prompts.sections[1][1] is prompts.sections[3][1]
+    for number, section in enumerate((0, 1, 2)):
+        assert torch.equal(recorder.tensors[f"prompt/{number}/video_enc"], prompts.sections[section][1].video)
+    assert not torch.equal(prompts.sections[0][1].video, prompts.sections[1][1].video)
+    assert torch.equal(recorder.tensors["prompt/3/video_enc"], prompts.negative.video)
 
 
 # SIGKILL, from a shell's point of view.

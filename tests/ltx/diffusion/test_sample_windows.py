@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -13,13 +14,13 @@ from a2v.ltx.diffusion.acceleration import LEVELS
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.sample import sample
-from a2v.ltx.diffusion.sample_windows import conditions_of, sample_windows
+from a2v.ltx.diffusion.sample_windows import Part, conditions_of, sample_windows
 from a2v.ltx.diffusion.samplers import Hooks, Restart
 from a2v.ltx.diffusion.steering import ANCESTRAL, RES_2S, Steering
 from a2v.ltx.latents import CHANNELS, Noise, audio_length, frames_of, unpatchify_video, video_positions
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
-from a2v.ltx.windows import Window, WindowSize, cut_windows
+from a2v.ltx.windows import Border, Window, WindowSize, cut_windows
 from a2v.tests.tiny import TinyFiles
 from torch import Tensor, nn
 
@@ -56,11 +57,15 @@ def text(seed: int) -> TextContext:
     return TextContext(drawn(seed, 1, 16, 64), drawn(seed + 100, 1, 16, 32))
 
 
-def sounds(windows: tuple[Window, ...] = WINDOWS, strength: float = 1.0) -> tuple[AudioCondition, ...]:
+def sounds(windows: Sequence[Window] = WINDOWS, strength: float = 1.0) -> tuple[AudioCondition, ...]:
     return tuple(
         AudioCondition(drawn(number, 1, 8, audio_length(w.frames, FPS), 16), w.frames, FPS, strength)
         for number, w in enumerate(windows)
     )
+
+
+def parts(heard: Sequence[AudioCondition], windows: Sequence[Window] = WINDOWS) -> tuple[Part, ...]:
+    return tuple(Part(window, sound) for window, sound in zip(windows, heard, strict=True))
 
 
 def zeros(latents: int = LATENTS) -> Tensor:
@@ -80,14 +85,13 @@ class Watched:
         self.traces: dict[int, Recorder] = {}
         given = {"conditions": conditions(), "noise": Noise(4), **more}
         self.heard = sounds(strength=strength)
-        self.video, self.audio, self.noise = sample_windows(
+        self.video, self.audio, (self.noise,) = sample_windows(
             model,
             zeros() if start is None else start.clone(),
-            WINDOWS,
+            parts(self.heard),
             given["conditions"],
-            self.heard,
             steering,
-            given["noise"],
+            [given["noise"]],
             hooks=lambda number: Hooks(trace=self.traces.setdefault(number, Recorder())),
         )
 
@@ -111,7 +115,8 @@ def test_one_window_is_a_clip(model: nn.Module, way: str, strength: float) -> No
     guides = (Guide(drawn(7, 1, CHANNELS, 1, HEIGHT, WIDTH), 0, 0.9), Guide(drawn(8, 1, CHANNELS, 1, 2, 3), 32, 0.7))
     start = drawn(9, *zeros(5).shape)
     wanted, heard, after = sample(model, start, replace(conditions(*guides), audio=sound), steering, Noise(4))
-    video, (audio,), noise = sample_windows(model, start, windows, conditions(*guides), (sound,), steering, Noise(4))
+    (one,) = parts([sound], windows)
+    video, (audio,), (noise,) = sample_windows(model, start, [one], conditions(*guides), steering, [Noise(4)])
     assert torch.equal(video, wanted) and torch.equal(audio.latent, heard.latent) and audio.frozen
     assert torch.equal(noise.state, after.state)
 
@@ -154,10 +159,10 @@ def test_positions_and_sound_are_the_windows_own(model: nn.Module) -> None:
 
 def test_a_window_hears_its_own_sound(model: nn.Module) -> None:
     """Another sound in the third window changes what it adds and what follows, and nothing before."""
-    one = sample_windows(model, zeros(), WINDOWS, conditions(), sounds(), Steering(SIGMAS), Noise(4))[0]
+    one = sample_windows(model, zeros(), parts(sounds()), conditions(), Steering(SIGMAS), [Noise(4)])[0]
     heard = list(sounds())
     heard[2] = replace(heard[2], latent=heard[2].latent + 1)
-    other = sample_windows(model, zeros(), WINDOWS, conditions(), heard, Steering(SIGMAS), Noise(4))[0]
+    other = sample_windows(model, zeros(), parts(heard), conditions(), Steering(SIGMAS), [Noise(4)])[0]
     same = [torch.equal(one[:, :, k], other[:, :, k]) for k in range(LATENTS)]
     assert same == [True] * 7 + [False] * 4
 
@@ -219,7 +224,7 @@ def test_a_mask_of_the_whole_is_cut(model: nn.Module) -> None:
     assert torch.equal(run.video[:, :, 5, 0], start[:, :, 5, 0]) and torch.equal(run.video[:, :, 4], start[:, :, 4])
     assert not torch.equal(run.video[:, :, 5, 1], start[:, :, 5, 1])
     assert (mask[:, :, 5, 0] == 0).all() and mask.sum() == 6 * LATENTS - 9, "the caller's own stays as it was"
-    own = conditions_of(WINDOWS[1], conditions(mask=mask), sounds()[1], start)
+    own = conditions_of(parts(sounds())[1], conditions(mask=mask), start)
     assert own.mask.reshape(5, 6)[:, 0].tolist() == [1, 0, 0, 0, 1]
 
 
@@ -232,3 +237,53 @@ def test_renewed_sound_is_each_windows_own(model: nn.Module) -> None:
         torch.testing.assert_close(told, torch.full_like(told, 0.6))
     kept = Watched(model, Steering(SIGMAS))
     assert all(torch.equal(a.latent, b.latent) for a, b in zip(kept.audio, kept.heard, strict=True))
+
+
+# Sections
+
+
+CUT = cut_windows(frames_of(LATENTS), SIZE, [Border(6, cut=True)])
+
+
+def cut_film(model: nn.Module, sigmas: Tensor, start: Tensor, first_seed: int = 4, **changes: Any) -> Tensor:
+    """A film with a hard cut at latent 6, behind which it has another prompt and another stream of noise."""
+    film = [
+        Part(window, sound, text(5) if window.new.start >= 6 else None, int(window.new.start >= 6))
+        for window, sound in zip(CUT, sounds(CUT), strict=True)
+    ]
+    if changes.get("prompt"):
+        film[-1] = replace(film[-1], positive=text(6))
+    steering = Steering(sigmas, restart=Restart())
+    guides = changes.get("guides", ())
+    return sample_windows(model, start.clone(), film, conditions(*guides), steering, [Noise(first_seed), Noise(9)])[0]
+
+
+@pytest.mark.parametrize("sigmas", [SIGMAS, torch.tensor([0.9, 0.4, 0.0])], ids=["first stage", "second stage"])
+def test_nothing_before_a_hard_cut_acts_behind_it(model: nn.Module, sigmas: Tensor) -> None:
+    assert [(w.start, w.given, w.stop) for w in CUT] == [(0, 0, 4), (1, 3, 6), (5, 1, 9), (6, 3, 11)] or len(CUT) > 2
+    start = drawn(3, *zeros().shape) * (sigmas[0] < 1)
+    usual, other = (
+        cut_film(model, sigmas, start),
+        cut_film(model, sigmas, start * (torch.arange(11) > 5)[:, None, None], 7),
+    )
+    assert torch.equal(usual[:, :, 6:], other[:, :, 6:])
+    assert not torch.equal(usual[:, :, :6], other[:, :, :6])
+
+
+def test_a_prompt_acts_in_its_own_window(model: nn.Module) -> None:
+    usual, other = cut_film(model, SIGMAS, zeros()), cut_film(model, SIGMAS, zeros(), prompt=True)
+    begin = CUT[-1].new.start
+    assert torch.equal(usual[:, :, :begin], other[:, :, :begin])
+    assert not any(torch.equal(usual[:, :, k], other[:, :, k]) for k in range(begin, LATENTS))
+
+
+def test_an_image_behind_a_hard_cut_is_its_first(model: nn.Module) -> None:
+    window = next(window for window in CUT if window.given == 1)
+    guide = Guide(drawn(5, 1, CHANNELS, 1, HEIGHT, WIDTH), frames_of(6), 0.9)
+    own = conditions_of(Part(window, sounds([window])[0]), conditions(guide), zeros())
+    assert [each.frame for each in own.guides] == [0]
+    soft = next(window for window in WINDOWS if window.frame_within(frames_of(6)) is not None)
+    own = conditions_of(Part(soft, sounds([soft])[0]), conditions(guide), zeros())
+    assert [each.frame + soft.first_frame for each in own.guides] == [41]
+    usual, other = cut_film(model, SIGMAS, zeros()), cut_film(model, SIGMAS, zeros(), guides=[guide])
+    assert torch.equal(usual[:, :, :6], other[:, :, :6]) and not torch.equal(usual[:, :, 6], other[:, :, 6])

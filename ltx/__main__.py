@@ -184,13 +184,16 @@ def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
 
 
 class Bars:
-    """One terminal bar for each phase, on standard error."""
+    """One terminal bar for each phase, on standard error. The windows of a stage share a line: what follows a comma in
+    the phase's name does not begin another one."""
 
     def __init__(self) -> None:
         self.phase, self.bar = "", None
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         if phase != self.phase:
+            if self.bar is not None:
+                self.bar.leave = phase.partition(",")[0] != self.phase.partition(",")[0]
             self.close()
             # With a delay the bar is not shown while it is made: an interrupt could not end its line then.
             line = {"desc": phase, "unit": "", "file": sys.stderr, "dynamic_ncols": True, "delay": 1e-9}

@@ -3,7 +3,7 @@
 A clip in one window is upscaled as a whole, as in the official pipeline. A longer one is upscaled in pieces, so that
 the memory does not grow with its length. The upscaler normalises over all frames that it is given, so a piece can only
 resemble the whole; each piece is as long as the longest clip that the upscaler is used for elsewhere. On a film of five
-minutes of the miniature, pieces are 3 % of the deviation away from the whole. Windows upscaled alone would be 11 %,
+minutes of the miniature, pieces are 3 % of the deviation away from the whole. Windows upscaled alone are 11 % away,
 and 31 % at their ends.
 """
 

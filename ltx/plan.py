@@ -76,10 +76,12 @@ def choose_frames(
     track: Track, fps: Fraction, match: bool, num_frames: int, *, windowed: bool = False
 ) -> tuple[int, list[str]]:
     """Returns the frames of the clip, 8k+1, and notes on changes. match: whether the audio sets the length, up to 481
-    frames, or up to LONGEST seconds if the clip is `windowed`. Raises InputError if the sound would not fit into
-    memory."""
+    frames, or up to LONGEST seconds if the clip is `windowed`. Raises InputError if the sound is too long or would not
+    fit into memory."""
     notes = []
     if match:
+        if windowed and track.seconds >= LONGEST:
+            raise InputError(f"audio: it lasts {LONGEST // 60} minutes or more; cut it into shorter parts.")
         frames = frames_for_audio(track, fps)
         if frames > MAX_FRAMES and not windowed:
             kept = float(MAX_FRAMES / fps)

@@ -282,8 +282,11 @@ def test_the_audio_sets_the_length() -> None:
     assert plan(parse({"prompt": "x"}), track(60)).frames == 481, "the endpoint's cut stays"
     assert len(plan(parse({"prompt": "x"}), track(60)).windows) == 1
     assert plan(parse(asked), track(LONGEST - 1)).frames == 64777
+    for seconds in (LONGEST, LONGEST + 60):
+        with pytest.raises(InputError, match="audio: it lasts 45 minutes or more"):
+            plan(parse(asked), track(seconds))
     with pytest.raises(InputError, match=f"{LONGEST} s is the most"):
-        plan(parse(asked), track(LONGEST + 60))
+        plan(parse({**asked, "match_audio_length": False, "num_frames": 65000}), track(60))
     with pytest.raises(InputError, match="600 s is the most"):
         plan(parse({"prompt": "x", "match_audio_length": False, "num_frames": 60000}), track(60))
 

@@ -43,6 +43,7 @@ class KeptWindows:
 
     def __init__(self, folder: Path, resume: bool = False) -> None:
         self.folder, self.resume, self.used = folder, resume, 0
+        self._seed: int | None = None  # to be noted with the first window
 
     @classmethod
     def beside(cls, film: Path, resume: bool = False) -> KeptWindows:
@@ -88,11 +89,18 @@ class KeptWindows:
         return seed if isinstance(seed, int) else None
 
     def begin(self, seed: int) -> None:
-        """Makes the folder and notes the seed. Raises InputError if it cannot be written."""
+        """Says which seed is to be noted. The folder is made with the first window, so an earlier end leaves none."""
+        self._seed = seed
+
+    def _open(self) -> None:
+        """Makes the folder and notes the seed, once."""
+        if self._seed is None:
+            return
         with disk_errors(self.folder):
             self.folder.mkdir(exist_ok=True)
         with replacing(self.folder / SEED) as file, disk_errors(file):
-            file.write_text(json.dumps({"seed": seed}))
+            file.write_text(json.dumps({"seed": self._seed}))
+        self._seed = None
 
     def remove(self) -> None:
         """Deletes the kept windows. Files of another kind stay, and their folder with them."""
@@ -116,6 +124,7 @@ class KeptWindows:
         tensors = {"video": piece.video, "noise": piece.noise.state}
         if not conditions.audio.frozen:
             tensors["audio"] = piece.audio.latent
+        self._open()
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         with replacing(path) as partial, disk_errors(path), partial.open("wb") as file:
             file.write(data)

@@ -235,6 +235,12 @@ def test_what_is_flagged_does_not_stay(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_end_before_the_first_window_leaves_nothing(make: Callable[..., Made], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(stop=lambda phase, done: phase == "first stage, window 1 of 4")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_drawn_seed_is_kept(make: Callable[..., Made], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make({"seed": None}, stop=in_second_stage)

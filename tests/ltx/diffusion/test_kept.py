@@ -115,5 +115,7 @@ def test_it_is_removed_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "film.mp4.windows").write_text("a file")
+    store, (made, conditions) = KeptWindows.beside(tmp_path / "film.mp4"), piece(1.0)
+    store.begin(7)
     with pytest.raises((InputError, OSError), match=r"film\.mp4\.windows"):
-        KeptWindows.beside(tmp_path / "film.mp4").begin(7)
+        store.of("")(lambda: made, 0, torch.zeros(1), conditions, STEERING, Noise(4))

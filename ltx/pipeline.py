@@ -18,7 +18,7 @@ from .diffusion.block import compile_blocks
 from .diffusion.conditioning import AudioCondition, Conditions, Guide
 from .diffusion.decode import decode_video, diffuses, to_uint8
 from .diffusion.kept import KeptWindows
-from .diffusion.sample_windows import Keep, Part, keep_nothing, sample_windows
+from .diffusion.sample_windows import Keep, WindowInputs, keep_nothing, sample_windows
 from .diffusion.samplers import Hooks
 from .diffusion.sound import decode_audio
 from .diffusion.upscale import upscale, upscale_long
@@ -186,14 +186,14 @@ def _sample(
     return latent, sounds, noises[0]
 
 
-def _parts(job: Job, prompts: Prompts, sounds: tuple[AudioCondition, ...]) -> list[Part]:
+def _parts(job: Job, prompts: Prompts, sounds: tuple[AudioCondition, ...]) -> list[WindowInputs]:
     """The windows of a job, each with its sound, the prompt of its section, and the number of its stream of noise."""
     numbers, _ = streams(job.plan.sections, job.request.seed)
     parts = []
     for window, sound in zip(job.plan.windows, sounds, strict=True):
         section = job.plan.section_of(window)
         positive = prompts.sections[section][1] if prompts.sections else None
-        parts.append(Part(window, sound, positive, numbers[section]))
+        parts.append(WindowInputs(window, sound, positive, numbers[section]))
     return parts
 
 

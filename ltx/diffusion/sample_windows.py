@@ -34,7 +34,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Part:
+class WindowInputs:
     """A window and what it alone is conditioned on. sound: cut and encoded for it; positive: the context of its own
     prompt, if it has one; stream: the number of the stream of noise that it draws from."""
 
@@ -67,7 +67,7 @@ def keep_nothing(make: Callable[[], Sampled], *_: Any) -> Sampled:
 def sample_windows(
     model: nn.Module,
     latent: Tensor,
-    parts: Sequence[Part],
+    parts: Sequence[WindowInputs],
     conditions: Conditions,
     steering: Steering,
     noises: Sequence[NoiseSource],
@@ -118,7 +118,7 @@ def start_of(window: Window, whole: Tensor) -> Tensor:
     return start
 
 
-def conditions_of(part: Part, conditions: Conditions, like: Tensor) -> Conditions:
+def conditions_of(part: WindowInputs, conditions: Conditions, like: Tensor) -> Conditions:
     """The conditions of one window: its sound and its prompt, the guides at frames that it adds, and a mask that keeps
     its overlap.
 

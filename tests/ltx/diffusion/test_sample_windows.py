@@ -14,7 +14,7 @@ from a2v.ltx.diffusion.acceleration import LEVELS
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.sample import sample
-from a2v.ltx.diffusion.sample_windows import Part, conditions_of, sample_windows
+from a2v.ltx.diffusion.sample_windows import WindowInputs, conditions_of, sample_windows
 from a2v.ltx.diffusion.samplers import Hooks, Restart
 from a2v.ltx.diffusion.steering import ANCESTRAL, RES_2S, Steering
 from a2v.ltx.latents import CHANNELS, Noise, audio_length, frames_of, unpatchify_video, video_positions
@@ -64,8 +64,8 @@ def sounds(windows: Sequence[Window] = WINDOWS, strength: float = 1.0) -> tuple[
     )
 
 
-def parts(heard: Sequence[AudioCondition], windows: Sequence[Window] = WINDOWS) -> tuple[Part, ...]:
-    return tuple(Part(window, sound) for window, sound in zip(windows, heard, strict=True))
+def parts(heard: Sequence[AudioCondition], windows: Sequence[Window] = WINDOWS) -> tuple[WindowInputs, ...]:
+    return tuple(WindowInputs(window, sound) for window, sound in zip(windows, heard, strict=True))
 
 
 def zeros(latents: int = LATENTS) -> Tensor:
@@ -248,7 +248,7 @@ CUT = cut_windows(frames_of(LATENTS), SIZE, [Border(6, cut=True)])
 def cut_film(model: nn.Module, sigmas: Tensor, start: Tensor, first_seed: int = 4, **changes: Any) -> Tensor:
     """A film with a hard cut at latent 6, behind which it has another prompt and another stream of noise."""
     film = [
-        Part(window, sound, text(5) if window.new.start >= 6 else None, int(window.new.start >= 6))
+        WindowInputs(window, sound, text(5) if window.new.start >= 6 else None, int(window.new.start >= 6))
         for window, sound in zip(CUT, sounds(CUT), strict=True)
     ]
     if changes.get("prompt"):
@@ -280,10 +280,10 @@ def test_a_prompt_acts_in_its_own_window(model: nn.Module) -> None:
 def test_an_image_behind_a_hard_cut_is_its_first(model: nn.Module) -> None:
     window = next(window for window in CUT if window.given == 1)
     guide = Guide(drawn(5, 1, CHANNELS, 1, HEIGHT, WIDTH), frames_of(6), 0.9)
-    own = conditions_of(Part(window, sounds([window])[0]), conditions(guide), zeros())
+    own = conditions_of(WindowInputs(window, sounds([window])[0]), conditions(guide), zeros())
     assert [each.frame for each in own.guides] == [0]
     soft = next(window for window in WINDOWS if window.frame_within(frames_of(6)) is not None)
-    own = conditions_of(Part(soft, sounds([soft])[0]), conditions(guide), zeros())
+    own = conditions_of(WindowInputs(soft, sounds([soft])[0]), conditions(guide), zeros())
     assert [each.frame + soft.first_frame for each in own.guides] == [41]
     usual, other = cut_film(model, SIGMAS, zeros()), cut_film(model, SIGMAS, zeros(), guides=[guide])
     assert torch.equal(usual[:, :, :6], other[:, :, :6]) and not torch.equal(usual[:, :, 6], other[:, :, 6])

@@ -65,6 +65,7 @@ import transformers  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from .characters import check_name  # noqa: E402
+from .diffusion.kept import KeptWindows  # noqa: E402
 from .errors import FlaggedError, InputError  # noqa: E402
 from .job import AUTO, BLOCKS, OFFLOAD, Compute, Files  # noqa: E402
 from .media.formats import SUFFIXES  # noqa: E402
@@ -119,6 +120,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--end-image", type=Path, metavar="F", help="last frame")
     p.add_argument("--safety-checker", type=Path, metavar="DIR", help="folder of an image classifier of transformers")
     p.add_argument("--request", type=Path, required=True, metavar="FILE.json", help="the endpoint's parameters")
+    p.add_argument(
+        "--resume", action="store_true", help="go on from the windows that an ended run of the same output kept"
+    )
     p.add_argument("--stg-blocks", type=int, nargs="+", default=[], metavar="N", help="blocks that STG perturbs")
     p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
     p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
@@ -180,13 +184,16 @@ def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
 
 
 class Bars:
-    """One terminal bar for each phase, on standard error."""
+    """One terminal bar for each phase, on standard error. The windows of a stage share a line: what follows a comma in
+    the phase's name does not begin another one."""
 
     def __init__(self) -> None:
         self.phase, self.bar = "", None
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         if phase != self.phase:
+            if self.bar is not None:
+                self.bar.leave = phase.partition(",")[0] != self.phase.partition(",")[0]
             self.close()
             # With a delay the bar is not shown while it is made: an interrupt could not end its line then.
             line = {"desc": phase, "unit": "", "file": sys.stderr, "dynamic_ncols": True, "delay": 1e-9}
@@ -227,6 +234,7 @@ def files_of(arguments: argparse.Namespace) -> Files:
         connectors=arguments.connectors,
         contexts=arguments.cache_dir,
         expander=arguments.expander,
+        sections=arguments.request.parent,
     )
 
 
@@ -257,6 +265,12 @@ def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) ->
         print(message, file=sys.stderr)
         return status
 
+    def interrupted() -> str:
+        if written:
+            return "interrupted; the video is complete, its trace is not"
+        kept = KeptWindows.beside(arguments.output)
+        return f"interrupted; {kept.told()}" if kept.count() else INTERRUPTED
+
     try:
         check_names(arguments)
         request = parse(read_request(arguments.request))
@@ -270,6 +284,7 @@ def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) ->
             announce=lambda forecast: print(f"{forecast}\n", end="", file=sys.stderr),
             trace=recorder,
             progress=bars,
+            resume=arguments.resume,
         )
         bars.close()
         written = True
@@ -278,11 +293,12 @@ def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) ->
     except InputError as error:
         return ended(error, 2)
     except KeyboardInterrupt:
-        return ended("interrupted; the video is complete, its trace is not" if written else INTERRUPTED, 130)
+        return ended(interrupted(), 130)
     except FlaggedError as error:
         return ended(error, 1)
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
-        return ended(f"failed: {type(error).__name__}: {error}", 1)
+        kept = KeptWindows.beside(arguments.output)
+        return ended(f"failed: {type(error).__name__}: {error}" + (f"; {kept.told()}" if kept.count() else ""), 1)
     for note in result.report["notes"]:
         print(f"note: {note}", file=sys.stderr)
     print(json.dumps({"output": str(result.video.path), **result.report["used"]}))

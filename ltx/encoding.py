@@ -12,9 +12,9 @@ from torch import nn
 from .diffusion.conditioning import AudioCondition, Guide, TextContext
 from .diffusion.encode import encode_image
 from .diffusion.sound import encode_audio, encode_mel, log_mel
-from .job import FIRST, Compute, Job
+from .job import Compute, Job
 from .media import preprocess
-from .media.audio import conditioning_track, soundtrack
+from .media.audio import conditioning_track, part_from, soundtrack
 from .media.images import fit
 from .memory.forecast import EXPANDER, GEMMA
 from .memory.offload import Offload, offload_gemma
@@ -32,12 +32,16 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompt as it is used, its context, the context of the negative prompt, and notes for the report."""
+    """The prompt as it is used, its context, the context of the negative prompt, and notes for the report.
+
+    sections: the prompt of each section as it is used, with its context, on the CPU; empty without a timeline.
+    """
 
     prompt: str
     positive: TextContext
     negative: TextContext
     notes: tuple[str, ...] = field(default=())
+    sections: tuple[tuple[str, TextContext], ...] = field(default=())
 
 
 def encode_prompts(
@@ -49,21 +53,26 @@ def encode_prompts(
     loaded if all of them are there. An expander is freed before Gemma is loaded. offloaded: which of GEMMA and EXPANDER
     has layers that wait in host memory.
     """
+    sections = job.plan.sections
+    asked = list(dict.fromkeys(section.prompt for section in sections)) or [job.request.prompt]
     with _TextEncoder(job, compute, offloaded) as encoder:
-        prompt, notes = job.request.prompt, []
+        prompts, notes = asked, []
         if job.request.enable_prompt_expansion:
-            expansion = encoder.expand(lambda done, total, text: say("expand prompt", done, total))
-            prompt = expansion.prompt
-            notes += [expansion.reason] if expansion.reason else []
-        say("encode text", 0, 2)
+            written = [encoder.expand(each, lambda done, all_, _: say("expand prompt", done, all_)) for each in asked]
+            prompts = [expansion.prompt for expansion in written]
+            notes += dict.fromkeys(expansion.reason for expansion in written if expansion.reason)
+        texts = [*(("prompt", prompt) for prompt in prompts), ("negative prompt", job.request.negative_prompt)]
+        say("encode text", 0, len(texts))
         contexts = []
-        for number, (name, text) in enumerate((("prompt", prompt), ("negative prompt", job.request.negative_prompt))):
+        for number, (name, text) in enumerate(texts):
             context = encoder.encode(text, under(f"prompt/{number}", trace))
-            contexts.append(context)
+            contexts.append(context.to("cpu") if sections else context)  # there may be many
             if context.truncated:
                 notes.append(f"the {name} is longer than 1024 tokens and was cut")
-            say("encode text", number + 1, 2)
-        return Prompts(prompt, *contexts, tuple(notes))
+            say("encode text", number + 1, len(texts))
+    used = dict(zip(asked, zip(prompts, contexts[:-1], strict=True), strict=True))
+    of_sections = tuple(used[section.prompt] for section in sections)
+    return Prompts(prompts[0], contexts[0], contexts[-1], tuple(notes), of_sections)
 
 
 class _TextEncoder:
@@ -102,16 +111,16 @@ class _TextEncoder:
         Merger(connectors, checkpoint.connectors_weight, device, optional=True).set(self.job.connector_loras)
         return connectors
 
-    def expand(self, on_token: Callable[[int, int, str], None]) -> Expansion:
+    def expand(self, prompt: str, on_token: Callable[[int, int, str], None]) -> Expansion:
         request, files = self.job.request, self.job.files
-        image = next((picture for picture, name in self.job.images if name == FIRST), None)
+        image = next((image.pixels for image in self.job.images if not image.frame), None)
 
         def write() -> Expansion:
             if files.expander is None:
-                return expand(self.gemma, request.prompt, seed=request.seed, image=image, on_token=on_token)
+                return expand(self.gemma, prompt, seed=request.seed, image=image, on_token=on_token)
             gemma = self._loaded(load_expander, files.expander, EXPANDER in self.offloaded)
             try:
-                return expand(gemma, request.prompt, seed=0, image=image, greedy=True, on_token=on_token)
+                return expand(gemma, prompt, seed=0, image=image, greedy=True, on_token=on_token)
             finally:
                 for each in self.waiting:
                     each.release()
@@ -122,7 +131,7 @@ class _TextEncoder:
         seed, identity = request.seed, self.fingerprint(files.text_encoder)
         if files.expander is not None:
             seed, identity = 0, f"{self.fingerprint(files.expander)} greedy"
-        return self.cache.expansion(request.prompt, seed, image, identity, write)
+        return self.cache.expansion(prompt, seed, image, identity, write)
 
     def encode(self, text: str, trace: Trace | None) -> TextContext:
         def encode() -> TextContext:
@@ -143,42 +152,44 @@ class _TextEncoder:
         return context
 
 
-def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> AudioCondition:
-    """Encodes the track, levelled if the request asks for it. The job's own track, which the file gets, does not
-    change."""
+def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[AudioCondition, ...]:
+    """Encodes the track, levelled if the request asks for it, as one clip for each window. The job's own track, which
+    the file gets, does not change."""
     clip, track = job.plan, job.track
     if job.request.preprocess_audio:
         track = preprocess.preprocess(soundtrack(track, clip.frames, clip.fps))
     vae = job.checkpoint.audio_encoder(compute.dtype, compute.device)
-    if trace is not None:
-        model_track = conditioning_track(track, clip.frames, clip.fps)
-        mel = log_mel(model_track)
-        trace("audio/waveform", model_track.waveform[None])
-        trace("audio/mel", mel)
-        trace("audio/latent", encode_mel(vae, mel))  # before it is cut, as in the golden files
-    latent = encode_audio(vae, track, clip.frames, clip.fps)
-    return AudioCondition(latent, clip.frames, clip.fps, job.request.audio_strength)
+    found = []
+    for number, window in enumerate(clip.windows):
+        part = part_from(track, window.first_frame, clip.fps)
+        if trace is not None:
+            inside = under(f"audio/window{number}" if number else "audio", trace)
+            model_track = conditioning_track(part, window.frames, clip.fps)
+            mel = log_mel(model_track)
+            inside("waveform", model_track.waveform[None])
+            inside("mel", mel)
+            inside("latent", encode_mel(vae, mel))  # before it is cut, as in the golden files
+        latent = encode_audio(vae, part, window.frames, clip.fps)
+        found.append(AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength))
+    return tuple(found)
 
 
 def encode_images(job: Job, compute: Compute, trace: Trace | None) -> tuple[tuple[Guide, ...], tuple[Guide, ...]]:
     """Encodes the images as guides for the first and for the second stage, each at the size of its stage."""
-    clip, request = job.plan, job.request
+    clip = job.plan
     if not job.images:
         return (), ()
     vae = job.checkpoint.video_encoder(compute.dtype, compute.device)
-    sizes = [clip.first_size, (clip.width, clip.height)][: 2 if clip.two_stages else 1]
     guides: list[tuple[Guide, ...]] = []
-    for size in sizes:
+    for size in clip.sizes:
         encoded = []
-        for picture, name in job.images:
-            pixels = fit(picture, *size)
+        for image in job.images:
+            pixels = fit(image.pixels, *size)
             latent = encode_image(vae, pixels)
             if trace is not None:
                 number = len(guides) * len(job.images) + len(encoded)
                 trace(f"cond/{number}/pixels", pixels)
                 trace(f"cond/{number}/latent", latent)
-            first = name == FIRST
-            strength = request.image_strength if first else request.end_image_strength
-            encoded.append(Guide(latent, 0 if first else clip.frames - 1, strength))
+            encoded.append(Guide(latent, image.frame, image.strength))
         guides.append(tuple(encoded))
     return guides[0], guides[1] if clip.two_stages else ()

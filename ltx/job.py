@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from . import models
 from .diffusion.acceleration import LEVELS, full_strength
 from .diffusion.decode import Tiling
+from .diffusion.kept import check_room, disk_needed
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
 from .errors import InputError
 from .media import preprocess
-from .media.audio import Track, load_track
+from .media.audio import LONGEST, Track, load_track
 from .media.images import compress, load_image
 from .media.safety import REQUIRED, UNCHECKED
 from .media.video import mixing
@@ -29,7 +30,6 @@ from .weights.names import OF_CONNECTORS
 
 TILING = Tiling()
 AUTO, NEVER, BLOCKS = OFFLOAD = ("auto", "none", "blocks")
-FIRST, END = "first", "end"  # the images of a request
 Strengths = tuple[tuple[Lora, float], ...]
 """LoRAs and the strength of each."""
 
@@ -54,6 +54,7 @@ class Files:
     connectors: Path | None = None
     contexts: Path | None = None  # a folder that keeps encoded prompts
     expander: Path | None = None  # the model that writes prompts, instead of the text encoder
+    sections: Path | None = None  # the folder of the images that a timeline names
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,20 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image of a job. pixels: compressed as the model's training images were; frame: where it stands in the film;
+    strength: 0..1."""
+
+    pixels: Tensor
+    frame: int
+    strength: float
+
+
+@dataclass(frozen=True)
 class Job:
     """Everything that is known before a model is loaded.
 
-    images: the compressed images, each with its name FIRST or END. steering, loras: for the first and for the second
+    images: the first and the end image, then those of the sections. steering, loras: for the first and for the second
     stage; both stages have the same LoRAs in the same order. fits: how each of them fits the transformer, and then the
     text connectors if it may change them. notes: sentences for the report.
     """
@@ -90,7 +101,7 @@ class Job:
     files: Files
     request: Request
     track: Track
-    images: tuple[tuple[Tensor, str], ...]
+    images: tuple[Picture, ...]
     plan: Plan
     checkpoint: Checkpoint
     steering: tuple[Steering, Steering]
@@ -110,12 +121,15 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     """Opens every file and decides every number. It raises InputError for mistakes in the input before models load."""
     steer(request, stg_blocks)  # this raises for settings that do not fit together
     notes = [*request.notes, *_unchecked(files, request)]
-    track = load_track(files.audio)
+    track = load_track(files.audio, most=LONGEST if request.windows else None)
     pictures, picture_notes = _pictures(files, request)
     sizes = tuple(None if p is None else (p.shape[1], p.shape[0]) for p in pictures)
     planned = plan(request, track, sizes)
+    of_sections = _section_images(files, planned)
     if pictures[1] is not None and planned.frames == 1:
         raise InputError("end image: a video of one frame has no other frame for it; ask for 9 frames or more.")
+    if request.windows is not None:
+        check_room(files.output.absolute().parent, disk_needed(planned.windows, *planned.sizes))
     if planned.two_stages and files.upscaler is None:
         raise InputError("--upscaler: two stages need it; name the upscaler's file or set use_multiscale to false.")
     if planned.two_stages:
@@ -139,8 +153,11 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     loras, lora_notes = _loras(files, request, checkpoint.path.name, planned.two_stages)
     fits = [_fit(lora, checkpoint, blueprint, n < len(files.loras)) for n, (lora, _) in enumerate(loras[1])]
     lora_notes += [warning for fit, *others in fits if (warning := fit.warning_beside(*others))]
-    named = zip(pictures, (FIRST, END), strict=True)
-    images = tuple((compress(p, checkpoint.crf), name) for p, name in named if p is not None)
+    placed = [
+        *zip(pictures, (0, planned.frames - 1), (request.image_strength, request.end_image_strength), strict=True),
+        *((pixels, frame, request.image_strength) for pixels, frame in of_sections),
+    ]
+    images = tuple(Picture(compress(p, checkpoint.crf), *place) for p, *place in placed if p is not None)
     notes += [*picture_notes, *lora_notes, *planned.notes]
     if request.audio_strength == 1:  # otherwise the model makes new sound, in stereo
         notes += filter(None, [mixing(track, request.video_output_type)])
@@ -165,13 +182,29 @@ def _pictures(files: Files, request: Request) -> tuple[list[Tensor | None], list
     """Loads the first and the end image, None for a missing one. Returns them with the notes for the report."""
     pictures, notes = [], []
     for path, strength, name in (
-        (files.image, request.image_strength, FIRST),
-        (files.end_image, request.end_image_strength, END),
+        (files.image, request.image_strength, "first"),
+        (files.end_image, request.end_image_strength, "end"),
     ):
         if path is not None and strength == 0:
             notes.append(f"the {name} image has strength 0 and counts as absent")
         pictures.append(load_image(path) if path is not None and strength else None)
     return pictures, notes
+
+
+def _section_images(files: Files, planned: Plan) -> list[tuple[Tensor, int]]:
+    """Loads the images of a timeline, each with the first frame of its section. Raises InputError if one is missing, or
+    the film has another first image."""
+    found = []
+    for section in planned.sections:
+        if not section.image:
+            continue
+        if files.sections is None:
+            raise InputError(f"timeline: section {section} has an image, but its folder is unknown; leave it out.")
+        frame = section.first_frame(planned.fps)
+        if not frame and files.image is not None:
+            raise InputError(f"timeline: section {section} has an image, and so has the film; leave out one of them.")
+        found.append((load_image(files.sections / section.image), frame))
+    return found
 
 
 def _fit(lora: Lora, checkpoint: Checkpoint, blueprint: nn.Module, whole: bool) -> tuple[Match, ...]:

@@ -17,22 +17,26 @@ from torch import Tensor
 from .diffusion.block import compile_blocks
 from .diffusion.conditioning import AudioCondition, Conditions, Guide
 from .diffusion.decode import decode_video, diffuses, to_uint8
-from .diffusion.sample import sample
+from .diffusion.kept import KeptWindows
+from .diffusion.sample_windows import Keep, WindowInputs, keep_nothing, sample_windows
 from .diffusion.samplers import Hooks
 from .diffusion.sound import decode_audio
-from .diffusion.upscale import upscale
+from .diffusion.upscale import upscale, upscale_long
 from .encoding import OnProgress, Prompts, encode_images, encode_prompts, encode_sound
-from .errors import FlaggedError
+from .errors import FlaggedError, InputError
 from .job import Compute, Files, Job, prepare
 from .latents import CHANNELS, Noise, video_shape
+from .media import crossfade
 from .media.audio import Track, soundtrack
 from .media.probe import VideoFile
 from .media.safety import Watch, load_checker
 from .media.video import write_video
 from .memory.forecast import EXPANDER, GEMMA, TRANSFORMER, Forecast, estimate
 from .memory.offload import offload_transformer
+from .prompt.contexts import fingerprint
 from .report import describe
 from .request import Request
+from .timeline import streams
 from .trace import Trace, under
 from .weights.checkpoint import load_upscaler
 from .weights.lora import Merger
@@ -55,49 +59,63 @@ def run(
     announce: Callable[[Forecast], None] | None = None,
     trace: Trace | None = None,
     progress: OnProgress | None = None,
+    resume: bool = False,
 ) -> Result:
     """Runs a whole job, from files to a finished file.
 
     prompts: prompts that are encoded already; Gemma is then not loaded. announce: is called with the memory forecast
-    before anything loads. trace: receives the run's tensors. progress: is called after each step of a phase. Raises
-    InputError for mistakes in the input, if possible before models load, and FlaggedError if the safety checker flags
-    the result.
+    before anything loads. trace: receives the run's tensors. progress: is called after each step of a phase. resume:
+    goes on from the windows that an ended run of this output kept. Raises InputError for mistakes in the input, if
+    possible before models load, and FlaggedError if the safety checker flags the result.
     """
     compute, say = compute or Compute(), progress or (lambda phase, done, total: None)
-    job = prepare(files, request, stg_blocks)
+    kept = KeptWindows.beside(files.output, resume)
+    forget = kept.remove if request.windows is not None else lambda: None
+    job = prepare(files, _resumed(request, kept) if resume else request, stg_blocks)
     checker = load_checker(files.safety_checker) if request.enable_safety_checker and files.safety_checker else None
     compute, offloaded = _fitting(job, compute, announce)
 
     prompts = prompts or encode_prompts(job, compute, trace, say, offloaded)
-    audio = encode_sound(job, compute, trace)
+    sounds = encode_sound(job, compute, trace)
     guides = encode_images(job, compute, trace)
-    latent, audio, noise = _sample(job, compute, prompts, audio, guides, TRANSFORMER in offloaded, trace, say)
+    if request.windows is not None:
+        kept.begin(job.request.seed)
+    latent, sounds, noise = _sample(job, compute, prompts, sounds, guides, kept, TRANSFORMER in offloaded, trace, say)
     if trace is not None:
         trace("final/video_latent", latent)
-    track = _track(job, compute, audio, trace)
-
+    track = _track(job, compute, sounds, trace)
     retried: list[str] = []  # only the last note counts
-    decoder = job.checkpoint.video_decoder(compute.dtype, compute.device)
-    decode = partial(decode_video, decoder, latent, compute.tiling, noise=noise)
-    decoded = decode(lambda done, total: say("decode", done, total), on_retry=retried.append)
-    frames = _frames(decoded, trace)
-    if trace is not None and diffuses(decoder):
-        trace("final/frames_u8_chunked", torch.cat([to_uint8(chunk) for chunk in decode(continued=True)]))
 
     def report() -> dict[str, Any]:
-        return describe(job, prompts.prompt, [*prompts.notes, *retried[-1:]])
+        gone_on = [f"{kept.used} windows of an earlier run were used again"] if kept.used else []
+        written = [prompt for prompt, _ in prompts.sections]
+        return describe(job, prompts.prompt, [*prompts.notes, *gone_on, *retried[-1:]], written)
 
-    video = write_video(
-        files.output,
-        frames if checker is None else _refuse(Watch(checker, job.plan.frames), frames),
-        job.plan.fps,
-        track,
-        format=request.video_output_type,
-        quality=request.video_quality,
-        write_mode=request.video_write_mode,
-        metadata=lambda: {"comment": json.dumps(report(), ensure_ascii=False)},
-    )
+    frames = _decoded(job, compute, latent, noise, trace, say, retried)
+    try:
+        video = write_video(
+            files.output,
+            frames if checker is None else _refuse(Watch(checker, job.plan.frames), frames),
+            job.plan.fps,
+            track,
+            format=request.video_output_type,
+            quality=request.video_quality,
+            write_mode=request.video_write_mode,
+            metadata=lambda: {"comment": json.dumps(report(), ensure_ascii=False)},
+        )
+    except FlaggedError:
+        forget()  # what was flagged does not stay on the disk
+        raise
+    forget()
     return Result(video, report())
+
+
+def _resumed(request: Request, kept: KeptWindows) -> Request:
+    """The request with the seed of the run that was ended, if it names none. Raises InputError if it has no windows."""
+    if request.windows is None:
+        raise InputError("--resume: only a film in windows can go on; add windows to the request.")
+    seed = kept.seed()
+    return request if seed is None or "seed" in request.given else replace(request, seed=seed)
 
 
 def _fitting(job: Job, compute: Compute, announce: Callable[[Forecast], None] | None) -> tuple[Compute, frozenset[str]]:
@@ -116,14 +134,15 @@ def _sample(
     job: Job,
     compute: Compute,
     prompts: Prompts,
-    audio: AudioCondition,
+    sounds: tuple[AudioCondition, ...],
     guides: tuple[tuple[Guide, ...], tuple[Guide, ...]],
+    kept: KeptWindows,
     offload: bool,
     trace: Trace | None,
     say: OnProgress,
-) -> tuple[Tensor, AudioCondition, Noise]:
-    """Samples both stages, or the only one → the video latent and the resulting sound. The transformer is freed
-    afterwards."""
+) -> tuple[Tensor, tuple[AudioCondition, ...], Noise]:
+    """Samples both stages, or the only one → the video latent and the resulting sound of each window. The transformer
+    is freed afterwards."""
     clip, checkpoint, dtype, device = job.plan, job.checkpoint, compute.dtype, compute.device
     model = checkpoint.transformer(dtype, "cpu" if offload else device, compute.fp8, device)
     # It also merges into blocks in host memory. A LoRA may be for the text connectors alone.
@@ -133,41 +152,101 @@ def _sample(
     if compute.compiled:
         compile_blocks(model)
 
-    def hooks(stage: str, number: int) -> Hooks:
-        return Hooks(lambda done, total, x0: say(stage, done, total), trace=under(f"s{number}", trace))
+    def stage(number: int, latent: Tensor, conditions: Conditions, noises: tuple[Noise, ...]) -> Any:
+        return sample_windows(
+            model,
+            latent,
+            _parts(job, prompts, sounds),
+            conditions,
+            job.steering[number],
+            noises,
+            device=device,
+            hooks=partial(_hooks, job, number, trace, say),
+            keep=_keep(job, compute, kept, number),
+        )
 
-    conditions = Conditions(prompts.positive, audio, prompts.negative, guides[0])
+    conditions = Conditions(prompts.positive, sounds[0], prompts.negative, guides[0])
     latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
-    watch = hooks("first stage" if clip.two_stages else "sample", 1)
-    latent, audio, noise = sample(
-        model, latent, conditions, job.steering[0], Noise(job.request.seed), device=device, hooks=watch
-    )
+    noises = tuple(map(Noise, streams(clip.sections, job.request.seed)[1]))
+    latent, sounds, noises = stage(0, latent, conditions, noises)
     if clip.two_stages:
         upsampler = load_upscaler(job.files.upscaler, dtype, device)
-        latent = upscale(upsampler, checkpoint.video_statistics(), latent, trace)
+        statistics, cuts = checkpoint.video_statistics(), [w.new.start for w in clip.windows if w.given == 1]
+        if len(clip.windows) == 1:
+            latent = upscale(upsampler, statistics, latent, trace)
+        else:
+            latent = upscale_long(upsampler, statistics, latent, cuts, trace)
         del upsampler
         if waiting is not None:
             waiting.rest()
         merger.set(job.loras[1])
-        conditions = Conditions(prompts.positive, audio, guides=guides[1])
-        latent, audio, noise = sample(
-            model, latent, conditions, job.steering[1], noise, device=device, hooks=hooks("second stage", 2)
-        )
+        latent, sounds, noises = stage(1, latent, Conditions(prompts.positive, sounds[0], guides=guides[1]), noises)
     if waiting is not None:
         waiting.release()
-    return latent, audio, noise
+    return latent, sounds, noises[0]
 
 
-def _track(job: Job, compute: Compute, audio: AudioCondition, trace: Trace | None) -> Track:
+def _parts(job: Job, prompts: Prompts, sounds: tuple[AudioCondition, ...]) -> list[WindowInputs]:
+    """The windows of a job, each with its sound, the prompt of its section, and the number of its stream of noise."""
+    numbers, _ = streams(job.plan.sections, job.request.seed)
+    parts = []
+    for window, sound in zip(job.plan.windows, sounds, strict=True):
+        section = job.plan.section_of(window)
+        positive = prompts.sections[section][1] if prompts.sections else None
+        parts.append(WindowInputs(window, sound, positive, numbers[section]))
+    return parts
+
+
+def _hooks(job: Job, number: int, trace: Trace | None, say: OnProgress, window: int) -> Hooks:
+    """The hooks of a window in the stage of that number. A clip of one window has no word about it."""
+    count = len(job.plan.windows)
+    name = ("first stage", "second stage")[number] if job.plan.two_stages else "sample"
+    name += f", window {window + 1} of {count}" if count > 1 else ""
+    place = f"s{number + 1}" + (f"/window{window}" if count > 1 else "")
+    return Hooks(lambda done, total, x0: say(name, done, total), trace=under(place, trace))
+
+
+def _keep(job: Job, compute: Compute, kept: KeptWindows, number: int) -> Keep:
+    """Keeps the windows of the stage of that number if the request has windows. They are known by the files and the
+    strengths of the weights and by the way to compute, in addition to what is sampled."""
+    if job.request.windows is None:
+        return keep_nothing
+    loras = [(fingerprint(lora.path), strength) for lora, strength in job.loras[number]]
+    weights = fingerprint(job.files.checkpoint, device=compute.device, dtype=compute.dtype)
+    return kept.of([weights, loras, compute.fp8, compute.compiled])
+
+
+def _track(job: Job, compute: Compute, sounds: tuple[AudioCondition, ...], trace: Trace | None) -> Track:
     """The sound of the file: the source's own samples, or the sound that the first stage made of them."""
     clip = job.plan
     if job.request.audio_strength == 1:
         return soundtrack(job.track, clip.frames, clip.fps)
-    if trace is not None:
-        trace("final/audio_latent", audio.latent)
     vae = job.checkpoint.audio_decoder(compute.dtype, compute.device)
     vocoder = job.checkpoint.vocoder(torch.float32, compute.device)  # it is small, and bfloat16 would be audible
-    return decode_audio(vae, vocoder, audio.latent, clip.frames, clip.fps)
+    parts = []
+    for number, sound in enumerate(sounds):
+        if trace is not None:
+            trace(f"final/audio_latent{number or ''}", sound.latent)
+        parts.append(decode_audio(vae, vocoder, sound.latent, sound.frames, clip.fps))
+    return crossfade.join(parts, [window.starts_at(clip.fps) for window in clip.windows])
+
+
+def _decoded(
+    job: Job,
+    compute: Compute,
+    latent: Tensor,
+    noise: Noise,
+    trace: Trace | None,
+    say: OnProgress,
+    retried: list[str],
+) -> Iterator[Tensor]:
+    """Decodes the latent → uint8 frames. retried: gets a note each time the tiles become smaller."""
+    decoder = job.checkpoint.video_decoder(compute.dtype, compute.device)
+    decode = partial(decode_video, decoder, latent, compute.tiling, noise=noise)
+    decoded = decode(lambda done, total: say("decode", done, total), on_retry=retried.append)
+    if trace is not None and diffuses(decoder):
+        trace("final/frames_u8_chunked", torch.cat([to_uint8(chunk) for chunk in decode(continued=True)]))
+    return _frames(decoded, trace)
 
 
 def _refuse(watch: Watch, frames: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -9,9 +9,11 @@ from fractions import Fraction
 
 from .errors import InputError
 from .latents import SPACE_SCALE, TIME_SCALE
-from .media.audio import MAX_SECONDS, Track, frames_for_audio
+from .media.audio import LONGEST, MAX_SECONDS, Track, frames_for_audio
 from .media.rates import frame_rate
 from .request import AUTO, MAX_FRAMES, SIZES, Request
+from .timeline import Section, borders
+from .windows import Window, cut_windows
 
 MAX_AREA = 1920 * 1088
 MAX_SAMPLES = 2**27  # of the sound, padded to the video's end: over ten minutes at 192 kHz, 1 GiB in stereo
@@ -19,7 +21,11 @@ MAX_SAMPLES = 2**27  # of the sound, padded to the video's end: over ten minutes
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a video: its pixels, its frames (8k+1), its exact rate, and notes on every changed value."""
+    """The plan of a video: its pixels, its frames (8k+1), its exact rate, and notes on every changed value.
+
+    windows: the windows in which both stages are sampled, at least one. sections: those of the timeline, if there is
+    one; each begins with a window.
+    """
 
     width: int
     height: int
@@ -27,11 +33,23 @@ class Plan:
     fps: Fraction
     two_stages: bool
     notes: tuple[str, ...]
+    windows: tuple[Window, ...]
+    sections: tuple[Section, ...] = ()
+
+    def section_of(self, window: Window) -> int:
+        """The number of the section that a window belongs to; 0 without sections."""
+        begun = [n for n, each in enumerate(self.sections) if each.first_latent(self.fps) <= window.new.start]
+        return begun[-1] if begun else 0
 
     @property
     def first_size(self) -> tuple[int, int]:
         """Width and height of the first stage."""
         return (self.width // 2, self.height // 2) if self.two_stages else (self.width, self.height)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of each stage."""
+        return (self.first_size, (self.width, self.height)) if self.two_stages else (self.first_size,)
 
 
 def round_frames(frames: int) -> int:
@@ -54,20 +72,25 @@ def snap_size(width: int, height: int, two_stages: bool) -> tuple[int, int]:
     return max(int(width * shrink) // grid, 1) * grid, max(int(height * shrink) // grid, 1) * grid
 
 
-def choose_frames(track: Track, fps: Fraction, match: bool, num_frames: int) -> tuple[int, list[str]]:
+def choose_frames(
+    track: Track, fps: Fraction, match: bool, num_frames: int, *, windowed: bool = False
+) -> tuple[int, list[str]]:
     """Returns the frames of the clip, 8k+1, and notes on changes. match: whether the audio sets the length, up to 481
-    frames. Raises InputError if the sound would not fit into memory."""
+    frames, or up to LONGEST seconds if the clip is `windowed`. Raises InputError if the sound is too long or would not
+    fit into memory."""
     notes = []
     if match:
+        if windowed and track.seconds >= LONGEST:
+            raise InputError(f"audio: it lasts {LONGEST // 60} minutes or more; cut it into shorter parts.")
         frames = frames_for_audio(track, fps)
-        if frames > MAX_FRAMES:
+        if frames > MAX_FRAMES and not windowed:
             kept = float(MAX_FRAMES / fps)
             notes.append(f"the audio lasts {float(track.seconds):.2f} s; the video ends after {kept:.2f} s")
             frames = MAX_FRAMES
-        _check_length(frames, fps, track)
+        _check_length(frames, fps, track, LONGEST if windowed else MAX_SECONDS)
         return frames, notes
     frames = round_frames(num_frames)
-    _check_length(frames, fps, track)
+    _check_length(frames, fps, track, LONGEST if windowed else MAX_SECONDS)
     if frames != num_frames:
         notes.append(f"num_frames rounded up from {num_frames} to {frames}")
     if float(track.seconds) < float(frames / fps):
@@ -77,12 +100,12 @@ def choose_frames(track: Track, fps: Fraction, match: bool, num_frames: int) -> 
     return frames, notes
 
 
-def _check_length(frames: int, fps: Fraction, track: Track) -> None:
-    """Raises InputError if the clip is too long or its sound would not fit into memory."""
+def _check_length(frames: int, fps: Fraction, track: Track, most: int) -> None:
+    """Raises InputError if the clip lasts more than `most` seconds or its sound would not fit into memory."""
     seconds = frames / fps
-    if seconds > MAX_SECONDS:
+    if seconds > most:
         raise InputError(
-            f"fps: {frames} frames at {float(fps):g} fps last {float(seconds):.0f} s, but {MAX_SECONDS} s is the most; "
+            f"fps: {frames} frames at {float(fps):g} fps last {float(seconds):.0f} s, but {most} s is the most; "
             "raise fps or ask for fewer frames."
         )
     if seconds * track.rate > MAX_SAMPLES:
@@ -109,6 +132,10 @@ def plan(request: Request, track: Track, images: tuple[tuple[int, int] | None, .
     """Plans a request for this track and these images, given as (width, height). Raises InputError as
     `choose_frames`."""
     fps = frame_rate(request.fps)
-    frames, frame_notes = choose_frames(track, fps, request.match_audio_length, request.num_frames)
+    windowed = request.windows is not None
+    frames, frame_notes = choose_frames(track, fps, request.match_audio_length, request.num_frames, windowed=windowed)
     width, height, size_notes = choose_size(request.video_size, request.use_multiscale, images)
-    return Plan(width, height, frames, fps, request.use_multiscale, tuple(frame_notes + size_notes))
+    sections = request.sections
+    windows = cut_windows(frames, request.windows, borders(sections, frames, fps))
+    notes = tuple(frame_notes + size_notes)
+    return Plan(width, height, frames, fps, request.use_multiscale, notes, windows, sections)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from .job import Job
+from .timeline import streams
 from .weights.lora import Match
 
 
-def describe(job: Job, prompt: str, notes: list[str]) -> dict[str, Any]:
-    """Makes the report of a job. prompt: the prompt as it was used. The report has file names but no paths, because it
-    is stored in the video file."""
+def describe(job: Job, prompt: str, notes: list[str], sections: Sequence[str] = ()) -> dict[str, Any]:
+    """Makes the report of a job. prompt: the prompt as it was used; sections: those of the sections. The report has
+    file names but no paths, because it is stored in the video file."""
     asked = asdict(replace(job.request, given=frozenset(), notes=()))
     del asked["given"], asked["notes"]
     steering, frozen = job.steering[0], job.request.audio_strength == 1
@@ -23,6 +25,8 @@ def describe(job: Job, prompt: str, notes: list[str]) -> dict[str, Any]:
             "height": job.plan.height,
             "frames": job.plan.frames,
             "fps": str(job.plan.fps),
+            **_windows(job),
+            **_sections(job, sections),
             "seed": job.request.seed,
             "prompt": prompt,
             "steps": steering.steps,
@@ -35,6 +39,41 @@ def describe(job: Job, prompt: str, notes: list[str]) -> dict[str, Any]:
             ],
         },
         "notes": [*job.notes, *notes],
+    }
+
+
+def _windows(job: Job) -> dict[str, Any]:
+    """The windows of a film that was asked for in windows: their number, the frames of the longest, and the overlap."""
+    if job.request.windows is None:
+        return {}
+    windows = job.plan.windows
+    return {
+        "windows": {
+            "count": len(windows),
+            "frames": max(window.frames for window in windows),
+            "overlap": job.request.windows.overlap if len(windows) > 1 else 0,
+        }
+    }
+
+
+def _sections(job: Job, prompts: Sequence[str]) -> dict[str, Any]:
+    """The sections of a film: where each begins, the prompt that was used, and the seed if it has a stream of noise."""
+    if not job.plan.sections:
+        return {}
+    numbers, seeds = streams(job.plan.sections, job.request.seed)
+    return {
+        "sections": [
+            {
+                "frame": section.first_frame(job.plan.fps),
+                "name": section.name,
+                "prompt": prompt,
+                "cut": section.cut,
+                "seed": seeds[number],
+            }
+            for section, number, prompt in zip(
+                job.plan.sections, numbers, prompts or [each.prompt for each in job.plan.sections], strict=True
+            )
+        ]
     }
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from .characters import check_text
 from .errors import InputError
 from .media.formats import FORMATS, QUALITIES, WRITE_MODES
+from .timeline import Section, read_timeline
+from .windows import LONGEST, WindowSize
 
 NEGATIVE_PROMPT = (
     "news broadcast, 3d animation, computer graphics, pc game, console game, video game, cartoon, childish, watermark, "
@@ -31,7 +33,7 @@ SIZES = {
 AUTO = "auto"
 ACCELERATIONS = ("none", "regular", "high", "full")
 SIDE = 512  # pixels of the missing side if a custom size names only one
-MAX_FRAMES = 481
+MAX_FRAMES = LONGEST
 SEED_BELOW = 2**31
 MOST = 2**16  # frames or pixels of a side: more than any machine can make, and safe to calculate with
 SHOWN = 100  # characters of a wrong value in a message; the value may be a whole file
@@ -39,10 +41,10 @@ SHOWN = 100  # characters of a wrong value in a message; the value may be a whol
 
 @dataclass(frozen=True)
 class Parameter:
-    """One input of the endpoint. kind: text, integer, number, switch, choice, size or seed.
+    """One input of the endpoint. kind: text, integer, number, switch, choice, size, seed or windows.
 
     minimum, maximum: the endpoint's range. hard_minimum, hard_maximum: the limits of the engine itself, which apply to
-    the command.
+    the command. command: whether only the command takes it.
     """
 
     kind: str
@@ -53,6 +55,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     hard_minimum: float | None = None
     hard_maximum: float | None = None
+    command: bool = False
 
 
 def _number(
@@ -127,6 +130,10 @@ PARAMETERS: dict[str, Parameter] = {
     "video_output_type": _choice("X264 (.mp4)", tuple(FORMATS), "Container and codec. GIF has no sound."),
     "video_quality": _choice("high", QUALITIES, "Quality of the encoded video."),
     "video_write_mode": _choice("balanced", WRITE_MODES, "fast encodes sooner, small takes longer for fewer bytes."),
+    "windows": Parameter(
+        "windows", None, "Overlapping windows, for a film as long as the audio. Not the endpoint's.", command=True
+    ),
+    "timeline": Parameter("text", "", "Sections of a film: times and prompts. Not the endpoint's.", command=True),
 }  # fmt: skip
 
 ABSENT = ("gradient_estimation_gamma", "audio_stg_scale")
@@ -193,8 +200,15 @@ class Request:
     video_output_type: str
     video_quality: str
     video_write_mode: str
+    windows: WindowSize | None
+    timeline: str
     given: frozenset[str] = field(default=frozenset(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """The sections of its timeline; empty without one."""
+        return read_timeline(self.timeline, self.prompt)
 
 
 def _shown(value: Any) -> str:
@@ -255,6 +269,8 @@ def check_value(name: str, value: Any) -> Any:
             raise _wrong(name, value, "one of " + ", ".join(parameter.choices))
     elif kind == "size":
         return _size(value)
+    elif kind == "windows":
+        return WindowSize.parse(value)
     elif kind == "number":
         if value is None and parameter.default is None:
             return 0.0
@@ -289,6 +305,11 @@ def parse(values: Mapping[str, Any]) -> Request:
         checked[name] = check_value(name, value)
     if "prompt" not in checked:
         raise InputError("prompt: missing; say what the video shows.")
+    given = frozenset(checked)
+    if read_timeline(checked.get("timeline", ""), checked["prompt"]):
+        if checked.get("windows", True) is None:
+            raise InputError("timeline: a film with sections needs windows; set windows to true or leave it out.")
+        checked.setdefault("windows", WindowSize())
     if "seed" not in checked:
         checked["seed"] = random.SystemRandom().randrange(SEED_BELOW)
     if checked.get("audio_strength", 1.0) == 1:
@@ -298,4 +319,4 @@ def parse(values: Mapping[str, Any]) -> Request:
     if checked.get("acceleration") == "full":
         notes += [f"{name} does nothing under acceleration full" for name in DISTILLED_INERT if name in checked]
     defaults = {name: parameter.default for name, parameter in PARAMETERS.items()} | dict.fromkeys(ABSENT, 0)
-    return Request(**{**defaults, **checked}, given=frozenset(checked), notes=tuple(notes))
+    return Request(**{**defaults, **checked}, given=given, notes=tuple(notes))

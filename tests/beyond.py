@@ -3,4 +3,6 @@
 BEYOND = {
     "res_2s",
     "euler_ancestral",
+    "windows",
+    "timeline",
 }

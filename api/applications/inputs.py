@@ -125,8 +125,12 @@ def lora_list() -> tuple[Any, Any]:
     return list[LoRAInput], Field(..., max_length=MOST_LORAS, description="The LoRAs, in the order of their merging.")
 
 
+OFFERED = [name for name, parameter in PARAMETERS.items() if not parameter.command]
+"""The parameters that the API takes. The graph, which it fills in, has no windows and no sections; the command has."""
+
+
 def input_model(
-    name: str, description: str, fields: Mapping[str, Any], parameters: Collection[str] = PARAMETERS.keys()
+    name: str, description: str, fields: Mapping[str, Any], parameters: Collection[str] = OFFERED
 ) -> type[BaseModel]:
     """Builds the model of an application's inputs: its own fields, the engine's parameters, and options of delivery."""
     engine = {name: _field(name, parameter) for name, parameter in PARAMETERS.items() if name in parameters}

@@ -32,6 +32,9 @@ class TextContext:
     audio: Tensor
     tokens: int = 0
 
+    def to(self, device: torch.device | str) -> TextContext:
+        return TextContext(self.video.to(device), self.audio.to(device), self.tokens)
+
     @property
     def truncated(self) -> bool:
         """Whether the prompt was too long and its end was cut."""

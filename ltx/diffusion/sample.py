@@ -20,6 +20,7 @@ from .steering import ANCESTRAL, RES_2S, Steering
 from .tokens import Tokens
 
 RESTART_SEED = 10_000  # the seed of noise that is renewed in a stage is the request's seed plus this number
+WINDOW_SEED = 1_000_003  # and plus this number for each window before, so that windows do not repeat one pattern
 
 
 @torch.inference_mode()
@@ -34,6 +35,7 @@ def sample(
     room: float | None = None,
     texts: float | None = None,
     hooks: Hooks = UNWATCHED,
+    window: int = 0,
 ) -> tuple[Tensor, AudioCondition, NoiseSource]:
     """Samples one stage → float32 video latent, the audio for the next stage (frozen), and the noise for the next
     stage.
@@ -41,8 +43,9 @@ def sample(
     latent: [1, 128, F, H, W], which gives the size and, if the first sigma is below 1, the start. device: the device to
     compute on, by default the model's. room: free bytes there for the passes of a step as one batch, by default
     measured on the device. texts: bytes for the kept keys and values of texts, by default `text_limit` within the free
-    bytes. The hooks receive x0 as tokens; `grid` turns the video's tokens into a latent. Raises
-    InputError if the latent has another shape or the conditions and the steering do not fit together.
+    bytes. The hooks receive x0 as tokens; `grid` turns the video's tokens into a latent. window: the number of windows
+    of a long clip that were sampled before, which decides about renewed noise. Raises InputError if the latent has
+    another shape or the conditions and the steering do not fit together.
     """
     if latent.ndim != 5 or latent.shape[:2] != (1, CHANNELS):
         raise InputError(f"the latent is {list(latent.shape)}; an LTX video latent [1, {CHANNELS}, F, H, W] is needed.")
@@ -50,7 +53,7 @@ def sample(
     audio, sigmas, trace = conditions.audio, steering.sigmas, hooks.trace
     video = video_stream(latent.float(), conditions.guides, audio.fps, conditions.mask).to(device)
     sound = audio_stream(audio).to(device)
-    seed = noise.seed + RESTART_SEED
+    seed = noise.seed + RESTART_SEED + WINDOW_SEED * window
     drawn, noise = noise.draw(tuple(video.latent.shape), tuple(sound.latent.shape))
     # The 1 of a schedule may be slightly below 1 in float32; the start is pure noise nevertheless.
     scale = 1.0 if sigmas[0] > 1 - 1e-6 else float(sigmas[0])

@@ -24,6 +24,7 @@ from ..errors import InputError
 from ..latents import TIME_SCALE
 
 MAX_SECONDS = 600  # the longest video, 481 frames at 1 fps, needs less
+LONGEST = 2700  # seconds of a film that is made in windows: MAX_VALUES holds so much stereo at 48 kHz
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; a lower rate carries no usable sound, and nobody records at a higher one
 MAX_VALUES = 2**28  # samples times channels of one file: 1 GiB, ten minutes at 48 kHz in nine channels
 MAX_CHANNELS = 64  # FFmpeg's own limit
@@ -73,13 +74,13 @@ class Track:
 # Reading
 
 
-def load_track(path: str | Path, start: float = 0, duration: float | None = None) -> Track:
+def load_track(path: str | Path, start: float = 0, duration: float | None = None, most: int | None = None) -> Track:
     """Reads the audio of any file that FFmpeg opens, at the file's own rate and layout. start, duration: seconds.
 
     In a film the times count from the film's start: where its sound begins later, there is silence before it. Decoding
     always starts at the beginning of the file, because seeking is inexact in several formats. It ends after `duration`,
-    at most MAX_SECONDS. Damaged packets are skipped. Raises InputError, which names the file, if it has no usable
-    sound.
+    at most `most`, by default MAX_SECONDS. Damaged packets are skipped. Raises InputError, which names the file, if it
+    has no usable sound.
     """
     path = Path(path)
     name = path.name or str(path)
@@ -93,7 +94,8 @@ def load_track(path: str | Path, start: float = 0, duration: float | None = None
         raise InputError(f"{name}: no such file; check the name and the folder.")
     if not path.stat().st_size:
         raise InputError(f"{name}: the file is empty; copy or export it again.")
-    length = Fraction(MAX_SECONDS if duration is None else min(duration, MAX_SECONDS))
+    most = MAX_SECONDS if most is None else most
+    length = Fraction(most if duration is None else min(duration, most))
     try:
         # FFmpeg gets an open file and no protocols, so that a playlist cannot make it read other files or the network.
         with (
@@ -235,6 +237,12 @@ def conditioning_track(track: Track, frames: int, fps: Fraction) -> Track:
     waveform = track.waveform[:, :samples].float()
     waveform = torch.nn.functional.pad(waveform, (0, samples - waveform.shape[1]))
     return Track(to_stereo(waveform, track.speakers), track.rate)
+
+
+def part_from(track: Track, frame: int, fps: Fraction) -> Track:
+    """The track from a frame of the video on; one sample of silence if it ended before."""
+    rest = track.waveform[:, samples_in(frame, fps, track.rate) :]
+    return Track(rest if rest.shape[1] else torch.zeros_like(track.waveform[:, :1]), track.rate, track.speakers)
 
 
 def to_stereo(waveform: Tensor, speakers: tuple[str, ...] = ()) -> Tensor:

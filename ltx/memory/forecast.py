@@ -18,14 +18,17 @@ from torch import nn
 from ..diffusion.conditioning import AudioCondition
 from ..diffusion.decode import Tiling
 from ..diffusion.guidance import NONE
+from ..diffusion.kept import disk_needed
 from ..diffusion.passes import kept_texts
 from ..diffusion.sound import decode_audio, encode_mel
-from ..job import BLOCKS, FIRST, NEVER, Compute, Job
+from ..diffusion.upscale import PIECE
+from ..job import BLOCKS, NEVER, Compute, Job, Picture
 from ..latents import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, audio_length, video_shape
 from ..models import size as readable
 from ..weights.adapters import LowRank, tensors
 from ..weights.checkpoint import load_upscaler
 from ..weights.quantized import QuantizedLinear, weight_shape
+from ..windows import Window
 from .encoder import encode_longest, expander, text_encoder, write_longest
 from .free import free_memory
 from .rehearsal import META, blueprint, bytes_of, peak, weights
@@ -87,12 +90,13 @@ class Phase:
 @dataclass(frozen=True)
 class Forecast:
     """The memory that each phase of a job takes on a device with `free` bytes. tiling: the tiling that the decoder
-    should use, None for the clip as one tile."""
+    should use, None for the clip as one tile. windows: what a film in windows takes on the disk, in words."""
 
     device: str
     free: int
     phases: tuple[Phase, ...]
     tiling: Tiling | None = None
+    windows: str = ""
 
     @property
     def peak(self) -> int:
@@ -105,7 +109,8 @@ class Forecast:
     def lines(self) -> list[str]:
         """Lines for the terminal and for doctor: a header, then one line for each phase, in order."""
         known = f"{readable(self.free)} free" if self.free < 2**62 else "free memory unknown"
-        return [f"memory on {self.device}, {known}; the most at once {readable(self.peak)}", *map(str, self.phases)]
+        head = f"memory on {self.device}, {known}; the most at once {readable(self.peak)}"
+        return [head, *([self.windows] if self.windows else []), *map(str, self.phases)]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -121,7 +126,20 @@ def estimate(job: Job, compute: Compute, free: int | None = None) -> Forecast:
     measured.encoding()
     measured.sampling()
     tiling = measured.decoding()
-    return Forecast(str(device), room, planner.settled(), tiling)
+    return Forecast(str(device), room, planner.settled(), tiling, _windows(job))
+
+
+def _windows(job: Job) -> str:
+    """What the windows of a film take on the disk; "" if the request has none."""
+    if job.request.windows is None:
+        return ""
+    windows, needed = job.plan.windows, readable(disk_needed(job.plan.windows, *job.plan.sizes))
+    count = (
+        f"{len(windows)} windows of {max(window.frames for window in windows)} frames"
+        if len(windows) > 1
+        else "one window"
+    )
+    return f"{count}: {needed} on the disk until the film is written"
 
 
 class _Measured:
@@ -131,7 +149,8 @@ class _Measured:
         self.job, self.clip, self.compute, self.planner = job, job.plan, compute, planner
         self.on = torch.device(compute.device).type
         self.full, self.first = (self.clip.height, self.clip.width), self.clip.first_size[::-1]
-        self.sound = audio_length(self.clip.frames, self.clip.fps)
+        self.frames = max(window.frames for window in self.clip.windows)  # stages and sound take one at a time
+        self.sound = audio_length(self.frames, self.clip.fps)
 
     def part(self, load: Callable[..., nn.Module]) -> nn.Module:
         """A part of the checkpoint as the job loads it."""
@@ -174,7 +193,9 @@ class _Measured:
         if two_stages:
             upsampler = blueprint(lambda: load_upscaler(job.files.upscaler, dtype))
             vae = blueprint(job.checkpoint.video_statistics)
-            work = upscaling(upsampler, vae, video_shape(self.clip.frames, *self.first), self.on)
+            piece = video_shape(self.clip.frames, *self.first)
+            piece = (min(piece[0], PIECE), *piece[1:]) if len(self.clip.windows) > 1 else piece
+            work = upscaling(upsampler, vae, piece, self.on) + self._whole(self.first, self.full)
             self.planner.add("upscale", (transformer, Resident.of("upscaler", upsampler)), work)
             self._stage("second stage", models, model, self.full, merging, editing, kept[1], guided=False)
 
@@ -220,20 +241,36 @@ class _Measured:
                 sound = torch.zeros(1, AUDIO_CHANNELS, self.sound, AUDIO_BINS)
                 one_step(
                     model,
-                    torch.zeros(1, CHANNELS, *video_shape(clip.frames, *size)),
-                    AudioCondition(sound, clip.frames, clip.fps, job.request.audio_strength),
+                    torch.zeros(1, CHANNELS, *video_shape(self.frames, *size)),
+                    AudioCondition(sound, self.frames, clip.fps, job.request.audio_strength),
                     steering.acting(frozen) if guided else (NONE, NONE),
-                    images=[image == FIRST for _, image in job.images],
+                    images=[not image.frame for image in self._at_once()],
                     room=room,
                 )
 
-            return max(merging, peak(work, self.on) + editing)
+            return max(merging, peak(work, self.on) + editing) + self._whole(size)
 
         one_by_one = step(0.0)
         batched = step(math.inf) if guided and self.on != "cpu" else one_by_one
         # A GPU keeps less of the texts if it is short of memory.
         smaller = one_by_one + kept if self.on == "cpu" else one_by_one
         self.planner.add(name, models, batched + kept, smaller=smaller)
+
+    def _at_once(self) -> list[Picture]:
+        """The images of the window that has most of them."""
+
+        def inside(window: Window) -> list[Picture]:
+            return [image for image in self.job.images if window.frame_within(image.frame) is not None]
+
+        return max(map(inside, self.clip.windows), key=len)
+
+    def _whole(self, *sizes: tuple[int, int]) -> int:
+        """Bytes of the latents of the whole clip, of these heights and widths, that lie in host memory beside a window.
+        They count on a CPU, and with several windows, since one window is the whole."""
+        if self.on != "cpu" or len(self.clip.windows) == 1:
+            return 0
+        cells = (math.prod(video_shape(self.clip.frames, *size)) for size in sizes)
+        return sum(cells) * CHANNELS * torch.float32.itemsize
 
     def _mapped_loras(self) -> tuple[Resident, ...]:
         """The pages of the LoRA files on a CPU, which merging reads."""
@@ -250,7 +287,7 @@ class _Measured:
             vocoder = blueprint(lambda: self.job.checkpoint.vocoder(torch.float32))
             latent = torch.zeros(1, AUDIO_CHANNELS, self.sound, AUDIO_BINS)
             audio_vae = self.part(self.job.checkpoint.audio_decoder)
-            work = peak(lambda: decode_audio(audio_vae, vocoder, latent, clip.frames, clip.fps), self.on)
+            work = peak(lambda: decode_audio(audio_vae, vocoder, latent, self.frames, clip.fps), self.on)
             models = Resident.of("audio VAE", audio_vae), Resident.of("vocoder", vocoder)
             self.planner.add("decode sound", models, work)
         decoder = self.part(self.job.checkpoint.video_decoder)

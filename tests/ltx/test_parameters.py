@@ -229,6 +229,21 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "gradient_estimation_gamma": (
         Row(2, (r"s1/step1/(x0|out)_video", r"s1/step2/((in|x0|out)_video|call\d/video_x0)", *LATER[1:])),
     ),
+    "windows": (Row(True, ("used/windows",)),),
+    "timeline": (
+        Row(
+            "0:00 a man and a woman in a room, with light on a face",
+            (
+                r"prompt/0/(hidden_states|mask|video_enc|audio_enc)",
+                CALLS,
+                FIRST,
+                *LATER,
+                "used/prompt",
+                "used/sections",
+            ),
+            {"windows": True},
+        ),
+    ),
     "use_restart_sampling": (Row(False, (r"s1/step0/out_video", *LATER)),),
     # Of three steps, regular leaves the last one unguided: its one pass is alone in its batch.
     "acceleration": (

@@ -120,3 +120,32 @@ def test_a_kept_prompt_needs_no_gemma(
     first = Run(kept, None, num_inference_steps=1)
     monkeypatch.setattr(encoding, "load_gemma", lambda *_, **__: pytest.fail("Gemma was loaded"))
     assert torch.equal(Run(kept, None, num_inference_steps=1).latent, first.latent)
+
+
+@pytest.mark.parametrize("distilled", [False, True], ids=["dev", "distilled"])
+def test_a_film_in_windows(files: Files, prompts: Prompts, tmp_path: Path, distilled: bool) -> None:
+    """Each window is a clip of its own, also for the keyframe vector; an ended run goes on to the same frames."""
+    output = replace(files, output=tmp_path / "film.mp4")
+    if distilled:
+        checkpoint = tmp_path / "ltx-2.5-22b-distilled-transformer.safetensors"
+        checkpoint.symlink_to(files.checkpoint)
+        output = replace(output, checkpoint=checkpoint)
+    film = {"num_frames": 57, "windows": {"frames": 25, "overlap": 1}, "acceleration": "full" if distilled else "none"}
+    run = Run(output, prompts, **film)
+    assert run.report["used"]["windows"] == {"count": 3, "frames": 25, "overlap": 1}
+    assert run.latent.isfinite().all() and run.trace["final/frames_u8"].shape[0] == 57
+    for window in range(3):
+        marked = run.trace[f"s1/window{window}/keyframes_mask_video"].reshape(-1, 4)
+        assert marked[0].eq(1).all() and marked[1:].eq(0).all()
+
+    def stop(phase: str, done: int, total: int) -> None:
+        if phase.startswith("sample, window 3"):
+            raise KeyboardInterrupt
+
+    request = parse({**REQUEST, **film})
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(output, request, COMPUTE, stg_blocks=(1,), prompts=prompts, progress=stop)
+    recorder = Recorder()
+    pipeline.run(output, request, COMPUTE, stg_blocks=(1,), prompts=prompts, trace=recorder, resume=True)
+    assert torch.equal(recorder.tensors["final/frames_u8"], run.trace["final/frames_u8"])
+    assert "s1/window1/sigmas" not in recorder.tensors and "s1/window2/sigmas" in recorder.tensors

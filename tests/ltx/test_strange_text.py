@@ -45,7 +45,7 @@ def test_half_a_character_in_a_text_is_one_sentence(name: str, half: str) -> Non
     ) as caught:
         parse({"prompt": "x", name: half})
     str(caught.value).encode()
-    assert parse({"prompt": "x", name: "a face 😀"})
+    assert parse({"prompt": "x", name: "0:00 a face 😀"})
 
 
 def test_half_a_character_in_a_body_is_one_sentence() -> None:

@@ -117,6 +117,8 @@ def span(parameter: Parameter) -> str:
         return f"{', '.join(parameter.choices)}, or {{width, height}}, {parameter.minimum:g}–{parameter.maximum:g} each"
     if parameter.kind == "number" or parameter.kind == "integer":
         return f"{parameter.minimum:g}–{parameter.maximum:g}"
+    if parameter.kind == "windows":
+        return "true, false, or {frames, overlap}"
     return ", ".join(parameter.choices) or {"seed": "whole number"}.get(parameter.kind, parameter.kind)
 
 

@@ -71,7 +71,7 @@ def command(models: dict[str, str], field: str, path: Path) -> str:
         assert mel.isfinite().all() and mel.shape[2] >= 1, f"mel of {tuple(mel.shape)}, finite: {mel.isfinite().all()}"
         assert 9 <= clip.frames <= 481 and clip.frames % 8 == 1, clip
     if field == "image":
-        for picture, _ in job.images:
+        for picture in (image.pixels for image in job.images):
             assert images.fit(picture, clip.width, clip.height).isfinite().all()
     if field == "request":
         assert clip.frames % 8 == 1 and clip.width % 32 == clip.height % 32 == 0, clip

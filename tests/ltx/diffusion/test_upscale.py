@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from a2v.ltx.diffusion.upscale import upscale
+from a2v.ltx.diffusion.upscale import EDGE, FADE, PIECE, cut_pieces, upscale, upscale_long
 from a2v.ltx.weights.checkpoint import load_checkpoint, load_upscaler
 from a2v.tests.tiny import TinyFiles
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
@@ -46,3 +48,46 @@ def test_half_precision(tiny_default: TinyFiles, off: Callable, randn: Callable[
     half, full = (upscale(load_upscaler(tiny_default.upscaler, d), vae, latent) for d in (None, torch.float32))
     assert half.dtype == full.dtype == torch.float32
     assert 0 < off(half, full) < 0.03
+
+
+# In pieces
+
+
+@given(st.integers(1, 1000))
+def test_pieces_cover_a_clip(frames: int) -> None:
+    pieces, weights = cut_pieces(frames)
+    total = torch.zeros(frames)
+    for number, (piece, weight) in enumerate(zip(pieces, weights, strict=True)):
+        assert piece.stop - piece.start == len(weight) == min(PIECE, frames)
+        total[piece] += weight
+        edges = (weight[:EDGE] if number else weight[:0]), (weight[-EDGE:] if piece.stop < frames else weight[:0])
+        assert all((edge == 0).all() for edge in edges), "what lies at a cut is not used"
+    torch.testing.assert_close(total, torch.ones(frames))
+    assert pieces[0].start == 0 and pieces[-1].stop == frames
+    assert len(pieces) == max(1, -(-(frames - PIECE) // (PIECE - 2 * EDGE - FADE)) + 1)
+
+
+def test_a_clip_of_one_piece_is_upscaled_as_a_whole(tiny_default: TinyFiles, randn: Callable[..., Tensor]) -> None:
+    vae = load_checkpoint(tiny_default.checkpoint).video_vae(torch.float32)
+    upsampler = load_upscaler(tiny_default.upscaler, torch.float32)
+    latent = randn(1, 128, PIECE, 1, 1)
+    assert torch.equal(upscale_long(upsampler, vae, latent), upscale(upsampler, vae, latent))
+
+
+def test_pieces_are_clips_of_their_own(tiny_default: TinyFiles, off: Callable, randn: Callable[..., Tensor]) -> None:
+    """Each gives what it gives alone, and passes into the next within FADE latents."""
+    vae = load_checkpoint(tiny_default.checkpoint).video_vae(torch.float32)
+    upsampler = load_upscaler(tiny_default.upscaler, torch.float32)
+    latent = randn(1, 128, 2 * PIECE, 1, 2)
+    large = upscale_long(upsampler, vae, latent)
+    assert large.shape == (1, 128, 2 * PIECE, 2, 4)
+    pieces, _ = cut_pieces(2 * PIECE)
+    alone = [upscale(upsampler, vae, latent[:, :, piece]) for piece in pieces]
+    first, second = PIECE - EDGE - FADE, pieces[1].start + EDGE
+    assert first == second
+    torch.testing.assert_close(large[:, :, :first], alone[0][:, :, :first])
+    after = slice(second + FADE, pieces[2].start + EDGE)
+    torch.testing.assert_close(large[:, :, after], alone[1][:, :, slice(EDGE + FADE, after.stop - pieces[1].start)])
+    share = torch.arange(1, FADE + 1).view(-1, 1, 1) / (FADE + 1)
+    one, two = alone[0][:, :, first : first + FADE], alone[1][:, :, EDGE : EDGE + FADE]
+    torch.testing.assert_close(large[:, :, first : first + FADE], one * (1 - share) + two * share)

@@ -1,0 +1,160 @@
+"""Keeps finished windows in a folder until the film is written, so that a run that was ended goes on from them.
+
+A file's name is the hash of everything that went into its window, so a file can only be used where sampling would give
+the same again. It has the window's new latents, the sound that it made, if any, and the state of the noise after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..errors import InputError
+from ..latents import CHANNELS, SPACE_SCALE, Noise
+from ..media.unfinished import disk_errors, replacing
+from ..models import size as readable
+from ..windows import Window
+from .conditioning import Conditions
+from .sample_windows import Sampled
+from .steering import Steering
+
+FORMAT = 1  # raise it when the same inputs give other latents than before
+SUFFIX, SEED = ".safetensors", "seed.json"
+FLOAT = torch.float32.itemsize
+
+
+class KeptWindows:
+    """The kept windows of a film, in a folder beside it. used: the number of windows that were not sampled again.
+
+    resume: whether what is there is read. A damaged file counts as missing.
+    """
+
+    def __init__(self, folder: Path, resume: bool = False) -> None:
+        self.folder, self.resume, self.used = folder, resume, 0
+        self._seed: int | None = None  # to be noted with the first window
+
+    @classmethod
+    def beside(cls, film: Path, resume: bool = False) -> KeptWindows:
+        return cls(film.with_name(f"{film.name}.windows"), resume)
+
+    def of(self, identity: object) -> Callable[..., Sampled]:
+        """The `Keep` of a stage. identity: the weights and the way to compute, as a value that JSON can hold."""
+
+        def keep(
+            make: Callable[[], Sampled],
+            number: int,
+            latent: Tensor,
+            conditions: Conditions,
+            steering: Steering,
+            noise: Noise,
+        ) -> Sampled:
+            told = described([FORMAT, identity, number, latent, conditions, steering, noise])
+            path = self.folder / (hashlib.sha256(json.dumps(told).encode()).hexdigest() + SUFFIX)
+            piece = self._read(path, conditions, noise) if self.resume else None
+            if piece is not None:
+                self.used += 1
+                return piece
+            piece = make()
+            self._write(path, piece, conditions)
+            return piece
+
+        return keep
+
+    def count(self) -> int:
+        """The number of kept windows, of all stages."""
+        return sum(1 for _ in self.folder.glob(f"[0-9a-f]*{SUFFIX}"))
+
+    def told(self) -> str:
+        """Words for the user about what is kept."""
+        return f"{self.count()} windows are kept in {self.folder}, and --resume goes on from them"
+
+    def seed(self) -> int | None:
+        """The seed of the run that was ended, None if there is none."""
+        try:
+            seed = json.loads((self.folder / SEED).read_bytes())["seed"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return seed if isinstance(seed, int) else None
+
+    def begin(self, seed: int) -> None:
+        """Says which seed is to be noted. The folder is made with the first window, so an earlier end leaves none."""
+        self._seed = seed
+
+    def _open(self) -> None:
+        """Makes the folder and notes the seed, once."""
+        if self._seed is None:
+            return
+        with disk_errors(self.folder):
+            self.folder.mkdir(exist_ok=True)
+        with replacing(self.folder / SEED) as file, disk_errors(file):
+            file.write_text(json.dumps({"seed": self._seed}))
+        self._seed = None
+
+    def remove(self) -> None:
+        """Deletes the kept windows. Files of another kind stay, and their folder with them."""
+        for file in (*self.folder.glob(f"*{SUFFIX}"), self.folder / SEED):
+            with suppress(OSError):
+                file.unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _read(self, path: Path, conditions: Conditions, noise: Noise) -> Sampled | None:
+        try:
+            tensors = load(path.read_bytes())
+            audio = conditions.audio
+            if not audio.frozen:
+                audio = replace(audio, latent=tensors["audio"], strength=1.0)
+            return Sampled(tensors["video"], audio, Noise(noise.seed, tensors["noise"]))
+        except (OSError, SafetensorError, KeyError, InputError):
+            return None
+
+    def _write(self, path: Path, piece: Sampled, conditions: Conditions) -> None:
+        tensors = {"video": piece.video, "noise": piece.noise.state}
+        if not conditions.audio.frozen:
+            tensors["audio"] = piece.audio.latent
+        self._open()
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        with replacing(path) as partial, disk_errors(path), partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def described(value: Any) -> Any:
+    """A value as JSON can hold it, which differs if the value does. Dataclasses become their fields, tensors a hash."""
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return [str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]
+    if is_dataclass(value):
+        return [type(value).__name__, *([field.name, described(getattr(value, field.name))] for field in fields(value))]
+    if isinstance(value, (list, tuple)):
+        return [described(each) for each in value]
+    return value if value is None or isinstance(value, (str, bool, int, float)) else repr(value)
+
+
+def disk_needed(windows: Sequence[Window], *sizes: tuple[int, int]) -> int:
+    """Bytes that the kept windows take at most. sizes: width and height of each stage in pixels."""
+    latents = sum(window.length - window.given for window in windows)
+    cells = sum(width * height // SPACE_SCALE**2 for width, height in sizes)
+    return latents * cells * CHANNELS * FLOAT
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raises InputError if the disk of a folder does not have so many bytes free."""
+    if folder.is_dir() and (free := shutil.disk_usage(folder).free) < needed:
+        raise InputError(
+            f"{folder}: the windows of this film take {readable(needed)} there until it is written, but "
+            f"{readable(free)} are free; delete files or choose another folder."
+        )

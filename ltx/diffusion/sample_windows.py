@@ -1,0 +1,139 @@
+"""Samples one stage of a clip of any length, window after window.
+
+Each window is a clip of its own for the model: its positions begin at 0 and its sound was cut and encoded for it alone.
+The latents that it shares with the windows before are kept as they are (mask 0), so nothing is encoded a second time. A
+clip of one window is sampled by one call of `sample`, with nothing added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..latents import NoiseSource
+from ..windows import Window
+from .conditioning import AudioCondition, Conditions, TextContext
+from .sample import sample
+from .samplers import UNWATCHED, Hooks
+from .steering import Steering
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a window adds. video: float32 [1, 128, its new latents, H, W]; audio: the window's sound for the next stage;
+    noise: the source for the next window."""
+
+    video: Tensor
+    audio: AudioCondition
+    noise: NoiseSource
+
+
+@dataclass(frozen=True)
+class WindowInputs:
+    """A window and what it alone is conditioned on. sound: cut and encoded for it; positive: the context of its own
+    prompt, if it has one; stream: the number of the stream of noise that it draws from."""
+
+    window: Window
+    sound: AudioCondition
+    positive: TextContext | None = None
+    stream: int = 0
+
+
+class Keep(Protocol):
+    """Keeps the pieces of finished windows, so that a run that was ended can go on from them."""
+
+    def __call__(
+        self,
+        make: Callable[[], Sampled],
+        number: int,
+        latent: Tensor,
+        conditions: Conditions,
+        steering: Steering,
+        noise: NoiseSource,
+    ) -> Sampled:
+        """Returns the kept piece for these inputs of `sample`, or else the result of `make`."""
+
+
+def keep_nothing(make: Callable[[], Sampled], *_: Any) -> Sampled:
+    """The `Keep` of a run that keeps nothing."""
+    return make()
+
+
+def sample_windows(
+    model: nn.Module,
+    latent: Tensor,
+    parts: Sequence[WindowInputs],
+    conditions: Conditions,
+    steering: Steering,
+    noises: Sequence[NoiseSource],
+    *,
+    device: torch.device | str | None = None,
+    hooks: Callable[[int], Hooks] = lambda number: UNWATCHED,
+    keep: Keep = keep_nothing,
+) -> tuple[Tensor, tuple[AudioCondition, ...], tuple[NoiseSource, ...]]:
+    """Samples a stage of a whole clip → its video latent, float32 [1, 128, F, H, W], the sound of each window for the
+    next stage (frozen), and the streams of noise for the next stage.
+
+    latent: of the whole, as `sample` takes it; if there are several windows, it is overwritten and returned.
+    conditions: with the guides and the mask of the whole; its sound is not used, and its positive context by windows
+    that have none of their own. noises: the streams of noise that the parts draw from, each in the order of its
+    windows. hooks: those of each window, by its number. Raises InputError as `sample`.
+    """
+    whole, sounds, streams = latent, [], list(noises)
+    drawn = [0] * len(streams)  # windows that were sampled from each stream
+    for number, part in enumerate(parts):
+        start, own, noise = start_of(part.window, whole), conditions_of(part, conditions, whole), streams[part.stream]
+        make = partial(
+            _sampled, part.window, model, start, own, steering, noise,
+            device=device, hooks=hooks(number), window=drawn[part.stream],
+        )  # fmt: skip
+        result = keep(make, number, start, own, steering, noise)
+        sounds.append(result.audio)
+        streams[part.stream] = result.noise
+        drawn[part.stream] += 1
+        if len(parts) == 1:
+            whole = result.video
+        else:
+            whole[:, :, part.window.new] = result.video.to(whole.device)
+    return whole, tuple(sounds), tuple(streams)
+
+
+def _sampled(place: Window, *inputs: Any, **named: Any) -> Sampled:
+    """Samples the window at that place with these inputs of `sample`."""
+    latent, audio, noise = sample(*inputs, **named)
+    return Sampled(latent[:, :, place.given :], audio, noise)
+
+
+def start_of(window: Window, whole: Tensor) -> Tensor:
+    """The start latent of one window. Its latent 0 is the whole's at that place, but behind a hard cut a copy of the
+    next one, so that nothing before the cut acts on it."""
+    start = whole[:, :, window.whole]
+    if window.given == 1:
+        start = torch.cat((start[:, :, 1:2], start[:, :, 1:]), dim=2)
+    return start
+
+
+def conditions_of(part: WindowInputs, conditions: Conditions, like: Tensor) -> Conditions:
+    """The conditions of one window: its sound and its prompt, the guides at frames that it adds, and a mask that keeps
+    its overlap.
+
+    Its latent 0 is free: it stands for one frame, while the whole's latent at that place stands for eight. An image at
+    the first frame behind a hard cut is that latent 0, as the first image of a clip is. like: the whole's latent.
+    """
+    window, guides = part.window, []
+    for guide in conditions.guides:
+        frame = window.frame_within(guide.frame)
+        if frame is not None:
+            guides.append(replace(guide, frame=0 if window.given == 1 and frame == 1 else frame))
+    mask = None if conditions.mask is None else conditions.mask[:, :, window.whole]
+    if window.given:
+        mask = torch.ones_like(like[:, :1, window.whole]) if mask is None else mask.clone()
+        mask[:, :, :1] = 1
+        mask[:, :, 1 : window.given] = 0
+    positive = part.positive or conditions.positive
+    return replace(conditions, positive=positive, audio=part.sound, guides=tuple(guides), mask=mask)

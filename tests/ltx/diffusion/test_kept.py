@@ -1,0 +1,121 @@
+"""The names of kept windows: whatever goes into a window changes its name, in each field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
+from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.diffusion.kept import KeptWindows, described
+from a2v.ltx.diffusion.sample_windows import Sampled
+from a2v.ltx.diffusion.samplers import Restart
+from a2v.ltx.diffusion.steering import RES_2S, Steering
+from a2v.ltx.errors import InputError
+from a2v.ltx.latents import Noise
+from torch import Tensor
+
+FPS = Fraction(24)
+SOUND = AudioCondition(torch.zeros(1, 8, 9, 16), 9, FPS)
+CONDITIONS = Conditions(
+    TextContext(torch.zeros(1, 4, 8), torch.zeros(1, 4, 4), 3), SOUND,
+    TextContext(torch.ones(1, 4, 8), torch.zeros(1, 4, 4)),
+    (Guide(torch.zeros(1, 128, 1, 1, 1), 0, 1.0),), torch.ones(1, 1, 2, 1, 1),
+)  # fmt: skip
+STEERING = Steering(torch.tensor([1.0, 0.5, 0.0]), Guidance(3, 1, 0.85, 3), restart=Restart(), gamma=1.5)
+
+
+def variants(value: Any) -> list[Any]:
+    """The value with each of its parts changed alone, at any depth."""
+    if isinstance(value, Tensor):
+        other = value.clone()
+        other.flatten()[-1] += 1e-6 if value.is_floating_point() else 1
+        return [other]
+    if is_dataclass(value):
+        found = []
+        for field in fields(value):
+            for each in variants(getattr(value, field.name)):
+                try:
+                    found.append(replace(value, **{field.name: each}))
+                except (InputError, ValueError):
+                    continue  # nothing that can be sampled
+        return found
+    if isinstance(value, tuple):
+        inside = [(*value[:k], each, *value[k + 1 :]) for k, old in enumerate(value) for each in variants(old)]
+        return [*inside, value[:-1]] if value else [(0,)]
+    if isinstance(value, (bool, type(None))):
+        return [not value]
+    if isinstance(value, (int, float, Fraction)):
+        return [value - (1 if isinstance(value, int) else Fraction(1, 1000) if isinstance(value, Fraction) else 1e-3)]
+    return [RES_2S]
+
+
+@pytest.mark.parametrize("value", [CONDITIONS, STEERING, Noise(4), Noise(4, torch.zeros(9, dtype=torch.uint8))])
+def test_every_part_counts(value: Any) -> None:
+    names = [json.dumps(described(each)) for each in (value, *variants(value))]
+    assert len(names) > 2 and len(set(names)) == len(names)
+    assert json.dumps(described(replace(value))) == names[0]
+
+
+def test_types_and_shapes_count() -> None:
+    zeros = [torch.zeros(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.int32), torch.zeros(4, dtype=torch.bfloat16)]
+    assert len({json.dumps(described(each)) for each in zeros}) == 4
+    assert described(torch.ones(2, 3).T) == described(torch.ones(3, 2)), "the values, and not how they lie"
+
+
+def piece(strength: float) -> tuple[Sampled, Conditions]:
+    conditions = replace(CONDITIONS, audio=replace(SOUND, strength=strength))
+    audio = replace(SOUND, latent=torch.randn(1, 8, 9, 16))
+    return Sampled(torch.randn(1, 128, 2, 1, 1), audio, Noise(4).draw((3,))[1]), conditions
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_a_piece_comes_back_to_the_bit(tmp_path: Path, strength: float) -> None:
+    made, conditions = piece(strength)
+    rest = (0, torch.zeros(1, 128, 2, 1, 1), conditions, STEERING, Noise(4))
+
+    def never() -> Sampled:
+        raise AssertionError("it is there")
+
+    def keep(resume: bool, make: Callable[[], Sampled], identity: object = ("a", 1)) -> Sampled:
+        store = KeptWindows(tmp_path / "film", resume)
+        store.begin(7)
+        return store.of(identity)(make, *rest)
+
+    assert keep(False, lambda: made) is made
+    back = keep(True, never)
+    assert torch.equal(back.video, made.video) and torch.equal(back.noise.state, made.noise.state)
+    assert torch.equal(back.audio.latent, made.audio.latent if strength < 1 else SOUND.latent) and back.audio.frozen
+    with pytest.raises(AssertionError, match="it is there"):
+        keep(True, never, ("a", 2))
+    with pytest.raises(AssertionError, match="it is there"):
+        keep(False, never)
+
+
+def test_it_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    store = KeptWindows.beside(tmp_path / "film.mp4")
+    store.begin(7)
+    made, conditions = piece(1.0)
+    store.of("")(lambda: made, 0, torch.zeros(1), conditions, STEERING, Noise(4))
+    assert (store.count(), store.seed()) == (1, 7)
+    (store.folder / "notes.txt").write_text("mine")
+    store.remove()
+    assert [path.name for path in store.folder.iterdir()] == ["notes.txt"] and store.seed() is None
+    (store.folder / "notes.txt").unlink()
+    store.remove()
+    assert list(tmp_path.iterdir()) == []
+    store.remove()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4.windows").write_text("a file")
+    store, (made, conditions) = KeptWindows.beside(tmp_path / "film.mp4"), piece(1.0)
+    store.begin(7)
+    with pytest.raises((InputError, OSError), match=r"film\.mp4\.windows"):
+        store.of("")(lambda: made, 0, torch.zeros(1), conditions, STEERING, Noise(4))

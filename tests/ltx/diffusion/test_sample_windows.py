@@ -1,0 +1,289 @@
+"""A stage in windows: what each window is given and told, on tiny weights, for every way to sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from a2v.ltx.diffusion import samplers
+from a2v.ltx.diffusion.acceleration import LEVELS
+from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
+from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.diffusion.sample import sample
+from a2v.ltx.diffusion.sample_windows import WindowInputs, conditions_of, sample_windows
+from a2v.ltx.diffusion.samplers import Hooks, Restart
+from a2v.ltx.diffusion.steering import ANCESTRAL, RES_2S, Steering
+from a2v.ltx.latents import CHANNELS, Noise, audio_length, frames_of, unpatchify_video, video_positions
+from a2v.ltx.trace import Recorder
+from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.ltx.windows import Border, Window, WindowSize, cut_windows
+from a2v.tests.tiny import TinyFiles
+from torch import Tensor, nn
+
+FPS = Fraction(24)
+HEIGHT, WIDTH = 2, 3
+SIZE = WindowSize(33, 2)  # five latents, two of them shared
+LATENTS = 11
+WINDOWS = cut_windows(frames_of(LATENTS), SIZE)
+SIGMAS = torch.tensor([1.0, 0.8, 0.45, 0.0])
+WAYS: dict[str, dict[str, Any]] = {
+    "euler": {},
+    "guidance": {"guidance": Guidance(3, 1, 0.85, 3, (1,))},
+    "restart": {"restart": Restart(0.2)},
+    "restarts": {"restart": Restart(0.2, times=1, sigma_min=0.4, sigma_max=0.85)},
+    "gradient estimation": {"gamma": 2.0},
+    "restart and gamma": {"gamma": 2.0, "restart": Restart(0.3)},
+    "res_2s": {"sampler": RES_2S},
+    "euler_ancestral": {"sampler": ANCESTRAL},
+    "regular": {"guidance": Guidance(3, 0, 0.85, 3), "acceleration": LEVELS["regular"]},
+    "high": {"guidance": Guidance(3, 0, 0.85, 3), "acceleration": LEVELS["high"]},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_default: TinyFiles) -> nn.Module:
+    return load_checkpoint(tiny_default.checkpoint).transformer(torch.float32, "cpu")
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def text(seed: int) -> TextContext:
+    return TextContext(drawn(seed, 1, 16, 64), drawn(seed + 100, 1, 16, 32))
+
+
+def sounds(windows: Sequence[Window] = WINDOWS, strength: float = 1.0) -> tuple[AudioCondition, ...]:
+    return tuple(
+        AudioCondition(drawn(number, 1, 8, audio_length(w.frames, FPS), 16), w.frames, FPS, strength)
+        for number, w in enumerate(windows)
+    )
+
+
+def parts(heard: Sequence[AudioCondition], windows: Sequence[Window] = WINDOWS) -> tuple[WindowInputs, ...]:
+    return tuple(WindowInputs(window, sound) for window, sound in zip(windows, heard, strict=True))
+
+
+def zeros(latents: int = LATENTS) -> Tensor:
+    return torch.zeros(1, CHANNELS, latents, HEIGHT, WIDTH)
+
+
+def conditions(*guides: Guide, mask: Tensor | None = None) -> Conditions:
+    return Conditions(text(1), sounds()[0], text(2), guides, mask)
+
+
+class Watched:
+    """A run in windows, with the trace of each of them."""
+
+    def __init__(
+        self, model: nn.Module, steering: Steering, strength: float = 1.0, start: Tensor | None = None, **more: Any
+    ):
+        self.traces: dict[int, Recorder] = {}
+        given = {"conditions": conditions(), "noise": Noise(4), **more}
+        self.heard = sounds(strength=strength)
+        self.video, self.audio, (self.noise,) = sample_windows(
+            model,
+            zeros() if start is None else start.clone(),
+            parts(self.heard),
+            given["conditions"],
+            steering,
+            [given["noise"]],
+            hooks=lambda number: Hooks(trace=self.traces.setdefault(number, Recorder())),
+        )
+
+    def entering(self, number: int, step: int = 0) -> Tensor:
+        """The video that enters a step of a window, as a latent, without keyframes."""
+        tokens = self.traces[number].tensors[f"step{step}/in_video"][:, : WINDOWS[number].length * HEIGHT * WIDTH]
+        return unpatchify_video(tokens, (WINDOWS[number].length, HEIGHT, WIDTH))
+
+
+def test_there_are_windows_to_test() -> None:
+    assert [(w.start, w.length, w.given) for w in WINDOWS] == [(0, 5, 0), (2, 5, 3), (4, 5, 3), (6, 5, 3)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_one_window_is_a_clip(model: nn.Module, way: str, strength: float) -> None:
+    """The latent, the sound and the rest of the stream of noise are those of `sample`, to the bit."""
+    steering = Steering(SIGMAS, **WAYS[way])
+    windows = cut_windows(frames_of(5))
+    (sound,) = sounds(windows, strength)
+    guides = (Guide(drawn(7, 1, CHANNELS, 1, HEIGHT, WIDTH), 0, 0.9), Guide(drawn(8, 1, CHANNELS, 1, 2, 3), 32, 0.7))
+    start = drawn(9, *zeros(5).shape)
+    wanted, heard, after = sample(model, start, replace(conditions(*guides), audio=sound), steering, Noise(4))
+    (one,) = parts([sound], windows)
+    video, (audio,), (noise,) = sample_windows(model, start, [one], conditions(*guides), steering, [Noise(4)])
+    assert torch.equal(video, wanted) and torch.equal(audio.latent, heard.latent) and audio.frozen
+    assert torch.equal(noise.state, after.state)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_windows_share_is_kept_in_every_step(model: nn.Module, way: str) -> None:
+    run = Watched(model, Steering(SIGMAS, **WAYS[way]), strength=0.4 if way == "euler" else 1.0)
+    assert run.video.isfinite().all() and run.video.shape == zeros().shape
+    for number, window in enumerate(WINDOWS[1:], 1):
+        shared = run.video[:, :, window.start + 1 : window.start + 3]
+        trace = run.traces[number].tensors
+        steps = sorted(name for name in trace if name.endswith("/in_video"))
+        assert len(steps) >= 3
+        for name in steps:
+            latent = unpatchify_video(trace[name], (5, HEIGHT, WIDTH))
+            assert torch.equal(latent[:, :, 1:3], shared), name
+            assert not torch.equal(latent[:, :, :1], run.video[:, :, window.start : window.start + 1])
+        for name in (name for name in trace if name.endswith("video_timesteps")):
+            told = trace[name].reshape(5, -1)
+            assert (told[1:3] == 0).all() and (told[[0, 3, 4]] > 0).all(), name
+        last = max((name for name in trace if name.endswith("out_video") and "/call" not in name), key=step_of)
+        if way != "res_2s":  # its last prediction has no step of its own
+            made = unpatchify_video(trace[last], (5, HEIGHT, WIDTH))[:, :, 3:]
+            assert torch.equal(made, run.video[:, :, window.new])
+
+
+def step_of(name: str) -> int:
+    return int(name.split("/")[0].removeprefix("step"))
+
+
+def test_positions_and_sound_are_the_windows_own(model: nn.Module) -> None:
+    run = Watched(model, Steering(SIGMAS))
+    for number in range(len(WINDOWS)):
+        trace = run.traces[number].tensors
+        assert torch.equal(trace["positions_video"], video_positions((5, HEIGHT, WIDTH), FPS))
+        assert torch.equal(trace["positions_audio"], run.traces[0].tensors["positions_audio"])
+        heard = run.heard[number].latent
+        assert torch.equal(trace["step0/in_audio"].reshape(1, -1, 8, 16), heard.permute(0, 2, 1, 3))
+
+
+def test_a_window_hears_its_own_sound(model: nn.Module) -> None:
+    """Another sound in the third window changes what it adds and what follows, and nothing before."""
+    one = sample_windows(model, zeros(), parts(sounds()), conditions(), Steering(SIGMAS), [Noise(4)])[0]
+    heard = list(sounds())
+    heard[2] = replace(heard[2], latent=heard[2].latent + 1)
+    other = sample_windows(model, zeros(), parts(heard), conditions(), Steering(SIGMAS), [Noise(4)])[0]
+    same = [torch.equal(one[:, :, k], other[:, :, k]) for k in range(LATENTS)]
+    assert same == [True] * 7 + [False] * 4
+
+
+def test_one_stream_of_noise_goes_through_all_windows(model: nn.Module) -> None:
+    run = Watched(model, Steering(SIGMAS))
+    generator = torch.Generator().manual_seed(4)
+    for number, window in enumerate(WINDOWS):
+        noise = torch.randn(1, 5 * HEIGHT * WIDTH, CHANNELS, generator=generator)
+        torch.randn(1, audio_length(window.frames, FPS), 128, generator=generator)
+        expected = unpatchify_video(noise, (5, HEIGHT, WIDTH))
+        free = [0, 3, 4] if number else range(5)
+        assert torch.equal(run.entering(number)[:, :, free], expected[:, :, free])
+    assert torch.equal(run.noise.state, generator.get_state())
+
+
+def test_renewed_noise_is_another_one_in_each_window(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    class Fresh(samplers.FreshNoise):
+        def __init__(self, seed: int) -> None:
+            seeds.append(seed)
+            super().__init__(seed)
+
+    monkeypatch.setattr(samplers, "FreshNoise", Fresh)
+    Watched(model, Steering(SIGMAS, restart=Restart()))
+    assert seeds[0] == 10_004 and len(set(seeds)) == len(WINDOWS) == len(seeds)
+
+
+def test_a_start_below_sigma_1_goes_into_each_window(model: nn.Module) -> None:
+    """As in the second stage: at its own places, the whole's latent is mixed in."""
+    start = drawn(3, *zeros().shape)
+    run = Watched(model, Steering(torch.tensor([0.9, 0.4, 0.0])), start=start)
+    none = Watched(model, Steering(torch.tensor([0.9, 0.4, 0.0])))
+    for number, window in enumerate(WINDOWS):
+        mixed = run.entering(number) - none.entering(number)
+        torch.testing.assert_close(mixed[:, :, window.given :], 0.1 * start[:, :, window.new], rtol=1e-4, atol=1e-6)
+
+
+def test_images_are_in_the_first_and_the_last_window(model: nn.Module) -> None:
+    first, last = (drawn(seed, 1, CHANNELS, 1, HEIGHT, WIDTH) for seed in (5, 6))
+    guides = Guide(first, 0, 1.0), Guide(last, frames_of(LATENTS) - 1, 0.8)
+    run = Watched(model, Steering(SIGMAS), conditions=conditions(*guides))
+    assert torch.equal(run.video[:, :, :1], first)
+    tokens = [run.traces[number].tensors["step0/in_video"].shape[1] for number in range(4)]
+    assert tokens == [30, 30, 30, 36], "the end image's tokens"
+    positions = run.traces[3].tensors["positions_video"]
+    assert torch.equal(positions[..., 30:, :], video_positions((1, HEIGHT, WIDTH), FPS, 32))
+    timesteps = [run.traces[number].tensors["step0/call0/video_timesteps"].reshape(-1, 6)[:, 0] for number in range(4)]
+    assert timesteps[0].tolist() == [0, 1, 1, 1, 1] and timesteps[1].tolist() == [1, 0, 0, 1, 1]
+    assert timesteps[3].tolist() == pytest.approx([1, 0, 0, 1, 1, 0.2])
+
+
+def test_a_mask_of_the_whole_is_cut(model: nn.Module) -> None:
+    mask = torch.ones(1, 1, LATENTS, HEIGHT, WIDTH)
+    mask[:, :, 5, 0], mask[:, :, 4] = 0, 0
+    start = drawn(3, *zeros().shape)
+    run = Watched(model, Steering(SIGMAS), start=start, conditions=conditions(mask=mask))
+    assert torch.equal(run.video[:, :, 5, 0], start[:, :, 5, 0]) and torch.equal(run.video[:, :, 4], start[:, :, 4])
+    assert not torch.equal(run.video[:, :, 5, 1], start[:, :, 5, 1])
+    assert (mask[:, :, 5, 0] == 0).all() and mask.sum() == 6 * LATENTS - 9, "the caller's own stays as it was"
+    own = conditions_of(parts(sounds())[1], conditions(mask=mask), start)
+    assert own.mask.reshape(5, 6)[:, 0].tolist() == [1, 0, 0, 0, 1]
+
+
+def test_renewed_sound_is_each_windows_own(model: nn.Module) -> None:
+    run = Watched(model, Steering(SIGMAS), strength=0.4)
+    assert [audio.frozen for audio in run.audio] == [True] * 4
+    for number, audio in enumerate(run.audio):
+        assert not torch.equal(audio.latent, run.heard[number].latent)
+        told = run.traces[number].tensors["step0/call0/audio_timesteps"]
+        torch.testing.assert_close(told, torch.full_like(told, 0.6))
+    kept = Watched(model, Steering(SIGMAS))
+    assert all(torch.equal(a.latent, b.latent) for a, b in zip(kept.audio, kept.heard, strict=True))
+
+
+# Sections
+
+
+CUT = cut_windows(frames_of(LATENTS), SIZE, [Border(6, cut=True)])
+
+
+def cut_film(model: nn.Module, sigmas: Tensor, start: Tensor, first_seed: int = 4, **changes: Any) -> Tensor:
+    """A film with a hard cut at latent 6, behind which it has another prompt and another stream of noise."""
+    film = [
+        WindowInputs(window, sound, text(5) if window.new.start >= 6 else None, int(window.new.start >= 6))
+        for window, sound in zip(CUT, sounds(CUT), strict=True)
+    ]
+    if changes.get("prompt"):
+        film[-1] = replace(film[-1], positive=text(6))
+    steering = Steering(sigmas, restart=Restart())
+    guides = changes.get("guides", ())
+    return sample_windows(model, start.clone(), film, conditions(*guides), steering, [Noise(first_seed), Noise(9)])[0]
+
+
+@pytest.mark.parametrize("sigmas", [SIGMAS, torch.tensor([0.9, 0.4, 0.0])], ids=["first stage", "second stage"])
+def test_nothing_before_a_hard_cut_acts_behind_it(model: nn.Module, sigmas: Tensor) -> None:
+    assert [(w.start, w.given, w.stop) for w in CUT] == [(0, 0, 4), (1, 3, 6), (5, 1, 9), (6, 3, 11)] or len(CUT) > 2
+    start = drawn(3, *zeros().shape) * (sigmas[0] < 1)
+    usual, other = (
+        cut_film(model, sigmas, start),
+        cut_film(model, sigmas, start * (torch.arange(11) > 5)[:, None, None], 7),
+    )
+    assert torch.equal(usual[:, :, 6:], other[:, :, 6:])
+    assert not torch.equal(usual[:, :, :6], other[:, :, :6])
+
+
+def test_a_prompt_acts_in_its_own_window(model: nn.Module) -> None:
+    usual, other = cut_film(model, SIGMAS, zeros()), cut_film(model, SIGMAS, zeros(), prompt=True)
+    begin = CUT[-1].new.start
+    assert torch.equal(usual[:, :, :begin], other[:, :, :begin])
+    assert not any(torch.equal(usual[:, :, k], other[:, :, k]) for k in range(begin, LATENTS))
+
+
+def test_an_image_behind_a_hard_cut_is_its_first(model: nn.Module) -> None:
+    window = next(window for window in CUT if window.given == 1)
+    guide = Guide(drawn(5, 1, CHANNELS, 1, HEIGHT, WIDTH), frames_of(6), 0.9)
+    own = conditions_of(WindowInputs(window, sounds([window])[0]), conditions(guide), zeros())
+    assert [each.frame for each in own.guides] == [0]
+    soft = next(window for window in WINDOWS if window.frame_within(frames_of(6)) is not None)
+    own = conditions_of(WindowInputs(soft, sounds([soft])[0]), conditions(guide), zeros())
+    assert [each.frame + soft.first_frame for each in own.guides] == [41]
+    usual, other = cut_film(model, SIGMAS, zeros()), cut_film(model, SIGMAS, zeros(), guides=[guide])
+    assert torch.equal(usual[:, :, :6], other[:, :, :6]) and not torch.equal(usual[:, :, 6], other[:, :, 6])

@@ -1,0 +1,514 @@
+"""Films that are made in windows, from files to a file, on tiny weights: what they equal, and that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import wave
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from a2v.ltx import pipeline
+from a2v.ltx.diffusion import kept
+from a2v.ltx.diffusion.conditioning import TextContext
+from a2v.ltx.encoding import Prompts, encode_prompts
+from a2v.ltx.errors import FlaggedError, InputError
+from a2v.ltx.job import Compute, Files, prepare
+from a2v.ltx.media.audio import LONGEST, Track, load_track
+from a2v.ltx.media.probe import probe
+from a2v.ltx.memory.forecast import Forecast, estimate
+from a2v.ltx.plan import plan
+from a2v.ltx.request import parse
+from a2v.ltx.timeline import SECTION_SEED
+from a2v.ltx.trace import Recorder
+from a2v.tests.ltx.measure import job_of
+from a2v.tests.tiny import TinyFiles
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+FRAMES, COUNT = 81, 4  # eleven latents, in windows of five that share two
+FILM = {
+    "prompt": "a woman sings", "seed": 21, "match_audio_length": False, "num_frames": FRAMES, "num_inference_steps": 2,
+    "video_size": {"width": 64, "height": 64}, "enable_prompt_expansion": False, "enable_safety_checker": False,
+    "windows": {"frames": 33, "overlap": 2},
+}  # fmt: skip
+
+
+def text(seed: int) -> TextContext:
+    draw = torch.Generator().manual_seed(seed)
+    return TextContext(torch.randn(1, 16, 64, generator=draw), torch.randn(1, 16, 32, generator=draw))
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with song.wav (4 s, stereo, 48 kHz), first.png and last.png."""
+    folder = tmp_path_factory.mktemp("media")
+    noise, time = np.random.default_rng(3), np.arange(4 * 48000) / 48000
+    rows = [np.sin(2 * np.pi * (150 + 70 * c + 60 * time) * time) for c in range(2)]
+    samples = 0.4 * np.stack(rows, axis=1) + 0.02 * noise.standard_normal((time.size, 2))
+    with wave.open(str(folder / "song.wav"), "wb") as file:
+        file.setparams((2, 2, 48000, 0, "NONE", ""))
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    for name in ("first", "last"):
+        Image.fromarray(noise.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def files_of(tiny: TinyFiles, media: Path, output: Path, images: bool = False) -> Files:
+    return Files(
+        checkpoint=tiny.checkpoint, text_encoder=tiny.gemma, audio=media / "song.wav", output=output,
+        upscaler=tiny.upscaler, distill_lora=tiny.distilled_lora,
+        image=media / "first.png" if images else None, end_image=media / "last.png" if images else None,
+    )  # fmt: skip
+
+
+class Made:
+    """A run: its trace, its report, the phases that were told, and the numbers of sampled windows."""
+
+    def __init__(
+        self, files: Files, request: dict[str, Any], stop: Callable[[str, int], bool] | None = None, **more: Any
+    ):
+        recorder, self.phases = Recorder(), []
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if phase not in self.phases:
+                self.phases.append(phase)
+            if stop is not None and stop(phase, done):
+                raise KeyboardInterrupt
+
+        made = pipeline.run(
+            files, parse(request), Compute(torch.float32), trace=recorder, progress=progress,
+            **{"prompts": Prompts("", text(1), text(2)), **more},
+        )  # fmt: skip
+        self.trace, self.report = recorder.tensors, made.report
+
+    @property
+    def sampled(self) -> list[str]:
+        return [phase for phase in self.phases if "window" in phase]
+
+
+@pytest.fixture
+def make(tiny: TinyFiles, media: Path, tmp_path: Path) -> Callable[..., Made]:
+    def run(request: dict[str, Any] | None = None, name: str = "film", images: bool = False, **more: Any) -> Made:
+        return Made(files_of(tiny, media, tmp_path / f"{name}.mp4", images), {**FILM, **(request or {})}, **more)
+
+    return run
+
+
+def in_second_stage(phase: str, done: int) -> bool:
+    return phase == "second stage, window 3 of 4" and done == 2
+
+
+def test_a_film_of_one_window_is_the_clip(make: Callable[..., Made]) -> None:
+    """Every tensor on the way, to the bit, with images and renewed sound."""
+    base = {"num_frames": 17, "audio_strength": 0.6}
+    clip = make({**base, "windows": None}, "clip", images=True)
+    film = make(base, images=True)
+    assert clip.trace.keys() == film.trace.keys()
+    assert all(torch.equal(tensor, film.trace[name]) for name, tensor in clip.trace.items())
+    assert clip.phases == film.phases and film.sampled == []
+    assert film.report["used"].pop("windows") == {"count": 1, "frames": 17, "overlap": 0}
+    assert clip.report["used"] == film.report["used"]
+
+
+def test_a_film_of_four(make: Callable[..., Made], media: Path, tmp_path: Path) -> None:
+    film = make(images=True)
+    assert film.sampled == [f"{stage} stage, window {n} of 4" for stage in ("first", "second") for n in (1, 2, 3, 4)]
+    assert film.report["used"]["windows"] == {"count": COUNT, "frames": 33, "overlap": 2}
+    assert film.report["used"]["frames"] == FRAMES == probe(tmp_path / "film.mp4").frames
+    assert film.trace["final/video_latent"].shape == (1, 128, 11, 2, 2)
+    assert film.trace["final/frames_u8"].shape == (FRAMES, 64, 64, 3)
+    for name in ("cond/0/latent", "cond/2/latent"):  # the first image, in each stage
+        assert name in film.trace
+    torch.testing.assert_close(film.trace["final/video_latent"][:, :, :1], film.trace["cond/2/latent"])
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"], "what was kept is gone"
+    # The windows' sounds are cut at exact fractions: 16 and 32 frames of 24 a second into the track.
+    whole = film.trace["audio/waveform"]
+    later = film.trace["audio/window1/waveform"]
+    assert later.shape == whole.shape and torch.equal(later[..., :32000], whole[..., 32000:64000])
+    source, heard = load_track(media / "song.wav"), load_track(tmp_path / "film.mp4")
+    assert heard.seconds == pytest.approx(FRAMES / 24, abs=0.05) and source.seconds > heard.seconds
+
+
+def test_the_second_stage_starts_from_the_upscaled_whole(make: Callable[..., Made]) -> None:
+    film = make()
+    assert film.trace["up/in"].shape == (1, 128, 11, 1, 1) and film.trace["up/out"].shape == (1, 128, 11, 2, 2)
+    first = [film.trace[f"s1/window{n}/step1/out_video"].reshape(5, 128) for n in range(COUNT)]
+    whole = torch.cat([first[0], *(each[3:] for each in first[1:])]).T[None, :, :, None, None]
+    assert torch.equal(whole, film.trace["up/in"])
+
+
+def test_renewed_sound_is_one_sound(make: Callable[..., Made], tmp_path: Path) -> None:
+    film = make({"audio_strength": 0.5})
+    assert {"final/audio_latent", "final/audio_latent1", "final/audio_latent3"} <= film.trace.keys()
+    heard = load_track(tmp_path / "film.mp4")
+    assert FRAMES / 24 - 0.1 < heard.seconds < FRAMES / 24 + 0.05
+
+
+# Nothing finished is lost.
+
+
+@pytest.fixture(scope="module")
+def left_over(tiny: TinyFiles, media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run leaves that ended in the third window of the second stage."""
+    film = tmp_path_factory.mktemp("ended") / "film.mp4"
+    with pytest.raises(KeyboardInterrupt):
+        Made(files_of(tiny, media, film), FILM, stop=in_second_stage)
+    return film.with_name("film.mp4.windows")
+
+
+@pytest.fixture
+def ended(left_over: Path, tmp_path: Path) -> None:
+    """A run that ended in the third window of the second stage lies in the test's folder."""
+    shutil.copytree(left_over, tmp_path / left_over.name)
+
+
+def test_an_ended_run_goes_on(make: Callable[..., Made], tmp_path: Path) -> None:
+    """To the bit, with renewed sound, and only what was missing is sampled."""
+    whole = make({"audio_strength": 0.6}, "whole")
+    with pytest.raises(KeyboardInterrupt):
+        make({"audio_strength": 0.6}, stop=in_second_stage)
+    folder = tmp_path / "film.mp4.windows"
+    assert kept.KeptWindows(folder).count() == 6 and not (tmp_path / "film.mp4").exists()
+    again = make({"audio_strength": 0.6}, resume=True)
+    assert again.sampled == ["second stage, window 3 of 4", "second stage, window 4 of 4"]
+    for name in ("final/video_latent", "final/frames_u8", "final/audio_latent2"):
+        assert torch.equal(again.trace[name], whole.trace[name]), name
+    assert "6 windows of an earlier run were used again" in again.report["notes"]
+    assert load_track(tmp_path / "film.mp4").waveform.equal(load_track(tmp_path / "whole.mp4").waveform)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sampled"),
+    [
+        ({"video_quality": "low"}, 2),
+        ({"distill_lora_second_pass_scale": 0.4}, 4),
+        ({"distill_lora_first_pass_scale": 0.3}, 8),
+        ({"seed": 22}, 8),
+    ],
+    ids=str,
+)
+def test_what_is_still_valid(ended: None, make: Callable[..., Made], change: dict[str, Any], sampled: int) -> None:
+    assert len(make(change, resume=True).sampled) == sampled
+
+
+def test_damaged_files_count_as_missing(ended: None, make: Callable[..., Made], tmp_path: Path) -> None:
+    for file in (tmp_path / "film.mp4.windows").glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    assert len(make(resume=True).sampled) == 8
+
+
+def test_without_the_flag_nothing_is_read_and_nothing_lost(
+    ended: None, make: Callable[..., Made], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make({"seed": 3}, stop=lambda phase, done: "window 2" in phase)
+    assert kept.KeptWindows(tmp_path / "film.mp4.windows").count() == 7
+
+
+def test_a_clip_without_windows_leaves_what_is_kept(ended: None, make: Callable[..., Made], tmp_path: Path) -> None:
+    make({"windows": None, "num_frames": 9})
+    assert kept.KeptWindows(tmp_path / "film.mp4.windows").count() == 6
+
+
+def test_what_is_flagged_does_not_stay(
+    make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flag(*_: Any, **__: Any) -> None:
+        raise FlaggedError("flagged")
+
+    monkeypatch.setattr(pipeline, "write_video", flag)
+    with pytest.raises(FlaggedError):
+        make()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_end_before_the_first_window_leaves_nothing(make: Callable[..., Made], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(stop=lambda phase, done: phase == "first stage, window 1 of 4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_drawn_seed_is_kept(make: Callable[..., Made], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make({"seed": None}, stop=in_second_stage)
+    seed = kept.KeptWindows(tmp_path / "film.mp4.windows").seed()
+    again = make({"seed": None}, resume=True)
+    assert len(again.sampled) == 2 and again.report["used"]["seed"] == seed == again.report["asked"]["seed"]
+
+
+def test_a_full_disk_is_told_and_what_is_finished_stays(
+    make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int) -> None:
+        if kept.KeptWindows(tmp_path / "film.mp4.windows").count() == 3:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept.os, "fsync", full)
+        with pytest.raises(OSError, match="is the disk full"):
+            make()
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4.windows"]
+    assert len(make(resume=True).sampled) == 5
+
+
+# Before anything is loaded.
+
+
+def test_refused_before_sampling(make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--resume: only a film in windows"):
+        make({"windows": None}, resume=True)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(kept.shutil, "disk_usage", lambda folder: usage(10, 10, 1000))
+    with pytest.raises(InputError, match=r"the windows of this film take .* MB there until .* delete files"):
+        make()
+    assert list(tmp_path.iterdir()) == []
+
+
+def track(seconds: float) -> Track:
+    return Track(torch.zeros(1, 1).expand(2, round(seconds * 48000)), 48000)
+
+
+def test_the_audio_sets_the_length() -> None:
+    asked = {"prompt": "x", "windows": True}
+    film = plan(parse(asked), track(60))
+    assert (film.frames, len(film.windows), film.notes) == (1441, 14, ())
+    assert plan(parse({"prompt": "x"}), track(60)).frames == 481, "the endpoint's cut stays"
+    assert len(plan(parse({"prompt": "x"}), track(60)).windows) == 1
+    assert plan(parse(asked), track(LONGEST - 1)).frames == 64777
+    for seconds in (LONGEST, LONGEST + 60):
+        with pytest.raises(InputError, match="audio: it lasts 45 minutes or more"):
+            plan(parse(asked), track(seconds))
+    with pytest.raises(InputError, match=f"{LONGEST} s is the most"):
+        plan(parse({**asked, "match_audio_length": False, "num_frames": 65000}), track(60))
+    with pytest.raises(InputError, match="600 s is the most"):
+        plan(parse({"prompt": "x", "match_audio_length": False, "num_frames": 60000}), track(60))
+
+
+# Memory and disk.
+
+
+def forecast(tiny: TinyFiles, media: Path, frames: int, windows: Any = FILM["windows"]) -> Forecast:
+    files = {name: str(value) for name, value in vars(files_of(tiny, media, media / "x.mp4")).items() if value}
+    files.pop("loras", None)
+    request = {"prompt": "x", "match_audio_length": False, "num_frames": frames, "windows": windows}
+    request |= {"video_size": (256, 256)}
+    return estimate(job_of({"files": files, "request": request, "dtype": "float32"}), Compute(torch.float32))
+
+
+def test_the_forecast_is_flat_beside_the_latents(tiny: TinyFiles, media: Path) -> None:
+    short, long = (forecast(tiny, media, frames) for frames in (81, 561))
+    clip = forecast(tiny, media, 33, None)
+    latents = 60 * 128 * 4 * 64
+    for a, b, c in zip(short.phases, long.phases, clip.phases, strict=True):
+        assert a.name == b.name == c.name
+        if a.name in ("first stage", "second stage"):
+            share = {"first stage": 4, "second stage": 1}[a.name]
+            assert b.work - a.work == latents // share
+            assert a.work - c.work == 11 * 128 * 4 * 64 // share, "a window takes what a clip of its length takes"
+    assert "4 windows of 33 frames: 0 MB on the disk until the film is written" in short.lines()
+    assert clip.windows == "" and len(clip.lines()) == len(short.lines()) - 1
+
+
+def test_the_disk_is_as_forecast(make: Callable[..., Made], tmp_path: Path) -> None:
+    def last(phase: str, done: int) -> bool:
+        return phase == "decode"
+
+    with pytest.raises(KeyboardInterrupt):
+        make(stop=last)
+    stored = sum(file.stat().st_size for file in (tmp_path / "film.mp4.windows").glob("*.safetensors"))
+    film = plan(parse(FILM), track(4))
+    needed = kept.disk_needed(film.windows, *film.sizes)
+    assert needed == 11 * 128 * 4 * (1 + 4)
+    assert needed < stored < needed + 8 * 6000, "and the state of the noise in each file"
+
+
+# Sections.
+
+SONG = """
+0:00 a woman sings
+0:01 chorus: she dances in the rain
+0:02 [cut] verse: a close view
+0:02.9 [seed 5] chorus:
+"""
+
+
+class Sung(Made):
+    """A film with a context for each section."""
+
+    def __init__(self, files: Files, request: dict[str, Any], **more: Any) -> None:
+        sections = parse(request).sections
+        contexts = {each.prompt: text(10 + n) for n, each in enumerate(sections)}
+        found = tuple((each.prompt, contexts[each.prompt]) for each in sections)
+        super().__init__(files, request, prompts=Prompts(sections[0].prompt, found[0][1], text(2), (), found), **more)
+
+
+@pytest.fixture
+def sing(tiny: TinyFiles, media: Path, tmp_path: Path) -> Callable[..., Made]:
+    def run(timeline: str, name: str = "film", **more: Any) -> Made:
+        files = replace(files_of(tiny, media, tmp_path / f"{name}.mp4"), sections=media)
+        return Sung(files, {**FILM, "timeline": timeline, **more.pop("request", {})}, **more)
+
+    return run
+
+
+def test_sections_begin_windows(sing: Callable[..., Made]) -> None:
+    film = sing(SONG)
+    told = film.report["used"]["sections"]
+    assert [(each["frame"], each["name"], each["cut"]) for each in told] == [
+        (0, "", False), (25, "chorus", False), (49, "verse", True), (73, "chorus", False),
+    ]  # fmt: skip
+    assert told[3]["prompt"] == told[1]["prompt"] == "she dances in the rain" and told[3]["seed"] == 5
+    assert [each["seed"] for each in told[:3]] == [21, 21, 21 + 2 * SECTION_SEED]
+    windows = plan(parse({**FILM, "timeline": SONG}), track(4)).windows
+    assert [(w.new.start, w.given) for w in windows] == [(0, 0), (4, 3), (6, 3), (7, 1), (10, 3)]
+    assert film.trace["final/frames_u8"].shape[0] == FRAMES
+
+
+def test_nothing_goes_over_a_hard_cut(sing: Callable[..., Made]) -> None:
+    usual = sing(SONG).trace["final/video_latent"]
+
+    def changed(old: str, new: str) -> list[int]:
+        other = sing(SONG.replace(old, new), "other").trace["final/video_latent"]
+        return [k for k in range(11) if not torch.equal(usual[:, :, k], other[:, :, k])]
+
+    assert changed("[seed 5]", "[seed 6]") == [7, 8, 9, 10], "the upscaler looks ahead within what is not cut"
+    assert changed("[cut]", "[cut, image last.png]") == [7, 8, 9, 10]
+    assert changed("0:00 a", "0:00 [seed 4] a") == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_section_is_made_again_alone(sing: Callable[..., Made]) -> None:
+    """With another seed behind a hard cut, what was kept before it is used again."""
+    with pytest.raises(KeyboardInterrupt):
+        sing(SONG, stop=lambda phase, done: phase == "decode")
+    again = sing(SONG.replace("[cut]", "[cut, seed 3]"), resume=True)
+    assert again.sampled == [f"{stage} stage, window {n} of 5" for stage in ("first", "second") for n in (4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("timeline", "request_", "words"),
+    [
+        ("0:10 later", {}, "section 0:10.0 begins after the end of the film at 3.4 s"),
+        ("0:01 a\n0:01.1 b", {}, "section 0:01.1 is less than eight frames away from 0:01.0"),
+        ("0:03.37 a", {}, "section 0:03.4 is less than eight frames away"),
+        ("0:01 [image no.png] a", {}, "no.png"),
+        ("0:01 a", {"windows": False}, "timeline: a film with sections needs windows"),
+        ("rain", {}, "timeline: line 1"),
+    ],
+)
+def test_sections_that_cannot_be(
+    tiny: TinyFiles, media: Path, tmp_path: Path, timeline: str, request_: dict[str, Any], words: str
+) -> None:
+    files = replace(files_of(tiny, media, tmp_path / "film.mp4"), sections=media)
+    with pytest.raises(InputError) as refused:
+        Made(files, {**FILM, "timeline": timeline, **request_})
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_first_images_are_refused(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    files = replace(files_of(tiny, media, tmp_path / "film.mp4", images=True), sections=media)
+    with pytest.raises(InputError, match="and so has the film"):
+        Made(files, {**FILM, "timeline": "0:00 [image last.png] a"})
+
+
+def test_each_section_has_its_own_context(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    """From the text encoder itself; a prompt that two sections share is encoded once."""
+    recorder, told = Recorder(), []
+    request = parse({**FILM, "timeline": SONG})
+    job = prepare(files_of(tiny, media, tmp_path / "film.mp4"), request)
+    prompts = encode_prompts(job, Compute(torch.float32), recorder, lambda *each: told.append(each))
+    assert told[-1] == ("encode text", 4, 4)
+    assert prompts.sections[1][1] is prompts.sections[3][1]
+    for number, section in enumerate((0, 1, 2)):
+        assert torch.equal(recorder.tensors[f"prompt/{number}/video_enc"], prompts.sections[section][1].video)
+    assert not torch.equal(prompts.sections[0][1].video, prompts.sections[1][1].video)
+    assert torch.equal(recorder.tensors["prompt/3/video_enc"], prompts.negative.video)
+
+
+# SIGKILL, from a shell's point of view.
+
+
+def start(line: list[str]) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "ltx", *line], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment,
+    )  # fmt: skip
+
+
+def command(tiny: TinyFiles, media: Path, folder: Path, name: str, *flags: str) -> list[str]:
+    request = {**FILM, "num_frames": 161, "use_multiscale": False}  # nine windows
+    (folder / "request.json").write_text(json.dumps(request))
+    named = {
+        "checkpoint": tiny.checkpoint, "text-encoder": tiny.gemma, "audio": media / "song.wav", "dtype": "float32",
+        "request": folder / "request.json", "output": folder / f"{name}.mp4", "device": "cpu",
+    }  # fmt: skip
+    return [*(str(part) for flag, value in named.items() for part in (f"--{flag}", value)), *flags]
+
+
+def finished(line: list[str]) -> str:
+    with start(line) as program:
+        _, error = program.communicate(timeout=300)
+    assert program.returncode == 0, error
+    return error
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+def test_killed_in_window_5_of_9(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    finished(command(tiny, media, tmp_path, "whole"))
+    with start(command(tiny, media, tmp_path, "film")) as program:
+        seen = ""
+        while "window 5 of 9" not in seen:
+            character = program.stderr.read(1)
+            assert character, seen
+            seen += character
+        program.send_signal(signal.SIGKILL)
+        program.communicate()
+    assert "9 windows of 33 frames: " in seen, "the disk is told before"
+    left = kept.KeptWindows(tmp_path / "film.mp4.windows").count()
+    assert 4 <= left < 9 and not (tmp_path / "film.mp4").exists()
+    error = finished(command(tiny, media, tmp_path, "film", "--resume"))
+    assert re.search(rf"note: {left} windows of an earlier run were used again", error)
+    assert "window 4 of 9" not in error and "window 9 of 9" in error
+    assert not (tmp_path / "film.mp4.windows").exists()
+    film, whole = ((tmp_path / f"{name}.mp4") for name in ("film", "whole"))
+    assert pictures(film) == pictures(whole)
+
+
+def pictures(path: Path) -> bytes:
+    """The encoded pictures and the sound, without the report beside them."""
+    return subprocess.run(
+        ["ffmpeg", "-v", "error", "-i", path, "-map", "0", "-c", "copy", "-f", "md5", "-"],
+        capture_output=True,
+        check=True,
+    ).stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+def test_ctrl_c_tells_what_is_kept(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    with start(command(tiny, media, tmp_path, "film")) as program:
+        seen = ""
+        while "window 3 of 9" not in seen:
+            character = program.stderr.read(1)
+            assert character, seen
+            seen += character
+        program.send_signal(signal.SIGINT)
+        _, error = program.communicate(timeout=60)
+    assert program.returncode == 130
+    last = error.strip().splitlines()[-1]
+    assert re.fullmatch(
+        r"interrupted; [2-9] windows are kept in \S+film\.mp4\.windows, and --resume goes on from them", last
+    ), error

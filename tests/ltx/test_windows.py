@@ -1,0 +1,130 @@
+"""The plan of windows, by brute force: every latent is made once, and what a window is given is there before it."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from a2v.ltx.errors import InputError
+from a2v.ltx.latents import frames_of
+from a2v.ltx.windows import Border, Window, WindowSize, cut_windows
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@st.composite
+def cuts(draw: st.DrawFn) -> tuple[int, WindowSize]:
+    length = draw(st.integers(3, 61))
+    return frames_of(draw(st.integers(1, 2000))), WindowSize(frames_of(length), draw(st.integers(1, length - 2)))
+
+
+@given(cuts())
+def test_every_latent_is_made_once_and_in_order(cut: tuple[int, WindowSize]) -> None:
+    frames, size = cut
+    windows = cut_windows(frames, size)
+    made = 0
+    for number, window in enumerate(windows):
+        assert window.new.start == made, "it goes on where the one before ended"
+        assert window.new.stop > made, "it adds something"
+        if number:
+            assert window.start >= 1 and window.given == size.overlap + 1
+            assert window.start + window.given == made, "what it is given was made"
+        assert window.length <= size.length
+        made = window.stop
+    assert frames_of(made) == frames
+    lengths = [window.length for window in windows]
+    assert max(lengths) - min(lengths) <= 1 and lengths == sorted(lengths, reverse=True)
+
+
+@given(cuts())
+def test_there_are_as_few_as_possible(cut: tuple[int, WindowSize]) -> None:
+    frames, size = cut
+    done, count = size.frames, 1
+    while done < frames:  # full windows, one after the other
+        done += size.frames - 1 - 8 * size.overlap
+        count += 1
+    assert len(cut_windows(frames, size)) == count
+
+
+@given(cuts(), st.data())
+def test_a_frame_is_new_in_one_window(cut: tuple[int, WindowSize], data: st.DataObject) -> None:
+    frames, size = cut
+    frame = data.draw(st.integers(0, frames - 1))
+    windows = cut_windows(frames, size)
+    (found,) = [(w, w.frame_within(frame)) for w in windows if w.frame_within(frame) is not None]
+    window, inside = found
+    assert window.first_frame + inside == frame and 0 <= inside < window.frames
+    # the latent of that frame, by the rule for a clip of its own and for the whole
+    assert window.start + -(-inside // 8) == -(-frame // 8)
+    assert windows[0].frame_within(0) == 0 and windows[-1].frame_within(frames - 1) == windows[-1].frames - 1
+
+
+@given(cuts(), st.lists(st.tuples(st.integers(1, 600), st.booleans()), max_size=6, unique_by=lambda each: each[0]))
+def test_windows_begin_at_borders(cut: tuple[int, WindowSize], places: list[tuple[int, bool]]) -> None:
+    frames, size = cut
+    borders = [Border(*place) for place in sorted(places)]
+    windows = cut_windows(frames, size, borders)
+    total, made = (frames - 1) // 8 + 1, 0
+    cuts_at = {border.latent: border.cut for border in borders if border.latent < total}
+    for window in windows:
+        assert window.new.start == made < window.new.stop and window.start >= 0 and window.length <= size.length
+        if made in cuts_at:
+            assert window.given == 1 if cuts_at[made] else 1 <= window.given <= size.overlap + 1
+        elif made:
+            assert window.given == size.overlap + 1
+        made = window.stop
+    assert made == total and cuts_at.keys() <= {window.new.start for window in windows}
+    assert cut_windows(frames, size, [Border(total)]) == cut_windows(frames, size)
+
+
+def test_a_clip_that_fits_is_one_window() -> None:
+    assert cut_windows(481) == (Window(0, 61),) == cut_windows(481, WindowSize(481, 4))
+    assert cut_windows(9, WindowSize(121)) == (Window(0, 2),)
+    assert cut_windows(8 * 9999 + 1) == (Window(0, 10000),)
+    (one,) = cut_windows(49, WindowSize(49, 2))
+    assert (one.given, one.new, one.whole, one.frames) == (0, slice(0, 7), slice(0, 7), 49)
+
+
+def test_the_one_that_was_tried() -> None:
+    windows = cut_windows(721, WindowSize(49, 2))
+    assert len(windows) == 22 and {window.frames for window in windows} == {49}
+    assert [window.first_frame for window in windows[:3]] == [0, 32, 64]
+    assert windows[3].starts_at(Fraction(24000, 1001)) == Fraction(96 * 1001, 24000)
+    assert windows[1].new == slice(7, 11)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"frames": 120}, ["windows: 120 frames", "multiple of 8"]),
+        ({"frames": 489}, ["windows: 489 frames", "at most 481"]),
+        ({"frames": 121, "overlap": 0}, ["windows: an overlap of 0", "at least 1"]),
+        ({"frames": 121, "overlap": -3}, ["windows: an overlap of -3", "at least 1"]),
+        ({"frames": 49, "overlap": 6}, ["windows: an overlap of 6", "at least 57 frames"]),
+        ({"frames": 49, "overlap": 7}, ["windows: an overlap of 7", "at least 65 frames"]),
+        ({"frames": 1}, ["windows: an overlap of 2", "at least 25 frames"]),
+        ({"frames": -7}, ["windows: an overlap of 2", "at least 25 frames"]),
+        ({"frames": 49.0}, ["windows: frames"]),
+        ({"frames": True}, ["windows: frames"]),
+        ({"frames": 10**400}, ["windows: frames"]),
+        ({"overlap": None}, ["windows: overlap"]),
+        ({"length": 49}, ["windows: ", '{"frames": 121']),
+        (121, ["windows: ", "true, false"]),
+        ("yes", ["windows: "]),
+        ([], ["windows: "]),
+    ],
+)
+def test_refused_in_one_sentence(value: Any, words: list[str]) -> None:
+    with pytest.raises(InputError) as refused:
+        WindowSize.parse(value)
+    message = str(refused.value)
+    assert "\n" not in message and message.endswith(".")
+    assert all(word in message for word in words), message
+
+
+def test_what_a_request_may_say() -> None:
+    assert WindowSize.parse(True) == WindowSize.parse({}) == WindowSize(121, 2)
+    assert WindowSize.parse(False) is WindowSize.parse(None) is None
+    assert WindowSize.parse({"frames": 49}) == WindowSize(49, 2)
+    assert WindowSize.parse({"frames": 17, "overlap": 1}) == WindowSize(17, 1)

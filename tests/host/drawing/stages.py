@@ -29,6 +29,15 @@ from .parts import (
 )
 from .variants import Variant
 
+OTHER_LORAS = (
+    "For a camera or style LoRA, put *LTX A2V Camera LoRA* or *LTX A2V LoRA* between Load Model and Distilled LoRA. It "
+    "then acts in both stages.\n\nWith the distilled LoRA 15 steps are enough. Without it, use 30 or more."
+)
+OTHER_LORAS_25 = (  # those for camera movements were made for an older version
+    "To add a LoRA made for LTX-2.5, put *LTX A2V LoRA* between Load Model and Distilled LoRA. It then acts in both "
+    "stages.\n\n"
+    "The distilled LoRA acts in the second stage only: the first one takes 30 steps."
+)
 LABELS = {"first": "First image", "end": "End image"}
 Values = dict[str | None, Any]  # of widgets, by name
 CLIP = {"frames": "frames.frames", "fps": "frames.fps"}
@@ -68,9 +77,10 @@ def models(v: Variant) -> Stage:
     widgets = [Widget.of("checkpoint", "model.checkpoint"), Widget.of("text encoder", "gemma.folder")]
     widgets += [Widget.of(part.removesuffix("vae").replace("_", " ") + "VAE", f"model.{part}") for part in own.apart]
     if v.distilled:
+        use = "To add a LoRA made for LTX-2.5" if v.is_25 else "For a camera or style LoRA"
         columns = [[loader], [gemma, note("distilled model", "This checkpoint has the speed built in: it needs no "
-                   "Distilled LoRA and no Guidance.\n\nFor a camera or style LoRA, put *LTX A2V LoRA* behind Load "
-                   "Model, before both samplers.", 400)]]  # fmt: skip
+                   f"Distilled LoRA and no Guidance.\n\n{use}, put *LTX A2V LoRA* behind Load Model, "
+                   "before both samplers.", 400)]]  # fmt: skip
     else:
         strengths = {f"{stage}_strength": QUALITY_RECIPE[f"distill_lora_{stage}_scale"] for stage in
                      ("first_pass", "second_pass")} if v.is_25 else {}  # fmt: skip
@@ -87,11 +97,7 @@ def models(v: Variant) -> Stage:
             report = joined("models report", "camera.report", "lora.report")
             columns = [[loader], [camera, gemma], [lora, hint], [report]]
         else:
-            hint = note("other LoRAs", "For a camera or style LoRA, put *LTX A2V Camera LoRA* or *LTX A2V LoRA* "
-                        "between Load Model and Distilled LoRA. It then acts in both stages.\n\n" + (
-                            "The distilled LoRA acts in the second stage only: the first one takes 30 steps." if v.is_25
-                            else "With the distilled LoRA 15 steps are enough. Without it, use 30 or more."
-                        ), 400)  # fmt: skip
+            hint = note("other LoRAs", OTHER_LORAS_25 if v.is_25 else OTHER_LORAS, 400)
             columns = [[loader], [lora, gemma, hint]]
     return Stage("models", "Models", tuple(map(tuple, columns)), tuple(widgets), {}, BLUE, 340,
                  about="Opens the checkpoint, the text encoder and the LoRAs.")  # fmt: skip

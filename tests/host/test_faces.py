@@ -10,13 +10,11 @@ from a2v.tests.host.browser import Frontend
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.draw_workflows import DRAWN_HERE, INPUTS, all_nodes_file, opening_file
 from a2v.tests.host.drawing import faces
-from a2v.tests.host.drawing.measure import enter, look
+from a2v.tests.host.drawing.measure import DRAWN, RENDER, enter, look
 from a2v.tests.host.drawing.variants import VARIANTS, Variant
 
 LEAST = 0.5  # zoom at which a person can read
 FULL = ("first_and_last_image", "audio_regeneration")  # they have the nodes of all others
-RENDER = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
-DRAWN = "() => [...app.canvas.graph.links.values()].every(link => link.path)"
 COLOURS = """types => types.map(type => [app.canvas.default_connection_color_byType[type],
     getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`)])"""
 FILES = {"opening": opening_file, "all nodes": all_nodes_file}

@@ -79,7 +79,7 @@ def test_a_page_has_the_parts_that_an_artist_looks_for(node_id: str) -> None:
         assert name in SHORT or name in STOCK, name
 
 
-STOCK = {"RandomNoise", "DisableNoise", "SplitSigmas", "Load Image", "Preview Audio", "String"}
+STOCK = {"RandomNoise", "DisableNoise", "SplitSigmas", "Load Image", "Preview Audio", "Record Audio", "String"}
 
 
 def shown(each: object) -> str:
@@ -166,3 +166,5 @@ def test_the_readme_lists_the_workflows() -> None:
     listed = {row[0] for row in rows(README, "workflow")}
     files = (ROOT / "example_workflows").glob("*.json")
     assert listed == {file.stem for file in files if not file.stem.endswith("(all nodes)")}
+    screens = (ROOT / "docs" / "screens.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^## (.+)$", screens, re.MULTILINE)) == listed

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from a2v.tests.host.browser import Frontend
 
+RENDER = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+"""Switches between the frontend's two renderings: Nodes 2.0, or the canvas."""
+DRAWN = "() => [...app.canvas.graph.links.values()].every(link => link.path)"
+"""Whether all links of the open graph are drawn."""
 # In Nodes 2.0 nodes are elements of the page, else the canvas knows their boxes. A link that has corners is drawn in
 # pieces: each corner has the one before it. A piece that is drawn behind a node enters it somewhere.
 MEASURE = """() => {

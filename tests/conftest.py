@@ -29,6 +29,14 @@ alias.__path__ = [str(ROOT)]
 sys.modules.setdefault("a2v", alias)
 
 
+LONG = ("tests/robust/", "tests/host/", "tests/mini/", "tests/ltx/test_", "tests/ltx/memory/", "tests/test_recipes.py")
+"""Where files take minutes. They begin first, so that no worker is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))  # the order is stable otherwise
+
+
 @pytest.fixture(scope="session")
 def oracle() -> Path:
     """Folder of the official pipeline's tensors; tests that need it are skipped by name in a checkout without it."""

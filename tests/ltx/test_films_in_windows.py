@@ -467,6 +467,7 @@ def finished(line: list[str]) -> str:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+@pytest.mark.soak
 def test_killed_in_window_5_of_9(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
     finished(command(tiny, media, tmp_path, "whole"))
     with start(command(tiny, media, tmp_path, "film")) as program:
@@ -498,6 +499,7 @@ def pictures(path: Path) -> bytes:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+@pytest.mark.soak
 def test_ctrl_c_tells_what_is_kept(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
     with start(command(tiny, media, tmp_path, "film")) as program:
         seen = ""

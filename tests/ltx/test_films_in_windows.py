@@ -466,16 +466,22 @@ def finished(line: list[str]) -> str:
     return error
 
 
+def read_until(program: subprocess.Popen[str], text: str) -> str:
+    """What the program says until that text is there."""
+    seen = ""
+    while text not in seen:
+        character = program.stderr.read(1)
+        assert character, seen
+        seen += character
+    return seen
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 @pytest.mark.soak
 def test_killed_in_window_5_of_9(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
     finished(command(tiny, media, tmp_path, "whole"))
     with start(command(tiny, media, tmp_path, "film")) as program:
-        seen = ""
-        while "window 5 of 9" not in seen:
-            character = program.stderr.read(1)
-            assert character, seen
-            seen += character
+        seen = read_until(program, "window 5 of 9")
         program.send_signal(signal.SIGKILL)
         program.communicate()
     assert "9 windows of 33 frames: " in seen, "the disk is told before"
@@ -502,11 +508,7 @@ def pictures(path: Path) -> bytes:
 @pytest.mark.soak
 def test_ctrl_c_tells_what_is_kept(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
     with start(command(tiny, media, tmp_path, "film")) as program:
-        seen = ""
-        while "window 3 of 9" not in seen:
-            character = program.stderr.read(1)
-            assert character, seen
-            seen += character
+        read_until(program, "window 3 of 9")
         program.send_signal(signal.SIGINT)
         _, error = program.communicate(timeout=60)
     assert program.returncode == 130

@@ -36,40 +36,14 @@ def loaded(tiny_default: TinyFiles) -> Gemma:
 
 
 @pytest.fixture
-def gemma(loaded: Gemma, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gemma]:
-    """The tiny one, held to tokens with letters; since it so never ends, it is asked for few."""
+def gemma(gemma: Gemma, monkeypatch: pytest.MonkeyPatch) -> Gemma:
     monkeypatch.setattr(module, "NEW_TOKENS", TOKENS)
-    size = loaded.model.lm_head.out_features
-    mute = torch.tensor([not any(map(str.isalpha, loaded.tokenizer.decode(i))) for i in range(size)])
-    mute[[number for number, token in loaded.tokenizer.added_tokens_decoder.items() if token.special]] = True
-    hook = loaded.model.lm_head.register_forward_hook(lambda _, __, scores: scores.masked_fill(mute, -1e4))
-    yield loaded
-    hook.remove()
+    return gemma
 
 
 @pytest.fixture(scope="module")
 def picture() -> Tensor:
     return torch.randint(256, (30, 45, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-
-
-@pytest.fixture
-def says(gemma: Gemma) -> Iterator[Callable[[str], None]]:
-    """says(text): from now on the LM head spells that text, whatever it is asked."""
-    handles = []
-
-    def script(text: str) -> None:
-        tokens = iter(gemma.tokenizer(text, add_special_tokens=False).input_ids)
-
-        def spell(_: torch.nn.Module, __: tuple, scores: Tensor) -> Tensor:
-            forced = torch.full_like(scores, -1e4)
-            forced[..., next(tokens)] = 1e4
-            return forced
-
-        handles.append(gemma.model.lm_head.register_forward_hook(spell))
-
-    yield script
-    for handle in handles:
-        handle.remove()
 
 
 @pytest.fixture

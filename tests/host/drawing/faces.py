@@ -52,7 +52,7 @@ def files_note(v: Variant) -> Node:
     if v.is_25:
         parts.insert(0, f"First accept LTX-2.5's terms on [its page]({MODELS['dev-2.5'].page}).")
         parts += [f"[{FINER.name}]({FINER.url}) ({FINER.size}) as *video VAE* gives finer pictures and needs more time "
-                  "and memory.", "Small cards: *dtype* fp8 in both loaders."]  # fmt: skip
+                  "and memory.", "On a small card, set *dtype* to fp8 in both loaders."]  # fmt: skip
     elif not v.distilled:
         small = " and ".join(f"[{name}]({file.url}) ({file.size})" for name, file in SMALL.items())
         parts += [f"Small cards can use {small} instead."]

@@ -62,7 +62,7 @@ VARIANTS = (
         "microphone with energy, nodding at his own words. Warm light from a desk lamp, acoustic foam behind him. "
         "Close-up, the camera holds still.",
         "1. Upload your audio. Any sound or video file will do.\n\n2. Describe the picture in *prompt*.\n\n"
-        "3. Press *Run*. The distilled model takes 8 steps of one pass; the other workflows take 15 steps of four.",
+        "3. Press *Run*. The distilled model takes 8 steps of one pass; the first workflow takes 15 steps of four.",
         distilled=True,
     ),
     Variant(

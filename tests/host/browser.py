@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,7 +35,10 @@ SETTINGS = {
     "Comfy.Graph.CanvasMenu": False,
     "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0,  # text in pictures of the whole graph too
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+    "Comfy.Workflow.ShowMissingModelsWarning": True,
 }
+"""What each page begins with. The server keeps settings for its next page, so a page that needs another value gives it
+to its `Frontend`, and never sets it on the way: the test after it would depend on the order of tests."""
 READY_MS = 60_000
 LOOKED_UP = ("https://api.comfy.org/", "https://huggingface.co/")
 """The node registry, and the pages of models that a graph names: the page asks them, and nothing here reaches them."""
@@ -80,6 +83,8 @@ def browser_path() -> str | None:
 class Frontend:
     """A page of the server at `url`, ready once it knows the node type `wait_for`; a context manager.
 
+    settings: what differs from SETTINGS, for this page alone.
+
     `errors` collects what the console and uncaught exceptions say.
     """
 
@@ -91,6 +96,7 @@ class Frontend:
         wait_for: str = OWN_NODE,
         width: int = 2560,
         height: int = 1440,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.errors: list[str] = []
         self._playwright = sync_playwright().start()
@@ -99,7 +105,7 @@ class Frontend:
             self.page = self._browser.new_page(viewport={"width": width, "height": height})
             self.page.on("console", self._on_console)
             self.page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
-            for key, value in SETTINGS.items():
+            for key, value in {**SETTINGS, **(settings or {})}.items():
                 self.page.request.post(f"{url}/api/settings/{key}", data=json.dumps(value))
             self.page.goto(url, wait_until="load", timeout=READY_MS)
             self.page.wait_for_function(READY, arg=wait_for, timeout=READY_MS)

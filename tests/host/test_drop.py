@@ -28,7 +28,7 @@ TYPE = """text => {
     node.widgets.find(widget => widget.name === 'prompt').value = text;
 }"""
 # the workflow names models that a fresh server lacks, and the dialog that offers them looks them up
-QUIET = "() => app.extensionManager.setting.set('Comfy.Workflow.ShowMissingModelsWarning', false)"
+QUIET = {"Comfy.Workflow.ShowMissingModelsWarning": False}
 DROP = """async ([data, name, type]) => {
     const {toast} = app.extensionManager;
     (toast.dismissAll ?? toast.removeAll)();
@@ -42,8 +42,7 @@ DROP = """async ([data, name, type]) => {
 def frontend(comfy: Comfy, chromium: str) -> Iterator[Frontend]:
     for file in INPUTS:
         comfy.upload(file)
-    with Frontend(comfy.url, chromium) as opened:
-        opened.page.evaluate(QUIET)
+    with Frontend(comfy.url, chromium, settings=QUIET) as opened:
         yield opened
 
 

@@ -27,7 +27,8 @@ import contextlib
 import re
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -50,18 +51,21 @@ SPREAD = 0.02  # deviation of the random weights, which keeps activations near u
 CLOSE = 0.05  # largest relative L2 of equal algorithms in bfloat16, with a margin; in float32 they agree to 1e-6
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device(name: str | None = None) -> torch.device:
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def dtype() -> torch.dtype:
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+def dtype(name: str | None = None) -> torch.dtype:
+    return getattr(torch, name or ("bfloat16" if torch.cuda.is_available() else "float32"))
 
 
-def randomise(model: nn.Module, rename: Any = str) -> nn.Module:
-    """Gives a meta module random weights, the same on both sides. rename: maps its parameter names to ours."""
-    model = model.to(dtype()).to_empty(device=device()).eval().requires_grad_(False)
-    generator = torch.Generator(device())
+def randomise(model: nn.Module, kind: str | None, place: str | None, rename: Any = str) -> nn.Module:
+    """Gives a meta module random weights, the same on both sides. kind, place: their dtype and device. rename: maps its
+    parameter names to ours."""
+    model = model.to(dtype(kind)).to_empty(device=device(place)).eval().requires_grad_(False)
+    if place == "meta":
+        return model
+    generator = torch.Generator(device(place))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.normal_(0, SPREAD, generator=generator.manual_seed(zlib.crc32(rename(name).encode())))
@@ -104,10 +108,15 @@ def clock(steps: int) -> Iterator[dict[str, float]]:
     found["step"] = (time.perf_counter() - start) / steps
 
 
-def texts(size: dict[str, int]) -> list[Tensor]:
+Measure = Callable[[int], AbstractContextManager[dict[str, Any]]]
+"""Like `clock`: it gets a number of steps and returns what it found in them."""
+
+
+def texts(size: dict[str, Any]) -> list[Tensor]:
     """The contexts: video and audio of the positive prompt, then of the negative prompt."""
     width = size["heads"] * size["head_dim"]
-    return [text.to(device(), dtype()) for text in contexts(width, width // 2)]
+    place, kind = device(size.get("device")), dtype(size.get("dtype"))
+    return [text.to(place, kind) for text in contexts(width, width // 2)]
 
 
 def halved(clip: Clip) -> Clip:
@@ -120,7 +129,7 @@ def schedule(level: str, steps: int) -> Tensor:
 
 
 @cache
-def our_model(layers: int, heads: int, head_dim: int) -> nn.Module:
+def our_model(layers: int, heads: int, head_dim: int, dtype: str | None = None, device: str | None = None) -> nn.Module:
     from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
 
     with torch.device("meta"):
@@ -138,39 +147,52 @@ def our_model(layers: int, heads: int, head_dim: int) -> nn.Module:
             causal_offset=1, timestep_scale_multiplier=1000, cross_attn_timestep_scale_multiplier=1000,
             rope_type="split", use_prompt_embeddings=False, perturbed_attn=True,
         )  # fmt: skip
-    return randomise(model)
+    return randomise(model, dtype, device)
 
 
 @torch.inference_mode()
-def ours(size: dict[str, int], clip: list[int], level: str, steps: int, save: str | None = None) -> dict[str, Any]:
-    """Runs both stages at a level. save: run only one exact guided step to sigma 0 and write its latent there."""
+def ours(
+    size: dict[str, Any],
+    clip: list[int],
+    level: str,
+    steps: int,
+    save: str | None = None,
+    image: bool = False,
+    room: float | None = None,
+    measured: Measure = clock,
+) -> dict[str, Any]:
+    """Runs both stages at a level. save: run only one exact guided step to sigma 0 and write its latent there. image:
+    whether there is a first image. room: as for `sample`."""
     from a2v.ltx.diffusion.acceleration import LEVELS
-    from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
+    from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
     from a2v.ltx.diffusion.guidance import Guidance
     from a2v.ltx.diffusion.sample import sample
     from a2v.ltx.diffusion.steering import Steering
     from a2v.ltx.latents import CHANNELS, Noise, video_shape
 
-    model, whole = our_model(**size), Clip(*clip)
+    model, whole, place = our_model(**size), Clip(*clip), device(size.get("device"))
     first = halved(whole)
     video_text, audio_text, video_negative, audio_negative = texts(size)
     scales = {name.removesuffix("_scale"): value for name, value in GUIDANCE.items()}
     guidance = Guidance(**scales, stg_blocks=(stg_block(size["layers"]),))
     sigmas, positive = schedule(level, steps), TextContext(video_text, audio_text)
     audio = AudioCondition(sound(whole.frames), whole.frames, Fraction(whole.fps))
-    guided = Conditions(positive, audio, TextContext(video_negative, audio_negative))
     blank = torch.zeros(1, CHANNELS, *video_shape(first.frames, first.height, first.width))
+    guides = (Guide(blank[:, :, :1], 0, 1.0),) if image else ()
+    guided = Conditions(positive, audio, TextContext(video_negative, audio_negative), guides)
     if save:
         steering = Steering(torch.tensor(WHOLE), guidance)
-        latent, _, _ = sample(model, blank, guided, steering, Noise(1), device=device())
+        latent, _, _ = sample(model, blank, guided, steering, Noise(1), device=place, room=room)
         save_file({"latent": latent.float().cpu().contiguous()}, save)
         return {}
-    with clock(len(sigmas) - 1) as one:
+    with measured(len(sigmas) - 1) as one:
         steering = Steering(sigmas, guidance, acceleration=LEVELS[level])
-        latent, after, noise = sample(model, blank, guided, steering, Noise(1), device=device())
-    with clock(len(REFINE) - 1) as two:
+        latent, after, noise = sample(model, blank, guided, steering, Noise(1), device=place, room=room)
+    guides = tuple(Guide(doubled(guide.latent), 0, 1.0) for guide in guides)
+    with measured(len(REFINE) - 1) as two:
         refine = Steering(torch.tensor(REFINE))
-        sample(model, doubled(latent), Conditions(positive, after), refine, noise, device=device())
+        last = Conditions(positive, after, guides=guides)
+        sample(model, doubled(latent), last, refine, noise, device=place, room=room)
     return both(one, two, len(sigmas) - 1)
 
 
@@ -189,7 +211,9 @@ def both(one: dict[str, float], two: dict[str, float], steps: int) -> dict[str, 
 
 
 @cache
-def official_model(layers: int, heads: int, head_dim: int) -> nn.Module:
+def official_model(
+    layers: int, heads: int, head_dim: int, dtype: str | None = None, device: str | None = None
+) -> nn.Module:
     from ltx_core.model.transformer import LTXModelConfigurator, X0Model
 
     config = {
@@ -209,15 +233,18 @@ def official_model(layers: int, heads: int, head_dim: int) -> nn.Module:
     }  # fmt: skip
     with torch.device("meta"):
         model = LTXModelConfigurator.from_config({"transformer": config})
-    return X0Model(randomise(model, renamed)).eval()
+    return X0Model(randomise(model, dtype, device, renamed)).eval()
 
 
 @torch.inference_mode()
-def official(size: dict[str, int], clip: list[int], steps: int, save: str | None = None) -> dict[str, Any]:
+def official(
+    size: dict[str, Any], clip: list[int], steps: int, save: str | None = None, measured: Measure = clock
+) -> dict[str, Any]:
     """The same as `ours` with the helpers of ltx-pipelines 1.0.0. save: as in `ours`, with the rules of version 1.2."""
     from a2v.benchmarks import official as peer
 
     model, whole = official_model(**size), Clip(*clip)
+    place, kind = device(size.get("device")), dtype(size.get("dtype"))
     first = halved(whole)
     video_text, audio_text, video_negative, _ = texts(size)
     guided = peer.helpers.multi_modal_guider_denoising_func(
@@ -241,15 +268,15 @@ def official(size: dict[str, int], clip: list[int], steps: int, save: str | None
             output_shape=peer.VideoPixelShape(1, clip.frames, clip.height, clip.width, float(clip.fps)),
             conditionings=[],
             noiser=noiser,
-            sigmas=sigmas.to(device()),
+            sigmas=sigmas.to(place),
             stepper=peer.EulerDiffusionStep(),
             denoising_loop_fn=lambda sigmas, video, audio, stepper: peer.euler_denoising_loop(
                 sigmas, video, audio, stepper, function
             ),
-            components=peer.PipelineComponents(dtype(), device()),
-            dtype=dtype(),
-            device=device(),
-            initial_audio_latent=sound(clip.frames).to(device(), dtype()),
+            components=peer.PipelineComponents(kind, place),
+            dtype=kind,
+            device=place,
+            initial_audio_latent=sound(clip.frames).to(place, kind),
             **start,
         ).latent
 
@@ -259,11 +286,11 @@ def official(size: dict[str, int], clip: list[int], steps: int, save: str | None
             latent = one_stage(first, torch.tensor(WHOLE), guided)
         save_file({"latent": latent.float().cpu().contiguous()}, save)
         return {}
-    with clock(steps) as one:
+    with measured(steps) as one:
         latent = one_stage(first, sigmas, guided)
     refine = torch.tensor(REFINE)
-    with clock(len(REFINE) - 1) as two:
-        one_stage(whole, refine, plain, noise_scale=REFINE[0], initial_video_latent=doubled(latent).to(dtype()))
+    with measured(len(REFINE) - 1) as two:
+        one_stage(whole, refine, plain, noise_scale=REFINE[0], initial_video_latent=doubled(latent).to(kind))
     return both(one, two, steps)
 
 

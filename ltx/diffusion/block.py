@@ -66,9 +66,10 @@ class Block(LTX2VideoTransformerBlock):
         return them.
         """
         of_video, of_audio = levels.video, levels.audio
-        video_ada = ada(self.scale_shift_table, of_video.own, of_video.index)
+        video_ada = ada(self.scale_shift_table, of_video.own, of_video.places)
         x = video_ada.modulate(_norm(self.norm1, video), 0, 1)
-        video = _add(video, _attention(self.attn1, x, positions=positions.video, skipped=rows.skipped), video_ada[2])
+        change = _attention(self.attn1, x, positions=positions.video, skipped=rows.skipped)
+        video = video_ada.gated(video, change, 2)
         if texts is None:
             video_read = _pair(
                 self.attn2, ada(self.prompt_scale_shift_table, of_video.prompt).modulate(video_text, 0, 1)
@@ -76,13 +77,13 @@ class Block(LTX2VideoTransformerBlock):
         else:
             video_read = texts[0]
         x = video_ada.modulate(_norm(self.norm2, video), 6, 7)
-        video = _add(video, _attention(self.attn2, x, pair=video_read, second=rows.second_text), video_ada[8])
+        video = video_ada.gated(video, _attention(self.attn2, x, pair=video_read, second=rows.second_text), 8)
         heard = None
         if audio is not None:
-            audio_ada = ada(self.audio_scale_shift_table, of_audio.own, of_audio.index)
+            audio_ada = ada(self.audio_scale_shift_table, of_audio.own, of_audio.places)
             x = audio_ada.modulate(_norm(self.audio_norm1, audio), 0, 1)
             change = _attention(self.audio_attn1, x, positions=positions.audio, skipped=rows.skipped_audio)
-            audio = _add(audio, change, audio_ada[2])
+            audio = audio_ada.gated(audio, change, 2)
             if texts is None:
                 text = ada(self.audio_prompt_scale_shift_table, of_audio.prompt).modulate(audio_text, 0, 1)
                 heard = _pair(self.audio_attn2, text)
@@ -90,24 +91,26 @@ class Block(LTX2VideoTransformerBlock):
                 heard = texts[1]
             x = audio_ada.modulate(_norm(self.audio_norm2, audio), 6, 7)
             change = _attention(self.audio_attn2, x, pair=heard, second=rows.second_text[: len(rows.skipped_audio)])
-            audio = _add(audio, change, audio_ada[8])
+            audio = audio_ada.gated(audio, change, 8)
         if not all(rows.isolated):
             joined = len([row for row in rows.isolated if not row])  # torch 2.6 cannot compile count()
-            video, audio = self._exchange(video, audio, levels, positions, joined, audio_read)
-        video = _add(video, self.ff(video_ada.modulate(_norm(self.norm3, video), 3, 4)), video_ada[5])
+            self._exchange(video, audio, levels, positions, joined, audio_read)
+        video = video_ada.gated(video, self.ff(video_ada.modulate(_norm(self.norm3, video), 3, 4)), 5)
         if audio is not None and audio_read:
-            audio = _add(audio, self.audio_ff(audio_ada.modulate(_norm(self.audio_norm3, audio), 3, 4)), audio_ada[5])
+            change = self.audio_ff(audio_ada.modulate(_norm(self.audio_norm3, audio), 3, 4))
+            audio = audio_ada.gated(audio, change, 5)
         return video, audio, (video_read, heard) if keep else None
 
     def _exchange(
         self, video: Tensor, audio: Tensor, levels: Modulations, positions: Rotary, joined: int, audio_read: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The attention between the streams, in the first `joined` rows. Both directions read the state before it."""
+    ) -> None:
+        """The attention between the streams, in the first `joined` rows, which it overwrites. Both directions read the
+        state before it."""
         of_video, of_audio = levels.video, levels.audio
         video_table = self.video_a2v_cross_attn_scale_shift_table
         audio_table = self.audio_a2v_cross_attn_scale_shift_table
-        video_ada = ada(video_table[:4], of_video.across, of_video.index)
-        audio_ada = ada(audio_table[:4], of_audio.across, of_audio.index)
+        video_ada = ada(video_table[:4], of_video.across, of_video.places)
+        audio_ada = ada(audio_table[:4], of_audio.across, of_audio.places)
         video_state = _norm(self.audio_to_video_norm, video[:joined])
         audio_state = _norm(self.video_to_audio_norm, audio[:joined])
         # A table holds scale and shift for the direction to the video, scale and shift for the direction to the audio,
@@ -119,7 +122,7 @@ class Block(LTX2VideoTransformerBlock):
             positions=positions.cross_video,
             key_positions=positions.cross_audio,
         )
-        video = _add(video, change, ada(video_table[4:], of_video.gate)[0])
+        video[:joined].addcmul_(change, *ada(video_table[4:], of_video.gate).values)
         if audio_read:
             change = _attention(
                 self.video_to_audio_attn,
@@ -128,8 +131,7 @@ class Block(LTX2VideoTransformerBlock):
                 positions=positions.cross_audio,
                 key_positions=positions.cross_video,
             )
-            audio = _add(audio, change, ada(audio_table[4:], of_audio.gate)[0])
-        return video, audio
+            audio[:joined].addcmul_(change, *ada(audio_table[4:], of_audio.gate).values)
 
 
 def adopt(model: LTX2VideoTransformer3DModel) -> None:
@@ -153,12 +155,6 @@ def compile_blocks(model: LTX2VideoTransformer3DModel, on: bool = True) -> None:
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
-
-
-def _add(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:
-    """Returns x + change · gate and overwrites `change`. x may have more rows than `change`; they do not change."""
-    changed = change.mul_(gate).add_(x[: len(change)])
-    return changed if len(change) == len(x) else torch.cat((changed, x[len(change) :]))
 
 
 def _attention(
@@ -227,8 +223,14 @@ def _rotate(attention: Any, x: Tensor, positions: Pair | None) -> Tensor:
     cos, sin = positions
     if attention.rope_type != "split":
         return apply_interleaved_rotary_emb(x, positions).unflatten(2, (attention.heads, -1))
-    first, second = x.unflatten(2, (attention.heads, 2, -1)).float().unbind(3)
-    turned = x.new_empty(*x.shape[:2], attention.heads, 2, cos.shape[-1])
-    turned[:, :, :, 0] = (first * cos).addcmul_(sin, second, value=-1)
-    turned[:, :, :, 1] = (second * cos).addcmul_(sin, first)
-    return turned.flatten(3)
+    halves = x.unflatten(2, (attention.heads, 2, -1)).unflatten(1, (len(cos), -1))
+    turned = halves * cos.unsqueeze(3)  # float32, also where x is shorter
+    if torch.compiler.is_compiling():
+        first, second = halves.unbind(4)
+        pair = (turned[..., 0, :].addcmul(sin, second, value=-1), turned[..., 1, :].addcmul(sin, first))
+        result = torch.stack(pair, 4).to(x.dtype)
+    else:
+        result = turned if turned.dtype == x.dtype else torch.empty_like(halves)
+        for half, sign in ((0, -1), (1, 1)):
+            torch.addcmul(turned[..., half, :], sin, halves[..., 1 - half, :], value=sign, out=result[..., half, :])
+    return result.flatten(4).flatten(1, 2)

@@ -121,8 +121,12 @@ class Stream:
         return x * self.mask + self.clean * (1 - self.mask)
 
     def to(self, device: torch.device | str) -> Stream:
-        tensors = (self.latent, self.clean, self.mask, self.positions, self.marked)
-        return Stream(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+        """The positions stay where they are: they are embedded on the CPU, and only the embeddings go to a device."""
+        latent, clean, mask, marked = (
+            None if tensor is None else tensor.to(device)
+            for tensor in (self.latent, self.clean, self.mask, self.marked)
+        )
+        return Stream(latent, clean, mask, self.positions, marked)
 
 
 def check_strength(name: str, strength: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from .block import adopt
@@ -45,7 +46,7 @@ class GuidedDenoiser:
         self.guidances = steering.acting(self.frozen)
         self.passes = self._passes(conditions, layers)
         self.positions = rotary(model, video.positions, audio.positions, self.device)
-        self.masks = Tokens(video.mask[..., 0], audio.mask[..., 0])
+        self.masks, self.heard = Tokens(video.mask[..., 0], audio.mask[..., 0]), audio.mask.max()
         self.levels = Levels.of(self.masks.video), Levels.of(self.masks.audio)
         tokens = self.masks.video.shape[1] + self.masks.audio.shape[1]
         batch = len(self.passes) * working_set(model, tokens)
@@ -61,8 +62,8 @@ class GuidedDenoiser:
 
     def __call__(self, x: Tokens, sigma: Tensor, step: int) -> Tokens:
         guided, reused = float(sigma) > self.unguided, self.reuse is not None and float(sigma) > self.reuse.last
-        sigma = sigma.to(self.device)
-        audio_sigma = sigma * self.audio.mask.max()
+        sigma = torch.full((), float(sigma), device=self.device)  # a copy would wait for the device
+        audio_sigma = sigma * self.heard
         adaln = modulation(
             self.model,
             self.levels[0] * sigma,

@@ -15,11 +15,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 Pair = tuple[Tensor, Tensor]
+RUNS = 8  # stretches of tokens of one level; beyond, parameters are spread over all tokens
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """(cos, sin) of the positions, for self-attention and for the attention between the streams."""
+    """(cos, sin) of the positions, for self-attention and for the attention between the streams.
+
+    Split embeddings are [G, 1, heads, half], for G groups of equally many neighbours that share a position. The
+    attention between the streams knows only times, so there the tokens of a latent frame are one group.
+    """
 
     video: Pair
     audio: Pair
@@ -32,9 +37,11 @@ def rotary(model: LTX2VideoTransformer3DModel, video: Tensor, audio: Tensor, dev
     video, audio = video.cpu(), audio.cpu()
 
     def make(module: nn.Module, positions: Tensor) -> Pair:
-        cos, sin = module(positions)
         if module.rope_type == "split":  # [1, heads, N, half] → the memory layout of queries and keys
-            cos, sin = (rearrange(t, "1 heads n half -> n heads half").contiguous() for t in (cos, sin))
+            pair = (rearrange(t, "1 heads n half -> n 1 heads half") for t in module(_distinct(positions)))
+            cos, sin = (t.contiguous() for t in pair)
+        else:
+            cos, sin = module(positions)
         return cos.to(device), sin.to(device)
 
     return Rotary(
@@ -45,21 +52,44 @@ def rotary(model: LTX2VideoTransformer3DModel, video: Tensor, audio: Tensor, dev
     )
 
 
+def _distinct(positions: Tensor) -> Tensor:
+    """[1, axes, N, 2] → [1, axes, G, 2], one position of each group of equal neighbours if the groups have one size."""
+    counts = torch.unique_consecutive(positions, return_counts=True, dim=2)[1]
+    return positions[:, :, :: int(counts[0])] if (counts == counts[0]).all() else positions
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which tokens of a stream have which of its noise levels. index: [N], the level's number of each token. runs: the
+    same as stretches of neighbours, (start, stop, number); None if there are more than RUNS of them."""
+
+    index: Tensor
+    runs: tuple[tuple[int, int, int], ...] | None
+
+    @classmethod
+    def of(cls, index: Tensor) -> Places:
+        numbers, counts = torch.unique_consecutive(index.cpu(), return_counts=True)
+        if len(numbers) > RUNS:
+            return cls(index, None)
+        stops = counts.cumsum(0)
+        return cls(index, tuple(zip((stops - counts).tolist(), stops.tolist(), numbers.tolist(), strict=True)))
+
+
 @dataclass(frozen=True)
 class Levels:
-    """The distinct noise levels of a stream's tokens. values: float32 [L]; index: [N] into values, None if L is 1."""
+    """The distinct noise levels of a stream's tokens. values: float32 [L]; places: None if L is 1."""
 
     values: Tensor
-    index: Tensor | None = None
+    places: Places | None = None
 
     @classmethod
     def of(cls, tokens: Tensor) -> Levels:
-        """Makes Levels from each token's level [1, N]."""
+        """Makes Levels from each token's level [1, N]. The host waits for the device here, and not in a step."""
         values, index = torch.unique(tokens.flatten(), return_inverse=True)
-        return cls(values, index if len(values) > 1 else None)
+        return cls(values, Places.of(index) if len(values) > 1 else None)
 
     def __mul__(self, sigma: Tensor) -> Levels:
-        return Levels(self.values * sigma, self.index)
+        return Levels(self.values * sigma, self.places)
 
 
 @dataclass(frozen=True)
@@ -68,7 +98,7 @@ class Modulation:
 
     own: [L, parameters, D] for the stream itself; across: [L, parameters, D], scale and shift for the attention between
     the streams; gate: [1, 1, D], for what the stream takes from the other one; prompt: [1, 2, D], zeros if the noise
-    does not modulate the texts; out: [L, D] for the last layer; index: [N], the level of each token, as in `Levels`.
+    does not modulate the texts; out: [L, D] for the last layer; places: as in `Levels`.
     """
 
     own: Tensor
@@ -76,7 +106,7 @@ class Modulation:
     gate: Tensor
     prompt: Tensor
     out: Tensor
-    index: Tensor | None
+    places: Places | None
 
 
 @dataclass(frozen=True)
@@ -116,7 +146,7 @@ def modulation(
             embed(model.av_cross_attn_video_a2v_gate, audio_sigma, gate_scale)[0],
             prompt(getattr(model, "prompt_adaln", None), video_sigma, video_own),
             video_out,
-            video.index,
+            video.places,
         ),
         Modulation(
             audio_own,
@@ -124,29 +154,55 @@ def modulation(
             embed(model.av_cross_attn_audio_v2a_gate, video_sigma, gate_scale)[0],
             prompt(getattr(model, "audio_prompt_adaln", None), audio_sigma, audio_own),
             audio_out,
-            audio.index,
+            audio.places,
         ),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Ada:
-    """AdaLN parameters of a block, each [L, D]. Indexing by a parameter's number gives it for the tokens: [N or 1,
-    D]."""
+    """AdaLN parameters of a block, each [L, D], for tokens whose levels stand at `places`.
+
+    Its two operations read each tensor once: a multiplication and an addition are one `addcmul`, which rounds once.
+    Where the levels are few stretches of tokens, as with a first image, each stretch is one call, and no parameter is
+    spread to [N, D].
+    """
 
     values: tuple[Tensor, ...]
-    index: Tensor | None
-
-    def __getitem__(self, number: int) -> Tensor:
-        return self.spread(self.values[number])
-
-    def spread(self, value: Tensor) -> Tensor:
-        return value if self.index is None else value[self.index]
+    places: Places | None
 
     def modulate(self, normed: Tensor, shift: int, scale: int) -> Tensor:
         """Returns normed · (1 + scale) + shift. shift, scale: the numbers of the two parameters."""
-        return (normed * self.spread(1 + self.values[scale])).add_(self[shift])
+        shift, scale = self.values[shift], 1 + self.values[scale]
+        if self._whole:
+            return torch.addcmul(self._spread(shift), normed, self._spread(scale))
+        result = torch.empty_like(normed)
+        for start, stop, level in self.places.runs:
+            part = slice(start, stop)
+            torch.addcmul(shift[level], normed[:, part], scale[level], out=result[:, part])
+        return result
+
+    def gated(self, x: Tensor, change: Tensor, gate: int) -> Tensor:
+        """Returns x + change · gate in the memory of `change`. gate: the number of the parameter."""
+        gate = self.values[gate]
+        if torch.compiler.is_compiling():
+            return torch.addcmul(x, change, self._spread(gate))
+        if self._whole:
+            return torch.addcmul(x, change, self._spread(gate), out=change)
+        for start, stop, level in self.places.runs:
+            part = slice(start, stop)
+            torch.addcmul(x[:, part], change[:, part], gate[level], out=change[:, part])
+        return change
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all tokens are computed in one call. A compiled block spreads the parameters where it reads them, and
+        must not depend on the numbers of a run."""
+        return self.places is None or torch.compiler.is_compiling() or self.places.runs is None
+
+    def _spread(self, value: Tensor) -> Tensor:
+        return value if self.places is None else value[self.places.index]
 
 
-def ada(table: Tensor, values: Tensor, index: Tensor | None = None) -> Ada:
-    return Ada((table.to(values.device) + values).unbind(1), index)
+def ada(table: Tensor, values: Tensor, places: Places | None = None) -> Ada:
+    return Ada((table.to(values.device) + values).unbind(1), places)

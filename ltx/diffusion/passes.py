@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
@@ -23,6 +24,27 @@ CPU_CACHE = 32e6  # bytes
 TEXT_SHARE, TEXT_LEAST = 1 / 8, 64e6  # of the model's bytes, and bytes: what kept texts may take
 State = tuple[Tensor, Tensor | None]
 """A pass between two blocks: video [1, N, D] and audio [1, T, D'], or None if nothing reads the audio."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Passes that went through a block together. rows: their numbers; video [R, N, D], audio [R', T, D'] of the first
+    R' of them. The next block takes these tensors as they are if the passes are the same."""
+
+    rows: tuple[int, ...]
+    video: Tensor
+    audio: Tensor | None
+
+    @classmethod
+    def of(cls, rows: Sequence[int], state: Mapping[int, State]) -> Batch:
+        videos, audios = zip(*(state[row] for row in rows), strict=True)
+        heard = [audio for audio in audios if audio is not None]
+        return cls(tuple(rows), _stack(videos), _stack(heard) if heard else None)
+
+    def states(self) -> dict[int, State]:
+        """The state of each pass, as views."""
+        audio = () if self.audio is None else self.audio.split(1)
+        return dict(zip(self.rows, zip_longest(self.video.split(1), audio), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +74,19 @@ class Pass:
             return None
         own = {*self.perturbed} ^ {*leader.perturbed}, {*self.perturbed_audio} ^ {*leader.perturbed_audio}
         return min(own[0] | own[1], default=None)
+
+
+@dataclass(eq=False)
+class Contexts:
+    """The texts that blocks read: two of them in one tensor, which is made once a step and not in each block."""
+
+    _stacks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def stacked(self, texts: Sequence[Tensor]) -> Tensor:
+        key = tuple(map(id, texts))
+        if key not in self._stacks:
+            self._stacks[key] = _stack(texts)
+        return self._stacks[key]
 
 
 @dataclass(frozen=True)
@@ -214,14 +249,20 @@ def velocities(
         if row not in order.follows
     }
     heads: dict[int, State] = {}
+    batches: dict[tuple[int, ...], Batch] = {}
+    contexts = Contexts()
     for number, block in enumerate(blocks):
         if on_block is not None:
             on_block()
         state |= {row: state[leader] for row, (leader, first) in order.follows.items() if first == number}
         rows = [row for row in order.rows if row in state]
         last = number == len(blocks) - 1
-        for group in [rows] if batched else [[row] for row in rows]:
-            state |= _run(block, number, group, passes, state, positions, levels, audio_read or not last, texts)
+        groups = [tuple(rows)] if batched else [(row,) for row in rows]
+        batches = {group: batches.get(group) or Batch.of(group, state) for group in groups}
+        for group, batch in batches.items():
+            after = _run(block, number, batch, passes, contexts, positions, levels, audio_read or not last, texts)
+            batches[group] = after
+            state |= after.states()
         if number == 0 and reuse is not None:
             heads = order.after_first_block(state)
             if reuse.spares(heads[order.rows[0]][0] - video_in, len(passes)):
@@ -245,31 +286,30 @@ def velocities(
 def _run(
     block: nn.Module,
     number: int,
-    rows: Sequence[int],
+    batch: Batch,
     passes: Sequence[Pass],
-    state: Mapping[int, State],
+    contexts: Contexts,
     positions: Rotary,
     levels: Modulations,
     audio_read: bool,
     kept: KeptTexts | None,
-) -> dict[int, State]:
-    """Runs one block on these passes as one batch → their new states."""
-    with_audio = [row for row in rows if state[row][1] is not None]
-    first = passes[rows[0]]
-    second = [not passes[row].same_text(first) for row in rows]
-    texts = [first, passes[rows[second.index(True)]]] if any(second) else [first]
+) -> Batch:
+    """Runs one block on a batch → the same passes after it."""
+    first, heard = passes[batch.rows[0]], 0 if batch.audio is None else len(batch.audio)
+    second = [not passes[row].same_text(first) for row in batch.rows]
+    texts = [first, passes[batch.rows[second.index(True)]]] if any(second) else [first]
     key = (number, *(id(context) for text in texts for context in text.contexts))
-    known = None if kept is None else kept.get(key, bool(with_audio))
+    known = None if kept is None else kept.get(key, heard > 0)
     video, audio, pairs = block(
-        _stack([state[row][0] for row in rows]),
-        _stack([state[row][1] for row in with_audio]) if with_audio else None,
-        _stack([text.video_context for text in texts]),
-        _stack([text.audio_context for text in texts]) if with_audio else None,
+        batch.video,
+        batch.audio,
+        contexts.stacked([text.video_context for text in texts]),
+        contexts.stacked([text.audio_context for text in texts]) if heard else None,
         Rows(
             tuple(second),
-            tuple(passes[row].isolated for row in rows),
-            tuple(number in passes[row].perturbed for row in rows),
-            tuple(number in passes[row].perturbed_audio for row in with_audio),
+            tuple(passes[row].isolated for row in batch.rows),
+            tuple(number in passes[row].perturbed for row in batch.rows),
+            tuple(number in passes[row].perturbed_audio for row in batch.rows[:heard]),
         ),
         levels,
         positions,
@@ -279,13 +319,11 @@ def _run(
     )
     if pairs is not None:
         kept.put(key, pairs)
-    video_rows = dict(zip(rows, video.split(1), strict=True))
-    audio_rows = dict(zip(with_audio, audio.split(1), strict=True)) if with_audio else {}
-    return {row: (video_rows[row], audio_rows.get(row)) for row in rows}
+    return Batch(batch.rows, video, audio)
 
 
 def _stack(rows: Sequence[Tensor]) -> Tensor:
-    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
+    return rows[0] if len(rows) == 1 else torch.cat(tuple(rows))
 
 
 def _plus(a: State, b: State) -> State:
@@ -297,4 +335,4 @@ def _minus(a: State, b: State) -> State:
 
 
 def _project(x: Tensor, levels: Modulation, norm: nn.Module, table: Tensor, projection: nn.Module) -> Tensor:
-    return projection(ada(table.to(levels.out), levels.out[:, None], levels.index).modulate(norm(x), 0, 1))
+    return projection(ada(table.to(levels.out), levels.out[:, None], levels.places).modulate(norm(x), 0, 1))

@@ -58,4 +58,9 @@ class FreshNoise:
 
     def __call__(self, like: Tokens, dtype: torch.dtype = torch.float32) -> Tokens:
         """Noise with the shape and device of `like`. It is drawn on the CPU, so a seed gives the same on any device."""
-        return like.map(lambda own: torch.randn(own.shape, generator=self.generator, dtype=dtype).to(own.device))
+        return like.map(lambda own: sent(torch.randn(own.shape, generator=self.generator, dtype=dtype), own.device))
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device. A GPU copies it from pinned memory, so that the host does not wait."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

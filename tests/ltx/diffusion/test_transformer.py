@@ -217,5 +217,5 @@ def test_no_tensor_of_tokens_times_parameters(tiny_default: TinyFiles, randn: Ca
     run = Case(model, randn, image=0.4)
     adaln = modulation(model, Levels.of(run.levels), Levels.of(run.sound_levels), run.sigma, run.sound, torch.float32)
     width = model.config.num_attention_heads * model.config.attention_head_dim
-    assert adaln.video.own.shape == (2, 9, width) and adaln.video.index.shape == (GRID[0] * GRID[1] * GRID[2],)
-    assert adaln.audio.own.shape[:2] == (1, 9) and adaln.audio.index is None
+    assert adaln.video.own.shape == (2, 9, width) and adaln.video.places.index.shape == (GRID[0] * GRID[1] * GRID[2],)
+    assert adaln.audio.own.shape[:2] == (1, 9) and adaln.audio.places is None

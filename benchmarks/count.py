@@ -1,0 +1,149 @@
+"""Counts what a piece of code asks of a device, by running it on tensors without numbers: no GPU is needed.
+
+An operation counts as a GPU sees it in inference mode: a fused one (linear, attention, normalisation) is one launch,
+which reads each input once and writes its result once; a view is free.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from a2v.ltx.memory.rehearsal import ASKING, Rehearsal
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+CARDS = {  # dense bfloat16 products with float32 sums, FLOP/s; memory, bytes/s; from the makers' data sheets
+    "H100": (989e12, 3.35e12),
+    "H200": (989e12, 4.8e12),
+    "RTX 5090": (209.5e12, 1.79e12),
+    "RTX 4090": (165.2e12, 1.008e12),
+}
+DEVICE = torch.device("meta")
+"""What stands for the GPU: code that is counted names it as its device."""
+FREE = {
+    *("empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "lift_fresh", "detach", "_reshape_alias"),
+    "dropout",  # returns its input where nothing is trained
+}
+COPIES = {"to", "_to_copy", "copy_"}
+PRODUCTS = {"linear", "addmm", "mm", "bmm", "baddbmm", "matmul"}
+WAITING = {*ASKING, torch.ops.aten.nonzero.default, torch.ops.aten._unique2.default}
+"""Operations whose result, or its size, the host has to know: it waits for the device if they run there."""
+
+
+@dataclass
+class Cost:
+    """What was counted. flops: of matrix products and attention. bytes: read and written. launches: operations that are
+    no views. waits: how often the host waits for the device, or copies between them, which waits where the host's
+    memory is not pinned. seconds: the roofline of each of CARDS."""
+
+    flops: float = 0
+    bytes: float = 0
+    launches: float = 0
+    waits: float = 0
+    seconds: tuple[float, ...] = (0.0,) * len(CARDS)
+
+    def add(self, given: list[Tensor], made: list[Tensor], flops: float = 0) -> None:
+        """Counts one operation."""
+        moved = sum(read(tensor) for tensor in {id(t): t for t in given}.values()) + sum(map(read, made))
+        self.flops += flops
+        self.bytes += moved
+        self.launches += 1
+        each = zip(self.seconds, CARDS.values(), strict=True)
+        self.seconds = tuple(before + max(flops / products, moved / memory) for before, (products, memory) in each)
+
+    def per(self, steps: int, before: Cost) -> Cost:
+        """What came after `before`, by step."""
+        names = ("flops", "bytes", "launches", "waits")
+        numbers = ((getattr(self, name) - getattr(before, name)) / steps for name in names)
+        each = zip(self.seconds, before.seconds, strict=True)
+        return Cost(*numbers, tuple((after - start) / steps for after, start in each))
+
+
+class _Meter(Rehearsal):
+    def __init__(self, cost: Cost) -> None:
+        super().__init__("cuda")
+        self.cost = cost
+        self._there: set[int] = set()  # storages on the device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        given, made = _tensors((args, kwargs)), _tensors(result)
+        name, places = func.overloadpacket.__name__, {self._is_there(tensor) for tensor in given}
+        there = True in places
+        named = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.device)]
+        self._place(made, named[0] == DEVICE if named else there)
+        if not there and not (made and self._is_there(made[0])):
+            return result  # work of the host
+        crossing = name in COPIES and len(places | {*map(self._is_there, made)}) > 1
+        if crossing or func in WAITING:
+            self.cost.waits += 1
+        if name in FREE or func.is_view or func in ASKING or (name == "to" and made[0] is given[0]):
+            return result
+        if name == "copy_" or "out" in kwargs:  # the target is only written
+            given = _tensors(args[1:] if name == "copy_" else args)
+        self.cost.add(given, made, _flops(name, given) if name in PRODUCTS else 0)
+        return result
+
+    def _is_there(self, tensor: Tensor) -> bool:
+        return _key(tensor) in self._there
+
+    def _place(self, made: list[Tensor], there: bool) -> None:
+        for tensor in made:
+            key = _key(tensor)
+            if there and key not in self._there:
+                self._there.add(key)
+                weakref.finalize(tensor.untyped_storage(), self._there.discard, key)
+
+
+class _Attention(TorchFunctionMode):
+    """Fused attention as one operation that holds only its result."""
+
+    def __init__(self, cost: Cost) -> None:
+        super().__init__()
+        self.cost = cost
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query, key, value = (kwargs.get(name, *args[i : i + 1]) for i, name in enumerate(("query", "key", "value")))
+        made = query.new_empty(*query.shape[:-1], value.shape[-1])
+        self.cost.add([query, key, value], [made], 2 * key.shape[-2] * (query.numel() + made.numel()))
+        return made
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def read(tensor: Tensor) -> int:
+    """Bytes of a tensor's elements; what stride 0 repeats counts once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * prod(size for size, stride in sizes if stride)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _flops(name: str, given: list[Tensor]) -> int:
+    x, weight = given[1:3] if name in ("addmm", "baddbmm") else given[:2]
+    return 2 * x.numel() * (weight.shape[0] if name == "linear" else weight.shape[-1])
+
+
+@contextmanager
+def counting() -> Iterator[tuple[Cost, Rehearsal]]:
+    """Inside `with`, tensors have sizes but no numbers, and what runs on DEVICE is counted. The second value knows the
+    memory."""
+    cost = Cost()
+    with torch.inference_mode(), _Attention(cost), _Meter(cost) as meter:
+        yield cost, meter

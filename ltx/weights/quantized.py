@@ -88,15 +88,19 @@ def to_float8(weight: Tensor) -> Stored:
 
 
 class Branch(nn.Module):
-    """One LoRA pair beside a layer: x [..., in] → x·Aᵀ·Bᵀ [..., out]."""
+    """One LoRA pair beside a layer, x [..., in] → x·Aᵀ·Bᵀ [..., out]."""
 
     def __init__(self, down: Tensor, up: Tensor) -> None:
         super().__init__()
         self.down = nn.Parameter(down, requires_grad=False)
         self.up = nn.Parameter(up, requires_grad=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.down.to(x)), self.up.to(x))
+    def forward(self, x: Tensor, y: Tensor, scale: float) -> Tensor:
+        """Adds it, times `scale`, to the layer's output `y` [..., out], in place and as part of the product: in all the
+        output is read and written once."""
+        inner = F.linear(x, self.down.to(x)).flatten(0, -2)
+        y.view(-1, y.shape[-1]).addmm_(inner, self.up.to(x).t(), alpha=scale)
+        return y
 
 
 Beside = Branch | Edit
@@ -143,7 +147,7 @@ class QuantizedLinear(nn.Linear):
         y = F.linear(x, self._weight(data, x), None if bias is None else bias.to(x.dtype))
         for branch, scale in self.branches:
             if isinstance(branch, Branch):
-                y = y + branch(x) * scale
+                y = branch(x, y, scale)
         return y
 
     def _weight(self, data: Tensor, x: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ import transformers  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from .characters import check_name  # noqa: E402
+from .diffusion.attention import BACKENDS, TORCH  # noqa: E402
 from .diffusion.kept import KeptWindows  # noqa: E402
 from .errors import FlaggedError, InputError  # noqa: E402
 from .job import AUTO, BLOCKS, OFFLOAD, Compute, Files  # noqa: E402
@@ -127,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
     p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
     p.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks")
+    p.add_argument("--attention", choices=BACKENDS, default=TORCH, help="what computes attention; sage is not exact")
     p.add_argument(
         "--offload", choices=OFFLOAD, default=AUTO, help="keep blocks in host memory; default: if the GPU is too small"
     )
@@ -246,7 +248,7 @@ def compute_of(arguments: argparse.Namespace) -> Compute:
     if device == "cpu" and arguments.offload == BLOCKS:
         raise InputError("--offload: blocks can wait in host memory only for a GPU; leave it out on the CPU.")
     dtype = DTYPES[arguments.dtype or ("float32" if device == "cpu" else "bfloat16")]
-    return Compute(dtype, device, arguments.fp8, arguments.compile, arguments.offload)
+    return Compute(dtype, device, arguments.fp8, arguments.compile, arguments.offload, attention=arguments.attention)
 
 
 def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import models
 from .diffusion.acceleration import LEVELS, full_strength
+from .diffusion.attention import TORCH, check_attention
 from .diffusion.decode import Tiling
 from .diffusion.kept import check_room, disk_needed
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
@@ -63,8 +64,8 @@ class Compute:
 
     dtype: the compute dtype; None means the dtype of the files. fp8: whether the transformer and Gemma are stored in
     float8; they compute in `dtype`. compiled: whether torch.compile compiles the transformer's block. offload: one of
-    OFFLOAD, for a GPU. tiling: the decoder's tiles, None for the clip as one tile. Raises InputError if offload is
-    another value.
+    OFFLOAD, for a GPU. tiling: the decoder's tiles, None for the clip as one tile. attention: one of BACKENDS. Raises
+    InputError if offload is another value or the attention cannot be computed so.
     """
 
     dtype: torch.dtype | None = None
@@ -73,8 +74,10 @@ class Compute:
     compiled: bool = False
     offload: str = AUTO
     tiling: Tiling | None = TILING
+    attention: str = TORCH
 
     def __post_init__(self) -> None:
+        check_attention(self.attention, self.device, self.dtype)
         if self.offload not in OFFLOAD:
             raise InputError(f"offload is {self.offload!r}: choose one of {', '.join(OFFLOAD)}.")
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .diffusion.attention import attend_by
 from .diffusion.block import compile_blocks
 from .diffusion.conditioning import AudioCondition, Conditions, Guide
 from .diffusion.decode import decode_video, diffuses, to_uint8
@@ -149,6 +150,7 @@ def _sample(
     merger = Merger(model, checkpoint.transformer_weight, device, optional=True)
     merger.set(job.loras[0])
     waiting = offload_transformer(model, device) if offload else None
+    attend_by(model, compute.attention)
     if compute.compiled:
         compile_blocks(model)
 
@@ -213,7 +215,7 @@ def _keep(job: Job, compute: Compute, kept: KeptWindows, number: int) -> Keep:
         return keep_nothing
     loras = [(fingerprint(lora.path), strength) for lora, strength in job.loras[number]]
     weights = fingerprint(job.files.checkpoint, device=compute.device, dtype=compute.dtype)
-    return kept.of([weights, loras, compute.fp8, compute.compiled])
+    return kept.of([weights, loras, compute.fp8, compute.compiled, compute.attention])
 
 
 def _track(job: Job, compute: Compute, sounds: tuple[AudioCondition, ...], trace: Trace | None) -> Track:

@@ -71,6 +71,7 @@ def check_ends(fal: Any, base: Path, ids: list[str], receiver: Outside, again: C
     assert {body["status"] for body in receiver.bodies} == {"OK"}
 
 
+@pytest.mark.soak
 def test_twenty_requests_outlive_a_kill(base: Path, receiver: Outside) -> None:
     with Comfy(base) as comfy, client_of(comfy) as fal:
         ids = submit(fal, COUNT, receiver)

@@ -57,9 +57,9 @@ CASES = {
 }
 
 
-# Guidance in a part of the steps and cached blocks are the engine's alone; the graph wires "full", too, and the other
-# two have what the plainest cases have.
-SOAK = ("prompt and sound", "regular", "high", "full")
+# tests/nodes/test_steering.py holds that graph and request steer alike at every level, strength and sampler; what is left
+# here are the cases that wire most.
+SOAK = ("prompt and sound", "regular", "high", "full", "full with renewed sound")
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ CASES = {
 }
 
 
-# tests/nodes/test_steering.py holds that graph and request steer alike at every level, strength and sampler; what is left
-# here are the cases that wire most.
+# tests/nodes/test_steering.py holds that graph and request steer alike at every level, strength and sampler; here the
+# case that wires most is left.
 SOAK = ("prompt and sound", "regular", "high", "full", "full with renewed sound")
 
 

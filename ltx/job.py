@@ -64,8 +64,9 @@ class Compute:
 
     dtype: the compute dtype; None means the dtype of the files. fp8: whether the transformer and Gemma are stored in
     float8; they compute in `dtype`. compiled: whether torch.compile compiles the transformer's block. offload: one of
-    OFFLOAD, for a GPU. tiling: the decoder's tiles, None for the clip as one tile. attention: one of BACKENDS. Raises
-    InputError if offload is another value or the attention cannot be computed so.
+    OFFLOAD, for a GPU. tiling: the decoder's tiles, None for the clip as one tile. attention: one of BACKENDS.
+    fused: whether Triton kernels take over normalisation, modulation and rotation. Raises InputError if offload is
+    another value or the attention cannot be computed so.
     """
 
     dtype: torch.dtype | None = None
@@ -75,6 +76,7 @@ class Compute:
     offload: str = AUTO
     tiling: Tiling | None = TILING
     attention: str = TORCH
+    fused: bool = False
 
     def __post_init__(self) -> None:
         check_attention(self.attention, self.device, self.dtype)

@@ -19,6 +19,7 @@ from .diffusion.block import compile_blocks
 from .diffusion.conditioning import AudioCondition, Conditions, Guide
 from .diffusion.decode import decode_video, diffuses, to_uint8
 from .diffusion.kept import KeptWindows
+from .diffusion.kernels import switch_kernels
 from .diffusion.sample_windows import Keep, WindowInputs, keep_nothing, sample_windows
 from .diffusion.samplers import Hooks
 from .diffusion.sound import decode_audio
@@ -151,6 +152,7 @@ def _sample(
     merger.set(job.loras[0])
     waiting = offload_transformer(model, device) if offload else None
     attend_by(model, compute.attention)
+    switch_kernels(compute.fused)
     if compute.compiled:
         compile_blocks(model)
 
@@ -215,7 +217,7 @@ def _keep(job: Job, compute: Compute, kept: KeptWindows, number: int) -> Keep:
         return keep_nothing
     loras = [(fingerprint(lora.path), strength) for lora, strength in job.loras[number]]
     weights = fingerprint(job.files.checkpoint, device=compute.device, dtype=compute.dtype)
-    return kept.of([weights, loras, compute.fp8, compute.compiled, compute.attention])
+    return kept.of([weights, loras, compute.fp8, compute.compiled, compute.attention, compute.fused])
 
 
 def _track(job: Job, compute: Compute, sounds: tuple[AudioCondition, ...], trace: Trace | None) -> Track:

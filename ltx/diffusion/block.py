@@ -18,7 +18,8 @@ from diffusers.models.transformers.transformer_ltx2 import (
 from torch import Tensor, nn
 
 from ..classes import give_classes
-from .modulation import Modulations, Pair, Rotary, ada
+from .kernels import fuses, norm_modulate, norm_rotate
+from .modulation import Ada, Modulations, Pair, Rotary, ada
 
 Texts = tuple[Pair, Pair | None]
 """What the streams attend to in a text: keys [1 or 2, M, heads, d] and values [1 or 2, M, D] of the video and of the
@@ -67,7 +68,7 @@ class Block(LTX2VideoTransformerBlock):
         """
         of_video, of_audio = levels.video, levels.audio
         video_ada = ada(self.scale_shift_table, of_video.own, of_video.places)
-        x = video_ada.modulate(_norm(self.norm1, video), 0, 1)
+        x = _modulated(self.norm1, video, video_ada, 0, 1)
         change = _attention(self.attn1, x, positions=positions.video, skipped=rows.skipped)
         video = video_ada.gated(video, change, 2)
         if texts is None:
@@ -76,12 +77,12 @@ class Block(LTX2VideoTransformerBlock):
             )
         else:
             video_read = texts[0]
-        x = video_ada.modulate(_norm(self.norm2, video), 6, 7)
+        x = _modulated(self.norm2, video, video_ada, 6, 7)
         video = video_ada.gated(video, _attention(self.attn2, x, pair=video_read, second=rows.second_text), 8)
         heard = None
         if audio is not None:
             audio_ada = ada(self.audio_scale_shift_table, of_audio.own, of_audio.places)
-            x = audio_ada.modulate(_norm(self.audio_norm1, audio), 0, 1)
+            x = _modulated(self.audio_norm1, audio, audio_ada, 0, 1)
             change = _attention(self.audio_attn1, x, positions=positions.audio, skipped=rows.skipped_audio)
             audio = audio_ada.gated(audio, change, 2)
             if texts is None:
@@ -89,15 +90,15 @@ class Block(LTX2VideoTransformerBlock):
                 heard = _pair(self.audio_attn2, text)
             else:
                 heard = texts[1]
-            x = audio_ada.modulate(_norm(self.audio_norm2, audio), 6, 7)
+            x = _modulated(self.audio_norm2, audio, audio_ada, 6, 7)
             change = _attention(self.audio_attn2, x, pair=heard, second=rows.second_text[: len(rows.skipped_audio)])
             audio = audio_ada.gated(audio, change, 8)
         if not all(rows.isolated):
             joined = len([row for row in rows.isolated if not row])  # torch 2.6 cannot compile count()
             self._exchange(video, audio, levels, positions, joined, audio_read)
-        video = video_ada.gated(video, self.ff(video_ada.modulate(_norm(self.norm3, video), 3, 4)), 5)
+        video = video_ada.gated(video, self.ff(_modulated(self.norm3, video, video_ada, 3, 4)), 5)
         if audio is not None and audio_read:
-            change = self.audio_ff(audio_ada.modulate(_norm(self.audio_norm3, audio), 3, 4))
+            change = self.audio_ff(_modulated(self.audio_norm3, audio, audio_ada, 3, 4))
             audio = audio_ada.gated(audio, change, 5)
         return video, audio, (video_read, heard) if keep else None
 
@@ -157,6 +158,13 @@ def _norm(norm: nn.Module, x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
 
 
+def _modulated(norm: nn.Module, x: Tensor, ada: Ada, shift: int, scale: int) -> Tensor:
+    """Normalised x, modulated by two parameters of `ada`."""
+    if norm.weight is None and fuses(norm, x):
+        return norm_modulate(norm, x, ada, shift, scale)
+    return ada.modulate(_norm(norm, x), shift, scale)
+
+
 def _attention(
     attention: Any,
     x: Tensor,
@@ -179,10 +187,10 @@ def _attention(
         attended = value
     else:
         kept = _without_skipped(x, skipped)
-        query = _rotate(attention, attention.norm_q(attention.to_q(kept)), positions)
+        query = _rotate(attention, attention.norm_q, attention.to_q(kept), positions)
         if pair is None:
             key = kept if context is None else context
-            key = _rotate(attention, attention.norm_k(attention.to_k(key)), key_positions or positions)
+            key = _rotate(attention, attention.norm_k, attention.to_k(key), key_positions or positions)
         else:
             key = pair[0]
         values = _without_skipped(value, skipped).unflatten(2, (attention.heads, -1))
@@ -206,7 +214,7 @@ def _attention(
 
 def _pair(attention: Any, context: Tensor) -> Pair:
     """Keys [n, M, heads, d] and values [n, M, D] of contexts [n, M, D'] that have no positions."""
-    return _rotate(attention, attention.norm_k(attention.to_k(context)), None), attention.to_v(context)
+    return _rotate(attention, attention.norm_k, attention.to_k(context), None), attention.to_v(context)
 
 
 def _without_skipped(x: Tensor, skipped: tuple[bool, ...]) -> Tensor:
@@ -216,12 +224,17 @@ def _without_skipped(x: Tensor, skipped: tuple[bool, ...]) -> Tensor:
     return torch.cat([row for row, skip in zip(x.split(1), skipped, strict=True) if not skip])
 
 
-def _rotate(attention: Any, x: Tensor, positions: Pair | None) -> Tensor:
-    """Rotates queries or keys by their positions, in float32: [R, N, heads · d] → [R, N, heads, d]."""
+def _rotate(attention: Any, norm: nn.Module, x: Tensor, positions: Pair | None) -> Tensor:
+    """Normalises queries or keys and rotates them by their positions, in float32: [R, N, heads · d] → [R, N, heads,
+    d]."""
+    split = attention.rope_type == "split"
+    if positions is not None and split and fuses(norm, x):
+        return norm_rotate(norm, x, attention.heads, positions)
+    x = norm(x)
     if positions is None:
         return x.unflatten(2, (attention.heads, -1))
     cos, sin = positions
-    if attention.rope_type != "split":
+    if not split:
         return apply_interleaved_rotary_emb(x, positions).unflatten(2, (attention.heads, -1))
     halves = x.unflatten(2, (attention.heads, 2, -1)).unflatten(1, (len(cos), -1))
     turned = halves * cos.unsqueeze(3)  # float32, also where x is shorter

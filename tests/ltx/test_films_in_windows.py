@@ -118,14 +118,14 @@ def test_a_film_of_one_window_is_the_clip(make: Callable[..., Made]) -> None:
     assert clip.trace.keys() == film.trace.keys()
     assert all(torch.equal(tensor, film.trace[name]) for name, tensor in clip.trace.items())
     assert clip.phases == film.phases and film.sampled == []
-    assert film.report["used"].pop("windows") == {"count": 1, "frames": 17, "overlap": 0}
+    assert film.report["used"].pop("windows") == {"count": 1, "frames": 17, "overlap": 0, "pauses": True}
     assert clip.report["used"] == film.report["used"]
 
 
 def test_a_film_of_four(make: Callable[..., Made], media: Path, tmp_path: Path) -> None:
     film = make(images=True)
     assert film.sampled == [f"{stage} stage, window {n} of 4" for stage in ("first", "second") for n in (1, 2, 3, 4)]
-    assert film.report["used"]["windows"] == {"count": COUNT, "frames": 33, "overlap": 2}
+    assert film.report["used"]["windows"] == {"count": COUNT, "frames": 33, "overlap": 2, "pauses": True}
     assert film.report["used"]["frames"] == FRAMES == probe(tmp_path / "film.mp4").frames
     assert film.trace["final/video_latent"].shape == (1, 128, 11, 2, 2)
     assert film.trace["final/frames_u8"].shape == (FRAMES, 64, 64, 3)

@@ -46,9 +46,9 @@ def test_levelling_counts() -> None:
 
 @pytest.fixture(scope="module")
 def talk() -> Track:
-    """The pack's sample of speech, eleven times: a minute."""
+    """The pack's sample of speech, again and again: almost two minutes."""
     speech = load_track(SPEECH)
-    return Track(speech.waveform.repeat(1, 11), speech.rate)
+    return Track(speech.waveform.repeat(1, 21), speech.rate)
 
 
 @pytest.mark.parametrize("frames", [121, 241, 481])
@@ -72,5 +72,5 @@ def test_what_fits_one_window_is_not_even_measured(talk: Track, monkeypatch: pyt
     monkeypatch.setattr("a2v.ltx.plan.levels_heard", None)
     asked = {"prompt": "x", "match_audio_length": False, "num_frames": 121, "windows": True}
     assert len(plan(parse(asked), talk).windows) == 1
-    assert len(plan(parse({**asked, "num_frames": 241, "windows": {"pauses": False}}), talk).windows) == 2
+    assert len(plan(parse({**asked, "num_frames": 241, "windows": {"pauses": False}}), talk).windows) == 3
     assert WindowSize().pauses

@@ -33,8 +33,8 @@ WANTED = {"correlation": "≥ 0.8", "drift": "≤ 8", "join": "≤ 2", "words": 
 
 @dataclass(frozen=True)
 class Film:
-    """A film to make. minutes: its length; sung: whether there is music behind the voices; sections: each with a face of
-    its own, the last one behind a hard cut; windows: the request's."""
+    """A film to make. minutes: its length; sung: whether there is music behind the voices; sections: each with a face
+    of its own, the last one behind a hard cut; windows: the request's."""
 
     minutes: float
     sung: bool = False
@@ -117,8 +117,8 @@ def _lines(scenes: list[clips.Scene], minutes: float) -> list[str]:
 def read(
     video: np.ndarray, motion: np.ndarray, scenes: list[clips.Scene], borders: list[int], joins: list[int]
 ) -> dict[str, Any]:
-    """The figures of a film of uint8 frames [T, H, W, 3]. borders: the first frames of its sections, and its end; joins:
-    those of the windows after the first one."""
+    """The figures of a film of uint8 frames [T, H, W, 3]. borders: the first frames of its sections, and its end;
+    joins: those of the windows after the first one."""
     minutes, drifts, right = [], [], 0
     for scene, (first, last) in zip(scenes, itertools.pairwise(borders), strict=True):
         part = video[first:last]
@@ -203,12 +203,13 @@ def table(found: dict[str, dict[str, Any]]) -> Table:
     )  # fmt: skip
     rows = tuple((what, *(show(figures) for figures in found.values()), wanted) for what, show, wanted in lines)
     notes = (
-        "128×128 at 24 frames per second on the trained miniature, with windows of the default size. Speech is of voices "
-        f"that training never heard. A song has music made by code behind such voices, {-sound.MUSIC:g} dB quieter than "
-        "they are, because the miniature moves with voices only: with instruments alone, its single clips reach 0.3 to "
-        "0.5. Sections have other faces, the last one behind a hard cut; joins at sections are left out.",
-        "Correlations are those at lag 0. The ground is a corner; the face is what has its colour in both seconds. With "
-        "sections the worst section counts.",
+        "128×128 at 24 frames per second on the trained miniature, with windows of the default size. Speech is of "
+        "voices that training never heard. A song has music made by code behind such voices, "
+        f"{-sound.MUSIC:g} dB quieter than they are, because the miniature moves with voices only: with instruments "
+        "alone, its single clips reach 0.3 to 0.5. Sections have other faces, the last one behind a hard cut; joins at "
+        "sections are left out.",
+        "Correlations are those at lag 0. The ground is a corner; the face is what has its colour in both seconds. "
+        "With sections the worst section counts.",
     )
     numbers = {
         f"{name}: {key}": value

@@ -40,6 +40,7 @@ from .timeline import streams
 from .trace import Trace, under
 from .weights.checkpoint import load_upscaler
 from .weights.lora import Merger
+from .windows import WindowSize
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _sample(
 
     conditions = Conditions(prompts.positive, sounds[0], prompts.negative, guides[0])
     latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
-    noises = tuple(map(Noise, streams(clip.sections, job.request.seed)[1]))
+    noises = tuple(map(Noise, _seeds(job)))
     latent, sounds, noises = stage(0, latent, conditions, noises)
     if clip.two_stages:
         upsampler = load_upscaler(job.files.upscaler, dtype, device)
@@ -186,14 +187,23 @@ def _sample(
     return latent, sounds, noises[0]
 
 
+def _seeds(job: Job) -> tuple[int, ...]:
+    """The seed of each stream of noise: those of the sections, then those of windows with a seed of their own."""
+    size = job.request.windows
+    return (*streams(job.plan.sections, job.request.seed)[1], *(seed for _, seed in (size.seeds if size else ())))
+
+
 def _parts(job: Job, prompts: Prompts, sounds: tuple[AudioCondition, ...]) -> list[WindowInputs]:
     """The windows of a job, each with its sound, the prompt of its section, and the number of its stream of noise."""
-    numbers, _ = streams(job.plan.sections, job.request.seed)
-    parts = []
-    for window, sound in zip(job.plan.windows, sounds, strict=True):
+    numbers, seeds = streams(job.plan.sections, job.request.seed)
+    size, parts = job.request.windows or WindowSize(), []
+    own = {number - 1: len(seeds) + place for place, (number, _) in enumerate(size.seeds)}
+    for number, (window, sound) in enumerate(zip(job.plan.windows, sounds, strict=True)):
         section = job.plan.section_of(window)
         positive = prompts.sections[section][1] if prompts.sections else None
-        parts.append(WindowInputs(window, sound, positive, numbers[section]))
+        parts.append(
+            WindowInputs(window, sound, positive, numbers[section], own.get(number), section, size.anchor, size.drift)
+        )
     return parts
 
 

@@ -141,5 +141,7 @@ def plan(request: Request, track: Track, images: tuple[tuple[int, int] | None, .
     if windowed and request.windows.pauses and frames > request.windows.frames:
         levels = levels_heard(track, frames, fps, request.preprocess_audio)
     windows = cut_windows(frames, request.windows, borders(sections, frames, fps), levels)
+    if windowed:
+        request.windows.check_seeds(len(windows))
     notes = tuple(frame_notes + size_notes)
     return Plan(width, height, frames, fps, request.use_multiscale, notes, windows, sections)

@@ -20,7 +20,7 @@ LONGEST = 481  # frames; the model was made for clips up to that
 FRAMES, OVERLAP = 121, 2  # the endpoint's default length, and the overlap that was tried on the miniature
 PAUSE_REACH = Fraction(1, 4)  # the share of a window by which it may end earlier, where the sound is quieter
 JOIN = 3  # dB; so much quieter must the ends of windows be on the whole for each window more
-NUMBERS = ("frames", "overlap")
+NUMBERS, SHARES = ("frames", "overlap"), ("anchor", "drift")
 SHOWN = 60  # characters of a wrong name in a message
 
 
@@ -29,12 +29,17 @@ class WindowSize:
     """The size of windows. frames: 8k+1, at most LONGEST; overlap: latents of eight frames that a window shares with
     the one before it; pauses: whether windows end where the sound is quiet, up to PAUSE_REACH earlier.
 
+    anchor: 0 … 1, how strongly later windows are held to the first frame; drift: 0 … 1, the share by which their
+    colours are pulled to those of the first window; seeds: pairs of a window's number, from 1, and a seed for it alone.
     Raises InputError if a number is out of range or a window would have no new latent.
     """
 
     frames: int = FRAMES
     overlap: int = OVERLAP
     pauses: bool = True
+    anchor: float = 0.0
+    drift: float = 0.0
+    seeds: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         least = frames_of(self.overlap + 2)
@@ -76,7 +81,35 @@ class WindowSize:
                 raise InputError(f"windows: {name} is not a whole number that a window can have.")
         if not isinstance(value.get("pauses", True), bool):
             raise InputError("windows: pauses is not true or false.")
-        return cls(**value)
+        for name in value.keys() & set(SHARES):
+            share = value[name]
+            if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share <= 1:
+                raise InputError(f"windows: {name} is not a number between 0 and 1.")
+        return cls(**{**value, "seeds": _seeds(value.get("seeds", {}))})
+
+    def check_seeds(self, count: int) -> None:
+        """Raises InputError if a seed is for a window that a film of so many windows does not have."""
+        for number, _ in self.seeds:
+            if number > count:
+                raise InputError(
+                    f"windows: there is a seed for window {number}, but the film has {count}; leave it out."
+                )
+
+
+def _seeds(value: Any) -> tuple[tuple[int, int], ...]:
+    """Pairs of a window's number and its seed, in order, from an object. Raises InputError for any other value."""
+    if not isinstance(value, Mapping):
+        raise InputError('windows: seeds is not an object like {"5": 123}, a window\'s number and its seed.')
+    found = {}
+    for number, seed in value.items():
+        if not (
+            isinstance(number, str) and number.isascii() and number.isdecimal() and 0 < len(number) < 7 and int(number)
+        ):
+            raise InputError(f"windows: {number!r:.{SHOWN}} in seeds is not the number of a window, from 1.")
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise InputError(f"windows: the seed of window {number} is not a whole number.")
+        found[int(number)] = seed
+    return tuple(sorted(found.items()))
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..latents import NoiseSource
+from ..latents import NoiseSource, frames_of
 from ..windows import Window
-from .conditioning import AudioCondition, Conditions, TextContext
+from .conditioning import AudioCondition, Conditions, Guide, TextContext, audio_stream, video_stream
 from .sample import sample
 from .samplers import UNWATCHED, Hooks
 from .steering import Steering
+
+AXES = (2, 3, 4)  # time, height and width
+LEAST = 1e-3  # deviation of a channel that holds something
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,21 @@ class Sampled:
 @dataclass(frozen=True)
 class WindowInputs:
     """A window and what it alone is conditioned on. sound: cut and encoded for it; positive: the context of its own
-    prompt, if it has one; stream: the number of the stream of noise that it draws from."""
+    prompt, if it has one; stream: the number of the stream of noise that it draws from; own: that of a stream for this
+    window alone, if it has another seed; section: the number of its section.
+
+    anchor: how strongly a later window is held to the first frame; drift: the share by which the mean and the deviation
+    of each channel are pulled to those of the first window of its section.
+    """
 
     window: Window
     sound: AudioCondition
     positive: TextContext | None = None
     stream: int = 0
+    own: int | None = None
+    section: int = 0
+    anchor: float = 0.0
+    drift: float = 0.0
 
 
 class Keep(Protocol):
@@ -87,20 +99,50 @@ def sample_windows(
     whole, sounds, streams = latent, [], list(noises)
     drawn = [0] * len(streams)  # windows that were sampled from each stream
     for number, part in enumerate(parts):
-        start, own, noise = start_of(part.window, whole), conditions_of(part, conditions, whole), streams[part.stream]
+        source = part.stream if part.own is None else part.own
+        start, noise = start_of(part.window, whole), streams[source]
+        own = conditions_of(part, conditions, whole, cut_before(parts, number))
         make = partial(
             _sampled, part.window, model, start, own, steering, noise,
             device=device, hooks=hooks(number), window=drawn[part.stream],
         )  # fmt: skip
         result = keep(make, number, start, own, steering, noise)
         sounds.append(result.audio)
-        streams[part.stream] = result.noise
+        if part.own is not None:  # the other windows draw what they drew without it
+            streams[part.stream] = _advanced(streams[part.stream], start, own)
+        streams[source] = result.noise
         drawn[part.stream] += 1
         if len(parts) == 1:
             whole = result.video
         else:
-            whole[:, :, part.window.new] = result.video.to(whole.device)
+            whole[:, :, part.window.new] = _pulled(result.video.to(whole.device), parts, number, whole)
     return whole, tuple(sounds), tuple(streams)
+
+
+def _advanced(noise: NoiseSource, start: Tensor, conditions: Conditions) -> NoiseSource:
+    """The source after the noise of a window."""
+    video = video_stream(start.float(), conditions.guides, conditions.audio.fps, conditions.mask)
+    return noise.draw(tuple(video.latent.shape), tuple(audio_stream(conditions.audio).latent.shape))[1]
+
+
+def cut_before(parts: Sequence[WindowInputs], number: int) -> int:
+    """The frame that begins what a window continues: that of the last hard cut up to it, or 0."""
+    cuts = [part.window.new.start for part in parts[: number + 1] if part.window.given == 1]
+    return frames_of(cuts[-1]) if cuts else 0
+
+
+def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:
+    """The new latents of a window, pulled to the first window of its section by the window's share."""
+    part = parts[number]
+    first = next(n for n, other in enumerate(parts) if other.section == part.section)
+    if not part.drift or first == number:
+        return video
+    reference = whole[:, :, parts[first].window.new]
+    (mean, deviation), (wanted, spread) = (
+        (each.mean(AXES, keepdim=True), each.std(AXES, keepdim=True, correction=0)) for each in (video, reference)
+    )
+    scaled = torch.where(deviation > LEAST, spread / deviation.clamp(min=LEAST), 1.0)
+    return video.lerp((video - mean) * scaled + wanted, part.drift)
 
 
 def _sampled(place: Window, *inputs: Any, **named: Any) -> Sampled:
@@ -118,21 +160,25 @@ def start_of(window: Window, whole: Tensor) -> Tensor:
     return start
 
 
-def conditions_of(part: WindowInputs, conditions: Conditions, like: Tensor) -> Conditions:
+def conditions_of(part: WindowInputs, conditions: Conditions, whole: Tensor, cut: int = 0) -> Conditions:
     """The conditions of one window: its sound and its prompt, the guides at frames that it adds, and a mask that keeps
     its overlap.
 
     Its latent 0 is free: it stands for one frame, while the whole's latent at that place stands for eight. An image at
-    the first frame behind a hard cut is that latent 0, as the first image of a clip is. like: the whole's latent.
+    the first frame behind a hard cut is that latent 0, as the first image of a clip is. So is the anchor in a window
+    with an overlap: the whole's first frame, or behind a hard cut at the frame `cut` the image there, if there is one.
     """
     window, guides = part.window, []
     for guide in conditions.guides:
         frame = window.frame_within(guide.frame)
         if frame is not None:
             guides.append(replace(guide, frame=0 if window.given == 1 and frame == 1 else frame))
+    if part.anchor and window.given > 1:
+        images = [guide.latent for guide in conditions.guides if guide.frame == cut and guide.strength]
+        guides += [Guide(latent, 0, part.anchor) for latent in (images if cut else [whole[:, :, :1].clone()])[:1]]
     mask = None if conditions.mask is None else conditions.mask[:, :, window.whole]
     if window.given:
-        mask = torch.ones_like(like[:, :1, window.whole]) if mask is None else mask.clone()
+        mask = torch.ones_like(whole[:, :1, window.whole]) if mask is None else mask.clone()
         mask[:, :, :1] = 1
         mask[:, :, 1 : window.given] = 0
     positive = part.positive or conditions.positive

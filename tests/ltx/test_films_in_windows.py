@@ -424,6 +424,29 @@ def test_two_first_images_are_refused(tiny: TinyFiles, media: Path, tmp_path: Pa
         Made(files, {**FILM, "timeline": "0:00 [image last.png] a"})
 
 
+def test_a_window_is_made_again_alone(make: Callable[..., Made], tmp_path: Path) -> None:
+    """With a seed of its own; in the first stage, what is before it is used again."""
+    with pytest.raises(KeyboardInterrupt):
+        make(stop=lambda phase, done: phase == "decode")
+    size = {**FILM["windows"], "seeds": {"3": 5}}
+    again = make({"windows": size}, resume=True)
+    assert again.sampled[:2] == ["first stage, window 3 of 4", "first stage, window 4 of 4"]
+    assert again.report["asked"]["windows"]["seeds"] == ((3, 5),)
+    whole = make({"windows": size}, "whole")
+    assert torch.equal(whole.trace["final/frames_u8"], again.trace["final/frames_u8"])
+    assert len(whole.sampled) == 8
+    with pytest.raises(InputError, match="seed for window 5, but the film has 4"):
+        make({"windows": {**size, "seeds": {"5": 5}}})
+
+
+def test_anchor_and_drift_act_from_the_second_window_on(make: Callable[..., Made]) -> None:
+    usual = make().trace["up/in"]
+    for change in ({"anchor": 1}, {"drift": 0.5}):
+        other = make({"windows": {**FILM["windows"], **change}}, "other").trace["up/in"]
+        assert torch.equal(usual[:, :, :5], other[:, :, :5]), change
+        assert not any(torch.equal(usual[:, :, k], other[:, :, k]) for k in range(5, 11)), change
+
+
 def test_each_section_has_its_own_context(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
     """From the text encoder itself; a prompt that two sections share is encoded once."""
     recorder, told = Recorder(), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from fractions import Fraction
@@ -163,6 +164,13 @@ def test_the_one_that_was_tried() -> None:
         ({4: 49}, ["windows: 4 is unknown"]),
         ({"pauses": 1}, ["windows: pauses", "true or false"]),
         ({"pauses": None}, ["windows: pauses", "true or false"]),
+        ({"anchor": 1.5}, ["windows: anchor", "between 0 and 1"]),
+        ({"drift": True}, ["windows: drift", "between 0 and 1"]),
+        ({"drift": math.nan}, ["windows: drift", "between 0 and 1"]),
+        ({"seeds": [3]}, ["windows: seeds", '{"5": 123}']),
+        ({"seeds": {"0": 3}}, ["windows: '0' in seeds", "from 1"]),
+        ({"seeds": {"five": 3}}, ["windows: 'five' in seeds"]),
+        ({"seeds": {"5": 1.5}}, ["windows: the seed of window 5"]),
         (121, ["windows: ", "true, false"]),
         ("yes", ["windows: "]),
         ([], ["windows: "]),
@@ -180,5 +188,11 @@ def test_what_a_request_may_say() -> None:
     assert WindowSize.parse(True) == WindowSize.parse({}) == WindowSize(121, 2)
     assert WindowSize.parse(False) is WindowSize.parse(None) is None
     assert WindowSize.parse({"frames": 49}) == WindowSize(49, 2)
+    assert WindowSize.parse({"seeds": {"12": 4, "5": -1}}).seeds == ((5, -1), (12, 4))
+    assert WindowSize.parse({"anchor": 1, "drift": 0.2}) == WindowSize(anchor=1, drift=0.2)
+    with pytest.raises(
+        InputError, match=r"^windows: there is a seed for window 12, but the film has 11; leave it out.$"
+    ):
+        WindowSize(seeds=((5, 1), (12, 4))).check_seeds(11)
     assert WindowSize.parse({"pauses": False}) == WindowSize(pauses=False) != WindowSize()
     assert WindowSize.parse({"frames": 17, "overlap": 1}) == WindowSize(17, 1)

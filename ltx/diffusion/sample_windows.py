@@ -56,6 +56,10 @@ class WindowInputs:
     drift: float = 0.0
 
 
+class NotKept(Exception):
+    """Raised by a `Keep` that makes nothing, for a window that it does not have."""
+
+
 class Keep(Protocol):
     """Keeps the pieces of finished windows, so that a run that was ended can go on from them."""
 
@@ -77,7 +81,7 @@ def keep_nothing(make: Callable[[], Sampled], *_: Any) -> Sampled:
 
 
 def sample_windows(
-    model: nn.Module,
+    model: nn.Module | None,
     latent: Tensor,
     parts: Sequence[WindowInputs],
     conditions: Conditions,
@@ -91,10 +95,11 @@ def sample_windows(
     """Samples a stage of a whole clip → its video latent, float32 [1, 128, F, H, W], the sound of each window for the
     next stage (frozen), and the streams of noise for the next stage.
 
-    latent: of the whole, as `sample` takes it; if there are several windows, it is overwritten and returned.
-    conditions: with the guides and the mask of the whole; its sound is not used, and its positive context by windows
-    that have none of their own. noises: the streams of noise that the parts draw from, each in the order of its
-    windows. hooks: those of each window, by its number. Raises InputError as `sample`.
+    model: None if `keep` makes nothing. latent: of the whole, as `sample` takes it; if there are several windows, it
+    is overwritten and returned. conditions: with the guides and the mask of the whole; its sound is not used, and its
+    positive context by windows that have none of their own. noises: the streams of noise that the parts draw from, each
+    in the order of its windows. hooks: those of each window, by its number. If `keep` raises NotKept, the stage ends,
+    and what is before that window is returned. Raises InputError as `sample`.
     """
     whole, sounds, streams = latent, [], list(noises)
     drawn = [0] * len(streams)  # windows that were sampled from each stream
@@ -106,7 +111,11 @@ def sample_windows(
             _sampled, part.window, model, start, own, steering, noise,
             device=device, hooks=hooks(number), window=drawn[part.stream],
         )  # fmt: skip
-        result = keep(make, number, start, own, steering, noise)
+        try:
+            result = keep(make, number, start, own, steering, noise)
+        except NotKept:
+            whole = whole[:, :, : part.window.new.start]
+            break
         sounds.append(result.audio)
         if part.own is not None:  # the other windows draw what they drew without it
             streams[part.stream] = _advanced(streams[part.stream], start, own)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import wave
 from collections import namedtuple
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import torch
 from a2v.ltx import pipeline
 from a2v.ltx.diffusion import kept
 from a2v.ltx.diffusion.conditioning import TextContext
+from a2v.ltx.diffusion.kept import AS_FAR_AS_IT_IS
 from a2v.ltx.encoding import Prompts, encode_prompts
 from a2v.ltx.errors import FlaggedError, InputError
 from a2v.ltx.job import Compute, Files, prepare
@@ -262,6 +264,111 @@ def test_a_full_disk_is_told_and_what_is_finished_stays(
             make()
     assert [path.name for path in tmp_path.iterdir()] == ["film.mp4.windows"]
     assert len(make(resume=True).sampled) == 5
+
+
+# As far as it is.
+
+
+def test_what_is_finished_becomes_a_film(ended: None, make: Callable[..., Made], tmp_path: Path) -> None:
+    """Two windows of the second stage: seven of eleven latents. Nothing is sampled, and what is kept stays."""
+    whole = make(name="whole")
+    film = make(resume=AS_FAR_AS_IT_IS)
+    assert film.sampled == []
+    assert torch.equal(film.trace["final/video_latent"], whole.trace["final/video_latent"][:, :, :7])
+    assert film.report["used"]["frames"] == 49 == probe(tmp_path / "film.mp4").frames
+    assert film.report["used"]["windows"]["count"] == 2
+    assert f"written as far as it is: 49 of {FRAMES} frames" in film.report["notes"]
+    assert load_track(tmp_path / "film.mp4").seconds == pytest.approx(49 / 24, abs=0.05)
+    assert kept.KeptWindows(tmp_path / "film.mp4.windows").count() == 6
+    again = make(resume=True)
+    assert len(again.sampled) == 2
+    assert torch.equal(again.trace["final/frames_u8"], whole.trace["final/frames_u8"])
+
+
+def test_a_first_stage_becomes_a_film_of_half_the_size(make: Callable[..., Made], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make({"audio_strength": 0.6}, stop=lambda phase, done: phase == "first stage, window 3 of 4" and done == 2)
+    film = make({"audio_strength": 0.6}, resume=AS_FAR_AS_IT_IS)
+    found = probe(tmp_path / "film.mp4")
+    assert (found.width, found.height, found.frames) == (32, 32, 49)
+    assert film.report["used"]["width"] == 32 and film.sampled == []
+    assert any("at half the size, because no window of the second stage is finished" in n for n in film.report["notes"])
+    assert 49 / 24 - 0.1 < load_track(tmp_path / "film.mp4").seconds < 49 / 24 + 0.05
+
+
+def test_a_film_that_only_was_not_written(make: Callable[..., Made], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(stop=lambda phase, done: phase == "decode")
+    film = make(resume=AS_FAR_AS_IT_IS)
+    assert film.report["used"]["frames"] == FRAMES and not any("as far as" in note for note in film.report["notes"])
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+
+def test_what_is_not_there_cannot_be_written(make: Callable[..., Made], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--as-far-as-it-is: no windows are kept in .*film\.mp4\.windows; run"):
+        make(resume=AS_FAR_AS_IT_IS)
+    with pytest.raises(InputError, match=r"^--as-far-as-it-is: only a film in windows"):
+        make({"windows": None}, resume=AS_FAR_AS_IT_IS)
+    with pytest.raises(KeyboardInterrupt):
+        make(stop=lambda phase, done: phase == "first stage, window 2 of 4")
+    with pytest.raises(InputError, match=r"is of another request; use the one that made it\.$"):
+        make({"seed": 3}, resume=AS_FAR_AS_IT_IS)
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4.windows"]
+
+
+# The disk.
+
+
+def old(folder: Path, days: float, *more: str) -> Path:
+    """A folder of kept windows that nobody touched for so many days."""
+    folder.mkdir()
+    for name in ("seed.json", f"{'a' * 64}.safetensors", *more):
+        (folder / name).write_text("{}")
+        os.utime(folder / name, (time.time() - days * 86400,) * 2)
+    return folder
+
+
+def test_leftovers_are_swept(make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, recent = old(tmp_path / "gone.mp4.windows", 31), old(tmp_path / "recent.mp4.windows", 29)
+    strange = old(tmp_path / "strange.windows", 400, "notes.txt")
+    other = tmp_path / "house.windows"
+    other.mkdir()
+    (other / "blinds.safetensors").write_text("")
+    os.utime(other / "blinds.safetensors", (0, 0))
+    elsewhere = old(tmp_path.parent / f"{tmp_path.name}-elsewhere", 400)
+    (tmp_path / "linked.windows").symlink_to(elsewhere, target_is_directory=True)
+    report = make().report
+    assert "the windows of a run that was ended long ago were deleted: gone.mp4.windows" in report["notes"]
+    assert not gone.exists() and recent.is_dir() and other.is_dir()
+    assert len(list(strange.iterdir())) == 3 and len(list(elsewhere.iterdir())) == 2
+    forever = old(tmp_path / "gone.mp4.windows", 400)
+    monkeypatch.setenv(kept.DAYS, "0")
+    make()
+    assert forever.is_dir()
+
+
+def test_the_room_for_windows_is_a_setting(make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kept.ROOM, "0.00001")
+    with pytest.raises(
+        InputError, match=r"^windows: those of this film would take .* LTX_A2V_WINDOWS_GB allows .* raise"
+    ):
+        make()
+    for text in ("much", "-1", "nan", "inf"):
+        monkeypatch.setenv(kept.ROOM, text)
+        with pytest.raises(InputError, match=r"^LTX_A2V_WINDOWS_GB is .*: give a number, for instance 20\.$"):
+            make()
+
+
+def test_windows_of_earlier_seeds_give_way(ended: None, make: Callable[..., Made], tmp_path: Path, monkeypatch) -> None:
+    """Oldest first, none of this run, and only as many as needed."""
+    folder = tmp_path / "film.mp4.windows"
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    monkeypatch.setattr(kept, "limit", lambda: 2 * stored)
+    with pytest.raises(KeyboardInterrupt):
+        make({"seed": 3}, stop=lambda phase, done: phase == "decode")
+    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    assert sum(sizes) <= 2 * stored and 8 < len(sizes) < 14
+    assert make({"seed": 3}, resume=True).sampled == []
 
 
 # Before anything is loaded.
@@ -537,5 +644,7 @@ def test_ctrl_c_tells_what_is_kept(tiny: TinyFiles, media: Path, tmp_path: Path)
     assert program.returncode == 130
     last = error.strip().splitlines()[-1]
     assert re.fullmatch(
-        r"interrupted; [2-9] windows are kept in \S+film\.mp4\.windows, and --resume goes on from them", last
+        r"interrupted; [2-9] windows are kept in \S+film\.mp4\.windows; --resume goes on from them, and "
+        r"--as-far-as-it-is writes them as a film",
+        last,
     ), error

@@ -54,6 +54,7 @@ class KeptWindows:
     def __init__(self, folder: Path, resume: bool | str = False) -> None:
         self.folder, self.resume, self.used = folder, bool(resume), 0
         self.only = resume == AS_FAR_AS_IT_IS
+        self._begun = False
         self._seed: int | None = None  # to be noted with the first window
         self._own: set[Path] = set()  # files of this run
 
@@ -106,7 +107,16 @@ class KeptWindows:
 
     def begin(self, seed: int) -> None:
         """Says which seed is to be noted. The folder is made with the first window, so an earlier end leaves none."""
-        self._seed = seed
+        self._begun, self._seed = True, seed
+
+    def finish(self) -> None:
+        """Deletes what is kept, if this run has begun to keep or to read it."""
+        if self._begun:
+            self.remove()
+
+    def notes(self) -> list[str]:
+        """A note for the report if windows were used again."""
+        return [f"{self.used} windows of an earlier run were used again"] if self.used else []
 
     def _open(self) -> None:
         """Makes the folder and notes the seed, once."""

@@ -31,7 +31,8 @@ WATCH = textwrap.dedent(
     from a2v.ltx.request import parse
 
     paths, request, told, phase = *map(json.loads, sys.argv[2:4]), [], ""
-    files, text = Files(**{k: Path(v) for k, v in paths.items()}), TextContext(torch.zeros(1, 16, 64), torch.zeros(1, 16, 32))
+    files = Files(**{k: Path(v) for k, v in paths.items()})
+    text = TextContext(torch.zeros(1, 16, 64), torch.zeros(1, 16, 32))
     folder = Path(paths["output"] + ".windows")
 
     def resident():

@@ -37,11 +37,6 @@ class Plan:
     windows: tuple[Window, ...]
     sections: tuple[Section, ...] = ()
 
-    def section_of(self, window: Window) -> int:
-        """The number of the section that a window belongs to; 0 without sections."""
-        begun = [n for n, each in enumerate(self.sections) if each.first_latent(self.fps) <= window.new.start]
-        return begun[-1] if begun else 0
-
     @property
     def first_size(self) -> tuple[int, int]:
         """Width and height of the first stage."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .diffusion.block import compile_blocks
 from .diffusion.conditioning import AudioCondition, Conditions, Guide
-from .diffusion.kept import KeptWindows
-from .diffusion.sample_windows import Keep, WindowInputs, keep_nothing, sample_windows
+from .diffusion.kept import KeptWindows, limit
+from .diffusion.sample_windows import Keep, keep_nothing, noise_seeds, sample_windows, window_inputs
 from .diffusion.samplers import Hooks
 from .diffusion.upscale import upscale, upscale_long
 from .encoding import OnProgress, Prompts
@@ -23,11 +23,9 @@ from .latents import CHANNELS, Noise, pixel_frames, video_shape
 from .left import TimeLeft, cost
 from .memory.offload import offload_transformer
 from .prompt.contexts import fingerprint
-from .timeline import streams
 from .trace import Trace, under
 from .weights.checkpoint import load_upscaler
 from .weights.lora import Merger
-from .windows import WindowSize
 
 
 def sample_stages(
@@ -45,7 +43,7 @@ def sample_stages(
     """Samples both stages, or the only one → the video latent and the resulting sound of each window. The transformer
     is freed afterwards. If nothing but what is kept is wanted, the latent ends where that ends, and it is the first
     stage's if the second has no window. Raises InputError if there is no window at all."""
-    clip, time_left = job.plan, TimeLeft(_costs(job))
+    clip, time_left, contexts = job.plan, TimeLeft(_costs(job)), [context for _, context in prompts.sections]
     transformer = None if kept.only else _Transformer(job, compute, offload)
 
     def stage(number: int, latent: Tensor, conditions: Conditions, noises: tuple[Noise, ...]) -> Any:
@@ -54,7 +52,7 @@ def sample_stages(
         return sample_windows(
             None if transformer is None else transformer.model,
             latent,
-            _parts(job, prompts, sounds),
+            window_inputs(clip.windows, sounds, clip.sections, contexts, job.request.windows),
             conditions,
             job.steering[number],
             noises,
@@ -64,8 +62,9 @@ def sample_stages(
         )
 
     conditions = Conditions(prompts.positive, sounds[0], prompts.negative, guides[0])
+    seeds = noise_seeds(clip.sections, job.request.seed, job.request.windows)
     latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
-    latent, sounds, noises = stage(0, latent, conditions, tuple(map(Noise, _seeds(job))))
+    latent, sounds, noises = stage(0, latent, conditions, tuple(map(Noise, seeds)))
     if not latent.shape[2]:
         raise InputError(
             f"--as-far-as-it-is: what is kept in {kept.folder} is of another request; use the one that made it."
@@ -129,26 +128,6 @@ def _costs(job: Job) -> list[list[float]]:
     ]
 
 
-def _seeds(job: Job) -> tuple[int, ...]:
-    """The seed of each stream of noise: those of the sections, then those of windows with a seed of their own."""
-    size = job.request.windows
-    return (*streams(job.plan.sections, job.request.seed)[1], *(seed for _, seed in (size.seeds if size else ())))
-
-
-def _parts(job: Job, prompts: Prompts, sounds: tuple[AudioCondition, ...]) -> list[WindowInputs]:
-    """The windows of a job, each with its sound, the prompt of its section, and the number of its stream of noise."""
-    numbers, seeds = streams(job.plan.sections, job.request.seed)
-    size, parts = job.request.windows or WindowSize(), []
-    own = {number - 1: len(seeds) + place for place, (number, _) in enumerate(size.seeds)}
-    for number, (window, sound) in enumerate(zip(job.plan.windows, sounds, strict=True)):
-        section = job.plan.section_of(window)
-        positive = prompts.sections[section][1] if prompts.sections else None
-        parts.append(
-            WindowInputs(window, sound, positive, numbers[section], own.get(number), section, size.anchor, size.drift)
-        )
-    return parts
-
-
 def _hooks(
     job: Job,
     number: int,
@@ -175,9 +154,10 @@ def _hooks(
 
 
 def _keep(job: Job, compute: Compute, kept: KeptWindows, number: int) -> Keep:
-    """Keeps the windows of the stage of that number if the request has windows. They are known by the files and the
-    strengths of the weights and by the way to compute, in addition to what is sampled."""
-    if job.request.windows is None:
+    """Keeps the windows of the stage of that number if the request has windows and the setting gives them room. They
+    are known by the files and the strengths of the weights and by the way to compute, in addition to what is
+    sampled."""
+    if job.request.windows is None or not limit():
         return keep_nothing
     loras = [(fingerprint(lora.path), strength) for lora, strength in job.loras[number]]
     weights = fingerprint(job.files.checkpoint, device=compute.device, dtype=compute.dtype)

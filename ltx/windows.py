@@ -37,7 +37,7 @@ class WindowSize:
     frames: int = FRAMES
     overlap: int = OVERLAP
     pauses: bool = True
-    anchor: float = 0.0
+    anchor: float = 1.0
     drift: float = 0.0
     seeds: tuple[tuple[int, int], ...] = ()
 

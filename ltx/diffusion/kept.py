@@ -1,7 +1,8 @@
 """Keeps finished windows in a folder until the film is written, so that a run that was ended goes on from them.
 
 A file's name is the hash of everything that went into its window, so a file can only be used where sampling would give
-the same again. It has the window's new latents, the sound that it made, if any, and the state of the noise after it.
+the same again. It has the window's new latents, its latent 0, the sound that it made, if any, and the state of the
+noise after it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ FLOAT = torch.float32.itemsize
 AS_FAR_AS_IT_IS = "as far as it is"
 ROOM, DAYS = "LTX_A2V_WINDOWS_GB", "LTX_A2V_WINDOWS_DAYS"
 """Environment variables: how much disk the kept windows of one film may take, and how many days they stay after a run
-that was ended; 0 days keeps them forever."""
+that was ended. 0 GB keeps none, and 0 days keeps them for ever."""
 DEFAULTS = {ROOM: 20.0, DAYS: 30.0}
 
 
@@ -154,12 +155,12 @@ class KeptWindows:
             audio = conditions.audio
             if not audio.frozen:
                 audio = replace(audio, latent=tensors["audio"], strength=1.0)
-            return Sampled(tensors["video"], audio, Noise(noise.seed, tensors["noise"]))
+            return Sampled(tensors["video"], audio, Noise(noise.seed, tensors["noise"]), tensors["first"])
         except (OSError, SafetensorError, KeyError, InputError):
             return None
 
     def _write(self, path: Path, piece: Sampled, conditions: Conditions) -> None:
-        tensors = {"video": piece.video, "noise": piece.noise.state}
+        tensors = {"video": piece.video, "noise": piece.noise.state, "first": piece.first}
         if not conditions.audio.frozen:
             tensors["audio"] = piece.audio.latent
         self._open()
@@ -185,12 +186,12 @@ def described(value: Any) -> Any:
 
 def disk_needed(windows: Sequence[Window], *sizes: tuple[int, int]) -> int:
     """Bytes that the kept windows take at most. sizes: width and height of each stage in pixels."""
-    latents = sum(window.length - window.given for window in windows)
+    latents = sum(window.length - window.given + 1 for window in windows)  # latent 0 is kept in addition
     cells = sum(width * height // SPACE_SCALE**2 for width, height in sizes)
     return latents * cells * CHANNELS * FLOAT
 
 
-def _setting(name: str) -> float:
+def setting(name: str) -> float:
     """A number of at least 0 from the environment. Raises InputError for anything else."""
     text = os.environ.get(name, "").strip()
     if not text:
@@ -206,11 +207,13 @@ def _setting(name: str) -> float:
 
 def limit() -> float:
     """Bytes that the kept windows of one film may take. Raises InputError if the setting is no number."""
-    return _setting(ROOM) * 1e9
+    return setting(ROOM) * 1e9
 
 
 def check_room(folder: Path, needed: int) -> None:
     """Raises InputError if so many bytes are more than the setting allows or than the disk of a folder has free."""
+    if not limit():
+        return
     if needed > limit():
         raise InputError(
             f"windows: those of this film would take {readable(needed)} on the disk until it is written, and {ROOM} "
@@ -226,7 +229,7 @@ def check_room(folder: Path, needed: int) -> None:
 def sweep(folder: Path, but: KeptWindows) -> list[str]:
     """Deletes what runs left in a folder that were ended as many days ago as the setting says. Returns the names of the
     folders. but: the windows of this run, which stay. Folders with a file that is not ours stay."""
-    days, found = _setting(DAYS), []
+    days, found = setting(DAYS), []
     if not days:
         return []
     with suppress(OSError):

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..latents import NoiseSource, frames_of
-from ..windows import Window
+from ..latents import NoiseSource
+from ..timeline import Section, section_at, streams
+from ..windows import Window, WindowSize
 from .conditioning import AudioCondition, Conditions, Guide, TextContext, audio_stream, video_stream
 from .sample import sample
 from .samplers import UNWATCHED, Hooks
@@ -29,11 +30,12 @@ LEAST = 1e-3  # deviation of a channel that holds something
 @dataclass(frozen=True)
 class Sampled:
     """What a window adds. video: float32 [1, 128, its new latents, H, W]; audio: the window's sound for the next stage;
-    noise: the source for the next window."""
+    noise: the source for the next window; first: its latent 0, the one that stands for a single frame."""
 
     video: Tensor
     audio: AudioCondition
     noise: NoiseSource
+    first: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class WindowInputs:
     prompt, if it has one; stream: the number of the stream of noise that it draws from; own: that of a stream for this
     window alone, if it has another seed; section: the number of its section.
 
-    anchor: how strongly a later window is held to the first frame; drift: the share by which the mean and the deviation
-    of each channel are pulled to those of the first window of its section.
+    anchor: how strongly a window is held to the first frame of its section that stands alone in a latent; drift: the
+    share by which the mean and the deviation of each channel are pulled to those of the section's first window.
     """
 
     window: Window
@@ -54,6 +56,34 @@ class WindowInputs:
     section: int = 0
     anchor: float = 0.0
     drift: float = 0.0
+
+
+def window_inputs(
+    windows: Sequence[Window],
+    sounds: Sequence[AudioCondition],
+    sections: Sequence[Section] = (),
+    contexts: Sequence[TextContext] = (),
+    size: WindowSize | None = None,
+) -> list[WindowInputs]:
+    """The windows of a film, each with its sound, the context of its section and the number of its stream of noise.
+
+    contexts: of each section; empty without a timeline. size: what the windows were asked for with, by default the
+    defaults. The streams are those of `noise_seeds`.
+    """
+    numbers, seeds = streams(sections, 0)  # the seed does not decide about the numbers
+    size, parts = size or WindowSize(), []
+    own = {number - 1: len(seeds) + place for place, (number, _) in enumerate(size.seeds)}
+    for number, (window, sound) in enumerate(zip(windows, sounds, strict=True)):
+        section = section_at(sections, window.new.start, sound.fps)
+        positive = contexts[section] if contexts else None
+        stream = numbers[section]
+        parts.append(WindowInputs(window, sound, positive, stream, own.get(number), section, size.anchor, size.drift))
+    return parts
+
+
+def noise_seeds(sections: Sequence[Section], seed: int, size: WindowSize | None = None) -> tuple[int, ...]:
+    """The seed of each stream of noise: those of the sections, then those of windows with a seed of their own."""
+    return (*streams(sections, seed)[1], *(own for _, own in (size or WindowSize()).seeds))
 
 
 class NotKept(Exception):
@@ -103,10 +133,11 @@ def sample_windows(
     """
     whole, sounds, streams = latent, [], list(noises)
     drawn = [0] * len(streams)  # windows that were sampled from each stream
+    anchors: dict[int, Tensor] = {}  # of each section
     for number, part in enumerate(parts):
         source = part.stream if part.own is None else part.own
         start, noise = start_of(part.window, whole), streams[source]
-        own = conditions_of(part, conditions, whole, cut_before(parts, number))
+        own = conditions_of(part, conditions, whole, anchors.get(part.section))
         make = partial(
             _sampled, part.window, model, start, own, steering, noise,
             device=device, hooks=hooks(number), window=drawn[part.stream],
@@ -116,6 +147,8 @@ def sample_windows(
         except NotKept:
             whole = whole[:, :, : part.window.new.start]
             break
+        if part.section not in anchors and not _takes_over(parts, number):
+            anchors[part.section] = result.first
         sounds.append(result.audio)
         if part.own is not None:  # the other windows draw what they drew without it
             streams[part.stream] = _advanced(streams[part.stream], start, own)
@@ -134,10 +167,9 @@ def _advanced(noise: NoiseSource, start: Tensor, conditions: Conditions) -> Nois
     return noise.draw(tuple(video.latent.shape), tuple(audio_stream(conditions.audio).latent.shape))[1]
 
 
-def cut_before(parts: Sequence[WindowInputs], number: int) -> int:
-    """The frame that begins what a window continues: that of the last hard cut up to it, or 0."""
-    cuts = [part.window.new.start for part in parts[: number + 1] if part.window.given == 1]
-    return frames_of(cuts[-1]) if cuts else 0
+def _takes_over(parts: Sequence[WindowInputs], number: int) -> bool:
+    """Whether a window begins a section with latents of the one before it. Its latent 0 shows that one."""
+    return parts[number].window.given > 1 and parts[number - 1].section != parts[number].section
 
 
 def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:
@@ -157,7 +189,7 @@ def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Te
 def _sampled(place: Window, *inputs: Any, **named: Any) -> Sampled:
     """Samples the window at that place with these inputs of `sample`."""
     latent, audio, noise = sample(*inputs, **named)
-    return Sampled(latent[:, :, place.given :], audio, noise)
+    return Sampled(latent[:, :, place.given :], audio, noise, latent[:, :, :1])
 
 
 def start_of(window: Window, whole: Tensor) -> Tensor:
@@ -169,22 +201,23 @@ def start_of(window: Window, whole: Tensor) -> Tensor:
     return start
 
 
-def conditions_of(part: WindowInputs, conditions: Conditions, whole: Tensor, cut: int = 0) -> Conditions:
+def conditions_of(
+    part: WindowInputs, conditions: Conditions, whole: Tensor, anchor: Tensor | None = None
+) -> Conditions:
     """The conditions of one window: its sound and its prompt, the guides at frames that it adds, and a mask that keeps
     its overlap.
 
     Its latent 0 is free: it stands for one frame, while the whole's latent at that place stands for eight. An image at
-    the first frame behind a hard cut is that latent 0, as the first image of a clip is. So is the anchor in a window
-    with an overlap: the whole's first frame, or behind a hard cut at the frame `cut` the image there, if there is one.
+    the first frame behind a hard cut is that latent 0, as the first image of a clip is. So is, in a window with an
+    overlap, the anchor [1, 128, 1, H, W], if there is one yet.
     """
     window, guides = part.window, []
     for guide in conditions.guides:
         frame = window.frame_within(guide.frame)
         if frame is not None:
             guides.append(replace(guide, frame=0 if window.given == 1 and frame == 1 else frame))
-    if part.anchor and window.given > 1:
-        images = [guide.latent for guide in conditions.guides if guide.frame == cut and guide.strength]
-        guides += [Guide(latent, 0, part.anchor) for latent in (images if cut else [whole[:, :, :1].clone()])[:1]]
+    if part.anchor and window.given > 1 and anchor is not None:
+        guides.append(Guide(anchor, 0, part.anchor))
     mask = None if conditions.mask is None else conditions.mask[:, :, window.whole]
     if window.given:
         mask = torch.ones_like(whole[:, :1, window.whole]) if mask is None else mask.clone()

@@ -347,12 +347,18 @@ def test_leftovers_are_swept(make: Callable[..., Made], tmp_path: Path, monkeypa
     assert forever.is_dir()
 
 
-def test_the_room_for_windows_is_a_setting(make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_room_for_windows_is_a_setting(
+    make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(kept.ROOM, "0.00001")
     with pytest.raises(
         InputError, match=r"^windows: those of this film would take .* LTX_A2V_WINDOWS_GB allows .* raise"
     ):
         make()
+    monkeypatch.setenv(kept.ROOM, "0")
+    with pytest.raises(KeyboardInterrupt):
+        make(stop=lambda phase, done: phase == "decode")
+    assert not (tmp_path / "film.mp4.windows").exists(), "0 keeps none"
     for text in ("much", "-1", "nan", "inf"):
         monkeypatch.setenv(kept.ROOM, text)
         with pytest.raises(InputError, match=r"^LTX_A2V_WINDOWS_GB is .*: give a number, for instance 20\.$"):
@@ -438,7 +444,7 @@ def test_the_disk_is_as_forecast(make: Callable[..., Made], tmp_path: Path) -> N
     stored = sum(file.stat().st_size for file in (tmp_path / "film.mp4.windows").glob("*.safetensors"))
     film = plan(parse(FILM), track(4))
     needed = kept.disk_needed(film.windows, *film.sizes)
-    assert needed == 11 * 128 * 4 * (1 + 4)
+    assert needed == (11 + COUNT) * 128 * 4 * (1 + 4), "and the latent 0 of each window"
     assert needed < stored < needed + 8 * 6000, "and the state of the noise in each file"
 
 
@@ -548,7 +554,7 @@ def test_a_window_is_made_again_alone(make: Callable[..., Made], tmp_path: Path)
 
 def test_anchor_and_drift_act_from_the_second_window_on(make: Callable[..., Made]) -> None:
     usual = make().trace["up/in"]
-    for change in ({"anchor": 1}, {"drift": 0.5}):
+    for change in ({"anchor": 0}, {"drift": 0.5}):
         other = make({"windows": {**FILM["windows"], **change}}, "other").trace["up/in"]
         assert torch.equal(usual[:, :, :5], other[:, :, :5]), change
         assert not any(torch.equal(usual[:, :, k], other[:, :, k]) for k in range(5, 11)), change

@@ -259,16 +259,29 @@ def test_the_anchor_is_the_first_frame_in_every_window(model: nn.Module) -> None
     assert not torch.equal(whole.video[:, :, 5], usual.video[:, :, 5])
 
 
-def test_behind_a_hard_cut_the_anchor_is_the_image_there() -> None:
-    window, whole = CUT[-1], zeros()
-    before, at = (Guide(drawn(seed, 1, CHANNELS, 1, HEIGHT, WIDTH), frame, 0.9) for seed, frame in ((5, 0), (6, 41)))
-    (part,) = with_all(sounds([window]), [window], anchor=1.0)
-    assert window.given > 1
-    assert conditions_of(part, conditions(before), whole, 41).guides == ()
-    (found,) = conditions_of(part, conditions(before, at), whole, 41).guides
-    assert torch.equal(found.latent, at.latent) and (found.frame, found.strength) == (0, 1.0)
-    (found,) = conditions_of(part, conditions(before, at), whole).guides
-    assert torch.equal(found.latent, whole[:, :, :1])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_section_has_an_anchor_of_its_own(model: nn.Module, cut: bool) -> None:
+    """The first latent 0 that shows it: behind a hard cut that of its first window, else that of its second one."""
+    windows = cut_windows(frames_of(LATENTS), WindowSize(25, 1), [Border(6, cut)])
+    sections = [int(window.new.start >= 6) for window in windows]
+    begun = sections.index(1)
+    film = [replace(p, anchor=1.0, section=n) for p, n in zip(parts(sounds(windows), windows), sections, strict=True)]
+    traces = [Recorder() for _ in windows]
+    video = sample_windows(
+        model, zeros(), film, conditions(), Steering(SIGMAS), [Noise(4)], hooks=lambda n: Hooks(trace=traces[n])
+    )[0]
+
+    def first(number: int, when: str) -> Tensor:
+        steps = sorted((name for name in traces[number].tensors if name.endswith(when)), key=step_of)
+        return traces[number].tensors[steps[-1 if when == "out_video" else 0]][:, : HEIGHT * WIDTH]
+
+    whole = video[:, :, :1].flatten(2).transpose(1, 2)
+    assert torch.equal(first(1, "in_video"), whole)
+    source = begun if cut else begun + 1
+    assert not torch.equal(first(source, "in_video"), whole), "it is free"
+    for number in range(source + 1, len(windows)):
+        assert torch.equal(first(number, "in_video"), first(source, "out_video"))
+    assert len(windows) > source + 1
 
 
 def test_drift_pulls_mean_and_deviation_to_the_first_window(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ BENCHMARKS = {
     "api": "api",
     "load": "load",
     "encode": "encode",
+    "films": "films",
     "gpu": "gpu",
 }
 LACKING = {"encode": "ffmpeg", "gpu": "CUDA"}

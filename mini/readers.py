@@ -103,22 +103,6 @@ def mouth(frames: np.ndarray) -> np.ndarray:
     return np.clip((bright - region @ LOW) / (0.8 * bright), 0, 1).mean((1, 2))
 
 
-def bars(frames: np.ndarray) -> np.ndarray:
-    """How tall each of the bars is, in frame heights: [T, BARS]. Zeros where no bars are found."""
-    t, h, w = frames.shape[:3]
-    entry = nearest(np.median(frames, axis=0)[None])[0]
-    ground = PALETTE[np.bincount(entry[: h // 8].ravel(), minlength=len(NAMES)).argmax()]
-    centres = w / 2 + (np.arange(clips.BARS) - (clips.BARS - 1) / 2) * 0.17 * min(h, w)
-    half = max(1, round(0.03 * min(h, w)))
-    middles = np.stack([frames[:, :, round(x) - half : round(x) + half].mean(2) for x in centres], 2)  # [T, H, BARS, 3]
-    feet = np.median(middles[:, round(h / 2 + 0.3 * min(h, w))].reshape(-1, 3), axis=0)
-    colour = PALETTE[((PALETTE[:GROUND] - feet) ** 2).sum(-1).argmin()]
-    axis = colour - ground
-    if axis @ axis < 1e-3:
-        return np.zeros((t, clips.BARS))
-    return np.clip((middles - ground) @ axis / (axis @ axis), 0, 1).mean(1)
-
-
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's; 0 where one does not move."""
     if a.std() < 1e-6 or b.std() < 1e-6:

@@ -131,16 +131,16 @@ def sample_windows(
     in the order of its windows. hooks: those of each window, by its number. If `keep` raises NotKept, the stage ends,
     and what is before that window is returned. Raises InputError as `sample`.
     """
-    whole, sounds, streams = latent, [], list(noises)
-    drawn = [0] * len(streams)  # windows that were sampled from each stream
+    whole, sounds, sources = latent, [], list(noises)
+    counts = [0] * len(sources)  # windows that were sampled from each stream
     anchors: dict[int, Tensor] = {}  # of each section
     for number, part in enumerate(parts):
-        source = part.stream if part.own is None else part.own
-        start, noise = start_of(part.window, whole), streams[source]
+        drawn_from = part.stream if part.own is None else part.own
+        start, noise = start_of(part.window, whole), sources[drawn_from]
         own = conditions_of(part, conditions, whole, anchors.get(part.section))
         make = partial(
             _sampled, part.window, model, start, own, steering, noise,
-            device=device, hooks=hooks(number), window=drawn[part.stream],
+            device=device, hooks=hooks(number), window=counts[part.stream],
         )  # fmt: skip
         try:
             result = keep(make, number, start, own, steering, noise)
@@ -151,14 +151,14 @@ def sample_windows(
             anchors[part.section] = result.first
         sounds.append(result.audio)
         if part.own is not None:  # the other windows draw what they drew without it
-            streams[part.stream] = _advanced(streams[part.stream], start, own)
-        streams[source] = result.noise
-        drawn[part.stream] += 1
+            sources[part.stream] = _advanced(sources[part.stream], start, own)
+        sources[drawn_from] = result.noise
+        counts[part.stream] += 1
         if len(parts) == 1:
             whole = result.video
         else:
             whole[:, :, part.window.new] = _pulled(result.video.to(whole.device), parts, number, whole)
-    return whole, tuple(sounds), tuple(streams)
+    return whole, tuple(sounds), tuple(sources)
 
 
 def _advanced(noise: NoiseSource, start: Tensor, conditions: Conditions) -> NoiseSource:
@@ -189,7 +189,7 @@ def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Te
 def _sampled(place: Window, *inputs: Any, **named: Any) -> Sampled:
     """Samples the window at that place with these inputs of `sample`."""
     latent, audio, noise = sample(*inputs, **named)
-    return Sampled(latent[:, :, place.given :], audio, noise, latent[:, :, :1])
+    return Sampled(latent[:, :, place.given :], audio, noise, latent[:, :, :1].clone())
 
 
 def start_of(window: Window, whole: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
 # make soak   runs the tests that take minutes each: fuzzing, endurance, clusters, the larger benchmarks
 # make matrix tests engine, nodes and API with the lowest and the newest Python, torch and packages that the pack supports
 # make lint   runs ruff
-# make bench  runs the benchmarks and writes docs/benchmarks.md in half an hour; ARGS="peer encode" runs some, ARGS=--small the smallest
+# make bench  runs the benchmarks and writes docs/benchmarks.md in an hour; ARGS="peer encode" runs some, ARGS=--small the smallest
 # make evaluate  measures what the miniature can do and writes docs/mini-figures.md
 # make clean  removes the files that these commands made
 #

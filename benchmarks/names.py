@@ -11,6 +11,7 @@ BENCHMARKS = {
     "load": "load",
     "encode": "encode",
     "cost": "cost",
+    "films": "films",
     "gpu": "gpu",
 }
 LACKING = {"encode": "ffmpeg", "gpu": "CUDA"}

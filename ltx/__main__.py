@@ -66,9 +66,10 @@ from tqdm import tqdm  # noqa: E402
 
 from .characters import check_name  # noqa: E402
 from .diffusion.attention import BACKENDS, TORCH  # noqa: E402
-from .diffusion.kept import KeptWindows  # noqa: E402
+from .diffusion.kept import AS_FAR_AS_IT_IS, KeptWindows  # noqa: E402
 from .errors import FlaggedError, InputError  # noqa: E402
 from .job import AUTO, BLOCKS, OFFLOAD, Compute, Files  # noqa: E402
+from .left import told  # noqa: E402
 from .media.formats import SUFFIXES  # noqa: E402
 from .pipeline import Result, run  # noqa: E402
 from .prompt.encoder_file import ENCODER  # noqa: E402
@@ -123,6 +124,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--request", type=Path, required=True, metavar="FILE.json", help="the endpoint's parameters")
     p.add_argument(
         "--resume", action="store_true", help="go on from the windows that an ended run of the same output kept"
+    )
+    p.add_argument(
+        "--as-far-as-it-is", action="store_true", help="write what an ended run of the same output kept, as it is"
     )
     p.add_argument("--stg-blocks", type=int, nargs="+", default=[], metavar="N", help="blocks that STG perturbs")
     p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
@@ -203,6 +207,11 @@ class Bars:
             self.phase, self.bar = phase, tqdm(total=total, **line)
             self.bar.refresh()
         self.bar.update(done - self.bar.n)
+
+    def left(self, seconds: float) -> None:
+        """Shows how long the windows of all stages still take. A clip of one window is seen to the end by its bar."""
+        if self.bar is not None and "," in self.phase:
+            self.bar.set_postfix_str(told(seconds))
 
     def close(self) -> None:
         if self.bar is not None:
@@ -287,7 +296,8 @@ def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) ->
             announce=lambda forecast: print(f"{forecast}\n", end="", file=sys.stderr),
             trace=recorder,
             progress=bars,
-            resume=arguments.resume,
+            resume=AS_FAR_AS_IT_IS if arguments.as_far_as_it_is else arguments.resume,
+            left=bars.left,
         )
         bars.close()
         written = True

@@ -112,16 +112,18 @@ def normalize_video(vae: nn.Module, latent: Tensor) -> Tensor:
     return (latent.float() - mean) / std
 
 
-def denormalize_video(vae: nn.Module, latent: Tensor) -> Tensor:
-    """Latent in model space → the VAE's own space, float32.
-
-    Raises InputError if a value is NaN or infinite, because it would give a black picture.
-    """
+def check_finite(latent: Tensor) -> None:
+    """Raises InputError if a value is NaN or infinite, because it would give a black picture."""
     if not latent.isfinite().all():
         raise InputError(
             "the latent has NaN or infinite values: the checkpoint or a LoRA is damaged or not made for this dtype; "
             "download it again, or load the model in bfloat16 or float32."
         )
+
+
+def denormalize_video(vae: nn.Module, latent: Tensor) -> Tensor:
+    """Latent in model space → the VAE's own space, float32. Raises InputError as `check_finite`."""
+    check_finite(latent)
     mean, std = statistics(vae, latent)
     return latent.float() * std + mean
 

@@ -14,34 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .diffusion.attention import attend_by
-from .diffusion.block import compile_blocks
-from .diffusion.conditioning import AudioCondition, Conditions, Guide
+from .diffusion.conditioning import AudioCondition
 from .diffusion.decode import decode_video, diffuses, to_uint8
-from .diffusion.kept import KeptWindows
-from .diffusion.kernels import switch_kernels
-from .diffusion.sample_windows import Keep, WindowInputs, keep_nothing, sample_windows
-from .diffusion.samplers import Hooks
+from .diffusion.kept import KeptWindows, sweep
 from .diffusion.sound import decode_audio
-from .diffusion.upscale import upscale, upscale_long
 from .encoding import OnProgress, Prompts, encode_images, encode_prompts, encode_sound
 from .errors import FlaggedError, InputError
 from .job import Compute, Files, Job, prepare
-from .latents import CHANNELS, Noise, video_shape
+from .latents import SPACE_SCALE, Noise, pixel_frames
 from .media import crossfade
 from .media.audio import Track, soundtrack
 from .media.probe import VideoFile
 from .media.safety import Watch, load_checker
 from .media.video import write_video
 from .memory.forecast import EXPANDER, GEMMA, TRANSFORMER, Forecast, estimate
-from .memory.offload import offload_transformer
-from .prompt.contexts import fingerprint
 from .report import describe
 from .request import Request
-from .timeline import streams
-from .trace import Trace, under
-from .weights.checkpoint import load_upscaler
-from .weights.lora import Merger
+from .sampling import sample_stages
+from .trace import Trace
 
 
 @dataclass(frozen=True)
@@ -61,37 +51,37 @@ def run(
     announce: Callable[[Forecast], None] | None = None,
     trace: Trace | None = None,
     progress: OnProgress | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
+    left: Callable[[float], None] | None = None,
 ) -> Result:
     """Runs a whole job, from files to a finished file.
 
     prompts: prompts that are encoded already; Gemma is then not loaded. announce: is called with the memory forecast
     before anything loads. trace: receives the run's tensors. progress: is called after each step of a phase. resume:
-    goes on from the windows that an ended run of this output kept. Raises InputError for mistakes in the input, if
-    possible before models load, and FlaggedError if the safety checker flags the result.
+    goes on from the windows that an ended run of this output kept; AS_FAR_AS_IT_IS makes a film of these alone. left:
+    is called after each step of a window with the seconds that sampling still takes. Raises InputError for mistakes in
+    the input, if possible before models load, and FlaggedError if the safety checker flags the result.
     """
     compute, say = compute or Compute(), progress or (lambda phase, done, total: None)
     kept = KeptWindows.beside(files.output, resume)
-    forget = kept.remove if request.windows is not None else lambda: None
-    job = prepare(files, _resumed(request, kept) if resume else request, stg_blocks)
+    job = prepare(files, _resumed(request, kept, resume) if resume else request, stg_blocks)
     checker = load_checker(files.safety_checker) if request.enable_safety_checker and files.safety_checker else None
     compute, offloaded = _fitting(job, compute, announce)
 
     prompts = prompts or encode_prompts(job, compute, trace, say, offloaded)
     sounds = encode_sound(job, compute, trace)
     guides = encode_images(job, compute, trace)
-    if request.windows is not None:
-        kept.begin(job.request.seed)
-    latent, sounds, noise = _sample(job, compute, prompts, sounds, guides, kept, TRANSFORMER in offloaded, trace, say)
-    if trace is not None:
-        trace("final/video_latent", latent)
+    notes = _begun(job, kept)
+    offload = TRANSFORMER in offloaded
+    latent, sounds, noise = sample_stages(job, compute, prompts, sounds, guides, kept, offload, trace, say, left)
+    job, short = _as_far_as_it_is(job, latent)
     track = _track(job, compute, sounds, trace)
     retried: list[str] = []  # only the last note counts
+    notes = [*prompts.notes, *notes, *short, *kept.notes()]
 
     def report() -> dict[str, Any]:
-        gone_on = [f"{kept.used} windows of an earlier run were used again"] if kept.used else []
-        written = [prompt for prompt, _ in prompts.sections]
-        return describe(job, prompts.prompt, [*prompts.notes, *gone_on, *retried[-1:]], written)
+        written = [prompt for prompt, _ in prompts.sections][: len(job.plan.sections)]
+        return describe(job, prompts.prompt, [*notes, *retried[-1:]], written)
 
     frames = _decoded(job, compute, latent, noise, trace, say, retried)
     try:
@@ -106,18 +96,55 @@ def run(
             metadata=lambda: {"comment": json.dumps(report(), ensure_ascii=False)},
         )
     except FlaggedError:
-        forget()  # what was flagged does not stay on the disk
+        kept.finish()  # what was flagged does not stay on the disk
         raise
-    forget()
+    if not short:
+        kept.finish()
     return Result(video, report())
 
 
-def _resumed(request: Request, kept: KeptWindows) -> Request:
-    """The request with the seed of the run that was ended, if it names none. Raises InputError if it has no windows."""
+def _resumed(request: Request, kept: KeptWindows, resume: bool | str) -> Request:
+    """The request with the seed of the run that was ended, if it names none. Raises InputError if it has no windows, or
+    nothing is there for a film of what is kept."""
     if request.windows is None:
-        raise InputError("--resume: only a film in windows can go on; add windows to the request.")
+        flag = "--as-far-as-it-is" if kept.only else "--resume"
+        raise InputError(f"{flag}: only a film in windows can go on; add windows to the request.")
+    if kept.only and not kept.count():
+        raise InputError(f"--as-far-as-it-is: no windows are kept in {kept.folder}; run the film without it first.")
     seed = kept.seed()
     return request if seed is None or "seed" in request.given else replace(request, seed=seed)
+
+
+def _begun(job: Job, kept: KeptWindows) -> list[str]:
+    """Prepares the keeping of windows, if the request has them. Returns notes on what was deleted."""
+    if job.request.windows is None:
+        return []
+    kept.begin(job.request.seed)
+    if kept.only:
+        return []
+    return [
+        f"the windows of a run that was ended long ago were deleted: {name}" for name in sweep(kept.folder.parent, kept)
+    ]
+
+
+def _as_far_as_it_is(job: Job, latent: Tensor) -> tuple[Job, list[str]]:
+    """The job of a film that ends where `latent` does, and the note that says so, if it is not the whole."""
+    clip, (height, width) = job.plan, (side * SPACE_SCALE for side in latent.shape[3:])
+    frames, half = pixel_frames(latent), (width, height) != (clip.width, clip.height)
+    if frames == clip.frames and not half:
+        return job, []
+    shorter = replace(
+        clip,
+        width=width,
+        height=height,
+        frames=frames,
+        two_stages=clip.two_stages and not half,
+        windows=tuple(window for window in clip.windows if window.stop <= latent.shape[2]),
+        sections=tuple(each for each in clip.sections if each.first_latent(clip.fps) < latent.shape[2]),
+    )
+    note = f"written as far as it is: {frames} of {clip.frames} frames"
+    note += ", at half the size, because no window of the second stage is finished" if half else ""
+    return replace(job, plan=shorter), [note]
 
 
 def _fitting(job: Job, compute: Compute, announce: Callable[[Forecast], None] | None) -> tuple[Compute, frozenset[str]]:
@@ -130,94 +157,6 @@ def _fitting(job: Job, compute: Compute, announce: Callable[[Forecast], None] | 
         announce(forecast)
     offloaded = frozenset(name for name in (EXPANDER, GEMMA, TRANSFORMER) if forecast.offloaded(name))
     return replace(compute, tiling=forecast.tiling), offloaded
-
-
-def _sample(
-    job: Job,
-    compute: Compute,
-    prompts: Prompts,
-    sounds: tuple[AudioCondition, ...],
-    guides: tuple[tuple[Guide, ...], tuple[Guide, ...]],
-    kept: KeptWindows,
-    offload: bool,
-    trace: Trace | None,
-    say: OnProgress,
-) -> tuple[Tensor, tuple[AudioCondition, ...], Noise]:
-    """Samples both stages, or the only one → the video latent and the resulting sound of each window. The transformer
-    is freed afterwards."""
-    clip, checkpoint, dtype, device = job.plan, job.checkpoint, compute.dtype, compute.device
-    model = checkpoint.transformer(dtype, "cpu" if offload else device, compute.fp8, device)
-    # It also merges into blocks in host memory. A LoRA may be for the text connectors alone.
-    merger = Merger(model, checkpoint.transformer_weight, device, optional=True)
-    merger.set(job.loras[0])
-    waiting = offload_transformer(model, device) if offload else None
-    attend_by(model, compute.attention)
-    switch_kernels(compute.fused)
-    if compute.compiled:
-        compile_blocks(model)
-
-    def stage(number: int, latent: Tensor, conditions: Conditions, noises: tuple[Noise, ...]) -> Any:
-        return sample_windows(
-            model,
-            latent,
-            _parts(job, prompts, sounds),
-            conditions,
-            job.steering[number],
-            noises,
-            device=device,
-            hooks=partial(_hooks, job, number, trace, say),
-            keep=_keep(job, compute, kept, number),
-        )
-
-    conditions = Conditions(prompts.positive, sounds[0], prompts.negative, guides[0])
-    latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
-    noises = tuple(map(Noise, streams(clip.sections, job.request.seed)[1]))
-    latent, sounds, noises = stage(0, latent, conditions, noises)
-    if clip.two_stages:
-        upsampler = load_upscaler(job.files.upscaler, dtype, device)
-        statistics, cuts = checkpoint.video_statistics(), [w.new.start for w in clip.windows if w.given == 1]
-        if len(clip.windows) == 1:
-            latent = upscale(upsampler, statistics, latent, trace)
-        else:
-            latent = upscale_long(upsampler, statistics, latent, cuts, trace)
-        del upsampler
-        if waiting is not None:
-            waiting.rest()
-        merger.set(job.loras[1])
-        latent, sounds, noises = stage(1, latent, Conditions(prompts.positive, sounds[0], guides=guides[1]), noises)
-    if waiting is not None:
-        waiting.release()
-    return latent, sounds, noises[0]
-
-
-def _parts(job: Job, prompts: Prompts, sounds: tuple[AudioCondition, ...]) -> list[WindowInputs]:
-    """The windows of a job, each with its sound, the prompt of its section, and the number of its stream of noise."""
-    numbers, _ = streams(job.plan.sections, job.request.seed)
-    parts = []
-    for window, sound in zip(job.plan.windows, sounds, strict=True):
-        section = job.plan.section_of(window)
-        positive = prompts.sections[section][1] if prompts.sections else None
-        parts.append(WindowInputs(window, sound, positive, numbers[section]))
-    return parts
-
-
-def _hooks(job: Job, number: int, trace: Trace | None, say: OnProgress, window: int) -> Hooks:
-    """The hooks of a window in the stage of that number. A clip of one window has no word about it."""
-    count = len(job.plan.windows)
-    name = ("first stage", "second stage")[number] if job.plan.two_stages else "sample"
-    name += f", window {window + 1} of {count}" if count > 1 else ""
-    place = f"s{number + 1}" + (f"/window{window}" if count > 1 else "")
-    return Hooks(lambda done, total, x0: say(name, done, total), trace=under(place, trace))
-
-
-def _keep(job: Job, compute: Compute, kept: KeptWindows, number: int) -> Keep:
-    """Keeps the windows of the stage of that number if the request has windows. They are known by the files and the
-    strengths of the weights and by the way to compute, in addition to what is sampled."""
-    if job.request.windows is None:
-        return keep_nothing
-    loras = [(fingerprint(lora.path), strength) for lora, strength in job.loras[number]]
-    weights = fingerprint(job.files.checkpoint, device=compute.device, dtype=compute.dtype)
-    return kept.of([weights, loras, compute.fp8, compute.compiled, compute.attention, compute.fused])
 
 
 def _track(job: Job, compute: Compute, sounds: tuple[AudioCondition, ...], trace: Trace | None) -> Track:

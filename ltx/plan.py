@@ -10,6 +10,7 @@ from fractions import Fraction
 from .errors import InputError
 from .latents import SPACE_SCALE, TIME_SCALE
 from .media.audio import LONGEST, MAX_SECONDS, Track, frames_for_audio
+from .media.pauses import levels_heard
 from .media.rates import frame_rate
 from .request import AUTO, MAX_FRAMES, SIZES, Request
 from .timeline import Section, borders
@@ -35,11 +36,6 @@ class Plan:
     notes: tuple[str, ...]
     windows: tuple[Window, ...]
     sections: tuple[Section, ...] = ()
-
-    def section_of(self, window: Window) -> int:
-        """The number of the section that a window belongs to; 0 without sections."""
-        begun = [n for n, each in enumerate(self.sections) if each.first_latent(self.fps) <= window.new.start]
-        return begun[-1] if begun else 0
 
     @property
     def first_size(self) -> tuple[int, int]:
@@ -136,6 +132,11 @@ def plan(request: Request, track: Track, images: tuple[tuple[int, int] | None, .
     frames, frame_notes = choose_frames(track, fps, request.match_audio_length, request.num_frames, windowed=windowed)
     width, height, size_notes = choose_size(request.video_size, request.use_multiscale, images)
     sections = request.sections
-    windows = cut_windows(frames, request.windows, borders(sections, frames, fps))
+    levels: tuple[int, ...] = ()
+    if windowed and request.windows.pauses and frames > request.windows.frames:
+        levels = levels_heard(track, frames, fps, request.preprocess_audio)
+    windows = cut_windows(frames, request.windows, borders(sections, frames, fps), levels)
+    if windowed:
+        request.windows.check_seeds(len(windows))
     notes = tuple(frame_notes + size_notes)
     return Plan(width, height, frames, fps, request.use_multiscale, notes, windows, sections)

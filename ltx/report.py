@@ -52,6 +52,7 @@ def _windows(job: Job) -> dict[str, Any]:
             "count": len(windows),
             "frames": max(window.frames for window in windows),
             "overlap": job.request.windows.overlap if len(windows) > 1 else 0,
+            "pauses": job.request.windows.pauses,
         }
     }
 

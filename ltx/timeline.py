@@ -113,6 +113,12 @@ def borders(sections: Sequence[Section], frames: int, fps: Fraction) -> tuple[Bo
     return tuple(found)
 
 
+def section_at(sections: Sequence[Section], latent: int, fps: Fraction) -> int:
+    """The number of the section that a latent of the film belongs to; 0 without sections."""
+    begun = [number for number, section in enumerate(sections) if section.first_latent(fps) <= latent]
+    return begun[-1] if begun else 0
+
+
 def streams(sections: Sequence[Section], seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The number of the stream of noise of each section, and the seed of each stream.
 

@@ -9,7 +9,7 @@ latent 0, one frame that the whole already has, is dropped. This module only cal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
@@ -18,18 +18,28 @@ from .latents import TIME_SCALE, frames_of
 
 LONGEST = 481  # frames; the model was made for clips up to that
 FRAMES, OVERLAP = 121, 2  # the endpoint's default length, and the overlap that was tried on the miniature
+PAUSE_REACH = Fraction(1, 4)  # the share of a window by which it may end earlier, where the sound is quieter
+JOIN = 3  # dB; so much quieter must the ends of windows be on the whole for each window more
+NUMBERS, SHARES = ("frames", "overlap"), ("anchor", "drift")
+SHOWN = 60  # characters of a wrong name in a message
 
 
 @dataclass(frozen=True)
 class WindowSize:
     """The size of windows. frames: 8k+1, at most LONGEST; overlap: latents of eight frames that a window shares with
-    the one before it.
+    the one before it; pauses: whether windows end where the sound is quiet, up to PAUSE_REACH earlier.
 
+    anchor: 0 … 1, how strongly later windows are held to the first frame; drift: 0 … 1, the share by which their
+    colours are pulled to those of the first window; seeds: pairs of a window's number, from 1, and a seed for it alone.
     Raises InputError if a number is out of range or a window would have no new latent.
     """
 
     frames: int = FRAMES
     overlap: int = OVERLAP
+    pauses: bool = True
+    anchor: float = 1.0
+    drift: float = 0.0
+    seeds: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         least = frames_of(self.overlap + 2)
@@ -54,18 +64,52 @@ class WindowSize:
 
     @classmethod
     def parse(cls, value: Any) -> WindowSize | None:
-        """The value of a request: true for the defaults, false or null for none, or an object with `frames` and
-        `overlap`. Raises InputError for any other value."""
+        """The value of a request: true for the defaults, false or null for none, or an object with some of the fields.
+        Raises InputError for any other value."""
         if value is None or value is False:
             return None
         if value is True:
             return cls()
-        if not isinstance(value, Mapping) or value.keys() - {"frames", "overlap"}:
+        if not isinstance(value, Mapping):
             raise InputError('windows: the value is not true, false or an object like {"frames": 121, "overlap": 2}.')
-        for name, number in value.items():
-            if not isinstance(number, int) or isinstance(number, bool) or abs(number) >= 2**31:
+        if unknown := sorted(map(repr, value.keys() - {each.name for each in fields(cls)})):
+            raise InputError(
+                f"windows: {unknown[0][:SHOWN]} is unknown; use {', '.join(each.name for each in fields(cls))}."
+            )
+        for name in value.keys() & set(NUMBERS):
+            if not isinstance(value[name], int) or isinstance(value[name], bool) or abs(value[name]) >= 2**31:
                 raise InputError(f"windows: {name} is not a whole number that a window can have.")
-        return cls(**value)
+        if not isinstance(value.get("pauses", True), bool):
+            raise InputError("windows: pauses is not true or false.")
+        for name in value.keys() & set(SHARES):
+            share = value[name]
+            if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share <= 1:
+                raise InputError(f"windows: {name} is not a number between 0 and 1.")
+        return cls(**{**value, "seeds": _seeds(value.get("seeds", {}))})
+
+    def check_seeds(self, count: int) -> None:
+        """Raises InputError if a seed is for a window that a film of so many windows does not have."""
+        for number, _ in self.seeds:
+            if number > count:
+                raise InputError(
+                    f"windows: there is a seed for window {number}, but the film has {count}; leave it out."
+                )
+
+
+def _seeds(value: Any) -> tuple[tuple[int, int], ...]:
+    """Pairs of a window's number and its seed, in order, from an object. Raises InputError for any other value."""
+    if not isinstance(value, Mapping):
+        raise InputError('windows: seeds is not an object like {"5": 123}, a window\'s number and its seed.')
+    found = {}
+    for number, seed in value.items():
+        if not (
+            isinstance(number, str) and number.isascii() and number.isdecimal() and 0 < len(number) < 7 and int(number)
+        ):
+            raise InputError(f"windows: {number!r:.{SHOWN}} in seeds is not the number of a window, from 1.")
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise InputError(f"windows: the seed of window {number} is not a whole number.")
+        found[int(number)] = seed
+    return tuple(sorted(found.items()))
 
 
 @dataclass(frozen=True)
@@ -121,11 +165,15 @@ class Border:
     cut: bool = False
 
 
-def cut_windows(frames: int, size: WindowSize | None = None, borders: Sequence[Border] = ()) -> tuple[Window, ...]:
-    """The windows of a clip of `frames`, 8k+1: without a size one for all, else as few as that size needs.
+def cut_windows(
+    frames: int, size: WindowSize | None = None, borders: Sequence[Border] = (), levels: Sequence[int] = ()
+) -> tuple[Window, ...]:
+    """The windows of a clip of `frames`, 8k+1: without a size one for all, else as that size needs.
 
-    borders: in rising order, above latent 0; those behind the end are left out. The lengths between two borders differ
-    by at most one latent, and the longer ones come first. With full windows and a rest the last one could have a few
+    borders: in rising order, above latent 0; those behind the end are left out. levels: of the sound at the first frame
+    of each latent, in dB. With them windows end at quiet places, up to PAUSE_REACH earlier than they could. Without
+    them, or where all levels are equal, there are as few windows as possible, the lengths between two borders differ by
+    at most one latent, and the longer ones come first. With full windows and a rest the last one could have a few
     latents only, which the model was not made for, and there would be as many of them.
     """
     total = (frames - 1) // TIME_SCALE + 1
@@ -133,14 +181,14 @@ def cut_windows(frames: int, size: WindowSize | None = None, borders: Sequence[B
         return (Window(0, total),)
     inside = [border for border in borders if border.latent < total]
     stops = [*(border.latent for border in inside), total]
-    windows = _stretch(0, stops[0], 0, size)
+    windows = _stretch(0, stops[0], 0, size, levels)
     for border, stop in zip(inside, stops[1:], strict=True):
         given = 1 if border.cut else 1 + min(size.overlap, border.latent - 1)
-        windows += _stretch(border.latent, stop, given, size)
+        windows += _stretch(border.latent, stop, given, size, levels)
     return tuple(windows)
 
 
-def _stretch(first: int, stop: int, given: int, size: WindowSize) -> list[Window]:
+def _stretch(first: int, stop: int, given: int, size: WindowSize, levels: Sequence[int]) -> list[Window]:
     """The windows that add the latents [first, stop). given: those that the first of them is given."""
     later = size.overlap + 1
     total = stop - first + given  # of the first window if it were the only one
@@ -149,4 +197,31 @@ def _stretch(first: int, stop: int, given: int, size: WindowSize) -> list[Window
     windows = [Window(first - given, every + (longer > 0), given)]
     for number in range(1, count):
         windows.append(Window(windows[-1].stop - later, every + (number < longer), later))
+    if not levels or count == 1:
+        return windows
+    shortest = max(min(every, size.length - int(size.length * PAUSE_REACH)), given + 1, later + 1)
+    return _quiet(first, stop, given, range(shortest, size.length + 1), later, levels)
+
+
+def _quiet(first: int, stop: int, given: int, lengths: range, later: int, levels: Sequence[int]) -> list[Window]:
+    """The windows of these lengths that add the latents [first, stop) and end where the sound is quiet: with the least
+    sum of levels above the lowest one and of JOIN for each window, then with the most equal lengths."""
+    lowest = min(levels[first + 1 : stop], default=0)
+    best: dict[int, tuple[int, int, int]] = {stop: (0, 0, 0)}  # from a latent on: levels, squared lengths, next latent
+    for begin in range(stop - 1, first - 1, -1):
+        shared = given if begin == first else later
+        found = []
+        for length in reversed(lengths):  # of equal ones the longest is taken first
+            end = begin + length - shared
+            if end in best and begin < end:
+                cost, squares, _ = best[end]
+                loud = 0 if end == stop else levels[end] - lowest + JOIN
+                found.append((cost + loud, squares + length**2, end))
+        if found:
+            best[begin] = min(found, key=lambda each: each[:2])
+    windows, begin = [], first
+    while begin < stop:
+        shared, end = given if begin == first else later, best[begin][2]
+        windows.append(Window(begin - shared, end - begin + shared, shared))
+        begin = end
     return windows

@@ -26,6 +26,7 @@ RATE = 16_000
 FULL = 0.3  # effective value, of a levelled track, at which a mouth is wide open
 QUIET, LOUD = -44.0, -20.0  # dBFS in a band: where a bar begins to rise, where it stands full
 WINDOW = 0.16  # seconds, under a Hann window
+MUSIC = -15.0  # dB, of a song's music against its voice
 BANDS = (60.0, 250.0, 600.0, 1400.0, 3200.0, 7600.0)  # Hz: the bars' edges
 ESPEAK = ("en-us", "en-gb", "en-gb-scotland", "de", "es", "it", "fr-fr", "pt", "nl")
 ESPEAK_KINDS = ("", "+m2", "+m5", "+m7", "+f2", "+f3", "+f5")
@@ -106,6 +107,14 @@ def music(rng: np.random.Generator, seconds: float) -> Track:
                 out[span] += loudness * shape * tone * float(rng.uniform(0.3, 1.0))
             at += length
     return Track(torch.from_numpy(out.astype(np.float32))[None] * 0.4, RATE)
+
+
+def song(rng: np.random.Generator, seconds: float, held_out: bool = False) -> Track:
+    """Spoken verses over `music`, which is MUSIC quieter: what moves a mouth, as the training had it, in a song."""
+    voice = speech(rng, seconds, held_out).waveform
+    band = music(rng, seconds).waveform
+    power = voice.square().mean() / band.square().mean()
+    return Track(voice + band * power.sqrt() * 10 ** (MUSIC / 20), RATE)
 
 
 def beats(rng: np.random.Generator, seconds: float) -> tuple[Track, float, float]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from a2v.benchmarks import gpu, measure
@@ -89,6 +90,35 @@ def test_api(take) -> None:
 @pytest.mark.soak
 def test_load(take) -> None:
     assert take("load").numbers["resident"] > 0.5
+
+
+@pytest.mark.skipif(not shutil.which("espeak-ng") and not shutil.which("flite"), reason="nothing here can speak")
+@pytest.mark.soak
+def test_films(take) -> None:
+    """Three seconds in four windows: the mouth follows, and the face is what was asked for."""
+    numbers = take("films").numbers
+    assert numbers["speech: minutes"] > 0.7 and numbers["speech: words"] == 1 and numbers["speech: windows"] == 4
+    assert numbers["speech: join"] < 2.5
+
+
+def test_a_film_is_read_as_it_was_drawn() -> None:
+    """A mouth that follows and one that does not, a jump at a join, and a colour that drifts."""
+    from a2v.benchmarks import films
+    from a2v.mini import clips
+
+    draw = np.random.default_rng(4)
+    scenes = films._scenes(draw, 2)
+    motion = np.concatenate([clips.random_motion(draw, scene, 120) for scene in scenes])
+    video = np.concatenate([clips.render(s, motion[k : k + 120]) for s, k in zip(scenes, (0, 120), strict=True)])
+    video = np.clip(video * 255 + draw.normal(0, 2, video.shape), 0, 255)
+    found = films.read(video.astype(np.uint8), motion, scenes, [0, 120, 240], [49, 120, 169])
+    assert min(found["minutes"]) > 0.99 and found["lag"] == 0 and found["words"] == 1
+    assert found["ground"] < 1.5 and found["face"] < 1.5 and found["join"] < 1.7
+    other = films.read(video.astype(np.uint8), motion[::-1], scenes[::-1], [0, 120, 240], [49])
+    assert min(other["minutes"]) < 0.7 and other["words"] == 0
+    video[49:120] += 12
+    drifted = films.read(np.clip(video, 0, 255).astype(np.uint8), motion, scenes, [0, 120, 240], [49])
+    assert drifted["ground"] == pytest.approx(12, abs=1.5) and drifted["join"] > 2 * found["join"]
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg on this machine")

@@ -20,7 +20,7 @@ from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoDiffus
 from einops import rearrange
 from torch import Tensor
 
-from ..latents import SPACE_SCALE, Noise, denormalize_video, frames_of
+from ..latents import SPACE_SCALE, Noise, check_finite, denormalize_video, frames_of
 from .neighbourhood import adopt
 
 DEEP = 3  # stages that run over whole frames
@@ -48,8 +48,9 @@ class Side:
 class DiffusionTiles:
     """A clip on its way through the diffusion decoder.
 
-    latent: normalised, [1, 128, F, H, W]. noise: what stage 5 starts from, one draw a tile in the order of the calls.
-    continued: see `neighbourhood.Layer`. Errors: InputError for values that are no numbers.
+    latent: normalised, [1, 128, F, H, W]; it stays where it is, and only what a tile needs is moved to the model's
+    device. noise: what stage 5 starts from, one draw a tile in the order of the calls. continued: see
+    `neighbourhood.Layer`. Errors: InputError for values that are no numbers.
     """
 
     def __init__(
@@ -62,10 +63,8 @@ class DiffusionTiles:
         self.strides = [upsample.stride for upsample in self.net.upsamples]
         self.kernels = [blocks[0].attn.kernel_size for blocks in (*self.net.det_stages, self.net.diff_blocks)]
         self.time, self.height, self.width = self._sides(latent.shape[2:])
-        raw = denormalize_video(model, latent.to(model.device, torch.float32))
-        for axis, side in enumerate((self.time, self.height, self.width), start=2):
-            raw = raw.index_select(axis, _continued(side, raw.device))
-        self.latent = raw.to(model.dtype)
+        check_finite(latent)
+        self.latent = latent
         self._deep: tuple[int, int, Tensor] | None = None  # stage 3's result, and the latents that it is of
         self._canvas: Tensor | None = None
 
@@ -129,7 +128,7 @@ class DiffusionTiles:
 
     def _run_deep(self, first: int, last: int) -> Tensor:
         """Stages 1 to 3, without the last upsampling, over these latents: [1, frames, h, w, C]."""
-        latent = self.latent[:, :, first:last]
+        latent = self._raw(first, last)
         if last == self.time.total:
             ghosts = latent[:, :, -1:].expand(-1, -1, self.net.trailing_pad_latent_frames, -1, -1)
             latent = torch.cat((latent, ghosts), dim=2)
@@ -140,6 +139,15 @@ class DiffusionTiles:
             for block in blocks:
                 hidden = block(hidden)
         return hidden
+
+    def _raw(self, first: int, last: int) -> Tensor:
+        """These latents of the enlarged clip in the VAE's own space, on the model's device in its dtype."""
+        places = [_continued(side, self.latent.device) for side in (self.time, self.height, self.width)]
+        latent = self.latent.index_select(2, places[0][first:last]).to(self.model.device, torch.float32)
+        latent = denormalize_video(self.model, latent)
+        for axis, place in enumerate(places[1:], start=3):
+            latent = latent.index_select(axis, place.to(latent.device))
+        return latent.to(self.model.dtype)
 
     def _reach(self) -> int:
         """How many latents away a latent still acts on stage 3's result."""

@@ -1,15 +1,19 @@
 """Keeps finished windows in a folder until the film is written, so that a run that was ended goes on from them.
 
 A file's name is the hash of everything that went into its window, so a file can only be used where sampling would give
-the same again. It has the window's new latents, the sound that it made, if any, and the state of the noise after it.
+the same again. It has the window's new latents, its latent 0, the sound that it made, if any, and the state of the
+noise after it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
@@ -27,27 +31,37 @@ from ..media.unfinished import disk_errors, replacing
 from ..models import size as readable
 from ..windows import Window
 from .conditioning import Conditions
-from .sample_windows import Sampled
+from .sample_windows import NotKept, Sampled
 from .steering import Steering
 
 FORMAT = 1  # raise it when the same inputs give other latents than before
-SUFFIX, SEED = ".safetensors", "seed.json"
+ENDING, SUFFIX, SEED = ".windows", ".safetensors", "seed.json"  # of the folder, of a window, of the seed
+WINDOW = re.compile(r"[0-9a-f]{64}\.safetensors")
 FLOAT = torch.float32.itemsize
+AS_FAR_AS_IT_IS = "as far as it is"
+ROOM, DAYS = "LTX_A2V_WINDOWS_GB", "LTX_A2V_WINDOWS_DAYS"
+"""Environment variables: how much disk the kept windows of one film may take, and how many days they stay after a run
+that was ended. 0 GB keeps none, and 0 days keeps them for ever."""
+DEFAULTS = {ROOM: 20.0, DAYS: 30.0}
 
 
 class KeptWindows:
     """The kept windows of a film, in a folder beside it. used: the number of windows that were not sampled again.
 
-    resume: whether what is there is read. A damaged file counts as missing.
+    resume: whether what is there is read. With AS_FAR_AS_IT_IS nothing else is made: a window that is not there ends
+    the stage. A damaged file counts as missing.
     """
 
-    def __init__(self, folder: Path, resume: bool = False) -> None:
-        self.folder, self.resume, self.used = folder, resume, 0
+    def __init__(self, folder: Path, resume: bool | str = False) -> None:
+        self.folder, self.resume, self.used = folder, bool(resume), 0
+        self.only = resume == AS_FAR_AS_IT_IS
+        self._begun = False
         self._seed: int | None = None  # to be noted with the first window
+        self._own: set[Path] = set()  # files of this run
 
     @classmethod
-    def beside(cls, film: Path, resume: bool = False) -> KeptWindows:
-        return cls(film.with_name(f"{film.name}.windows"), resume)
+    def beside(cls, film: Path, resume: bool | str = False) -> KeptWindows:
+        return cls(film.with_name(film.name + ENDING), resume)
 
     def of(self, identity: object) -> Callable[..., Sampled]:
         """The `Keep` of a stage. identity: the weights and the way to compute, as a value that JSON can hold."""
@@ -63,9 +77,12 @@ class KeptWindows:
             told = described([FORMAT, identity, number, latent, conditions, steering, noise])
             path = self.folder / (hashlib.sha256(json.dumps(told).encode()).hexdigest() + SUFFIX)
             piece = self._read(path, conditions, noise) if self.resume else None
+            self._own.add(path)
             if piece is not None:
                 self.used += 1
                 return piece
+            if self.only:
+                raise NotKept(path)
             piece = make()
             self._write(path, piece, conditions)
             return piece
@@ -74,11 +91,12 @@ class KeptWindows:
 
     def count(self) -> int:
         """The number of kept windows, of all stages."""
-        return sum(1 for _ in self.folder.glob(f"[0-9a-f]*{SUFFIX}"))
+        return sum(1 for path in self.folder.glob(f"*{SUFFIX}") if WINDOW.fullmatch(path.name))
 
     def told(self) -> str:
         """Words for the user about what is kept."""
-        return f"{self.count()} windows are kept in {self.folder}, and --resume goes on from them"
+        ways = "--resume goes on from them, and --as-far-as-it-is writes them as a film"
+        return f"{self.count()} windows are kept in {self.folder}; {ways}"
 
     def seed(self) -> int | None:
         """The seed of the run that was ended, None if there is none."""
@@ -90,7 +108,16 @@ class KeptWindows:
 
     def begin(self, seed: int) -> None:
         """Says which seed is to be noted. The folder is made with the first window, so an earlier end leaves none."""
-        self._seed = seed
+        self._begun, self._seed = True, seed
+
+    def finish(self) -> None:
+        """Deletes what is kept, if this run has begun to keep or to read it."""
+        if self._begun:
+            self.remove()
+
+    def notes(self) -> list[str]:
+        """A note for the report if windows were used again."""
+        return [f"{self.used} windows of an earlier run were used again"] if self.used else []
 
     def _open(self) -> None:
         """Makes the folder and notes the seed, once."""
@@ -102,11 +129,23 @@ class KeptWindows:
             file.write_text(json.dumps({"seed": self._seed}))
         self._seed = None
 
+    def _make_room(self, needed: int) -> None:
+        """Deletes the oldest windows of earlier runs until so many bytes more are within the setting."""
+        sizes = {path: path.stat() for path in self.folder.glob(f"*{SUFFIX}") if WINDOW.fullmatch(path.name)}
+        total = sum(each.st_size for each in sizes.values())
+        for path in sorted(sizes.keys() - self._own, key=lambda each: sizes[each].st_mtime):
+            if total + needed <= limit():
+                break
+            with suppress(OSError):
+                path.unlink()
+                total -= sizes[path].st_size
+
     def remove(self) -> None:
         """Deletes the kept windows. Files of another kind stay, and their folder with them."""
         for file in (*self.folder.glob(f"*{SUFFIX}"), self.folder / SEED):
             with suppress(OSError):
-                file.unlink()
+                if file.name == SEED or WINDOW.fullmatch(file.name):
+                    file.unlink()
         with suppress(OSError):
             self.folder.rmdir()
 
@@ -116,16 +155,17 @@ class KeptWindows:
             audio = conditions.audio
             if not audio.frozen:
                 audio = replace(audio, latent=tensors["audio"], strength=1.0)
-            return Sampled(tensors["video"], audio, Noise(noise.seed, tensors["noise"]))
+            return Sampled(tensors["video"], audio, Noise(noise.seed, tensors["noise"]), tensors["first"])
         except (OSError, SafetensorError, KeyError, InputError):
             return None
 
     def _write(self, path: Path, piece: Sampled, conditions: Conditions) -> None:
-        tensors = {"video": piece.video, "noise": piece.noise.state}
+        tensors = {"video": piece.video, "noise": piece.noise.state, "first": piece.first}
         if not conditions.audio.frozen:
             tensors["audio"] = piece.audio.latent
         self._open()
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        self._make_room(len(data))
         with replacing(path) as partial, disk_errors(path), partial.open("wb") as file:
             file.write(data)
             file.flush()
@@ -146,15 +186,64 @@ def described(value: Any) -> Any:
 
 def disk_needed(windows: Sequence[Window], *sizes: tuple[int, int]) -> int:
     """Bytes that the kept windows take at most. sizes: width and height of each stage in pixels."""
-    latents = sum(window.length - window.given for window in windows)
+    latents = sum(window.length - window.given + 1 for window in windows)  # latent 0 is kept in addition
     cells = sum(width * height // SPACE_SCALE**2 for width, height in sizes)
     return latents * cells * CHANNELS * FLOAT
 
 
+def setting(name: str) -> float:
+    """A number of at least 0 from the environment. Raises InputError for anything else."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return DEFAULTS[name]
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < math.inf:
+        raise InputError(f"{name} is {text!r}: give a number, for instance {DEFAULTS[name]:g}.")
+    return value
+
+
+def limit() -> float:
+    """Bytes that the kept windows of one film may take. Raises InputError if the setting is no number."""
+    return setting(ROOM) * 1e9
+
+
 def check_room(folder: Path, needed: int) -> None:
-    """Raises InputError if the disk of a folder does not have so many bytes free."""
+    """Raises InputError if so many bytes are more than the setting allows or than the disk of a folder has free."""
+    if not limit():
+        return
+    if needed > limit():
+        raise InputError(
+            f"windows: those of this film would take {readable(needed)} on the disk until it is written, and {ROOM} "
+            f"allows {readable(limit())}; raise it, or ask for a shorter or smaller film."
+        )
     if folder.is_dir() and (free := shutil.disk_usage(folder).free) < needed:
         raise InputError(
             f"{folder}: the windows of this film take {readable(needed)} there until it is written, but "
             f"{readable(free)} are free; delete files or choose another folder."
         )
+
+
+def sweep(folder: Path, but: KeptWindows) -> list[str]:
+    """Deletes what runs left in a folder that were ended as many days ago as the setting says. Returns the names of the
+    folders. but: the windows of this run, which stay. Folders with a file that is not ours stay."""
+    days, found = setting(DAYS), []
+    if not days:
+        return []
+    with suppress(OSError):
+        for place in sorted(folder.glob(f"*{ENDING}")):
+            if place != but.folder and _left(place, time.time() - days * 24 * 3600):
+                KeptWindows(place).remove()
+                found.append(place.name)
+    return found
+
+
+def _left(place: Path, before: float) -> bool:
+    """Whether a folder has kept windows, nothing else, and nothing that was changed after that time."""
+    if place.is_symlink() or not (place / SEED).is_file():
+        return False
+    inside = list(place.iterdir())
+    ours = all(file.name == SEED or WINDOW.fullmatch(file.name) for file in inside)
+    return ours and all(file.lstat().st_mtime < before and not file.is_symlink() for file in inside)

@@ -16,32 +16,78 @@ import torch
 from torch import Tensor, nn
 
 from ..latents import NoiseSource
-from ..windows import Window
-from .conditioning import AudioCondition, Conditions, TextContext
+from ..timeline import Section, section_at, streams
+from ..windows import Window, WindowSize
+from .conditioning import AudioCondition, Conditions, Guide, TextContext, audio_stream, video_stream
 from .sample import sample
 from .samplers import UNWATCHED, Hooks
 from .steering import Steering
+
+AXES = (2, 3, 4)  # time, height and width
+LEAST = 1e-3  # deviation of a channel that holds something
 
 
 @dataclass(frozen=True)
 class Sampled:
     """What a window adds. video: float32 [1, 128, its new latents, H, W]; audio: the window's sound for the next stage;
-    noise: the source for the next window."""
+    noise: the source for the next window; first: its latent 0, the one that stands for a single frame."""
 
     video: Tensor
     audio: AudioCondition
     noise: NoiseSource
+    first: Tensor
 
 
 @dataclass(frozen=True)
 class WindowInputs:
     """A window and what it alone is conditioned on. sound: cut and encoded for it; positive: the context of its own
-    prompt, if it has one; stream: the number of the stream of noise that it draws from."""
+    prompt, if it has one; stream: the number of the stream of noise that it draws from; own: that of a stream for this
+    window alone, if it has another seed; section: the number of its section.
+
+    anchor: how strongly a window is held to the first frame of its section that stands alone in a latent; drift: the
+    share by which the mean and the deviation of each channel are pulled to those of the section's first window.
+    """
 
     window: Window
     sound: AudioCondition
     positive: TextContext | None = None
     stream: int = 0
+    own: int | None = None
+    section: int = 0
+    anchor: float = 0.0
+    drift: float = 0.0
+
+
+def window_inputs(
+    windows: Sequence[Window],
+    sounds: Sequence[AudioCondition],
+    sections: Sequence[Section] = (),
+    contexts: Sequence[TextContext] = (),
+    size: WindowSize | None = None,
+) -> list[WindowInputs]:
+    """The windows of a film, each with its sound, the context of its section and the number of its stream of noise.
+
+    contexts: of each section; empty without a timeline. size: what the windows were asked for with, by default the
+    defaults. The streams are those of `noise_seeds`.
+    """
+    numbers, seeds = streams(sections, 0)  # the seed does not decide about the numbers
+    size, parts = size or WindowSize(), []
+    own = {number - 1: len(seeds) + place for place, (number, _) in enumerate(size.seeds)}
+    for number, (window, sound) in enumerate(zip(windows, sounds, strict=True)):
+        section = section_at(sections, window.new.start, sound.fps)
+        positive = contexts[section] if contexts else None
+        stream = numbers[section]
+        parts.append(WindowInputs(window, sound, positive, stream, own.get(number), section, size.anchor, size.drift))
+    return parts
+
+
+def noise_seeds(sections: Sequence[Section], seed: int, size: WindowSize | None = None) -> tuple[int, ...]:
+    """The seed of each stream of noise: those of the sections, then those of windows with a seed of their own."""
+    return (*streams(sections, seed)[1], *(own for _, own in (size or WindowSize()).seeds))
+
+
+class NotKept(Exception):
+    """Raised by a `Keep` that makes nothing, for a window that it does not have."""
 
 
 class Keep(Protocol):
@@ -65,7 +111,7 @@ def keep_nothing(make: Callable[[], Sampled], *_: Any) -> Sampled:
 
 
 def sample_windows(
-    model: nn.Module,
+    model: nn.Module | None,
     latent: Tensor,
     parts: Sequence[WindowInputs],
     conditions: Conditions,
@@ -79,34 +125,71 @@ def sample_windows(
     """Samples a stage of a whole clip → its video latent, float32 [1, 128, F, H, W], the sound of each window for the
     next stage (frozen), and the streams of noise for the next stage.
 
-    latent: of the whole, as `sample` takes it; if there are several windows, it is overwritten and returned.
-    conditions: with the guides and the mask of the whole; its sound is not used, and its positive context by windows
-    that have none of their own. noises: the streams of noise that the parts draw from, each in the order of its
-    windows. hooks: those of each window, by its number. Raises InputError as `sample`.
+    model: None if `keep` makes nothing. latent: of the whole, as `sample` takes it; if there are several windows, it
+    is overwritten and returned. conditions: with the guides and the mask of the whole; its sound is not used, and its
+    positive context by windows that have none of their own. noises: the streams of noise that the parts draw from, each
+    in the order of its windows. hooks: those of each window, by its number. If `keep` raises NotKept, the stage ends,
+    and what is before that window is returned. Raises InputError as `sample`.
     """
-    whole, sounds, streams = latent, [], list(noises)
-    drawn = [0] * len(streams)  # windows that were sampled from each stream
+    whole, sounds, sources = latent, [], list(noises)
+    counts = [0] * len(sources)  # windows that were sampled from each stream
+    anchors: dict[int, Tensor] = {}  # of each section
     for number, part in enumerate(parts):
-        start, own, noise = start_of(part.window, whole), conditions_of(part, conditions, whole), streams[part.stream]
+        drawn_from = part.stream if part.own is None else part.own
+        start, noise = start_of(part.window, whole), sources[drawn_from]
+        own = conditions_of(part, conditions, whole, anchors.get(part.section))
         make = partial(
             _sampled, part.window, model, start, own, steering, noise,
-            device=device, hooks=hooks(number), window=drawn[part.stream],
+            device=device, hooks=hooks(number), window=counts[part.stream],
         )  # fmt: skip
-        result = keep(make, number, start, own, steering, noise)
+        try:
+            result = keep(make, number, start, own, steering, noise)
+        except NotKept:
+            whole = whole[:, :, : part.window.new.start]
+            break
+        if part.section not in anchors and not _takes_over(parts, number):
+            anchors[part.section] = result.first
         sounds.append(result.audio)
-        streams[part.stream] = result.noise
-        drawn[part.stream] += 1
+        if part.own is not None:  # the other windows draw what they drew without it
+            sources[part.stream] = _advanced(sources[part.stream], start, own)
+        sources[drawn_from] = result.noise
+        counts[part.stream] += 1
         if len(parts) == 1:
             whole = result.video
         else:
-            whole[:, :, part.window.new] = result.video.to(whole.device)
-    return whole, tuple(sounds), tuple(streams)
+            whole[:, :, part.window.new] = _pulled(result.video.to(whole.device), parts, number, whole)
+    return whole, tuple(sounds), tuple(sources)
+
+
+def _advanced(noise: NoiseSource, start: Tensor, conditions: Conditions) -> NoiseSource:
+    """The source after the noise of a window."""
+    video = video_stream(start.float(), conditions.guides, conditions.audio.fps, conditions.mask)
+    return noise.draw(tuple(video.latent.shape), tuple(audio_stream(conditions.audio).latent.shape))[1]
+
+
+def _takes_over(parts: Sequence[WindowInputs], number: int) -> bool:
+    """Whether a window begins a section with latents of the one before it. Its latent 0 shows that one."""
+    return parts[number].window.given > 1 and parts[number - 1].section != parts[number].section
+
+
+def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:
+    """The new latents of a window, pulled to the first window of its section by the window's share."""
+    part = parts[number]
+    first = next(n for n, other in enumerate(parts) if other.section == part.section)
+    if not part.drift or first == number:
+        return video
+    reference = whole[:, :, parts[first].window.new]
+    (mean, deviation), (wanted, spread) = (
+        (each.mean(AXES, keepdim=True), each.std(AXES, keepdim=True, correction=0)) for each in (video, reference)
+    )
+    scaled = torch.where(deviation > LEAST, spread / deviation.clamp(min=LEAST), 1.0)
+    return video.lerp((video - mean) * scaled + wanted, part.drift)
 
 
 def _sampled(place: Window, *inputs: Any, **named: Any) -> Sampled:
     """Samples the window at that place with these inputs of `sample`."""
     latent, audio, noise = sample(*inputs, **named)
-    return Sampled(latent[:, :, place.given :], audio, noise)
+    return Sampled(latent[:, :, place.given :], audio, noise, latent[:, :, :1].clone())
 
 
 def start_of(window: Window, whole: Tensor) -> Tensor:
@@ -118,21 +201,26 @@ def start_of(window: Window, whole: Tensor) -> Tensor:
     return start
 
 
-def conditions_of(part: WindowInputs, conditions: Conditions, like: Tensor) -> Conditions:
+def conditions_of(
+    part: WindowInputs, conditions: Conditions, whole: Tensor, anchor: Tensor | None = None
+) -> Conditions:
     """The conditions of one window: its sound and its prompt, the guides at frames that it adds, and a mask that keeps
     its overlap.
 
     Its latent 0 is free: it stands for one frame, while the whole's latent at that place stands for eight. An image at
-    the first frame behind a hard cut is that latent 0, as the first image of a clip is. like: the whole's latent.
+    the first frame behind a hard cut is that latent 0, as the first image of a clip is. So is, in a window with an
+    overlap, the anchor [1, 128, 1, H, W], if there is one yet.
     """
     window, guides = part.window, []
     for guide in conditions.guides:
         frame = window.frame_within(guide.frame)
         if frame is not None:
             guides.append(replace(guide, frame=0 if window.given == 1 and frame == 1 else frame))
+    if part.anchor and window.given > 1 and anchor is not None:
+        guides.append(Guide(anchor, 0, part.anchor))
     mask = None if conditions.mask is None else conditions.mask[:, :, window.whole]
     if window.given:
-        mask = torch.ones_like(like[:, :1, window.whole]) if mask is None else mask.clone()
+        mask = torch.ones_like(whole[:, :1, window.whole]) if mask is None else mask.clone()
         mask[:, :, :1] = 1
         mask[:, :, 1 : window.given] = 0
     positive = part.positive or conditions.positive

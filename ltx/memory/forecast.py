@@ -18,7 +18,7 @@ from torch import nn
 from ..diffusion.conditioning import AudioCondition
 from ..diffusion.decode import Tiling
 from ..diffusion.guidance import NONE
-from ..diffusion.kept import disk_needed
+from ..diffusion.kept import disk_needed, limit
 from ..diffusion.passes import kept_texts
 from ..diffusion.sound import decode_audio, encode_mel
 from ..diffusion.upscale import PIECE
@@ -139,7 +139,7 @@ def _windows(job: Job) -> str:
         if len(windows) > 1
         else "one window"
     )
-    return f"{count}: {needed} on the disk until the film is written"
+    return f"{count}: {needed} on the disk until the film is written" if limit() else f"{count}, which are not kept"
 
 
 class _Measured:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import wave
 from collections import namedtuple
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import torch
 from a2v.ltx import pipeline
 from a2v.ltx.diffusion import kept
 from a2v.ltx.diffusion.conditioning import TextContext
+from a2v.ltx.diffusion.kept import AS_FAR_AS_IT_IS
 from a2v.ltx.encoding import Prompts, encode_prompts
 from a2v.ltx.errors import FlaggedError, InputError
 from a2v.ltx.job import Compute, Files, prepare
@@ -118,14 +120,14 @@ def test_a_film_of_one_window_is_the_clip(make: Callable[..., Made]) -> None:
     assert clip.trace.keys() == film.trace.keys()
     assert all(torch.equal(tensor, film.trace[name]) for name, tensor in clip.trace.items())
     assert clip.phases == film.phases and film.sampled == []
-    assert film.report["used"].pop("windows") == {"count": 1, "frames": 17, "overlap": 0}
+    assert film.report["used"].pop("windows") == {"count": 1, "frames": 17, "overlap": 0, "pauses": True}
     assert clip.report["used"] == film.report["used"]
 
 
 def test_a_film_of_four(make: Callable[..., Made], media: Path, tmp_path: Path) -> None:
     film = make(images=True)
     assert film.sampled == [f"{stage} stage, window {n} of 4" for stage in ("first", "second") for n in (1, 2, 3, 4)]
-    assert film.report["used"]["windows"] == {"count": COUNT, "frames": 33, "overlap": 2}
+    assert film.report["used"]["windows"] == {"count": COUNT, "frames": 33, "overlap": 2, "pauses": True}
     assert film.report["used"]["frames"] == FRAMES == probe(tmp_path / "film.mp4").frames
     assert film.trace["final/video_latent"].shape == (1, 128, 11, 2, 2)
     assert film.trace["final/frames_u8"].shape == (FRAMES, 64, 64, 3)
@@ -264,6 +266,117 @@ def test_a_full_disk_is_told_and_what_is_finished_stays(
     assert len(make(resume=True).sampled) == 5
 
 
+# As far as it is.
+
+
+def test_what_is_finished_becomes_a_film(ended: None, make: Callable[..., Made], tmp_path: Path) -> None:
+    """Two windows of the second stage: seven of eleven latents. Nothing is sampled, and what is kept stays."""
+    whole = make(name="whole")
+    film = make(resume=AS_FAR_AS_IT_IS)
+    assert film.sampled == []
+    assert torch.equal(film.trace["final/video_latent"], whole.trace["final/video_latent"][:, :, :7])
+    assert film.report["used"]["frames"] == 49 == probe(tmp_path / "film.mp4").frames
+    assert film.report["used"]["windows"]["count"] == 2
+    assert f"written as far as it is: 49 of {FRAMES} frames" in film.report["notes"]
+    assert load_track(tmp_path / "film.mp4").seconds == pytest.approx(49 / 24, abs=0.05)
+    assert kept.KeptWindows(tmp_path / "film.mp4.windows").count() == 6
+    again = make(resume=True)
+    assert len(again.sampled) == 2
+    assert torch.equal(again.trace["final/frames_u8"], whole.trace["final/frames_u8"])
+
+
+def test_a_first_stage_becomes_a_film_of_half_the_size(make: Callable[..., Made], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make({"audio_strength": 0.6}, stop=lambda phase, done: phase == "first stage, window 3 of 4" and done == 2)
+    film = make({"audio_strength": 0.6}, resume=AS_FAR_AS_IT_IS)
+    found = probe(tmp_path / "film.mp4")
+    assert (found.width, found.height, found.frames) == (32, 32, 49)
+    assert film.report["used"]["width"] == 32 and film.sampled == []
+    assert any("at half the size, because no window of the second stage is finished" in n for n in film.report["notes"])
+    assert 49 / 24 - 0.1 < load_track(tmp_path / "film.mp4").seconds < 49 / 24 + 0.05
+
+
+def test_a_film_that_only_was_not_written(make: Callable[..., Made], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(stop=lambda phase, done: phase == "decode")
+    film = make(resume=AS_FAR_AS_IT_IS)
+    assert film.report["used"]["frames"] == FRAMES and not any("as far as" in note for note in film.report["notes"])
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+
+def test_what_is_not_there_cannot_be_written(make: Callable[..., Made], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--as-far-as-it-is: no windows are kept in .*film\.mp4\.windows; run"):
+        make(resume=AS_FAR_AS_IT_IS)
+    with pytest.raises(InputError, match=r"^--as-far-as-it-is: only a film in windows"):
+        make({"windows": None}, resume=AS_FAR_AS_IT_IS)
+    with pytest.raises(KeyboardInterrupt):
+        make(stop=lambda phase, done: phase == "first stage, window 2 of 4")
+    with pytest.raises(InputError, match=r"is of another request; use the one that made it\.$"):
+        make({"seed": 3}, resume=AS_FAR_AS_IT_IS)
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4.windows"]
+
+
+# The disk.
+
+
+def old(folder: Path, days: float, *more: str) -> Path:
+    """A folder of kept windows that nobody touched for so many days."""
+    folder.mkdir()
+    for name in ("seed.json", f"{'a' * 64}.safetensors", *more):
+        (folder / name).write_text("{}")
+        os.utime(folder / name, (time.time() - days * 86400,) * 2)
+    return folder
+
+
+def test_leftovers_are_swept(make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, recent = old(tmp_path / "gone.mp4.windows", 31), old(tmp_path / "recent.mp4.windows", 29)
+    strange = old(tmp_path / "strange.windows", 400, "notes.txt")
+    other = tmp_path / "house.windows"
+    other.mkdir()
+    (other / "blinds.safetensors").write_text("")
+    os.utime(other / "blinds.safetensors", (0, 0))
+    elsewhere = old(tmp_path.parent / f"{tmp_path.name}-elsewhere", 400)
+    (tmp_path / "linked.windows").symlink_to(elsewhere, target_is_directory=True)
+    report = make().report
+    assert "the windows of a run that was ended long ago were deleted: gone.mp4.windows" in report["notes"]
+    assert not gone.exists() and recent.is_dir() and other.is_dir()
+    assert len(list(strange.iterdir())) == 3 and len(list(elsewhere.iterdir())) == 2
+    forever = old(tmp_path / "gone.mp4.windows", 400)
+    monkeypatch.setenv(kept.DAYS, "0")
+    make()
+    assert forever.is_dir()
+
+
+def test_the_room_for_windows_is_a_setting(
+    make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kept.ROOM, "0.00001")
+    with pytest.raises(
+        InputError, match=r"^windows: those of this film would take .* LTX_A2V_WINDOWS_GB allows .* raise"
+    ):
+        make()
+    monkeypatch.setenv(kept.ROOM, "0")
+    with pytest.raises(KeyboardInterrupt):
+        make(stop=lambda phase, done: phase == "decode")
+    assert not (tmp_path / "film.mp4.windows").exists(), "0 keeps none"
+    for text in ("much", "-1", "nan", "inf"):
+        monkeypatch.setenv(kept.ROOM, text)
+        with pytest.raises(InputError, match=r"^LTX_A2V_WINDOWS_GB is .*: give a number, for instance 20\.$"):
+            make()
+
+
+def test_windows_of_earlier_seeds_give_way(ended: None, make: Callable[..., Made], tmp_path: Path, monkeypatch) -> None:
+    """Oldest first, none of this run, and only as many as needed."""
+    folder = tmp_path / "film.mp4.windows"
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    monkeypatch.setattr(kept, "limit", lambda: 2 * stored)
+    with pytest.raises(KeyboardInterrupt):
+        make({"seed": 3}, stop=lambda phase, done: phase == "decode")
+    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    assert sum(sizes) <= 2 * stored and 8 < len(sizes) < 14
+    assert make({"seed": 3}, resume=True).sampled == []
+
+
 # Before anything is loaded.
 
 
@@ -331,7 +444,7 @@ def test_the_disk_is_as_forecast(make: Callable[..., Made], tmp_path: Path) -> N
     stored = sum(file.stat().st_size for file in (tmp_path / "film.mp4.windows").glob("*.safetensors"))
     film = plan(parse(FILM), track(4))
     needed = kept.disk_needed(film.windows, *film.sizes)
-    assert needed == 11 * 128 * 4 * (1 + 4)
+    assert needed == (11 + COUNT) * 128 * 4 * (1 + 4), "and the latent 0 of each window"
     assert needed < stored < needed + 8 * 6000, "and the state of the noise in each file"
 
 
@@ -424,6 +537,29 @@ def test_two_first_images_are_refused(tiny: TinyFiles, media: Path, tmp_path: Pa
         Made(files, {**FILM, "timeline": "0:00 [image last.png] a"})
 
 
+def test_a_window_is_made_again_alone(make: Callable[..., Made], tmp_path: Path) -> None:
+    """With a seed of its own; in the first stage, what is before it is used again."""
+    with pytest.raises(KeyboardInterrupt):
+        make(stop=lambda phase, done: phase == "decode")
+    size = {**FILM["windows"], "seeds": {"3": 5}}
+    again = make({"windows": size}, resume=True)
+    assert again.sampled[:2] == ["first stage, window 3 of 4", "first stage, window 4 of 4"]
+    assert again.report["asked"]["windows"]["seeds"] == ((3, 5),)
+    whole = make({"windows": size}, "whole")
+    assert torch.equal(whole.trace["final/frames_u8"], again.trace["final/frames_u8"])
+    assert len(whole.sampled) == 8
+    with pytest.raises(InputError, match="seed for window 5, but the film has 4"):
+        make({"windows": {**size, "seeds": {"5": 5}}})
+
+
+def test_anchor_and_drift_act_from_the_second_window_on(make: Callable[..., Made]) -> None:
+    usual = make().trace["up/in"]
+    for change in ({"anchor": 0}, {"drift": 0.5}):
+        other = make({"windows": {**FILM["windows"], **change}}, "other").trace["up/in"]
+        assert torch.equal(usual[:, :, :5], other[:, :, :5]), change
+        assert not any(torch.equal(usual[:, :, k], other[:, :, k]) for k in range(5, 11)), change
+
+
 def test_each_section_has_its_own_context(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
     """From the text encoder itself; a prompt that two sections share is encoded once."""
     recorder, told = Recorder(), []
@@ -514,5 +650,7 @@ def test_ctrl_c_tells_what_is_kept(tiny: TinyFiles, media: Path, tmp_path: Path)
     assert program.returncode == 130
     last = error.strip().splitlines()[-1]
     assert re.fullmatch(
-        r"interrupted; [2-9] windows are kept in \S+film\.mp4\.windows, and --resume goes on from them", last
+        r"interrupted; [2-9] windows are kept in \S+film\.mp4\.windows; --resume goes on from them, and "
+        r"--as-far-as-it-is writes them as a film",
+        last,
     ), error

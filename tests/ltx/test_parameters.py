@@ -20,7 +20,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from a2v.ltx import encoding, job, pipeline
+from a2v.ltx import encoding, job, pipeline, sampling
 from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.errors import FlaggedError, InputError
 from a2v.ltx.job import Compute, Files
@@ -380,7 +380,7 @@ def loaded_once() -> Iterator[None]:
     """Parts that no run changes are loaded once, and a text is encoded once. The transformer,
     into which LoRAs are merged, is loaded for each run."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((encoding, "load_gemma"), (pipeline, "load_upscaler"), (job, "load_upscaler")):
+        for module, name in ((encoding, "load_gemma"), (sampling, "load_upscaler"), (job, "load_upscaler")):
             patch.setattr(module, name, functools.cache(getattr(module, name)))
         for part in ("blueprint", "connectors", "video_vae", "audio_vae", "vocoder"):
             patch.setattr(Checkpoint, part, once(getattr(Checkpoint, part)))

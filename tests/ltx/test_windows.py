@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import pytest
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import frames_of
-from a2v.ltx.windows import Border, Window, WindowSize, cut_windows
+from a2v.ltx.windows import JOIN, Border, Window, WindowSize, cut_windows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,6 +81,54 @@ def test_windows_begin_at_borders(cut: tuple[int, WindowSize], places: list[tupl
     assert cut_windows(frames, size, [Border(total)]) == cut_windows(frames, size)
 
 
+@given(
+    cuts(),
+    st.lists(st.tuples(st.integers(1, 600), st.booleans()), max_size=3, unique_by=lambda each: each[0]),
+    st.integers(0, 2**32),
+)
+def test_windows_that_end_at_pauses(cut: tuple[int, WindowSize], places: list[tuple[int, bool]], seed: int) -> None:
+    """They keep every rule of windows, none is shorter than the bound, and equal levels change nothing."""
+    frames, size = cut
+    borders = [Border(*place) for place in sorted(places)]
+    total = (frames - 1) // 8 + 1
+    levels = random.Random(seed).choices(range(-60, 0), k=total)
+    usual, windows = cut_windows(frames, size, borders), cut_windows(frames, size, borders, levels)
+    assert cut_windows(frames, size, borders, [-20] * total) == usual
+    assert len(windows) == len(usual) or sum(loudness(windows, levels)) < sum(loudness(usual, levels))
+    made = 0
+    for window in windows:
+        assert window.new.start == made < window.new.stop and window.start >= 0 and window.length <= size.length
+        made = window.stop
+    assert made == total
+    given = {window.new.start: window.given for window in usual}
+    assert all(given.get(window.new.start, size.overlap + 1) == window.given for window in windows)
+    shortest = min(*(window.length for window in usual), size.length - size.length // 4)
+    assert all(window.length >= shortest for window in windows)
+
+
+def loudness(windows: Sequence[Window], levels: Sequence[int]) -> list[int]:
+    return [levels[window.new.start] + 60 for window in windows[1:]]
+
+
+def test_the_quietest_ends_within_the_bound() -> None:
+    """By trying all of them."""
+    size, total = WindowSize(frames_of(8), 2), 24
+    levels = random.Random(3).choices(range(-60, 0), k=total)
+    lengths, found = range(6, 9), []
+
+    def extend(ends: list[int]) -> None:
+        if ends[-1] == total:
+            found.append(sum(levels[end] - min(levels[1:]) + JOIN for end in ends[:-1]))
+        for length in lengths:
+            if ends[-1] + length - 3 <= total:
+                extend([*ends, ends[-1] + length - 3])
+
+    for length in lengths:
+        extend([length])
+    ends = [window.stop for window in cut_windows(frames_of(total), size, (), levels)]
+    assert sum(levels[end] - min(levels[1:]) + JOIN for end in ends[:-1]) == min(found) and len(found) > 20
+
+
 def test_a_clip_that_fits_is_one_window() -> None:
     assert cut_windows(481) == (Window(0, 61),) == cut_windows(481, WindowSize(481, 4))
     assert cut_windows(9, WindowSize(121)) == (Window(0, 2),)
@@ -109,7 +160,17 @@ def test_the_one_that_was_tried() -> None:
         ({"frames": True}, ["windows: frames"]),
         ({"frames": 10**400}, ["windows: frames"]),
         ({"overlap": None}, ["windows: overlap"]),
-        ({"length": 49}, ["windows: ", '{"frames": 121']),
+        ({"length": 49}, ["windows: 'length'", "use frames, overlap"]),
+        ({4: 49}, ["windows: 4 is unknown"]),
+        ({"pauses": 1}, ["windows: pauses", "true or false"]),
+        ({"pauses": None}, ["windows: pauses", "true or false"]),
+        ({"anchor": 1.5}, ["windows: anchor", "between 0 and 1"]),
+        ({"drift": True}, ["windows: drift", "between 0 and 1"]),
+        ({"drift": math.nan}, ["windows: drift", "between 0 and 1"]),
+        ({"seeds": [3]}, ["windows: seeds", '{"5": 123}']),
+        ({"seeds": {"0": 3}}, ["windows: '0' in seeds", "from 1"]),
+        ({"seeds": {"five": 3}}, ["windows: 'five' in seeds"]),
+        ({"seeds": {"5": 1.5}}, ["windows: the seed of window 5"]),
         (121, ["windows: ", "true, false"]),
         ("yes", ["windows: "]),
         ([], ["windows: "]),
@@ -127,4 +188,11 @@ def test_what_a_request_may_say() -> None:
     assert WindowSize.parse(True) == WindowSize.parse({}) == WindowSize(121, 2)
     assert WindowSize.parse(False) is WindowSize.parse(None) is None
     assert WindowSize.parse({"frames": 49}) == WindowSize(49, 2)
+    assert WindowSize.parse({"seeds": {"12": 4, "5": -1}}).seeds == ((5, -1), (12, 4))
+    assert WindowSize.parse({"anchor": 1, "drift": 0.2}) == WindowSize(anchor=1, drift=0.2)
+    with pytest.raises(
+        InputError, match=r"^windows: there is a seed for window 12, but the film has 11; leave it out.$"
+    ):
+        WindowSize(seeds=((5, 1), (12, 4))).check_seeds(11)
+    assert WindowSize.parse({"pauses": False}) == WindowSize(pauses=False) != WindowSize()
     assert WindowSize.parse({"frames": 17, "overlap": 1}) == WindowSize(17, 1)

@@ -118,7 +118,7 @@ def span(parameter: Parameter) -> str:
     if parameter.kind == "number" or parameter.kind == "integer":
         return f"{parameter.minimum:g}–{parameter.maximum:g}"
     if parameter.kind == "windows":
-        return "true, false, or {frames, overlap}"
+        return "true, false, or an object as below"
     return ", ".join(parameter.choices) or {"seed": "whole number"}.get(parameter.kind, parameter.kind)
 
 

@@ -131,6 +131,27 @@ def test_a_long_clip_runs_its_first_stages_in_parts(
     assert max(lengths) < 20
 
 
+def test_only_what_a_tile_needs_is_moved(model: nn.Module, randn: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A film's latent stays where it is. What is taken of it is, to the bit, a part of all of it."""
+    from a2v.ltx.diffusion.diffusion_decoder import DiffusionTiles  # older versions of diffusers do not have it
+
+    latent, moved = randn(1, 128, 60, 1, 2), []
+
+    class Watched(Tensor):
+        def to(self, *place: Any) -> Tensor:
+            moved.append(self.shape[2])
+            return self.as_subclass(Tensor).to(*place)
+
+    usual = whole(model, latent, tiling=Tiling(16, 0, 64, 0))
+    assert torch.equal(whole(model, latent.as_subclass(Watched), tiling=Tiling(16, 0, 64, 0)), usual)
+    assert len(moved) > 2 and 0 < max(moved) < 40
+    tiles = DiffusionTiles(model, latent, Noise(0))
+    raw = denormalize_video(model, latent)
+    for axis, side in enumerate((tiles.time, tiles.height, tiles.width), start=2):
+        raw = raw.index_select(axis, torch.arange(-side.before, side.length + side.after).clamp(0, side.length - 1))
+    assert torch.equal(tiles._raw(7, 19), raw[:, :, 7:19]) and torch.equal(tiles._raw(0, tiles.time.total), raw)
+
+
 def test_real_windows_differ_near_cuts_only(model: nn.Module, randn: Callable, off: Callable) -> None:
     """With windows that end at a tile's edge, the blended frames are near the whole's, and each is at its time."""
     latent = randn(1, 128, 7, 3, 3)

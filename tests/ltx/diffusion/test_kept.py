@@ -72,7 +72,8 @@ def test_types_and_shapes_count() -> None:
 def piece(strength: float) -> tuple[Sampled, Conditions]:
     conditions = replace(CONDITIONS, audio=replace(SOUND, strength=strength))
     audio = replace(SOUND, latent=torch.randn(1, 8, 9, 16))
-    return Sampled(torch.randn(1, 128, 2, 1, 1), audio, Noise(4).draw((3,))[1]), conditions
+    first = torch.randn(1, 128, 1, 1, 1)
+    return Sampled(torch.randn(1, 128, 2, 1, 1), audio, Noise(4).draw((3,))[1], first), conditions
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])

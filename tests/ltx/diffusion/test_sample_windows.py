@@ -83,12 +83,12 @@ class Watched:
         self, model: nn.Module, steering: Steering, strength: float = 1.0, start: Tensor | None = None, **more: Any
     ):
         self.traces: dict[int, Recorder] = {}
-        given = {"conditions": conditions(), "noise": Noise(4), **more}
+        given = {"conditions": conditions(), "noise": Noise(4), "anchor": 0.0, "drift": 0.0, **more}
         self.heard = sounds(strength=strength)
         self.video, self.audio, (self.noise,) = sample_windows(
             model,
             zeros() if start is None else start.clone(),
-            parts(self.heard),
+            with_all(self.heard, anchor=given["anchor"], drift=given["drift"]),
             given["conditions"],
             steering,
             [given["noise"]],
@@ -237,6 +237,92 @@ def test_renewed_sound_is_each_windows_own(model: nn.Module) -> None:
         torch.testing.assert_close(told, torch.full_like(told, 0.6))
     kept = Watched(model, Steering(SIGMAS))
     assert all(torch.equal(a.latent, b.latent) for a, b in zip(kept.audio, kept.heard, strict=True))
+
+
+# Anchor, drift and a window's own seed
+
+
+def with_all(heard: Sequence[AudioCondition], windows: Sequence[Window] = WINDOWS, **more: Any) -> list[WindowInputs]:
+    return [replace(part, **more) for part in parts(heard, windows)]
+
+
+def test_the_anchor_is_the_first_frame_in_every_window(model: nn.Module) -> None:
+    run = Watched(model, Steering(SIGMAS), anchor=0.75)
+    for number in (1, 2, 3):
+        told = run.traces[number].tensors["step0/call0/video_timesteps"].reshape(5, -1)[:, 0]
+        assert told.tolist() == pytest.approx([0.25, 0, 0, 1, 1])
+    whole = Watched(model, Steering(SIGMAS), anchor=1.0)
+    for number in (1, 2, 3):
+        assert torch.equal(whole.entering(number)[:, :, :1], whole.video[:, :, :1])
+    usual = Watched(model, Steering(SIGMAS))
+    assert torch.equal(whole.video[:, :, :5], usual.video[:, :, :5]), "the first window is as without"
+    assert not torch.equal(whole.video[:, :, 5], usual.video[:, :, 5])
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_section_has_an_anchor_of_its_own(model: nn.Module, cut: bool) -> None:
+    """The first latent 0 that shows it: behind a hard cut that of its first window, else that of its second one."""
+    windows = cut_windows(frames_of(LATENTS), WindowSize(25, 1), [Border(6, cut)])
+    sections = [int(window.new.start >= 6) for window in windows]
+    begun = sections.index(1)
+    film = [replace(p, anchor=1.0, section=n) for p, n in zip(parts(sounds(windows), windows), sections, strict=True)]
+    traces = [Recorder() for _ in windows]
+    video = sample_windows(
+        model, zeros(), film, conditions(), Steering(SIGMAS), [Noise(4)], hooks=lambda n: Hooks(trace=traces[n])
+    )[0]
+
+    def first(number: int, when: str) -> Tensor:
+        steps = sorted((name for name in traces[number].tensors if name.endswith(when)), key=step_of)
+        return traces[number].tensors[steps[-1 if when == "out_video" else 0]][:, : HEIGHT * WIDTH]
+
+    whole = video[:, :, :1].flatten(2).transpose(1, 2)
+    assert torch.equal(first(1, "in_video"), whole)
+    source = begun if cut else begun + 1
+    assert not torch.equal(first(source, "in_video"), whole), "it is free"
+    for number in range(source + 1, len(windows)):
+        assert torch.equal(first(number, "in_video"), first(source, "out_video"))
+    assert len(windows) > source + 1
+
+
+def test_drift_pulls_mean_and_deviation_to_the_first_window(model: nn.Module) -> None:
+    def told(run: Watched, number: int) -> Tensor:
+        video = run.video[:, :, WINDOWS[number].new]
+        return torch.stack([video.mean((2, 3, 4)), video.std((2, 3, 4), correction=0)])
+
+    usual, half, full = (Watched(model, Steering(SIGMAS), drift=share) for share in (0.0, 0.5, 1.0))
+    assert torch.equal(usual.video[:, :, :5], full.video[:, :, :5])
+    for number in (1, 2, 3):
+        torch.testing.assert_close(told(full, number), told(full, 0), rtol=1e-4, atol=1e-5)
+    expected = told(usual, 1)[0].lerp(told(usual, 0)[0], 0.5)
+    torch.testing.assert_close(told(half, 1)[0], expected, rtol=1e-4, atol=1e-5)
+    even = full.video[:, :, 5:] - full.video[:, :, 5:].mean()
+    assert even.isfinite().all() and not torch.equal(even, usual.video[:, :, 5:])
+
+
+def test_a_section_drifts_from_its_own_beginning(model: nn.Module) -> None:
+    """The first window of a section is not pulled to another section's colours."""
+    heard = sounds()
+    film = [replace(part, drift=1.0, section=int(n >= 2)) for n, part in enumerate(parts(heard))]
+    pulled = sample_windows(model, zeros(), film, conditions(), Steering(SIGMAS), [Noise(4)])[0]
+    film[2] = replace(film[2], drift=0.0)
+    same = sample_windows(model, zeros(), film, conditions(), Steering(SIGMAS), [Noise(4)])[0]
+    assert torch.equal(pulled, same)
+
+
+def test_a_window_with_its_own_seed_leaves_the_others_theirs(model: nn.Module) -> None:
+    film = [replace(part, own=1 if number == 2 else None) for number, part in enumerate(parts(sounds()))]
+    traces = [Recorder() for _ in WINDOWS]
+    video, _, noises = sample_windows(
+        model, zeros(), film, conditions(), Steering(SIGMAS), [Noise(4), Noise(77)],
+        hooks=lambda number: Hooks(trace=traces[number]),
+    )  # fmt: skip
+    usual = Watched(model, Steering(SIGMAS))
+    assert torch.equal(video[:, :, :7], usual.video[:, :, :7]) and not torch.equal(video[:, :, 7], usual.video[:, :, 7])
+    entering = [unpatchify_video(trace.tensors["step0/in_video"], (5, HEIGHT, WIDTH)) for trace in traces]
+    assert torch.equal(entering[3][:, :, 3:], usual.entering(3)[:, :, 3:])
+    expected = torch.randn(1, 30, CHANNELS, generator=torch.Generator().manual_seed(77))
+    assert torch.equal(entering[2][:, :, 3:], unpatchify_video(expected, (5, HEIGHT, WIDTH))[:, :, 3:])
+    assert torch.equal(noises[0].state, usual.noise.state), "the second stage draws what it drew without"
 
 
 # Sections

@@ -1,0 +1,168 @@
+"""Samples the stages of a job: the transformer with the LoRAs of each stage, the upscaler between them, and the windows
+of a film with their noise, their prompts and what is kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .diffusion.attention import attend_by
+from .diffusion.block import compile_blocks
+from .diffusion.conditioning import AudioCondition, Conditions, Guide
+from .diffusion.kept import KeptWindows, limit
+from .diffusion.kernels import switch_kernels
+from .diffusion.sample_windows import Keep, keep_nothing, noise_seeds, sample_windows, window_inputs
+from .diffusion.samplers import Hooks
+from .diffusion.upscale import upscale, upscale_long
+from .encoding import OnProgress, Prompts
+from .errors import InputError
+from .job import Compute, Job
+from .latents import CHANNELS, Noise, pixel_frames, video_shape
+from .left import TimeLeft, cost
+from .memory.offload import offload_transformer
+from .prompt.contexts import fingerprint
+from .trace import Trace, under
+from .weights.checkpoint import load_upscaler
+from .weights.lora import Merger
+
+
+def sample_stages(
+    job: Job,
+    compute: Compute,
+    prompts: Prompts,
+    sounds: tuple[AudioCondition, ...],
+    guides: tuple[tuple[Guide, ...], tuple[Guide, ...]],
+    kept: KeptWindows,
+    offload: bool,
+    trace: Trace | None,
+    say: OnProgress,
+    left: Callable[[float], None] | None,
+) -> tuple[Tensor, tuple[AudioCondition, ...], Noise]:
+    """Samples both stages, or the only one → the video latent and the resulting sound of each window. The transformer
+    is freed afterwards. If nothing but what is kept is wanted, the latent ends where that ends, and it is the first
+    stage's if the second has no window. Raises InputError if there is no window at all."""
+    clip, time_left, contexts = job.plan, TimeLeft(_costs(job)), [context for _, context in prompts.sections]
+    transformer = None if kept.only else _Transformer(job, compute, offload)
+
+    def stage(number: int, latent: Tensor, conditions: Conditions, noises: tuple[Noise, ...]) -> Any:
+        if transformer is not None:
+            transformer.begin(number)
+        return sample_windows(
+            None if transformer is None else transformer.model,
+            latent,
+            window_inputs(clip.windows, sounds, clip.sections, contexts, job.request.windows),
+            conditions,
+            job.steering[number],
+            noises,
+            device=compute.device,
+            hooks=partial(_hooks, job, number, trace, say, time_left, left),
+            keep=_keep(job, compute, kept, number),
+        )
+
+    conditions = Conditions(prompts.positive, sounds[0], prompts.negative, guides[0])
+    seeds = noise_seeds(clip.sections, job.request.seed, job.request.windows)
+    latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
+    latent, sounds, noises = stage(0, latent, conditions, tuple(map(Noise, seeds)))
+    if not latent.shape[2]:
+        raise InputError(
+            f"--as-far-as-it-is: what is kept in {kept.folder} is of another request; use the one that made it."
+        )
+    if clip.two_stages and pixel_frames(latent) == clip.frames:
+        first = (latent, sounds) if kept.only else None
+        latent = _upscaled(job, compute, latent, trace)
+        latent, sounds, noises = stage(1, latent, Conditions(prompts.positive, sounds[0], guides=guides[1]), noises)
+        latent, sounds = (latent, sounds) if first is None or latent.shape[2] else first
+    if transformer is not None:
+        transformer.release()
+    if trace is not None:
+        trace("final/video_latent", latent)
+    return latent, sounds, noises[0]
+
+
+class _Transformer:
+    """The transformer of a job with the LoRAs of the stage that began last."""
+
+    def __init__(self, job: Job, compute: Compute, offload: bool) -> None:
+        checkpoint, device = job.checkpoint, compute.device
+        self.loras, self.begun = job.loras, 0
+        self.model = checkpoint.transformer(compute.dtype, "cpu" if offload else device, compute.fp8, device)
+        # It also merges into blocks in host memory. A LoRA may be for the text connectors alone.
+        self.merger = Merger(self.model, checkpoint.transformer_weight, device, optional=True)
+        self.merger.set(job.loras[0])
+        self.waiting = offload_transformer(self.model, device) if offload else None
+        attend_by(self.model, compute.attention)
+        switch_kernels(compute.fused)
+        if compute.compiled:
+            compile_blocks(self.model)
+
+    def begin(self, stage: int) -> None:
+        """Merges the LoRAs of that stage, if those of another one are merged."""
+        if stage == self.begun:
+            return
+        if self.waiting is not None:
+            self.waiting.rest()
+        self.merger.set(self.loras[stage])
+        self.begun = stage
+
+    def release(self) -> None:
+        if self.waiting is not None:
+            self.waiting.release()
+
+
+def _upscaled(job: Job, compute: Compute, latent: Tensor, trace: Trace | None) -> Tensor:
+    """The first stage's latent at the full size. The upscaler is freed afterwards."""
+    upsampler = load_upscaler(job.files.upscaler, compute.dtype, compute.device)
+    statistics, windows = job.checkpoint.video_statistics(), job.plan.windows
+    if len(windows) == 1:
+        return upscale(upsampler, statistics, latent, trace)
+    return upscale_long(upsampler, statistics, latent, [w.new.start for w in windows if w.given == 1], trace)
+
+
+def _costs(job: Job) -> list[list[float]]:
+    """What each window costs in each stage, for the time that is left."""
+    frozen = job.request.audio_strength == 1
+    stages = zip(job.plan.sizes, job.steering, strict=False)
+    return [
+        [cost(window, size, steering.steps, steering.passes(frozen)) for window in job.plan.windows]
+        for size, steering in stages
+    ]
+
+
+def _hooks(
+    job: Job,
+    number: int,
+    trace: Trace | None,
+    say: OnProgress,
+    time_left: TimeLeft,
+    left: Callable[[float], None] | None,
+    window: int,
+) -> Hooks:
+    """The hooks of a window in the stage of that number. A clip of one window has no word about it."""
+    count = len(job.plan.windows)
+    name = ("first stage", "second stage")[number] if job.plan.two_stages else "sample"
+    name += f", window {window + 1} of {count}" if count > 1 else ""
+    place = f"s{number + 1}" + (f"/window{window}" if count > 1 else "")
+    time_left.begin(number, window)
+
+    def on_step(done: int, total: int, x0: Any) -> None:
+        say(name, done, total)
+        seconds = time_left.step(done, total)
+        if left is not None and seconds is not None:
+            left(seconds)
+
+    return Hooks(on_step, trace=under(place, trace))
+
+
+def _keep(job: Job, compute: Compute, kept: KeptWindows, number: int) -> Keep:
+    """Keeps the windows of the stage of that number if the request has windows and the setting gives them room. They
+    are known by the files and the strengths of the weights and by the way to compute, in addition to what is
+    sampled."""
+    if job.request.windows is None or not limit():
+        return keep_nothing
+    loras = [(fingerprint(lora.path), strength) for lora, strength in job.loras[number]]
+    weights = fingerprint(job.files.checkpoint, device=compute.device, dtype=compute.dtype)
+    return kept.of([weights, loras, compute.fp8, compute.compiled, compute.attention, compute.fused])

@@ -34,7 +34,7 @@ WANTED = {"correlation": "≥ 0.8", "drift": "≤ 8", "join": "≤ 2", "words": 
 @dataclass(frozen=True)
 class Film:
     """A film to make. minutes: its length; sung: whether there is music behind the voices; sections: each with a face
-    of its own, the last one behind a hard cut; windows: the request's."""
+    of its own, behind hard cuts; windows: the request's."""
 
     minutes: float
     sung: bool = False
@@ -108,9 +108,9 @@ def _scenes(draw: np.random.Generator, count: int) -> list[clips.Scene]:
 
 def _lines(scenes: list[clips.Scene], minutes: float) -> list[str]:
     times = [60 * minutes * n / len(scenes) for n in range(len(scenes))]
-    cuts = ["", *[""] * (len(scenes) - 2), "[cut] "]
     return [
-        f"{int(t // 60)}:{t % 60:06.3f} {cut}{each.prompt}" for t, cut, each in zip(times, cuts, scenes, strict=True)
+        f"{int(t // 60)}:{t % 60:06.3f} {'[cut] ' if t else ''}{each.prompt}"
+        for t, each in zip(times, scenes, strict=True)
     ]
 
 
@@ -128,8 +128,7 @@ def read(
             minutes.append((readers.correlation(mouth, motion[first:last][stretch]),
                             readers.lagged(mouth, motion[first:last][stretch])[1]))  # fmt: skip
         drifts.append(drift(part))
-        # what a section without a cut takes over changes within its first windows
-        seen = readers.words(part[len(part) // 3 :].astype(np.float32)[:: max(1, len(part) // 60)] / 255)
+        seen = readers.words(part[:: max(1, len(part) // 60)].astype(np.float32) / 255)
         right += all(seen[word] == getattr(scene, word) for word in ("colour", "ground", "shape", "place"))
     changes = np.concatenate(
         [np.abs(np.diff(video[a : a + BLOCK + 1].astype(np.float32), axis=0)).mean((1, 2, 3))
@@ -199,15 +198,14 @@ def table(found: dict[str, dict[str, Any]]) -> Table:
         ("latents that are sampled again as overlap", lambda f: f"{f['overlap']:.1%}", MISSING),
         *((f"{stage}: seconds per window, first and last", lambda f, s=stage: pace(f, s), MISSING)
           for stage in ("first stage", "second stage")),
-        ("memory after the second window, grown by", lambda f: f"{f['second stage, grown']:+.1%}", "≤ 5 %"),
+        ("memory after the second window, grown by", grown, "≤ 5 %"),
     )  # fmt: skip
     rows = tuple((what, *(show(figures) for figures in found.values()), wanted) for what, show, wanted in lines)
     notes = (
         "128×128 at 24 frames per second on the trained miniature, with windows of the default size. Speech is of "
         "voices that training never heard. A song has music made by code behind such voices, "
         f"{-sound.MUSIC:g} dB quieter than they are, because the miniature moves with voices only: with instruments "
-        "alone, its single clips reach 0.3 to 0.5. Sections have other faces, the last one behind a hard cut; joins at "
-        "sections are left out.",
+        "alone, its single clips reach 0.3 to 0.5. Sections have other faces behind hard cuts; the cuts are no joins.",
         "Correlations are those at lag 0. The ground is a corner; the face is what has its colour in both seconds. "
         "With sections the worst section counts.",
     )
@@ -221,4 +219,12 @@ def table(found: dict[str, dict[str, Any]]) -> Table:
 
 
 def pace(figures: dict[str, Any], stage: str) -> str:
+    """Seconds per window at the beginning and at the end; nothing for a film whose windows were all kept."""
+    if f"{stage}, first" not in figures:
+        return MISSING
     return f"{figures[f'{stage}, first']:.2f}, {figures[f'{stage}, last']:.2f}"
+
+
+def grown(figures: dict[str, Any]) -> str:
+    growth = [figures[key] for key in figures if key.endswith("stage, grown")]
+    return f"{max(growth):+.1%}" if growth else MISSING

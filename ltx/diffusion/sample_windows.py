@@ -44,8 +44,9 @@ class WindowInputs:
     prompt, if it has one; stream: the number of the stream of noise that it draws from; own: that of a stream for this
     window alone, if it has another seed; section: the number of its section.
 
-    anchor: how strongly a window is held to the first frame of its section that stands alone in a latent; drift: the
-    share by which the mean and the deviation of each channel are pulled to those of the section's first window.
+    anchor: how strongly a window is held to the first frame of its section, if that begins the film or is behind a hard
+    cut; drift: the share by which the mean and the deviation of each channel are pulled to those of the section's first
+    window.
     """
 
     window: Window
@@ -147,7 +148,7 @@ def sample_windows(
         except NotKept:
             whole = whole[:, :, : part.window.new.start]
             break
-        if part.section not in anchors and not _takes_over(parts, number):
+        if part.window.given <= 1:  # a section that takes over the picture before it has no first frame of its own
             anchors[part.section] = result.first
         sounds.append(result.audio)
         if part.own is not None:  # the other windows draw what they drew without it
@@ -165,11 +166,6 @@ def _advanced(noise: NoiseSource, start: Tensor, conditions: Conditions) -> Nois
     """The source after the noise of a window."""
     video = video_stream(start.float(), conditions.guides, conditions.audio.fps, conditions.mask)
     return noise.draw(tuple(video.latent.shape), tuple(audio_stream(conditions.audio).latent.shape))[1]
-
-
-def _takes_over(parts: Sequence[WindowInputs], number: int) -> bool:
-    """Whether a window begins a section with latents of the one before it. Its latent 0 shows that one."""
-    return parts[number].window.given > 1 and parts[number - 1].section != parts[number].section
 
 
 def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:

@@ -431,7 +431,7 @@ def test_the_forecast_is_flat_beside_the_latents(tiny: TinyFiles, media: Path) -
             share = {"first stage": 4, "second stage": 1}[a.name]
             assert b.work - a.work == latents // share
             assert a.work - c.work == 11 * 128 * 4 * 64 // share, "a window takes what a clip of its length takes"
-    assert "4 windows of 33 frames: 0 MB on the disk until the film is written" in short.lines()
+    assert "4 windows of 33 frames: 1 MB on the disk until the film is written" in short.lines()
     assert clip.windows == "" and len(clip.lines()) == len(short.lines()) - 1
 
 

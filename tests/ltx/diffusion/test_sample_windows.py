@@ -261,7 +261,7 @@ def test_the_anchor_is_the_first_frame_in_every_window(model: nn.Module) -> None
 
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_section_has_an_anchor_of_its_own(model: nn.Module, cut: bool) -> None:
-    """The first latent 0 that shows it: behind a hard cut that of its first window, else that of its second one."""
+    """Behind a hard cut, the latent 0 of its first window. A section that takes over the picture before it has none."""
     windows = cut_windows(frames_of(LATENTS), WindowSize(25, 1), [Border(6, cut)])
     sections = [int(window.new.start >= 6) for window in windows]
     begun = sections.index(1)
@@ -277,11 +277,12 @@ def test_a_section_has_an_anchor_of_its_own(model: nn.Module, cut: bool) -> None
 
     whole = video[:, :, :1].flatten(2).transpose(1, 2)
     assert torch.equal(first(1, "in_video"), whole)
-    source = begun if cut else begun + 1
-    assert not torch.equal(first(source, "in_video"), whole), "it is free"
-    for number in range(source + 1, len(windows)):
-        assert torch.equal(first(number, "in_video"), first(source, "out_video"))
-    assert len(windows) > source + 1
+    assert len(windows) > begun + 1
+    assert not torch.equal(first(begun, "in_video"), whole), "it is free"
+    for number in range(begun + 1, len(windows)):
+        assert torch.equal(first(number, "in_video"), first(begun, "out_video")) == cut
+        told = traces[number].tensors["step0/call0/video_timesteps"].flatten()[0]
+        assert told == (0 if cut else 1)
 
 
 def test_drift_pulls_mean_and_deviation_to_the_first_window(model: nn.Module) -> None:

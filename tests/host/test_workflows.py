@@ -575,7 +575,10 @@ def test_the_opening_face_makes_the_same_file(
 def test_without_the_models_it_is_refused_by_name(name: str, comfy: Comfy, sound: str) -> None:
     refused = comfy.post("/prompt", {"prompt": API[name]})
     assert refused.status_code == 400
-    said = json.dumps(refused.json()["node_errors"])
+    nodes = refused.json()["node_errors"].values()
+    said = json.dumps(list(nodes))
+    # each node is refused once, whichever of its values are wrong
+    assert [(node["class_type"], len(node["errors"])) for node in nodes] == [(node["class_type"], 1) for node in nodes]
     for file in faces.files(BY_NAME[name]):
         assert file.name in said or file in (DISTILLED, CAMERA)  # these two are there, tiny
 

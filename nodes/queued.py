@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-_graph: ContextVar[Mapping[str, Any]] = ContextVar("ltx_a2v_queued", default={})
+_graph: ContextVar[Mapping[str, Any]] = ContextVar("ltx_a2v_queued")
 
 
 def watch() -> None:
@@ -31,7 +31,7 @@ def keep(body: dict[str, Any]) -> dict[str, Any]:
 
 def values(node_id: str) -> dict[str, Any]:
     """The inputs of a node in that graph by name; None for those that are linked. Empty if no graph is being queued."""
-    node = _graph.get().get(node_id)
+    node = _graph.get({}).get(node_id)
     inputs = node.get("inputs") if isinstance(node, Mapping) else None
     given = inputs if isinstance(inputs, Mapping) else {}
     return {name: None if isinstance(value, list) else value for name, value in given.items()}

@@ -35,6 +35,7 @@ from a2v.tests.host.draw_workflows import (
     draw,
     export,
     flat_prompt,
+    microphone_file,
     opening_file,
     sent,
 )
@@ -414,19 +415,31 @@ def test_app_mode_shows_what_a_first_run_needs(name: str) -> None:
     assert chosen.count("image") == len(BY_NAME[name].images) and ("camera" in chosen) == bool(BY_NAME[name].camera)
 
 
+@each
+def test_the_links_out_of_the_one_node_do_not_cross(name: str) -> None:
+    face = FACES[name]["opening"]
+    height = {node["id"]: node["pos"][1] for node in face["nodes"]}
+    (one,) = (node for node in face["nodes"] if len(node["type"]) == 36)
+    aims = [
+        height[end] for _, start, _, end, _, _ in sorted(face["links"], key=lambda link: link[2]) if start == one["id"]
+    ]
+    assert len(aims) == 2 and aims == sorted(aims)
+
+
 def test_no_file_is_left_over() -> None:
     titles = {path.stem for variant in VARIANTS for path in (opening_file(variant), all_nodes_file(variant))}
+    titles |= {microphone_file(BY_NAME[DEFAULT]).stem}
     assert {path.stem for path in WORKFLOWS.iterdir()} == titles
     assert {path.suffix for path in WORKFLOWS.iterdir()} == {".json", ".jpg"}
     assert {path.stem for path in API_WORKFLOWS.iterdir()} == set(BY_NAME)
     assert set((ROOT / "subgraphs").iterdir()) == set(BLUEPRINTS.values())
-    assert {path.stem for path in PICTURES.iterdir()} == {f"{name}{end}" for name in BY_NAME for end in
-                                                          ("", "_all_nodes")}  # fmt: skip
+    pictures = {f"{name}{end}" for name in BY_NAME for end in ("", "_all_nodes")} | {f"{DEFAULT}_microphone"}
+    assert {path.stem for path in PICTURES.iterdir()} == pictures
 
 
 @each
 def test_the_template_browser_has_a_picture(name: str) -> None:
-    for path in (opening_file(BY_NAME[name]), all_nodes_file(BY_NAME[name])):
+    for path in WORKFLOWS.glob(f"{BY_NAME[name].title}*.json"):
         with Image.open(path.with_suffix(".jpg")) as picture:
             assert picture.format == "JPEG" and min(picture.size) >= 500
         assert path.with_suffix(".jpg").stat().st_size < 100_000

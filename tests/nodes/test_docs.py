@@ -164,7 +164,8 @@ def test_the_readme_names_flags_and_targets_that_exist() -> None:
 
 def test_the_readme_lists_the_workflows() -> None:
     listed = {row[0] for row in rows(README, "workflow")}
-    files = (ROOT / "example_workflows").glob("*.json")
-    assert listed == {file.stem for file in files if not file.stem.endswith("(all nodes)")}
+    titles = [file.stem for file in (ROOT / "example_workflows").glob("*.json")]
+    assert listed == {title for title in titles if not title.endswith(")")}
+    assert all(f"`{kind}`" in README for title in titles for kind in re.findall(r"\(.*\)$", title))
     screens = (ROOT / "docs" / "screens.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^## (.+)$", screens, re.MULTILINE)) == listed

@@ -9,13 +9,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from a2v.tests.host import demo
 from a2v.tests.host.browser import Frontend
 from a2v.tests.host.comfy import Comfy, Prompt
 from a2v.tests.host.draw_workflows import DRAWN_HERE, draw, microphone_file, sent, serialized, text
 from a2v.tests.host.drawing import faces
 from a2v.tests.host.drawing.measure import DRAWN, RENDER, look
 from a2v.tests.host.test_faces import LEAST, renderings
-from a2v.tests.host.test_workflows import BY_NAME, DEFAULT, FACES, FRAMES, named, quick
+from a2v.tests.host.test_workflows import BY_NAME, DEFAULT, FACES, named, quick
 from a2v.tests.tiny import TinyFiles
 
 PATH = microphone_file(BY_NAME[DEFAULT])
@@ -26,7 +27,7 @@ PRESS = """() => {
     button.callback(button.value);
 }"""
 BUTTONS = """() => app.graph.nodes.find(node => node.type === 'RecordAudio').widgets.map(widget => widget.name)"""
-SPOKEN_MS = 1500  # the browser's microphone beeps once a second
+SPOKEN_MS, FRAMES = 2500, 41  # the browser's microphone beeps once a second
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,10 @@ def test_what_is_spoken_is_heard_in_the_video(
     ours, theirs = (without_the_source(found) for found in (prompt, frontend.prompt()))
     assert ours == theirs
 
-    run = comfy.run(quick(DEFAULT, models, recorded, prompt))
+    small = quick(DEFAULT, models, recorded, prompt)
+    (count,) = demo.nodes(small, "LTXA2VFrameCount")
+    count["num_frames"] = FRAMES
+    run = comfy.run(small)
     assert run.error is None, run.message
     (video,) = [item for output in run.outputs.values() for item in output.get("images", ())
                 if item["type"] == "output"]  # fmt: skip

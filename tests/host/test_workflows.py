@@ -178,7 +178,8 @@ def specs(info: dict[str, Any], kind: str) -> dict[str, list[Any]]:
 
 
 def type_of(spec: list[Any]) -> str:
-    return "COMBO" if isinstance(spec[0], list) else spec[0]
+    """Of a widget into which other types may be linked, its own."""
+    return "COMBO" if isinstance(spec[0], list) else settings(spec).get("widgetType", spec[0])
 
 
 def settings(spec: list[Any]) -> dict[str, Any]:

@@ -79,12 +79,12 @@ def test_a_page_has_the_parts_that_an_artist_looks_for(node_id: str) -> None:
         assert name in SHORT or name in STOCK, name
 
 
-STOCK = {"RandomNoise", "DisableNoise", "SplitSigmas", "Load Image", "Preview Audio", "Record Audio", "String"}
+STOCK = {"RandomNoise", "DisableNoise", "SplitSigmas", "Load Image", "Preview Audio", "Record Audio", "Create List", "String"}
 
 
 def shown(each: object) -> str:
     """An input's default as a page has it; nothing for a socket, or for a list of the user's own files."""
-    default = getattr(each, "default", None)
+    default = getattr(getattr(each, "input_override", None) or each, "default", None)  # the widget of several types
     if default is True or default is False:
         return "on" if default else "off"
     return f"{default:g}" if isinstance(default, (int, float)) else str(default or "")

@@ -57,6 +57,9 @@ BY_NAME = {variant.name: variant for variant in VARIANTS}
 # as Ctrl+B does
 BYPASS = """titles => [app.graph, ...app.graph.subgraphs.values()].flatMap(graph => graph.nodes)
     .filter(node => titles.includes(node.title)).forEach(node => node.mode = 4)"""
+# at the closed node that shows it
+CHANGE_PROMPT = """text => app.graph.nodes.filter(node => node.isSubgraphNode?.()).flatMap(node => node.widgets)
+    .filter(widget => widget.name === 'prompt').forEach(widget => widget.value = text)"""
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "AUDIO_UI"}
 # values that are the user's, or files that a fresh server does not have
 OWN = {"checkpoint", "folder", "file", "lora", "audio", "image", "text", "prompt", "audioUI"}
@@ -384,6 +387,16 @@ def test_the_frontend_gives_back_the_file_and_queues_the_api_form(name: str, fac
         assert wanted["Decode and Save"].pop("folder") == "output"
         assert wanted["Decode and Save"].pop("filename_prefix") == "video/ltx-a2v"
     assert found == wanted
+
+
+@pytest.mark.parametrize("face", ["opening", "all nodes"])
+def test_what_a_person_changes_is_there_again_once_saved_and_opened(face: str, frontend: Frontend) -> None:
+    frontend.load(FACES[DEFAULT][face])
+    frontend.page.evaluate(CHANGE_PROMPT, "a cat sings")
+    saved = frontend.serialize()
+    frontend.load(FACES[SOME[0]][face])
+    frontend.load(saved)
+    assert titled(frontend.prompt(), "Positive prompt")["prompt"] == "a cat sings"
 
 
 @pytest.mark.skipif(not DRAWN_HERE, reason="files are drawn with the frontend of requirements-dev.txt")

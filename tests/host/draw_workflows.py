@@ -107,7 +107,7 @@ def draw(frontend: Frontend, root: Stage, name: str) -> Workflow:
 
 
 def serialized(frontend: Frontend) -> Workflow:
-    """The open graph without where it was looked at, so that every frontend shows the whole graph. Also without the list
+    """The open graph without where it was looked at, so that every frontend shows it whole. Also without the list
     of promoted widgets, which follows from their links: 1.58 cannot read an old one, keeps the values of that moment
     beside it, and sets them again whenever a person opens what they have saved."""
     found = frontend.serialize()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import audio, conditioning, latents, loaders, loras, output, pictures, safety, sampling, text
+from . import audio, conditioning, latents, loaders, loras, output, pictures, queued, safety, sampling, text
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *loaders.NODES,
@@ -22,6 +22,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *safety.NODES,
     *output.NODES,
 )
+
+
+queued.watch()
 
 
 class Extension(ComfyExtension):

@@ -98,7 +98,7 @@ class FrameCount(io.ComfyNode):
             f"rounded up to one more than a multiple of 8, as the model needs. The audio gives at most {MAX_FRAMES}.",
             inputs=[
                 io.Audio.Input("audio", tooltip="The sound that the video is made for."),
-                widget("fps", "frame_rate", step=0.001, display_name="fps"),
+                widget("fps", "frame_rate", step=0.001, display_name="fps", linked_whole=True),
                 widget("match_audio_length"),
                 widget("num_frames", step=8),
             ],
@@ -139,7 +139,7 @@ class PreprocessAudio(io.ComfyNode):
             inputs=[
                 io.Audio.Input("audio", tooltip="From Load Audio."),
                 frames_input(),
-                widget("fps", step=0.001, tooltip="From Frame Count."),
+                widget("fps", step=0.001, tooltip="From Frame Count.", linked_whole=True),
                 widget(
                     "preprocess_audio",
                     "enabled",

@@ -43,7 +43,7 @@ class AudioConditioning(io.ComfyNode):
                 AudioVaeIO.Input("audio_vae", tooltip="From Load Model."),
                 io.Audio.Input("audio", tooltip="From Preprocess Audio or Load Audio: any rate, mono to surround."),
                 frames_input(),
-                widget("fps", step=0.001, tooltip="From Frame Count."),
+                widget("fps", step=0.001, tooltip="From Frame Count.", linked_whole=True),
                 widget(
                     "audio_strength",
                     "strength",

@@ -20,6 +20,14 @@ from ..ltx.models import Published, named_file
 LISTED_DEPTH = 3  # levels of subfolders in which a model that is itself a folder is found
 
 
+class Checked(list[str]):
+    """Options of a widget whose value the node itself checks, so that its own sentence is the only one. Newer ComfyUIs
+    would refuse an unknown value themselves, without saying where the file is to be had."""
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str)
+
+
 def model_files(kind: str) -> list[str]:
     """Names of the safetensors files in a models folder, as ComfyUI lists them."""
     return [name for name in folder_paths.get_filename_list(kind) if name.endswith((".safetensors", ".sft"))]

@@ -16,7 +16,7 @@ from ..ltx.models import GEMMA_FILES, GEMMA_FILES_PAGE, MODELS, PART_FOLDERS, V2
 from ..ltx.prompt.encoder_file import ENCODER
 from ..ltx.prompt.gemma import check_gemma, load_gemma
 from ..ltx.weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
-from . import files, memory
+from . import files, memory, queued
 from .progress import report
 from .types import CATEGORY, AudioVaeIO, ConnectorsIO, ModelIO, TextEncoderIO, UpscalerIO, VideoVaeIO, VocoderIO
 
@@ -55,7 +55,7 @@ def _checkpoint_path(name: str) -> Path:
 
 def _part_names(part: str) -> list[str]:
     names = (name for kind in PART_FOLDERS[part] for name in files.model_files(kind))
-    return [SAME, *dict.fromkeys(names)]
+    return files.Checked([SAME, *dict.fromkeys(names)])
 
 
 def _part_paths(**names: str | None) -> dict[str, Path]:
@@ -206,11 +206,16 @@ class ModelLoader(io.ComfyNode):
     def validate_inputs(
         cls,
         checkpoint: str | None = None,
+        *,
         video_vae: str | None = None,
         audio_vae: str | None = None,
         connectors: str | None = None,
     ) -> bool | str:
+        """ComfyUI passes the checkpoint alone, because it would repeat an error for each argument that it passes; the
+        parts are read from the graph that is being queued."""
         parts = {"video_vae": video_vae, "audio_vae": audio_vae, "connectors": connectors}
+        if cls.hidden is not None:
+            parts |= {name: value for name, value in queued.values(cls.hidden.unique_id).items() if name in parts}
 
         def check(name: str) -> None:
             opened = _checkpoint(name, **parts)

@@ -179,7 +179,7 @@ class Decode(io.ComfyNode):
 
 def _file_inputs() -> list[io.Input]:
     return [
-        widget("fps", step=0.001, tooltip="From Frame Count."),
+        widget("fps", step=0.001, tooltip="From Frame Count.", linked_whole=True),
         io.String.Input(
             "filename_prefix",
             default="video/ltx-a2v",

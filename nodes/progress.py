@@ -9,11 +9,15 @@ import comfy.latent_formats
 import comfy.model_management
 import comfy.utils
 import latent_preview
+from comfy.cli_args import LatentPreviewMethod, args
 from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
 PREVIEW_SIDE = 512
+FORMATS = ("LTXAV", "LTXV")
+"""ComfyUI's formats of latents that a preview may take its colours from, the best first. Older hosts lack the first, or
+have it without factors."""
 TEXT = "ltx_a2v_text"
 """The event that brings a node's text to the browser, and the key of the same text in a node's UI output. It is not
 "text", because newer hosts list every text of that name among the results of a run. web/reports.js shows both."""
@@ -70,11 +74,27 @@ def reported(node: type[io.ComfyNode], *values: object, text: str) -> io.NodeOut
     return io.NodeOutput(*values, report(node, text), ui=shown(text))
 
 
-def preview(latent: Tensor) -> Image.Image:
-    """A small picture of the middle frame of a latent [1, 128, F, H, W]. Its colours are approximate, because the
-    factors are those of LTXV."""
-    ltxv = comfy.latent_formats.LTXV()
-    painter = latent_preview.Latent2RGBPreviewer(ltxv.latent_rgb_factors, ltxv.latent_rgb_factors_bias)
+def _switched_off() -> bool:
+    """Whether the user wants no previews: by the page's setting of the running prompt, or by ComfyUI's start. Its
+    default is none, too, but nobody chose that."""
+    server = sys.modules.get("server")  # an import outside ComfyUI would start a part of its server
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    running = list(instance.prompt_queue.currently_running.values()) if instance is not None else []
+    asked = running[0][3].get("preview_method", "default") if running else "default"
+    if asked != "default":
+        return asked == LatentPreviewMethod.NoPreviews.value
+    chosen = any(argument.startswith("--preview-method") for argument in sys.argv)
+    return chosen and args.preview_method == LatentPreviewMethod.NoPreviews
+
+
+def preview(latent: Tensor) -> Image.Image | None:
+    """A small picture of the middle frame of a latent [1, 128, F, H, W]; None if previews are switched off. Its colours
+    are approximate; hosts that know LTX-2 have factors of its own latents, older ones those of LTXV."""
+    if _switched_off():
+        return None
+    known = (getattr(comfy.latent_formats, name)() for name in FORMATS if hasattr(comfy.latent_formats, name))
+    colours = next(each for each in known if each.latent_rgb_factors)
+    painter = latent_preview.Latent2RGBPreviewer(colours.latent_rgb_factors, colours.latent_rgb_factors_bias)
     middle = latent.shape[2] // 2
     picture = painter.decode_latent_to_preview(latent[:, :, middle : middle + 1].float())
     scale = PREVIEW_SIDE / max(picture.size)

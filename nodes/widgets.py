@@ -27,8 +27,12 @@ def widget(
     step: float = 0.05,
     tooltip: str | None = None,
     display_name: str | None = None,
+    linked_whole: bool = False,
 ) -> io.Input:
-    """The input for an endpoint parameter, under its own name or another one. Its range is the range of the engine."""
+    """The input for an endpoint parameter, under its own name or another one. Its range is the range of the engine.
+
+    linked_whole: an INT may be linked to a widget for any number, which ComfyUI otherwise refuses.
+    """
     known = PARAMETERS[parameter]
     options = {"id": name or parameter, "tooltip": tooltip or known.help, "default": known.default}
     options["display_name"] = display_name
@@ -41,4 +45,5 @@ def widget(
         return io.String.Input(**options, multiline=True)
     if known.kind == "integer":
         return io.Int.Input(**options, **limits, step=int(step) or 1)
-    return io.Float.Input(**{**options, "default": float(known.default or 0)}, **limits, step=step)
+    number = io.Float.Input(**{**options, "default": float(known.default or 0)}, **limits, step=step)
+    return io.MultiType.Input(number, [io.Int]) if linked_whole else number

@@ -197,6 +197,7 @@ class Remote(Host):
         set up differently."""
         import execution
 
+        self.server.trigger_on_prompt({"prompt": prompt})  # as when it is queued: nodes read it there
         valid, _, _, node_errors = await execution.validate_prompt(str(uuid.uuid4()), prompt, None)
         if not valid or node_errors:
             raise Rejected(errors)

@@ -27,6 +27,8 @@ FLAGS = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # faster than a route through Python for every asset
 )
+MICROPHONE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+"""Chromium's own microphone for tests: it beeps once a second, and nobody is asked for leave."""
 SETTINGS = {
     "Comfy.TutorialCompleted": True,  # or a dialog of templates covers the canvas
     "Comfy.UseNewMenu": "Top",
@@ -83,7 +85,8 @@ def browser_path() -> str | None:
 class Frontend:
     """A page of the server at `url`, ready once it knows the node type `wait_for`; a context manager.
 
-    settings: what differs from SETTINGS, for this page alone.
+    settings: what differs from SETTINGS, for this page alone. microphone: the page has one, as on a computer. It then
+    also ignores the policy that `--disable-api-nodes` sends along, which forbids a page to read what it has recorded.
 
     `errors` collects what the console and uncaught exceptions say.
     """
@@ -97,12 +100,14 @@ class Frontend:
         width: int = 2560,
         height: int = 1440,
         settings: Mapping[str, Any] | None = None,
+        microphone: bool = False,
     ) -> None:
         self.errors: list[str] = []
         self._playwright = sync_playwright().start()
         try:
-            self._browser = self._playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-            self.page = self._browser.new_page(viewport={"width": width, "height": height})
+            flags = [*FLAGS, *(MICROPHONE if microphone else ())]
+            self._browser = self._playwright.chromium.launch(executable_path=chromium, args=flags)
+            self.page = self._browser.new_page(viewport={"width": width, "height": height}, bypass_csp=microphone)
             self.page.on("console", self._on_console)
             self.page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
             for key, value in {**SETTINGS, **(settings or {})}.items():

@@ -1,8 +1,8 @@
 """Writes the translations of the nodes as ComfyUI reads them: `python tests/host/draw_locales.py`.
 
 locales/LANGUAGE/strings.json maps each English text of the nodes to its translation and is written by hand. The
-nodeDefs.json beside it is made from it and from the nodes of the running server. Exit status: 0; 1 if a text has no
-translation, or the text of a translation is no longer there.
+nodeDefs.json and main.json (the menu's categories) beside it are made from it and from the nodes of the running server.
+Exit status: 0; 1 if a text has no translation, or the text of a translation is no longer there.
 """
 
 # ruff: noqa: E402
@@ -34,6 +34,12 @@ Json = dict[str, Any]
 def english(info: Json) -> Json:
     """Names, descriptions and tooltips of our nodes in the form of nodeDefs.json, out of the server's /object_info."""
     return {kind: _node(node) for kind, node in sorted(info.items()) if kind.startswith("LTXA2V")}
+
+
+def categories(info: Json) -> Json:
+    """The parts of the menu that our nodes are in, below the pack's own name, in the form of main.json."""
+    own = {node["category"].partition("/")[2] for kind, node in info.items() if kind.startswith("LTXA2V")}
+    return {"nodeCategories": {name: name for name in sorted(own)}}
 
 
 def _node(node: Json) -> Json:
@@ -75,15 +81,16 @@ def strings(language: str) -> dict[str, str]:
     return json.loads((LOCALES / language / "strings.json").read_text(encoding="utf-8"))
 
 
-def definitions(info: Json, locale: str) -> Json:
-    """The nodeDefs.json of a locale."""
-    return translated(english(info), strings(COPIES.get(locale, locale)))
+def written(info: Json, locale: str) -> dict[str, Json]:
+    """The files of a locale by their names."""
+    made = {"nodeDefs.json": english(info), "main.json": categories(info)}
+    return {name: translated(found, strings(COPIES.get(locale, locale))) for name, found in made.items()}
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as base, Comfy(Path(base)) as server:
         info = server.object_info()
-    wanted, wrong = texts(english(info)), 0
+    wanted, wrong = texts(english(info)) | texts(categories(info)), 0
     for language in LANGUAGES:
         have = set(strings(language))
         for kind, found in (("no translation", wanted - have), ("no such text", have - wanted)):
@@ -92,9 +99,10 @@ def main() -> int:
                 wrong = 1
     if not wrong:
         for locale in (*LANGUAGES, *COPIES):
-            path = LOCALES / locale / "nodeDefs.json"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(definitions(info, locale), indent=1, ensure_ascii=False) + "\n", "utf-8")
+            for name, found in written(info, locale).items():
+                path = LOCALES / locale / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return wrong
 
 

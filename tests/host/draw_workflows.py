@@ -31,6 +31,7 @@ sys.modules.setdefault("a2v", alias)
 from a2v.tests.host.browser import OWN_NODE, Frontend, Workflow, browser_path
 from a2v.tests.host.comfy import HOST, Comfy, Prompt
 from a2v.tests.host.drawing import faces, graphs, poster
+from a2v.tests.host.drawing.layout import OUT
 from a2v.tests.host.drawing.parts import Stage
 from a2v.tests.host.drawing.variants import DEFAULT, VARIANTS, Variant
 from PIL import Image
@@ -64,6 +65,10 @@ def opening_file(variant: Variant) -> Path:
 
 def all_nodes_file(variant: Variant) -> Path:
     return WORKFLOWS / f"{variant.title}{faces.ALL}.json"
+
+
+def microphone_file(variant: Variant) -> Path:
+    return WORKFLOWS / f"{variant.title}{faces.MICROPHONE}.json"
 
 
 def api_file(variant: Variant) -> Path:
@@ -102,9 +107,14 @@ def draw(frontend: Frontend, root: Stage, name: str) -> Workflow:
 
 
 def serialized(frontend: Frontend) -> Workflow:
-    """The open graph without where it was looked at, so that every frontend shows the whole graph."""
+    """The open graph without where it was looked at, so that every frontend shows it whole. Also without the list
+    of promoted widgets, which follows from their links: 1.58 cannot read an old one, keeps the values of that moment
+    beside it, and sets them again whenever a person opens what they have saved."""
     found = frontend.serialize()
     found["extra"].pop("ds", None)
+    for graph in (found, *found.get("definitions", {}).get("subgraphs", ())):
+        for node in graph["nodes"]:
+            node["properties"].pop("proxyWidgets", None)
     return found
 
 
@@ -115,8 +125,10 @@ def app_mode(graph: graphs.Graph) -> dict[str, Any]:
     node = graph.drawn["whole"]
     names = {slot.label or slot.name: slot.name for slot in node.inputs if slot.widget}
     wanted = ("prompt", "size", "camera", "audio strength", "length from the audio", "frames", "seed")
+    # Record Audio has a player of the same name before its button; newer frontends number the second
+    sound = "audio#1" if graph.nodes["audio"].kind == "RecordAudio" else "audio"
     loaders = [[graph.ids[key], widget] for key, widget in
-               (("audio", "audio"), ("first image", "image"), ("end image", "image")) if key in graph.ids]  # fmt: skip
+               (("audio", sound), ("first image", "image"), ("end image", "image")) if key in graph.ids]  # fmt: skip
     chosen = [[node.id, names[label]] for label in wanted if label in names]
     return {"linearData": {"inputs": loaders + chosen, "outputs": [graph.ids["saved"]]}, "linearMode": False}
 
@@ -136,10 +148,18 @@ def flat_prompt(frontend: Frontend, variant: Variant) -> Prompt:
 
 
 def blueprint(opening: Workflow, path: Path) -> str:
-    """The one node of an opening face for the node library, from the files to a VIDEO."""
+    """The one node of an opening face for the node library, from the files to a VIDEO, which is its first output."""
+    opening = json.loads(json.dumps(opening))
     (node,) = (node for node in opening["nodes"] if len(node["type"]) == 36)
-    node = json.loads(json.dumps(node))
+    (inside,) = (subgraph for subgraph in opening["definitions"]["subgraphs"] if subgraph["id"] == node["type"])
     node["pos"] = [0, 0]
+    for slots in (node["outputs"], inside["outputs"]):
+        slots.reverse()
+    for slot, place in zip(inside["outputs"], [slot["pos"] for slot in reversed(inside["outputs"])], strict=True):
+        slot["pos"] = place
+    for link in inside["links"]:
+        if link["target_id"] == OUT:
+            link["target_slot"] = len(inside["outputs"]) - 1 - link["target_slot"]
     for slot in node["inputs"]:
         slot["link"] = None
     for slot in node["outputs"]:
@@ -184,12 +204,15 @@ def _write(path: Path, content: str) -> Iterator[str]:
 def _draw_all(frontend: Frontend, variant: Variant) -> Iterator[str]:
     """Writes the files of a variant; what was written, and what is wrong."""
     yield from _write(api_file(variant), api_text(flat_prompt(frontend, variant)))
-    drawn = ((faces.all_nodes(variant), all_nodes_file(variant)), (faces.opening(variant), opening_file(variant)))
+    drawn = [(faces.all_nodes(variant), all_nodes_file(variant)), (faces.opening(variant), opening_file(variant))]
+    if variant.name == DEFAULT:
+        drawn.insert(0, (faces.opening(variant, spoken=True), microphone_file(variant)))
     for root, path in drawn:
         face = draw(frontend, root, path.stem)
         yield from _write(path, text(face))
         thumbnail(frontend, variant).save(path.with_suffix(".jpg"), quality=JPEG_QUALITY, optimize=True)
-        picture = PICTURES / f"{variant.name}{'_all_nodes' if faces.ALL in path.stem else ''}.jpg"
+        face_name = path.stem.removeprefix(variant.title).translate(str.maketrans(" ", "_", "()"))
+        picture = PICTURES / f"{variant.name}{face_name}.jpg"
         with tempfile.TemporaryDirectory() as folder:
             frontend.screenshot(Path(folder, "shot.png"))
             with Image.open(Path(folder, "shot.png")) as shot:

@@ -47,7 +47,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def camera(models: TinyFiles) -> Path:
+def camera(models: TinyFiles) -> Iterator[Path]:
     """The tiny camera LoRA under the official name, deeper and in other letters than the node looks for it; its layers
     are named as kohya's scripts do, and every third one is a DoRA."""
     path = models.camera_lora.parent / "LTX-2" / "Camera" / OFFICIAL.upper().replace(".SAFETENSORS", ".safetensors")
@@ -62,7 +62,8 @@ def camera(models: TinyFiles) -> Path:
         if number % 3 == 0:
             written[f"{name}.dora_scale"] = torch.linspace(0.5, 1.5, len(up))[:, None]
     save_file(written, path)
-    return path
+    yield path
+    path.unlink()  # the server is the session's
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 from a2v.tests.host.comfy import Comfy
-from a2v.tests.host.draw_locales import COPIES, LANGUAGES, LOCALES, definitions, english, strings, texts
+from a2v.tests.host.draw_locales import COPIES, LANGUAGES, LOCALES, categories, english, strings, texts, written
 
 each = pytest.mark.parametrize("language", LANGUAGES)
 # what a translation leaves as it is: files, folders, patterns, and values of widgets and numbers with a point
@@ -27,7 +27,7 @@ def info(comfy: Comfy) -> dict[str, Any]:
 
 @each
 def test_every_text_is_translated_and_none_is_left_over(language: str, info: dict[str, Any]) -> None:
-    found, wanted = strings(language), texts(english(info))
+    found, wanted = strings(language), texts(english(info)) | texts(categories(info))
     assert set(found) == wanted
     assert sum(text == translation for text, translation in found.items()) < 15
     for text, translation in found.items():
@@ -50,7 +50,11 @@ def test_a_text_names_nodes_and_outputs_as_the_canvas_shows_them(language: str) 
 
 @pytest.mark.parametrize("locale", [*LANGUAGES, *COPIES])
 def test_what_comfyui_reads_is_made_from_it_and_served(locale: str, comfy: Comfy, info: dict[str, Any]) -> None:
-    written = json.loads((LOCALES / locale / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert written == definitions(info, locale)
-    served = requests.get(f"{comfy.url}/i18n", timeout=30).json()[locale]["nodeDefs"]
-    assert {kind: node for kind, node in served.items() if kind.startswith("LTXA2V")} == written
+    made = written(info, locale)
+    for name, wanted in made.items():
+        assert json.loads((LOCALES / locale / name).read_text(encoding="utf-8")) == wanted
+    served = requests.get(f"{comfy.url}/i18n", timeout=30).json()[locale]
+    nodes = {kind: node for kind, node in served["nodeDefs"].items() if kind.startswith("LTXA2V")}
+    assert nodes == made["nodeDefs.json"]
+    assert served["nodeCategories"].items() >= made["main.json"]["nodeCategories"].items()
+    assert len(made["main.json"]["nodeCategories"]) >= 6

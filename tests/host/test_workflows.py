@@ -35,6 +35,7 @@ from a2v.tests.host.draw_workflows import (
     draw,
     export,
     flat_prompt,
+    microphone_file,
     opening_file,
     sent,
 )
@@ -56,6 +57,9 @@ BY_NAME = {variant.name: variant for variant in VARIANTS}
 # as Ctrl+B does
 BYPASS = """titles => [app.graph, ...app.graph.subgraphs.values()].flatMap(graph => graph.nodes)
     .filter(node => titles.includes(node.title)).forEach(node => node.mode = 4)"""
+# at the closed node that shows it
+CHANGE_PROMPT = """text => app.graph.nodes.filter(node => node.isSubgraphNode?.()).flatMap(node => node.widgets)
+    .filter(widget => widget.name === 'prompt').forEach(widget => widget.value = text)"""
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "AUDIO_UI"}
 # values that are the user's, or files that a fresh server does not have
 OWN = {"checkpoint", "folder", "file", "lora", "audio", "image", "text", "prompt", "audioUI"}
@@ -177,7 +181,8 @@ def specs(info: dict[str, Any], kind: str) -> dict[str, list[Any]]:
 
 
 def type_of(spec: list[Any]) -> str:
-    return "COMBO" if isinstance(spec[0], list) else spec[0]
+    """Of a widget into which other types may be linked, its own."""
+    return "COMBO" if isinstance(spec[0], list) else settings(spec).get("widgetType", spec[0])
 
 
 def settings(spec: list[Any]) -> dict[str, Any]:
@@ -384,6 +389,16 @@ def test_the_frontend_gives_back_the_file_and_queues_the_api_form(name: str, fac
     assert found == wanted
 
 
+@pytest.mark.parametrize("face", ["opening", "all nodes"])
+def test_what_a_person_changes_is_there_again_once_saved_and_opened(face: str, frontend: Frontend) -> None:
+    frontend.load(FACES[DEFAULT][face])
+    frontend.page.evaluate(CHANGE_PROMPT, "a cat sings")
+    saved = frontend.serialize()
+    frontend.load(FACES[SOME[0]][face])
+    frontend.load(saved)
+    assert titled(frontend.prompt(), "Positive prompt")["prompt"] == "a cat sings"
+
+
 @pytest.mark.skipif(not DRAWN_HERE, reason="files are drawn with the frontend of requirements-dev.txt")
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_the_files_are_what_is_drawn(variant: Variant, frontend: Frontend) -> None:
@@ -414,19 +429,31 @@ def test_app_mode_shows_what_a_first_run_needs(name: str) -> None:
     assert chosen.count("image") == len(BY_NAME[name].images) and ("camera" in chosen) == bool(BY_NAME[name].camera)
 
 
+@each
+def test_the_links_out_of_the_one_node_do_not_cross(name: str) -> None:
+    face = FACES[name]["opening"]
+    height = {node["id"]: node["pos"][1] for node in face["nodes"]}
+    (one,) = (node for node in face["nodes"] if len(node["type"]) == 36)
+    aims = [
+        height[end] for _, start, _, end, _, _ in sorted(face["links"], key=lambda link: link[2]) if start == one["id"]
+    ]
+    assert len(aims) == 2 and aims == sorted(aims)
+
+
 def test_no_file_is_left_over() -> None:
     titles = {path.stem for variant in VARIANTS for path in (opening_file(variant), all_nodes_file(variant))}
+    titles |= {microphone_file(BY_NAME[DEFAULT]).stem}
     assert {path.stem for path in WORKFLOWS.iterdir()} == titles
     assert {path.suffix for path in WORKFLOWS.iterdir()} == {".json", ".jpg"}
     assert {path.stem for path in API_WORKFLOWS.iterdir()} == set(BY_NAME)
     assert set((ROOT / "subgraphs").iterdir()) == set(BLUEPRINTS.values())
-    assert {path.stem for path in PICTURES.iterdir()} == {f"{name}{end}" for name in BY_NAME for end in
-                                                          ("", "_all_nodes")}  # fmt: skip
+    pictures = {f"{name}{end}" for name in BY_NAME for end in ("", "_all_nodes")} | {f"{DEFAULT}_microphone"}
+    assert {path.stem for path in PICTURES.iterdir()} == pictures
 
 
 @each
 def test_the_template_browser_has_a_picture(name: str) -> None:
-    for path in (opening_file(BY_NAME[name]), all_nodes_file(BY_NAME[name])):
+    for path in WORKFLOWS.glob(f"{BY_NAME[name].title}*.json"):
         with Image.open(path.with_suffix(".jpg")) as picture:
             assert picture.format == "JPEG" and min(picture.size) >= 500
         assert path.with_suffix(".jpg").stat().st_size < 100_000
@@ -575,7 +602,10 @@ def test_the_opening_face_makes_the_same_file(
 def test_without_the_models_it_is_refused_by_name(name: str, comfy: Comfy, sound: str) -> None:
     refused = comfy.post("/prompt", {"prompt": API[name]})
     assert refused.status_code == 400
-    said = json.dumps(refused.json()["node_errors"])
+    nodes = refused.json()["node_errors"].values()
+    said = json.dumps(list(nodes))
+    # each node is refused once, whichever of its values are wrong
+    assert [(node["class_type"], len(node["errors"])) for node in nodes] == [(node["class_type"], 1) for node in nodes]
     for file in faces.files(BY_NAME[name]):
         assert file.name in said or file in (DISTILLED, CAMERA)  # these two are there, tiny
 

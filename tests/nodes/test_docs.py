@@ -79,12 +79,13 @@ def test_a_page_has_the_parts_that_an_artist_looks_for(node_id: str) -> None:
         assert name in SHORT or name in STOCK, name
 
 
-STOCK = {"RandomNoise", "DisableNoise", "SplitSigmas", "Load Image", "Preview Audio", "Record Audio", "String"}
+NATIVE = "RandomNoise,DisableNoise,SplitSigmas,Load Image,Preview Audio,Record Audio,Create List,String"
+STOCK = set(NATIVE.split(","))
 
 
 def shown(each: object) -> str:
     """An input's default as a page has it; nothing for a socket, or for a list of the user's own files."""
-    default = getattr(each, "default", None)
+    default = getattr(getattr(each, "input_override", None) or each, "default", None)  # the widget of several types
     if default is True or default is False:
         return "on" if default else "off"
     return f"{default:g}" if isinstance(default, (int, float)) else str(default or "")
@@ -164,7 +165,8 @@ def test_the_readme_names_flags_and_targets_that_exist() -> None:
 
 def test_the_readme_lists_the_workflows() -> None:
     listed = {row[0] for row in rows(README, "workflow")}
-    files = (ROOT / "example_workflows").glob("*.json")
-    assert listed == {file.stem for file in files if not file.stem.endswith("(all nodes)")}
+    titles = [file.stem for file in (ROOT / "example_workflows").glob("*.json")]
+    assert listed == {title for title in titles if not title.endswith(")")}
+    assert all(f"`{kind}`" in README for title in titles for kind in re.findall(r"\(.*\)$", title))
     screens = (ROOT / "docs" / "screens.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^## (.+)$", screens, re.MULTILINE)) == listed

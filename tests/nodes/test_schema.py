@@ -25,7 +25,8 @@ NODES = {node.define_schema().node_id: node for node in nodes.NODES}
 
 
 def inputs(node_id: str) -> dict[str, io.Input]:
-    return {each.id: each for each in NODES[node_id].GET_SCHEMA().inputs}
+    """By name; of one that takes several types, its widget."""
+    return {each.id: getattr(each, "input_override", None) or each for each in NODES[node_id].GET_SCHEMA().inputs}
 
 
 def test_the_door_opens_on_the_nodes() -> None:

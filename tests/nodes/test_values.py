@@ -207,6 +207,20 @@ def test_a_preview_has_the_videos_shape() -> None:
     assert picture.size == (512, 288) and picture.mode == "RGB"
 
 
+def test_a_preview_has_the_colours_of_ltx_2_where_the_host_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer hosts have the format LTXAV; 0.8 has it without factors."""
+    latent = torch.randn(1, 128, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    formats = {}
+    for name, red in (("LTXAV", None), ("LTXV", 0.25)):
+        factors = None if red is None else [[red, 0.0, 0.0]] * 128
+        formats[name] = SimpleNamespace(latent_rgb_factors=factors, latent_rgb_factors_bias=None)
+        monkeypatch.setattr(progress.comfy.latent_formats, name, lambda found=formats[name]: found, raising=False)
+    old = progress.preview(latent)
+    formats["LTXAV"].latent_rgb_factors = [[0.0, 0.25, 0.0]] * 128
+    new = progress.preview(latent)
+    assert [len(picture.getcolors(1 << 20)) > 1 for picture in (*old.split(), *new.split())] == [1, 0, 0, 0, 1, 0]
+
+
 def test_progress_is_where_an_interrupt_takes_hold() -> None:
     bar = progress.Progress("1")
     bar(1, 2)

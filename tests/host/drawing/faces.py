@@ -26,14 +26,21 @@ from .stages import (
     joined,
     models,
     prompts,
+    record,
     save,
     second_stage,
     seed,
 )
 from .variants import Variant
 
-ALL = " (all nodes)"
-"""What the title of a workflow with open stages ends in."""
+ALL, MICROPHONE = " (all nodes)", " (microphone)"
+"""What the title of a workflow with open stages ends in, and of one that records its sound."""
+
+SPOKEN = (
+    "1. Press the button in *Record Audio*, speak, and press again.\n\n2. Describe the speaker in *prompt*.\n\n"
+    "3. Press *Run*. The video keeps your voice unchanged.\n\nA browser offers its microphone to pages at *localhost* "
+    "or *127.0.0.1*, and to https."
+)
 
 
 def files(v: Variant) -> list[File]:
@@ -88,15 +95,17 @@ def whole(v: Variant) -> Stage:
                  "all settings.")  # fmt: skip
 
 
-def opening(v: Variant) -> Stage:
-    """The face that opens: files in, one node with the settings, the video and its report out."""
+def opening(v: Variant, *, spoken: bool = False) -> Stage:
+    """The face that opens: files in, one node with the settings, the video and its report out. spoken: the sound is
+    recorded on the page in place of a file."""
+    # the lower one, because it grows once it shows a video; the sockets of the one node follow this order
     saved = Node(
         "saved", "SaveVideo", "Save Video", {"filename_prefix": "video/ltx-a2v"}, {"video": "save.video"}, width=420
     )
-    # above Save Video, which grows once it shows a video
-    report = Node("shown", "PreviewAny", "Report", {}, {"source": "report.report"}, width=420, height=180, place=-1)
-    columns = ((start(v), files_note(v)), (audio(), *images(v)), (whole(v),), (saved, report))
-    return Stage("root", v.title, columns, gutter=60)
+    report = Node("shown", "PreviewAny", "Report", {}, {"source": "report.report"}, width=420, height=180)
+    beginning = note("start here", SPOKEN, 300, "Start here") if spoken else start(v)
+    columns = ((beginning, files_note(v)), (record() if spoken else audio(), *images(v)), (whole(v),), (report, saved))
+    return Stage("root", v.title + MICROPHONE * spoken, columns, gutter=60)
 
 
 def all_nodes(v: Variant) -> Stage:

@@ -124,10 +124,10 @@ class Graph:
                 yield item.key, here
 
     def slot(self, key: str, name: str, side: str) -> int:
-        """Number of an input or output of a node, by the name that is seen."""
+        """Number of an input or output of a node, by the name that is seen; ComfyUI's own AUDIO is audio, too."""
         slots = self.made[key]["node"][side]
         for number, slot in enumerate(slots):
-            if name in (slot.get("label"), slot["name"]):
+            if name in (slot.get("label"), slot["name"], slot["name"].lower()):
                 return number
         raise ValueError(f"no {name} among the {side} of {self.nodes[key].kind}")
 

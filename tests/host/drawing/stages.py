@@ -53,6 +53,11 @@ def audio() -> Node:
     return Node("audio", "LTXA2VLoadAudio", "Load Audio", {"audio": "speech.opus"}, {}, 300, 200)
 
 
+def record() -> Node:
+    """ComfyUI's own node, which every ComfyUI has that the pack runs in. It stands where Load Audio does."""
+    return Node("audio", "RecordAudio", "Record Audio", {}, {}, 300, 140)
+
+
 def images(v: Variant) -> list[Node]:
     """As high as the frontend makes them once their pictures are there: files are the same before and after. They stand
     below those that share their column."""

@@ -37,6 +37,7 @@ class Settings:
     proxies: tuple[str, ...] = ()
     require_safety: bool = False
     short_side: int = 1080  # pixels of videos whose application has no input for their size
+    max_minutes: float = 45  # of sound of a film in windows; the engine makes no longer ones
     expire_hours: float = 0
     forget_hours: float = 0
     max_body: int = 128 * MIB  # bytes of a JSON request with its data URIs
@@ -136,6 +137,7 @@ def read_settings(folder_paths: Any, environment: Mapping[str, str] = os.environ
         origins=tuple(origin.rstrip("/") for origin in _list(environment.get("LTX_A2V_ORIGINS", ""))),
         require_safety=environment.get("LTX_A2V_SAFETY") == "require",
         short_side=max(int(_number(environment, "LTX_A2V_SHORT_SIDE", defaults.short_side)), 64),
+        max_minutes=_number(environment, "LTX_A2V_MAX_MINUTES", defaults.max_minutes),
         proxies=_list(environment.get("LTX_A2V_PROXIES", "")),
         expire_hours=_number(environment, "LTX_A2V_EXPIRE_HOURS", defaults.expire_hours),
         forget_hours=_number(environment, "LTX_A2V_FORGET_HOURS", defaults.forget_hours),

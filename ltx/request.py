@@ -44,7 +44,7 @@ class Parameter:
     """One input of the endpoint. kind: text, integer, number, switch, choice, size, seed or windows.
 
     minimum, maximum: the endpoint's range. hard_minimum, hard_maximum: the limits of the engine itself, which apply to
-    the command. command: whether only the command takes it.
+    the command.
     """
 
     kind: str
@@ -55,7 +55,6 @@ class Parameter:
     choices: tuple[str, ...] = ()
     hard_minimum: float | None = None
     hard_maximum: float | None = None
-    command: bool = False
 
 
 def _number(
@@ -131,9 +130,9 @@ PARAMETERS: dict[str, Parameter] = {
     "video_quality": _choice("high", QUALITIES, "Quality of the encoded video."),
     "video_write_mode": _choice("balanced", WRITE_MODES, "fast encodes sooner, small takes longer for fewer bytes."),
     "windows": Parameter(
-        "windows", None, "Overlapping windows, for a film as long as the audio. Not the endpoint's.", command=True
+        "windows", None, "Overlapping windows, for a film as long as the audio. Not the endpoint's."
     ),
-    "timeline": Parameter("text", "", "Sections of a film: times and prompts. Not the endpoint's.", command=True),
+    "timeline": Parameter("text", "", "Sections of a film: times and prompts. Not the endpoint's."),
 }  # fmt: skip
 
 ABSENT = ("gradient_estimation_gamma", "audio_stg_scale")

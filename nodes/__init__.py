@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import audio, conditioning, latents, loaders, loras, output, pictures, queued, safety, sampling, text
+from . import audio, conditioning, latents, loaders, loras, output, pictures, queued, safety, sampling, text, windows
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *loaders.NODES,
@@ -16,6 +16,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *audio.NODES,
     *pictures.NODES,
     *text.NODES,
+    *windows.NODES,
     *latents.NODES,
     *conditioning.NODES,
     *sampling.NODES,

@@ -10,24 +10,26 @@ from ..ltx.diffusion.conditioning import AudioCondition
 from ..ltx.diffusion.sound import decode_audio
 from ..ltx.errors import InputError
 from ..ltx.media import audio as engine
-from ..ltx.media import preprocess
+from ..ltx.media import crossfade, preprocess
 from ..ltx.media.rates import frame_rate
 from ..ltx.media.suffixes import FILM, SOUND
 from ..ltx.plan import choose_frames
 from ..ltx.request import MAX_FRAMES, PARAMETERS
 from . import files, memory
+from .film import FilmSound
 from .progress import Progress, reported
 from .taking.sound import from_track, to_track
 from .types import CATEGORY, AudioIO, AudioVaeIO, VocoderIO
 from .widgets import aliases, widget
 
 AUDIO = f"{CATEGORY}/Audio"
+MOST_FRAMES = 200_000  # more than the longest film has at 60 frames per second
 
 
 def frames_input() -> io.Input:
     """The input for the number of frames, which comes from Frame Count."""
     default = PARAMETERS["num_frames"].default
-    return io.Int.Input("frames", default=default, min=1, max=100_000, step=8, tooltip="From Frame Count.")
+    return io.Int.Input("frames", default=default, min=1, max=MOST_FRAMES, step=8, tooltip="From Frame Count.")
 
 
 class LoadAudio(io.ComfyNode):
@@ -64,7 +66,7 @@ class LoadAudio(io.ComfyNode):
                     max=86400.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Seconds to read; 0 reads to the end.",
+                    tooltip="Seconds to read; 0 reads to the end, at most 45 minutes.",
                 ),
                 # The player. The frontend needs it as the last input and under this name.
                 io.Custom("AUDIO_UI").Input("audioUI", optional=True, tooltip="Plays the chosen file."),
@@ -84,7 +86,8 @@ class LoadAudio(io.ComfyNode):
     def execute(
         cls, audio: str, start_time: float = 0.0, duration: float = 0.0, audioUI: object = None
     ) -> io.NodeOutput:
-        return io.NodeOutput(from_track(engine.load_track(files.upload(audio), start_time, duration or None)))
+        track = engine.load_track(files.upload(audio), start_time, duration or None, engine.LONGEST, spare=True)
+        return io.NodeOutput(from_track(track))
 
 
 class FrameCount(io.ComfyNode):
@@ -95,12 +98,20 @@ class FrameCount(io.ComfyNode):
             display_name="LTX A2V Frame Count",
             category=AUDIO,
             description=f"Sets how many frames the video has: as many as the audio lasts, or your own number. It is "
-            f"rounded up to one more than a multiple of 8, as the model needs. The audio gives at most {MAX_FRAMES}.",
+            f"rounded up to one more than a multiple of 8, as the model needs. The audio gives at most {MAX_FRAMES}; "
+            "with whole_track it gives any number, for a film in windows.",
             inputs=[
                 io.Audio.Input("audio", tooltip="The sound that the video is made for."),
                 widget("fps", "frame_rate", step=0.001, display_name="fps", linked_whole=True),
                 widget("match_audio_length"),
                 widget("num_frames", step=8),
+                io.Boolean.Input(
+                    "whole_track",
+                    default=False,
+                    optional=True,
+                    tooltip=f"On: the video may be longer than {MAX_FRAMES} frames, up to 45 minutes. The model cannot "
+                    "make so much at once: connect Window, too.",
+                ),
             ],
             outputs=[
                 io.Int.Output("frames", display_name="frames", tooltip="Frames of the video."),
@@ -112,15 +123,23 @@ class FrameCount(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, audio: dict[str, Any], frame_rate: float, match_audio_length: bool, num_frames: int
+        cls,
+        audio: dict[str, Any],
+        frame_rate: float,
+        match_audio_length: bool,
+        num_frames: int,
+        whole_track: bool = False,
     ) -> io.NodeOutput:
-        frames, note = count(to_track(audio), frame_rate, match_audio_length, num_frames)
+        frames, note = count(to_track(audio), frame_rate, match_audio_length, num_frames, whole_track)
         return reported(cls, frames, frame_rate, text=note)
 
 
-def count(track: engine.Track, fps: float, match: bool, num_frames: int) -> tuple[int, str]:
-    """Returns the number of frames, and a sentence for the report that says what was changed."""
-    frames, notes = choose_frames(track, frame_rate(fps), match, num_frames)
+def count(track: engine.Track, fps: float, match: bool, num_frames: int, windowed: bool = False) -> tuple[int, str]:
+    """Returns the number of frames, and a sentence for the report that says what was changed. windowed: whether the
+    sound may give more than MAX_FRAMES."""
+    frames, notes = choose_frames(track, frame_rate(fps), match, num_frames, windowed=windowed)
+    if frames > MAX_FRAMES and windowed:
+        notes.append("so many are made in windows: connect Window to Audio Conditioning")
     seconds = float(frames / frame_rate(fps))
     return frames, "; ".join([f"{frames} frames, {seconds:.2f} s", *notes])
 
@@ -196,12 +215,13 @@ class DecodeAudio(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        before: AudioCondition,
-        after: AudioCondition,
+        before: AudioCondition | FilmSound,
+        after: AudioCondition | FilmSound,
         audio_vae: memory.Handle,
         vocoder: memory.Handle,
         audio: dict[str, Any],
     ) -> io.NodeOutput:
+        before, after = FilmSound.of(before), FilmSound.of(after)
         if (before.frames, before.fps) != (after.frames, after.fps):
             raise InputError(
                 f"after: it has {after.frames} frames at {float(after.fps):g} fps, but before has {before.frames} at "
@@ -211,10 +231,13 @@ class DecodeAudio(io.ComfyNode):
             to_track(audio)  # for its errors
             return reported(cls, audio, text="the audio is the loaded one, unchanged")
         progress = Progress(cls.hidden.unique_id)
-        progress(0, 1)
+        progress(0, len(after.sounds))
         vae, voice = memory.use(audio_vae, vocoder)
-        track = decode_audio(vae, voice, after.latent, after.frames, after.fps)
-        progress(1, 1)
+        parts = []
+        for sound in after.sounds:
+            parts.append(decode_audio(vae, voice, sound.latent, sound.frames, sound.fps))
+            progress(len(parts), len(after.sounds))
+        track = crossfade.join(parts, [window.starts_at(after.fps) for window in after.cut.windows])
         note = f"the audio was made anew at strength {before.strength:g}, {track.rate} Hz"
         return reported(cls, from_track(track), text=note)
 

@@ -13,17 +13,19 @@ from ..ltx.diffusion.encode import encode_image
 from ..ltx.diffusion.sound import encode_audio
 from ..ltx.errors import InputError
 from ..ltx.latents import SPACE_SCALE, pixel_frames
-from ..ltx.media.images import compress, fit
+from ..ltx.media.audio import part_from
+from ..ltx.media.images import compress, fit, load_image
 from ..ltx.media.rates import frame_rate
 from ..ltx.models import V23, V25
-from ..ltx.request import PARAMETERS
-from . import memory
-from .audio import frames_input
+from ..ltx.windows import cut_windows
+from . import files, memory
+from .audio import MOST_FRAMES, frames_input
+from .film import Cut, FilmSound, Timeline, check_clip
 from .progress import Progress, report
 from .taking.latent import samples_of
 from .taking.picture import others, to_picture
 from .taking.sound import to_track
-from .types import CATEGORY, AudioIO, AudioVaeIO, GuidesIO, VideoVaeIO
+from .types import CATEGORY, AudioIO, AudioVaeIO, GuidesIO, TimelineIO, VideoVaeIO, WindowsIO
 from .widgets import widget
 
 CONDITIONING = f"{CATEGORY}/Conditioning"
@@ -50,6 +52,9 @@ class AudioConditioning(io.ComfyNode):
                     tooltip="1 keeps the track, and the picture follows it. With a lower value the model changes the "
                     "sound: 0.9 touches it up, 0 makes a new one.",
                 ),
+                WindowsIO.Input(
+                    "windows", optional=True, tooltip="From Window, for a film: the sound is encoded for each window."
+                ),
             ],
             outputs=[
                 AudioIO.Output("condition", display_name="audio", tooltip="For the first sampler and Decode Audio.")
@@ -59,20 +64,33 @@ class AudioConditioning(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, audio_vae: memory.Handle, audio: dict[str, Any], frames: int, fps: float, strength: float = 1.0
+        cls,
+        audio_vae: memory.Handle,
+        audio: dict[str, Any],
+        frames: int,
+        fps: float,
+        strength: float = 1.0,
+        windows: Cut | None = None,
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
-        progress(0, 1)
         check_strength("audio_strength", strength)
         track, rate = to_track(audio), frame_rate(fps)
+        places = cut_windows(frames)
+        if windows is not None:
+            check_clip("windows", windows, frames, rate)
+            places = windows.windows
+        progress(0, len(places))
         (vae,) = memory.use(audio_vae)
-        latent = memory.to_graph(encode_audio(vae, track, frames, rate))
-        progress(1, 1)
-        return io.NodeOutput(AudioCondition(latent, frames, rate, strength))
+        sounds = []
+        for place in places:
+            part = part_from(track, place.first_frame, rate)
+            latent = memory.to_graph(encode_audio(vae, part, place.frames, rate))
+            sounds.append(AudioCondition(latent, place.frames, rate, strength))
+            progress(len(sounds), len(places))
+        return io.NodeOutput(sounds[0] if windows is None else FilmSound(windows, tuple(sounds)))
 
 
 LAST = -1
-MOST_FRAMES = int(PARAMETERS["num_frames"].maximum)
 TRAINED = -1  # the compression that the images of the VAE's model had in training
 
 
@@ -201,11 +219,69 @@ def _with_guide(
     """The guides and this image at that frame, encoded at the latent's size. At strength 0 the image is left out."""
     if strength == 0:
         return tuple(guides)
+    return (*guides, _guide(frame, video_vae, to_picture(image), latent, strength, compression))
+
+
+def _guide(
+    frame: int, video_vae: memory.Handle, picture: Tensor, latent: dict[str, Any], strength: float, compression: int
+) -> Guide:
+    """A picture, uint8 [H, W, 3], encoded at the latent's size."""
     height, width = (side * SPACE_SCALE for side in samples_of(latent).shape[3:])
     crf = getattr(video_vae, "crf", V23.crf) if compression == TRAINED else compression
-    pixels = fit(compress(to_picture(image), crf), width, height)
+    pixels = fit(compress(picture, crf), width, height)
     (vae,) = memory.use(video_vae, memory_required=memory.encoding_memory(video_vae.module, height, width))
-    return (*guides, Guide(memory.to_graph(encode_image(vae, pixels)), frame, strength))
+    return Guide(memory.to_graph(encode_image(vae, pixels)), frame, strength)
 
 
-NODES = (AudioConditioning, ImageConditioning, EndImageConditioning, Keyframe)
+class SectionImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        like = ImageConditioning.define_schema().inputs
+        return io.Schema(
+            node_id="LTXA2VSectionImages",
+            display_name="LTX A2V Section Images",
+            category=CONDITIONING,
+            description="The sections of a timeline begin with the images that it names: [image face.png] behind the "
+            "time means the file face.png of ComfyUI's input folder. The film may begin with an image that is "
+            "connected. Use one node for each stage, because each stage has its own size. At strength 0 the images "
+            "are left out.",
+            inputs=[
+                TimelineIO.Input("timeline", tooltip="From Timeline."),
+                *(each for each in like if each.id != "image"),
+                io.Image.Input("first_image", optional=True, tooltip="The film begins with it, if one is connected."),
+            ],
+            outputs=[GuidesIO.Output("images", display_name="guides", tooltip="For the stage's sampler.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        timeline: Timeline,
+        video_vae: memory.Handle,
+        latent: dict[str, Any],
+        strength: float,
+        guides: tuple[Guide, ...] = (),
+        compression: int = TRAINED,
+        first_image: Tensor | None = None,
+    ) -> io.NodeOutput:
+        named = [section for section in timeline.sections if section.image and strength]
+        progress = Progress(cls.hidden.unique_id)
+        if first_image is not None:
+            first = {"image": first_image, "latent": latent, "strength": strength, "compression": compression}
+            guides = _with_guide(0, video_vae, guides=guides, **first)
+        found = list(guides)
+        for number, section in enumerate(named):
+            progress(number, len(named))
+            frame = section.first_frame(timeline.fps)
+            if any(guide.frame == frame for guide in guides):
+                raise InputError(
+                    f"timeline: section {section} has an image, and so has the film at its frame {frame}; leave out "
+                    "one of them."
+                )
+            picture = load_image(files.upload(section.image))
+            found.append(_guide(frame, video_vae, picture, latent, strength, compression))
+        return io.NodeOutput(tuple(found))
+
+
+NODES = (AudioConditioning, ImageConditioning, EndImageConditioning, Keyframe, SectionImages)

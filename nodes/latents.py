@@ -8,12 +8,13 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ltx.diffusion.upscale import upscale
+from ..ltx.diffusion.upscale import PIECE, upscale, upscale_long
 from ..ltx.latents import CHANNELS, video_shape
 from ..ltx.plan import choose_size
 from ..ltx.request import AUTO, PARAMETERS, SIZES, check_value
 from . import files, memory
 from .audio import frames_input
+from .film import CUTS
 from .progress import Progress, reported
 from .taking.latent import MASK, samples_of
 from .taking.picture import size_of
@@ -127,13 +128,19 @@ class LatentUpscale(io.ComfyNode):
     def execute(cls, upscaler: memory.Upscaler, video_vae: memory.Handle, latent: dict[str, Any]) -> io.NodeOutput:
         upscaler.check(video_vae)
         progress = Progress(cls.hidden.unique_id)
-        progress(0, 1)
         samples = samples_of(latent)
-        room = memory.upscaling_memory(upscaler.module, video_vae.module, samples)
+        progress(0, samples.shape[2])
+        cuts = latent.get(CUTS)  # of a film in windows
+        room = memory.upscaling_memory(
+            upscaler.module, video_vae.module, samples if cuts is None else samples[:, :, :PIECE]
+        )
         # The VAE need not be loaded, because only two of its vectors are read, on whatever device they are.
         (upsampler,) = memory.use(upscaler, memory_required=room)
-        result = upscale(upsampler, video_vae.module, samples)
-        progress(1, 1)
+        if cuts is None:
+            result = upscale(upsampler, video_vae.module, samples)
+        else:
+            result = upscale_long(upsampler, video_vae.module, samples, cuts, on_piece=progress)
+        progress(samples.shape[2], samples.shape[2])
         kept = {MASK: latent[MASK]} if latent.get(MASK) is not None else {}  # the second stage keeps it, too
         return io.NodeOutput({"samples": memory.to_graph(result), **kept})
 

@@ -240,7 +240,7 @@ class ModelLoader(io.ComfyNode):
         other = "auto" if dtype == "fp8" else dtype
         report(cls, opened.told)
         return io.NodeOutput(
-            memory.hold_transformer(opened.transformer, dtype, opened.path.name, opened.version),
+            memory.hold_transformer(opened.transformer, dtype, opened.path.name, opened.version, opened.path),
             memory.checkpoint_connectors(opened, other),
             memory.hold_video_vae(opened, other),
             memory.hold_vae(opened.audio_vae, other),

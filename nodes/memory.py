@@ -34,6 +34,7 @@ from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
 from ..ltx.memory.work import decoding, image_encoding, one_step, upscaling
 from ..ltx.models import V23
+from ..ltx.prompt.contexts import fingerprint
 from ..ltx.prompt.gemma import Gemma, check_gemma
 from ..ltx.weights.adapters import Adapter, Edit, moved, tensors
 from ..ltx.weights.checkpoint import Checkpoint
@@ -275,12 +276,20 @@ class TextEncoder(Handle):
 @dataclass(frozen=True, eq=False)
 class Model(Adapted):
     """The transformer. checkpoint: the name of its file. version: as the file tells it. acceleration: the settings of
-    an acceleration level. compiled: whether its blocks are compiled."""
+    an acceleration level. compiled: whether its blocks are compiled. weights: a hash of its file and of how it was
+    loaded; "" if they are not known."""
 
     checkpoint: str = ""
     version: str = V23.version
     acceleration: Acceleration = EXACT
     compiled: bool = False
+    weights: str = ""
+
+    @property
+    def identity(self) -> list[Any]:
+        """What decides about its numbers, as values that JSON can hold: its weights, its LoRAs and the device."""
+        loras = [(fingerprint(fit.lora.path), strength) for fit, strength in self.loras]
+        return [self.weights, loras, self.compiled, self.module.device.type]
 
 
 class Pairs(nn.ModuleList):
@@ -424,14 +433,21 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
 
 
 def hold_transformer(
-    load: Callable[..., nn.Module], dtype: str, checkpoint: str = "", version: str = V23.version
+    load: Callable[..., nn.Module],
+    dtype: str,
+    checkpoint: str = "",
+    version: str = V23.version,
+    path: Path | None = None,
 ) -> Model:
-    """Loads the transformer into host memory. load: Checkpoint.transformer, called as load(dtype, fp8=…, on=…)."""
+    """Loads the transformer into host memory. load: Checkpoint.transformer, called as load(dtype, fp8=…, on=…). path:
+    its file or folder."""
     device = management.get_torch_device()
     rounding = {"fp8": True, "on": device} if dtype == "fp8" else {}
-    module = load(dtype_for("auto" if rounding else dtype, device), **rounding)
+    computed = dtype_for("auto" if rounding else dtype, device)
+    module = load(computed, **rounding)
     patcher = hold(module, device, management.unet_offload_device())
-    return Model(patcher, patcher, checkpoint=checkpoint, version=version)
+    weights = fingerprint(path, device=device, dtype=f"{computed} {bool(rounding)}") if path is not None else ""
+    return Model(patcher, patcher, checkpoint=checkpoint, version=version, weights=weights)
 
 
 def hold_vae(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Handle:

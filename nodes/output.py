@@ -19,6 +19,7 @@ from ..ltx.media.rates import frame_rate
 from ..ltx.media.safety import Watch
 from . import files, memory, safety
 from .destination import check_prefix
+from .film import CUTS, FilmWindows
 from .progress import Progress
 from .progress import report as announce
 from .taking.latent import samples_of
@@ -366,6 +367,8 @@ class SaveLatentVideo(io.ComfyNode):
         try:
             return write(safety.stop_at_flag(watch, frames), safety.passed(watch))
         except safety.Flagged:
+            if CUTS in latent:
+                FilmWindows().forget()  # what was flagged does not stay on the disk
             verdict = announce(cls, safety.flagged(watch, action))
             black = torch.zeros(1, clip.height, clip.width, 3, dtype=torch.uint8)
             return write((black for _ in range(clip.frames)), verdict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 
 import comfy.latent_formats
 import comfy.model_management
@@ -13,6 +14,12 @@ from comfy.cli_args import LatentPreviewMethod, args
 from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
+
+from ..ltx.diffusion.sample import grid
+from ..ltx.diffusion.samplers import Hooks
+from ..ltx.diffusion.tokens import Tokens
+from ..ltx.left import TimeLeft, told
+from ..ltx.windows import Window
 
 PREVIEW_SIDE = 512
 FORMATS = ("LTXAV", "LTXV")
@@ -41,6 +48,30 @@ class Progress:
         if self.bar is None:
             self.bar = comfy.utils.ProgressBar(total, node_id=self.node_id)
         self.bar.update_absolute(done, total, preview and ("JPEG", preview, PREVIEW_SIDE))
+
+
+class StageProgress:
+    """The progress of a stage over the windows of a film: the bar counts the steps of all windows, and the node shows
+    the window and the time left. A clip of one window has the bar alone."""
+
+    def __init__(self, progress: Progress, windows: Sequence[Window], steps: int) -> None:
+        self._progress, self._windows = progress, len(windows)
+        self._left = TimeLeft([[window.length for window in windows]])
+        progress(0, self._windows * steps)
+
+    def hooks(self, number: int, like: Tensor) -> Hooks:
+        """The hooks of a window. like: a latent of its size."""
+
+        self._left.begin(0, number)
+
+        def on_step(done: int, total: int, x0: Tokens) -> None:
+            self._progress(number * total + done, self._windows * total, preview(grid(x0.video, like)))
+            seconds = self._left.step(done, total)
+            if self._windows > 1:
+                place = f"window {number + 1} of {self._windows}"
+                show_text(self._progress.node_id, place if seconds is None else f"{place}, {told(seconds)}")
+
+        return Hooks(on_step, self._progress.check)
 
 
 def show_text(node_id: str, text: str) -> None:

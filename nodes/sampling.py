@@ -15,19 +15,19 @@ from ..ltx.diffusion.acceleration import level as acceleration
 from ..ltx.diffusion.block import compile_blocks
 from ..ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from ..ltx.diffusion.guidance import NONE, Guidance
-from ..ltx.diffusion.sample import grid, sample
-from ..ltx.diffusion.samplers import Hooks, Restart
+from ..ltx.diffusion.sample_windows import keep_nothing, sample_windows
+from ..ltx.diffusion.samplers import Restart
 from ..ltx.diffusion.schedules import REFINE, SCHEDULES
 from ..ltx.diffusion.steering import EULER, INERT, SAMPLERS, Steering, schedule_under
-from ..ltx.diffusion.tokens import Tokens
 from ..ltx.errors import InputError
-from ..ltx.latents import pixel_frames
+from ..ltx.latents import SPACE_SCALE, NoiseSource, pixel_frames
 from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
 from . import files, memory
-from .progress import Progress, preview, reported
+from .film import CUTS, FilmSound, FilmWindows
+from .progress import Progress, StageProgress, reported
 from .taking.latent import MASK, mask_of, start_of
-from .taking.noise import Generated, NextNoise, to_noise
+from .taking.noise import Generated, NextNoise, to_streams
 from .taking.sigmas import to_sigmas
 from .types import CATEGORY, AudioIO, GuidanceIO, GuidesIO, ModelIO, RestartIO, TextIO
 from .widgets import aliases, widget
@@ -355,7 +355,7 @@ class Sampler(io.ComfyNode):
         noise: Any,
         sigmas: Tensor,
         positive: TextContext,
-        audio: AudioCondition,
+        audio: AudioCondition | FilmSound,
         latent: dict[str, Any],
         negative: TextContext | None = None,
         guidance: Guidance | None = None,
@@ -377,30 +377,19 @@ class Sampler(io.ComfyNode):
         )
         layers = len(model.module.transformer_blocks)
         steering.check(audio.frozen, negative is not None, layers)
-        left = _left(steering, audio)
+        film = FilmSound.of(audio)
+        left = _left(steering, film)
         progress = Progress(cls.hidden.unique_id)
-        samples, mask, source = start_of(latent), mask_of(latent), to_noise(noise, latent)
-        if pixel_frames(samples) != audio.frames:
+        samples, mask = start_of(latent), mask_of(latent)
+        if pixel_frames(samples) != film.frames:
             raise InputError(
-                f"latent: it has {pixel_frames(samples)} frames, but the audio was encoded for {audio.frames}; "
+                f"latent: it has {pixel_frames(samples)} frames, but the audio was encoded for {film.frames}; "
                 "give both the same number of frames."
             )
-        progress(0, steering.steps)
-        (module,) = memory.use(model, memory_required=memory.sampling_memory(model.module, samples))
-        compile_blocks(module, model.compiled)
-
-        def on_step(done: int, total: int, x0: Tokens) -> None:
-            progress(done, total, preview(grid(x0.video, samples)))
-
-        denoised, next_audio, after = sample(
-            module,
-            samples,
-            Conditions(positive, audio, negative, guides, mask),
-            steering,
-            source,
-            device=module.device,
-            hooks=Hooks(on_step, progress.check),
-        )
+        sources = to_streams(noise, latent, film.cut)
+        source, kept = sources[0], FilmWindows()
+        conditions = Conditions(positive, film.sounds[0], negative, guides, mask)
+        denoised, sounds, streams = _sample(model, samples, film, conditions, steering, sources, kept, progress)
         passes = steering.passes(audio.frozen)
         steps = f"seed {source.seed}, {steering.steps} steps of {steering.sampler}, {passes} passes each"
         notes = [f"{steps}, with LTX-{model.version}"]
@@ -410,6 +399,7 @@ class Sampler(io.ComfyNode):
             notes.append(source.note)
         if mask is not None:
             notes.append("the latent's noise mask keeps a part of it")
+        notes += film.notes(kept.used)
         if left:
             notes.append(f"noise of sigma {left:g} is left: Disable Noise and the rest of the sigmas continue it")
         if audio_guidance is not None and audio.frozen:
@@ -419,19 +409,60 @@ class Sampler(io.ComfyNode):
         result = {"samples": memory.to_graph(denoised / (1 - left))}
         if mask is not None:
             result[MASK] = latent[MASK]
-        following = after.native if isinstance(after, Generated) else NextNoise(after)
+        if len(film.cut.windows) > 1:
+            result[CUTS] = film.cut.hard
+        after = streams[0]
+        following = after.native if isinstance(after, Generated) else NextNoise(after, streams)
+        next_audio = replace(film, sounds=sounds) if isinstance(audio, FilmSound) else sounds[0]
         return reported(cls, result, following, next_audio, text="; ".join(notes))
 
 
-def _left(steering: Steering, audio: AudioCondition) -> float:
+def _sample(
+    model: memory.Model,
+    samples: Tensor,
+    film: FilmSound,
+    conditions: Conditions,
+    steering: Steering,
+    sources: tuple[NoiseSource, ...],
+    kept: FilmWindows,
+    progress: Progress,
+) -> tuple[Tensor, tuple[AudioCondition, ...], tuple[NoiseSource, ...]]:
+    """Samples a stage, window after window. samples: the start of the whole, which does not change."""
+    windows, generated = film.cut.windows, isinstance(sources[0], Generated)
+    keep = keep_nothing
+    if model.weights and not generated:
+        keep = kept.of(model.identity, film.cut, tuple(side * SPACE_SCALE for side in samples.shape[3:]))
+    told = StageProgress(progress, windows, steering.steps)
+    room = memory.sampling_memory(model.module, samples[:, :, film.cut.longest.whole])
+    (module,) = memory.use(model, memory_required=room)
+    compile_blocks(module, model.compiled)
+    whole = samples if len(windows) == 1 else samples.to("cpu", torch.float32, copy=True)
+    return sample_windows(
+        module,
+        whole,
+        film.parts(one_stream=generated),
+        conditions,
+        steering,
+        sources,
+        device=module.device,
+        hooks=lambda number: told.hooks(number, samples[:, :, windows[number].whole]),
+        keep=keep,
+    )
+
+
+def _left(steering: Steering, film: FilmSound) -> float:
     """The sigma at which a schedule ends: above 0 for the first part of a schedule that was split.
 
     As in ComfyUI's own samplers, the latent is then divided by 1 - sigma, so that a sampler that adds no noise and has
     the rest of the schedule continues exactly. Raises InputError if the model changes the sound, because noise would
-    stay in it.
+    stay in it, or if a window would begin with the noise of the one before it.
     """
     left = float(steering.sigmas[-1])
-    if left and not audio.frozen:
+    if left and len(film.cut.windows) > 1:
+        raise InputError(
+            f"sigmas: they end at {left:g}, but each window of a film is sampled to the end; end them at 0."
+        )
+    if left and not film.frozen:
         raise InputError(
             f"sigmas: they end at {left:g} and would leave noise in the sound, which the model makes at an audio "
             "strength below 1; end them at 0."

@@ -14,11 +14,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx.characters import check_text
-from ..ltx.diffusion.conditioning import TEXT_LENGTH
+from ..ltx.diffusion.conditioning import TEXT_LENGTH, TextContext
 from ..ltx.errors import InputError
 from ..ltx.media.images import compress
 from ..ltx.prompt.contexts import Recent, image_digest
-from ..ltx.prompt.expand import expand
+from ..ltx.prompt.expand import Expansion, expand
 from ..ltx.prompt.expander import GEMMA_4, check_expander, load_expander
 from ..ltx.prompt.text import encode_text
 from . import files, memory
@@ -61,22 +61,41 @@ class TextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder: memory.TextEncoder, text: str) -> io.NodeOutput:
-        _check(text_encoder)
+        check_encoder(text_encoder)
         check_text("text", text)
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
-        key = ("context", text.strip())
-        context = _recent.get(text_encoder, key)
-        if context is None:
-            memory.use(text_encoder, memory_required=memory.TEXT_MEMORY)
-            context = encode_text(text_encoder.gemma, text_encoder.connectors.module, text)
-            context = replace(context, video=memory.to_graph(context.video), audio=memory.to_graph(context.audio))
-            _recent.put(text_encoder, key, context)
+        context = encoded(text_encoder, text)
         progress(1, 1)
-        if context.truncated:
-            logging.warning("The prompt has %d tokens; the %d after the first %d are left out.", context.tokens,
-                            context.tokens - TEXT_LENGTH, TEXT_LENGTH)  # fmt: skip
         return io.NodeOutput(context)
+
+
+def encoded(text_encoder: memory.TextEncoder, text: str) -> TextContext:
+    """The context of a text, which is not computed again if this encoder had the text lately."""
+    key = ("context", text.strip())
+    context = _recent.get(text_encoder, key)
+    if context is None:
+        memory.use(text_encoder, memory_required=memory.TEXT_MEMORY)
+        context = encode_text(text_encoder.gemma, text_encoder.connectors.module, text)
+        context = replace(context, video=memory.to_graph(context.video), audio=memory.to_graph(context.audio))
+        _recent.put(text_encoder, key, context)
+    if context.truncated:
+        logging.warning("The prompt has %d tokens; the %d after the first %d are left out.", context.tokens,
+                        context.tokens - TEXT_LENGTH, TEXT_LENGTH)  # fmt: skip
+    return context
+
+
+def expander_input() -> io.Input:
+    """The input for the model that writes prompts out."""
+    return io.Combo.Input(
+        "expander",
+        options=[OWN, *gemma_names()],
+        default=OWN,
+        optional=True,
+        tooltip=f"The model that writes the prompt. {OWN} is LTX-2.3's own Gemma 3. LTX-2.5's text encoder "
+        f"cannot write: choose an instruct model in models/text_encoders, the folder of {GEMMA_4} or of a "
+        "larger one, or a Gemma 3 12B-it. It takes the most likely words, so the seed does not matter.",
+    )
 
 
 class ExpandPrompt(io.ComfyNode):
@@ -118,15 +137,7 @@ class ExpandPrompt(io.ComfyNode):
                     optional=True,
                     tooltip="The first image, unless its strength is 0. A batch gives its first image.",
                 ),
-                io.Combo.Input(
-                    "expander",
-                    options=[OWN, *gemma_names()],
-                    default=OWN,
-                    optional=True,
-                    tooltip=f"The model that writes the prompt. {OWN} is LTX-2.3's own Gemma 3. LTX-2.5's text encoder "
-                    f"cannot write: choose an instruct model in models/text_encoders, the folder of {GEMMA_4} or of a "
-                    "larger one, or a Gemma 3 12B-it. It takes the most likely words, so the seed does not matter.",
-                ),
+                expander_input(),
             ],
             outputs=[
                 io.String.Output("expanded", display_name="prompt", tooltip="For the positive Text Encode."),
@@ -139,12 +150,11 @@ class ExpandPrompt(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, expander: str | None = None) -> bool | str:
-        return files.verdict(_expander_path, expander)
+        return check_choice(expander)
 
     @classmethod
     def fingerprint_inputs(cls, expander: str = OWN, **_: object) -> str:
-        path = _expander_path(expander)
-        return "" if path is None else _stamp(path)
+        return stamp_of(expander)
 
     @classmethod
     def execute(
@@ -156,37 +166,58 @@ class ExpandPrompt(io.ComfyNode):
         image: Tensor | None = None,
         expander: str = OWN,
     ) -> io.NodeOutput:
-        _check(text_encoder)
+        check_encoder(text_encoder)
         check_text("prompt", prompt)
         if not enabled:
-            return io.NodeOutput(prompt, f"prompt: {_line(prompt)}")
-        progress = Progress(cls.hidden.unique_id)
+            return io.NodeOutput(prompt, f"prompt: {line(prompt)}")
         picture = None if image is None else compress(to_picture(image))
-        path = _expander_path(expander)
-        wrote = (seed, None) if path is None else (None, (path, _stamp(path)))
-        key = ("expansion", prompt, *wrote, image_digest(picture))
-
-        def on_token(done: int, total: int, text: str) -> None:
-            progress(done, total)
-            show_text(cls.hidden.unique_id, text)
-
-        expansion = _recent.get(text_encoder, key)
-        if expansion is None:
-            writer = text_encoder if path is None else _writer(text_encoder, path)
-            memory.use(writer, memory_required=memory.TEXT_MEMORY)
-            options = {"image": picture, "greedy": path is not None, "on_token": on_token, "interrupts": INTERRUPTS}
-            expansion = expand(writer.gemma, prompt, seed=seed, **options)
-            if expansion.expanded:  # a failed expansion is tried again next time
-                _recent.put(text_encoder, key, expansion)
+        expansion = Writing(cls.hidden.unique_id, text_encoder, seed, picture, expander).write(prompt)
         said = expansion.prompt if expansion.expanded else expansion.reason
         show_text(cls.hidden.unique_id, said)
-        if expansion.reason:
-            logging.warning("LTX A2V: %s", expansion.reason)
-        notes = [f"prompt: {_line(expansion.prompt)}", *filter(None, [expansion.reason])]
+        notes = [f"prompt: {line(expansion.prompt)}", *filter(None, [expansion.reason])]
         return io.NodeOutput(expansion.prompt, "\n".join(notes), ui=shown(said))
 
 
-def _check(text_encoder: memory.TextEncoder | None) -> None:
+class Writing:
+    """How prompts are written out: by which model, from which seed and picture. node_id: the node that shows them."""
+
+    def __init__(
+        self, node_id: str, text_encoder: memory.TextEncoder, seed: int, picture: Tensor | None, expander: str
+    ) -> None:
+        self._node_id, self._encoder, self._seed, self._picture = node_id, text_encoder, seed, picture
+        self._path = _expander_path(expander)
+        self._progress = Progress(node_id)
+
+    def write(self, prompt: str) -> Expansion:
+        """The prompt written out, which is not done again if this encoder had it lately."""
+        path = self._path
+        wrote = (self._seed, None) if path is None else (None, (path, _stamp(path)))
+        key = ("expansion", prompt, *wrote, image_digest(self._picture))
+        expansion = _recent.get(self._encoder, key)
+        if expansion is None:
+            writer = self._encoder if path is None else _writer(self._encoder, path)
+            memory.use(writer, memory_required=memory.TEXT_MEMORY)
+            expansion = expand(
+                writer.gemma,
+                prompt,
+                seed=self._seed,
+                image=self._picture,
+                greedy=path is not None,
+                on_token=self._told,
+                interrupts=INTERRUPTS,
+            )
+            if expansion.expanded:  # a failed expansion is tried again next time
+                _recent.put(self._encoder, key, expansion)
+        if expansion.reason:
+            logging.warning("LTX A2V: %s", expansion.reason)
+        return expansion
+
+    def _told(self, done: int, total: int, text: str) -> None:
+        self._progress(done, total)
+        show_text(self._node_id, text)
+
+
+def check_encoder(text_encoder: memory.TextEncoder | None) -> None:
     """Raises InputError if there is none: a LoRA node gives one only if one is linked to it."""
     if text_encoder is None:
         raise InputError("text_encoder: nothing comes in; link Load Text Encoder to the text_encoder of the LoRA node.")
@@ -199,6 +230,17 @@ def _expander_path(name: str) -> Path | None:
     path = gemma_path(name)
     check_expander(path)
     return path
+
+
+def check_choice(expander: str | None) -> bool | str:
+    """The verdict on an expander for `validate_inputs`."""
+    return files.verdict(_expander_path, expander)
+
+
+def stamp_of(expander: str) -> str:
+    """A text that changes when the expander's files change; "" for the text encoder."""
+    path = _expander_path(expander)
+    return "" if path is None else _stamp(path)
 
 
 def _stamp(path: Path) -> str:
@@ -215,7 +257,7 @@ def _writer(text_encoder: memory.TextEncoder, path: Path) -> memory.Writer:
     return writer
 
 
-def _line(text: str) -> str:
+def line(text: str) -> str:
     """A text on one line, for a report."""
     return " ".join(text.split())
 

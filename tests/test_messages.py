@@ -38,7 +38,7 @@ PUT_TOGETHER = {
     "ltx/media/images.py": 4,
     "ltx/models.py": 3,
     "nodes/loaders.py": 1,
-    "api/applications/ltx_2_5.py": 1,
+    "api/applications/audio_to_video.py": 1,
     "api/files/looks.py": 2,
     "api/host.py": 1,
     "api/queue/endings.py": 2,

@@ -7,10 +7,14 @@ model has its own schedule and no guidance, so these variants have fewer inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from ...ltx.errors import InputError
+from ...ltx.media.audio import LONGEST, load_track
 from ..graph.compose import compose
 from ..graph.graph import Prompt
 from ..graph.model_files import ModelFinder, ModelNames, find_distilled, find_lora, find_models
+from ..settings import Settings
 from .application import Application
 from .inputs import LORAS, CheckedRequest, Kind, input_model, lora_list, optional_file, required_file
 
@@ -26,14 +30,20 @@ DISTILLED_RECIPE = {"acceleration": "full", "use_restart_sampling": False}
 OF_DISTILLED = (
     *("prompt", "negative_prompt", "match_audio_length", "num_frames", "video_size", "use_multiscale", "fps", "seed"),
     *("acceleration", "camera_lora", "camera_lora_scale", "image_strength", "end_image_strength", "audio_strength"),
-    *("preprocess_audio", "enable_prompt_expansion", "enable_safety_checker"),
+    *("preprocess_audio", "enable_prompt_expansion", "enable_safety_checker", "windows", "timeline"),
     *("video_output_type", "video_quality", "video_write_mode"),
 )
 """The inputs that the endpoint has with the distilled model. `negative_prompt` and `acceleration` do nothing there."""
 
 
 def compose_request(checked: CheckedRequest, models: ModelNames, files: Mapping[str, str], prefix: str) -> Prompt:
-    """The `compose` of these applications."""
+    """The `compose` of these applications. Raises InputError also for a timeline with images: they would be files of
+    this server."""
+    for section in checked.request.sections:
+        if section.image:
+            raise InputError(
+                f"timeline: section {section} has an image; over HTTP only image_url and end_image_url do."
+            )
     return compose(
         checked.request,
         models,
@@ -43,6 +53,29 @@ def compose_request(checked: CheckedRequest, models: ModelNames, files: Mapping[
         prefix=prefix,
         loras=[(find_lora(path, models.loras), strength) for path, strength in checked.loras],
     )
+
+
+def check_minutes(checked: CheckedRequest, paths: Mapping[str, Path], settings: Settings) -> CheckedRequest:
+    """The `settle` of these applications: a film must not be longer than the administrator allows. Raises InputError
+    for a longer sound, and for one that cannot be read."""
+    request, path, most = checked.request, paths["audio_url"], settings.max_minutes
+    if request.windows is None or not request.match_audio_length:
+        return checked
+    try:
+        seconds = load_track(path, most=LONGEST).seconds
+    except InputError as error:
+        raise about("audio_url", path, error) from error
+    if seconds > 60 * most:
+        raise InputError(
+            f"audio_url: the sound lasts {float(seconds) / 60:.1f} minutes, and this server makes films of up to "
+            f"{most:g}; cut it into shorter parts."
+        )
+    return checked
+
+
+def about(field: str, path: Path, error: InputError) -> InputError:
+    """The engine's sentence about a file, about the input that it came by."""
+    return InputError(str(error).replace(path.name, field))
 
 
 Input = input_model("Input", "Generate a video from audio and a prompt, with images if any.", FIELDS)
@@ -62,7 +95,7 @@ def variants(family: str, undistilled: ModelFinder, distilled: ModelFinder) -> t
     """The application and its three variants with the models of a version of LTX. family: the beginning of their
     ids."""
     return tuple(
-        Application(f"{family}/{name}", inputs, FILES, models, compose_request, fixed=fixed)
+        Application(f"{family}/{name}", inputs, FILES, models, compose_request, fixed=fixed, settle=check_minutes)
         for name, inputs, models, fixed in (
             ("audio-to-video", Input, undistilled, {}),
             ("audio-to-video/lora", LoraInput, undistilled, {}),

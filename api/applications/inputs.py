@@ -27,7 +27,9 @@ from pydantic import (
 
 from ...ltx.characters import is_whole
 from ...ltx.errors import InputError
+from ...ltx.latents import TIME_SCALE
 from ...ltx.request import PARAMETERS, SIDE, Parameter, Request, parse
+from ...ltx.windows import FRAMES, LONGEST, OVERLAP, WindowSize
 
 Detail = list[dict[str, Any]]
 Kind = Literal["audio", "image"]
@@ -59,14 +61,54 @@ class ImageSize(BaseModel):
     height: int = Field(SIDE, ge=_side.minimum, le=_side.maximum, description="The height of the video.")
 
 
+USUAL = WindowSize()
+
+
+class WindowSettings(BaseModel):
+    """The windows of a film that is as long as its sound. The hosted endpoint has no such input."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    frames: int = Field(FRAMES, ge=17, le=LONGEST, description="Frames of a window, one more than a multiple of 8.")
+    overlap: int = Field(
+        OVERLAP, ge=1, le=LONGEST // TIME_SCALE - 1, description="Latents of eight frames that two windows share."
+    )
+    pauses: bool = Field(USUAL.pauses, description="Whether windows end at pauses of the sound.")
+    anchor: float = Field(
+        USUAL.anchor,
+        ge=0,
+        le=1,
+        strict=False,
+        description="How firmly windows are held to their section's first frame.",
+    )
+    drift: float = Field(
+        USUAL.drift,
+        ge=0,
+        le=1,
+        strict=False,
+        description="The share by which colours are pulled to the first ones.",
+    )
+    seeds: dict[str, int] = Field({}, description="Seeds for single windows, by their numbers from 1.")
+
+
 NAME_TAG, SIZE_TAG = "a name", "width and height"
+SWITCH_TAG, SETTINGS_TAG = "a switch", "settings of windows"
 
 
 def _kind_of_size(value: object) -> str:
     return SIZE_TAG if isinstance(value, (Mapping, ImageSize)) else NAME_TAG
 
 
+def _kind_of_windows(value: object) -> str:
+    return SETTINGS_TAG if isinstance(value, (Mapping, WindowSettings)) else SWITCH_TAG
+
+
 def _type(parameter: Parameter) -> Any:
+    if parameter.kind == "windows":
+        return Annotated[
+            Annotated[bool, Tag(SWITCH_TAG)] | Annotated[WindowSettings, Tag(SETTINGS_TAG)],
+            Discriminator(_kind_of_windows),
+        ]
     if parameter.kind == "choice":
         return Literal[parameter.choices]
     if parameter.kind == "size":
@@ -125,12 +167,8 @@ def lora_list() -> tuple[Any, Any]:
     return list[LoRAInput], Field(..., max_length=MOST_LORAS, description="The LoRAs, in the order of their merging.")
 
 
-OFFERED = [name for name, parameter in PARAMETERS.items() if not parameter.command]
-"""The parameters that the API takes. The graph, which it fills in, has no windows and no sections; the command has."""
-
-
 def input_model(
-    name: str, description: str, fields: Mapping[str, Any], parameters: Collection[str] = OFFERED
+    name: str, description: str, fields: Mapping[str, Any], parameters: Collection[str] = tuple(PARAMETERS)
 ) -> type[BaseModel]:
     """Builds the model of an application's inputs: its own fields, the engine's parameters, and options of delivery."""
     engine = {name: _field(name, parameter) for name, parameter in PARAMETERS.items() if name in parameters}
@@ -258,7 +296,7 @@ def _strangers(body: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
 
 def _detail(error: Mapping[str, Any]) -> dict[str, Any]:
     """One of pydantic's errors in FastAPI's form, without the parts of the place that a union's branches add."""
-    place = [part for part in error["loc"] if part not in (NAME_TAG, SIZE_TAG)]
+    place = [part for part in error["loc"] if part not in (NAME_TAG, SIZE_TAG, SWITCH_TAG, SETTINGS_TAG)]
     found = {"loc": ["body", *place], "msg": error["msg"], "type": error["type"]}
     context = {key: value for key, value in error.get("ctx", {}).items() if isinstance(value, (str, int, float))}
     return {**found, "ctx": context} if context else found

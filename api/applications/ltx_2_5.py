@@ -22,7 +22,7 @@ from ...ltx.request import AUTO
 from ..graph.model_files import find_distilled_25, find_finest_25, find_models_25
 from ..settings import Settings
 from .application import Application
-from .audio_to_video import DISTILLED_RECIPE, compose_request, variants
+from .audio_to_video import DISTILLED_RECIPE, about, compose_request, variants
 from .inputs import CheckedRequest, Kind, optional_file, own_model, required_file
 from .outputs import VideoOutput
 
@@ -96,7 +96,7 @@ def _check_length(field: str, path: Path, longest: int) -> None:
     try:
         seconds = load_track(path, duration=longest + 1).seconds
     except InputError as error:
-        raise _about(field, path, error) from error
+        raise about(field, path, error) from error
     if seconds < SHORTEST - SLACK:
         raise InputError(f"{field}: the sound lasts {float(seconds):.2f} s; give one of {SHORTEST} to {longest} s.")
     if seconds > longest + SLACK:
@@ -118,13 +118,8 @@ def _is_upright(path: Path) -> bool:
     try:
         height, width, _ = load_image(path).shape
     except InputError as error:
-        raise _about("image_url", path, error) from error
+        raise about("image_url", path, error) from error
     return height > width
-
-
-def _about(field: str, path: Path, error: InputError) -> InputError:
-    """The engine's sentence about a file, about the input that it came by."""
-    return InputError(str(error).replace(path.name, field))
 
 
 def _hosted(name: str, description: str, longest: int, **options: Any) -> Application:

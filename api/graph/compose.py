@@ -34,6 +34,7 @@ SAMPLER, SAVE, REPORT, EXPAND, ENCODE = (
 IMAGE, END_IMAGE = "LTXA2VImageConditioning", "LTXA2VEndImageConditioning"
 LOAD_IMAGE = "LTXA2VLoadImage"
 ACCELERATION = "LTXA2VAcceleration"
+FRAME_COUNT, WINDOW, TIMELINE = "LTXA2VFrameCount", "LTXA2VWindow", "LTXA2VTimeline"
 FIRST_STAGE, SECOND_STAGE = "First stage", "Second stage"  # titles of the samplers in the workflows
 NEGATIVE = "Negative prompt"
 FIRST_IMAGE, LAST_IMAGE = "First image", "End image"
@@ -61,6 +62,8 @@ def compose(
         camera = graph.graft(Graph(read(CAMERA)), "LTXA2VCameraLora")
         graph.prompt[camera]["inputs"] |= {"camera_lora": request.camera_lora, "strength": request.camera_lora_scale}
         graph.inputs(LORA)["model"] = [camera, 0]
+    if request.windows is not None:
+        _cut(graph, request)
     _merge(graph, loras)
     if models.lora is None:
         _use_distilled_checkpoint(graph)
@@ -84,7 +87,7 @@ def _load(graph: Graph, request: Request, models: ModelNames, audio: str) -> Non
         second_pass_strength=request.distill_lora_second_pass_scale,
     )
     graph.inputs("LTXA2VLoadAudio")["audio"] = audio
-    graph.inputs("LTXA2VFrameCount").update(
+    graph.inputs(FRAME_COUNT).update(
         frame_rate=request.fps, match_audio_length=request.match_audio_length, num_frames=request.num_frames
     )
     graph.inputs("LTXA2VPreprocessAudio")["enabled"] = request.preprocess_audio
@@ -155,6 +158,39 @@ def _place_images(graph: Graph, request: Request, image: str | None, end_image: 
             graph.prompt[key]["inputs"]["strength"] = request.end_image_strength
 
 
+def _cut(graph: Graph, request: Request) -> None:
+    """Makes a film in windows as long as its sound. If it has a timeline, one node takes the place of those that write
+    the prompt out and encode it."""
+    frames, size = graph.find(FRAME_COUNT), request.windows
+    graph.prompt[frames]["inputs"]["whole_track"] = True
+    clip = {"frames": [frames, 0], "fps": [frames, 1]}
+    timeline = {}
+    if request.sections:
+        expand = graph.find(EXPAND)
+        encode = next(key for key in graph.all(ENCODE) if is_link_from(graph.prompt[key]["inputs"]["text"], expand))
+        asked = {**graph.prompt[expand]["inputs"], "timeline": request.timeline}
+        key = graph.add(TIMELINE, graph.title(expand), **asked, **clip)
+        for node, name in graph.linked_to([encode, 0]):
+            node["inputs"][name] = [key, 1]
+        graph.remove(encode)
+        graph.remove(expand)
+        timeline = {"timeline": [key, 0]}
+    windows = graph.add(
+        WINDOW,
+        "Window",
+        window_frames=size.frames,
+        overlap=size.overlap,
+        pauses=size.pauses,
+        anchor=size.anchor,
+        drift=size.drift,
+        window_seeds=", ".join(f"{number}: {seed % 2**64}" for number, seed in size.seeds),
+        audio=[graph.find("LTXA2VPreprocessAudio"), 0],
+        **clip,
+        **timeline,
+    )
+    graph.inputs("LTXA2VAudioConditioning")["windows"] = [windows, 0]
+
+
 def _steer(graph: Graph, request: Request) -> None:
     graph.inputs("LTXA2VScheduler").update(scheduler=request.scheduler, steps=request.num_inference_steps)
     graph.inputs("LTXA2VGuidance").update(
@@ -203,10 +239,12 @@ def _regenerate(graph: Graph, request: Request) -> None:
 
 # The output of each node's report, in the order of reading.
 _REPORTING = (
-    ("LTXA2VFrameCount", 2),
+    (FRAME_COUNT, 2),
     ("LTXA2VVideoSize", 2),
     ("LTXA2VPreprocessAudio", 1),
+    (WINDOW, 1),
     (EXPAND, 1),
+    (TIMELINE, 3),
     (OTHER_LORA, 1),
     ("LTXA2VCameraLora", 1),
     (LORA, 2),
@@ -224,7 +262,8 @@ def _write(graph: Graph, request: Request, prefix: str) -> None:
         write_mode=request.video_write_mode,
         checker=CHECK if request.enable_safety_checker else NO_CHECK,
     )
-    graph.add("PreviewAny", FINAL_PROMPT, source=[graph.find(EXPAND), 0])
+    prompt = [graph.find(TIMELINE), 2] if graph.has(TIMELINE) else [graph.find(EXPAND), 0]
+    graph.add("PreviewAny", FINAL_PROMPT, source=prompt)
     said = [[key, slot] for kind, slot in _REPORTING for key in graph.all(kind)]
     graph.inputs(REPORT).clear()
     graph.inputs(REPORT).update({f"report_{number}": link for number, link in enumerate(said, 1)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from .compose import ACCELERATION, END_IMAGE, IMAGE, LAST_IMAGE, LOAD_IMAGE, OTHER_LORA
+from .compose import ACCELERATION, END_IMAGE, IMAGE, LAST_IMAGE, LOAD_IMAGE, OTHER_LORA, TIMELINE, WINDOW
 from .graph import Prompt
 
 
@@ -19,6 +19,8 @@ def field_of(graph: Prompt, node_id: str) -> str | None:
         "LTXA2VFrameCount": "audio_url",
         "LTXA2VPreprocessAudio": "audio_url",
         "LTXA2VAudioConditioning": "audio_url",
+        WINDOW: "windows",
+        TIMELINE: "timeline",
         OTHER_LORA: "loras",
         "LTXA2VCameraLora": "camera_lora",
         "LTXA2VVideoSize": "video_size",

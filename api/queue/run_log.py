@@ -9,6 +9,9 @@ from ..graph.begun import Begun
 from ..graph.compose import SAMPLER
 from ..graph.graph import Prompt
 
+MOST = 200
+"""The most lines about the steps of one sampler: a film in windows has thousands of steps."""
+
 
 class RunLog:
     """Turns ComfyUI's events into lines: each node as it begins, each step of a sampler, quarters of other progress."""
@@ -33,7 +36,7 @@ class RunLog:
 
     def _step(self, node: str, done: int, total: int) -> None:
         sampler = self._prompt[node]["class_type"] == SAMPLER
-        mark = done if sampler else done * 4 // max(total, 1)
+        mark = done * (min(total, MOST) if sampler else 4) // max(total, 1)
         if done > 0 and total > 1 and self._last.get(node) != (mark, total) and mark > 0:
             self._last[node] = (mark, total)
             self._say(f"{self._title(node)}: {'step ' if sampler else ''}{done}/{total}")

@@ -9,7 +9,7 @@ and 31 % at their ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -37,10 +37,16 @@ def upscale(upsampler: nn.Module, vae: nn.Module, latent: Tensor, trace: Trace |
 
 
 def upscale_long(
-    upsampler: nn.Module, vae: nn.Module, latent: Tensor, cuts: Sequence[int] = (), trace: Trace | None = None
+    upsampler: nn.Module,
+    vae: nn.Module,
+    latent: Tensor,
+    cuts: Sequence[int] = (),
+    trace: Trace | None = None,
+    on_piece: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """As `upscale`, in pieces of at most PIECE latents, which are blended where they overlap. cuts: latents behind a
-    hard cut, at which a piece begins that shares nothing with the one before."""
+    hard cut, at which a piece begins that shares nothing with the one before. on_piece: is called with (latents done,
+    all latents) after each piece."""
     _, channels, frames, height, width = latent.shape
     if not cuts and frames <= PIECE:
         return upscale(upsampler, vae, latent, trace)
@@ -51,6 +57,7 @@ def upscale_long(
             large = upscale(upsampler, vae, latent[:, :, place], under(f"piece{number}", trace))
             result[:, :, place] += large.cpu() * weight.view(-1, 1, 1)
             number += 1
+            on_piece(place.stop, frames)
     return result
 
 

@@ -74,13 +74,15 @@ class Track:
 # Reading
 
 
-def load_track(path: str | Path, start: float = 0, duration: float | None = None, most: int | None = None) -> Track:
+def load_track(
+    path: str | Path, start: float = 0, duration: float | None = None, most: int | None = None, *, spare: bool = False
+) -> Track:
     """Reads the audio of any file that FFmpeg opens, at the file's own rate and layout. start, duration: seconds.
 
     In a film the times count from the film's start: where its sound begins later, there is silence before it. Decoding
     always starts at the beginning of the file, because seeking is inexact in several formats. It ends after `duration`,
-    at most `most`, by default MAX_SECONDS. Damaged packets are skipped. Raises InputError, which names the file, if it
-    has no usable sound.
+    at most `most`, by default MAX_SECONDS. spare: whether it ends after MAX_SECONDS already if more would not fit into
+    memory. Damaged packets are skipped. Raises InputError, which names the file, if it has no usable sound.
     """
     path = Path(path)
     name = path.name or str(path)
@@ -102,7 +104,7 @@ def load_track(path: str | Path, start: float = 0, duration: float | None = None
             path.open("rb") as file,
             av.open(file, options={"protocol_whitelist": "none"}, **TAGS) as container,
         ):
-            return _decode(container, name, Fraction(start), length)
+            return _decode(container, name, Fraction(start), length, spare)
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise InputError(
@@ -111,7 +113,7 @@ def load_track(path: str | Path, start: float = 0, duration: float | None = None
         ) from error
 
 
-def _decode(container: Any, name: str, start: Fraction, length: Fraction) -> Track:
+def _decode(container: Any, name: str, start: Fraction, length: Fraction, spare: bool) -> Track:
     """Decodes the samples [start, start + length), in seconds, of the container's best audio stream."""
     stream = container.streams.best("audio")
     if stream is None:
@@ -129,6 +131,8 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction) -> Tra
                 raise InputError(f"{name}: {frame.sample_rate} Hz is not a usable sample rate; convert it to 48000 Hz.")
             speakers = tuple(channel.name for channel in frame.layout.channels)
             first = round(start * frame.sample_rate)
+            if spare and length * frame.sample_rate * len(speakers) > MAX_VALUES:
+                length = min(length, Fraction(MAX_SECONDS))
             last = first + max(1, round(length * frame.sample_rate))
             position = _lateness(frame, film)
             if position >= last:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.sample
 import torch
 from torch import Tensor
 
+from ...ltx.diffusion.sample_windows import noise_seeds
 from ...ltx.errors import InputError
 from ...ltx.latents import CHANNELS, Noise, NoiseSource, patchify_video
+from ..film import Cut
 from ..progress import INTERRUPTS
 
 PROBE = (1, CHANNELS, 2, 3, 5)  # a small latent that tells whether a NOISE is Gaussian noise from its seed
@@ -19,9 +21,13 @@ PROBE = (1, CHANNELS, 2, 3, 5)  # a small latent that tells whether a NOISE is G
 
 @dataclass(frozen=True, eq=False)
 class NextNoise:
-    """A native NOISE that continues the noise stream of a stage, so that one seed drives both stages in sequence."""
+    """A native NOISE that continues the noise stream of a stage, so that one seed drives both stages in sequence.
+
+    streams: all of them, if sections of a film have streams of their own; the first one is `noise`.
+    """
 
     noise: Noise
+    streams: tuple[Noise, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -62,6 +68,47 @@ class Generated:
             row = _generate(self.native, {"samples": torch.zeros(1, CHANNELS, 1, 1, sum(counts))})
             drawn = torch.cat([drawn, patchify_video(row)[:, drawn.shape[1] :]], dim=1)
         return list(drawn.split(counts, dim=1)), self
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedFilm(Generated):
+    """The same for a film in windows: each window gets what was generated for its place in the whole latent. places:
+    of the windows, in tokens of the grid; number: of the next window."""
+
+    places: tuple[slice, ...] = ()
+    number: int = 0
+
+    def draw(self, *shapes: tuple[int, ...]) -> tuple[list[Tensor], GeneratedFilm]:
+        """As `Generated`. The tokens beside the grid come from another part of the longer row for each window."""
+        counts, drawn = [shape[1] for shape in shapes], self.grid[:, self.places[self.number]]
+        beside = sum(counts) - drawn.shape[1]
+        if beside > 0:
+            length = self.grid.shape[1] + (self.number + 1) * beside
+            row = _generate(self.native, {"samples": torch.zeros(1, CHANNELS, 1, 1, length)})
+            drawn = torch.cat([drawn, patchify_video(row)[:, -beside:]], dim=1)
+        return list(drawn.split(counts, dim=1)), replace(self, number=self.number + 1)
+
+
+def to_streams(noise: Any, latent: dict[str, Any], film: Cut) -> tuple[NoiseSource, ...]:
+    """A native NOISE as the streams that the sections of a film draw from; a film without sections, and a clip, have
+    one. Raises InputError as `to_noise`, and if the NOISE continues another film."""
+    seeds = noise_seeds(film.sections, 0, film.size)
+    if isinstance(noise, NextNoise):
+        given = noise.streams or (noise.noise,)
+        if len(given) != len(seeds):
+            raise InputError(
+                f"noise: it continues {len(given)} streams of noise, but this film's sections have {len(seeds)}; "
+                "connect the next noise of this film's first sampler."
+            )
+        return given
+    source = to_noise(noise, latent)
+    if isinstance(source, Generated):
+        if len(film.windows) == 1:
+            return (source,)
+        cells = source.grid.shape[1] // film.windows[-1].stop
+        places = tuple(slice(each.start * cells, each.stop * cells) for each in film.windows)
+        return (GeneratedFilm(source.native, source.grid, places),)
+    return tuple(map(Noise, noise_seeds(film.sections, source.seed, film.size)))
 
 
 def to_noise(noise: Any, latent: dict[str, Any]) -> NoiseSource:

@@ -87,6 +87,14 @@ def test_nodes_that_a_node_makes_are_not_of_the_prompt() -> None:
     assert begun(events("executing load", "executing load.0.1", "executed load.0.1", *DONE)) == [("load", "executing")]
 
 
+def test_a_film_of_thousands_of_steps_has_a_short_log() -> None:
+    lines: list[str] = []
+    log = RunLog(PROMPT, lines.append)
+    for step in range(1, 4156):
+        log("progress", {"node": "sample", "value": step, "max": 4155})
+    assert len(lines) == 200 and lines[-1] == "LTXA2VSampler: step 4155/4155"
+
+
 def test_a_log_names_a_saver_once_and_behind_the_samplers() -> None:
     lines: list[str] = []
     log = RunLog(PROMPT, lines.append)

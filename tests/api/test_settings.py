@@ -54,6 +54,7 @@ GIVEN = {
     "LTX_A2V_MAX_MEDIA_MB": ("2", "max_media", 2 * MIB),
     "LTX_A2V_MAX_UPLOAD_MB": ("3", "max_upload", 3 * MIB),
     "LTX_A2V_SHORT_SIDE": ("720", "short_side", 720),
+    "LTX_A2V_MAX_MINUTES": ("7.5", "max_minutes", 7.5),
     "LTX_A2V_RAY_ADDRESS": (" auto ", "ray_address", "auto"),
     "LTX_A2V_CLUSTER_PORT": ("8190", "cluster_port", 8190),
     "LTX_A2V_WORKER": ("Yes", "is_worker", True),

@@ -157,6 +157,45 @@ def test_each_parameter_reaches_its_widget(name: str) -> None:
         assert usual.inputs(kind, title)[place] != value
 
 
+def test_a_film_is_cut_into_windows() -> None:
+    graph = Graph(compose(parse({"prompt": "x", "windows": {"frames": 33}}), MODELS, audio="a.wav", prefix="p"))
+    frames, windows = graph.find(workflow.FRAME_COUNT), graph.find(workflow.WINDOW)
+    assert graph.prompt[frames]["inputs"]["whole_track"] is True and graph.has(workflow.EXPAND)
+    assert graph.prompt[windows]["inputs"] == {
+        "window_frames": 33,
+        "overlap": 2,
+        "pauses": True,
+        "anchor": 1.0,
+        "drift": 0.0,
+        "window_seeds": "",
+        "audio": [graph.find("LTXA2VPreprocessAudio"), 0],
+        "frames": [frames, 0],
+        "fps": [frames, 1],
+    }
+    assert graph.inputs("LTXA2VAudioConditioning")["windows"] == [windows, 0]
+    clip = Graph(compose(parse({"prompt": "x", "windows": False}), MODELS, audio="a.wav", prefix="p"))
+    assert not clip.has(workflow.WINDOW) and clip.inputs(workflow.FRAME_COUNT)["whole_track"] is False
+
+
+@pytest.mark.parametrize("seed", [5, 2**64 - 5])
+def test_a_timeline_takes_the_place_of_the_prompt(seed: int) -> None:
+    asked = {"prompt": "x", "timeline": "0:01 [cut] y", "seed": seed, "enable_prompt_expansion": False}
+    prompt = compose(parse(asked), MODELS, audio="a.wav", image="a.png", prefix="p")
+    graph = Graph(prompt)
+    key = graph.find(workflow.TIMELINE)
+    made = prompt[key]["inputs"]
+    assert (made["prompt"], made["timeline"], made["enabled"]) == ("x", "0:01 [cut] y", False)
+    assert made["seed"] == graph.inputs("RandomNoise")["noise_seed"]
+    assert made["image"] == [graph.find("LTXA2VLoadImage"), 0]
+    assert graph.inputs(workflow.WINDOW)["timeline"] == [key, 0]
+    assert [prompt[each]["inputs"]["positive"] for each in graph.all(workflow.SAMPLER)] == [[key, 1]] * 2
+    assert graph.inputs("PreviewAny")["source"] == [key, 2]
+    assert not graph.has(workflow.EXPAND) and len(graph.all(workflow.ENCODE)) == 1
+    assert {workflow.TIMELINE, workflow.WINDOW} < set(reports(graph, graph.inputs(workflow.SAVE)["report"]))
+    links = [value for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list)]
+    assert all(link[0] in prompt for link in links)
+
+
 def test_switches_of_whole_nodes() -> None:
     request = parse({"prompt": "x", "use_restart_sampling": False, "enable_safety_checker": False})
     graph = Graph(compose(request, MODELS, audio="a.wav", prefix="p"))

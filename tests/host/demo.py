@@ -77,6 +77,7 @@ def fill(prompt: Prompt, models: TinyFiles, audio: str, text: str | None, image:
         "LTXA2VLoadAudio": {"audio": audio},
         "LTXA2VVideoSize": {"video_size": "custom", "width": SIZE, "height": SIZE},
         "LTXA2VExpandPrompt": {"enabled": False},  # the miniature's text encoder cannot write
+        "LTXA2VTimeline": {"enabled": False},
     }
     for class_type, inputs in values.items():
         for node in nodes(prompt, class_type):

@@ -35,8 +35,12 @@ PROMPTS = {
     "image_and_audio": FACE.prompt,
     "first_and_last_image": FACE.prompt,
     "camera_move": "a yellow round face on the center is talking on a brown background",
+    "song": FACE.prompt,
     "audio_regeneration": "a pink square face on the center is talking on a gray background",
 }
+
+
+TIMELINE = f"0:02.8 [cut] {replace(FACE, colour='yellow', ground='brown', place='center', x=0).prompt}"
 
 
 def picture(scene: clips.Scene, path: Path) -> Path:
@@ -55,6 +59,8 @@ def prepared(name: str, models: TinyFiles, images: dict[str, str], audio: str) -
             node["inputs"]["image"] = images["end" if "End" in node["_meta"]["title"] else "first"]
         elif node["class_type"] == "LTXA2VCameraLora":
             node["inputs"]["camera_lora"] = "dolly_in"
+        elif node["class_type"] == "LTXA2VTimeline":
+            node["inputs"]["timeline"] = TIMELINE
     return prompt
 
 

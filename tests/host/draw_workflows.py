@@ -124,7 +124,7 @@ def app_mode(graph: graphs.Graph) -> dict[str, Any]:
         return {}
     node = graph.drawn["whole"]
     names = {slot.label or slot.name: slot.name for slot in node.inputs if slot.widget}
-    wanted = ("prompt", "size", "camera", "audio strength", "length from the audio", "frames", "seed")
+    wanted = ("prompt", "timeline", "size", "camera", "audio strength", "length from the audio", "frames", "seed")
     # Record Audio has a player of the same name before its button; newer frontends number the second
     sound = "audio#1" if graph.nodes["audio"].kind == "RecordAudio" else "audio"
     loaders = [[graph.ids[key], widget] for key, widget in

@@ -41,6 +41,8 @@ def audio_to_video(
     output: dict[str, str] | None = None,
     stream: bool = False,
     acceleration: str | None = None,
+    windows: dict[str, int] | None = None,
+    timeline: str | None = None,
     **scales: Any,
 ) -> Prompt:
     """Two passes over the tiny model. `frames` None: as many as the audio lasts. `scales`: other inputs, by name.
@@ -48,7 +50,8 @@ def audio_to_video(
     The parts of the endpoint that are off here: camera (movement, strength), preprocess, expand; audio_guidance,
     restart and safety (inputs of their nodes, {} for the defaults). An audio strength below 1 brings the decoded track.
     two_passes False leaves the second sampler out. stream: one node decodes, checks and saves. output: format, quality,
-    write_mode. acceleration: its node with that level. `save` is the node that writes, `joined` all reports in one.
+    write_mode. acceleration: its node with that level. windows: inputs of Window, for a film; timeline: its sections,
+    with the images that they name. `save` is the node that writes, `joined` all reports in one.
     """
     graph: Prompt = {}
     reports: list[Link] = []
@@ -83,6 +86,7 @@ def audio_to_video(
         frame_rate=fps,
         match_audio_length=frames is None,
         num_frames=frames or 121,
+        **({"whole_track": True} if windows is not None else {}),
     )
     node("size", "LTXA2VVideoSize", video_size=video_size, width=size[0], height=size[1], frames=["frames", 0],
          two_passes=two_passes)  # fmt: skip
@@ -92,17 +96,34 @@ def audio_to_video(
         node("expand", "LTXA2VExpandPrompt", text_encoder=["gemma", 0], prompt=prompt, seed=seed_of, enabled=True)
         text = ["expand", 0]
         reports.append(["expand", 1])
-    node("positive", "LTXA2VTextEncode", text_encoder=["gemma", 0], text=text)
-    node("negative", "LTXA2VTextEncode", text_encoder=["gemma", 0], text=negative)
     clip = {"frames": ["frames", 0], "fps": ["frames", 1]}
+    positive: Link = ["positive", 0]
+    if timeline is None:
+        node("positive", "LTXA2VTextEncode", text_encoder=["gemma", 0], text=text)
+    else:
+        node("timeline", "LTXA2VTimeline", text_encoder=["gemma", 0], prompt=prompt, timeline=timeline, seed=0,
+             enabled=False, **clip)  # fmt: skip
+        positive = ["timeline", 1]
+        reports.append(["timeline", 3])
+    node("negative", "LTXA2VTextEncode", text_encoder=["gemma", 0], text=negative)
+    cut: dict[str, Link] = {}
+    if windows is not None:
+        sections = {} if timeline is None else {"timeline": ["timeline", 0]}
+        heard = ["preprocess" if preprocess else "audio", 0]
+        node("windows", "LTXA2VWindow", **{"window_frames": 33, "overlap": 2, **windows}, audio=heard, **clip,
+             **sections)  # fmt: skip
+        cut = {"windows": ["windows", 0]}
+        reports.append(["windows", 1])
     if preprocess:
         node("preprocess", "LTXA2VPreprocessAudio", audio=["audio", 0], enabled=True, **clip)
         reports.append(["preprocess", 1])
     heard = "preprocess" if preprocess else "audio"
-    node("sound", "LTXA2VAudioConditioning", audio_vae=["model", 3], audio=[heard, 0], strength=audio_strength, **clip)
+    node("sound", "LTXA2VAudioConditioning", audio_vae=["model", 3], audio=[heard, 0], strength=audio_strength, **clip,
+         **cut)  # fmt: skip
     guides: dict[str, dict[str, Link]] = {"first": {}, "second": {}}
+    first_strength = scales.pop("image_strength", 1.0)
     for file, kind, strength in (
-        (image, "LTXA2VImageConditioning", scales.pop("image_strength", 1.0)),
+        (image, "LTXA2VImageConditioning", first_strength),
         (end_image, "LTXA2VEndImageConditioning", scales.pop("end_image_strength", 1.0)),
     ):
         if file is None:
@@ -124,6 +145,11 @@ def audio_to_video(
                 **guides[which],
             )
             guides[which] = {"guides": [f"{name} {which}", 0]}
+    if timeline is not None and "[" in timeline:
+        for number, which in enumerate(guides):
+            links = {"video_vae": ["model", 2], "timeline": ["timeline", 0], "latent": ["size", number]}
+            node(f"sections {which}", "LTXA2VSectionImages", strength=first_strength, **links, **guides[which])
+            guides[which] = {"guides": [f"sections {which}", 0]}
     gamma = {"gradient_estimation_gamma": scales.pop("gradient_estimation_gamma", 0.0)}
     node("sigmas", "LTXA2VScheduler", scheduler=scales.pop("scheduler", "beta"), steps=steps)
     node(
@@ -145,7 +171,7 @@ def audio_to_video(
              second_model=models_of[1], schedule=["sigmas", 0], scales=["guidance", 0])  # fmt: skip
         models_of, steer = (["faster", 0], ["faster", 1]), {"sigmas": ["faster", 2], "guidance": ["faster", 3]}
         reports.append(["faster", 4])
-    common = {"positive": ["positive", 0], **gamma}
+    common = {"positive": positive, **gamma}
     node("noise", "RandomNoise", noise_seed=seed_of)
     node(
         "first",

@@ -16,7 +16,7 @@ from a2v.tests.host.drawing.variants import VARIANTS, Variant
 from packaging.version import Version
 
 LEAST = 0.5  # zoom at which a person can read
-FULL = ("first_and_last_image", "audio_regeneration")  # they have the nodes of all others
+FULL = ("first_and_last_image", "audio_regeneration", "song")  # they have the nodes of all others
 COLOURS = """types => types.map(type => [app.canvas.default_connection_color_byType[type],
     getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`)])"""
 FILES = {"opening": opening_file, "all nodes": all_nodes_file}

@@ -41,7 +41,7 @@ from a2v.tests.host.draw_workflows import (
 )
 from a2v.tests.host.drawing import faces
 from a2v.tests.host.drawing.parts import CAMERA, FILES
-from a2v.tests.host.drawing.variants import DEFAULT, VARIANTS, Variant
+from a2v.tests.host.drawing.variants import DEFAULT, SONG, VARIANTS, Variant
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 
@@ -62,7 +62,7 @@ CHANGE_PROMPT = """text => app.graph.nodes.filter(node => node.isSubgraphNode?.(
     .filter(widget => widget.name === 'prompt').forEach(widget => widget.value = text)"""
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "AUDIO_UI"}
 # values that are the user's, or files that a fresh server does not have
-OWN = {"checkpoint", "folder", "file", "lora", "audio", "image", "text", "prompt", "audioUI"}
+OWN = {"checkpoint", "folder", "file", "lora", "audio", "image", "text", "prompt", "timeline", "audioUI"}
 SEEDS = {"noise_seed", "seed", "value"}
 DISTILLED = FILES["2.3"].distilled
 # LTX-2.5's parts, and its prompt as it is
@@ -88,6 +88,7 @@ CHANGED: dict[str, dict[tuple[str, str], Any]] = {
     "distilled_fast": {("LTXA2VScheduler", "scheduler"): "linear_quadratic", ("LTXA2VScheduler", "steps"): 8},
     "camera_move": {("LTXA2VCameraLora", "camera_lora"): "dolly_in"},
     "audio_regeneration": {("LTXA2VAudioConditioning", "strength"): 0.5},
+    "song": {("LTXA2VVideoSize", "video_size"): "auto", ("LTXA2VFrameCount", "whole_track"): True},
     "audio_to_video_25": {**PARTS_25, **QUALITY_25},
     "image_and_audio_25": {
         **PARTS_25,
@@ -107,7 +108,8 @@ UNDISTILLED = {"LTXA2VDistilledLora", "LTXA2VGuidance", "LTXA2VRestart"}
 SIDES = (128, 64)  # of the runs' videos, and of the images that auto takes them from
 FRAMES = 9
 SMALL = "small.png"
-SOME = ("first_and_last_image", "audio_regeneration")  # of tests that take seconds a workflow; `make soak` has all
+# of tests that take seconds a workflow; `make soak` has all
+SOME = ("first_and_last_image", "audio_regeneration", "song")
 
 each = pytest.mark.parametrize("name", BY_NAME)
 
@@ -481,6 +483,19 @@ def test_the_second_stage_can_be_bypassed(frontend: Frontend) -> None:
     assert decode["latent"] == [first, 0]
 
 
+@pytest.mark.parametrize("face", ["opening", "all nodes"])
+def test_a_song_goes_without_its_picture(
+    face: str, frontend: Frontend, comfy: Comfy, models: TinyFiles, sound: str
+) -> None:
+    """As its note says: bypass the picture."""
+    frontend.load(FACES[SONG][face])
+    frontend.page.evaluate(BYPASS, ["First image"])
+    prompt = frontend.prompt()
+    assert not demo.nodes(prompt, "LTXA2VLoadImage") and not demo.nodes(prompt, "LoadImage")
+    run = comfy.run(quick(SONG, models, sound, prompt))
+    assert run.error is None, run.message
+
+
 def published_25(variant: Variant) -> TinyFiles:
     """Names alone: of LTX-2.5's published files."""
     checkpoint = V25.distilled if variant.distilled else V25.checkpoint
@@ -495,7 +510,7 @@ def quick(name: str, models: TinyFiles, sound: str, prompt: Prompt | None = None
     prompt = demo.fill(json.loads(json.dumps(prompt or API[name])), models, sound, "a person speaks", None)
     width, height = SIDES
     size = {"width": width, "height": height}
-    if ("LTXA2VVideoSize", "video_size") in CHANGED[name]:
+    if ("LTXA2VVideoSize", "video_size") in CHANGED[name] and demo.nodes(prompt, "LTXA2VLoadImage"):
         size = {"video_size": "auto"}
     for kind, values in {
         "LTXA2VLoadImage": {"image": SMALL},
@@ -503,6 +518,7 @@ def quick(name: str, models: TinyFiles, sound: str, prompt: Prompt | None = None
         "LTXA2VScheduler": {"steps": 2},
         "LTXA2VFrameCount": {"match_audio_length": False, "num_frames": FRAMES},
         "LTXA2VExpandPrompt": {"enabled": name == DEFAULT},
+        "LTXA2VTimeline": {"enabled": False, "timeline": "0:00.1 [cut] a tree"},
     }.items():
         for inputs in demo.nodes(prompt, kind):
             inputs.update(values)
@@ -552,11 +568,12 @@ def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: s
     check_progress(prompt, run)
     look(demo.video_of(comfy, run), 48000, 2 if name == "audio_regeneration" else 1)
     notes = notes_of(run)
-    wanted = ["prompt:", "LUFS", "9 frames", "128×64", "2 steps of euler", "3 steps of euler"]
-    wanted += ["the safety checker did not run"]
+    wanted = ["LUFS", "9 frames", "128×64", "2 steps of euler", "3 steps of euler", "the safety checker did not run"]
+    wanted += ["0:00.1: a tree" if name == SONG else "prompt:"]
     wanted += {
         "camera_move": [CAMERA.name],
         "audio_regeneration": ["at strength 0.5"],
+        "song": ["2 windows of up to", "2 sections"],
         "distilled_fast_25": ["euler_ancestral, 1 passes each"],
     }.get(name, [])
     wanted += [f"with LTX-{BY_NAME[name].version}"]

@@ -75,24 +75,31 @@ def whole(v: Variant) -> Stage:
     """The whole pipeline as one node, from the sound to the video."""
     parts = {"models": models(v), "conditions": conditions(v), "prompts": prompts(v), "first": first_stage(v),
              "second": second_stage(v)}  # fmt: skip
-    writing = save(v, {"folder": "temp", "filename_prefix": "ltx-a2v"}, "Decode")
+    writing = save(v, {"folder": "temp", "filename_prefix": "ltx-a2v"}, "Decode", width=290 if v.timeline else 340)
     widgets = [
-        *_lifted(parts["prompts"], ("prompt", "let Gemma write it out", "prompt expander", "negative prompt")),
+        *_lifted(parts["prompts"], ("prompt", "timeline", "let Gemma write it out", "prompt expander",
+                                    "negative prompt")),
         *_lifted(parts["models"], ("camera", "camera strength")),
-        *_lifted(parts["conditions"], ("size", "width", "height", "length from the audio", "frames",
-                                       "first image strength", "end image strength", "audio strength")),
+        *_lifted(parts["conditions"], ("size", "width", "height")),
+        *_lifted(parts["prompts" if v.timeline else "conditions"], ("length from the audio", "frames")),
+        *_lifted(parts["conditions"], ("frames of a window", "overlap", "first image strength", "end image strength",
+                                       "audio strength")),
         Widget.of("seed", "seed.value"),
         *_lifted(parts["first"], ("steps", "speed-up")),
         *_lifted(parts["models"], ("checkpoint", "distilled LoRA", "text encoder", "video VAE", "audio VAE")),
         *parts["second"].widgets,
     ]  # fmt: skip
     title = "Image and audio to video" if v.images else "Audio to video"
-    columns = ((parts["models"], seed()), (parts["conditions"], parts["prompts"]), (parts["first"],),
-               (parts["second"],), (writing,))  # fmt: skip
+    title = "Song or talk to film" if v.timeline else title
+    settings = ((parts["conditions"], parts["prompts"]),)
+    if v.timeline:  # the sound is encoded in the windows that the timeline makes
+        settings = (parts["prompts"],), (parts["conditions"],)
+        parts["models"] = replace(parts["models"], width=290)  # so that one column more fits the window
+    columns = ((parts["models"], seed()), *settings, (parts["first"],), (parts["second"],), (writing,))
     return Stage("whole", f"{title} (LTX-{v.version})", columns, tuple(widgets),
                  {"video": "save.video", "report": "report.report"}, ORANGE, 470, 760,
                  "Makes a video that moves with the sound: lip sync, talking heads, singing, music videos. Open it for "
-                 "all settings.")  # fmt: skip
+                 "all settings.", 92 if v.timeline else 110)  # fmt: skip
 
 
 def opening(v: Variant, *, spoken: bool = False) -> Stage:
@@ -112,7 +119,10 @@ def all_nodes(v: Variant) -> Stage:
     """The same with the stages on the canvas."""
     files_in, loaders = (audio(), *images(v)), (models(v), seed())
     two = len(v.images) > 1  # both images and the loaders are too high for one column
-    columns = (*((files_in, loaders) if two else ((*files_in, *loaders),)), (conditions(v), prompts(v)),
+    settings = ((conditions(v), prompts(v)),)
+    if v.timeline:
+        settings = (prompts(v),), (conditions(v),)
+    columns = (*((files_in, loaders) if two else ((*files_in, *loaders),)), *settings,
                (first_stage(v), start(v)), (second_stage(v), files_note(v)),
                (save(v, {}, "Decode and Save", 760, 310),))  # fmt: skip
     return Stage("root", v.title + ALL, columns, gutter=80 if two else 90)
@@ -121,7 +131,8 @@ def all_nodes(v: Variant) -> Stage:
 def flat(v: Variant) -> Stage:
     """Every node on one canvas, and one node that joins all reports: the graph of the API form."""
     nodes = [node for node in all_nodes(v).nodes() if node.kind not in ("MarkdownNote", "LTXA2VReport")]
-    said = ["frames", "size", "preprocess", "expand", *(["camera"] if v.camera else []),
+    prompt = ["timeline", "windows"] if v.timeline else ["expand"]
+    said = ["frames", "size", "preprocess", *prompt, *(["camera"] if v.camera else []),
             *([] if v.distilled else ["lora", "faster"]), "first", "second",
             *(["track"] if v.audio_strength < 1 else [])]  # fmt: skip
     report = replace(joined("report", *(f"{key}.report" for key in said)), title=None)

@@ -108,6 +108,11 @@ def models(v: Variant) -> Stage:
                  about="Opens the checkpoint, the text encoder and the LoRAs.")  # fmt: skip
 
 
+def frame_count(v: Variant) -> Node:
+    whole = {"whole_track": True} if v.timeline else {}
+    return Node("frames", "LTXA2VFrameCount", "Frame Count", whole, {"audio": "audio.audio"}, 320)
+
+
 def conditions(v: Variant) -> Stage:
     """Length, size, sound and images."""
     strength = {"strength": v.audio_strength} if v.audio_strength < 1 else {}
@@ -123,14 +128,16 @@ def conditions(v: Variant) -> Stage:
     length = note("length and size", "The length follows the audio, up to 481 frames (20 s at 24 fps). To set it "
                   "yourself, switch *match_audio_length* off. Load Audio sets the start and the duration.\n\n"
                   f"{size_hint}. *square* is quick to try with.", 320)  # fmt: skip
-    frames = Node("frames", "LTXA2VFrameCount", "Frame Count", {}, {"audio": "audio.audio"}, 320)
+    frames = frame_count(v)
     size = Node("size", "LTXA2VVideoSize", "Video Size", size_values, size_links, 320)
     preprocess = Node("preprocess", "LTXA2VPreprocessAudio", "Preprocess Audio", {}, {"audio": "audio.audio", **CLIP},
                       320)  # fmt: skip
     sound = Node("sound", "LTXA2VAudioConditioning", "Audio Conditioning", strength,
-                 {"audio_vae": "model.audio_vae", "audio": "preprocess.audio", **CLIP}, 320)  # fmt: skip
+                 {"audio_vae": "model.audio_vae", "audio": "preprocess.audio", **CLIP,
+                  **({"windows": "windows.windows"} if v.timeline else {})}, 320)  # fmt: skip
     before = [] if v.distilled else ["models report.report" if v.camera else "lora.report"]
-    report = joined("sound report", *before, "frames.report", "size.report", "preprocess.report")
+    cut = ["windows.report"] if v.timeline else []
+    report = joined("sound report", *before, "frames.report", "size.report", "preprocess.report", *cut)
     widgets = [
         Widget.of("size", "size.video_size"),
         Widget.of("width", "size.width"),
@@ -141,16 +148,31 @@ def conditions(v: Variant) -> Stage:
         *([Widget.of("audio strength", "sound.strength")] if strength else []),
     ]
     columns = [[frames, length], [preprocess, size, note("sound", hint, 320)], [sound, report]]
+    if v.timeline:
+        links = {**CLIP, "timeline": "timeline.timeline", "audio": "preprocess.audio"}
+        windows = Node("windows", "LTXA2VWindow", "Window", {}, links, 320)
+        why = note("windows", "The film is made in windows that overlap, so memory does not grow with its length. "
+                   "Longer windows keep motion coherent for longer.\n\n*auto* takes the size from the picture. "
+                   "*square* is quick to try with.", 320)  # fmt: skip
+        columns[:2] = [[preprocess, size, why], [windows]]
+        widgets = [*widgets[:3], Widget.of("frames of a window", "windows.window_frames"),
+                   Widget.of("overlap", "windows.overlap")]  # fmt: skip
     kinds = {"first": "LTXA2VImageConditioning", "end": "LTXA2VEndImageConditioning"}
     guides: dict[str, str] = {}
     for place, which in enumerate(v.images):
         nodes = []
         for order, latent in (("first", "size.first stage"), ("second", "size.full size")):
-            links = {"video_vae": "model.video_vae", "image": f"{which} image.image", "latent": latent}
+            links = {"video_vae": "model.video_vae", "latent": latent}
+            if v.timeline:
+                links |= {"timeline": "timeline.timeline", "first_image": f"{which} image.image"}
+            else:
+                links["image"] = f"{which} image.image"
             if order in guides:
                 links["guides"] = guides[order]
             key = f"{which} in {order}"
-            nodes += [Node(key, kinds[which], f"{LABELS[which]}, {order} stage", {}, links, 320,
+            kind = "LTXA2VSectionImages" if v.timeline else kinds[which]
+            title = "Images" if v.timeline else LABELS[which]
+            nodes += [Node(key, kind, f"{title}, {order} stage", {}, links, 320,
                            says={"guides": f"guides, {order} stage"})]  # fmt: skip
             guides[order] = f"{key}.guides"
         if place == 0:
@@ -178,6 +200,8 @@ def prompts(v: Variant) -> Stage:
     written = {"prompt": v.prompt, **({"enabled": False} if v.is_25 else {})}  # its text encoder cannot write
     expand = Node("expand", "LTXA2VExpandPrompt", "Positive prompt", written, links, 440, 400, (),
                   POSITIVE)  # fmt: skip
+    if v.timeline:
+        return _timeline(v, links, text)
     links = {**text, "text": "expand.prompt"}
     positive = Node("positive", "LTXA2VTextEncode", "Encode prompt", {}, links, 340, 100, (),
                     POSITIVE, {"text": "positive"})  # fmt: skip
@@ -204,6 +228,31 @@ def prompts(v: Variant) -> Stage:
                  about="Writes the prompt out and encodes it.")  # fmt: skip
 
 
+def _timeline(v: Variant, links: dict[str, str], text: dict[str, str]) -> Stage:
+    """The prompts of a film with sections."""
+    written = {"prompt": v.prompt, "timeline": v.timeline}
+    timeline = Node("timeline", "LTXA2VTimeline", "Positive prompt", written, {**links, **CLIP}, 440, 560, (),
+                    POSITIVE, {"text": "positive"})  # fmt: skip
+    negative = Node("negative", "LTXA2VTextEncode", "Negative prompt", {"text": NEGATIVE_PROMPT}, text, 440, 220, (),
+                    NEGATIVE, {"text": "negative"})  # fmt: skip
+    length = note("length", "The length follows the audio, up to 45 minutes. To set it yourself, switch "
+                  "*match_audio_length* off.", 320)  # fmt: skip
+    hint = note("timeline", "One section a line: 0:18.5 she dances in the rain.\n\n*[cut]* behind the time starts a "
+                "new shot, *[seed 7]* makes this section anew, and *[image face.png]* begins it with a picture of the "
+                "input folder. Put a comma between two of them.\n\nA name and a colon before the text, as *chorus:*, "
+                "let a later line repeat it.\n\nGemma writes each section out. It does not hear the sound: say "
+                "whether it is speech or song.", 340)  # fmt: skip
+    widgets = (Widget.of("prompt", "timeline.prompt"), Widget.of("timeline", "timeline.timeline"),
+               Widget.of("let Gemma write it out", "timeline.enabled"),
+               Widget.of("negative prompt", "negative.text"),
+               Widget.of("length from the audio", "frames.match_audio_length"),
+               Widget.of("frames", "frames.num_frames"),
+               Widget.of("frames per second", "frames.frame_rate"))  # fmt: skip
+    columns = ((frame_count(v), length), (timeline, negative), (hint,))
+    return Stage("prompts", "Length, prompt and timeline", columns, widgets, {}, YELLOW, 290, 620,
+                 about="Counts the frames, writes the prompts of the sections out and encodes them.")  # fmt: skip
+
+
 def recipe(v: Variant) -> tuple[Values, Values, Values]:
     """What the first stage's schedule, guidance and sampler have beside the endpoint's defaults."""
     if v.distilled:
@@ -215,6 +264,11 @@ def recipe(v: Variant) -> tuple[Values, Values, Values]:
     return {"scheduler": QUALITY_RECIPE["scheduler"], "steps": QUALITY_RECIPE["num_inference_steps"]}, scales, {}
 
 
+def positive(v: Variant) -> str:
+    """The output with the encoded positive prompt."""
+    return f"{'timeline' if v.timeline else 'positive'}.text"
+
+
 def first_stage(v: Variant) -> Stage:
     """Half the size, guided; the distilled checkpoint needs no guidance."""
     schedule, scales, renewing = recipe(v)
@@ -222,7 +276,7 @@ def first_stage(v: Variant) -> Stage:
     sigmas = Node("sigmas", "LTXA2VScheduler", "Scheduler", schedule, {}, 300)
     steer: dict[str, str] = {}
     widgets = [Widget.of("steps", "sigmas.steps")]
-    reports = ["sound report.report", "expand.report"]
+    reports = ["sound report.report", f"{'timeline' if v.timeline else 'expand'}.report"]
     if v.distilled:
         also = " with the sampler *euler_ancestral*: leave all three" if v.is_25 else ": leave both"
         hint = note("steps", f"This checkpoint was distilled for *linear_quadratic* in 8 steps{also} as they are. A "
@@ -250,7 +304,7 @@ def first_stage(v: Variant) -> Stage:
             columns[0].insert(2, Node("audio guidance", "LTXA2VAudioGuidance", "Audio Guidance", {}, {}, 300))
             columns[0].pop()
             steer["audio_guidance"] = "audio guidance.audio guidance"
-    links = {"model": model, "noise": "noise.NOISE", "sigmas": schedule_of, "positive": "positive.text",
+    links = {"model": model, "noise": "noise.NOISE", "sigmas": schedule_of, "positive": positive(v),
              "audio": "sound.audio", "latent": "size.first stage", **steer}  # fmt: skip
     if v.images:
         links["guides"] = f"{v.images[-1]} in first.guides"
@@ -268,7 +322,7 @@ def second_stage(v: Variant) -> Stage:
     links = {"upscaler": "upscaler.upscaler", "video_vae": "model.video_vae", "latent": "first.latent"}
     upscale = Node("upscale", "LTXA2VLatentUpscale", "Latent Upscale", {}, links, 300)
     links = {"model": "model.model" if v.distilled else "faster.second stage model", "noise": "first.next noise",
-             "sigmas": "sigmas.second stage sigmas", "positive": "positive.text", "audio": "first.next audio",
+             "sigmas": "sigmas.second stage sigmas", "positive": positive(v), "audio": "first.next audio",
              "latent": "upscale.latent"}  # fmt: skip
     if v.images:
         links["guides"] = f"{v.images[-1]} in second.guides"

@@ -20,6 +20,7 @@ class Variant:
     camera: str | None = None
     audio_strength: float = 1.0
     version: str = V23.version  # of LTX
+    timeline: str = ""  # of a film in windows
 
     @property
     def is_25(self) -> bool:
@@ -27,6 +28,7 @@ class Variant:
 
 
 DEFAULT = "audio_to_video"
+SONG = "song"
 VARIANTS = (
     Variant(
         DEFAULT,
@@ -118,5 +120,17 @@ VARIANTS = (
         "of four. Lips follow the sound best with the dev model.",
         distilled=True,
         version=V25.version,
+    ),
+    Variant(
+        SONG,
+        "10 Song or talk of any length",
+        "A singer with short dark hair stands in a small recording studio, headphones around the neck, and sings into "
+        "a large microphone. Warm light from a desk lamp. Medium close-up, the camera holds still.",
+        "1. Upload the song or talk.\n\n2. Upload the picture that the film begins with. *Ctrl+B* on it: no picture."
+        "\n\n3. *prompt* is the beginning, and each line of *timeline* is what comes next. *[cut]* starts a new shot."
+        "\n\n4. Press *Run*. If you stop it, *Run* goes on from there.",
+        images=("first",),
+        timeline="0:02 the singer closes both eyes and sways with the beat\n"
+        "0:04 [cut] a close view of the singer's face, bright light from above",
     ),
 )

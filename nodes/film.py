@@ -1,0 +1,155 @@
+"""What travels through a graph for a film in windows, and where finished windows are kept.
+
+A clip is a film of one window, so the samplers have one path for both.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..ltx.diffusion.conditioning import AudioCondition, TextContext
+from ..ltx.diffusion.kept import DAYS, SUFFIX, KeptWindows, check_room, disk_needed, limit, setting
+from ..ltx.diffusion.sample_windows import Keep, WindowInputs, keep_nothing, window_inputs
+from ..ltx.errors import InputError
+from ..ltx.timeline import Section
+from ..ltx.windows import Window, WindowSize, cut_windows
+
+CUTS = "ltx_a2v_cuts"
+"""The key of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew."""
+FOLDER = "ltx_a2v_windows"  # in ComfyUI's output folder: its temp folder is emptied at each start
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The sections of a film with the encoded prompt of each, for a film of so many frames."""
+
+    sections: tuple[Section, ...]
+    contexts: tuple[TextContext, ...]
+    frames: int
+    fps: Fraction
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a film is cut into windows, with its timeline if it has one."""
+
+    frames: int
+    fps: Fraction
+    windows: tuple[Window, ...]
+    timeline: Timeline | None = None
+    size: WindowSize = field(default_factory=WindowSize)
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        return self.timeline.sections if self.timeline else ()
+
+    @property
+    def hard(self) -> tuple[int, ...]:
+        """The latents behind its hard cuts."""
+        return tuple(window.new.start for window in self.windows if window.given == 1)
+
+    @property
+    def longest(self) -> Window:
+        return max(self.windows, key=lambda window: window.length)
+
+
+@dataclass(frozen=True)
+class FilmSound:
+    """The sound of a film, encoded for each of its windows. frames, fps, strength and frozen are those of
+    `AudioCondition`."""
+
+    cut: Cut
+    sounds: tuple[AudioCondition, ...]
+
+    @classmethod
+    def of(cls, audio: AudioCondition | FilmSound) -> FilmSound:
+        """The same sound as a film: a clip has one window."""
+        if isinstance(audio, FilmSound):
+            return audio
+        return cls(Cut(audio.frames, audio.fps, cut_windows(audio.frames)), (audio,))
+
+    @property
+    def frames(self) -> int:
+        return self.cut.frames
+
+    @property
+    def fps(self) -> Fraction:
+        return self.cut.fps
+
+    @property
+    def strength(self) -> float:
+        return self.sounds[0].strength
+
+    @property
+    def frozen(self) -> bool:
+        return self.sounds[0].frozen
+
+    def notes(self, used: int) -> list[str]:
+        """Sentences for a sampler's report. used: the windows that were not sampled again."""
+        count, sections = len(self.cut.windows), len(self.cut.sections)
+        if count == 1:
+            return []
+        notes = [f"{count} windows of up to {self.cut.longest.frames} frames"]
+        notes += [f"{sections} sections"] if sections else []
+        return [*notes, *([f"{used} windows of an earlier run were used again"] if used else [])]
+
+    def parts(self, one_stream: bool) -> list[WindowInputs]:
+        """Its windows with all that they are conditioned on. one_stream: whether all of them draw from one noise."""
+        contexts = self.cut.timeline.contexts if self.cut.timeline else ()
+        parts = window_inputs(self.cut.windows, self.sounds, self.cut.sections, contexts, self.cut.size)
+        return [replace(part, stream=0, own=None) for part in parts] if one_stream else parts
+
+
+def check_clip(field: str, cut: Cut | Timeline, frames: int, fps: Fraction) -> None:
+    """Raises InputError if something was made for another clip. field: the input that it came in by."""
+    if (cut.frames, cut.fps) != (frames, fps):
+        raise InputError(
+            f"{field}: it was made for {cut.frames} frames at {float(cut.fps):g} fps, but here are {frames} at "
+            f"{float(fps):g}; connect the frames and fps of one Frame Count everywhere."
+        )
+
+
+class FilmWindows:
+    """The finished windows of all films of this ComfyUI, in one folder of its output folder.
+
+    They stay after a film is written, so that a film with another end takes its beginning from here. What is oldest
+    goes first.
+    """
+
+    def __init__(self) -> None:
+        self._windows = KeptWindows(Path(folder_paths.get_output_directory(), FOLDER), resume=True)
+
+    @property
+    def used(self) -> int:
+        return self._windows.used
+
+    def of(self, identity: list[Any], cut: Cut, size: tuple[int, int]) -> Keep:
+        """The `Keep` of a stage of that size in pixels. Raises InputError if the disk has no room for it."""
+        days, folder = setting(DAYS), self._windows.folder
+        if len(cut.windows) == 1 or not limit():
+            return keep_nothing
+        check_room(folder.parent, disk_needed(cut.windows, size))
+        sweep(folder, days)
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        return self._windows.of(identity)
+
+    def forget(self) -> None:
+        """Deletes all of them: what was flagged does not stay on the disk."""
+        self._windows.remove()
+
+
+def sweep(folder: Path, days: float) -> None:
+    """Deletes kept windows that are older than so many days; 0: none. KeptWindows bounds their bytes."""
+    old = time.time() - days * 86400 if days else 0.0
+    for file in folder.glob(f"*{SUFFIX}"):
+        with suppress(OSError):
+            if file.stat().st_mtime < old:
+                file.unlink()

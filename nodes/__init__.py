@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import audio, conditioning, latents, loaders, loras, output, pictures, queued, safety, sampling, text, windows
+from . import (
+    audio,
+    conditioning,
+    latents,
+    loaders,
+    loras,
+    output,
+    pictures,
+    queued,
+    safety,
+    sampling,
+    text,
+    windows,
+)
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *loaders.NODES,
@@ -23,8 +36,6 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *safety.NODES,
     *output.NODES,
 )
-
-
 queued.watch()
 
 

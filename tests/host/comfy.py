@@ -222,6 +222,16 @@ class Comfy:
         """Ends the running prompt; with an id only if that is the one."""
         self.post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {}).raise_for_status()
 
+    def free(self) -> None:
+        """Unloads all models and forgets all results. The server does so when it next looks at its queue, which can be
+        after the next graph; so a small one runs."""
+        self.post("/free", {"unload_models": True, "free_memory": True}).raise_for_status()
+        small = {
+            "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 1}},
+            "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+        }
+        self.run(small)
+
     def path(self, result: dict[str, str]) -> Path:
         """Where a result of a run ({"filename", "subfolder", "type"}) lies on disk."""
         return self.base / result["type"] / result["subfolder"] / result["filename"]

@@ -22,6 +22,7 @@ import av
 import pytest
 import requests
 from a2v.api.settings import MIB, Settings, read_settings
+from a2v.ltx.diffusion.kept import DEFAULTS
 from a2v.ltx.models import MODELS
 from a2v.tests.api.edges import wav
 from a2v.tests.host.api import APP, environment, write_published
@@ -168,8 +169,9 @@ def test_the_table_of_settings_is_the_code() -> None:
     source = (ROOT / "api" / "settings.py").read_text(encoding="utf-8")
     known = set(re.findall(r'"(LTX_A2V_[A-Z_]+)"', source))
     table = dict(re.findall(r"^\| `(LTX_A2V_\w+)` \| ([^|]*) \|", PAGE, re.MULTILINE))
-    assert table.keys() == known
+    assert table.keys() == known | DEFAULTS.keys()
     plain = settings_from()
+    assert {name: table.pop(name) for name in DEFAULTS} == {name: f"{value:g}" for name, value in DEFAULTS.items()}
     for name, default in table.items():
         sample = {"LTX_A2V_SAFETY": "require", "LTX_A2V_WORKER": "1"}.get(name, "77")
         other = settings_from(**{name: sample})

@@ -158,7 +158,7 @@ def test_an_interrupted_film_goes_on_from_its_last_window(comfy: Comfy, models: 
     before = {path.name for path in kept(comfy)}
 
     # ComfyUI forgets the first stage, too
-    comfy.post("/free", {"free_memory": True, "unload_models": True})
+    comfy.free()
     again = comfy.run(prompt)
     assert again.message is None and before < {path.name for path in kept(comfy)}
     for node, count in (("first", 3), ("second", 2)):
@@ -166,7 +166,7 @@ def test_an_interrupted_film_goes_on_from_its_last_window(comfy: Comfy, models: 
 
     for path in kept(comfy):
         path.unlink()
-    comfy.post("/free", {"free_memory": True, "unload_models": True})
+    comfy.free()
     whole = comfy.run(prompt)
     assert np.array_equal(frames(comfy, again), frames(comfy, whole))
     assert "earlier run" not in texts(whole.events, "second")[-1]

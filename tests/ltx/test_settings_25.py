@@ -132,7 +132,7 @@ def test_a_film_in_windows(files: Files, prompts: Prompts, tmp_path: Path, disti
         output = replace(output, checkpoint=checkpoint)
     film = {"num_frames": 57, "windows": {"frames": 25, "overlap": 1}, "acceleration": "full" if distilled else "none"}
     run = Run(output, prompts, **film)
-    assert run.report["used"]["windows"] == {"count": 3, "frames": 25, "overlap": 1}
+    assert run.report["used"]["windows"] == {"count": 3, "frames": 25, "overlap": 1, "pauses": True}
     assert run.latent.isfinite().all() and run.trace["final/frames_u8"].shape[0] == 57
     for window in range(3):
         marked = run.trace[f"s1/window{window}/keyframes_mask_video"].reshape(-1, 4)

@@ -112,8 +112,8 @@ def cost(folder: Path, small: bool = False) -> Table:
     notes = (
         f"Counted, not measured: {clip.width}×{clip.height}×{clip.frames}, {size['layers']} blocks in bfloat16, frozen "
         "sound, a guided step of four passes in the first stage and one pass in the second. The seconds are bounds by "
-        "the cards' data sheets. The waits are those at the start of a stage, spread over its steps; within a step this "
-        "pack has none. A card's room decides whether it can batch the passes as here.",
+        "the cards' data sheets. The waits are those at the start of a stage, spread over its steps; within a step "
+        "this pack has none. A card's room decides whether it can batch the passes as here.",
     )
     return Table("What a step asks of a GPU, counted", columns, tuple(rows), notes, numbers)
 

@@ -14,7 +14,7 @@ from .diffusion.attention import attend_by
 from .diffusion.block import compile_blocks
 from .diffusion.conditioning import AudioCondition, Conditions, Guide
 from .diffusion.kept import KeptWindows, limit
-from .diffusion.kernels import switch_kernels
+from .diffusion.kernels import fuse
 from .diffusion.sample_windows import Keep, keep_nothing, noise_seeds, sample_windows, window_inputs
 from .diffusion.samplers import Hooks
 from .diffusion.upscale import upscale, upscale_long
@@ -95,7 +95,8 @@ class _Transformer:
         self.merger.set(job.loras[0])
         self.waiting = offload_transformer(self.model, device) if offload else None
         attend_by(self.model, compute.attention)
-        switch_kernels(compute.fused)
+        if compute.fused:
+            fuse(self.model)
         if compute.compiled:
             compile_blocks(self.model)
 

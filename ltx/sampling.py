@@ -28,6 +28,7 @@ from .prompt.contexts import fingerprint
 from .trace import Trace, under
 from .weights.checkpoint import load_upscaler
 from .weights.lora import Merger
+from .windows import hard_cuts
 
 
 def sample_stages(
@@ -120,7 +121,7 @@ def _upscaled(job: Job, compute: Compute, latent: Tensor, trace: Trace | None) -
     statistics, windows = job.checkpoint.video_statistics(), job.plan.windows
     if len(windows) == 1:
         return upscale(upsampler, statistics, latent, trace)
-    return upscale_long(upsampler, statistics, latent, [w.new.start for w in windows if w.given == 1], trace)
+    return upscale_long(upsampler, statistics, latent, hard_cuts(windows), trace)
 
 
 def _costs(job: Job) -> list[list[float]]:

@@ -18,7 +18,7 @@ from ..ltx.diffusion.kept import KeptWindows, check_room, disk_needed, limit
 from ..ltx.diffusion.sample_windows import Keep, WindowInputs, keep_nothing, window_inputs
 from ..ltx.errors import InputError
 from ..ltx.timeline import Section
-from ..ltx.windows import Window, WindowSize, cut_windows
+from ..ltx.windows import Window, WindowSize, cut_windows, hard_cuts
 
 CUTS = "ltx_a2v_cuts"
 """The key of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew."""
@@ -52,7 +52,7 @@ class Cut:
     @property
     def hard(self) -> tuple[int, ...]:
         """The latents behind its hard cuts."""
-        return tuple(window.new.start for window in self.windows if window.given == 1)
+        return hard_cuts(self.windows)
 
     @property
     def longest(self) -> Window:

@@ -209,8 +209,8 @@ class Bars:
         self.bar.update(done - self.bar.n)
 
     def left(self, seconds: float) -> None:
-        """Shows how long the windows of all stages still take. A clip of one window is seen to the end by its bar."""
-        if self.bar is not None and "," in self.phase:
+        """Shows how long the windows of all stages still take."""
+        if self.bar is not None:
             self.bar.set_postfix_str(told(seconds))
 
     def close(self) -> None:

@@ -59,9 +59,8 @@ def run(
     prompts: prompts that are encoded already; Gemma is then not loaded. announce: is called with the memory forecast
     before anything loads. trace: receives the run's tensors. progress: is called after each step of a phase. resume:
     goes on from the windows that an ended run of this output kept; AS_FAR_AS_IT_IS makes a film of these alone. left:
-    is called after each step with the seconds that sampling still takes, if there are several windows. Raises
-    InputError for mistakes in the input, if possible before models load, and FlaggedError if the safety checker flags
-    the result.
+    is called after each step, of several windows, with the seconds that are left. Raises InputError for mistakes in
+    the input, if possible before models load, and FlaggedError if the safety checker flags the result.
     """
     compute, say = compute or Compute(), progress or (lambda phase, done, total: None)
     kept = KeptWindows.beside(files.output, resume)
@@ -73,8 +72,7 @@ def run(
     sounds = encode_sound(job, compute, trace)
     guides = encode_images(job, compute, trace)
     notes = _begun(job, kept)
-    observer = Observer(job, trace, say, left)
-    offload = TRANSFORMER in offloaded
+    observer, offload = Observer(job, trace, say, left), TRANSFORMER in offloaded
     latent, sounds, noise = sample_stages(job, compute, prompts, sounds, guides, kept, offload, observer)
     job, short = _as_far_as_it_is(job, latent)
     track = _track(job, compute, sounds, trace)

@@ -18,7 +18,7 @@ import torch
 from a2v.benchmarks.levels import FRAMES, miniature
 from a2v.benchmarks.measure import MISSING, Table, resident, say, sides
 from a2v.ltx.job import Compute, Files
-from a2v.ltx.media.audio import Track
+from a2v.ltx.latents import frames_of
 from a2v.ltx.pipeline import run
 from a2v.ltx.plan import plan
 from a2v.ltx.request import parse
@@ -74,7 +74,7 @@ def film(folder: str, name: str, small: bool = False) -> dict[str, Any]:
     draw = np.random.default_rng((asked.seed, 99))
     frames = round(asked.minutes * MINUTE / 8) * 8 + 1
     scenes = _scenes(draw, asked.sections)
-    track = (sound.song if asked.sung else _speech)(draw, frames / sizes.FRAME_RATE, held_out=True)
+    track = (sound.song if asked.sung else sound.speech)(draw, frames / sizes.FRAME_RATE, held_out=True)
     motion = sound.envelope(sound.heard(track, frames, sizes.FRAME_RATE), frames, sizes.FRAME_RATE)
     paths = miniature(Path(folder)) | {"audio": str(evaluate.save_wave(Path(folder) / "film.wav", track))}
     request = {**evaluate.BASE, "prompt": scenes[0].prompt, "seed": asked.seed, "num_frames": frames}
@@ -87,13 +87,9 @@ def film(folder: str, name: str, small: bool = False) -> dict[str, Any]:
         progress=watch)  # fmt: skip
     windows = plan(parse(request), track).windows
     borders = [plan(parse(request), track).frames * n // asked.sections for n in range(asked.sections + 1)]
-    found = read(kept[FRAMES].numpy(), motion, scenes, borders, [window.new.start * 8 - 7 for window in windows[1:]])
+    found = read(kept[FRAMES].numpy(), motion, scenes, borders, [frames_of(window.new.start) for window in windows[1:]])
     sampled, given = (sum(getattr(window, each) for window in windows) for each in ("length", "given"))
     return {**found, **_costs(watch), "windows": len(windows), "overlap": given / sampled}
-
-
-def _speech(draw: np.random.Generator, seconds: float, held_out: bool) -> Track:
-    return sound.speech(draw, seconds, held_out)
 
 
 def _scenes(draw: np.random.Generator, count: int) -> list[clips.Scene]:

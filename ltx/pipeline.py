@@ -30,7 +30,7 @@ from .media.video import write_video
 from .memory.forecast import EXPANDER, GEMMA, TRANSFORMER, Forecast, estimate
 from .report import describe
 from .request import Request
-from .sampling import sample_stages
+from .sampling import Observer, sample_stages
 from .trace import Trace
 
 
@@ -59,12 +59,12 @@ def run(
     prompts: prompts that are encoded already; Gemma is then not loaded. announce: is called with the memory forecast
     before anything loads. trace: receives the run's tensors. progress: is called after each step of a phase. resume:
     goes on from the windows that an ended run of this output kept; AS_FAR_AS_IT_IS makes a film of these alone. left:
-    is called after each step of a window with the seconds that sampling still takes. Raises InputError for mistakes in
+    is called after each step, of several windows, with the seconds that are left. Raises InputError for mistakes in
     the input, if possible before models load, and FlaggedError if the safety checker flags the result.
     """
     compute, say = compute or Compute(), progress or (lambda phase, done, total: None)
     kept = KeptWindows.beside(files.output, resume)
-    job = prepare(files, _resumed(request, kept, resume) if resume else request, stg_blocks)
+    job = prepare(files, _resumed(request, kept) if resume else request, stg_blocks)
     checker = load_checker(files.safety_checker) if request.enable_safety_checker and files.safety_checker else None
     compute, offloaded = _fitting(job, compute, announce)
 
@@ -72,8 +72,8 @@ def run(
     sounds = encode_sound(job, compute, trace)
     guides = encode_images(job, compute, trace)
     notes = _begun(job, kept)
-    offload = TRANSFORMER in offloaded
-    latent, sounds, noise = sample_stages(job, compute, prompts, sounds, guides, kept, offload, trace, say, left)
+    observer, offload = Observer(job, trace, say, left), TRANSFORMER in offloaded
+    latent, sounds, noise = sample_stages(job, compute, prompts, sounds, guides, kept, offload, observer)
     job, short = _as_far_as_it_is(job, latent)
     track = _track(job, compute, sounds, trace)
     retried: list[str] = []  # only the last note counts
@@ -103,7 +103,7 @@ def run(
     return Result(video, report())
 
 
-def _resumed(request: Request, kept: KeptWindows, resume: bool | str) -> Request:
+def _resumed(request: Request, kept: KeptWindows) -> Request:
     """The request with the seed of the run that was ended, if it names none. Raises InputError if it has no windows, or
     nothing is there for a film of what is kept."""
     if request.windows is None:

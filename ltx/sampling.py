@@ -14,7 +14,7 @@ from .diffusion.attention import attend_by
 from .diffusion.block import compile_blocks
 from .diffusion.conditioning import AudioCondition, Conditions, Guide
 from .diffusion.kept import KeptWindows, limit
-from .diffusion.kernels import switch_kernels
+from .diffusion.kernels import fuse
 from .diffusion.sample_windows import Keep, keep_nothing, noise_seeds, sample_windows, window_inputs
 from .diffusion.samplers import Hooks
 from .diffusion.upscale import upscale, upscale_long
@@ -28,6 +28,7 @@ from .prompt.contexts import fingerprint
 from .trace import Trace, under
 from .weights.checkpoint import load_upscaler
 from .weights.lora import Merger
+from .windows import hard_cuts
 
 
 def sample_stages(
@@ -38,14 +39,12 @@ def sample_stages(
     guides: tuple[tuple[Guide, ...], tuple[Guide, ...]],
     kept: KeptWindows,
     offload: bool,
-    trace: Trace | None,
-    say: OnProgress,
-    left: Callable[[float], None] | None,
+    observer: Observer,
 ) -> tuple[Tensor, tuple[AudioCondition, ...], Noise]:
     """Samples both stages, or the only one → the video latent and the resulting sound of each window. The transformer
     is freed afterwards. If nothing but what is kept is wanted, the latent ends where that ends, and it is the first
     stage's if the second has no window. Raises InputError if there is no window at all."""
-    clip, time_left, contexts = job.plan, TimeLeft(_costs(job)), [context for _, context in prompts.sections]
+    clip, trace, contexts = job.plan, observer.trace, [context for _, context in prompts.sections]
     transformer = None if kept.only else _Transformer(job, compute, offload)
 
     def stage(number: int, latent: Tensor, conditions: Conditions, noises: tuple[Noise, ...]) -> Any:
@@ -59,7 +58,7 @@ def sample_stages(
             job.steering[number],
             noises,
             device=compute.device,
-            hooks=partial(_hooks, job, number, trace, say, time_left, left),
+            hooks=partial(observer.hooks, number),
             keep=_keep(job, compute, kept, number),
         )
 
@@ -83,6 +82,33 @@ def sample_stages(
     return latent, sounds, noises[0]
 
 
+class Observer:
+    """Tells of the steps of a job's stages: to `trace` their tensors, to `say` the steps that are done, and, if there
+    are several windows, to `left` the seconds that sampling still takes."""
+
+    def __init__(self, job: Job, trace: Trace | None, say: OnProgress, left: Callable[[float], None] | None) -> None:
+        self.trace, self._say, self._windows, self._two = trace, say, len(job.plan.windows), job.plan.two_stages
+        self._left = left if self._windows > 1 else None
+        self._time_left = TimeLeft(_costs(job))
+
+    def hooks(self, stage: int, window: int) -> Hooks:
+        """The hooks of a window in the stage of that number. A clip of one window has no word about it."""
+        name = ("first stage", "second stage")[stage] if self._two else "sample"
+        place = f"s{stage + 1}"
+        if self._windows > 1:
+            name += f", window {window + 1} of {self._windows}"
+            place += f"/window{window}"
+        self._time_left.begin(stage, window)
+
+        def on_step(done: int, total: int, x0: Any) -> None:
+            self._say(name, done, total)
+            seconds = self._time_left.step(done, total)
+            if self._left is not None and seconds is not None:
+                self._left(seconds)
+
+        return Hooks(on_step, trace=under(place, self.trace))
+
+
 class _Transformer:
     """The transformer of a job with the LoRAs of the stage that began last."""
 
@@ -95,7 +121,8 @@ class _Transformer:
         self.merger.set(job.loras[0])
         self.waiting = offload_transformer(self.model, device) if offload else None
         attend_by(self.model, compute.attention)
-        switch_kernels(compute.fused)
+        if compute.fused:
+            fuse(self.model)
         if compute.compiled:
             compile_blocks(self.model)
 
@@ -119,7 +146,7 @@ def _upscaled(job: Job, compute: Compute, latent: Tensor, trace: Trace | None) -
     statistics, windows = job.checkpoint.video_statistics(), job.plan.windows
     if len(windows) == 1:
         return upscale(upsampler, statistics, latent, trace)
-    return upscale_long(upsampler, statistics, latent, [w.new.start for w in windows if w.given == 1], trace)
+    return upscale_long(upsampler, statistics, latent, hard_cuts(windows), trace)
 
 
 def _costs(job: Job) -> list[list[float]]:
@@ -130,31 +157,6 @@ def _costs(job: Job) -> list[list[float]]:
         [cost(window, size, steering.steps, steering.passes(frozen)) for window in job.plan.windows]
         for size, steering in stages
     ]
-
-
-def _hooks(
-    job: Job,
-    number: int,
-    trace: Trace | None,
-    say: OnProgress,
-    time_left: TimeLeft,
-    left: Callable[[float], None] | None,
-    window: int,
-) -> Hooks:
-    """The hooks of a window in the stage of that number. A clip of one window has no word about it."""
-    count = len(job.plan.windows)
-    name = ("first stage", "second stage")[number] if job.plan.two_stages else "sample"
-    name += f", window {window + 1} of {count}" if count > 1 else ""
-    place = f"s{number + 1}" + (f"/window{window}" if count > 1 else "")
-    time_left.begin(number, window)
-
-    def on_step(done: int, total: int, x0: Any) -> None:
-        say(name, done, total)
-        seconds = time_left.step(done, total)
-        if left is not None and seconds is not None:
-            left(seconds)
-
-    return Hooks(on_step, trace=under(place, trace))
 
 
 def _keep(job: Job, compute: Compute, kept: KeptWindows, number: int) -> Keep:

@@ -17,6 +17,7 @@ from .errors import InputError
 from .latents import TIME_SCALE, frames_of
 
 LONGEST = 481  # frames; the model was made for clips up to that
+SHORTEST, MOST_OVERLAP = frames_of(3), LONGEST // TIME_SCALE - 1  # with the least overlap, and in the longest window
 FRAMES, OVERLAP = 121, 2  # the endpoint's default length, and the overlap that was tried on the miniature
 PAUSE_REACH = Fraction(1, 4)  # the share of a window by which it may end earlier, where the sound is quieter
 JOIN = 3  # dB; so much quieter must the ends of windows be on the whole for each window more
@@ -163,6 +164,11 @@ class Border:
 
     latent: int
     cut: bool = False
+
+
+def hard_cuts(windows: Sequence[Window]) -> tuple[int, ...]:
+    """The latents behind the hard cuts of a film."""
+    return tuple(window.new.start for window in windows if window.given == 1)
 
 
 def cut_windows(

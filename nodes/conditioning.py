@@ -268,8 +268,7 @@ class SectionImages(io.ComfyNode):
         named = [section for section in timeline.sections if section.image and strength]
         progress = Progress(cls.hidden.unique_id)
         if first_image is not None:
-            first = {"image": first_image, "latent": latent, "strength": strength, "compression": compression}
-            guides = _with_guide(0, video_vae, guides=guides, **first)
+            guides = _with_guide(0, video_vae, first_image, latent, strength, guides, compression)
         found = list(guides)
         for number, section in enumerate(named):
             progress(number, len(named))

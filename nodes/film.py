@@ -5,7 +5,6 @@ A clip is a film of one window, so the samplers have one path for both.
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -15,11 +14,11 @@ from typing import Any
 import folder_paths
 
 from ..ltx.diffusion.conditioning import AudioCondition, TextContext
-from ..ltx.diffusion.kept import DAYS, SUFFIX, KeptWindows, check_room, disk_needed, limit, setting
+from ..ltx.diffusion.kept import KeptWindows, check_room, disk_needed, limit
 from ..ltx.diffusion.sample_windows import Keep, WindowInputs, keep_nothing, window_inputs
 from ..ltx.errors import InputError
 from ..ltx.timeline import Section
-from ..ltx.windows import Window, WindowSize, cut_windows
+from ..ltx.windows import Window, WindowSize, cut_windows, hard_cuts
 
 CUTS = "ltx_a2v_cuts"
 """The key of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew."""
@@ -53,7 +52,7 @@ class Cut:
     @property
     def hard(self) -> tuple[int, ...]:
         """The latents behind its hard cuts."""
-        return tuple(window.new.start for window in self.windows if window.given == 1)
+        return hard_cuts(self.windows)
 
     @property
     def longest(self) -> Window:
@@ -91,14 +90,15 @@ class FilmSound:
     def frozen(self) -> bool:
         return self.sounds[0].frozen
 
-    def notes(self, used: int) -> list[str]:
-        """Sentences for a sampler's report. used: the windows that were not sampled again."""
+    def notes(self) -> list[str]:
+        """Sentences for a sampler's report. A clip has none."""
         count, sections = len(self.cut.windows), len(self.cut.sections)
         if count == 1:
             return []
-        notes = [f"{count} windows of up to {self.cut.longest.frames} frames"]
-        notes += [f"{sections} sections"] if sections else []
-        return [*notes, *([f"{used} windows of an earlier run were used again"] if used else [])]
+        return [
+            f"{count} windows of up to {self.cut.longest.frames} frames",
+            *([f"{sections} sections"] if sections else []),
+        ]
 
     def parts(self, one_stream: bool) -> list[WindowInputs]:
         """Its windows with all that they are conditioned on. one_stream: whether all of them draw from one noise."""
@@ -126,17 +126,17 @@ class FilmWindows:
     def __init__(self) -> None:
         self._windows = KeptWindows(Path(folder_paths.get_output_directory(), FOLDER), resume=True)
 
-    @property
-    def used(self) -> int:
-        return self._windows.used
+    def notes(self) -> list[str]:
+        """As `KeptWindows.notes`."""
+        return self._windows.notes()
 
     def of(self, identity: list[Any], cut: Cut, size: tuple[int, int]) -> Keep:
         """The `Keep` of a stage of that size in pixels. Raises InputError if the disk has no room for it."""
-        days, folder = setting(DAYS), self._windows.folder
+        folder = self._windows.folder
         if len(cut.windows) == 1 or not limit():
             return keep_nothing
         check_room(folder.parent, disk_needed(cut.windows, size))
-        sweep(folder, days)
+        self._windows.expire()
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
         return self._windows.of(identity)
@@ -144,12 +144,3 @@ class FilmWindows:
     def forget(self) -> None:
         """Deletes all of them: what was flagged does not stay on the disk."""
         self._windows.remove()
-
-
-def sweep(folder: Path, days: float) -> None:
-    """Deletes kept windows that are older than so many days; 0: none. KeptWindows bounds their bytes."""
-    old = time.time() - days * 86400 if days else 0.0
-    for file in folder.glob(f"*{SUFFIX}"):
-        with suppress(OSError):
-            if file.stat().st_mtime < old:
-                file.unlink()

@@ -20,6 +20,7 @@ from ..ltx.diffusion.samplers import Hooks
 from ..ltx.diffusion.tokens import Tokens
 from ..ltx.left import TimeLeft, told
 from ..ltx.windows import Window
+from .server import running_server
 
 PREVIEW_SIDE = 512
 FORMATS = ("LTXAV", "LTXV")
@@ -61,7 +62,6 @@ class StageProgress:
 
     def hooks(self, number: int, like: Tensor) -> Hooks:
         """The hooks of a window. like: a latent of its size."""
-
         self._left.begin(0, number)
 
         def on_step(done: int, total: int, x0: Tokens) -> None:
@@ -80,10 +80,9 @@ def show_text(node_id: str, text: str) -> None:
 
     ComfyUI's own text of a running node would vanish at the end of the run, in frontends since 1.58.
     """
-    server = sys.modules.get("server")  # an import outside ComfyUI would start a part of its server
-    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if instance is not None and text:
-        instance.send_sync(TEXT, {"node": node_id, "text": text}, instance.client_id)
+    server = running_server()
+    if server is not None and text:
+        server.send_sync(TEXT, {"node": node_id, "text": text}, server.client_id)
 
 
 def report(node: type[io.ComfyNode], text: str) -> str:
@@ -108,9 +107,8 @@ def reported(node: type[io.ComfyNode], *values: object, text: str) -> io.NodeOut
 def _switched_off() -> bool:
     """Whether the user wants no previews: by the page's setting of the running prompt, or by ComfyUI's start. Its
     default is none, too, but nobody chose that."""
-    server = sys.modules.get("server")  # an import outside ComfyUI would start a part of its server
-    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    running = list(instance.prompt_queue.currently_running.values()) if instance is not None else []
+    server = running_server()
+    running = list(server.prompt_queue.currently_running.values()) if server is not None else []
     asked = running[0][3].get("preview_method", "default") if running else "default"
     if asked != "default":
         return asked == LatentPreviewMethod.NoPreviews.value

@@ -6,20 +6,20 @@ that names one argument, and reads the others here, is refused once.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
+
+from .server import running_server
 
 _graph: ContextVar[Mapping[str, Any]] = ContextVar("ltx_a2v_queued")
 
 
 def watch() -> None:
     """From now on each graph is kept, within the request that queues it. Without a server it does nothing."""
-    server = sys.modules.get("server")  # an import outside ComfyUI would start a part of its server
-    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if instance is not None:
-        instance.add_on_prompt_handler(keep)
+    server = running_server()
+    if server is not None:
+        server.add_on_prompt_handler(keep)
 
 
 def keep(body: dict[str, Any]) -> dict[str, Any]:

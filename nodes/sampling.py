@@ -399,7 +399,7 @@ class Sampler(io.ComfyNode):
             notes.append(source.note)
         if mask is not None:
             notes.append("the latent's noise mask keeps a part of it")
-        notes += film.notes(kept.used)
+        notes += [*film.notes(), *kept.notes()]
         if left:
             notes.append(f"noise of sigma {left:g} is left: Disable Noise and the rest of the sigmas continue it")
         if audio_guidance is not None and audio.frozen:

@@ -13,7 +13,7 @@ from ..ltx.media.images import compress, load_image
 from ..ltx.media.pauses import levels
 from ..ltx.media.rates import frame_rate
 from ..ltx.timeline import Section, borders, read_timeline
-from ..ltx.windows import FRAMES, LONGEST, OVERLAP, WindowSize, cut_windows
+from ..ltx.windows import LONGEST, MOST_OVERLAP, SHORTEST, WindowSize, cut_windows
 from . import files, memory, text
 from .audio import frames_input
 from .film import FOLDER, Cut, Timeline, check_clip
@@ -44,8 +44,8 @@ class CutWindows(io.ComfyNode):
                 widget("fps", step=0.001, tooltip="From Frame Count."),
                 io.Int.Input(
                     "window_frames",
-                    default=FRAMES,
-                    min=17,
+                    default=usual.frames,
+                    min=SHORTEST,
                     max=LONGEST,
                     step=8,
                     tooltip="Frames of a window, one more than a multiple of 8. A longer window keeps motion coherent "
@@ -53,9 +53,9 @@ class CutWindows(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "overlap",
-                    default=OVERLAP,
+                    default=usual.overlap,
                     min=1,
-                    max=(LONGEST - 1) // 8 - 1,
+                    max=MOST_OVERLAP,
                     tooltip="Latents of eight frames that a window continues from the one before it. Raise it to 3 or "
                     "4 if the motion changes where windows meet; the film then needs more windows.",
                 ),

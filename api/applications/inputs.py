@@ -27,9 +27,8 @@ from pydantic import (
 
 from ...ltx.characters import is_whole
 from ...ltx.errors import InputError
-from ...ltx.latents import TIME_SCALE
 from ...ltx.request import PARAMETERS, SIDE, Parameter, Request, parse
-from ...ltx.windows import FRAMES, LONGEST, OVERLAP, WindowSize
+from ...ltx.windows import LONGEST, MOST_OVERLAP, SHORTEST, WindowSize
 
 Detail = list[dict[str, Any]]
 Kind = Literal["audio", "image"]
@@ -64,30 +63,24 @@ class ImageSize(BaseModel):
 USUAL = WindowSize()
 
 
+def _share(default: float, description: str) -> Any:
+    return Field(default, ge=0, le=1, strict=False, description=description)
+
+
 class WindowSettings(BaseModel):
     """The windows of a film that is as long as its sound. The hosted endpoint has no such input."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    frames: int = Field(FRAMES, ge=17, le=LONGEST, description="Frames of a window, one more than a multiple of 8.")
+    frames: int = Field(
+        USUAL.frames, ge=SHORTEST, le=LONGEST, description="Frames of a window, one more than a multiple of 8."
+    )
     overlap: int = Field(
-        OVERLAP, ge=1, le=LONGEST // TIME_SCALE - 1, description="Latents of eight frames that two windows share."
+        USUAL.overlap, ge=1, le=MOST_OVERLAP, description="Latents of eight frames that two windows share."
     )
     pauses: bool = Field(USUAL.pauses, description="Whether windows end at pauses of the sound.")
-    anchor: float = Field(
-        USUAL.anchor,
-        ge=0,
-        le=1,
-        strict=False,
-        description="How firmly windows are held to their section's first frame.",
-    )
-    drift: float = Field(
-        USUAL.drift,
-        ge=0,
-        le=1,
-        strict=False,
-        description="The share by which colours are pulled to the first ones.",
-    )
+    anchor: float = _share(USUAL.anchor, "How firmly windows are held to their section's first frame.")
+    drift: float = _share(USUAL.drift, "The share by which colours are pulled to the first ones.")
     seeds: dict[str, int] = Field({}, description="Seeds for single windows, by their numbers from 1.")
 
 

@@ -8,7 +8,7 @@ removed after sampling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -121,12 +121,15 @@ class Stream:
         return x * self.mask + self.clean * (1 - self.mask)
 
     def to(self, device: torch.device | str) -> Stream:
-        """The positions stay where they are: they are embedded on the CPU, and only the embeddings go to a device."""
-        latent, clean, mask, marked = (
-            None if tensor is None else tensor.to(device)
-            for tensor in (self.latent, self.clean, self.mask, self.marked)
+        """The same stream on a device. The positions stay where they are: they are embedded on the CPU, and only their
+        embeddings go to a device."""
+        return replace(
+            self,
+            latent=self.latent.to(device),
+            clean=self.clean.to(device),
+            mask=self.mask.to(device),
+            marked=None if self.marked is None else self.marked.to(device),
         )
-        return Stream(latent, clean, mask, self.positions, marked)
 
 
 def check_strength(name: str, strength: float) -> None:

@@ -91,7 +91,11 @@ class KeptWindows:
 
     def count(self) -> int:
         """The number of kept windows, of all stages."""
-        return sum(1 for path in self.folder.glob(f"*{SUFFIX}") if WINDOW.fullmatch(path.name))
+        return len(self._files())
+
+    def _files(self) -> list[Path]:
+        """The files of the windows. Other files in the folder are somebody else's."""
+        return [path for path in self.folder.glob(f"*{SUFFIX}") if WINDOW.fullmatch(path.name)]
 
     def told(self) -> str:
         """Words for the user about what is kept."""
@@ -131,7 +135,7 @@ class KeptWindows:
 
     def _make_room(self, needed: int) -> None:
         """Deletes the oldest windows of earlier runs until so many bytes more are within the setting."""
-        sizes = {path: path.stat() for path in self.folder.glob(f"*{SUFFIX}") if WINDOW.fullmatch(path.name)}
+        sizes = {path: path.stat() for path in self._files()}
         total = sum(each.st_size for each in sizes.values())
         for path in sorted(sizes.keys() - self._own, key=lambda each: sizes[each].st_mtime):
             if total + needed <= limit():
@@ -142,12 +146,19 @@ class KeptWindows:
 
     def remove(self) -> None:
         """Deletes the kept windows. Files of another kind stay, and their folder with them."""
-        for file in (*self.folder.glob(f"*{SUFFIX}"), self.folder / SEED):
+        for file in (*self._files(), self.folder / SEED):
             with suppress(OSError):
-                if file.name == SEED or WINDOW.fullmatch(file.name):
-                    file.unlink()
+                file.unlink()
         with suppress(OSError):
             self.folder.rmdir()
+
+    def expire(self) -> None:
+        """Deletes the windows that are older than the setting allows."""
+        before = _oldest()
+        for file in self._files():
+            with suppress(OSError):
+                if file.stat().st_mtime < before:
+                    file.unlink()
 
     def _read(self, path: Path, conditions: Conditions, noise: Noise) -> Sampled | None:
         try:
@@ -210,6 +221,12 @@ def limit() -> float:
     return setting(ROOM) * 1e9
 
 
+def _oldest() -> float:
+    """The time before which what is kept is too old. Raises InputError if the setting is no number."""
+    days = setting(DAYS)
+    return time.time() - days * 24 * 3600 if days else -math.inf
+
+
 def check_room(folder: Path, needed: int) -> None:
     """Raises InputError if so many bytes are more than the setting allows or than the disk of a folder has free."""
     if not limit():
@@ -229,12 +246,10 @@ def check_room(folder: Path, needed: int) -> None:
 def sweep(folder: Path, but: KeptWindows) -> list[str]:
     """Deletes what runs left in a folder that were ended as many days ago as the setting says. Returns the names of the
     folders. but: the windows of this run, which stay. Folders with a file that is not ours stay."""
-    days, found = setting(DAYS), []
-    if not days:
-        return []
+    before, found = _oldest(), []
     with suppress(OSError):
         for place in sorted(folder.glob(f"*{ENDING}")):
-            if place != but.folder and _left(place, time.time() - days * 24 * 3600):
+            if place != but.folder and _left(place, before):
                 KeptWindows(place).remove()
                 found.append(place.name)
     return found

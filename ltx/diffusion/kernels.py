@@ -2,7 +2,7 @@
 
 Each reads its input once and writes its result once, where the eager code does so three and six times. They compute in
 float32 and round once at the end, while the eager code rounds to the model's dtype in between; in float32 both agree to
-1e-6. They are off unless `switch_kernels` is called, because no GPU has measured them yet.
+1e-6. A model has them only after `fuse`, because no GPU has measured them yet.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 
 import torch
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 from .modulation import Ada, Pair
@@ -23,23 +24,25 @@ except ImportError:
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton runs kernels in Python on the CPU, as the tests do."""
-_on = False
 
 
-def switch_kernels(on: bool) -> bool:
-    """Switches the kernels on or off → whether they are on. Without Triton they stay off, and the log says so."""
-    global _on
-    _on = on and triton is not None
-    if on and not _on:
+def fuse(model: nn.Module, on: bool = True) -> None:
+    """Makes the kernels take over in a model's blocks. `on` False undoes it. Without Triton they stay off, and the log
+    says so."""
+    if on and triton is None:
         logging.warning("LTX A2V: Triton is not installed here, so the fused kernels stay off: pip install triton.")
-    return _on
+        return
+    for module in model.modules():
+        if isinstance(module, (nn.RMSNorm, RMSNorm)):
+            module.fused = on
 
 
 def fuses(norm: nn.Module, x: Tensor) -> bool:
-    """Whether a kernel takes over a normalisation of `x`: its weight is there and nobody changes it on the way."""
+    """Whether a kernel takes over a normalisation of `x`: `fuse` asked for it, its weight is there, and nobody changes
+    it on the way."""
     weight = norm.weight
     return (
-        _on
+        getattr(norm, "fused", False)
         and not torch.compiler.is_compiling()
         and (x.is_cuda or INTERPRETED)
         and (weight is None or (weight.device == x.device and not getattr(norm, "weight_function", ())))

@@ -189,6 +189,19 @@ def quick(job: list[Job]) -> None:
     job[:] = [run]
 
 
+@pytest.fixture
+def asked(job: list[Job]) -> list[Compute]:
+    """And without a run: the way to compute of each command, which ends there."""
+    seen: list[Compute] = []
+
+    def stop(files: Files, request: Request, compute: Compute, **_: Any) -> None:
+        seen.append(compute)
+        raise KeyboardInterrupt
+
+    job[:] = [stop]
+    return seen
+
+
 # What is refused: flags (a text names a file in the media folder), the request, what the sentence says.
 MISSING = "nowhere.safetensors"
 ALONE, CONNECTORS = "split/ltx-2.3_transformer_only_bf16.safetensors", "split/connectors.safetensors"
@@ -517,19 +530,24 @@ def test_without_the_distilled_lora_its_scales_are_0(run: Run, tiny: TinyFiles) 
     ],
 )
 def test_default_dtype_and_device(
-    run: Run, job: list[Job], monkeypatch: pytest.MonkeyPatch, gpu: bool, flags: dict[str, Any], dtype: torch.dtype
+    run: Run,
+    asked: list[Compute],
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: bool,
+    flags: dict[str, Any],
+    dtype: torch.dtype,
 ) -> None:
-    seen: list[Compute] = []
-
-    def stop(files: Files, request: Request, compute: Compute, **_: Any) -> None:
-        seen.append(compute)
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    job[:] = [stop]
     assert run(**flags).status == 130
-    assert seen[0].dtype is dtype
-    assert seen[0].device == ("cuda" if gpu and not flags else "cpu")
+    assert asked[0].dtype is dtype
+    assert asked[0].device == ("cuda" if gpu and not flags else "cpu")
+
+
+def test_every_flag_about_computing_arrives(run: Run, asked: list[Compute]) -> None:
+    switches: dict[str, Any] = {"fp8": [], "compile": [], "fused": []}
+    assert run(device="cpu", dtype="bfloat16", offload="none", attention="math", **switches).status == 130
+    given = {"fp8": True, "compiled": True, "offload": "none", "attention": "math", "fused": True}
+    assert asked == [Compute(torch.bfloat16, "cpu", **given)]
 
 
 @pytest.mark.usefixtures("quick")

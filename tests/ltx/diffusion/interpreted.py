@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import types
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -27,15 +28,15 @@ from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx.diffusion.one_pass import Case, guided_step
 from a2v.tests.tiny import write_tiny
 from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
-from torch import Tensor
+from torch import Tensor, nn
 
 SHAPES = ((2, 10, 3, 5), (1, 6, 2, 16), (3, 4, 5, 12))  # rows, tokens, heads, half a head: no multiples of a block
 
 
-def both(work) -> tuple[Tensor, Tensor]:
+def both(model: nn.Module, work: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
     results = []
     for on in (False, True):
-        assert kernels.switch_kernels(on) is on
+        kernels.fuse(model, on)
         results.append(work())
     return results[0], results[1]
 
@@ -58,15 +59,15 @@ def main(folder: str) -> None:
         for levels in (1, 2, tokens):
             index = torch.arange(tokens) % levels
             ada = Ada(tuple(randn(4, levels, width).to(dtype)), Places.of(index) if levels > 1 else None)
-            tell(f"modulate {levels} {name}", *both(partial(_modulated, norm, x, ada, 1, 2)))
+            tell(f"modulate {levels} {name}", *both(norm, partial(_modulated, norm, x, ada, 1, 2)))
         attention = LTX2Attention(width, heads=heads, kv_heads=heads, dim_head=2 * half, rope_type="split").to(dtype)
         attention.norm_q.weight.copy_(randn(width))
         for shared in (1, 2):
             pair = randn(tokens // shared, 1, heads, half), randn(tokens // shared, 1, heads, half)
-            tell(f"rotate {shared} {name}", *both(partial(_rotate, attention, attention.norm_q, x, pair)))
+            tell(f"rotate {shared} {name}", *both(attention, partial(_rotate, attention, attention.norm_q, x, pair)))
     model = load_checkpoint(write_tiny(Path(folder)).checkpoint).transformer(torch.float32)
     run = Case(model, randn, image=0.4)
-    eager, fused = both(lambda: torch.cat([one.video for one in run.run(guided_step(run))]))
+    eager, fused = both(model, lambda: torch.cat([one.video for one in run.run(guided_step(run))]))
     tell("a guided step", eager, fused)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
@@ -13,7 +15,7 @@ import pytest
 import torch
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
-from a2v.ltx.diffusion.kept import KeptWindows, described
+from a2v.ltx.diffusion.kept import DAYS, KeptWindows, described
 from a2v.ltx.diffusion.sample_windows import Sampled
 from a2v.ltx.diffusion.samplers import Restart
 from a2v.ltx.diffusion.steering import RES_2S, Steering
@@ -120,3 +122,16 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     store.begin(7)
     with pytest.raises((InputError, OSError), match=r"film\.mp4\.windows"):
         store.of("")(lambda: made, 0, torch.zeros(1), conditions, STEERING, Noise(4))
+
+
+def test_old_windows_expire_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ages = {f"{'a' * 64}.safetensors": 31, f"{'b' * 64}.safetensors": 29, "lora.safetensors": 400, "seed.json": 400}
+    for name, days in ages.items():
+        (tmp_path / name).write_text("{}")
+        os.utime(tmp_path / name, (time.time() - days * 86400,) * 2)
+    monkeypatch.setenv(DAYS, "0")  # for ever
+    KeptWindows(tmp_path).expire()
+    assert {path.name for path in tmp_path.iterdir()} == ages.keys()
+    monkeypatch.delenv(DAYS)
+    KeptWindows(tmp_path).expire()
+    assert {path.name for path in tmp_path.iterdir()} == ages.keys() - {f"{'a' * 64}.safetensors"}

@@ -33,23 +33,21 @@ def test_without_triton_they_stay_off_and_it_is_said(
 ) -> None:
     monkeypatch.setattr(kernels, "triton", None)
     with caplog.at_level(logging.WARNING):
-        assert kernels.switch_kernels(True) is False
+        kernels.fuse(norm := torch.nn.RMSNorm(4))
     assert "Triton is not installed here" in caplog.text
-    assert not kernels.fuses(torch.nn.RMSNorm(4), torch.zeros(1, 1, 4))
+    assert not kernels.fuses(norm, torch.zeros(1, 1, 4))
 
 
 @pytest.mark.skipif(kernels.triton is None, reason="Triton is not installed")
 def test_what_they_cannot_take_over_stays_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "INTERPRETED", True)
     norm, x = torch.nn.RMSNorm(4), torch.zeros(1, 1, 4)
-    try:
-        kernels.switch_kernels(True)
-        assert kernels.fuses(norm, x)
-        norm.weight_function = [lambda weight: weight]  # ComfyUI changes the weight at each call
-        assert not kernels.fuses(norm, x)
-        del norm.weight_function
-        assert not kernels.fuses(norm, x.to("meta"))  # an offloaded weight is elsewhere
-        kernels.switch_kernels(False)
-        assert not kernels.fuses(norm, x)
-    finally:
-        kernels.switch_kernels(False)
+    assert not kernels.fuses(norm, x)
+    kernels.fuse(norm)
+    assert kernels.fuses(norm, x)
+    norm.weight_function = [lambda weight: weight]  # ComfyUI changes the weight at each call
+    assert not kernels.fuses(norm, x)
+    del norm.weight_function
+    assert not kernels.fuses(norm, x.to("meta"))  # an offloaded weight is elsewhere
+    kernels.fuse(norm, False)
+    assert not kernels.fuses(norm, x)

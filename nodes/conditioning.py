@@ -26,7 +26,7 @@ from .taking.latent import samples_of
 from .taking.picture import others, to_picture
 from .taking.sound import to_track
 from .types import CATEGORY, AudioIO, AudioVaeIO, GuidesIO, TimelineIO, VideoVaeIO, WindowsIO
-from .widgets import widget
+from .widgets import aliases, widget
 
 CONDITIONING = f"{CATEGORY}/Conditioning"
 
@@ -95,16 +95,24 @@ TRAINED = -1  # the compression that the images of the VAE's model had in traini
 
 
 def _image_schema(
-    *, node_id: str, display_name: str, description: str, strength: str, where: str, more: Sequence[io.Input] = ()
+    *,
+    node_id: str,
+    display_name: str,
+    description: str,
+    words: Sequence[str],
+    strength: str,
+    where: str,
+    more: Sequence[io.Input] = (),
 ) -> io.Schema:
-    """The schema of a node for one image. strength: the endpoint's parameter for its strength; where: its frame; more:
-    further inputs."""
+    """The schema of a node for one image. words: a search finds it by them; strength: the endpoint's parameter for its
+    strength; where: its frame; more: further inputs."""
     return io.Schema(
         node_id=node_id,
         display_name=display_name,
         category=CONDITIONING,
         description=f"{description} Use one node for each stage, because each stage has its own size. At strength 0 "
         "the image is left out.",
+        **aliases(*words),
         inputs=[
             VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
             io.Image.Input("image", tooltip=f"{where} A batch gives its first image."),
@@ -134,7 +142,8 @@ class ImageConditioning(io.ComfyNode):
         return _image_schema(
             node_id="LTXA2VImageConditioning",
             display_name="LTX A2V First Image",
-            description="The video begins with this image: image to video (i2v), a start frame, a portrait.",
+            description="The video begins with this image.",
+            words=("image to video", "i2v", "start frame", "portrait"),
             strength="image_strength",
             where="The first frame.",
         )
@@ -150,7 +159,8 @@ class EndImageConditioning(io.ComfyNode):
         return _image_schema(
             node_id="LTXA2VEndImageConditioning",
             display_name="LTX A2V End Image",
-            description="The video ends with this image, its last frame: a keyframe.",
+            description="The video ends with this image.",
+            words=("last frame", "keyframe"),
             strength="end_image_strength",
             where="The last frame.",
         )
@@ -169,8 +179,9 @@ class Keyframe(io.ComfyNode):
         return _image_schema(
             node_id="LTXA2VKeyframe",
             display_name="LTX A2V Image at Frame",
-            description="The video passes through this image at a frame of your choice: a keyframe. Connect several in "
-            "a row for several images.",
+            description="The video passes through this image at a frame of your choice. For several images, connect "
+            "several of these nodes in a row.",
+            words=("keyframe", "middle frame"),
             strength="image_strength",
             where="The picture at that frame.",
             more=[
@@ -241,7 +252,7 @@ class SectionImages(io.ComfyNode):
             node_id="LTXA2VSectionImages",
             display_name="LTX A2V Section Images",
             category=CONDITIONING,
-            description="The sections of a timeline begin with the images that it names: [image face.png] behind the "
+            description="The sections of a timeline begin with the images that it names: [image face.png] after the "
             "time means the file face.png of ComfyUI's input folder. The film may begin with an image that is "
             "connected. Use one node for each stage, because each stage has its own size. At strength 0 the images "
             "are left out.",

@@ -19,7 +19,7 @@ from .progress import Progress, reported
 from .taking.latent import MASK, samples_of
 from .taking.picture import size_of
 from .types import CATEGORY, UpscalerIO, VideoVaeIO
-from .widgets import widget
+from .widgets import aliases, widget
 
 LATENTS = f"{CATEGORY}/Latents"
 
@@ -39,7 +39,8 @@ class VideoSize(io.ComfyNode):
             category=LATENTS,
             description="Sets the size and length of the video, as empty latents. With two stages the first one works "
             "at half the size. Width and height are rounded up to a multiple of 64 (of 32 with one stage); above the "
-            "area of 1920×1088 both are scaled down. Resolution, aspect ratio, duration.",
+            "area of 1920×1088 both are scaled down.",
+            **aliases("resolution", "aspect ratio", "duration"),
             inputs=[
                 io.Combo.Input(
                     "video_size",

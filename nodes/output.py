@@ -282,7 +282,7 @@ class SaveLatentVideo(io.ComfyNode):
             node_id="LTXA2VSaveLatentVideo",
             display_name="LTX A2V Decode and Save",
             category=OUTPUT,
-            description="Decode, Safety Checker and Save Video in one node, for long or large clips: each part is "
+            description="Does the work of Decode, Safety Checker and Save Video, for long or large clips: each part is "
             "written while the next one is decoded, so the whole clip is never in memory.",
             inputs=[
                 VideoVaeIO.Input("video_vae", tooltip="From Load Model."),

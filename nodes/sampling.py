@@ -78,8 +78,8 @@ class PictureGuidance(io.ComfyNode):
             display_name="LTX A2V Guidance",
             category=SAMPLING,
             description="Sets how the first stage is guided. Each scale that is not neutral costs one more pass of the "
-            "transformer in every step; without guidance a step takes one pass. CFG, STG (perturbed attention), "
-            "rescale and modality: raise modality if the lips do not move.",
+            "transformer in every step; without guidance a step takes one pass. Its scales are CFG, STG "
+            "(perturbed attention), rescale and modality. Raise modality if the lips do not move.",
             inputs=[
                 widget("video_cfg_scale", "cfg", step=0.1),
                 widget("video_stg_scale", "stg", step=0.1),
@@ -289,8 +289,8 @@ class Sampler(io.ComfyNode):
             category=SAMPLING,
             description="Samples one stage: from noise to a video latent that moves with the audio. Use it twice: "
             "first at half the size with guidance, then at full size without guidance, from the upscaled latent and "
-            "the first sampler's noise. Audio to video (a2v): lip sync, talking heads, singing, dance, music videos.",
-            **aliases("lip sync", "talking head", "speech", "singing", "music video", "audio to video", "a2v"),
+            "the first sampler's noise.",
+            **aliases("lip sync", "talking head", "speech", "singing", "dance", "music video", "audio to video", "a2v"),
             inputs=[
                 ModelIO.Input("model", tooltip="From Load Model or a LoRA."),
                 io.Noise.Input(

@@ -26,7 +26,7 @@ from .loaders import gemma_names, gemma_path
 from .progress import INTERRUPTS, Progress, show_text, shown
 from .taking.picture import to_picture
 from .types import CATEGORY, TextEncoderIO, TextIO
-from .widgets import widget
+from .widgets import aliases, widget
 
 _recent = Recent()
 _writers = Recent(kept=1)
@@ -107,7 +107,8 @@ class ExpandPrompt(io.ComfyNode):
             category=f"{CATEGORY}/Conditioning",
             description="Gemma writes a full prompt from a short one, for a shot that is driven by sound. It also "
             "looks at the first image if there is one. The text appears on the node while it is written. If that "
-            "fails, your own prompt is used, and the report says why. A prompt enhancer.",
+            "fails, your own prompt is used, and the report says why.",
+            **aliases("prompt enhancer", "enhance prompt"),
             inputs=[
                 TextEncoderIO.Input("text_encoder", tooltip="From Load Text Encoder."),
                 io.String.Input(

@@ -21,7 +21,7 @@ from .progress import Progress, reported
 from .taking.picture import to_picture
 from .taking.sound import to_track
 from .types import CATEGORY, TextEncoderIO, TextIO, TimelineIO, WindowsIO
-from .widgets import widget
+from .widgets import aliases, widget
 
 FILMS = f"{CATEGORY}/Films"
 EXAMPLE = "0:00 a woman sings in a small studio\n0:18.5 she dances in the rain\n0:41 [cut] a close view of her face"
@@ -38,7 +38,8 @@ class CutWindows(io.ComfyNode):
             description="Makes a film of any length: the samplers work through it in overlapping windows, and the "
             "whole is decoded as one clip. Connect it to Audio Conditioning and switch whole_track of Frame Count on. "
             f"Finished windows are kept for {DEFAULTS[DAYS]:g} days in the folder {FOLDER} of ComfyUI's output folder, "
-            "so that an interrupted run goes on from them. Long video, song, talk, music video.",
+            "so that an interrupted run goes on from them.",
+            **aliases("film", "long video", "song", "talk", "music video"),
             inputs=[
                 frames_input(),
                 widget("fps", step=0.001, tooltip="From Frame Count."),
@@ -90,7 +91,7 @@ class CutWindows(io.ComfyNode):
                     tooltip="Seeds for single windows, to make them anew: 5: 123 gives window 5 the seed 123. A comma "
                     "stands between two of them.",
                 ),
-                io.Audio.Input("audio", optional=True, tooltip="From Preprocess Audio: where its pauses are."),
+                io.Audio.Input("audio", optional=True, tooltip="From Preprocess Audio. Windows end at its pauses."),
             ],
             outputs=[
                 WindowsIO.Output("windows", display_name="windows", tooltip="For Audio Conditioning."),
@@ -157,10 +158,11 @@ class SectionTimeline(io.ComfyNode):
             display_name="LTX A2V Timeline",
             category=FILMS,
             description="Gives a film sections, each with its own prompt, which is encoded once. A line that begins "
-            "with a time begins a section: minutes:seconds, then what is seen. [cut] behind the time begins a new "
+            "with a time begins a section: minutes:seconds, then what is seen. [cut] after the time begins a new "
             "shot, [seed 7] gives the section noise of its own, [image face.png] begins it with a picture of "
             "ComfyUI's input folder. A name and a colon before the text let a later section repeat it. Without a "
-            "timeline, the prompt is that of the whole film. Storyboard, scenes, verse and chorus.",
+            "timeline, the prompt is that of the whole film.",
+            **aliases("film", "storyboard", "scenes", "sections", "verse", "chorus"),
             inputs=[
                 TextEncoderIO.Input("text_encoder", tooltip="From Load Text Encoder."),
                 io.String.Input(
@@ -199,8 +201,14 @@ class SectionTimeline(io.ComfyNode):
             ],
             outputs=[
                 TimelineIO.Output("sections", display_name="timeline", tooltip="For Window and Section Images."),
-                TextIO.Output("context", display_name="text", tooltip="The first section's, for both samplers."),
-                io.String.Output("first_prompt", display_name="prompt", tooltip="The first section's, as it is used."),
+                TextIO.Output(
+                    "context",
+                    display_name="text",
+                    tooltip="The first section's prompt, encoded, for both samplers.",
+                ),
+                io.String.Output(
+                    "first_prompt", display_name="prompt", tooltip="The first section's prompt, as it is used."
+                ),
                 io.String.Output("report", display_name="report", tooltip="Lists the sections with their prompts."),
             ],
             hidden=[io.Hidden.unique_id],

@@ -38,8 +38,8 @@ ALL, MICROPHONE = " (all nodes)", " (microphone)"
 
 SPOKEN = (
     "1. Press the button in *Record Audio*, speak, and press again.\n\n2. Describe the speaker in *prompt*.\n\n"
-    "3. Press *Run*. The video keeps your voice unchanged.\n\nA browser offers its microphone to pages at *localhost* "
-    "or *127.0.0.1*, and to https."
+    "3. Press *Run*. The video keeps your voice unchanged.\n\nThe browser lets this page record only at *localhost*, "
+    "at *127.0.0.1*, or over https."
 )
 
 

@@ -84,7 +84,7 @@ def models(v: Variant) -> Stage:
     if v.distilled:
         use = "To add a LoRA made for LTX-2.5" if v.is_25 else "For a camera or style LoRA"
         columns = [[loader], [gemma, note("distilled model", "This checkpoint has the speed built in: it needs no "
-                   f"Distilled LoRA and no Guidance.\n\n{use}, put *LTX A2V LoRA* behind Load Model, "
+                   f"Distilled LoRA and no Guidance.\n\n{use}, put *LTX A2V LoRA* after Load Model, "
                    "before both samplers.", 400)]]  # fmt: skip
     else:
         strengths = {f"{stage}_strength": QUALITY_RECIPE[f"distill_lora_{stage}_scale"] for stage in
@@ -237,11 +237,11 @@ def _timeline(v: Variant, links: dict[str, str], text: dict[str, str]) -> Stage:
                     NEGATIVE, {"text": "negative"})  # fmt: skip
     length = note("length", "The length follows the audio, up to 45 minutes. To set it yourself, switch "
                   "*match_audio_length* off.", 320)  # fmt: skip
-    hint = note("timeline", "One section a line: 0:18.5 she dances in the rain.\n\n*[cut]* behind the time starts a "
-                "new shot, *[seed 7]* makes this section anew, and *[image face.png]* begins it with a picture of the "
-                "input folder. Put a comma between two of them.\n\nA name and a colon before the text, as *chorus:*, "
-                "let a later line repeat it.\n\nGemma writes each section out. It does not hear the sound: say "
-                "whether it is speech or song.", 340)  # fmt: skip
+    hint = note("timeline", "Write one section a line: *0:18.5 she dances in the rain*.\n\n*[cut]* after the time "
+                "starts a new shot, *[seed 7]* makes this section anew, and *[image face.png]* begins it with a "
+                "picture of the input folder. Put a comma between two of them.\n\nA name and a colon before the "
+                "text, as *chorus:*, let a later line repeat it.\n\nGemma writes each section out. It does not hear "
+                "the sound: say whether it is speech or song.", 340)  # fmt: skip
     widgets = (Widget.of("prompt", "timeline.prompt"), Widget.of("timeline", "timeline.timeline"),
                Widget.of("let Gemma write it out", "timeline.enabled"),
                Widget.of("negative prompt", "negative.text"),

@@ -126,9 +126,10 @@ VARIANTS = (
         "10 Song or talk of any length",
         "A singer with short dark hair stands in a small recording studio, headphones around the neck, and sings into "
         "a large microphone. Warm light from a desk lamp. Medium close-up, the camera holds still.",
-        "1. Upload the song or talk.\n\n2. Upload the picture that the film begins with. *Ctrl+B* on it: no picture."
-        "\n\n3. *prompt* is the beginning, and each line of *timeline* is what comes next. *[cut]* starts a new shot."
-        "\n\n4. Press *Run*. If you stop it, *Run* goes on from there.",
+        "1. Upload the song or talk.\n\n2. Upload the picture that the film begins with, or press *Ctrl+B* on *First "
+        "image* to leave it out.\n\n"
+        "3. Describe the beginning in *prompt*, and what comes next in *timeline*. *[cut]* starts a new shot.\n\n"
+        "4. Press *Run*. If you stop it, *Run* goes on from there.",
         images=("first",),
         timeline="0:02 the singer closes both eyes and sways with the beat\n"
         "0:04 [cut] a close view of the singer's face, bright light from above",

@@ -258,7 +258,15 @@ def compute_of(arguments: argparse.Namespace) -> Compute:
     if device == "cpu" and arguments.offload == BLOCKS:
         raise InputError("--offload: blocks can wait in host memory only for a GPU; leave it out on the CPU.")
     dtype = DTYPES[arguments.dtype or ("float32" if device == "cpu" else "bfloat16")]
-    return Compute(dtype, device, arguments.fp8, arguments.compile, arguments.offload, attention=arguments.attention)
+    return Compute(
+        dtype,
+        device,
+        arguments.fp8,
+        arguments.compile,
+        arguments.offload,
+        attention=arguments.attention,
+        fused=arguments.fused,
+    )
 
 
 def main(argv: Sequence[str] | None = None, job: Callable[..., Result] = run) -> int:

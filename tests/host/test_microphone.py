@@ -15,7 +15,7 @@ from a2v.tests.host.comfy import Comfy, Prompt
 from a2v.tests.host.draw_workflows import DRAWN_HERE, draw, microphone_file, sent, serialized, text
 from a2v.tests.host.drawing import faces
 from a2v.tests.host.drawing.measure import DRAWN, RENDER, look
-from a2v.tests.host.test_faces import LEAST, renderings
+from a2v.tests.host.test_faces import LEAST, later_renderings, renderings
 from a2v.tests.host.test_workflows import BY_NAME, DEFAULT, FACES, named, quick
 from a2v.tests.tiny import TinyFiles
 
@@ -37,7 +37,7 @@ def frontend(comfy: Comfy, chromium: str) -> Iterator[Frontend]:
         opened.page.evaluate(RENDER, False)  # the server keeps settings
 
 
-@renderings
+@later_renderings
 def test_it_opens_whole_and_readable_and_without_a_missing_node(nodes2: bool, frontend: Frontend) -> None:
     frontend.page.evaluate(RENDER, nodes2)
     assert frontend.load(FILE) == []

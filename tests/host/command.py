@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from a2v.tests.host.comfy import ROOT
+from a2v.tests.tiny import TinyFiles
 from safetensors.torch import load_file
 
 REQUEST = {
@@ -25,18 +26,37 @@ REQUEST = {
 """What all requests of the parity tests have; what the endpoint adds is switched off."""
 
 
+def command_files(files: TinyFiles) -> dict[str, Path]:
+    """By their options, the models that most requests take, and the pack's speech."""
+    return {
+        "checkpoint": files.checkpoint,
+        "text-encoder": files.gemma,
+        "upscaler": files.upscaler,
+        "distill-lora": files.distilled_lora,
+        "audio": ROOT / "assets" / "speech.opus",
+    }
+
+
 def run_command(
     folder: Path, request: Mapping[str, Any], files: Mapping[str, Path | None], *images: Path
 ) -> tuple[np.ndarray, Path]:
     """Runs the command in float32 on the CPU. files: by option without its dashes; None is left out. images: the first
     and the end image. Returns the frames, uint8 [n, H, W, 3], before they are encoded, and the finished video."""
-    written, trace, output = folder / "request.json", folder / "trace.safetensors", folder / "out.mp4"
-    written.write_text(json.dumps({**REQUEST, **request}), encoding="utf-8")
-    options = {"request": written, "trace": trace, "output": output, **files}
-    options |= dict(zip(("image", "end-image"), images, strict=False))
+    trace, output = folder / "trace.safetensors", folder / "out.mp4"
+    pictures = dict(zip(("image", "end-image"), images, strict=False))
+    run_request(folder, {**REQUEST, **request}, {"trace": trace, "output": output, **files, **pictures})
+    return load_file(trace)["final/frames_u8"].numpy(), output
+
+
+def run_request(
+    folder: Path, request: Mapping[str, Any], files: Mapping[str, Path | None]
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command in float32 on the CPU with that request and no other parameter. files: as in `run_command`, with
+    the output. Returns what it said."""
+    written = folder / "request.json"
+    written.write_text(json.dumps(request), encoding="utf-8")
     command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu"]
-    for name, path in options.items():
+    for name, path in {"request": written, **files}.items():
         if path is not None:
             command += [f"--{name}", str(path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=240)
-    return load_file(trace)["final/frames_u8"].numpy(), output
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=240)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +17,10 @@ import pytest
 import requests
 import torch
 from a2v.ltx.media import audio
-from a2v.tests.host.api import APP, CAMERA_FILE, LONG, SMALL, SPEECH, client_of, environment, write_published
+from a2v.tests.host.api import APP, CAMERA_FILE, LONG, SMALL, client_of, environment, write_published
 from a2v.tests.host.browser import Frontend
 from a2v.tests.host.comfy import Comfy
+from a2v.tests.host.command import command_files, run_request
 from a2v.tests.host.draw_workflows import sent
 from a2v.tests.ltx.media.test_safety import write as write_classifier
 from a2v.tests.tiny import TinyFiles
@@ -151,21 +149,13 @@ def test_a_request_is_the_command_bit_for_bit(
     ours = download(result, tmp_path)
 
     theirs = tmp_path / "command.mov"
-    (tmp_path / "request.json").write_text(json.dumps(request))
-    command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu"]
-    for flag, value in (
-        ("--checkpoint", files.checkpoint),
-        ("--text-encoder", files.gemma),
-        ("--upscaler", files.upscaler),
-        ("--distill-lora", files.distilled_lora),
-        ("--camera-lora", files.camera_lora),
-        ("--audio", SPEECH),
-        ("--image", picture),
-        ("--request", tmp_path / "request.json"),
-        ("--output", theirs),
-    ):
-        command += [flag, str(value)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=240)
+    own = {"camera-lora": files.camera_lora, "image": picture, "output": theirs}
+    run_request(tmp_path, request, {**command_files(files), **own})
+    check_same(ours, theirs)
+
+
+def check_same(ours: Path, theirs: Path) -> None:
+    """Two files have the same frames and the same sound, to the bit."""
     assert np.array_equal(frames_of(ours), frames_of(theirs))
     assert torch.equal(audio.load_track(ours).waveform, audio.load_track(theirs).waveform)
 

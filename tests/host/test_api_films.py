@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fal_client
-import numpy as np
 import pytest
-import torch
-from a2v.ltx.media import audio
-from a2v.tests.host.api import APP, SMALL, SPEECH, client_of
-from a2v.tests.host.comfy import ROOT, Comfy
+from a2v.tests.host.api import APP, SMALL, client_of
+from a2v.tests.host.comfy import Comfy
+from a2v.tests.host.command import command_files, run_request
 from a2v.tests.tiny import TinyFiles
 
-from .test_api_features import download, frames_of, picture, refusal
+from .test_api_features import check_same, download, picture, refusal
 
 __all__ = ["picture"]  # a fixture
 WINDOWS = {"frames": 33, "overlap": 2}
@@ -68,22 +63,8 @@ def test_a_film_is_the_command_s_bit_for_bit(
     result = client.subscribe(APP, {**request, "audio_url": sound, **images})
     assert result["video"]["num_frames"] == 137
     ours, theirs = download(result, tmp_path), tmp_path / "command.mov"
-    (tmp_path / "request.json").write_text(json.dumps(request))
-    command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu"]
-    for flag, value in (
-        ("--checkpoint", files.checkpoint),
-        ("--text-encoder", files.gemma),
-        ("--upscaler", files.upscaler),
-        ("--distill-lora", files.distilled_lora),
-        ("--audio", SPEECH),
-        *([("--image", picture)] if images else []),
-        ("--request", tmp_path / "request.json"),
-        ("--output", theirs),
-    ):
-        command += [flag, str(value)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=240)
-    assert np.array_equal(frames_of(ours), frames_of(theirs))
-    assert torch.equal(audio.load_track(ours).waveform, audio.load_track(theirs).waveform)
+    run_request(tmp_path, request, {**command_files(files), "image": picture if images else None, "output": theirs})
+    check_same(ours, theirs)
 
 
 def test_a_cancelled_film_goes_on(client: Any, sound: str, unkept: None) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from a2v.ltx.prompt.expand import expand
 from a2v.ltx.prompt.gemma import load_gemma
 from a2v.tests.host import graph
 from a2v.tests.host.comfy import Comfy, Event, Prompt, PromptRejected, Run
+from a2v.tests.host.command import command_files, run_request
 from a2v.tests.ltx.media.test_safety import write as write_classifier
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -138,22 +137,9 @@ def test_everything_at_once_is_the_command_bit_for_bit(
         **{name: scales[key] for name, key in names_of("video")},
         **{name: audio_scales[key] for name, key in names_of("audio")},
     }
-    (tmp_path / "request.json").write_text(json.dumps(request))
-    command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu"]
-    for flag, value in (
-        ("--checkpoint", models.checkpoint),
-        ("--text-encoder", models.gemma),
-        ("--upscaler", models.upscaler),
-        ("--distill-lora", models.distilled_lora),
-        ("--camera-lora", camera),
-        ("--audio", SPEECH),
-        ("--image", picture),
-        ("--request", tmp_path / "request.json"),
-        ("--trace", tmp_path / "trace.safetensors"),
-        ("--output", tmp_path / "out.mp4"),
-    ):
-        command += [flag, str(value)]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=240)
+    own = {"camera-lora": camera, "image": picture}
+    own |= {"trace": tmp_path / "trace.safetensors", "output": tmp_path / "out.mp4"}
+    done = run_request(tmp_path, request, {**command_files(models), **own})
     used = json.loads(done.stdout)
 
     written = " ".join(used["prompt"].split())

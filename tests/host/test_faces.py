@@ -25,11 +25,21 @@ each = pytest.mark.parametrize(
     "variant",
     [pytest.param(v, id=v.name, marks=[pytest.mark.soak] * (v.name not in FULL)) for v in VARIANTS],
 )
-EXPERIMENT = Version(version(FRONTEND)) < Version("1.40")  # it is offered to everybody in 1.49
-MARK = pytest.mark.skipif(
-    EXPERIMENT, reason="Nodes 2.0 is an experiment in this frontend, and draws other sizes and ends"
+EXPERIMENT = "Nodes 2.0 is an experiment in this frontend, and draws other sizes"
+# In 1.32.9 no face is right and nothing can be recorded; in 1.35.9 what is listed here, and the stages, are too large;
+# in 1.49.6, which offers it to everybody, all is right.
+FIRST, EARLY = (
+    pytest.mark.skipif(Version(version(FRONTEND)) < Version(number), reason=EXPERIMENT) for number in ("1.35", "1.40")
 )
-renderings = pytest.mark.parametrize("nodes2", [False, pytest.param(True, marks=MARK)], ids=["canvas", "nodes 2.0"])
+TOO_LARGE = [("first_and_last_image", "opening"), ("first_and_last_image", "all nodes"), ("song", "all nodes")]
+
+
+def both(mark: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """The canvas, and Nodes 2.0 with that mark."""
+    return pytest.mark.parametrize("nodes2", [False, pytest.param(True, marks=mark)], ids=["canvas", "nodes 2.0"])
+
+
+renderings, later_renderings = both(FIRST), both(EARLY)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +62,8 @@ def opened(frontend: Frontend, variant: Variant, face: str, nodes2: bool) -> Non
 @pytest.mark.parametrize("face", FILES)
 @each
 def test_it_opens_whole_and_readable(variant: Variant, face: str, nodes2: bool, frontend: Frontend) -> None:
+    if nodes2 and EARLY.args[0] and (variant.name, face) in TOO_LARGE:
+        pytest.skip(EXPERIMENT)
     opened(frontend, variant, face, nodes2)
     seen = look(frontend)
     assert seen.wrong == []
@@ -65,7 +77,7 @@ def test_our_sockets_have_their_colours_in_both_renderings(comfy: Comfy, fronten
     assert len(ours) > 8 and all(canvas and canvas.lower() == style.strip().lower() for canvas, style in found)
 
 
-@renderings
+@later_renderings
 @each
 def test_every_stage_fits_the_window(variant: Variant, nodes2: bool, frontend: Frontend) -> None:
     opened(frontend, variant, "opening", nodes2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from a2v.ltx.media import audio, probe
 from a2v.tests.host import graph
 from a2v.tests.host.comfy import ROOT, Comfy, Event, PromptRejected, Run
-from a2v.tests.host.command import REQUEST, run_command
+from a2v.tests.host.command import REQUEST, command_files, run_command
+from a2v.tests.ltx.media.test_safety import write as write_classifier
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 
@@ -107,14 +109,7 @@ def test_graph_and_command_give_the_same_film(
         "use_multiscale": case.get("two_passes", True),
         **({} if timeline is None else {"timeline": timeline}),
     }
-    files = {
-        "checkpoint": models.checkpoint,
-        "text-encoder": models.gemma,
-        "upscaler": models.upscaler,
-        "distill-lora": models.distilled_lora,
-        "audio": SPEECH,
-    }
-    expected, video = run_command(tmp_path, request, files, *images)
+    expected, video = run_command(tmp_path, request, command_files(models), *images)
     assert np.array_equal(drawn, expected)
     saved = comfy.path(done.outputs["save"]["images"][0])
     ours, theirs = probe.probe(saved), probe.probe(video)
@@ -215,6 +210,18 @@ def test_the_lips_follow_a_voice_and_the_film_keeps_the_song(
     assert np.array_equal(seen[1], seen[2]) and not np.array_equal(seen[1], seen[0])
     heard = [audio.load_track(comfy.path(run.outputs["save"]["images"][0])).waveform for run in runs]
     assert torch.equal(heard[1], heard[0]) and not torch.equal(heard[1], heard[2])
+
+
+def test_nothing_is_kept_of_a_film_that_was_flagged(comfy: Comfy, models: TinyFiles, unkept: None) -> None:
+    folder = comfy.base / "models" / "safety_checker"
+    write_classifier(folder / "bright")
+    try:
+        for threshold, count in ((1.0, 6), (0.01, 0)):
+            safety = {"checker": "bright", "threshold": threshold, "action": "replace"}
+            done = comfy.run(film(models, comfy, stream=True, seed=14, safety=safety))
+            assert done.message is None and len(kept(comfy)) == count
+    finally:
+        shutil.rmtree(folder)
 
 
 BAD = {

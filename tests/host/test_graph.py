@@ -150,6 +150,22 @@ def test_a_list_of_sounds_makes_a_video_of_each(comfy: Comfy, models: TinyFiles,
     assert len({report["filename"] for report in reports}) == 2
 
 
+def test_a_list_of_pictures_makes_a_video_of_each(
+    comfy: Comfy, models: TinyFiles, sound: str, pictures: tuple[str, str]
+) -> None:
+    """A list that every host can make: what it repeats, it repeats with the picture that stands at that place."""
+    alone = [with_frames(audio_to_video(models, sound, image=name, **FAST)) for name in pictures]
+    prompt = with_frames(audio_to_video(models, sound, image=pictures[0], **FAST))
+    (loaded,) = (key for key, node in prompt.items() if node["class_type"] in ("LoadImage", "LTXA2VLoadImage"))
+    for node in prompt.values():
+        node["inputs"] |= {name: ["list", 0] for name, value in node["inputs"].items() if value == [loaded, 0]}
+    prompt["other"] = {**prompt[loaded], "inputs": prompt[loaded]["inputs"] | {"image": pictures[1]}}
+    prompt["both"] = {"class_type": "ImageBatch", "inputs": {"image1": [loaded, 0], "image2": ["other", 0]}}
+    prompt["list"] = {"class_type": "RebatchImages", "inputs": {"images": ["both", 0], "batch_size": 1}}
+    found = saved_frames(comfy, comfy.run(prompt))
+    assert (found == np.concatenate([saved_frames(comfy, comfy.run(each)) for each in alone])).all()
+
+
 def test_a_negative_seed_and_a_whole_number_of_frames_per_second(
     comfy: Comfy, models: TinyFiles, sound: str, pictures: tuple[str, str]
 ) -> None:

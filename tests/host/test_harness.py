@@ -80,7 +80,6 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
         Comfy(tmp_path, host=tmp_path)
 
 
-@pytest.mark.soak
 def test_a_pack_that_does_not_load_is_told_at_once(tmp_path: Path) -> None:
     pack = tmp_path / "broken"
     pack.mkdir()

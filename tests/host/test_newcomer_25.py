@@ -40,6 +40,7 @@ WAYS = {
     "image_and_audio_25": Way({**QUALITY_RECIPE, "num_inference_steps": STEPS, "video_cfg_scale": GUIDANCE_WITH_IMAGE}),
     "distilled_fast_25": Way({"acceleration": "full"}, "distilled-2.5", "diffusion-vae-2.5"),
 }
+FAST = "distilled_fast_25"
 
 
 @pytest.fixture
@@ -53,8 +54,7 @@ def bare(comfy: Comfy) -> Iterator[Comfy]:
         path.unlink(missing_ok=True)
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name != FAST)) for name in WAYS])
 def test_from_the_template_to_the_commands_frames(name: str, bare: Comfy, chromium: str, tmp_path: Path) -> None:
     way = WAYS[name]
     (variant,) = (each for each in VARIANTS if each.name == name)

@@ -550,6 +550,36 @@ def test_every_flag_about_computing_arrives(run: Run, asked: list[Compute]) -> N
     assert asked == [Compute(torch.bfloat16, "cpu", **given)]
 
 
+def test_each_flag_reaches_what_computes(run: Run, job: list[Job]) -> None:
+    seen: list[Compute] = []
+
+    def stop(files: Files, request: Request, compute: Compute, **_: Any) -> None:
+        seen.append(compute)
+        raise KeyboardInterrupt
+
+    job[:] = [stop]
+    flags: dict[str, Any] = {"fp8": [], "compile": [], "fused": [], "attention": "math", "offload": "none"}
+    assert run(dtype="bfloat16", device="cpu", **flags).status == 130
+    assert seen == [Compute(torch.bfloat16, "cpu", True, True, "none", attention="math", fused=True)]
+
+
+def test_an_interrupt_tells_what_is_kept(run: Run, job: list[Job], tmp_path: Path) -> None:
+    def stop(files: Files, *_: Any, **__: Any) -> None:
+        folder = files.output.with_name(f"{files.output.name}.windows")
+        folder.mkdir()
+        for number in range(2):
+            (folder / f"{number:064x}.safetensors").touch()
+        raise KeyboardInterrupt
+
+    job[:] = [stop]
+    done = run()
+    folder = tmp_path / "output" / "out.mp4.windows"
+    assert done.status == 130 and done.last == (
+        f"interrupted; 2 windows are kept in {folder}; --resume goes on from them, and --as-far-as-it-is writes them "
+        "as a film"
+    )
+
+
 @pytest.mark.usefixtures("quick")
 def test_bfloat16_runs(run: Run) -> None:
     assert run(dtype="bfloat16", device="cpu").status == 0

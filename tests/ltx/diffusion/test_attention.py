@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from a2v.ltx.diffusion import attention
+from a2v.ltx import sampling
+from a2v.ltx.diffusion import attention, kernels
 from a2v.ltx.diffusion.attention import BACKENDS, MATH, TORCH, attend_by, check_attention
 from a2v.ltx.errors import InputError
-from a2v.ltx.job import Compute
+from a2v.ltx.job import Compute, Files, prepare
+from a2v.ltx.request import parse
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx.diffusion.one_pass import Case, guided_step
 from a2v.tests.tiny import TinyFiles
 
+SPEECH = Path(__file__).resolve().parents[3] / "assets" / "speech.opus"
 FOREIGN = [name for name, backend in BACKENDS.items() if backend.package]
 
 
@@ -41,6 +45,22 @@ def test_the_plain_formula_gives_torchs_numbers(
     attend_by(model, TORCH)
     run.run(guided_step(run))
     assert all(used)
+
+
+def test_a_job_computes_as_it_is_asked_to(tiny_default: TinyFiles, tmp_path: Path) -> None:
+    """Its transformer has the backend, and the fused kernels are on for it alone."""
+    files = Files(
+        checkpoint=tiny_default.checkpoint, text_encoder=tiny_default.gemma, audio=SPEECH, output=tmp_path / "x.mp4"
+    )
+    job = prepare(files, parse({"prompt": "x", "use_multiscale": False, "enable_safety_checker": False}))
+    try:
+        for name, fused in ((MATH, True), (TORCH, False)):
+            made = sampling._Transformer(job, Compute(torch.float32, attention=name, fused=fused), offload=False)
+            found = {p._attention_backend for m in made.model.modules() if (p := getattr(m, "processor", None))}
+            assert found == {None if name == TORCH else BACKENDS[name].name}
+            assert kernels._on is (fused and kernels.triton is not None)
+    finally:
+        kernels.switch_kernels(False)
 
 
 @pytest.mark.parametrize("name", FOREIGN)

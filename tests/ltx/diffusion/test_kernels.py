@@ -25,7 +25,7 @@ def test_they_give_the_eager_codes_numbers(tmp_path: Path) -> None:
     assert len(errors) == 3 * 2 * 5 + 1
     for name, error in errors.items():
         assert error <= (1e-2 if "bfloat16" in name else 1e-6), name  # eager rounds to 8 bits two or three times
-    assert errors["a guided step"] > 0
+        assert error > 0 or "float32" in name, f"{name}: no kernel ran"  # which rounds once
 
 
 def test_without_triton_they_stay_off_and_it_is_said(

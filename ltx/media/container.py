@@ -19,8 +19,8 @@ TAGS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "i
 
 @contextmanager
 def open_media(path: Path, example: str) -> Iterator[Any]:
-    """Opens the file as an av container for reading. example: a format to export to, for the
-    message about a file that is no media.
+    """Opens the file as an av container for reading. example: the format that the message about
+    another file proposes.
 
     Raises InputError, which names the file, if it is missing or FFmpeg cannot read it.
     """

@@ -11,7 +11,7 @@ import av
 from PIL import Image
 
 from ...ltx.errors import InputError
-from ...ltx.media.audio import TAGS
+from ...ltx.media.container import TAGS
 from ...ltx.media.images import open_image
 
 Kind = Literal["audio", "image"]

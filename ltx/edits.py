@@ -19,7 +19,7 @@ SHOWN = 60  # characters of a wrong name or value in a message
 
 
 @dataclass(frozen=True)
-class Edit:
+class VideoEdit:
     """What is made anew of the source video; the rest is kept.
 
     renew: one of RENEWALS, None for the picture, and for the sound too where a film goes on beyond the source without a
@@ -60,7 +60,7 @@ class Edit:
         return self.start or 0.0, math.inf if self.end is None else self.end
 
     @classmethod
-    def parse(cls, value: Any) -> Edit | None:
+    def parse(cls, value: Any) -> VideoEdit | None:
         """The value of a request: null for none, or an object with some of the fields. Raises InputError for any other
         value."""
         return _read(cls, "edit", value, '{"start": 1.5, "end": 3}')
@@ -91,7 +91,7 @@ class ReferenceUse:
 
     @classmethod
     def parse(cls, value: Any) -> ReferenceUse | None:
-        """As `Edit.parse`."""
+        """As `VideoEdit.parse`."""
         return _read(cls, "reference", value, '{"strength": 1, "attention": 0.6}')
 
 

@@ -27,7 +27,7 @@ from pydantic import (
 
 from ...ltx.characters import is_whole
 from ...ltx.errors import InputError
-from ...ltx.request import PARAMETERS, SIDE, Parameter, Request, parse
+from ...ltx.request import OF_VIDEOS, PARAMETERS, SIDE, Parameter, Request, parse
 from ...ltx.windows import LONGEST, MOST_OVERLAP, SHORTEST, WindowSize
 
 Detail = list[dict[str, Any]]
@@ -160,8 +160,12 @@ def lora_list() -> tuple[Any, Any]:
     return list[LoRAInput], Field(..., max_length=MOST_LORAS, description="The LoRAs, in the order of their merging.")
 
 
+OFFERED = tuple(name for name in PARAMETERS if name not in OF_VIDEOS)
+"""The parameters of an application that takes no video."""
+
+
 def input_model(
-    name: str, description: str, fields: Mapping[str, Any], parameters: Collection[str] = tuple(PARAMETERS)
+    name: str, description: str, fields: Mapping[str, Any], parameters: Collection[str] = OFFERED
 ) -> type[BaseModel]:
     """Builds the model of an application's inputs: its own fields, the engine's parameters, and options of delivery."""
     engine = {name: _field(name, parameter) for name, parameter in PARAMETERS.items() if name in parameters}

@@ -56,7 +56,7 @@ class Area:
             if not 0 <= value <= MOST_FEATHER:
                 raise InputError(f"{name}: {value} is not a number of pixels from 0 to {MOST_FEATHER}.")
             if not 0 <= seconds <= 10:
-                raise InputError(f"{name}_time: {seconds} is not a number of seconds from 0 to 10.")
+                raise InputError(f"{name}: its time of {seconds} seconds is not from 0 to 10.")
 
     def on(self, clip: Clip, rate: Fraction, start: Fraction = Fraction(0)) -> Area:
         """The same area, laid over the picture of a clip, for a video that begins at `start` of it. Frames that are not

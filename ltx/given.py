@@ -193,6 +193,8 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
     """Takes rate, size and length from the source where the request names none."""
     edit, named = request.edit or VideoEdit(), request.given
     fps = frame_rate(request.fps if "fps" in named else float(clip.fps))
+    if area is not None:
+        area = replace(area, soften=edit.soften_pixels).on(clip, fps, -Fraction(edit.at))
     length, until = clip.count(fps) + math.ceil(Fraction(edit.at) * fps), edit.at + float(clip.seconds)
     if "num_frames" in named and not request.match_audio_length:
         frames = round_frames(request.num_frames)

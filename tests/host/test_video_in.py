@@ -72,8 +72,8 @@ def with_clip(comfy: Comfy, models: TinyFiles, source: Path, retake: dict[str, A
     }
     node("load", "LoadVideo", file=comfy.upload(source))
     node("clip", "LTXA2VClip", video=["load", 0], fps=24.0)
-    node("retake", "LTXA2VRetake", clip=["clip", 0], frames=["clip", 3], fps=["clip", 4], audio=["clip", 1],
-         **{**usual, **retake})  # fmt: skip
+    given = {"clip": ["clip", 0], "frames": ["clip", 3], "fps": ["clip", 4], "audio": ["clip", 1]}
+    node("retake", "LTXA2VRetake", **{**given, **usual, **retake})
     node("keep first", "LTXA2VKeepClip", video_vae=["model", 2], retake=["retake", 0], latent=["size", 0])
     node("keep second", "LTXA2VKeepClip", video_vae=["model", 2], retake=["retake", 0], latent=["upscale", 0])
     prompt["first"]["inputs"]["latent"] = ["keep first", 0]

@@ -148,6 +148,8 @@ def sample_windows(
             _sampled, part.window, model, start, own, steering, noise,
             device=device, hooks=hooks(number), window=counts[part.stream],
         )  # fmt: skip
+        if len(parts) > 1 and _kept_whole(part.window, own):
+            make = partial(_unchanged, part.window, start, own, noise)
         try:
             result = keep(make, number, start, own, steering, noise)
         except NotKept:
@@ -170,6 +172,20 @@ def sample_windows(
 def _advanced(noise: NoiseSource, start: Tensor, conditions: Conditions) -> NoiseSource:
     """The source after the noise of a window."""
     return noise.draw(*(tuple(stream.latent.shape) for stream in conditions.streams(start)))[1]
+
+
+def _kept_whole(place: Window, conditions: Conditions) -> bool:
+    """Whether a window adds nothing but what is kept of a source video, and its sound is kept as well."""
+    mask, opened = conditions.mask, not place.given and any(not guide.frame for guide in conditions.guides)
+    if conditions.clean is None or mask is None or opened or not conditions.audio.frozen:
+        return False
+    return not mask[:, :, place.given :].any()
+
+
+def _unchanged(place: Window, start: Tensor, conditions: Conditions, noise: NoiseSource) -> Sampled:
+    """What `sample` would make of such a window, without a pass. The other windows draw what they would draw."""
+    clean = conditions.clean.float()
+    return Sampled(clean[:, :, place.given :], conditions.audio, _advanced(noise, start, conditions), clean[:, :, :1])
 
 
 def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:
@@ -209,14 +225,14 @@ def conditions_of(
 
     Its latent 0 is free: it stands for one frame, while the whole's latent at that place stands for eight. An image at
     the first frame behind a hard cut is that latent 0, as the first image of a clip is. So is, in a window with an
-    overlap, the anchor [1, 128, 1, H, W], if there is one yet.
+    overlap, the anchor [1, 128, 1, H, W], if there is one yet and no source video.
     """
     window, guides = part.window, []
     for guide in conditions.guides:
         frame = window.frame_within(guide.frame)
         if frame is not None:
             guides.append(replace(guide, frame=0 if window.given == 1 and frame == 1 else frame))
-    if part.anchor and window.given > 1 and anchor is not None:
+    if part.anchor and window.given > 1 and anchor is not None and conditions.clean is None:
         guides.append(Guide(anchor, 0, part.anchor))
     mask, clean = (None if each is None else each[:, :, window.whole] for each in (conditions.mask, conditions.clean))
     if clean is not None and window.given:

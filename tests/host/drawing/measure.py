@@ -75,6 +75,7 @@ ENTER = """async path => {
     await app.extensionManager.command.execute('Comfy.Canvas.FitView');
     await new Promise(done => setTimeout(done, 700));
 }"""
+LOOKS, BETWEEN = 20, 300  # at most; milliseconds
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,14 @@ class Looks:
 
 
 def look(frontend: Frontend) -> Looks:
-    return Looks(**frontend.page.evaluate(MEASURE))
+    """What the page shows once it has come to rest: its nodes get their places and sizes over several frames."""
+    seen = frontend.page.evaluate(MEASURE)
+    for _ in range(LOOKS):
+        frontend.page.wait_for_timeout(BETWEEN)
+        before, seen = seen, frontend.page.evaluate(MEASURE)
+        if seen == before:
+            break
+    return Looks(**seen)
 
 
 def enter(frontend: Frontend, *titles: str) -> None:

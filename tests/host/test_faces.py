@@ -11,7 +11,7 @@ from a2v.tests.host.browser import Frontend
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.draw_workflows import FRONTEND, INPUTS, all_nodes_file, opening_file
 from a2v.tests.host.drawing import faces
-from a2v.tests.host.drawing.measure import DRAWN, RENDER, enter, look
+from a2v.tests.host.drawing.measure import DRAWN, FINISHED, RENDER, enter, look
 from a2v.tests.host.drawing.variants import VARIANTS, Variant
 from a2v.tests.host.test_workflows import quick
 from a2v.tests.tiny import TinyFiles
@@ -43,7 +43,7 @@ EXPERIMENT = "Nodes 2.0 is an experiment in this frontend, and draws other sizes
 # In 1.32.9 no face is right and nothing can be recorded; in 1.35.9 what is listed here, and the stages, are too large;
 # in 1.49.6, which offers it to everybody, all is right.
 FIRST, EARLY = (
-    pytest.mark.skipif(Version(version(FRONTEND)) < Version(number), reason=EXPERIMENT) for number in ("1.35", "1.40")
+    pytest.mark.skipif(Version(version(FRONTEND)) < number, reason=EXPERIMENT) for number in (Version("1.35"), FINISHED)
 )
 TOO_LARGE = [("first_and_last_image", "opening"), ("first_and_last_image", "all nodes"), ("song", "all nodes")]
 

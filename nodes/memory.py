@@ -60,6 +60,10 @@ class FetchingLinear(QuantizedLinear, comfy.ops.CastWeightBiasOp):
         data, bias, stream = comfy.ops.cast_bias_weight(
             self, dtype=self.weight.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True
         )
+        if self.branches and bias is not None:
+            bias = (
+                bias.clone()
+            )  # ComfyUI may fetch the tensors of a branch into the same memory before the bias is added
         y = self.compute(x, data, bias)
         comfy.ops.uncast_bias_weight(self, data, bias, stream)
         return y

@@ -180,15 +180,12 @@ class Edit(nn.Module):
         self.leaves = nn.ModuleList(map(Leaf, tensors(adapter)))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return self._change(weight, ())
-
-    def _change(self, weight: Tensor, values: tuple[Tensor, ...]) -> Tensor:
-        """The change, with `values` of its first leaves. All its tensors are needed at once, so each leaf is called
-        within the one before."""
-        if len(values) == len(self.leaves):
-            return filled(self.adapter, values).change(weight)
-        leaf = self.leaves[len(values)]
-        return leaf(lambda value: self._change(weight, (*values, value)), weight.device, leaf.weight.dtype)
+        # Copies, in the dtype in which changes are computed: ComfyUI may fetch a later tensor into an earlier one's memory.
+        values = [
+            leaf(lambda value: value.to(torch.float32, copy=True), weight.device, leaf.weight.dtype)
+            for leaf in self.leaves
+        ]
+        return filled(self.adapter, values).change(weight)
 
 
 def combine(weight: Tensor, terms: Iterable[tuple[Callable[[Tensor], Tensor], float]]) -> Tensor:

@@ -1,14 +1,17 @@
 """Under ComfyUI's dynamic memory, which newer versions use on NVIDIA cards: what it pages, and the numbers.
 
 The loader and the fetching are ComfyUI's own. The card is simulated (devices.py), and so is comfy-aimdo's allocator,
-which needs a driver: here are pages that count who holds them, and some that find no room.
+which needs a driver: here are pages that count who holds them. What finds no room is fetched into one buffer, which the
+next one overwrites, as in a stream of ComfyUI's.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,9 +36,10 @@ WIDTH, RANK = 256, 48
 
 
 class Pages:
-    """In place of comfy-aimdo's address space of a model. Every third block finds no room on the card."""
+    """In place of comfy-aimdo's address space of a model. Of its blocks each one in `room` finds none on the card."""
 
     made: list[Pages]
+    room: int
 
     def __init__(self, size: int, device: int | None) -> None:
         self.blocks: list[Tensor] = []
@@ -57,13 +61,38 @@ class Pages:
         return 0
 
     def fault(self, number: int) -> bytes | None:
-        if number % 3 == 2:
+        if Pages.room and number % Pages.room == Pages.room - 1:
             return None
         self.held[number] += 1
         return b"resident"
 
     def unpin(self, number: int) -> None:
         self.held[number] -= 1
+
+
+class Stream:
+    """In place of a stream of the card, with the one buffer that it fetches into."""
+
+    memory: Tensor
+
+    def get(self, size: int, offset: int) -> tuple[Stream, int, int]:
+        return self, offset, size
+
+    def size(self) -> int:
+        return self.memory.numel()
+
+    def as_context(self, stream: Stream) -> Any:
+        return nullcontext()
+
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
+    @property
+    def blocks(self) -> Stream:
+        return self
+
+    def __getitem__(self, offset: int) -> Tensor:
+        return self.memory[offset:]
 
 
 class Buffer:
@@ -90,7 +119,14 @@ def dynamic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(comfy_aimdo.model_vbar, "vbar_fault", lambda block: block[0].fault(block[1]))
     monkeypatch.setattr(comfy_aimdo.model_vbar, "vbar_unpin", lambda block: block and block[0].unpin(block[1]))
     monkeypatch.setattr(comfy_aimdo.host_buffer, "HostBuffer", Buffer)
-    monkeypatch.setattr(comfy_aimdo.torch, "aimdo_to_tensor", lambda block, device: block[0].blocks[block[1]])
+    stream = Stream()
+    monkeypatch.setattr(management, "get_offload_stream", lambda device: stream)
+    monkeypatch.setattr(management, "get_aimdo_cast_buffer", lambda stream, device: stream)
+    monkeypatch.setattr(management, "sync_stream", lambda device, stream: None)
+    monkeypatch.setattr(management, "current_stream", lambda device: None)
+    monkeypatch.setattr(
+        comfy_aimdo.torch, "aimdo_to_tensor", lambda block, device: block[0].blocks[block[1]][: block[2]]
+    )
     monkeypatch.setattr(args, "disable_pinned_memory", True)
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
     monkeypatch.setattr(patcher, "CoreModelPatcher", patcher.ModelPatcherDynamic)
@@ -101,6 +137,7 @@ def dynamic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     usual, memory.Patcher.__bases__ = memory.Patcher.__bases__, (patcher.ModelPatcherDynamic,)
     try:
         with torch.inference_mode(), simulated():
+            stream.memory = torch.empty(2**20, dtype=torch.uint8, device=DEVICE)
             yield
             management.current_loaded_models.clear()
             gc.collect()
@@ -113,8 +150,9 @@ def noise(*shape: int) -> Tensor:
 
 
 def quantized() -> nn.Module:
-    """Two layers in fp8: one for a plain pair, one for a change of the decoded weight."""
-    model = nn.Sequential(*(QuantizedLinear(to_float8(noise(WIDTH, WIDTH)), None) for _ in range(2)))
+    """Two layers in fp8 with biases: one for a plain pair, one for a change of the decoded weight."""
+    layers = (QuantizedLinear(to_float8(noise(WIDTH, WIDTH)), nn.Parameter(noise(WIDTH))) for _ in range(2))
+    model = nn.Sequential(*layers)
     return model.requires_grad_(False)
 
 
@@ -132,8 +170,10 @@ def paged(part: nn.Module) -> bool:
 
 
 @pytest.mark.usefixtures("dynamic")
-def test_each_tensor_of_a_lora_beside_quantized_weights_is_paged() -> None:
+@pytest.mark.parametrize("room", [0, 3, 1], ids=["room for all", "for two thirds", "for none"])
+def test_each_tensor_of_a_lora_beside_quantized_weights_is_paged(room: int) -> None:
     """As any layer is: it stays in host memory, and a call finds it in its pages or copies it for this call."""
+    Pages.room = room
     change, x, expected = fit(), noise(3, WIDTH), []
     for strength in (0.2, 0.5):
         model = quantized()

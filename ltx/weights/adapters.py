@@ -180,7 +180,7 @@ class Edit(nn.Module):
         self.leaves = nn.ModuleList(map(Leaf, tensors(adapter)))
 
     def forward(self, weight: Tensor) -> Tensor:
-        # Copies, in the dtype in which changes are computed: ComfyUI may fetch a later tensor into an earlier one's memory.
+        # Copies in the dtype that computes, because ComfyUI may fetch a later tensor into an earlier one's memory.
         values = [
             leaf(lambda value: value.to(torch.float32, copy=True), weight.device, leaf.weight.dtype)
             for leaf in self.leaves

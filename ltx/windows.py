@@ -9,8 +9,9 @@ latent 0, one frame that the whole already has, is dropped. This module only cal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from itertools import pairwise, starmap
 from typing import Any
 
 from .errors import InputError
@@ -118,12 +119,14 @@ class Window:
     """A stretch of a clip. start: the whole's latent that its latent 0 lies at; length: its latents; given: how many at
     its beginning are not its result. These are its latent 0, which is dropped, and the overlap, which was made before.
 
-    A window that begins a clip has nothing given, and one behind a hard cut its latent 0 alone.
+    A window that begins a clip has nothing given, and one behind a hard cut its latent 0 alone. cut: whether it is one
+    behind a hard cut. At the clip's own beginning latent 0 is all that a section without a cut can be given, too.
     """
 
     start: int
     length: int
     given: int = 0
+    cut: bool = False
 
     @property
     def frames(self) -> int:
@@ -168,7 +171,19 @@ class Border:
 
 def hard_cuts(windows: Sequence[Window]) -> tuple[int, ...]:
     """The latents behind the hard cuts of a film."""
-    return tuple(window.new.start for window in windows if window.given == 1)
+    return tuple(window.new.start for window in windows if window.cut)
+
+
+def shares(windows: Sequence[Window], count: int) -> tuple[range, ...]:
+    """The numbers of the windows of each part of a film that is made in `count` parts, which end at hard cuts and are
+    about equally long. There are fewer if the film has fewer cuts."""
+    borders = [0, *(number for number, window in enumerate(windows) if window.cut), len(windows)]
+    count = min(count, len(borders) - 1)
+    total, chosen = windows[-1].stop, [0]
+    for number in range(1, count):
+        possible = borders[borders.index(chosen[-1]) + 1 : len(borders) - count + number]
+        chosen.append(min(possible, key=lambda each: abs(windows[each].new.start * count - total * number)))
+    return tuple(starmap(range, pairwise((*chosen, len(windows)))))
 
 
 def cut_windows(
@@ -190,7 +205,8 @@ def cut_windows(
     windows = _stretch(0, stops[0], 0, size, levels)
     for border, stop in zip(inside, stops[1:], strict=True):
         given = 1 if border.cut else 1 + min(size.overlap, border.latent - 1)
-        windows += _stretch(border.latent, stop, given, size, levels)
+        first, *later = _stretch(border.latent, stop, given, size, levels)
+        windows += [replace(first, cut=border.cut), *later]
     return tuple(windows)
 
 

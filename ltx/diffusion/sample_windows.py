@@ -7,7 +7,7 @@ clip of one window is sampled by one call of `sample`, with nothing added.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -122,6 +122,7 @@ def sample_windows(
     device: torch.device | str | None = None,
     hooks: Callable[[int], Hooks] = lambda number: UNWATCHED,
     keep: Keep = keep_nothing,
+    only: Container[int] | None = None,
 ) -> tuple[Tensor, tuple[AudioCondition, ...], tuple[NoiseSource, ...]]:
     """Samples a stage of a whole clip → its video latent, float32 [1, 128, F, H, W], the sound of each window for the
     next stage (frozen), and the streams of noise for the next stage.
@@ -130,12 +131,17 @@ def sample_windows(
     is overwritten and returned. conditions: with the guides and the mask of the whole; its sound is not used, and its
     positive context by windows that have none of their own. noises: the streams of noise that the parts draw from, each
     in the order of its windows. hooks: those of each window, by its number. If `keep` raises NotKept, the stage ends,
-    and what is before that window is returned. Raises InputError as `sample`.
+    and what is before that window is returned. only: the numbers of the windows to be sampled, by default all; the
+    latents and the sound of others stay as they are. A part of a film begins behind a hard cut. Raises InputError as
+    `sample`.
     """
     whole, sounds, sources = latent, [], list(noises)
     counts = [0] * len(sources)  # windows that were sampled from each stream
     anchors: dict[int, Tensor] = {}  # of each section
     for number, part in enumerate(parts):
+        if only is not None and number not in only:
+            sounds.append(part.sound)
+            continue
         drawn_from = part.stream if part.own is None else part.own
         start, noise = start_of(part.window, whole), sources[drawn_from]
         own = conditions_of(part, conditions, whole, anchors.get(part.section))
@@ -148,7 +154,7 @@ def sample_windows(
         except NotKept:
             whole = whole[:, :, : part.window.new.start]
             break
-        if part.window.given <= 1:  # a section that takes over the picture before it has no first frame of its own
+        if part.window.cut or not part.window.given:  # a section that goes on has no first frame of its own
             anchors[part.section] = result.first
         sounds.append(result.audio)
         if part.own is not None:  # the other windows draw what they drew without it
@@ -192,7 +198,7 @@ def start_of(window: Window, whole: Tensor) -> Tensor:
     """The start latent of one window. Its latent 0 is the whole's at that place, but behind a hard cut a copy of the
     next one, so that nothing before the cut acts on it."""
     start = whole[:, :, window.whole]
-    if window.given == 1:
+    if window.cut:
         start = torch.cat((start[:, :, 1:2], start[:, :, 1:]), dim=2)
     return start
 
@@ -203,21 +209,22 @@ def conditions_of(
     """The conditions of one window: its sound and its prompt, the guides at frames that it adds, and a mask that keeps
     its overlap.
 
-    Its latent 0 is free: it stands for one frame, while the whole's latent at that place stands for eight. An image at
-    the first frame behind a hard cut is that latent 0, as the first image of a clip is. So is, in a window with an
-    overlap, the anchor [1, 128, 1, H, W], if there is one yet.
+    Its latent 0 is free: it stands for one frame, while the whole's latent at that place stands for eight. Only at the
+    film's beginning both are the same, and latent 0 is kept unless there is a cut. An image at the first frame behind a
+    hard cut is that latent 0, as the first image of a clip is. So is, in a window that goes on with the one before, the
+    anchor [1, 128, 1, H, W], if there is one yet.
     """
     window, guides = part.window, []
     for guide in conditions.guides:
         frame = window.frame_within(guide.frame)
         if frame is not None:
-            guides.append(replace(guide, frame=0 if window.given == 1 and frame == 1 else frame))
-    if part.anchor and window.given > 1 and anchor is not None:
+            guides.append(replace(guide, frame=0 if window.cut and frame == 1 else frame))
+    if part.anchor and window.given and not window.cut and anchor is not None:
         guides.append(Guide(anchor, 0, part.anchor))
     mask = None if conditions.mask is None else conditions.mask[:, :, window.whole]
     if window.given:
         mask = torch.ones_like(whole[:, :1, window.whole]) if mask is None else mask.clone()
-        mask[:, :, :1] = 1
+        mask[:, :, :1] = float(window.cut or window.start > 0)
         mask[:, :, 1 : window.given] = 0
     positive = part.positive or conditions.positive
     return replace(conditions, positive=positive, audio=part.sound, guides=tuple(guides), mask=mask)

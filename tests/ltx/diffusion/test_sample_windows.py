@@ -14,7 +14,7 @@ from a2v.ltx.diffusion.acceleration import LEVELS
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.sample import sample
-from a2v.ltx.diffusion.sample_windows import WindowInputs, conditions_of, sample_windows
+from a2v.ltx.diffusion.sample_windows import WindowInputs, conditions_of, sample_windows, start_of
 from a2v.ltx.diffusion.samplers import Hooks, Restart
 from a2v.ltx.diffusion.steering import ANCESTRAL, RES_2S, Steering
 from a2v.ltx.latents import CHANNELS, Noise, audio_length, frames_of, unpatchify_video, video_positions
@@ -365,7 +365,7 @@ def test_a_prompt_acts_in_its_own_window(model: nn.Module) -> None:
 
 
 def test_an_image_behind_a_hard_cut_is_its_first(model: nn.Module) -> None:
-    window = next(window for window in CUT if window.given == 1)
+    window = next(window for window in CUT if window.cut)
     guide = Guide(drawn(5, 1, CHANNELS, 1, HEIGHT, WIDTH), frames_of(6), 0.9)
     own = conditions_of(WindowInputs(window, sounds([window])[0]), conditions(guide), zeros())
     assert [each.frame for each in own.guides] == [0]
@@ -374,3 +374,44 @@ def test_an_image_behind_a_hard_cut_is_its_first(model: nn.Module) -> None:
     assert [each.frame + soft.first_frame for each in own.guides] == [41]
     usual, other = cut_film(model, SIGMAS, zeros()), cut_film(model, SIGMAS, zeros(), guides=[guide])
     assert torch.equal(usual[:, :, :6], other[:, :, :6]) and not torch.equal(usual[:, :, 6], other[:, :, 6])
+
+
+def test_a_section_that_goes_on_from_the_first_frame_is_no_cut(model: nn.Module) -> None:
+    """It begins at latent 1, so all that it is given is latent 0, which is the film's own there."""
+    windows = cut_windows(frames_of(6), SIZE, [Border(1)])
+    assert [(w.start, w.given, w.cut) for w in windows[:2]] == [(0, 0, False), (0, 1, False)]
+    whole = drawn(3, *zeros(6).shape)
+    own = conditions_of(WindowInputs(windows[1], sounds(windows)[1]), conditions(), whole)
+    assert torch.equal(own.mask[0, 0, :, 0, 0], torch.tensor([0.0, *[1.0] * (windows[1].length - 1)]))
+    assert torch.equal(start_of(windows[1], whole), whole[:, :, windows[1].whole])
+    image = Guide(drawn(5, 1, CHANNELS, 1, HEIGHT, WIDTH), 1, 0.9)
+    own = conditions_of(WindowInputs(windows[1], sounds(windows)[1]), conditions(image), whole)
+    assert [each.frame for each in own.guides] == [1], "an image at its first frame does not take frame 0's place"
+
+    def film(seed: int) -> Tensor:
+        film = [replace(part, stream=int(n > 0)) for n, part in enumerate(parts(sounds(windows), windows))]
+        return sample_windows(model, zeros(6), film, conditions(), Steering(SIGMAS), [Noise(seed), Noise(9)])[0]
+
+    usual, other = film(4), film(7)
+    assert not torch.equal(usual[:, :, 1:], other[:, :, 1:]), "what is before it acts on it"
+
+
+def test_a_part_of_a_film_is_what_the_whole_has_there(model: nn.Module) -> None:
+    """Behind a hard cut, and before it; what is left out stays as it was, and so do its sound and its noise."""
+    film = [
+        WindowInputs(window, sound, text(5) if window.new.start >= 6 else None, int(window.new.start >= 6))
+        for window, sound in zip(CUT, sounds(CUT, 0.4), strict=True)
+    ]
+    border = next(number for number, window in enumerate(CUT) if window.cut)
+
+    def made(only: range | None) -> tuple[Tensor, tuple[AudioCondition, ...], tuple[Any, ...]]:
+        return sample_windows(model, zeros(), film, conditions(), Steering(SIGMAS), [Noise(4), Noise(9)], only=only)
+
+    whole, parts_of_it = made(None), [made(range(border)), made(range(border, len(CUT)))]
+    assert torch.equal(whole[0], torch.cat((parts_of_it[0][0][:, :, :6], parts_of_it[1][0][:, :, 6:]), dim=2))
+    assert not parts_of_it[0][0][:, :, 6:].any() and not parts_of_it[1][0][:, :, :6].any()
+    for number in range(len(CUT)):
+        mine, other = parts_of_it if number < border else parts_of_it[::-1]
+        assert torch.equal(mine[1][number].latent, whole[1][number].latent) and other[1][number] is film[number].sound
+    for stream, (mine, other) in enumerate((parts_of_it, parts_of_it[::-1])):
+        assert torch.equal(mine[2][stream].state, whole[2][stream].state) and other[2][stream].state is None

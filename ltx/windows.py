@@ -203,8 +203,10 @@ def cut_windows(
     inside = [border for border in borders if border.latent < total]
     stops = [*(border.latent for border in inside), total]
     windows = _stretch(0, stops[0], 0, size, levels)
+    behind = 1  # the first latent that windows may share: latent 0 stands for one frame, and a hard cut parts latents
     for border, stop in zip(inside, stops[1:], strict=True):
-        given = 1 if border.cut else 1 + min(size.overlap, border.latent - 1)
+        behind = border.latent if border.cut else behind
+        given = 1 if border.cut else 1 + min(size.overlap, border.latent - behind)
         first, *later = _stretch(border.latent, stop, given, size, levels)
         windows += [replace(first, cut=border.cut), *later]
     return tuple(windows)

@@ -74,8 +74,8 @@ class CutWindows(io.ComfyNode):
                     "anchor",
                     default=usual.anchor,
                     **share,
-                    tooltip="How strongly later windows are held to the first frame of their section. It keeps colours "
-                    "and faces; 0 lets them drift.",
+                    tooltip="How strongly later windows are held to the first frame of their section, if that begins "
+                    "the film or has [cut]. It keeps colours and faces; 0 lets them drift.",
                 ),
                 io.Float.Input(
                     "drift",

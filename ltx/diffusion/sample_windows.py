@@ -132,18 +132,20 @@ def sample_windows(
     positive context by windows that have none of their own. noises: the streams of noise that the parts draw from, each
     in the order of its windows. hooks: those of each window, by its number. If `keep` raises NotKept, the stage ends,
     and what is before that window is returned. only: the numbers of the windows to be sampled, by default all; the
-    latents and the sound of others stay as they are. A part of a film begins behind a hard cut. Raises InputError as
+    latents of others and their sound stay as they are. A part of a film begins behind a hard cut. Raises InputError as
     `sample`.
     """
     whole, sounds, sources = latent, [], list(noises)
     counts = [0] * len(sources)  # windows that were sampled from each stream
     anchors: dict[int, Tensor] = {}  # of each section
+    behind = 0  # the latent behind the last hard cut
     for number, part in enumerate(parts):
         if only is not None and number not in only:
-            sounds.append(part.sound)
+            sounds.append(replace(part.sound, strength=1.0))
             continue
         drawn_from = part.stream if part.own is None else part.own
-        start, noise = start_of(part.window, whole), sources[drawn_from]
+        behind = part.window.new.start if part.window.cut else behind
+        start, noise = start_of(part.window, whole, behind), sources[drawn_from]
         own = conditions_of(part, conditions, whole, anchors.get(part.section))
         make = partial(
             _sampled, part.window, model, start, own, steering, noise,
@@ -194,11 +196,11 @@ def _sampled(place: Window, *inputs: Any, **named: Any) -> Sampled:
     return Sampled(latent[:, :, place.given :], audio, noise, latent[:, :, :1].clone())
 
 
-def start_of(window: Window, whole: Tensor) -> Tensor:
-    """The start latent of one window. Its latent 0 is the whole's at that place, but behind a hard cut a copy of the
-    next one, so that nothing before the cut acts on it."""
+def start_of(window: Window, whole: Tensor, behind: int = 0) -> Tensor:
+    """The start latent of one window. behind: the latent behind the last hard cut. The window's latent 0 is the whole's
+    at that place, but a copy of the next one if that place is before the cut, so that nothing there acts on it."""
     start = whole[:, :, window.whole]
-    if window.cut:
+    if window.start < behind:
         start = torch.cat((start[:, :, 1:2], start[:, :, 1:]), dim=2)
     return start
 

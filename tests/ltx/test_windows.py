@@ -205,6 +205,11 @@ def test_a_hard_cut_is_one_that_was_asked_for(cut: tuple[int, WindowSize], place
     borders = [Border(*place) for place in sorted(places)]
     wanted = tuple(border.latent for border in borders if border.cut and frames_of(border.latent) < frames)
     assert hard_cuts(cut_windows(frames, size, borders)) == wanted
+    behind = 1
+    for window in cut_windows(frames, size, borders):
+        behind = window.new.start if window.cut else behind
+        shared = range(window.start + 1, window.start + window.given)
+        assert all(latent >= behind for latent in shared), "nothing before a cut is given to a window behind it"
     assert hard_cuts(cut_windows(frames_of(9), size, [Border(1)])) == ()
     assert hard_cuts(cut_windows(frames_of(9), size, [Border(1, cut=True)])) == (1,)
 

@@ -396,22 +396,40 @@ def test_a_section_that_goes_on_from_the_first_frame_is_no_cut(model: nn.Module)
     assert not torch.equal(usual[:, :, 1:], other[:, :, 1:]), "what is before it acts on it"
 
 
-def test_a_part_of_a_film_is_what_the_whole_has_there(model: nn.Module) -> None:
+BEHIND = [Border(6, cut=True), Border(7)]
+"""A hard cut, and a section that goes on so soon behind it that it could reach before it."""
+
+
+@pytest.mark.parametrize("way", ["euler", "restart"])
+@pytest.mark.parametrize("seeded", [0, 1], ids=["one stream", "a window with a seed"])
+@pytest.mark.parametrize("drift", [0.0, 0.3])
+@pytest.mark.parametrize("sigmas", [SIGMAS, torch.tensor([0.9, 0.4, 0.0])], ids=["first stage", "second stage"])
+def test_a_part_of_a_film_is_what_the_whole_has_there(
+    model: nn.Module, way: str, seeded: int, drift: float, sigmas: Tensor
+) -> None:
     """Behind a hard cut, and before it; what is left out stays as it was, and so do its sound and its noise."""
+    windows = cut_windows(frames_of(LATENTS), SIZE, BEHIND)
+    sections = [(window.new.start >= 6) + (window.new.start >= 7) for window in windows]
     film = [
-        WindowInputs(window, sound, text(5) if window.new.start >= 6 else None, int(window.new.start >= 6))
-        for window, sound in zip(CUT, sounds(CUT, 0.4), strict=True)
+        WindowInputs(window, sound, text(5) if section else None, int(section > 0), None, section, 1.0, drift)
+        for window, sound, section in zip(windows, sounds(windows, 0.4), sections, strict=True)
     ]
-    border = next(number for number, window in enumerate(CUT) if window.cut)
+    film[-1] = replace(film[-1], own=2 if seeded else None)
+    border, steering = sections.index(1), Steering(sigmas, **WAYS[way])
+    noises = [Noise(4), Noise(9), Noise(77)]
+    start = drawn(3, *zeros().shape) * (sigmas[0] < 1)
+    here = torch.arange(LATENTS)[:, None, None] < 6
 
-    def made(only: range | None) -> tuple[Tensor, tuple[AudioCondition, ...], tuple[Any, ...]]:
-        return sample_windows(model, zeros(), film, conditions(), Steering(SIGMAS), [Noise(4), Noise(9)], only=only)
+    def made(only: range | None, start: Tensor) -> tuple[Tensor, tuple[AudioCondition, ...], tuple[Any, ...]]:
+        return sample_windows(model, start.clone(), film, conditions(), steering, noises, only=only)
 
-    whole, parts_of_it = made(None), [made(range(border)), made(range(border, len(CUT)))]
-    assert torch.equal(whole[0], torch.cat((parts_of_it[0][0][:, :, :6], parts_of_it[1][0][:, :, 6:]), dim=2))
-    assert not parts_of_it[0][0][:, :, 6:].any() and not parts_of_it[1][0][:, :, :6].any()
-    for number in range(len(CUT)):
-        mine, other = parts_of_it if number < border else parts_of_it[::-1]
-        assert torch.equal(mine[1][number].latent, whole[1][number].latent) and other[1][number] is film[number].sound
-    for stream, (mine, other) in enumerate((parts_of_it, parts_of_it[::-1])):
+    whole = made(None, start)
+    first, second = made(range(border), start * here), made(range(border, len(film)), start * ~here)
+    assert torch.equal(whole[0], torch.cat((first[0][:, :, :6], second[0][:, :, 6:]), dim=2))
+    assert not first[0][:, :, 6:].any() and not second[0][:, :, :6].any()
+    for number in range(len(film)):
+        mine, other = (first, second) if number < border else (second, first)
+        assert torch.equal(mine[1][number].latent, whole[1][number].latent)
+        assert other[1][number].frozen and other[1][number].latent is film[number].sound.latent
+    for stream, (mine, other) in enumerate([(first, second), (second, first)]):
         assert torch.equal(mine[2][stream].state, whole[2][stream].state) and other[2][stream].state is None

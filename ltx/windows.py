@@ -20,6 +20,7 @@ from .latents import TIME_SCALE, frames_of
 LONGEST = 481  # frames; the model was made for clips up to that
 SHORTEST, MOST_OVERLAP = frames_of(3), LONGEST // TIME_SCALE - 1  # with the least overlap, and in the longest window
 FRAMES, OVERLAP = 121, 2  # the endpoint's default length, and the overlap that was tried on the miniature
+DRIFT = 0.3  # on the miniature, colours stay within 8 of 255; 0.2 is not enough
 PAUSE_REACH = Fraction(1, 4)  # the share of a window by which it may end earlier, where the sound is quieter
 JOIN = 3  # dB; so much quieter must the ends of windows be on the whole for each window more
 NUMBERS, SHARES = ("frames", "overlap"), ("anchor", "drift")
@@ -31,16 +32,16 @@ class WindowSize:
     """The size of windows. frames: 8k+1, at most LONGEST; overlap: latents of eight frames that a window shares with
     the one before it; pauses: whether windows end where the sound is quiet, up to PAUSE_REACH earlier.
 
-    anchor: 0 … 1, how strongly later windows are held to the first frame; drift: 0 … 1, the share by which their
-    colours are pulled to those of the first window; seeds: pairs of a window's number, from 1, and a seed for it alone.
-    Raises InputError if a number is out of range or a window would have no new latent.
+    anchor: 0 … 1, how strongly later windows are held to the first frame; drift: 0 … 1, the share by which they are
+    pulled to the first window where both show the same; seeds: pairs of a window's number, from 1, and a seed for it
+    alone. Raises InputError if a number is out of range or a window would have no new latent.
     """
 
     frames: int = FRAMES
     overlap: int = OVERLAP
     pauses: bool = True
     anchor: float = 1.0
-    drift: float = 0.0
+    drift: float = DRIFT
     seeds: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:

@@ -128,13 +128,13 @@ class LatentUpscale(io.ComfyNode):
     @classmethod
     def execute(cls, upscaler: memory.Upscaler, video_vae: memory.Handle, latent: dict[str, Any]) -> io.NodeOutput:
         upscaler.check(video_vae)
-        progress = Progress(cls.hidden.unique_id)
         samples = samples_of(latent)
-        progress(0, samples.shape[2])
         cuts, here = latent.get(CUTS), latent.get(HERE)  # of a film in windows
         if here is not None and not here:  # all of it was made before
             _, channels, frames, height, width = samples.shape
             return io.NodeOutput({"samples": memory.to_graph(torch.zeros(1, channels, frames, 2 * height, 2 * width))})
+        progress = Progress(cls.hidden.unique_id)
+        progress(0, samples.shape[2])
         room = memory.upscaling_memory(
             upscaler.module, video_vae.module, samples if cuts is None else samples[:, :, :PIECE]
         )

@@ -81,8 +81,8 @@ class CutWindows(io.ComfyNode):
                     "drift",
                     default=usual.drift,
                     **share,
-                    tooltip="The share by which the colours of a window are pulled to those of the first window of its "
-                    "section. Try 0.2 if colours change in a long section.",
+                    tooltip="The share by which a window is pulled to the first window of its section, wherever both "
+                    "show the same. It keeps colours from drifting; 0 leaves it out.",
                 ),
                 io.String.Input(
                     "window_seeds",

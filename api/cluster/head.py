@@ -241,7 +241,7 @@ class RemoteWorker:
             queue.crew,
             name=name,
             on_end=self._on_end,
-            is_ready=lambda: self.is_ready,
+            is_there=lambda: self.is_there,
         )
         self._seen = 0.0
         self._aside = 0.0
@@ -279,10 +279,14 @@ class RemoteWorker:
         return None
 
     @property
-    def is_ready(self) -> bool:
+    def is_there(self) -> bool:
+        """Whether it can run requests, now or when it is free."""
         now = time.monotonic()
-        fresh = now < self._seen + STALE_SECONDS and now >= self._aside
-        return fresh and self._unfit() is None and bool(self.state["free"])
+        return now < self._seen + STALE_SECONDS and now >= self._aside and self._unfit() is None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_there and bool(self.state["free"])
 
     async def _tick(self) -> None:
         await self.lane.leases.sweep()

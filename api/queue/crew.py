@@ -21,8 +21,8 @@ class Helper(Protocol):
     """A lane, as a crew knows it."""
 
     @property
-    def is_free(self) -> bool:
-        """Whether it could begin to work on a part now."""
+    def is_there(self) -> bool:
+        """Whether its ComfyUI can run something, now or when it is free."""
 
     def wake(self) -> None:
         """Lets it look for work."""
@@ -83,14 +83,16 @@ class Film:
             part.attempts += part.begun
             part.say(f"{name} did not finish it, another one will: {error}", "WARN")
             if part.attempts >= ATTEMPTS:
-                self._error = lost()
-            self._give_back(part)
+                self._fail(lost())
+            self._open.append(part)  # to the end: it may have killed the machine
+            self._wake()
             raise
         except asyncio.CancelledError:
-            self._give_back(part)
+            self._open.insert(0, part)
+            self._wake()
             raise
         except Exception as error:
-            self._error = part.judge(error, part.prompt)
+            self._fail(part.judge(error, part.prompt))
         else:
             self._end(part, outcome)
         finally:
@@ -99,18 +101,25 @@ class Film:
             for prompt_id in queued:
                 host.forget(prompt_id)
 
-    def _give_back(self, part: PartRun) -> None:
-        self._open.insert(0, part)
-        self._wake()
+    def _fail(self, error: Exception) -> None:
+        """Ends the film, and the work on its other parts."""
+        self._error = self._error or error
+        for task in self.tasks():
+            task.cancel()
+
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """The work on its parts, other than the present task's."""
+        found = [part.task for part in self.parts if part.task]
+        return [task for task in found if task is not asyncio.current_task()]
 
     def _end(self, part: PartRun, outcome: Outcome) -> None:
         found = outcome.outputs.get(Graph(part.prompt).find(SAVE_PART), {}).get("report")
         if outcome.error:
-            self._error = part.judge(outcome, part.prompt)
+            self._fail(part.judge(outcome, part.prompt))
         elif outcome.interrupted or outcome.removed:
-            self._error = stopped_in_comfyui()
+            self._fail(stopped_in_comfyui())
         elif not found:
-            self._error = without_outputs()
+            self._fail(without_outputs())
         else:
             part.file = found[0]["filename"]
             part.say("made", "INFO")
@@ -132,9 +141,9 @@ class Crew:
             self._helpers.remove(helper)
 
     @property
-    def free(self) -> int:
-        """How many lanes could begin to work now."""
-        return sum(helper.is_free for helper in self._helpers)
+    def size(self) -> int:
+        """How many lanes can work, now or when they are free."""
+        return sum(helper.is_there for helper in self._helpers)
 
     def open(self, parts: Sequence[PartRun]) -> Film:
         """Offers the parts of a film to all lanes. `close` it in the end."""
@@ -146,7 +155,7 @@ class Crew:
     async def close(self, film: Film) -> None:
         """Stops what is still worked on."""
         self._films.remove(film)
-        tasks = [part.task for part in film.parts if part.task and part.task is not asyncio.current_task()]
+        tasks = film.tasks()
         for task in tasks:
             task.cancel()
         if tasks:

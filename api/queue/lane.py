@@ -24,8 +24,8 @@ from .runner import Runner
 
 class Lane:
     """name: of the ComfyUI, if it is another machine's. wake: lets the lane look for work. on_end: is called at each
-    run's end with None, or with the reason why the ComfyUI was lost, and whether the run had begun. is_ready: whether
-    the ComfyUI could begin a run."""
+    run's end with None, or with the reason why the ComfyUI was lost, and whether the run had begun. is_there: whether
+    the ComfyUI can run something, now or when it is free."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class Lane:
         *,
         name: str | None = None,
         on_end: Callable[[str | None, bool], None] = lambda reason, started: None,
-        is_ready: Callable[[], bool] = lambda: True,
+        is_there: Callable[[], bool] = lambda: True,
     ) -> None:
         self._journal, self._finishing, self.wake, self._crew = journal, finishing, wake, crew
-        self._host, self._name, self._on_end, self._is_ready = host, name, on_end, is_ready
+        self._host, self._name, self._on_end, self._is_there = host, name, on_end, is_there
         self.leases = Leases(database, settings)
         self._runner = Runner(host, self.leases, journal, finishing, settings, crew, name, on_end)
         self._hand: InHand[dict[str, Any]] | None = None
@@ -54,8 +54,8 @@ class Lane:
         return self._hand is not None or self._help is not None
 
     @property
-    def is_free(self) -> bool:
-        return not self.is_busy and self._is_ready()
+    def is_there(self) -> bool:
+        return self._is_there()
 
     async def close(self) -> None:
         """Ends the work. A running request goes back into the queue, and a part of a film to other lanes."""

@@ -43,8 +43,9 @@ from .leases import Leases
 from .preparation import Preparation
 from .run_log import RunLog
 
-PARTS_EACH = 2
-"""The parts of a film for each machine: with one each, all would wait for the slowest."""
+PARTS = 8
+"""The most parts of a film. More would balance machines better, but each costs a run. The number is the same however
+many machines there are, so that a part that was made is found again."""
 PART_ENDING, PART_SECONDS = ".safetensors", 24 * 3600.0
 
 
@@ -77,9 +78,8 @@ class Runner:
         request.token = secrets.token_hex(16)
         application = application_of(request)
         prompt, asked = await self._prepare(request, application)
-        host, helpers = self._host, self._crew.free
-        parts, made = min(possible_parts(asked), PARTS_EACH * (1 + helpers)), []
-        if helpers and parts > 1:
+        host, parts, made = self._host, min(possible_parts(asked), PARTS), []
+        if self._crew.size > 1 and parts > 1:
             made = await self._make_parts(request, prompt, application, parts)
             host, prompt = self._crew.home, joined(prompt, [f"{SUBFOLDER}/{name}" for name in made])
         log = RunLog(prompt, lambda line: self._journal.log(request.id, line))
@@ -128,10 +128,13 @@ class Runner:
                     await film.wait()
                     continue
                 try:
-                    await film.work(part, self._host, self._name)
+                    await asyncio.create_task(film.work(part, self._host, self._name))
                 except HostLost as error:
                     lost = True
                     self._on_end(str(error), part.begun)
+                except asyncio.CancelledError:
+                    if not film.is_over:  # it is this request that is stopped, not the work on a failed film
+                        raise
         finally:
             await self._crew.close(film)
         film.check()

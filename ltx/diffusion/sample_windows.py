@@ -24,7 +24,7 @@ from .samplers import UNWATCHED, Hooks
 from .steering import Steering
 
 AXES = (2, 3, 4)  # time, height and width
-LEAST = 1e-3  # deviation of a channel that holds something
+LEAST = 1e-3  # deviation of a picture that holds something
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class WindowInputs:
     window alone, if it has another seed; section: the number of its section.
 
     anchor: how strongly a window is held to the first frame of its section, if that begins the film or is behind a hard
-    cut; drift: the share by which the mean and the deviation of each channel are pulled to those of the section's first
-    window.
+    cut; drift: the share by which places of the picture that are as in the section's first window are pulled to it.
     """
 
     window: Window
@@ -177,17 +176,21 @@ def _advanced(noise: NoiseSource, start: Tensor, conditions: Conditions) -> Nois
 
 
 def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:
-    """The new latents of a window, pulled to the first window of its section by the window's share."""
+    """The new latents of a window, pulled to the first window of its section by the window's share.
+
+    At each place of the picture the mean over time is compared. Where both differ by less than half of what places
+    usually differ by, it is drift, and the share acts fully; where they differ by more than all of that, something else
+    is seen there, and nothing changes.
+    """
     part = parts[number]
     first = next(n for n, other in enumerate(parts) if other.section == part.section)
     if not part.drift or first == number:
         return video
-    reference = whole[:, :, parts[first].window.new]
-    (mean, deviation), (wanted, spread) = (
-        (each.mean(AXES, keepdim=True), each.std(AXES, keepdim=True, correction=0)) for each in (video, reference)
-    )
-    scaled = torch.where(deviation > LEAST, spread / deviation.clamp(min=LEAST), 1.0)
-    return video.lerp((video - mean) * scaled + wanted, part.drift)
+    reference = whole[:, :, parts[first].window.new].to(video.device)
+    off = (reference - reference.mean(AXES, keepdim=True)).square().mean().sqrt().clamp(min=LEAST)
+    change = reference.mean(2, keepdim=True) - video.mean(2, keepdim=True)
+    alike = 2 - 2 * change.square().mean(1, keepdim=True).sqrt() / off
+    return video + part.drift * alike.clamp(0, 1) * change
 
 
 def _sampled(place: Window, *inputs: Any, **named: Any) -> Sampled:

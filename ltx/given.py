@@ -194,10 +194,9 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
     """Takes rate, size and length from the source where the request names none."""
     edit, named, notes = request.edit or VideoEdit(), request.given, list(clip.notes)
     fps = frame_rate(request.fps if "fps" in named else float(clip.fps))
-    at = round(Fraction(edit.at) * fps) / fps
-    length = clip.count(fps) + round(at * fps)
     matched = "match_audio_length" in named and request.match_audio_length and track is not None
     follows = not matched and "num_frames" not in named  # the film ends with the source
+    length = shown_frames(clip, edit, fps)
     if follows:
         frames = round_frames(length)
     else:
@@ -206,9 +205,7 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
             notes.append(f"num_frames rounded up from {request.num_frames} to {frames}")
     if frames > LONGEST and request.windows is None:
         notes.append(f"the film has {frames} frames, and the model was made for {LONGEST}: add windows to the request")
-    if area is not None:
-        area = replace(area, soften=edit.soften_pixels).on(clip, fps, -at)
-    source = SourceVideo(clip, edit, area, at, math.inf if follows else float(at + clip.seconds))
+    source = source_video(clip, edit, area, fps, follows)
     source = _decided(source, frames / fps, track)
     if source.sounds and request.preprocess_audio and "preprocess_audio" in named:
         notes.append("preprocess_audio does nothing where sound is made anew")
@@ -221,6 +218,19 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
         preprocess_audio=request.preprocess_audio and not source.sounds,
     )
     return Given(settled, source, shown=length if follows and length < frames else 0, notes=tuple(notes))
+
+
+def shown_frames(clip: Clip, edit: VideoEdit, fps: Fraction) -> int:
+    """The frames of a film that ends with its source."""
+    return clip.count(fps) + round(Fraction(edit.at) * fps)
+
+
+def source_video(clip: Clip, edit: VideoEdit, area: Area | None, fps: Fraction, follows: bool) -> SourceVideo:
+    """The source of a film. follows: whether the film ends with it."""
+    at = round(Fraction(edit.at) * fps) / fps
+    if area is not None:
+        area = replace(area, soften=edit.soften_pixels).on(clip, fps, -at)
+    return SourceVideo(clip, edit, area, at, math.inf if follows else float(at + clip.seconds))
 
 
 def _decided(source: SourceVideo, seconds: Fraction, track: Track | None) -> SourceVideo:

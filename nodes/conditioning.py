@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from ..ltx.diffusion.conditioning import AudioCondition, Guide, check_strength
 from ..ltx.diffusion.encode import encode_image
 from ..ltx.diffusion.sound import encode_audio
 from ..ltx.errors import InputError
-from ..ltx.latents import SPACE_SCALE, pixel_frames
+from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, SPACE_SCALE, audio_length, pixel_frames
 from ..ltx.media.audio import part_from
 from ..ltx.media.images import compress, fit, load_image
 from ..ltx.media.rates import frame_rate
@@ -20,12 +21,12 @@ from ..ltx.models import V23, V25
 from ..ltx.windows import cut_windows
 from . import files, memory
 from .audio import MOST_FRAMES, frames_input
-from .film import Cut, FilmSound, Timeline, check_clip
+from .film import Cut, FilmSound, Retake, Timeline, check_clip
 from .progress import Progress, report
 from .taking.latent import samples_of
 from .taking.picture import others, to_picture
 from .taking.sound import to_track
-from .types import CATEGORY, AudioIO, AudioVaeIO, GuidesIO, TimelineIO, VideoVaeIO, WindowsIO
+from .types import CATEGORY, AudioIO, AudioVaeIO, GuidesIO, RetakeIO, TimelineIO, VideoVaeIO, WindowsIO
 from .widgets import aliases, widget
 
 CONDITIONING = f"{CATEGORY}/Conditioning"
@@ -55,6 +56,11 @@ class AudioConditioning(io.ComfyNode):
                 WindowsIO.Input(
                     "windows", optional=True, tooltip="From Window, for a film: the sound is encoded for each window."
                 ),
+                RetakeIO.Input(
+                    "retake",
+                    optional=True,
+                    tooltip="From Retake, if sound is made anew: the rest of the audio is kept.",
+                ),
             ],
             outputs=[
                 AudioIO.Output("condition", display_name="audio", tooltip="For the first sampler and Decode Audio.")
@@ -71,10 +77,13 @@ class AudioConditioning(io.ComfyNode):
         fps: float,
         strength: float = 1.0,
         windows: Cut | None = None,
+        retake: Retake | None = None,
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
         check_strength("audio_strength", strength)
         track, rate = to_track(audio), frame_rate(fps)
+        if retake is not None:
+            retake.check("frames", frames, rate)
         places = cut_windows(frames)
         if windows is not None:
             check_clip("windows", windows, frames, rate)
@@ -82,10 +91,14 @@ class AudioConditioning(io.ComfyNode):
         progress(0, len(places))
         (vae,) = memory.use(audio_vae)
         sounds = []
-        for place in places:
-            part = part_from(track, place.first_frame, rate)
-            latent = memory.to_graph(encode_audio(vae, part, place.frames, rate))
-            sounds.append(AudioCondition(latent, place.frames, rate, strength))
+        for number, place in enumerate(places):
+            if windows is None or windows.is_here(number):
+                part = part_from(track, place.first_frame, rate)
+                latent = memory.to_graph(encode_audio(vae, part, place.frames, rate))
+            else:  # that window is made elsewhere
+                latent = torch.zeros(1, AUDIO_CHANNELS, audio_length(place.frames, rate), AUDIO_BINS)
+            mask = None if retake is None else retake.source.sound_mask(place, rate)
+            sounds.append(AudioCondition(latent, place.frames, rate, strength, mask))
             progress(len(sounds), len(places))
         return io.NodeOutput(sounds[0] if windows is None else FilmSound(windows, tuple(sounds)))
 

@@ -5,6 +5,7 @@ A clip is a film of one window, so the samplers have one path for both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -13,16 +14,25 @@ from typing import Any
 
 import folder_paths
 
-from ..ltx.diffusion.conditioning import AudioCondition, TextContext
+from ..ltx.diffusion.conditioning import AudioCondition, Reference, TextContext
 from ..ltx.diffusion.kept import KeptWindows, check_room, disk_needed, limit
 from ..ltx.diffusion.sample_windows import Keep, WindowInputs, keep_nothing, window_inputs
 from ..ltx.errors import InputError
+from ..ltx.given import SourceVideo
+from ..ltx.plan import Plan
 from ..ltx.timeline import Section
 from ..ltx.windows import Window, WindowSize, cut_windows, hard_cuts
 
-CUTS = "ltx_a2v_cuts"
-"""The key of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew."""
+CUTS, HERE = "ltx_a2v_cuts", "ltx_a2v_here"
+"""The keys of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew; and, if
+only a part of the film is made here, the stretches between hard cuts that are, by their first latents."""
 FOLDER = "ltx_a2v_windows"  # in ComfyUI's output folder: its temp folder is emptied at each start
+
+
+CLEAN = "ltx_a2v_clean"
+"""The key of a LATENT for a source video, encoded at its size: what the noise mask keeps."""
+References = tuple[tuple[Reference, ...], ...]
+"""What the model looks at beside each window of a film; a clip has one window."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +46,25 @@ class Timeline:
 
 
 @dataclass(frozen=True)
+class Made:
+    """A part of a film in a file of ComfyUI's output folder. numbers: of its windows."""
+
+    path: Path
+    numbers: range
+
+
+@dataclass(frozen=True)
 class Cut:
-    """How a film is cut into windows, with its timeline if it has one."""
+    """How a film is cut into windows, with its timeline if it has one. here: the numbers of the windows that are
+    sampled on this machine, None for all; made: parts that were made before."""
 
     frames: int
     fps: Fraction
     windows: tuple[Window, ...]
     timeline: Timeline | None = None
     size: WindowSize = field(default_factory=WindowSize)
+    here: frozenset[int] | None = None
+    made: tuple[Made, ...] = ()
 
     @property
     def sections(self) -> tuple[Section, ...]:
@@ -58,14 +79,30 @@ class Cut:
     def longest(self) -> Window:
         return max(self.windows, key=lambda window: window.length)
 
+    def is_here(self, number: int) -> bool:
+        """Whether the window of that number is sampled on this machine."""
+        return self.here is None or number in self.here
+
+    @property
+    def stretches(self) -> frozenset[int] | None:
+        """The first latents of the stretches between hard cuts that are made on this machine; None for all."""
+        if self.here is None:
+            return None
+        begins = [(number, each.new.start) for number, each in enumerate(self.windows) if each.cut or not number]
+        ends = [*(number for number, _ in begins[1:]), len(self.windows)]
+        return frozenset(
+            latent for (first, latent), last in zip(begins, ends, strict=True) if self.here & {*range(first, last)}
+        )
+
 
 @dataclass(frozen=True)
 class FilmSound:
     """The sound of a film, encoded for each of its windows. frames, fps, strength and frozen are those of
-    `AudioCondition`."""
+    `AudioCondition`. kept: files of windows that were kept while they were sampled."""
 
     cut: Cut
     sounds: tuple[AudioCondition, ...]
+    kept: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, audio: AudioCondition | FilmSound) -> FilmSound:
@@ -88,23 +125,54 @@ class FilmSound:
 
     @property
     def frozen(self) -> bool:
-        return self.sounds[0].frozen
+        return all(sound.frozen for sound in self.sounds)
 
     def notes(self) -> list[str]:
         """Sentences for a sampler's report. A clip has none."""
         count, sections = len(self.cut.windows), len(self.cut.sections)
+        taken = sum(len(part.numbers) for part in self.cut.made)
         if count == 1:
             return []
         return [
             f"{count} windows of up to {self.cut.longest.frames} frames",
             *([f"{sections} sections"] if sections else []),
+            *([f"{taken} of them were made in parts"] if taken else []),
         ]
 
-    def parts(self, one_stream: bool) -> list[WindowInputs]:
-        """Its windows with all that they are conditioned on. one_stream: whether all of them draw from one noise."""
+    @property
+    def made_elsewhere(self) -> tuple[AudioCondition, ...]:
+        """Its sounds after a stage that samples nothing."""
+        return tuple(replace(sound, strength=1.0, mask=None) for sound in self.sounds)
+
+    def parts(self, one_stream: bool, references: Sequence[tuple[Reference, ...]] = ()) -> list[WindowInputs]:
+        """Its windows with all that they are conditioned on. one_stream: whether all of them draw from one noise.
+        references: those of each window."""
         contexts = self.cut.timeline.contexts if self.cut.timeline else ()
-        parts = window_inputs(self.cut.windows, self.sounds, self.cut.sections, contexts, self.cut.size)
+        parts = window_inputs(self.cut.windows, self.sounds, self.cut.sections, contexts, self.cut.size, references)
         return [replace(part, stream=0, own=None) for part in parts] if one_stream else parts
+
+
+@dataclass(frozen=True, eq=False)
+class Retake:
+    """A source video in a film of so many frames, with what is made anew of it. shown: as in `Plan`."""
+
+    source: SourceVideo
+    frames: int
+    fps: Fraction
+    shown: int = 0
+
+    def plan(self, height: int, width: int) -> Plan:
+        """The film at that size in pixels."""
+        return Plan(width, height, self.frames, self.fps, False, (), cut_windows(self.frames), shown=self.shown)
+
+    def check(self, field: str, frames: int, fps: Fraction | None = None) -> None:
+        """Raises InputError if something is of another film. field: the input that it came in by."""
+        if frames != self.frames or fps not in (None, self.fps):
+            here = f"{frames} frames" + (f" at {float(fps):g} fps" if fps else "")
+            raise InputError(
+                f"{field}: it has {here}, but the retake was made for {self.frames} frames at {float(self.fps):g} fps; "
+                "connect the frames and fps of one Clip everywhere."
+            )
 
 
 def check_clip(field: str, cut: Cut | Timeline, frames: int, fps: Fraction) -> None:
@@ -129,6 +197,11 @@ class FilmWindows:
     def notes(self) -> list[str]:
         """As `KeptWindows.notes`."""
         return self._windows.notes()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files of the windows of this run."""
+        return tuple(self._windows.own)
 
     def of(self, identity: list[Any], cut: Cut, size: tuple[int, int]) -> Keep:
         """The `Keep` of a stage of that size in pixels. Raises InputError if the disk has no room for it."""

@@ -26,21 +26,21 @@ from torch import Tensor, nn
 
 from ..ltx.classes import give_classes
 from ..ltx.diffusion.acceleration import EXACT, Acceleration
-from ..ltx.diffusion.conditioning import AudioCondition
+from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.decode import Tiling
 from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.errors import InputError
 from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
-from ..ltx.memory.work import decoding, image_encoding, one_step, upscaling
+from ..ltx.memory.work import clip_encoding, decoding, image_encoding, one_step, upscaling
 from ..ltx.models import V23
 from ..ltx.prompt.contexts import fingerprint
 from ..ltx.prompt.gemma import Gemma, check_gemma
-from ..ltx.weights.adapters import Adapter, Edit, moved, tensors
+from ..ltx.weights.adapters import Adapter, Leaf, filled, tensors
 from ..ltx.weights.checkpoint import Checkpoint
 from ..ltx.weights.lora import Match, merged
 from ..ltx.weights.nvfp4 import NVFP4Linear
-from ..ltx.weights.quantized import Beside, Branch, QuantizedLinear, beside, factor
+from ..ltx.weights.quantized import Beside, QuantizedLinear, beside, factor
 
 if TYPE_CHECKING:
     from typing import Self
@@ -60,6 +60,10 @@ class FetchingLinear(QuantizedLinear, comfy.ops.CastWeightBiasOp):
         data, bias, stream = comfy.ops.cast_bias_weight(
             self, dtype=self.weight.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True
         )
+        if self.branches and bias is not None:
+            bias = (
+                bias.clone()
+            )  # ComfyUI may fetch the tensors of a branch into the same memory before the bias is added
         y = self.compute(x, data, bias)
         comfy.ops.uncast_bias_weight(self, data, bias, stream)
         return y
@@ -69,21 +73,20 @@ class FetchingNVFP4Linear(FetchingLinear, NVFP4Linear):
     """The same for a layer in NVFP4, which also fetches its scales."""
 
 
-class FetchingBranch(Branch):
-    """A LoRA pair that ComfyUI may leave in host memory. It is fetched when it is called.
-
-    ComfyUI from 0.8.0 on reads `weight` and `bias` of every such layer, so the pair has both as None.
-    """
+class FetchingLeaf(Leaf, comfy.ops.CastWeightBiasOp):
+    """A tensor of a LoRA beside a quantized layer. It is fetched when it is called, so ComfyUI may leave it in host
+    memory, or page it."""
 
     comfy_cast_weights = True
-    weight = bias = None
+    bias = None
 
-
-class FetchingEdit(Edit):
-    """The same for a change of another kind."""
-
-    comfy_cast_weights = True
-    weight = bias = None
+    def forward(self, use: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+        value, _, stream = comfy.ops.cast_bias_weight(
+            self, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
+        )
+        result = use(value)
+        comfy.ops.uncast_bias_weight(self, value, None, stream)
+        return result
 
 
 CASTABLE = {
@@ -93,8 +96,7 @@ CASTABLE = {
     },
     QuantizedLinear: FetchingLinear,
     NVFP4Linear: FetchingNVFP4Linear,
-    Branch: FetchingBranch,
-    Edit: FetchingEdit,
+    Leaf: FetchingLeaf,
 }
 """torch's layer → ComfyUI's layer, which fetches its weights to the input's device. Embedding is not among them: the
 token ids are Gemma's first input and are put on the device of the embeddings."""
@@ -363,13 +365,8 @@ class Merge(WeightAdapterBase):
 
     def applied_to(self, weight: Tensor) -> Tensor:
         """The merged weight in the dtype and on the device of `weight`, which does not change."""
-        terms = ((_filled(adapter, values), strength) for adapter, values, strength in self.weights)
+        terms = ((filled(adapter, values), strength) for adapter, values, strength in self.weights)
         return merged(weight, terms, weight.dtype)
-
-
-def _filled(adapter: Adapter, values: tuple[Tensor, ...]) -> Adapter:
-    following = iter(values)
-    return moved(adapter, lambda _: next(following))
 
 
 def _merges(loras: tuple[tuple[Match, float], ...]) -> dict[str, Merge]:
@@ -505,14 +502,18 @@ FOUR_PASSES = Guidance(cfg=3.0, stg=1.0, modality=3.0)
 # because no weights move there.
 
 
-def sampling_memory(module: nn.Module, latent: Tensor) -> int:
-    """Bytes for a guided step over `latent` [1, C, F, H, W], if its passes run one after the other."""
+def sampling_memory(module: nn.Module, latent: Tensor, reference: Reference | None = None) -> int:
+    """Bytes for a guided step over `latent` [1, C, F, H, W], if its passes run one after the other. reference: the
+    largest one beside it."""
     frames, fps = pixel_frames(latent), Fraction(24)
     audio = AudioCondition(torch.zeros(1, AUDIO_CHANNELS, audio_length(frames, fps), AUDIO_BINS), frames, fps)
     empty = torch.empty_like(latent, device="meta")
+    seen: dict[str, Any] = {}
+    if reference is not None:
+        seen = {"reference": torch.empty_like(reference.latent, device="meta"), "attention": reference.attention}
 
     def step(twin: nn.Module, on: str) -> int:
-        return peak(lambda: one_step(twin, empty, audio, (FOUR_PASSES, NONE), images=[True]), on)
+        return peak(lambda: one_step(twin, empty, audio, (FOUR_PASSES, NONE), images=[True], **seen), on)
 
     return _room(module, step, num_layers=2)
 
@@ -525,6 +526,11 @@ def decoding_memory(module: nn.Module, latent: Tensor, tiling: Tiling) -> int:
 def encoding_memory(module: nn.Module, height: int, width: int) -> int:
     """Bytes for encoding one image with the video VAE. height, width: pixels."""
     return _room(module, lambda twin, on: image_encoding(twin, height, width, on))
+
+
+def clip_encoding_memory(module: nn.Module, height: int, width: int) -> int:
+    """Bytes for encoding a clip of any length with the video VAE. height, width: pixels."""
+    return _room(module, lambda twin, on: clip_encoding(twin, height, width, on))
 
 
 def upscaling_memory(module: nn.Module, vae: nn.Module, latent: Tensor) -> int:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from ...ltx.errors import InputError
 from ...ltx.media.audio import LONGEST, load_track
+from ..files.looks import Kind
 from ..graph.compose import compose
 from ..graph.graph import Prompt
 from ..graph.model_files import ModelFinder, ModelNames, find_distilled, find_lora, find_models
 from ..settings import Settings
 from .application import Application
-from .inputs import LORAS, CheckedRequest, Kind, input_model, lora_list, optional_file, required_file
+from .inputs import LORAS, CheckedRequest, input_model, lora_list, optional_file, required_file
 
 FAMILY = "fal-ai/ltx-2.3-22b"
 FILES: Mapping[str, Kind] = {"audio_url": "audio", "image_url": "image", "end_image_url": "image"}

@@ -31,7 +31,6 @@ from ...ltx.request import PARAMETERS, SIDE, Parameter, Request, parse
 from ...ltx.windows import LONGEST, MOST_OVERLAP, SHORTEST, WindowSize
 
 Detail = list[dict[str, Any]]
-Kind = Literal["audio", "image"]
 SIZE, SIZE_ALIAS, SYNC_MODE, LORAS = "video_size", "image_size", "sync_mode", "loras"
 MOST_LORAS = 16
 HALF_TEXT = "The body has half of a character (a lone surrogate) in a text; write it whole or remove it."

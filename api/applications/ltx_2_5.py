@@ -106,7 +106,7 @@ def _check_length(field: str, path: Path, longest: int) -> None:
 
 def _settle(checked: CheckedRequest, paths: Mapping[str, Path], settings: Settings) -> CheckedRequest:
     """Chooses the size: the administrator's short side, in the asked shape or the one that is nearer to the image's."""
-    shape = checked.arguments.get("aspect_ratio", AUTO)
+    shape = checked.own["aspect_ratio"]
     if shape == AUTO:
         shape = PORTRAIT if "image_url" in paths and _is_upright(paths["image_url"]) else LANDSCAPE
     short, long = settings.short_side, round(settings.short_side * LONG_BY_SHORT)

@@ -205,8 +205,9 @@ def test_the_distilled_recipe_is_not_the_client_s_to_set() -> None:
 
 
 def test_loras_are_paths_with_strengths() -> None:
-    checked = WITH_LORAS.check({**LEAST, "loras": [{"path": "a.safetensors"}, {"path": "o/b", "scale": 0.4}]})
-    assert checked.loras == (("a.safetensors", 1.0), ("o/b", 0.4))
+    asked = [{"path": "a.safetensors"}, {"path": "o/b", "scale": 0.4}, {"path": "o/r", "weight_name": "c.safetensors"}]
+    checked = WITH_LORAS.check({**LEAST, "loras": asked})
+    assert checked.loras == (("a.safetensors", 1.0), ("o/b", 0.4), ("c.safetensors", 1.0))
     assert WITH_LORAS.check(checked.arguments).loras == checked.loras
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import av
-from av.stream import Disposition
 from PIL import Image
 
 from ...ltx.errors import InputError
-from ...ltx.media.audio import TAGS
-from ...ltx.media.images import MAX_SIDE, open_image
+from ...ltx.media.container import TAGS, picture_stream
+from ...ltx.media.images import check_size, open_image
 
 Kind = Literal["audio", "image", "video"]
 
@@ -51,14 +50,12 @@ def _look_at_streams(path: Path, kind: Kind, field: str) -> str:
 def _check_picture(container: av.container.InputContainer, field: str) -> None:
     """Errors: InputError if a file has no moving picture, or a larger one than the engine takes. A picture on the cover
     of a song is no video, and FFmpeg opens a still picture as a video of one frame."""
-    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    if not films:
+    film = picture_stream(container)
+    if film is None:
         raise InputError(f"{field}: the file has no picture that moves, only sound; give a video.")
     if container.format.name.endswith("_pipe") or container.format.name == "image2":
         raise InputError(f"{field}: the file is a still picture; give a video.")
-    width, height = films[0].width, films[0].height
-    if max(width, height) > MAX_SIDE:
-        raise InputError(f"{field}: is {width}x{height}; at most {MAX_SIDE} pixels a side can be read: scale it down.")
+    check_size(field, film.width, film.height)
 
 
 def _look_at_image(path: Path, field: str) -> str:

@@ -60,7 +60,7 @@ def open_image(path: Path, name: str, otherwise: str) -> Iterator[Image.Image]:
     """
     try:
         with Image.open(path, formats=_readers()) as image:
-            _check_size(name, *image.size)
+            check_size(name, *image.size)
             yield image
     except InputError:
         raise
@@ -96,7 +96,7 @@ def _missing_reader(name: str, path: Path) -> str:
     return ""
 
 
-def _check_size(name: str, width: int, height: int) -> None:
+def check_size(name: str, width: int, height: int) -> None:
     """Whether a picture of that size is read; its pixels need not be there yet. Errors: InputError."""
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise InputError(_too_large(name, f"{width}x{height}"))

@@ -307,7 +307,7 @@ def test_what_is_no_film_is_refused(data: bytes, words: str, settings: Settings,
 
 def test_a_film_of_too_large_pictures_is_refused_by_its_header(settings: Settings, store: Store) -> None:
     """Few bytes, if all is one colour: 16,400 pixels wide, and the engine would decode each frame whole."""
-    with pytest.raises(InputError, match=r"^video_url: is 16400x16; at most 16384 pixels a side"):
+    with pytest.raises(InputError, match=r"^video_url: is 16400x16; at most 80 megapixels and 16384 pixels a side"):
         bring(uri(film("avi", "ffv1", 16_400, 16, 1), "video/avi"), settings, store, "video")
     assert left(settings) == []
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..latents import NoiseSource
 from ..timeline import Section, section_at, streams
 from ..windows import Window, WindowSize
-from .conditioning import AudioCondition, Conditions, Guide, TextContext, audio_stream, video_stream
+from .conditioning import AudioCondition, Conditions, Guide, Reference, TextContext
 from .sample import sample
 from .samplers import UNWATCHED, Hooks
 from .steering import Steering
@@ -46,7 +46,7 @@ class WindowInputs:
 
     anchor: how strongly a window is held to the first frame of its section, if that begins the film or is behind a hard
     cut; drift: the share by which the mean and the deviation of each channel are pulled to those of the section's first
-    window.
+    window. references: those beside this window.
     """
 
     window: Window
@@ -57,6 +57,7 @@ class WindowInputs:
     section: int = 0
     anchor: float = 0.0
     drift: float = 0.0
+    references: tuple[Reference, ...] = ()
 
 
 def window_inputs(
@@ -65,11 +66,12 @@ def window_inputs(
     sections: Sequence[Section] = (),
     contexts: Sequence[TextContext] = (),
     size: WindowSize | None = None,
+    references: Sequence[tuple[Reference, ...]] = (),
 ) -> list[WindowInputs]:
     """The windows of a film, each with its sound, the context of its section and the number of its stream of noise.
 
     contexts: of each section; empty without a timeline. size: what the windows were asked for with, by default the
-    defaults. The streams are those of `noise_seeds`.
+    defaults. references: of each window; empty without any. The streams are those of `noise_seeds`.
     """
     numbers, seeds = streams(sections, 0)  # the seed does not decide about the numbers
     size, parts = size or WindowSize(), []
@@ -78,7 +80,10 @@ def window_inputs(
         section = section_at(sections, window.new.start, sound.fps)
         positive = contexts[section] if contexts else None
         stream = numbers[section]
-        parts.append(WindowInputs(window, sound, positive, stream, own.get(number), section, size.anchor, size.drift))
+        seen = references[number] if references else ()
+        parts.append(
+            WindowInputs(window, sound, positive, stream, own.get(number), section, size.anchor, size.drift, seen)
+        )
     return parts
 
 
@@ -164,8 +169,7 @@ def sample_windows(
 
 def _advanced(noise: NoiseSource, start: Tensor, conditions: Conditions) -> NoiseSource:
     """The source after the noise of a window."""
-    video = video_stream(start.float(), conditions.guides, conditions.audio.fps, conditions.mask)
-    return noise.draw(tuple(video.latent.shape), tuple(audio_stream(conditions.audio).latent.shape))[1]
+    return noise.draw(*(tuple(stream.latent.shape) for stream in conditions.streams(start)))[1]
 
 
 def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:
@@ -200,8 +204,8 @@ def start_of(window: Window, whole: Tensor) -> Tensor:
 def conditions_of(
     part: WindowInputs, conditions: Conditions, whole: Tensor, anchor: Tensor | None = None
 ) -> Conditions:
-    """The conditions of one window: its sound and its prompt, the guides at frames that it adds, and a mask that keeps
-    its overlap.
+    """The conditions of one window: its sound, its prompt and its references, the guides at frames that it adds, and a
+    mask that keeps its overlap. Of a source video, what is clean in the overlap is what the windows before made of it.
 
     Its latent 0 is free: it stands for one frame, while the whole's latent at that place stands for eight. An image at
     the first frame behind a hard cut is that latent 0, as the first image of a clip is. So is, in a window with an
@@ -214,10 +218,21 @@ def conditions_of(
             guides.append(replace(guide, frame=0 if window.given == 1 and frame == 1 else frame))
     if part.anchor and window.given > 1 and anchor is not None:
         guides.append(Guide(anchor, 0, part.anchor))
-    mask = None if conditions.mask is None else conditions.mask[:, :, window.whole]
+    mask, clean = (None if each is None else each[:, :, window.whole] for each in (conditions.mask, conditions.clean))
+    if clean is not None and window.given:
+        clean = clean.clone()
+        clean[:, :, : window.given] = whole[:, :, window.whole][:, :, : window.given]
     if window.given:
         mask = torch.ones_like(whole[:, :1, window.whole]) if mask is None else mask.clone()
         mask[:, :, :1] = 1
         mask[:, :, 1 : window.given] = 0
     positive = part.positive or conditions.positive
-    return replace(conditions, positive=positive, audio=part.sound, guides=tuple(guides), mask=mask)
+    return replace(
+        conditions,
+        positive=positive,
+        audio=part.sound,
+        guides=tuple(guides),
+        mask=mask,
+        clean=clean,
+        references=part.references or conditions.references,
+    )

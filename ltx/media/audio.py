@@ -96,7 +96,7 @@ def load_track(
         raise InputError(f"duration: {duration} is not a length above 0 seconds.")
     most = MAX_SECONDS if most is None else most
     length = Fraction(most if duration is None else min(duration, most))
-    with open_media(path, "export it again, for example as WAV.") as container:
+    with open_media(path, "WAV") as container:
         return _decode(container, name, Fraction(start), length, spare, cut)
 
 

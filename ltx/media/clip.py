@@ -26,7 +26,7 @@ from .images import check_size, flat
 from .rates import frame_rate
 from .rgb import Deinterlacer, Developer, matrix_of
 
-OTHERWISE = "export it again, for example as MP4."
+EXAMPLE = "MP4"  # a format to export to, for messages
 USUAL_RATE = Fraction(25)  # of a file that does not tell its rate, as FFmpeg assumes for raw video
 COARSEST = Fraction(1, 100)  # seconds; a coarser tick counts frames, and its times are not rounded
 MISSING = Fraction(1, 2)  # seconds by which a header may be wrong
@@ -91,7 +91,7 @@ class FileClip:
         self, fps: Fraction, frames: int, start: Fraction = Fraction(0), note: Callable[[str], None] | None = None
     ) -> Iterator[Tensor]:
         note = note or (lambda text: None)
-        with open_media(self.path, OTHERWISE) as container:
+        with open_media(self.path, EXAMPLE) as container:
             stream = picture_stream(container)
             if stream is None:
                 raise InputError(f"{self.name}: has changed since it was opened; start again.")
@@ -105,7 +105,7 @@ class FileClip:
                     shown, picture = frame, torch.from_numpy(develop(frame))
                 yield picture
             if shown is None:
-                raise InputError(f"{self.name}: no picture could be decoded; it is damaged: {OTHERWISE}")
+                raise InputError(f"{self.name}: no picture could be decoded; it is damaged: export it again.")
             if damaged:
                 note(f"{self.name}: damaged parts of it were left out ({len(damaged)})")
 
@@ -157,7 +157,7 @@ def open_clip(path: str | Path) -> FileClip:
     """
     path = Path(path)
     name = path.name or str(path)
-    with open_media(path, OTHERWISE) as container:
+    with open_media(path, EXAMPLE) as container:
         stream = picture_stream(container)
         if stream is None:
             raise InputError(f"{name}: has no moving picture; choose a video.")
@@ -167,13 +167,15 @@ def open_clip(path: str | Path) -> FileClip:
         aspect = _aspect(stream)
         frame = next(iter(frames_of_stream(container, stream)), None)
         if frame is None:
-            raise InputError(f"{name}: no picture could be decoded; it is damaged or empty: {OTHERWISE}")
+            raise InputError(
+                f"{name}: no picture could be decoded; it is damaged or empty: export it again, for example as MP4."
+            )
         develop = Developer(name, aspect)
         height, width = develop(frame).shape[:2]
         notes = [*_said_of(frame, aspect), *develop.notes]
         fps, tick = _rate(stream), Fraction(stream.time_base)
         first = frame.pts if frame.pts is not None else frame.dts
-    with open_media(path, OTHERWISE) as container:
+    with open_media(path, EXAMPLE) as container:
         end, missing = _end(container, picture_stream(container), fps)
     seconds = max(end - (first or 0) * tick, 1 / fps)
     if missing > max(MISSING, 2 / fps):
@@ -187,7 +189,7 @@ def open_clip(path: str | Path) -> FileClip:
 
 def clip_track(path: str | Path) -> Track | None:
     """The clip's own sound from its first picture on, unchanged: silence where it begins later. None without sound."""
-    with open_media(Path(path), OTHERWISE) as container:
+    with open_media(Path(path), EXAMPLE) as container:
         if container.streams.best("audio") is None:
             return None
     return load_track(path, most=LONGEST, spare=True, cut=True)

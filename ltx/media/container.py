@@ -18,8 +18,9 @@ TAGS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "i
 
 
 @contextmanager
-def open_media(path: Path, otherwise: str) -> Iterator[Any]:
-    """Opens the file as an av container for reading. otherwise: the remedy in the message for a file that is no media.
+def open_media(path: Path, example: str) -> Iterator[Any]:
+    """Opens the file as an av container for reading. example: the format that the message about
+    another file proposes.
 
     Raises InputError, which names the file, if it is missing or FFmpeg cannot read it.
     """
@@ -36,7 +37,8 @@ def open_media(path: Path, otherwise: str) -> Iterator[Any]:
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise InputError(
-            f"{name}: cannot be read as audio or video ({reason}); it may be cut short or not a media file: {otherwise}"
+            f"{name}: cannot be read as audio or video ({reason}); it may be cut short or not a media file: "
+            f"export it again, for example as {example}."
         ) from error
 
 

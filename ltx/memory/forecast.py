@@ -203,7 +203,7 @@ class _Measured:
         """Bytes of the texts' keys and values that the first and the second stage keep between the steps."""
         steering = self.job.steering[0]
         texts = 1
-        if any(guidance.runs_uncond for guidance in steering.acting(self.job.request.audio_strength == 1)):
+        if any(guidance.runs_uncond for guidance in steering.acting(self.job.keeps_sound, self.job.keeps_picture)):
             # If some steps are not guided, both texts together and the positive one alone are kept.
             texts = 3 if steering.acceleration.guided_above(steering.sigmas) > 0 and self.on != "cpu" else 2
         return kept_texts(model, texts), kept_texts(model, 1)
@@ -234,7 +234,7 @@ class _Measured:
         guided: bool,
     ) -> None:
         clip, job = self.clip, self.job
-        steering, frozen = job.steering[0], job.request.audio_strength == 1
+        steering, frozen = job.steering[0], (job.keeps_sound, job.keeps_picture)
 
         def step(room: float) -> int:
             def work() -> None:
@@ -243,7 +243,7 @@ class _Measured:
                     model,
                     torch.zeros(1, CHANNELS, *video_shape(self.frames, *size)),
                     AudioCondition(sound, self.frames, clip.fps, job.request.audio_strength),
-                    steering.acting(frozen) if guided else (NONE, NONE),
+                    steering.acting(*frozen) if guided else (NONE, NONE),
                     images=[not image.frame for image in self._at_once()],
                     room=room,
                 )
@@ -283,7 +283,7 @@ class _Measured:
     def decoding(self) -> Tiling | None:
         """Adds the phases that decode sound and picture. Returns the tiling that fits."""
         clip = self.clip
-        if self.job.request.audio_strength < 1:
+        if not self.job.keeps_sound:
             vocoder = blueprint(lambda: self.job.checkpoint.vocoder(torch.float32))
             latent = torch.zeros(1, AUDIO_CHANNELS, self.sound, AUDIO_BINS)
             audio_vae = self.part(self.job.checkpoint.audio_decoder)

@@ -28,11 +28,13 @@ from pydantic import (
 
 from ...ltx.characters import is_whole
 from ...ltx.errors import InputError
-from ...ltx.request import PARAMETERS, SIDE, Parameter, Request, parse
+from ...ltx.request import OF_VIDEOS, PARAMETERS, SIDE, Parameter, Request, parse
 from ...ltx.windows import LONGEST, MOST_OVERLAP, SHORTEST, WindowSize
 
 Detail = list[dict[str, Any]]
 SIZE, SIZE_ALIAS, SYNC_MODE, LORAS = "video_size", "image_size", "sync_mode", "loras"
+OF_REQUESTS = tuple(name for name in PARAMETERS if name not in OF_VIDEOS)
+"""The engine's parameters that requests may have; an application that takes a video sets the others itself."""
 MOST_LORAS = 16
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 HALF_TEXT = "The body has half of a character (a lone surrogate) in a text; write it whole or remove it."
@@ -173,7 +175,7 @@ def input_model(
     name: str,
     description: str,
     fields: Mapping[str, Any],
-    parameters: Collection[str] = tuple(PARAMETERS),
+    parameters: Collection[str] = OF_REQUESTS,
     defaults: Mapping[str, Any] = NO_DEFAULTS,
 ) -> type[BaseModel]:
     """Builds the model of an application's inputs: its own fields, the engine's parameters, and options of delivery.

@@ -11,7 +11,7 @@ from a2v.api.applications import APPLICATIONS
 from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO, DISTILLED, WITH_LORAS, Input
 from a2v.api.applications.inputs import CheckedRequest, Invalid, digest, read_json
 from a2v.api.applications.outputs import Output, ResultVideo
-from a2v.ltx.request import PARAMETERS
+from a2v.ltx.request import OF_VIDEOS, PARAMETERS
 from a2v.tests.beyond import BEYOND
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def places(body: Any) -> list[list[Any]]:
 def test_the_inputs_are_the_page_s() -> None:
     other = {"prompt", "negative_prompt", "audio_url", "image_url", "end_image_url", "video_size", "image_size"}
     assert Input.model_fields.keys() - BEYOND == PAGE.keys() | other
-    assert PARAMETERS.keys() <= Input.model_fields.keys()
+    assert PARAMETERS.keys() - {*OF_VIDEOS} <= Input.model_fields.keys()
     assert {name for name, field in Input.model_fields.items() if field.is_required()} == {"prompt", "audio_url"}
 
 

@@ -14,19 +14,19 @@ from .errors import InputError
 
 PICTURE, SOUND, BOTH = RENEWALS = ("picture", "sound", "both")
 FIRST, ALL = STAGES = ("first", "both")
-MOST_SECONDS, MOST_FACTOR = 2700.0, 8  # of a film, and of a reference's size and rate
+MOST_SECONDS, MOST_PIXELS, MOST_FACTOR = 2700.0, 256.0, 8  # of a film, of a seam, and of a reference's size and rate
 SHOWN = 60  # characters of a wrong name or value in a message
 
 
 @dataclass(frozen=True)
-class Edit:
+class VideoEdit:
     """What is made anew of the source video; the rest is kept.
 
     renew: one of RENEWALS, None for the picture, and for the sound too where a film goes on beyond the source without a
     track of its own. start, end: seconds of the film between which it is renewed, None for its ends. strength: 0..1,
     how firmly what is renewed is held to the source; at 0 it is made from noise alone. soften: seconds inside the
-    edges of the time in which it is held less and less. at: the second of the film at which the source begins. Raises
-    InputError if a value is out of range.
+    edges of the time in which it is held less and less; soften_pixels: the same at the edge of a mask, in pixels of the
+    source. at: the second of the film at which the source begins. Raises InputError if a value is out of range.
     """
 
     renew: str | None = None
@@ -34,13 +34,15 @@ class Edit:
     end: float | None = None
     strength: float = 0.0
     soften: float = 0.0
+    soften_pixels: float = 0.0
     at: float = 0.0
 
     def __post_init__(self) -> None:
         if self.renew is not None and self.renew not in RENEWALS:
             raise InputError(f"edit: renew is {_shown(self.renew)}; choose one of {', '.join(RENEWALS)}.")
-        for name, most in (("strength", 1.0), ("soften", MOST_SECONDS), ("at", MOST_SECONDS)):
-            _check_number("edit", name, getattr(self, name), 0.0, most)
+        most = {"strength": 1.0, "soften": MOST_SECONDS, "soften_pixels": MOST_PIXELS, "at": MOST_SECONDS}
+        for name, limit in most.items():
+            _check_number("edit", name, getattr(self, name), 0.0, limit)
         for name in ("start", "end"):
             if getattr(self, name) is not None:
                 _check_number("edit", name, getattr(self, name), 0.0, MOST_SECONDS)
@@ -60,7 +62,7 @@ class Edit:
         return self.start or 0.0, math.inf if self.end is None else self.end
 
     @classmethod
-    def parse(cls, value: Any) -> Edit | None:
+    def parse(cls, value: Any) -> VideoEdit | None:
         """The value of a request: null for none, or an object with some of the fields. Raises InputError for any other
         value."""
         return _read(cls, "edit", value, '{"start": 1.5, "end": 3}')
@@ -91,7 +93,7 @@ class ReferenceUse:
 
     @classmethod
     def parse(cls, value: Any) -> ReferenceUse | None:
-        """As `Edit.parse`."""
+        """As `VideoEdit.parse`."""
         return _read(cls, "reference", value, '{"strength": 1, "attention": 0.6}')
 
 

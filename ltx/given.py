@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .diffusion.masks import audio_spans, outside_mask, time_mask, video_spans
-from .edits import BOTH, PICTURE, SOUND, Edit, ReferenceUse
+from .edits import BOTH, PICTURE, SOUND, ReferenceUse, VideoEdit
 from .errors import InputError
 from .latents import AUDIO_RATE, SPACE_SCALE, TIME_SCALE, audio_length, frames_of
 from .media.audio import Track, frames_for_audio
@@ -31,13 +31,13 @@ SEAM = 4  # frames at an edge of what was made in which it passes into the sourc
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceVideo:
     """The source video of a job. clip: its pictures. edit: what is made anew, with `renew` decided. area: which part of
     the picture may change, None for all of it. until: the second of the film up to which the source fills it, infinite
     if the film ends with it."""
 
     clip: Clip
-    edit: Edit
+    edit: VideoEdit
     area: Area | None = None
     until: float = math.inf
 
@@ -113,13 +113,13 @@ def _of_frames(latents: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ReferenceClip:
+class ReferenceVideo:
     """The reference video of a job. clip: its pictures. use: how it is used."""
 
     clip: Clip
     use: ReferenceUse
 
-    def made_for(self, loras: list[tuple[int, int]]) -> ReferenceClip:
+    def made_for(self, loras: list[tuple[int, int]]) -> ReferenceVideo:
         """The same with the factors of IC-LoRAs where the request has none. Raises InputError if these differ."""
         use = self.use
         for number, name in enumerate(("downscale", "stride")):
@@ -152,8 +152,8 @@ class Given:
     """The videos of a job, None for what is not given, and the request that they make complete. shown: as in `Plan`."""
 
     request: Request
-    source: Source | None = None
-    reference: ReferenceClip | None = None
+    source: SourceVideo | None = None
+    reference: ReferenceVideo | None = None
     shown: int = 0
     notes: tuple[str, ...] = ()
 
@@ -184,15 +184,17 @@ def open_videos(
     if video is not None:
         given = _with_source(request, open_clip(video), None if mask is None else open_area(mask), track)
     if reference is not None:
-        found = ReferenceClip(open_clip(reference), request.reference or ReferenceUse())
+        found = ReferenceVideo(open_clip(reference), request.reference or ReferenceUse())
         given = replace(given, reference=found, notes=(*given.notes, *found.clip.notes))
     return given
 
 
 def _with_source(request: Request, clip: Clip, area: Area | None, track: Track | None) -> Given:
     """Takes rate, size and length from the source where the request names none."""
-    edit, named = request.edit or Edit(), request.given
+    edit, named = request.edit or VideoEdit(), request.given
     fps = frame_rate(request.fps if "fps" in named else float(clip.fps))
+    if area is not None:
+        area = replace(area, soften=edit.soften_pixels).on(clip, fps, -Fraction(edit.at))
     length, until = clip.count(fps) + math.ceil(Fraction(edit.at) * fps), edit.at + float(clip.seconds)
     if "num_frames" in named and not request.match_audio_length:
         frames = round_frames(request.num_frames)
@@ -201,7 +203,7 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
     else:
         frames = round_frames(length)
     follows = frames == round_frames(length)  # the film ends with the source
-    source = _decided(Source(clip, edit, area, math.inf if follows else until), frames / fps, track)
+    source = _decided(SourceVideo(clip, edit, area, math.inf if follows else until), frames / fps, track)
     notes = list(clip.notes)
     if source.sounds and request.preprocess_audio and "preprocess_audio" in named:
         notes.append("preprocess_audio does nothing where sound is made anew")
@@ -216,7 +218,7 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
     return Given(settled, source, shown=length if follows and length < frames else 0, notes=tuple(notes))
 
 
-def _decided(source: Source, seconds: Fraction, track: Track | None) -> Source:
+def _decided(source: SourceVideo, seconds: Fraction, track: Track | None) -> SourceVideo:
     """The source in a film of that length, with what is made anew decided. Raises InputError if that is nothing, or two
     inputs say what the sound is."""
     edit = source.edit

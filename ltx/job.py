@@ -20,7 +20,7 @@ from .diffusion.kept import check_room, disk_needed
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
 from .edits import ALL
 from .errors import InputError
-from .given import Given, ReferenceClip, Source, delayed, open_videos
+from .given import Given, ReferenceVideo, SourceVideo, delayed, open_videos
 from .media import preprocess
 from .media.audio import LONGEST, Track, load_track
 from .media.clip import clip_track
@@ -126,8 +126,8 @@ class Job:
     loras: tuple[Strengths, Strengths]
     fits: tuple[tuple[Match, ...], ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
-    source: Source | None = None
-    reference: ReferenceClip | None = None
+    source: SourceVideo | None = None
+    reference: ReferenceVideo | None = None
     silent: bool = False
 
     @property

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .characters import check_text
-from .edits import Edit, ReferenceUse
+from .edits import ReferenceUse, VideoEdit
 from .errors import InputError
 from .media.formats import FORMATS, QUALITIES, WRITE_MODES
 from .timeline import Section, read_timeline
@@ -207,7 +207,7 @@ class Request:
     video_write_mode: str
     windows: WindowSize | None
     timeline: str
-    edit: Edit | None
+    edit: VideoEdit | None
     reference: ReferenceUse | None
     given: frozenset[str] = field(default=frozenset(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -279,7 +279,7 @@ def check_value(name: str, value: Any) -> Any:
     elif kind == "windows":
         return WindowSize.parse(value)
     elif kind == "edit":
-        return Edit.parse(value)
+        return VideoEdit.parse(value)
     elif kind == "reference":
         return ReferenceUse.parse(value)
     elif kind == "number":

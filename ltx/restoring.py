@@ -14,20 +14,19 @@ from torch import Tensor
 
 from .diffusion.masks import audio_spans
 from .diffusion.sound import resample
-from .given import Source
+from .given import SourceVideo
 from .latents import audio_length
 from .media.audio import Track, samples_in, to_stereo
-from .media.images import fit
-from .media.masks import blend
+from .media.masks import blend, fitted
 from .plan import Plan
 
 FADE = Fraction(20, 1000)  # seconds in which sound that was made passes into the source's
 
 
-def restored(decoded: Iterator[Tensor], source: Source, plan: Plan) -> Iterator[Tensor]:
+def restored(decoded: Iterator[Tensor], source: SourceVideo, plan: Plan) -> Iterator[Tensor]:
     """Decoded frames, uint8 [n, H, W, 3] → the same with the source's own pixels where they are kept. Frames that the
     plan does not write are left out."""
-    pictures = (_bytes(fit(picture, plan.width, plan.height)) for picture in source.pictures(plan))
+    pictures = fitted(source.pictures(plan), plan.width, plan.height)
     left = plan.written
     for chunk in blend(decoded, pictures, source.weights(plan)):
         if left > 0:
@@ -35,7 +34,7 @@ def restored(decoded: Iterator[Tensor], source: Source, plan: Plan) -> Iterator[
         left -= len(chunk)
 
 
-def resounded(made: Track, track: Track, source: Source, plan: Plan) -> Track:
+def resounded(made: Track, track: Track, source: SourceVideo, plan: Plan) -> Track:
     """The sound that was made, in stereo, with the source's own where that is kept."""
     mask = source.sound_mask(plan.whole, plan.fps)
     if bool((mask > 0).all()):
@@ -62,8 +61,3 @@ def _faded(weight: Tensor, length: int) -> Tensor:
             part = faded[max(0, edge - length) : edge]
             torch.minimum(part, ramp.flip(0)[length - len(part) :], out=part)
     return faded
-
-
-def _bytes(pixels: Tensor) -> Tensor:
-    """A fitted picture [1, 3, 1, H, W] in -1..1 → uint8 [H, W, 3]."""
-    return ((pixels[0, :, 0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -33,8 +33,6 @@ from ...ltx.windows import LONGEST, MOST_OVERLAP, SHORTEST, WindowSize
 
 Detail = list[dict[str, Any]]
 SIZE, SIZE_ALIAS, SYNC_MODE, LORAS = "video_size", "image_size", "sync_mode", "loras"
-OF_REQUESTS = tuple(name for name in PARAMETERS if name not in OF_VIDEOS)
-"""The engine's parameters that requests may have; an application that takes a video sets the others itself."""
 MOST_LORAS = 16
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 HALF_TEXT = "The body has half of a character (a lone surrogate) in a text; write it whole or remove it."
@@ -171,11 +169,15 @@ def lora_list() -> tuple[Any, Any]:
     return list[LoRAInput], Field(..., max_length=MOST_LORAS, description="The LoRAs, in the order of their merging.")
 
 
+OFFERED = tuple(name for name in PARAMETERS if name not in OF_VIDEOS)
+"""The parameters that requests may have; an application that takes a video sets the others itself."""
+
+
 def input_model(
     name: str,
     description: str,
     fields: Mapping[str, Any],
-    parameters: Collection[str] = OF_REQUESTS,
+    parameters: Collection[str] = OFFERED,
     defaults: Mapping[str, Any] = NO_DEFAULTS,
 ) -> type[BaseModel]:
     """Builds the model of an application's inputs: its own fields, the engine's parameters, and options of delivery.

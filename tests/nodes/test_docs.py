@@ -120,6 +120,8 @@ def span(parameter: Parameter) -> str:
         return f"{parameter.minimum:g}–{parameter.maximum:g}"
     if parameter.kind == "windows":
         return "true, false, or an object as below"
+    if parameter.kind in ("edit", "reference"):
+        return "an object"
     return ", ".join(parameter.choices) or {"seed": "whole number"}.get(parameter.kind, parameter.kind)
 
 

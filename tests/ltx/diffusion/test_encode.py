@@ -31,19 +31,20 @@ def whole(vae: AutoencoderKLLTX2Video, pixels: torch.Tensor) -> torch.Tensor:
         return normalize_video(vae, vae.encode(pixels).latent_dist.mode())
 
 
-@pytest.mark.parametrize(("frames", "height", "width"), [(1, 64, 64), (9, 32, 96), (17, 64, 32), (57, 96, 64)])
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 64, 64), (9, 32, 96), (33, 64, 32)])
 def test_pieces_give_the_whole(tiny_any: TinyFiles, frames: int, height: int, width: int) -> None:
     vae = load_checkpoint(tiny_any.checkpoint).video_encoder(torch.float32)
     pixels = noise(frames, height, width)
     expected = whole(vae, pixels)
-    for size in (1, 5, 8, frames):
+    for size in (1, 5, frames):
         assert relative(encode_video(vae, pixels.split(size, dim=2)), expected) < EXACT
     assert relative(whole(vae, pixels), expected) == 0  # nothing of it stays in the modules
 
 
 def test_the_encoder_of_2_5(oracle: Path) -> None:
-    file = oracle / "2.5" / "tiny"
-    checkpoint = load_checkpoint(next(iter(sorted(file.glob("ltx-2.5-tiny*.safetensors")))))
+    tiny = oracle / "2.5" / "tiny"
+    files = {"video_vae": tiny / "ltx-2.5-tiny-video-vae-conv.safetensors"}
+    checkpoint = load_checkpoint(tiny / "ltx-2.5-tiny-dev-transformer.safetensors", **files)
     vae = checkpoint.video_encoder(torch.float32)
     pixels = noise(25, 64, 96)
     assert relative(encode_video(vae, pixels.split(3, dim=2)), whole(vae, pixels)) < EXACT
@@ -77,9 +78,9 @@ def test_memory_is_flat_in_length() -> None:
         return peak(lambda: encode_video(vae, (torch.zeros(1, 3, 1, 256, 256) for _ in range(frames))))
 
     latent = 128 * 8 * 8 * 4
-    short, long = taken(25), taken(241)
-    assert long - short <= 3 * latent * (241 - 25) // 8
-    assert taken(25) < peak(lambda: vae.encode(torch.zeros(1, 3, 57, 256, 256, dtype=torch.bfloat16))) / 2
+    short, long = taken(25), taken(97)
+    assert long - short <= 3 * latent * (97 - 25) // 8
+    assert short < peak(lambda: vae.encode(torch.zeros(1, 3, 57, 256, 256, dtype=torch.bfloat16))) / 2
 
 
 def test_progress_and_interrupts(tiny: TinyFiles) -> None:

@@ -193,17 +193,14 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
     """Takes rate, size and length from the source where the request names none."""
     edit, named = request.edit or VideoEdit(), request.given
     fps = frame_rate(request.fps if "fps" in named else float(clip.fps))
-    if area is not None:
-        area = replace(area, soften=edit.soften_pixels).on(clip, fps, -Fraction(edit.at))
-    length, until = clip.count(fps) + math.ceil(Fraction(edit.at) * fps), edit.at + float(clip.seconds)
     if "num_frames" in named and not request.match_audio_length:
         frames = round_frames(request.num_frames)
     elif "match_audio_length" in named and request.match_audio_length and track is not None:
         frames = frames_for_audio(track, fps)
     else:
-        frames = round_frames(length)
-    follows = frames == round_frames(length)  # the film ends with the source
-    source = _decided(SourceVideo(clip, edit, area, math.inf if follows else until), frames / fps, track)
+        frames = round_frames(shown_frames(clip, edit, fps))
+    source, shown = source_video(clip, edit, area, frames, fps)
+    source = _decided(source, frames / fps, track)
     notes = list(clip.notes)
     if source.sounds and request.preprocess_audio and "preprocess_audio" in named:
         notes.append("preprocess_audio does nothing where sound is made anew")
@@ -215,7 +212,22 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
         num_frames=frames,
         preprocess_audio=request.preprocess_audio and not source.sounds,
     )
-    return Given(settled, source, shown=length if follows and length < frames else 0, notes=tuple(notes))
+    return Given(settled, source, shown=shown, notes=tuple(notes))
+
+
+def shown_frames(clip: Clip, edit: VideoEdit, fps: Fraction) -> int:
+    """The frames of a film that ends with its source."""
+    return clip.count(fps) + math.ceil(Fraction(edit.at) * fps)
+
+
+def source_video(clip: Clip, edit: VideoEdit, area: Area | None, frames: int, fps: Fraction) -> tuple[SourceVideo, int]:
+    """The source of a film of so many frames, 8k+1, and how many of them are written, as in `Plan`."""
+    if area is not None:
+        area = replace(area, soften=edit.soften_pixels).on(clip, fps, -Fraction(edit.at))
+    length = shown_frames(clip, edit, fps)
+    follows = frames == round_frames(length)  # the film ends with the source
+    until = math.inf if follows else edit.at + float(clip.seconds)
+    return SourceVideo(clip, edit, area, until), length if follows and length < frames else 0
 
 
 def _decided(source: SourceVideo, seconds: Fraction, track: Track | None) -> SourceVideo:

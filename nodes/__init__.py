@@ -10,6 +10,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     audio,
+    clips,
     conditioning,
     latents,
     loaders,
@@ -32,6 +33,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *windows.NODES,
     *latents.NODES,
     *conditioning.NODES,
+    *clips.NODES,
     *sampling.NODES,
     *safety.NODES,
     *output.NODES,

@@ -32,7 +32,7 @@ from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.errors import InputError
 from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
-from ..ltx.memory.work import decoding, image_encoding, one_step, upscaling
+from ..ltx.memory.work import decoding, image_encoding, one_step, upscaling, video_encoding
 from ..ltx.models import V23
 from ..ltx.prompt.contexts import fingerprint
 from ..ltx.prompt.gemma import Gemma, check_gemma
@@ -525,6 +525,11 @@ def decoding_memory(module: nn.Module, latent: Tensor, tiling: Tiling) -> int:
 def encoding_memory(module: nn.Module, height: int, width: int) -> int:
     """Bytes for encoding one image with the video VAE. height, width: pixels."""
     return _room(module, lambda twin, on: image_encoding(twin, height, width, on))
+
+
+def clip_encoding_memory(module: nn.Module, height: int, width: int) -> int:
+    """Bytes for encoding a clip of any length with the video VAE. height, width: pixels."""
+    return _room(module, lambda twin, on: video_encoding(twin, height, width, on))
 
 
 def upscaling_memory(module: nn.Module, vae: nn.Module, latent: Tensor) -> int:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ..diffusion.conditioning import TEXT_LENGTH, AudioCondition, Conditions, Guide, TextContext
 from ..diffusion.decode import Tiling, clip_tiles, held_frames, largest_tile
-from ..diffusion.encode import encode_image
+from ..diffusion.encode import encode_image, encode_video
 from ..diffusion.guidance import NONE, Guidance
 from ..diffusion.sample import sample
 from ..diffusion.steering import Steering
 from ..diffusion.upscale import upscale
-from ..latents import CHANNELS, SPACE_SCALE, Noise, pixel_frames
+from ..latents import CHANNELS, SPACE_SCALE, TIME_SCALE, Noise, pixel_frames
 from .rehearsal import META, peak
 
 
@@ -30,6 +30,12 @@ def decoding(vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling | None
 def image_encoding(vae: nn.Module, height: int, width: int, on: str = "cpu") -> int:
     """Bytes that encoding one image takes. height, width: pixels."""
     return peak(lambda: encode_image(vae, torch.zeros(1, 3, 1, height, width)), on)
+
+
+def video_encoding(vae: nn.Module, height: int, width: int, on: str = "cpu") -> int:
+    """Bytes that encoding a clip of any length takes. height, width: pixels."""
+    frames = 2 * TIME_SCALE + 1  # from the third latent on, nothing more is kept
+    return peak(lambda: encode_video(vae, [torch.zeros(1, 3, frames, height, width)]), on)
 
 
 def upscaling(upsampler: nn.Module, vae: nn.Module, latent: tuple[int, int, int], on: str = "cpu") -> int:

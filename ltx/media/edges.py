@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .clip import Clip
 
-WEAK, STRONG = 100, 200  # the sizes of an edge, of at most 2040, that OpenCV's own examples and most users take
+WEAK, STRONG = 100, 200  # what OpenCV's own examples and most users take
+LARGEST = 2040  # size of an edge between bytes
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 STEEP = np.tan(np.pi / 8)  # a direction up to 22.5 degrees from an axis counts as that axis
 EIGHT = np.ones((3, 3), dtype=bool)  # a pixel touches its eight neighbours

@@ -1,0 +1,63 @@
+"""What a request with a video takes from the video itself: frame rate, length, size, and whether there is sound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ...ltx.errors import InputError
+from ...ltx.media.clip import Clip, open_clip
+from ...ltx.media.container import open_media
+from ...ltx.media.rates import frame_rate
+from ...ltx.plan import round_frames
+from ...ltx.request import AUTO, MAX_FRAMES, PARAMETERS, Request
+from .audio_to_video import about
+from .inputs import CheckedRequest
+
+VIDEO = "video_url"
+SOUND = "has_sound"
+"""What `settle` adds to a request's own inputs: whether there is a sound to keep or to begin with."""
+
+
+def opened(paths: Mapping[str, Path]) -> Clip:
+    """The given video. Errors: InputError, about the input."""
+    try:
+        return open_clip(paths[VIDEO])
+    except InputError as error:
+        raise about(VIDEO, paths[VIDEO], error) from error
+
+
+def check_clip(field: str, path: Path) -> None:
+    """The `check_file` of an application that takes a video: it can be decoded. Errors: InputError."""
+    if field == VIDEO:
+        opened({VIDEO: path})
+
+
+def has_sound(paths: Mapping[str, Path]) -> bool:
+    """Whether there is sound: a file of its own, or the video's."""
+    if "audio_url" in paths:
+        return True
+    with open_media(paths[VIDEO], "send it again.") as container:
+        return container.streams.best("audio") is not None
+
+
+def rated(checked: CheckedRequest, clip: Clip) -> Request:
+    """The request with the video's frame rate, within the range of `fps`, if it asks for that."""
+    if not checked.own["match_input_fps"]:
+        return checked.request
+    limits = PARAMETERS["fps"]
+    return replace(checked.request, fps=min(max(float(clip.fps), limits.minimum), limits.maximum))
+
+
+def sized(request: Request, clip: Clip) -> Request:
+    """The request with the video's size in place of `auto`."""
+    return replace(request, video_size=(clip.width, clip.height)) if request.video_size == AUTO else request
+
+
+def as_long(checked: CheckedRequest, request: Request, clip: Clip) -> Request:
+    """The request with as many frames as the video has at its rate, if it asks for that: 8k+1, at most MAX_FRAMES."""
+    if not checked.own["match_video_length"]:
+        return request
+    frames = round_frames(max(clip.count(frame_rate(request.fps)), PARAMETERS["num_frames"].minimum))
+    return replace(request, num_frames=min(frames, MAX_FRAMES))

@@ -1,0 +1,90 @@
+"""The applications that take a video, by the official Python client on a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import fal_client
+import numpy as np
+import pytest
+from a2v.api.applications.from_video import FAMILY, FROM_VIDEO
+from a2v.ltx.media.audio import load_track
+from a2v.ltx.models import MODELS
+from a2v.tests.host.api import CAMERA_FILE, client_of
+from a2v.tests.host.comfy import Comfy
+from a2v.tests.ltx.media.clips import write_clip
+
+from .test_api_features import download, frames_of
+
+ROOT = Path(__file__).resolve().parents[2]
+UNION = MODELS["union-control"].name
+ASKED = {
+    "prompt": "a person speaks",
+    "video_size": {"width": 128, "height": 128},
+    "num_inference_steps": 8,
+    "enable_prompt_expansion": False,
+    "seed": 7,
+}
+FPS, COUNT = Fraction(12), 11
+"""Neither the default rate nor 8k+1 frames."""
+
+
+def drawn(count: int = COUNT) -> list[np.ndarray]:
+    """A square that moves over a ramp of grey."""
+    pictures = []
+    for number in range(count):
+        picture = np.repeat(np.linspace(20, 90, 96, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2)
+        picture[10 + number : 40 + number, 20 + 2 * number : 50 + 2 * number] = (230, 120, 40)
+        pictures.append(picture)
+    return pictures
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A clip with sound and one without."""
+    folder = tmp_path_factory.mktemp("clips")
+    tone = 0.3 * np.sin(np.arange(48_000) / 48_000 * 2 * np.pi * 300)
+    kinds = {"spoken": {"sound": (tone, 0.0)}, "silent": {}}
+    return {
+        name: write_clip(folder / f"{name}.mp4", drawn(), kind="h264.mp4", fps=FPS, **more)
+        for name, more in kinds.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def client(server: Comfy) -> Iterator[Any]:
+    """With the IC-LoRA under its published name: the camera LoRA, whose metadata says that it reads half a size."""
+    loras = server.base / "models" / "loras"
+    write_ic_lora(loras / CAMERA_FILE, loras / UNION)
+    try:
+        with client_of(server) as fal:
+            yield fal.SyncClient(key="any")
+    finally:
+        (loras / UNION).unlink()
+
+
+def write_ic_lora(source: Path, target: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(source), target, metadata={"reference_downscale_factor": "2"})
+
+
+def run(client: Any, name: str, clip: Path, **asked: Any) -> dict[str, Any]:
+    return client.subscribe(f"{FAMILY}/{name}", {**ASKED, "video_url": fal_client.encode_file(clip), **asked})
+
+
+@pytest.mark.parametrize("app", [each.id.removeprefix(f"{FAMILY}/") for each in FROM_VIDEO])
+def test_each_application(client: Any, clips: dict[str, Path], tmp_path: Path, app: str) -> None:
+    asked = {"loras": [{"path": CAMERA_FILE, "scale": 0.5}]} if app.endswith("/lora") else {}
+    asked |= {} if "distilled" in app else {"use_restart_sampling": False}
+    result = run(client, app, clips["spoken"], **asked)
+    video = result["video"]
+    frames = COUNT if "reference" not in app else 17
+    assert (video["width"], video["height"], video["num_frames"], video["fps"]) == (128, 128, frames, 12)
+    assert (result["seed"], result["prompt"]) == (7, "a person speaks")
+    path = download(result, tmp_path)
+    assert frames_of(path).shape == (frames, 128, 128, 3)
+    assert load_track(path).waveform.abs().max() > 0

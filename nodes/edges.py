@@ -32,7 +32,7 @@ class Edges(io.ComfyNode):
                     "strong",
                     default=STRONG,
                     **limits,
-                    tooltip="A stronger edge than this is drawn; one between both only where it goes on from such a one.",
+                    tooltip="A stronger edge than this is drawn; one between both if it touches such a one.",
                 ),
             ],
             outputs=[ClipIO.Output("drawn", display_name="clip", tooltip="For Reference.")],

@@ -7,17 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...ltx.errors import InputError
+from ...ltx.latents import TIME_SCALE
 from ...ltx.media.clip import Clip, open_clip
 from ...ltx.media.container import open_media
 from ...ltx.media.rates import frame_rate
 from ...ltx.plan import round_frames
 from ...ltx.request import AUTO, MAX_FRAMES, PARAMETERS, Request
+from ..graph.compose_video import Place
 from .audio_to_video import about
 from .inputs import CheckedRequest
+from .video_inputs import BACKWARD
 
 VIDEO = "video_url"
-SOUND = "has_sound"
-"""What `settle` adds to a request's own inputs: whether there is a sound to keep or to begin with."""
+SOUND, PLACE = "has_sound", "place"
+"""What `settle` adds to a request's own inputs: whether there is a sound to keep or to begin with, and the `Place` of a
+video that is made longer."""
 
 
 def opened(paths: Mapping[str, Path]) -> Clip:
@@ -61,3 +65,22 @@ def as_long(checked: CheckedRequest, request: Request, clip: Clip) -> Request:
         return request
     frames = round_frames(max(clip.count(frame_rate(request.fps)), PARAMETERS["num_frames"].minimum))
     return replace(request, num_frames=min(frames, MAX_FRAMES))
+
+
+def place_of(count: int, num_frames: int, context: int, direction: str) -> Place:
+    """Where a video of so many frames lies in the longer film. num_frames: of the new part with its context; context:
+    frames of the video that it is made to fit. Raises InputError if no new frames are left.
+
+    The context is rounded down to 8k+1, and the film up to it, so that the new part may have up to seven frames more.
+    """
+    fitted = min(context, count)
+    fitted = (fitted - 1) // TIME_SCALE * TIME_SCALE + 1 if fitted else 0
+    if num_frames <= fitted:
+        raise InputError(
+            f"num_frames: {num_frames} frames are no more than their context of {fitted}, and nothing is new; "
+            "raise num_frames or lower num_context_frames."
+        )
+    frames = round_frames(count + num_frames - fitted)
+    begin = frames - count if direction == BACKWARD else 0
+    edge = begin if direction == BACKWARD else count - fitted
+    return Place(frames, begin, edge, fitted)

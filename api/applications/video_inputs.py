@@ -107,6 +107,11 @@ class Task:
     fields: Mapping[str, Any]
     without: tuple[str, ...] = (*NOT_HERE, "end_image_strength")
     defaults: Values = field(default_factory=lambda: {"video_size": AUTO})
+    why_not: str = "generate_audio is off"
+
+    def sound(self, makes: bool) -> float | None:
+        """The engine's audio strength if that is not the request's. makes: whether the model makes sound."""
+        return None if makes else 1.0
 
     def parameters(self, *, distilled: bool) -> tuple[str, ...]:
         """The engine's parameters that it has."""
@@ -118,11 +123,11 @@ class Task:
         own = {name: value for name, value in values.items() if name in self.fields}
         given = {name: value for name, value in values.items() if name not in own}
         parameters = {"match_audio_length": False, **self.defaults, **given}
-        notes = []
-        if not own.get("generate_audio", True):
-            if parameters.get("audio_strength", 1) < 1 and "audio_strength" in values:
-                notes.append("audio_strength does nothing here, because generate_audio is off")
-            parameters["audio_strength"] = 1
+        notes, strength = [], self.sound(own.get("generate_audio", True))
+        if strength is not None:
+            if values.get("audio_strength", 1) < 1:
+                notes.append(f"audio_strength does nothing here: {self.why_not}")
+            parameters["audio_strength"] = strength
         if (kind := own.get("preprocessor", NONE)) not in (NONE, CANNY):
             raise InputError(
                 f"preprocessor: {kind} needs a model that this server does not have; make the {kind} video with "
@@ -131,7 +136,17 @@ class Task:
         return parameters, notes
 
 
-EXTEND = Task(
+@dataclass(frozen=True)
+class Extension(Task):
+    """The task whose video keeps its sound whatever the new part gets."""
+
+    why_not: str = "the video keeps its sound, and the new part has none to keep"
+
+    def sound(self, makes: bool) -> float | None:
+        return 0.0 if makes else 1.0
+
+
+EXTEND = Extension(
     "extend-video", "Makes a video longer, behind its end or before its beginning.", EXTEND_FIELDS, without=NOT_HERE
 )
 VIDEO_TO_VIDEO = Task(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from .compose import ACCELERATION, FIRST_STAGE, FRAME_COUNT, MODEL, OTHER_LORA, SAMPLER, SAVE, tell
@@ -10,11 +12,22 @@ from .graph import Graph
 LOAD_VIDEO, CLIP, RETAKE, KEEP, REFERENCE, EDGES = (
     *("LoadVideo", "LTXA2VClip", "LTXA2VRetake", "LTXA2VKeepClip", "LTXA2VReference", "LTXA2VEdges"),
 )
-LOAD_AUDIO, CONDITION = "LTXA2VLoadAudio", "LTXA2VAudioConditioning"
+LOAD_AUDIO, CONDITION, DECODE_AUDIO = "LTXA2VLoadAudio", "LTXA2VAudioConditioning", "LTXA2VDecodeAudio"
 IC_LORA = "IC-LoRA"
 """The title of the LoRA that reads the given video. It acts in the first stage alone, as in the official pipeline."""
 
 Link = list[Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a video lies in a longer film, in frames. frames: of the film, 8k+1; begin: where the video begins; edge,
+    context: where the frames begin that the new part is made to fit, and their number."""
+
+    frames: int
+    begin: int
+    edge: int
+    context: int
 
 
 def load(graph: Graph, video: str, *, its_sound: bool) -> Link:
@@ -33,35 +46,46 @@ def load(graph: Graph, video: str, *, its_sound: bool) -> Link:
 
 def make_anew(graph: Graph, clip: Link, strength: float) -> None:
     """Makes the whole picture of the clip anew, held to it by that strength; at 0 it is no more than a length."""
-    if strength == 0:
-        return
+    if strength > 0:
+        keep(graph, retake(graph, clip, "picture", strength=strength))
+
+
+def extend(graph: Graph, clip: Link, place: Place, strength: float, rate: Fraction, *, sounds: bool) -> None:
+    """Makes the film go on beyond the clip. strength: how firmly the context is held; rate: frames per second; sounds:
+    whether the new part gets sound."""
+    held = {"begin": float(place.begin / rate)}
+    if strength < 1 and place.context:
+        held |= {"start": float(place.edge / rate), "end": float((place.edge + place.context) / rate)}
+        held |= {"strength": strength}
+    made = retake(graph, clip, "both" if sounds else "picture", **held)
+    graph.prompt[made[0]]["inputs"]["audio"] = [clip[0], 1]
+    for node, name in graph.linked_to([clip[0], 1]):
+        if node["class_type"] not in (FRAME_COUNT, RETAKE):  # the frames are counted before the sound is placed
+            node["inputs"][name] = [made[0], 1]
+    if sounds:
+        graph.inputs(CONDITION)["retake"] = made
+        graph.inputs(DECODE_AUDIO)["retake"] = made
+    keep(graph, made)
+
+
+def retake(graph: Graph, clip: Link, renew: str, **values: float) -> Link:
+    """Adds the node that says what is made anew of the clip → its output. values: of its inputs that are not 0."""
     frames = graph.find(FRAME_COUNT)
-    retake = graph.add(
-        RETAKE,
-        "Retake",
-        clip=clip,
-        frames=[frames, 0],
-        fps=[frames, 1],
-        renew="picture",
-        start=0.0,
-        end=0.0,
-        strength=strength,
-        soften=0.0,
-        soften_pixels=0,
-        begin=0.0,
-    )
-    keep(graph, [retake, 0])
-    tell(graph, [retake, 2])
+    zero = dict.fromkeys(("start", "end", "strength", "soften", "begin"), 0.0)
+    options = {**zero, "soften_pixels": 0, **values}
+    key = graph.add(RETAKE, "Retake", clip=clip, frames=[frames, 0], fps=[frames, 1], renew=renew, **options)
+    tell(graph, [key, 2])
+    return [key, 0]
 
 
-def keep(graph: Graph, retake: Link) -> None:
+def keep(graph: Graph, made: Link) -> None:
     """Puts the clip of a retake into both stages, and its own pixels into the file."""
     vae = [graph.find(MODEL), 2]
     for key in graph.all(SAMPLER):
         inputs, title = graph.prompt[key]["inputs"], graph.title(key)
-        kept = graph.add(KEEP, f"Keep Clip, {title.lower()}", video_vae=vae, retake=retake, latent=inputs["latent"])
+        kept = graph.add(KEEP, f"Keep Clip, {title.lower()}", video_vae=vae, retake=made, latent=inputs["latent"])
         inputs["latent"] = [kept, 0]
-    graph.inputs(SAVE)["retake"] = retake
+    graph.inputs(SAVE)["retake"] = made
 
 
 def follow(graph: Graph, clip: Link, strength: float, *, edges: bool, loras: list[tuple[str, float]]) -> None:

@@ -11,7 +11,7 @@ from a2v.ltx.request import PARAMETERS, parse
 
 LEAST = {"prompt": "it goes on", "video_url": "https://host/a.mp4"}
 BY_NAME = {each.id.removeprefix(f"{FAMILY}/"): each for each in FROM_VIDEO}
-VIDEO, REFERENCE = (BY_NAME[name] for name in ("video-to-video", "reference-video-to-video"))
+EXTEND, VIDEO, REFERENCE = (BY_NAME[name] for name in ("extend-video", "video-to-video", "reference-video-to-video"))
 
 GUIDANCE = {
     *("num_inference_steps", "video_cfg_scale", "video_stg_scale", "video_rescaling_scale", "video_modality_scale"),
@@ -59,7 +59,7 @@ def test_the_inputs_are_the_hosted_ones(name: str) -> None:
 @pytest.mark.parametrize(
     ("app", "values"),
     [
-        (EXTEND, {"video_strength": 1, "audio_strength": 1, "extend_direction": "forward", "num_context_frames": 25}),
+        (EXTEND, {"video_strength": 1, "extend_direction": "forward", "num_context_frames": 25}),
         (VIDEO, {"video_strength": 0.01, "audio_strength": 0.01, "match_video_length": True}),
         (REFERENCE, {"video_strength": 1, "audio_strength": 1, "preprocessor": "none", "ic_lora_type": "union"}),
     ],
@@ -111,7 +111,7 @@ def test_without_new_sound_the_sound_is_kept_and_a_strength_that_does_nothing_is
     assert quiet.request.audio_strength == 1 and quiet.notes == ()
     told = VIDEO.check({**LEAST, "generate_audio": False, "audio_strength": 0.3})
     assert told.request.audio_strength == 1
-    assert told.notes == ("audio_strength does nothing here, because generate_audio is off",)
+    assert told.notes == ("audio_strength does nothing here: generate_audio is off",)
 
 
 def test_the_distilled_ones_sample_as_the_model_was_trained() -> None:

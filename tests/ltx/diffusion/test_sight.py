@@ -1,4 +1,4 @@
-"""What groups of tokens see of each other: against attention with the whole matrix of weights, and the official rule."""
+"""What groups of tokens see of each other: against attention with the whole matrix of weights, and the official one."""
 
 from __future__ import annotations
 

@@ -442,7 +442,9 @@ def _sample(
     if model.weights and not generated:
         keep = kept.of(model.identity, film.cut, tuple(side * SPACE_SCALE for side in samples.shape[3:]))
     told = StageProgress(progress, windows, steering.steps)
-    room = memory.sampling_memory(model.module, samples[:, :, film.cut.longest.whole])
+    seen = [reference for part in parts for reference in part.references]
+    largest = max(seen, key=lambda each: each.latent.numel(), default=None)
+    room = memory.sampling_memory(model.module, samples[:, :, film.cut.longest.whole], largest)
     (module,) = memory.use(model, memory_required=room)
     compile_blocks(module, model.compiled)
     whole = samples if len(windows) == 1 else samples.to("cpu", torch.float32, copy=True)

@@ -15,11 +15,7 @@ from ..diffusion.guidance import NONE, Guidance
 from ..diffusion.sample import sample
 from ..diffusion.steering import Steering
 from ..diffusion.upscale import upscale
-<<<<<<< HEAD
-from ..latents import CHANNELS, SPACE_SCALE, TIME_SCALE, Noise, pixel_frames
-=======
 from ..latents import CHANNELS, SPACE_SCALE, Noise, frames_of, pixel_frames
->>>>>>> h22
 from .rehearsal import META, peak
 
 
@@ -36,16 +32,9 @@ def image_encoding(vae: nn.Module, height: int, width: int, on: str = "cpu") -> 
     return peak(lambda: encode_image(vae, torch.zeros(1, 3, 1, height, width)), on)
 
 
-<<<<<<< HEAD
-def video_encoding(vae: nn.Module, height: int, width: int, on: str = "cpu") -> int:
-    """Bytes that encoding a clip of any length takes. height, width: pixels."""
-    frames = 2 * TIME_SCALE + 1  # from the third latent on, nothing more is kept
-    return peak(lambda: encode_video(vae, [torch.zeros(1, 3, frames, height, width)]), on)
-=======
 def clip_encoding(vae: nn.Module, height: int, width: int, on: str = "cpu") -> int:
     """Bytes that encoding a clip takes, some frames at a time. height, width: pixels."""
     return peak(lambda: encode_video(vae, [torch.zeros(1, 3, frames_of(4), height, width)]), on)
->>>>>>> h22
 
 
 def upscaling(upsampler: nn.Module, vae: nn.Module, latent: tuple[int, int, int], on: str = "cpu") -> int:

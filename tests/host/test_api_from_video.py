@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -10,9 +12,12 @@ from typing import Any
 import fal_client
 import numpy as np
 import pytest
+import requests
 from a2v.api.applications.from_video import FAMILY, FROM_VIDEO
+from a2v.ltx.errors import InputError
 from a2v.ltx.media.audio import load_track
 from a2v.ltx.models import MODELS
+from a2v.tests.api.edges import data_uri
 from a2v.tests.host.api import CAMERA_FILE, client_of
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.command import command_files, run_request
@@ -20,6 +25,7 @@ from a2v.tests.ltx.media.clips import write_clip
 from a2v.tests.tiny import TinyFiles
 
 from .test_api_features import check_same, download, frames_of, picture
+from .test_api_js import install_client
 
 __all__ = ["picture"]  # a fixture
 
@@ -152,3 +158,80 @@ def test_a_request_is_the_command_s_film(
         assert apart.max() <= 2 and load_track(ours).waveform.equal(load_track(theirs).waveform)
     else:
         check_same(ours, theirs)
+
+
+def test_a_clip_without_sound_gets_some_or_none(client: Any, clips: dict[str, Path], tmp_path: Path) -> None:
+    made = download(run(client, "video-to-video", clips["silent"]), tmp_path)
+    assert load_track(made).waveform.abs().max() > 0
+    kept = download(run(client, "video-to-video", clips["silent"], generate_audio=False), tmp_path)
+    with pytest.raises(InputError, match="no audio"):
+        load_track(kept)
+
+
+def test_without_new_sound_the_clip_s_own_is_kept(client: Any, clips: dict[str, Path], tmp_path: Path) -> None:
+    asked = {"generate_audio": False, "video_output_type": "PRORES4444 (.mov)"}
+    kept = load_track(download(run(client, "video-to-video", clips["spoken"], **asked), tmp_path))
+    own = load_track(clips["spoken"])
+    samples = min(kept.waveform.shape[1], own.waveform.shape[1])
+    assert kept.rate == own.rate and samples > 40_000
+    assert (kept.waveform[0, :samples] - own.waveform[0, :samples]).abs().max() < 1e-3
+
+
+def test_what_was_there_stays_where_a_clip_is_made_longer(client: Any, clips: dict[str, Path], tmp_path: Path) -> None:
+    asked = {"num_frames": 25, "num_context_frames": 9, "video_output_type": "PRORES4444 (.mov)"}
+    size = {"width": 96, "height": 64}
+    result = run(client, "extend-video", clips["spoken"], **asked, use_multiscale=False, video_size=size)
+    found, given = frames_of(download(result, tmp_path)), frames_of(clips["spoken"])
+    assert found.shape == (33, 64, 96, 3)
+    assert np.abs(found[:COUNT].astype(int) - given).mean() < 2, "but for the encoding"
+    assert np.abs(found[COUNT:].astype(int) - given[-1]).mean() > 10
+
+
+def test_edges_and_the_whole_picture_are_not_the_same(client: Any, clips: dict[str, Path], tmp_path: Path) -> None:
+    name = "reference-video-to-video"
+    asked = {"seed": 8, "enable_safety_checker": False}
+    whole, edges, alone = (
+        frames_of(download(run(client, name, clips["spoken"], **asked, **more), tmp_path))
+        for more in ({}, {"preprocessor": "canny", "ic_lora_type": "match_preprocessor"}, {"video_strength": 0})
+    )
+    assert len({each.tobytes() for each in (whole, edges, alone)}) == 3
+
+
+def refusal(client: Any, name: str, clip: Path | bytes, **asked: Any) -> tuple[int, Any]:
+    data = fal_client.encode_file(clip) if isinstance(clip, Path) else data_uri(clip, "video/mp4")
+    with pytest.raises(fal_client.FalClientHTTPError) as refused:
+        client.subscribe(f"{FAMILY}/{name}", {**ASKED, "video_url": data, **asked})
+    return refused.value.status_code, refused.value.message
+
+
+def test_what_is_refused(client: Any, clips: dict[str, Path]) -> None:
+    spoken, sound = clips["spoken"], (ROOT / "assets" / "speech.opus").read_bytes()
+    status, said = refusal(client, "video-to-video", sound)
+    assert (status, said[0]["loc"]) == (422, ["body", "video_url"]) and "no picture that moves" in said[0]["msg"]
+    status, said = refusal(client, "extend-video", spoken, num_frames=9, num_context_frames=9)
+    assert (status, said[0]["loc"]) == (422, ["body", "num_frames"])
+    status, said = refusal(client, "reference-video-to-video", spoken, preprocessor="depth")
+    assert (status, said[0]["loc"]) == (422, ["body", "preprocessor"])
+    status, said = refusal(client, "reference-video-to-video", spoken, ic_lora_type="detailer")
+    assert status == 424 and "ltx-2-19b-ic-lora-detailer.safetensors is not in" in said
+    status, said = refusal(client, "video-to-video/lora", spoken, loras=[{"path": UNION}])
+    assert (status, said[0]["loc"]) == (422, ["body", "loras"]) and "is an IC-LoRA" in said[0]["msg"]
+
+
+def test_an_unknown_sibling_is_told_the_known_ones(server: Comfy, client: Any, clips: dict[str, Path]) -> None:
+    status, said = refusal(client, "distilled/extend-video", clips["spoken"])
+    assert status == 404 and f"{FAMILY}/extend-video" in said
+
+
+@pytest.mark.parametrize("name", ["extend-video", "video-to-video", "reference-video-to-video"])
+def test_the_javascript_client(client: Any, server: Comfy, clips: dict[str, Path], name: str) -> None:
+    node, folder = install_client()
+    data = fal_client.encode_file(clips["spoken"])
+    asked = {**ASKED, "video_url": data, **({"num_frames": 17} if name == "extend-video" else {})}
+    text = json.dumps({"app": f"{FAMILY}/{name}", "input": {**asked, "num_context_frames": 9}})
+    command = [node, str(Path(__file__).parent / "js" / "client.mjs"), server.url, "proxy", "poll", text]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["value"]["data"]["seed"] == 7 and said["updates"][-1]["status"] == "COMPLETED"
+    assert requests.get(said["value"]["data"]["video"]["url"], timeout=10).status_code == 200

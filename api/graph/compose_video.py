@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from ...ltx.media.edges import STRONG, WEAK
 from .compose import ACCELERATION, FIRST_STAGE, FRAME_COUNT, MODEL, OTHER_LORA, SAMPLER, SAVE, tell
 from .graph import Graph
 
@@ -92,7 +93,7 @@ def follow(graph: Graph, clip: Link, strength: float, *, edges: bool, loras: lis
     """Makes the first stage look at the clip. edges: only at its edges. loras: IC-LoRAs by name in ComfyUI's list, and
     the strength of each."""
     if edges:
-        clip = [graph.add(EDGES, "Edges", clip=clip), 0]
+        clip = [graph.add(EDGES, "Edges", clip=clip, weak=WEAK, strong=STRONG), 0]
     steered = graph.inputs(ACCELERATION)
     for name, share in loras:
         key = graph.add(OTHER_LORA, IC_LORA, model=steered["first_model"], lora=name, strength=share)

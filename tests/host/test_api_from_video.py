@@ -183,7 +183,8 @@ def test_what_was_there_stays_where_a_clip_is_made_longer(client: Any, clips: di
     result = run(client, "extend-video", clips["spoken"], **asked, use_multiscale=False, video_size=size)
     found, given = frames_of(download(result, tmp_path)), frames_of(clips["spoken"])
     assert found.shape == (33, 64, 96, 3)
-    assert np.abs(found[:COUNT].astype(int) - given).mean() < 2, "but for the encoding"
+    whole = (COUNT - 1) // 8 * 8 + 1  # a latent of which the clip fills only a part is made anew
+    assert np.abs(found[:whole].astype(int) - given[:whole]).mean() < 2, "but for the encoding"
     assert np.abs(found[COUNT:].astype(int) - given[-1]).mean() > 10
 
 

@@ -137,7 +137,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Extension(Task):
+class Lengthening(Task):
     """The task whose video keeps its sound whatever the new part gets."""
 
     why_not: str = "the video keeps its sound, and the new part has none to keep"
@@ -146,7 +146,7 @@ class Extension(Task):
         return 0.0 if makes else 1.0
 
 
-EXTEND = Extension(
+EXTEND = Lengthening(
     "extend-video", "Makes a video longer, behind its end or before its beginning.", EXTEND_FIELDS, without=NOT_HERE
 )
 VIDEO_TO_VIDEO = Task(

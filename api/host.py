@@ -23,6 +23,7 @@ LOOK_SECONDS = 1.0  # between looks at the queue: no event tells that a person h
 
 KNOWN_SECONDS = 3.0
 SAFETY = "safety"
+NODE_TEXT = "ltx_a2v_text"  # the event of nodes/progress.py that brings a node's text, and which window is sampled
 FOLDER_MARK = "config.json"  # every model that is a folder has this file
 
 T = TypeVar("T")

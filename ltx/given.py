@@ -25,7 +25,7 @@ from .media.masks import Area, open_area
 from .media.rates import frame_rate
 from .plan import Plan, round_frames
 from .request import AUTO, Request
-from .windows import Window
+from .windows import LONGEST, Window
 
 SEAM = 4  # frames at an edge of what was made in which it passes into the source
 
@@ -33,17 +33,18 @@ SEAM = 4  # frames at an edge of what was made in which it passes into the sourc
 @dataclass(frozen=True)
 class SourceVideo:
     """The source video of a job. clip: its pictures. edit: what is made anew, with `renew` decided. area: which part of
-    the picture may change, None for all of it. until: the second of the film up to which the source fills it, infinite
-    if the film ends with it."""
+    the picture may change, None for all of it. at, until: the seconds of the film between which the source fills it,
+    at a frame of it; until is infinite if the film ends with the source."""
 
     clip: Clip
     edit: VideoEdit
     area: Area | None = None
+    at: Fraction = Fraction(0)
     until: float = math.inf
 
     def pictures(self, plan: Plan) -> Iterator[Tensor]:
         """A picture for each frame of the film, uint8 [H, W, 3]. Before and after the source they stand still."""
-        return self.clip.pictures(plan.fps, plan.frames, -Fraction(self.edit.at))
+        return self.clip.pictures(plan.fps, plan.frames, -self.at)
 
     @property
     def sounds(self) -> bool:
@@ -73,7 +74,7 @@ class SourceVideo:
         if not self.sounds:
             return None
         spans = audio_spans(audio_length(window.frames, fps)) + float(window.starts_at(fps))
-        beyond = outside_mask(spans, (self.edit.at, self.until), 0.5 / AUDIO_RATE)
+        beyond = outside_mask(spans, (float(self.at), self.until), 0.5 / AUDIO_RATE)
         if not self.says_what:
             return beyond
         inside = time_mask(spans, self.edit.span, self.edit.soften) * (1 - self.edit.strength)
@@ -89,7 +90,7 @@ class SourceVideo:
         """Which latent frames are made anew by the times of the edit, and which the source does not fill, float32 [F]
         each."""
         spans = video_spans((plan.frames - 1) // TIME_SCALE + 1, plan.fps)
-        beyond = outside_mask(spans, (self.edit.at, self.until), 0.5 / float(plan.fps))
+        beyond = outside_mask(spans, (float(self.at), self.until), 0.5 / float(plan.fps))
         if not self.says_what or self.edit.renew == SOUND:
             return torch.zeros_like(beyond), beyond
         return time_mask(spans, self.edit.span, self.edit.soften), beyond
@@ -191,17 +192,21 @@ def open_videos(
 
 def _with_source(request: Request, clip: Clip, area: Area | None, track: Track | None) -> Given:
     """Takes rate, size and length from the source where the request names none."""
-    edit, named = request.edit or VideoEdit(), request.given
+    edit, named, notes = request.edit or VideoEdit(), request.given, list(clip.notes)
     fps = frame_rate(request.fps if "fps" in named else float(clip.fps))
-    if "num_frames" in named and not request.match_audio_length:
-        frames = round_frames(request.num_frames)
-    elif "match_audio_length" in named and request.match_audio_length and track is not None:
-        frames = frames_for_audio(track, fps)
+    matched = "match_audio_length" in named and request.match_audio_length and track is not None
+    follows = not matched and "num_frames" not in named  # the film ends with the source
+    length = shown_frames(clip, edit, fps)
+    if follows:
+        frames = round_frames(length)
     else:
-        frames = round_frames(shown_frames(clip, edit, fps))
-    source, shown = source_video(clip, edit, area, frames, fps)
+        frames = frames_for_audio(track, fps) if matched else round_frames(request.num_frames)
+        if not matched and frames != request.num_frames:
+            notes.append(f"num_frames rounded up from {request.num_frames} to {frames}")
+    if frames > LONGEST and request.windows is None:
+        notes.append(f"the film has {frames} frames, and the model was made for {LONGEST}: add windows to the request")
+    source = source_video(clip, edit, area, fps, follows)
     source = _decided(source, frames / fps, track)
-    notes = list(clip.notes)
     if source.sounds and request.preprocess_audio and "preprocess_audio" in named:
         notes.append("preprocess_audio does nothing where sound is made anew")
     settled = replace(
@@ -212,41 +217,40 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
         num_frames=frames,
         preprocess_audio=request.preprocess_audio and not source.sounds,
     )
-    return Given(settled, source, shown=shown, notes=tuple(notes))
+    return Given(settled, source, shown=length if follows and length < frames else 0, notes=tuple(notes))
 
 
 def shown_frames(clip: Clip, edit: VideoEdit, fps: Fraction) -> int:
     """The frames of a film that ends with its source."""
-    return clip.count(fps) + math.ceil(Fraction(edit.at) * fps)
+    return clip.count(fps) + round(Fraction(edit.at) * fps)
 
 
-def source_video(clip: Clip, edit: VideoEdit, area: Area | None, frames: int, fps: Fraction) -> tuple[SourceVideo, int]:
-    """The source of a film of so many frames, 8k+1, and how many of them are written, as in `Plan`."""
+def source_video(clip: Clip, edit: VideoEdit, area: Area | None, fps: Fraction, follows: bool) -> SourceVideo:
+    """The source of a film. follows: whether the film ends with it."""
+    at = round(Fraction(edit.at) * fps) / fps
     if area is not None:
-        area = replace(area, soften=edit.soften_pixels).on(clip, fps, -Fraction(edit.at))
-    length = shown_frames(clip, edit, fps)
-    follows = frames == round_frames(length)  # the film ends with the source
-    until = math.inf if follows else edit.at + float(clip.seconds)
-    return SourceVideo(clip, edit, area, until), length if follows and length < frames else 0
+        area = replace(area, soften=edit.soften_pixels).on(clip, fps, -at)
+    return SourceVideo(clip, edit, area, at, math.inf if follows else float(at + clip.seconds))
 
 
 def _decided(source: SourceVideo, seconds: Fraction, track: Track | None) -> SourceVideo:
     """The source in a film of that length, with what is made anew decided. Raises InputError if that is nothing, or two
     inputs say what the sound is."""
     edit = source.edit
-    beyond = edit.at > 0 or source.until < seconds
-    source = replace(source, edit=replace(edit, renew=edit.renew or (BOTH if beyond and track is None else PICTURE)))
+    beyond = source.at > 0 or source.until < seconds - Fraction(1, 1000)
+    renew = edit.renew or (BOTH if beyond and track is None else PICTURE)
+    source = replace(source, edit=replace(edit, renew=renew))
+    if source.sounds and track is not None:
+        raise InputError("--audio: edit makes the sound anew, so no other track is used; leave out one of them.")
     if not beyond and not source.says_what:
         raise InputError(
             "--video: nothing of it would be made anew; give a time, a strength or renew in edit, a region with "
             "--mask, or a longer film with num_frames."
         )
-    if source.sounds and track is not None:
-        raise InputError("--audio: edit makes the sound anew, so no other track is used; leave out one of them.")
     return source
 
 
-def delayed(track: Track, seconds: float) -> Track:
+def delayed(track: Track, seconds: Fraction) -> Track:
     """The track with so much silence before it."""
     silence = torch.zeros(len(track.waveform), round(seconds * track.rate))
     return replace(track, waveform=torch.cat((silence, track.waveform), 1)) if seconds else track

@@ -203,7 +203,7 @@ def _given(files: Files, request: Request) -> tuple[Given, Track, bool]:
     if track is None:
         source = given.source
         track, silent = Track(torch.zeros(2, math.ceil(source.clip.seconds * SILENCE)), SILENCE), not source.sounds
-    return given, delayed(track, given.source.edit.at), silent
+    return given, delayed(track, given.source.at), silent
 
 
 def _check_stages(files: Files, request: Request, planned: Plan) -> None:

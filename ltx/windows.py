@@ -9,8 +9,9 @@ latent 0, one frame that the whole already has, is dropped. This module only cal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from itertools import pairwise, starmap
 from typing import Any
 
 from .errors import InputError
@@ -19,6 +20,7 @@ from .latents import TIME_SCALE, frames_of
 LONGEST = 481  # frames; the model was made for clips up to that
 SHORTEST, MOST_OVERLAP = frames_of(3), LONGEST // TIME_SCALE - 1  # with the least overlap, and in the longest window
 FRAMES, OVERLAP = 121, 2  # the endpoint's default length, and the overlap that was tried on the miniature
+DRIFT = 0.3  # on the miniature, colours stay within 8 of 255; 0.2 is not enough
 PAUSE_REACH = Fraction(1, 4)  # the share of a window by which it may end earlier, where the sound is quieter
 JOIN = 3  # dB; so much quieter must the ends of windows be on the whole for each window more
 NUMBERS, SHARES = ("frames", "overlap"), ("anchor", "drift")
@@ -30,16 +32,16 @@ class WindowSize:
     """The size of windows. frames: 8k+1, at most LONGEST; overlap: latents of eight frames that a window shares with
     the one before it; pauses: whether windows end where the sound is quiet, up to PAUSE_REACH earlier.
 
-    anchor: 0 … 1, how strongly later windows are held to the first frame; drift: 0 … 1, the share by which their
-    colours are pulled to those of the first window; seeds: pairs of a window's number, from 1, and a seed for it alone.
-    Raises InputError if a number is out of range or a window would have no new latent.
+    anchor: 0 … 1, how strongly later windows are held to the first frame; drift: 0 … 1, the share by which they are
+    pulled to the first window where both show the same; seeds: pairs of a window's number, from 1, and a seed for it
+    alone. Raises InputError if a number is out of range or a window would have no new latent.
     """
 
     frames: int = FRAMES
     overlap: int = OVERLAP
     pauses: bool = True
     anchor: float = 1.0
-    drift: float = 0.0
+    drift: float = DRIFT
     seeds: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -118,12 +120,14 @@ class Window:
     """A stretch of a clip. start: the whole's latent that its latent 0 lies at; length: its latents; given: how many at
     its beginning are not its result. These are its latent 0, which is dropped, and the overlap, which was made before.
 
-    A window that begins a clip has nothing given, and one behind a hard cut its latent 0 alone.
+    A window that begins a clip has nothing given, and one behind a hard cut its latent 0 alone. cut: whether it is one
+    behind a hard cut. At the clip's own beginning latent 0 is all that a section without a cut can be given, too.
     """
 
     start: int
     length: int
     given: int = 0
+    cut: bool = False
 
     @property
     def frames(self) -> int:
@@ -168,7 +172,19 @@ class Border:
 
 def hard_cuts(windows: Sequence[Window]) -> tuple[int, ...]:
     """The latents behind the hard cuts of a film."""
-    return tuple(window.new.start for window in windows if window.given == 1)
+    return tuple(window.new.start for window in windows if window.cut)
+
+
+def shares(windows: Sequence[Window], count: int) -> tuple[range, ...]:
+    """The numbers of the windows of each part of a film that is made in `count` parts, which end at hard cuts and are
+    about equally long. There are fewer if the film has fewer cuts."""
+    borders = [0, *(number for number, window in enumerate(windows) if window.cut), len(windows)]
+    count = min(count, len(borders) - 1)
+    total, chosen = windows[-1].stop, [0]
+    for number in range(1, count):
+        possible = borders[borders.index(chosen[-1]) + 1 : len(borders) - count + number]
+        chosen.append(min(possible, key=lambda each: abs(windows[each].new.start * count - total * number)))
+    return tuple(starmap(range, pairwise((*chosen, len(windows)))))
 
 
 def cut_windows(
@@ -188,9 +204,12 @@ def cut_windows(
     inside = [border for border in borders if border.latent < total]
     stops = [*(border.latent for border in inside), total]
     windows = _stretch(0, stops[0], 0, size, levels)
+    behind = 1  # the first latent that windows may share: latent 0 stands for one frame, and a hard cut parts latents
     for border, stop in zip(inside, stops[1:], strict=True):
-        given = 1 if border.cut else 1 + min(size.overlap, border.latent - 1)
-        windows += _stretch(border.latent, stop, given, size, levels)
+        behind = border.latent if border.cut else behind
+        given = 1 if border.cut else 1 + min(size.overlap, border.latent - behind)
+        first, *later = _stretch(border.latent, stop, given, size, levels)
+        windows += [replace(first, cut=border.cut), *later]
     return tuple(windows)
 
 

@@ -15,7 +15,7 @@ from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.encode import encode_video
 from ..ltx.edits import MOST_FACTOR, PICTURE, RENEWALS, ReferenceUse, VideoEdit
 from ..ltx.errors import InputError
-from ..ltx.given import ReferenceVideo, delayed, source_video
+from ..ltx.given import ReferenceVideo, delayed, shown_frames, source_video
 from ..ltx.latents import SPACE_SCALE, pixel_frames
 from ..ltx.media.audio import Track
 from ..ltx.media.clip import Clip
@@ -190,8 +190,10 @@ class RetakeClip(io.ComfyNode):
         rate, frames = frame_rate(fps), round_frames(frames)
         edit = VideoEdit(renew, start or None, end or None, strength, soften, soften_pixels, begin)
         area = None if mask is None else area_of(mask)
-        source, shown = source_video(clip, edit, area, frames, rate)
-        beyond = begin > 0 or source.until < frames / rate
+        length = shown_frames(clip, edit, rate)
+        follows = frames == round_frames(length)  # the film ends with the clip
+        source, shown = source_video(clip, edit, area, rate, follows), length if follows and length < frames else 0
+        beyond = source.at > 0 or source.until < frames / rate
         if not beyond and not source.says_what:
             raise InputError(
                 "retake: nothing of the clip would be made anew; give a start or an end, a strength, a mask, or more "
@@ -200,7 +202,7 @@ class RetakeClip(io.ComfyNode):
         notes = [f"{renew} made anew from {start:g} s to {f'{end:g} s' if end else 'the end'}"]
         notes += ["where the mask is white"] if mask is not None else []
         notes += ["and beyond the clip"] if beyond else []
-        track = None if audio is None else from_track(delayed(to_track(audio), begin))
+        track = None if audio is None else from_track(delayed(to_track(audio), source.at))
         return reported(cls, Retake(source, frames, rate, shown), track, text=", ".join(notes))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from ..ltx.diffusion.conditioning import AudioCondition, Guide, check_strength
 from ..ltx.diffusion.encode import encode_image
 from ..ltx.diffusion.sound import encode_audio
 from ..ltx.errors import InputError
-from ..ltx.latents import SPACE_SCALE, pixel_frames
+from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, SPACE_SCALE, audio_length, pixel_frames
 from ..ltx.media.audio import part_from
 from ..ltx.media.images import compress, fit, load_image
 from ..ltx.media.rates import frame_rate
@@ -90,9 +91,12 @@ class AudioConditioning(io.ComfyNode):
         progress(0, len(places))
         (vae,) = memory.use(audio_vae)
         sounds = []
-        for place in places:
-            part = part_from(track, place.first_frame, rate)
-            latent = memory.to_graph(encode_audio(vae, part, place.frames, rate))
+        for number, place in enumerate(places):
+            if windows is None or windows.is_here(number):
+                part = part_from(track, place.first_frame, rate)
+                latent = memory.to_graph(encode_audio(vae, part, place.frames, rate))
+            else:  # that window is made elsewhere
+                latent = torch.zeros(1, AUDIO_CHANNELS, audio_length(place.frames, rate), AUDIO_BINS)
             mask = None if retake is None else retake.source.sound_mask(place, rate)
             sounds.append(AudioCondition(latent, place.frames, rate, strength, mask))
             progress(len(sounds), len(places))

@@ -23,8 +23,9 @@ from ..ltx.plan import Plan
 from ..ltx.timeline import Section
 from ..ltx.windows import Window, WindowSize, cut_windows, hard_cuts
 
-CUTS = "ltx_a2v_cuts"
-"""The key of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew."""
+CUTS, HERE = "ltx_a2v_cuts", "ltx_a2v_here"
+"""The keys of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew; and, if
+only a part of the film is made here, the stretches between hard cuts that are, by their first latents."""
 FOLDER = "ltx_a2v_windows"  # in ComfyUI's output folder: its temp folder is emptied at each start
 
 
@@ -45,14 +46,25 @@ class Timeline:
 
 
 @dataclass(frozen=True)
+class Made:
+    """A part of a film in a file of ComfyUI's output folder. numbers: of its windows."""
+
+    path: Path
+    numbers: range
+
+
+@dataclass(frozen=True)
 class Cut:
-    """How a film is cut into windows, with its timeline if it has one."""
+    """How a film is cut into windows, with its timeline if it has one. here: the numbers of the windows that are
+    sampled on this machine, None for all; made: parts that were made before."""
 
     frames: int
     fps: Fraction
     windows: tuple[Window, ...]
     timeline: Timeline | None = None
     size: WindowSize = field(default_factory=WindowSize)
+    here: frozenset[int] | None = None
+    made: tuple[Made, ...] = ()
 
     @property
     def sections(self) -> tuple[Section, ...]:
@@ -67,14 +79,30 @@ class Cut:
     def longest(self) -> Window:
         return max(self.windows, key=lambda window: window.length)
 
+    def is_here(self, number: int) -> bool:
+        """Whether the window of that number is sampled on this machine."""
+        return self.here is None or number in self.here
+
+    @property
+    def stretches(self) -> frozenset[int] | None:
+        """The first latents of the stretches between hard cuts that are made on this machine; None for all."""
+        if self.here is None:
+            return None
+        begins = [(number, each.new.start) for number, each in enumerate(self.windows) if each.cut or not number]
+        ends = [*(number for number, _ in begins[1:]), len(self.windows)]
+        return frozenset(
+            latent for (first, latent), last in zip(begins, ends, strict=True) if self.here & {*range(first, last)}
+        )
+
 
 @dataclass(frozen=True)
 class FilmSound:
     """The sound of a film, encoded for each of its windows. frames, fps, strength and frozen are those of
-    `AudioCondition`."""
+    `AudioCondition`. kept: files of windows that were kept while they were sampled."""
 
     cut: Cut
     sounds: tuple[AudioCondition, ...]
+    kept: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, audio: AudioCondition | FilmSound) -> FilmSound:
@@ -102,12 +130,19 @@ class FilmSound:
     def notes(self) -> list[str]:
         """Sentences for a sampler's report. A clip has none."""
         count, sections = len(self.cut.windows), len(self.cut.sections)
+        taken = sum(len(part.numbers) for part in self.cut.made)
         if count == 1:
             return []
         return [
             f"{count} windows of up to {self.cut.longest.frames} frames",
             *([f"{sections} sections"] if sections else []),
+            *([f"{taken} of them were made in parts"] if taken else []),
         ]
+
+    @property
+    def made_elsewhere(self) -> tuple[AudioCondition, ...]:
+        """Its sounds after a stage that samples nothing."""
+        return tuple(replace(sound, strength=1.0, mask=None) for sound in self.sounds)
 
     def parts(self, one_stream: bool, references: Sequence[tuple[Reference, ...]] = ()) -> list[WindowInputs]:
         """Its windows with all that they are conditioned on. one_stream: whether all of them draw from one noise.
@@ -162,6 +197,11 @@ class FilmWindows:
     def notes(self) -> list[str]:
         """As `KeptWindows.notes`."""
         return self._windows.notes()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files of the windows of this run."""
+        return tuple(self._windows.own)
 
     def of(self, identity: list[Any], cut: Cut, size: tuple[int, int]) -> Keep:
         """The `Keep` of a stage of that size in pixels. Raises InputError if the disk has no room for it."""

@@ -14,7 +14,7 @@ from ..ltx.plan import choose_size
 from ..ltx.request import AUTO, PARAMETERS, SIZES, check_value
 from . import files, memory
 from .audio import frames_input
-from .film import CUTS
+from .film import CUTS, HERE
 from .progress import Progress, reported
 from .taking.latent import MASK, samples_of
 from .taking.picture import size_of
@@ -128,10 +128,13 @@ class LatentUpscale(io.ComfyNode):
     @classmethod
     def execute(cls, upscaler: memory.Upscaler, video_vae: memory.Handle, latent: dict[str, Any]) -> io.NodeOutput:
         upscaler.check(video_vae)
-        progress = Progress(cls.hidden.unique_id)
         samples = samples_of(latent)
+        cuts, here = latent.get(CUTS), latent.get(HERE)  # of a film in windows
+        if here is not None and not here:  # all of it was made before
+            _, channels, frames, height, width = samples.shape
+            return io.NodeOutput({"samples": memory.to_graph(torch.zeros(1, channels, frames, 2 * height, 2 * width))})
+        progress = Progress(cls.hidden.unique_id)
         progress(0, samples.shape[2])
-        cuts = latent.get(CUTS)  # of a film in windows
         room = memory.upscaling_memory(
             upscaler.module, video_vae.module, samples if cuts is None else samples[:, :, :PIECE]
         )
@@ -140,7 +143,7 @@ class LatentUpscale(io.ComfyNode):
         if cuts is None:
             result = upscale(upsampler, video_vae.module, samples)
         else:
-            result = upscale_long(upsampler, video_vae.module, samples, cuts, on_piece=progress)
+            result = upscale_long(upsampler, video_vae.module, samples, cuts, on_piece=progress, only=here)
         progress(samples.shape[2], samples.shape[2])
         kept = {MASK: latent[MASK]} if latent.get(MASK) is not None else {}  # the second stage keeps it, too
         return io.NodeOutput({"samples": memory.to_graph(result), **kept})

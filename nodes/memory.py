@@ -36,11 +36,11 @@ from ..ltx.memory.work import clip_encoding, decoding, image_encoding, one_step,
 from ..ltx.models import V23
 from ..ltx.prompt.contexts import fingerprint
 from ..ltx.prompt.gemma import Gemma, check_gemma
-from ..ltx.weights.adapters import Adapter, Edit, moved, tensors
+from ..ltx.weights.adapters import Adapter, Leaf, filled, tensors
 from ..ltx.weights.checkpoint import Checkpoint
 from ..ltx.weights.lora import Match, merged
 from ..ltx.weights.nvfp4 import NVFP4Linear
-from ..ltx.weights.quantized import Beside, Branch, QuantizedLinear, beside, factor
+from ..ltx.weights.quantized import Beside, QuantizedLinear, beside, factor
 
 if TYPE_CHECKING:
     from typing import Self
@@ -60,6 +60,10 @@ class FetchingLinear(QuantizedLinear, comfy.ops.CastWeightBiasOp):
         data, bias, stream = comfy.ops.cast_bias_weight(
             self, dtype=self.weight.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True
         )
+        if self.branches and bias is not None:
+            bias = (
+                bias.clone()
+            )  # ComfyUI may fetch the tensors of a branch into the same memory before the bias is added
         y = self.compute(x, data, bias)
         comfy.ops.uncast_bias_weight(self, data, bias, stream)
         return y
@@ -69,21 +73,20 @@ class FetchingNVFP4Linear(FetchingLinear, NVFP4Linear):
     """The same for a layer in NVFP4, which also fetches its scales."""
 
 
-class FetchingBranch(Branch):
-    """A LoRA pair that ComfyUI may leave in host memory. It is fetched when it is called.
-
-    ComfyUI from 0.8.0 on reads `weight` and `bias` of every such layer, so the pair has both as None.
-    """
+class FetchingLeaf(Leaf, comfy.ops.CastWeightBiasOp):
+    """A tensor of a LoRA beside a quantized layer. It is fetched when it is called, so ComfyUI may leave it in host
+    memory, or page it."""
 
     comfy_cast_weights = True
-    weight = bias = None
+    bias = None
 
-
-class FetchingEdit(Edit):
-    """The same for a change of another kind."""
-
-    comfy_cast_weights = True
-    weight = bias = None
+    def forward(self, use: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+        value, _, stream = comfy.ops.cast_bias_weight(
+            self, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
+        )
+        result = use(value)
+        comfy.ops.uncast_bias_weight(self, value, None, stream)
+        return result
 
 
 CASTABLE = {
@@ -93,8 +96,7 @@ CASTABLE = {
     },
     QuantizedLinear: FetchingLinear,
     NVFP4Linear: FetchingNVFP4Linear,
-    Branch: FetchingBranch,
-    Edit: FetchingEdit,
+    Leaf: FetchingLeaf,
 }
 """torch's layer → ComfyUI's layer, which fetches its weights to the input's device. Embedding is not among them: the
 token ids are Gemma's first input and are put on the device of the embeddings."""
@@ -363,13 +365,8 @@ class Merge(WeightAdapterBase):
 
     def applied_to(self, weight: Tensor) -> Tensor:
         """The merged weight in the dtype and on the device of `weight`, which does not change."""
-        terms = ((_filled(adapter, values), strength) for adapter, values, strength in self.weights)
+        terms = ((filled(adapter, values), strength) for adapter, values, strength in self.weights)
         return merged(weight, terms, weight.dtype)
-
-
-def _filled(adapter: Adapter, values: tuple[Tensor, ...]) -> Adapter:
-    following = iter(values)
-    return moved(adapter, lambda _: next(following))
 
 
 def _merges(loras: tuple[tuple[Match, float], ...]) -> dict[str, Merge]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import comfy.latent_formats
 import comfy.model_management
@@ -52,37 +52,44 @@ class Progress:
 
 
 class StageProgress:
-    """The progress of a stage over the windows of a film: the bar counts the steps of all windows, and the node shows
-    the window and the time left. A clip of one window has the bar alone."""
+    """The progress of a stage over the windows of a film: the bar counts the steps of all windows that are sampled
+    here, and the node shows the window and the time left. A clip of one window has the bar alone. here: the numbers of
+    these windows, None for all."""
 
-    def __init__(self, progress: Progress, windows: Sequence[Window], steps: int) -> None:
+    def __init__(
+        self, progress: Progress, windows: Sequence[Window], steps: int, here: Collection[int] | None = None
+    ) -> None:
         self._progress, self._windows = progress, len(windows)
-        self._left = TimeLeft([[window.length for window in windows]])
-        progress(0, self._windows * steps)
+        self._here = list(range(len(windows))) if here is None else sorted(here)
+        self._left = TimeLeft([[windows[number].length for number in self._here]])
+        progress(0, len(self._here) * steps)
 
     def hooks(self, number: int, like: Tensor) -> Hooks:
         """The hooks of a window. like: a latent of its size."""
-        self._left.begin(0, number)
+        position = self._here.index(number)
+        self._left.begin(0, position)
 
         def on_step(done: int, total: int, x0: Tokens) -> None:
-            self._progress(number * total + done, self._windows * total, preview(grid(x0.video, like)))
             seconds = self._left.step(done, total)
-            if self._windows > 1:
+            if self._windows > 1:  # before the bar, whose line in the API's log has the window
                 place = f"window {number + 1} of {self._windows}"
-                show_text(self._progress.node_id, place if seconds is None else f"{place}, {told(seconds)}")
+                text = place if seconds is None else f"{place}, {told(seconds)}"
+                show_text(self._progress.node_id, text, window=f"{place}, step {done}/{total}")
+            self._progress(position * total + done, len(self._here) * total, preview(grid(x0.video, like)))
 
         return Hooks(on_step, self._progress.check)
 
 
-def show_text(node_id: str, text: str) -> None:
+def show_text(node_id: str, text: str, window: str = "") -> None:
     """Writes a text on the node, in the browser that queued the run; a newer text replaces it. Without a server it does
-    nothing.
+    nothing. window: the window and the step that a sampler is at, for the API's log.
 
     ComfyUI's own text of a running node would vanish at the end of the run, in frontends since 1.58.
     """
     server = running_server()
     if server is not None and text:
-        server.send_sync(TEXT, {"node": node_id, "text": text}, server.client_id)
+        running = {"prompt_id": getattr(server, "last_prompt_id", None), "window": window} if window else {}
+        server.send_sync(TEXT, {"node": node_id, "text": text, **running}, server.client_id)
 
 
 def report(node: type[io.ComfyNode], text: str) -> str:

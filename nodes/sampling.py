@@ -24,7 +24,8 @@ from ..ltx.latents import SPACE_SCALE, NoiseSource, pixel_frames
 from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
 from . import files, memory
-from .film import CLEAN, CUTS, FilmSound, FilmWindows, References
+from .film import CLEAN, CUTS, HERE, FilmSound, FilmWindows, References
+from .parts import join
 from .progress import Progress, StageProgress, reported
 from .taking.latent import MASK, mask_of, start_of
 from .taking.noise import Generated, NextNoise, to_streams
@@ -419,9 +420,12 @@ class Sampler(io.ComfyNode):
             result[MASK] = latent[MASK]
         if len(film.cut.windows) > 1:
             result[CUTS] = film.cut.hard
+        if film.cut.here is not None:
+            result[HERE] = film.cut.stretches
         after = streams[0]
         following = after.native if isinstance(after, Generated) else NextNoise(after, streams)
-        next_audio = replace(film, sounds=sounds) if isinstance(audio, FilmSound) else sounds[0]
+        remembered = (*film.kept, *kept.paths)
+        next_audio = replace(film, sounds=sounds, kept=remembered) if isinstance(audio, FilmSound) else sounds[0]
         return reported(cls, result, following, next_audio, text="; ".join(notes))
 
 
@@ -436,19 +440,27 @@ def _sample(
     kept: FilmWindows,
     progress: Progress,
 ) -> tuple[Tensor, tuple[AudioCondition, ...], tuple[NoiseSource, ...]]:
-    """Samples a stage, window after window. samples: the start of the whole, which does not change."""
+    """Samples a stage, window after window, and takes up the parts that were made before. samples: the start of the
+    whole, which does not change."""
     windows, generated = film.cut.windows, isinstance(sources[0], Generated)
+    if generated and film.cut.here is not None:
+        raise InputError(
+            "noise: the parts of a film need RandomNoise, so that every machine draws its own share of it."
+        )
+    clip = len(windows) == 1 and not film.cut.made
+    whole = samples if clip else samples.to("cpu", torch.float32, copy=True)
+    if film.cut.here is not None and not film.cut.here:
+        return join(film.cut, whole, film.made_elsewhere, sources)
     keep = keep_nothing
     if model.weights and not generated:
         keep = kept.of(model.identity, film.cut, tuple(side * SPACE_SCALE for side in samples.shape[3:]))
-    told = StageProgress(progress, windows, steering.steps)
+    told = StageProgress(progress, windows, steering.steps, film.cut.here)
     seen = [reference for part in parts for reference in part.references]
     largest = max(seen, key=lambda each: each.latent.numel(), default=None)
     room = memory.sampling_memory(model.module, samples[:, :, film.cut.longest.whole], largest)
     (module,) = memory.use(model, memory_required=room)
     compile_blocks(module, model.compiled)
-    whole = samples if len(windows) == 1 else samples.to("cpu", torch.float32, copy=True)
-    return sample_windows(
+    made = sample_windows(
         module,
         whole,
         parts,
@@ -458,7 +470,9 @@ def _sample(
         device=module.device,
         hooks=lambda number: told.hooks(number, samples[:, :, windows[number].whole]),
         keep=keep,
+        only=film.cut.here,
     )
+    return join(film.cut, *made)
 
 
 def _check_references(model: memory.Model, references: References | None, film: FilmSound) -> None:

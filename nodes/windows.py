@@ -74,15 +74,15 @@ class CutWindows(io.ComfyNode):
                     "anchor",
                     default=usual.anchor,
                     **share,
-                    tooltip="How strongly later windows are held to the first frame of their section. It keeps colours "
-                    "and faces; 0 lets them drift.",
+                    tooltip="How strongly later windows are held to the first frame of their section, if that begins "
+                    "the film or has [cut]. It keeps colours and faces; 0 lets them drift.",
                 ),
                 io.Float.Input(
                     "drift",
                     default=usual.drift,
                     **share,
-                    tooltip="The share by which the colours of a window are pulled to those of the first window of its "
-                    "section. Try 0.2 if colours change in a long section.",
+                    tooltip="The share by which a window is pulled to the first window of its section, wherever both "
+                    "show the same. It keeps colours from drifting; 0 leaves it out.",
                 ),
                 io.String.Input(
                     "window_seeds",

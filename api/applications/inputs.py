@@ -81,7 +81,7 @@ class WindowSettings(BaseModel):
     )
     pauses: bool = Field(USUAL.pauses, description="Whether windows end at pauses of the sound.")
     anchor: float = _share(USUAL.anchor, "How firmly windows are held to their section's first frame.")
-    drift: float = _share(USUAL.drift, "The share by which colours are pulled to the first ones.")
+    drift: float = _share(USUAL.drift, "The share by which windows are pulled to the first one, where they are alike.")
     seeds: dict[str, int] = Field({}, description="Seeds for single windows, by their numbers from 1.")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 from ..files.incoming import CHUNK, Incoming, TooLargeError
-from ..files.results import RESULT
+from ..files.results import PART, RESULT
 from ..settings import MIB, Settings
 
 LARGEST_RESULT = 16 * 1024 * MIB
@@ -83,7 +83,8 @@ class Door:
         """Takes the result of an order that is still on: one file, once. It gets its name when it is whole."""
         secret, name = request.match_info["secret"], request.match_info["name"]
         result = self._results.get(secret)
-        if result is None or not RESULT.fullmatch(name) or not name.startswith(result.token):
+        known = RESULT.fullmatch(name) or PART.fullmatch(name)
+        if result is None or not known or not name.startswith(result.token):
             return web.Response(status=404)
         if result.is_taken:
             return web.Response(status=409)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ..faults import public
-from ..graph.compose import SAVE
-from ..graph.graph import Graph, Prompt
+from ..graph.graph import Prompt
+from ..graph.parts import prefix_of
 from ..host import Host, HostLost, NodeError, OnEvent, Outcome, Rejected
 from ..queue.lane import Lane
 from ..queue.queue import RequestQueue
@@ -168,8 +168,7 @@ class Remote(Host):
         """Runs a prompt there. Errors: Rejected; HostLost. If the awaiting task is cancelled, the run stops there."""
         settings = self._cluster.queue.settings
         names = {text for text in _strings(prompt) if MEDIA.fullmatch(text)}
-        prefix = Graph(prompt).inputs(SAVE)["filename_prefix"]
-        token = prefix.removeprefix(f"{SUBFOLDER}/")
+        token = prefix_of(prompt).removeprefix(f"{SUBFOLDER}/")
         order_id = str(uuid.uuid4())
         on_queued(order_id)
         with self._cluster.door.order({name: settings.input / name for name in names}, token) as (media, result):
@@ -239,8 +238,10 @@ class RemoteWorker:
             queue.journal,
             queue.finishing,
             self._ticker.wake,
+            queue.crew,
             name=name,
             on_end=self._on_end,
+            is_there=lambda: self.is_there,
         )
         self._seen = 0.0
         self._aside = 0.0
@@ -278,10 +279,14 @@ class RemoteWorker:
         return None
 
     @property
-    def is_ready(self) -> bool:
+    def is_there(self) -> bool:
+        """Whether it can run requests, now or when it is free."""
         now = time.monotonic()
-        fresh = now < self._seen + STALE_SECONDS and now >= self._aside
-        return fresh and self._unfit() is None and bool(self.state["free"])
+        return now < self._seen + STALE_SECONDS and now >= self._aside and self._unfit() is None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_there and bool(self.state["free"])
 
     async def _tick(self) -> None:
         await self.lane.leases.sweep()

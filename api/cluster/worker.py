@@ -23,9 +23,9 @@ from aiohttp import web
 
 from ..faults import log_unexpected, public
 from ..files.incoming import CHUNK, Incoming, TooLargeError
-from ..graph.compose import SAVE
+from ..graph.compose import SAVE, SAVE_PART
 from ..graph.graph import Prompt
-from ..host import Host, Outcome, Rejected
+from ..host import NODE_TEXT, Host, Outcome, Rejected
 from ..protocol.access import guard
 from ..protocol.answers import answering
 from ..protocol.bodies import read_small_json
@@ -33,15 +33,16 @@ from ..settings import SUBFOLDER, Settings
 from ..waiting import wait_for
 
 PATH = "/ltx-a2v/worker"
-PROTOCOL = 2
+PROTOCOL = 3
 IDENTITY = secrets.token_hex(16)
 """The id of this process. A head finds itself among its workers by it."""
 LONGEST_ORDER = 2**23  # bytes of JSON, most of them the graph
 BEAT_SECONDS = 1.0
 ABANDONED_SECONDS = 24 * 3600.0
 SILENT_SECONDS = 60.0
-TOLD = ("executing", "executed", "progress", *(f"execution_{kind}" for kind in ("start", "cached", "success", "error")))
-FACTS = ("node", "node_id", "nodes", "value", "max")
+ENDS = ("start", "cached", "success", "error")
+TOLD = ("executing", "executed", "progress", NODE_TEXT, *(f"execution_{kind}" for kind in ENDS))
+FACTS = ("node", "node_id", "nodes", "value", "max", "window")
 """The events that the head hears of, and what it hears of them. It does not hear of values and paths in a graph."""
 MEDIA = re.compile(rf"{SUBFOLDER}/([0-9a-f]{{32}}\.[a-z0-9]{{1,5}})")
 """The names of a request's media in the input folder; a name holds the content's hash."""
@@ -236,7 +237,7 @@ def _wanted(prompt: Prompt, outcome: Outcome) -> dict[str, dict[str, Any]]:
     return {
         key: value
         for key, value in outcome.outputs.items()
-        if prompt.get(key, {}).get("class_type") in (SAVE, "PreviewAny")
+        if prompt.get(key, {}).get("class_type") in (SAVE, SAVE_PART, "PreviewAny")
     }
 
 

@@ -14,6 +14,8 @@ from .incoming import in_thread
 
 RESULT = re.compile(r"[0-9a-f]{32}[0-9_]{0,16}\.(mp4|webm|mov|gif)")
 """A result's name: 128 random bits and ComfyUI's file counter."""
+PART = re.compile(r"[0-9a-f]{32}[0-9_]{0,16}\.safetensors")
+"""The name of a part of a film, which a worker leaves and nobody else gets."""
 CONTENT_TYPES = {"mp4": "video/mp4", "webm": "video/webm", "mov": "video/quicktime", "gif": "image/gif"}
 RESULTS = "/cdn/results/"
 GONE = "This sync_mode result is gone: it is kept for 10 minutes after it was first read, and for an hour otherwise."

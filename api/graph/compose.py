@@ -36,6 +36,7 @@ IMAGE, END_IMAGE = "LTXA2VImageConditioning", "LTXA2VEndImageConditioning"
 LOAD_IMAGE = "LTXA2VLoadImage"
 ACCELERATION = "LTXA2VAcceleration"
 FRAME_COUNT, WINDOW, TIMELINE = "LTXA2VFrameCount", "LTXA2VWindow", "LTXA2VTimeline"
+AUDIO, FILM_PART, SAVE_PART = "LTXA2VAudioConditioning", "LTXA2VFilmPart", "LTXA2VSaveFilmPart"
 FIRST_STAGE, SECOND_STAGE = "First stage", "Second stage"  # titles of the samplers in the workflows
 NEGATIVE = "Negative prompt"
 FIRST_IMAGE, LAST_IMAGE = "First image", "End image"
@@ -93,7 +94,7 @@ def _load(graph: Graph, request: Request, models: ModelNames, audio: str) -> Non
         frame_rate=request.fps, match_audio_length=request.match_audio_length, num_frames=request.num_frames
     )
     graph.inputs("LTXA2VPreprocessAudio")["enabled"] = request.preprocess_audio
-    graph.inputs("LTXA2VAudioConditioning")["strength"] = request.audio_strength
+    graph.inputs(AUDIO)["strength"] = request.audio_strength
     size = graph.inputs("LTXA2VVideoSize")
     size["two_passes"] = request.use_multiscale
     if isinstance(request.video_size, str):
@@ -190,7 +191,7 @@ def _cut(graph: Graph, request: Request) -> None:
         **clip,
         **timeline,
     )
-    graph.inputs("LTXA2VAudioConditioning")["windows"] = [windows, 0]
+    graph.inputs(AUDIO)["windows"] = [windows, 0]
 
 
 def _steer(graph: Graph, request: Request) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from .compose import ACCELERATION, END_IMAGE, IMAGE, LAST_IMAGE, LOAD_IMAGE, OTHER_LORA, TIMELINE, WINDOW
+from .compose import ACCELERATION, END_IMAGE, FILM_PART, IMAGE, LAST_IMAGE, LOAD_IMAGE, OTHER_LORA, TIMELINE, WINDOW
 from .compose_video import CLIP, EDGES, IC_LORA, KEEP, LOAD_VIDEO, REFERENCE, RETAKE
 from .graph import Prompt
 
@@ -24,6 +24,7 @@ def field_of(graph: Prompt, node_id: str) -> str | None:
         "LTXA2VPreprocessAudio": "audio_url",
         "LTXA2VAudioConditioning": "audio_url",
         WINDOW: "windows",
+        FILM_PART: "windows",
         TIMELINE: "timeline",
         OTHER_LORA: "loras",
         "LTXA2VCameraLora": "camera_lora",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from ..database.store import Store, StoreFailed
 from ..faults import public
 from ..host import Host, HostLost
 from ..settings import Settings
+from .crew import Crew, Film, PartRun
 from .endings import LeaseLost, RequestFailed, cancelled, late
 from .finishing import Finishing
 from .in_hand import InHand
@@ -21,8 +23,9 @@ from .runner import Runner
 
 
 class Lane:
-    """name: of the ComfyUI, if it is another machine's. wake: is called when the lane is free again. on_end: is called
-    at each run's end with None, or with the reason why the ComfyUI was lost, and whether the run had begun."""
+    """name: of the ComfyUI, if it is another machine's. wake: lets the lane look for work. on_end: is called at each
+    run's end with None, or with the reason why the ComfyUI was lost, and whether the run had begun. is_there: whether
+    the ComfyUI can run something, now or when it is free."""
 
     def __init__(
         self,
@@ -32,32 +35,49 @@ class Lane:
         journal: Journal,
         finishing: Finishing,
         wake: Callable[[], None],
+        crew: Crew,
         *,
         name: str | None = None,
         on_end: Callable[[str | None, bool], None] = lambda reason, started: None,
+        is_there: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._journal, self._finishing, self._wake = journal, finishing, wake
-        self._name, self._on_end = name, on_end
+        self._journal, self._finishing, self.wake, self._crew = journal, finishing, wake, crew
+        self._host, self._name, self._on_end, self._is_there = host, name, on_end, is_there
         self.leases = Leases(database, settings)
-        self._runner = Runner(host, self.leases, journal, finishing, settings)
+        self._runner = Runner(host, self.leases, journal, finishing, settings, crew, name, on_end)
         self._hand: InHand[dict[str, Any]] | None = None
+        self._help: asyncio.Task[None] | None = None
+        crew.add(self)
 
     @property
     def is_busy(self) -> bool:
-        return self._hand is not None
+        return self._hand is not None or self._help is not None
+
+    @property
+    def is_there(self) -> bool:
+        return self._is_there()
 
     async def close(self) -> None:
-        """Ends the work. A running request goes back into the queue."""
+        """Ends the work. A running request goes back into the queue, and a part of a film to other lanes."""
+        self._crew.remove(self)
+        if self._help:
+            self._help.cancel()
+            await asyncio.wait({self._help})
         if self._hand:
             await self._hand.close()
 
     async def tick(self) -> None:
-        """Claims the next request, or stops the running one if its client has cancelled it or it begins too late."""
+        """Takes a part of a film that another lane has in hand, or else claims the next request; or stops the running
+        one if its client has cancelled it or it begins too late."""
         if hand := self._hand:
             if not self._runner.started and is_late(hand.request, clock.now()):
                 hand.stop(late(hand.request))
             elif hand.request.id in await self.leases.marked():
                 hand.stop(cancelled())
+        elif self._help:
+            return
+        elif found := self._crew.take():
+            self._help = asyncio.create_task(self._assist(*found))
         elif request := await self.leases.claim():
             settle = self._finishing.finish_patiently
             self._hand = InHand(request, self.leases, self._finishing, self._run, settle, self._over)
@@ -67,9 +87,22 @@ class Lane:
         if self._hand and self._hand.request.id == request_id:
             self._hand.stop(ending)
 
+    async def _assist(self, film: Film, part: PartRun) -> None:
+        """Works on a part of another lane's film."""
+        try:
+            await film.work(part, self._host, self._name)
+        except HostLost as error:
+            logging.warning("LTX A2V: %s did not finish a part of a film: %s", self._name, public(str(error)))
+            self._on_end(str(error), part.begun)
+        else:
+            self._on_end(None, True)
+        finally:
+            self._help = None
+            self.wake()
+
     def _over(self) -> None:
         self._hand = None
-        self._wake()
+        self.wake()
 
     async def _run(self, request: StoredRequest) -> dict[str, Any]:
         """Runs a request and returns the columns of its result. Errors: RequestFailed; LeaseLost if it goes back into

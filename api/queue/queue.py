@@ -25,6 +25,7 @@ from ..ticking import TICK_SECONDS, Ticker, each_of
 from ..waiting import is_set_within
 from ..webhooks.deliveries import Webhooks
 from .cleaner import Cleaner
+from .crew import Crew
 from .endings import cancelled, late
 from .fetcher import Fetcher
 from .finishing import Finishing
@@ -47,7 +48,8 @@ class RequestQueue:
         self._ticker = Ticker("the queue", self._tick)
         self.journal = Journal(database, self._snapshots)
         self.finishing = Finishing(database, settings, webhooks, self.journal)
-        self._lane = Lane(host, database, settings, self.journal, self.finishing, self._ticker.wake)
+        self.crew = Crew(host)
+        self._lane = Lane(host, database, settings, self.journal, self.finishing, self._ticker.wake, self.crew)
         self._fetcher = Fetcher(self._lane.leases, database, settings, self.finishing, self._ticker.wake)
         self._cleaner = Cleaner(database, settings)
         self._submissions = Submissions(Preparation(host, settings), database, settings, self._queued)

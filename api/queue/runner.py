@@ -6,23 +6,27 @@ import asyncio
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...ltx.errors import InputError
+from ...ltx.request import Request
 from ..applications import Application
 from ..applications.inputs import Invalid
 from ..database import rows
 from ..database.rows import RUNNING, StoredRequest
-from ..files.results import CONTENT_TYPES
+from ..files.results import CONTENT_TYPES, PART
 from ..graph.compose import FINAL_PROMPT, SAVE
 from ..graph.graph import Graph, Prompt
 from ..graph.model_files import ModelMissing
-from ..host import Host, Outcome, Rejected
+from ..graph.parts import joined, part_of, possible_parts, save_as
+from ..host import Host, HostLost, Outcome, Rejected
 from ..settings import MIB, SUBFOLDER, Settings
+from .crew import Crew, PartRun
 from .endings import (
     LeaseLost,
     application_of,
@@ -39,13 +43,31 @@ from .leases import Leases
 from .preparation import Preparation
 from .run_log import RunLog
 
+PARTS = 8
+"""The most parts of a film. More would balance machines better, but each costs a run. The number is the same however
+many machines there are, so that a part that was made is found again."""
+PART_ENDING, PART_SECONDS = ".safetensors", 24 * 3600.0
+
 
 class Runner:
-    """Runs requests on one ComfyUI."""
+    """Runs requests on one ComfyUI, and films with hard cuts on all that are free.
 
-    def __init__(self, host: Host, leases: Leases, journal: Journal, finishing: Finishing, settings: Settings) -> None:
+    name, on_end: as for `Lane`.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        leases: Leases,
+        journal: Journal,
+        finishing: Finishing,
+        settings: Settings,
+        crew: Crew,
+        name: str | None = None,
+        on_end: Callable[[str | None, bool], None] = lambda reason, started: None,
+    ) -> None:
         self._host, self._leases, self._journal, self._finishing = host, leases, journal, finishing
-        self._settings = settings
+        self._settings, self._crew, self._name, self._on_end = settings, crew, name, on_end
         self._preparation = Preparation(host, settings)
         self.started = False  # whether ComfyUI has begun to run the graph
 
@@ -55,7 +77,11 @@ class Runner:
         await asyncio.to_thread(self._finishing.discard_files, request.token)  # of an attempt whose server died
         request.token = secrets.token_hex(16)
         application = application_of(request)
-        prompt, seed = await self._prepare(request, application)
+        prompt, asked = await self._prepare(request, application)
+        host, parts, made = self._host, min(possible_parts(asked), PARTS), []
+        if self._crew.size > 1 and parts > 1:
+            made = await self._make_parts(request, prompt, application, parts)
+            host, prompt = self._crew.home, joined(prompt, [f"{SUBFOLDER}/{name}" for name in made])
         log = RunLog(prompt, lambda line: self._journal.log(request.id, line))
 
         def queued(prompt_id: str) -> None:
@@ -63,22 +89,89 @@ class Runner:
 
         def happened(kind: str, data: dict[str, Any]) -> None:
             if kind == "execution_start":
-                self.started = True
-                values = {"prompt_id": request.prompt_id, "status": RUNNING, "started": time.time()}
-                change = partial(rows.change, request_id=request.id, server=self._leases.holder, **values)
-                self._journal.note(request.id, change)
+                self._note_start(request)
             log(kind, data)
 
         try:
-            outcome = await self._host.run(prompt, queued, happened)
+            outcome = await host.run(prompt, queued, happened)
         except Rejected as error:
             raise graph_rejected(error, prompt, application) from None
         if outcome.error:
             raise node_failed(outcome.error, prompt, application)
-        return await self._collect(request, prompt, outcome, seed)
+        result = await self._collect(request, prompt, outcome, asked.seed, host)
+        for name in made:
+            await asyncio.to_thread((self._settings.output_folder / name).unlink, missing_ok=True)
+        return result
 
-    async def _prepare(self, request: StoredRequest, application: Application) -> tuple[Prompt, int]:
-        """Makes and stores the graph, and returns it with the seed. Errors: RequestFailed, LeaseLost."""
+    def _note_start(self, request: StoredRequest) -> None:
+        """Notes that a ComfyUI has begun to run the request, or a part of it."""
+        values = {"prompt_id": request.prompt_id}
+        if not self.started:
+            values |= {"status": RUNNING, "started": time.time()}
+        self.started = True
+        change = partial(rows.change, request_id=request.id, server=self._leases.holder, **values)
+        self._journal.note(request.id, change)
+
+    async def _make_parts(
+        self, request: StoredRequest, prompt: Prompt, application: Application, count: int
+    ) -> list[str]:
+        """Makes the parts of a film together with all lanes that are free. Returns the names of their files. Errors:
+        RequestFailed."""
+        folder = self._settings.output_folder
+        await asyncio.to_thread(_sweep, folder)
+        film = self._crew.open([self._part(request, prompt, application, n, count) for n in range(1, count + 1)])
+        lost = False
+        try:
+            while not film.is_over:
+                part = None if lost else film.take()
+                if part is None:
+                    await film.wait()
+                    continue
+                try:
+                    await asyncio.create_task(film.work(part, self._host, self._name))
+                except HostLost as error:
+                    lost = True
+                    self._on_end(str(error), part.begun)
+                except asyncio.CancelledError:
+                    if not film.is_over:  # it is this request that is stopped, not the work on a failed film
+                        raise
+        finally:
+            await self._crew.close(film)
+        film.check()
+        return [part.file for part in film.parts]
+
+    def _part(
+        self, request: StoredRequest, prompt: Prompt, application: Application, number: int, count: int
+    ) -> PartRun:
+        graph, name = part_of(prompt, number, count)
+        graph = save_as(graph, f"{SUBFOLDER}/{name}")
+        before = f"Part {number} of {count}"
+
+        def say(line: str, level: str = "INFO") -> None:
+            self._journal.log(request.id, f"{before}: {line}", level)
+
+        log = RunLog(graph, say)
+
+        def happened(kind: str, data: dict[str, Any]) -> None:
+            if kind == "execution_start":
+                part.begun = True
+                self._note_start(request)
+            log(kind, data)
+
+        def judge(error: Exception | Outcome, graph: Prompt) -> Exception:
+            if isinstance(error, Rejected):
+                return graph_rejected(error, graph, application)
+            return node_failed(error.error, graph, application) if isinstance(error, Outcome) else error
+
+        part = PartRun(graph, say, happened, judge)
+        there = sorted(self._settings.output_folder.glob(f"{name}*{PART_ENDING}"))
+        if there:  # of a run that was ended
+            part.file = there[0].name
+            say("made before")
+        return part
+
+    async def _prepare(self, request: StoredRequest, application: Application) -> tuple[Prompt, Request]:
+        """Makes and stores the graph, and returns it with what is asked for. Errors: RequestFailed, LeaseLost."""
         there = request.media
         try:
             checked = application.check({**request.arguments, **there})
@@ -95,10 +188,12 @@ class Runner:
         safety = await asyncio.to_thread(self._preparation.safety, checked)
         if not await self._leases.change(request.id, workflow=prompt, safety=safety, token=request.token):
             raise LeaseLost
-        return prompt, checked.request.seed
+        return prompt, checked.request
 
-    async def _collect(self, request: StoredRequest, prompt: Prompt, outcome: Outcome, seed: int) -> dict[str, Any]:
-        """The result of a run without an error. Errors: RequestFailed."""
+    async def _collect(
+        self, request: StoredRequest, prompt: Prompt, outcome: Outcome, seed: int, host: Host
+    ) -> dict[str, Any]:
+        """The result of a run on that ComfyUI without an error. Errors: RequestFailed."""
         if outcome.interrupted or outcome.removed:
             raise stopped_in_comfyui()
         graph = Graph(prompt)
@@ -110,7 +205,7 @@ class Runner:
         path = self._settings.output / facts["subfolder"] / facts["filename"]
         if request.sync_mode:
             path = await asyncio.to_thread(self._set_apart, path)
-            self._host.forget(request.prompt_id or "")
+            host.forget(request.prompt_id or "")
             self._check_inline(path, application_of(request))
         for line in facts["notes"]:
             self._journal.log(request.id, line)
@@ -128,6 +223,14 @@ class Runner:
             mib = self._settings.max_inline // MIB
             said = f"sync_mode: the result is larger than {mib} MiB, too large for a data URI; leave sync_mode off."
             raise refused(application.invalid_from(InputError(said)))
+
+
+def _sweep(folder: Path) -> None:
+    """Deletes parts of films that were made a day ago and never joined."""
+    for path in folder.glob(f"*{PART_ENDING}"):
+        with suppress(OSError):
+            if PART.fullmatch(path.name) and path.stat().st_mtime < time.time() - PART_SECONDS:
+                path.unlink()
 
 
 def _video(facts: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -89,6 +89,11 @@ class KeptWindows:
 
         return keep
 
+    @property
+    def own(self) -> list[Path]:
+        """The files of this run's windows."""
+        return sorted(self._own)
+
     def count(self) -> int:
         """The number of kept windows, of all stages."""
         return len(self._files())

@@ -7,7 +7,7 @@ clip of one window is sampled by one call of `sample`, with nothing added.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from .samplers import UNWATCHED, Hooks
 from .steering import Steering
 
 AXES = (2, 3, 4)  # time, height and width
-LEAST = 1e-3  # deviation of a channel that holds something
+LEAST = 1e-3  # deviation of a picture that holds something
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class WindowInputs:
     window alone, if it has another seed; section: the number of its section.
 
     anchor: how strongly a window is held to the first frame of its section, if that begins the film or is behind a hard
-    cut; drift: the share by which the mean and the deviation of each channel are pulled to those of the section's first
-    window. references: those beside this window.
+    cut; drift: the share by which places of the picture that are as in the section's first window are pulled to it.
+    references: those beside this window.
     """
 
     window: Window
@@ -127,6 +127,7 @@ def sample_windows(
     device: torch.device | str | None = None,
     hooks: Callable[[int], Hooks] = lambda number: UNWATCHED,
     keep: Keep = keep_nothing,
+    only: Container[int] | None = None,
 ) -> tuple[Tensor, tuple[AudioCondition, ...], tuple[NoiseSource, ...]]:
     """Samples a stage of a whole clip → its video latent, float32 [1, 128, F, H, W], the sound of each window for the
     next stage (frozen), and the streams of noise for the next stage.
@@ -135,25 +136,34 @@ def sample_windows(
     is overwritten and returned. conditions: with the guides and the mask of the whole; its sound is not used, and its
     positive context by windows that have none of their own. noises: the streams of noise that the parts draw from, each
     in the order of its windows. hooks: those of each window, by its number. If `keep` raises NotKept, the stage ends,
-    and what is before that window is returned. Raises InputError as `sample`.
+    and what is before that window is returned. only: the numbers of the windows to be sampled, by default all; the
+    latents of others and their sound stay as they are. A part of a film begins behind a hard cut. Raises InputError as
+    `sample`.
     """
     whole, sounds, sources = latent, [], list(noises)
     counts = [0] * len(sources)  # windows that were sampled from each stream
     anchors: dict[int, Tensor] = {}  # of each section
+    behind = 0  # the latent behind the last hard cut
     for number, part in enumerate(parts):
+        if only is not None and number not in only:
+            sounds.append(replace(part.sound, strength=1.0))
+            continue
         drawn_from = part.stream if part.own is None else part.own
-        start, noise = start_of(part.window, whole), sources[drawn_from]
+        behind = part.window.new.start if part.window.cut else behind
+        start, noise = start_of(part.window, whole, behind), sources[drawn_from]
         own = conditions_of(part, conditions, whole, anchors.get(part.section))
         make = partial(
             _sampled, part.window, model, start, own, steering, noise,
             device=device, hooks=hooks(number), window=counts[part.stream],
         )  # fmt: skip
+        if len(parts) > 1 and _kept_whole(part.window, own):
+            make = partial(_unchanged, part.window, start, own, noise)
         try:
             result = keep(make, number, start, own, steering, noise)
         except NotKept:
             whole = whole[:, :, : part.window.new.start]
             break
-        if part.window.given <= 1:  # a section that takes over the picture before it has no first frame of its own
+        if part.window.cut or not part.window.given:  # a section that goes on has no first frame of its own
             anchors[part.section] = result.first
         sounds.append(result.audio)
         if part.own is not None:  # the other windows draw what they drew without it
@@ -172,18 +182,36 @@ def _advanced(noise: NoiseSource, start: Tensor, conditions: Conditions) -> Nois
     return noise.draw(*(tuple(stream.latent.shape) for stream in conditions.streams(start)))[1]
 
 
+def _kept_whole(place: Window, conditions: Conditions) -> bool:
+    """Whether a window adds nothing but what is kept of a source video, and its sound is kept as well."""
+    mask, opened = conditions.mask, not place.given and any(not guide.frame for guide in conditions.guides)
+    if conditions.clean is None or mask is None or opened or not conditions.audio.frozen:
+        return False
+    return not mask[:, :, place.given :].any()
+
+
+def _unchanged(place: Window, start: Tensor, conditions: Conditions, noise: NoiseSource) -> Sampled:
+    """What `sample` would make of such a window, without a pass. The other windows draw what they would draw."""
+    clean = conditions.clean.float()
+    return Sampled(clean[:, :, place.given :], conditions.audio, _advanced(noise, start, conditions), clean[:, :, :1])
+
+
 def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:
-    """The new latents of a window, pulled to the first window of its section by the window's share."""
+    """The new latents of a window, pulled to the first window of its section by the window's share.
+
+    At each place of the picture the mean over time is compared. Where both differ by less than half of what places
+    usually differ by, it is drift, and the share acts fully; where they differ by more than all of that, something else
+    is seen there, and nothing changes.
+    """
     part = parts[number]
     first = next(n for n, other in enumerate(parts) if other.section == part.section)
     if not part.drift or first == number:
         return video
-    reference = whole[:, :, parts[first].window.new]
-    (mean, deviation), (wanted, spread) = (
-        (each.mean(AXES, keepdim=True), each.std(AXES, keepdim=True, correction=0)) for each in (video, reference)
-    )
-    scaled = torch.where(deviation > LEAST, spread / deviation.clamp(min=LEAST), 1.0)
-    return video.lerp((video - mean) * scaled + wanted, part.drift)
+    reference = whole[:, :, parts[first].window.new].to(video.device)
+    off = (reference - reference.mean(AXES, keepdim=True)).square().mean().sqrt().clamp(min=LEAST)
+    change = reference.mean(2, keepdim=True) - video.mean(2, keepdim=True)
+    alike = 2 - 2 * change.square().mean(1, keepdim=True).sqrt() / off
+    return video + part.drift * alike.clamp(0, 1) * change
 
 
 def _sampled(place: Window, *inputs: Any, **named: Any) -> Sampled:
@@ -192,11 +220,11 @@ def _sampled(place: Window, *inputs: Any, **named: Any) -> Sampled:
     return Sampled(latent[:, :, place.given :], audio, noise, latent[:, :, :1].clone())
 
 
-def start_of(window: Window, whole: Tensor) -> Tensor:
-    """The start latent of one window. Its latent 0 is the whole's at that place, but behind a hard cut a copy of the
-    next one, so that nothing before the cut acts on it."""
+def start_of(window: Window, whole: Tensor, behind: int = 0) -> Tensor:
+    """The start latent of one window. behind: the latent behind the last hard cut. The window's latent 0 is the whole's
+    at that place, but a copy of the next one if that place is before the cut, so that nothing there acts on it."""
     start = whole[:, :, window.whole]
-    if window.given == 1:
+    if window.start < behind:
         start = torch.cat((start[:, :, 1:2], start[:, :, 1:]), dim=2)
     return start
 
@@ -207,16 +235,17 @@ def conditions_of(
     """The conditions of one window: its sound, its prompt and its references, the guides at frames that it adds, and a
     mask that keeps its overlap. Of a source video, what is clean in the overlap is what the windows before made of it.
 
-    Its latent 0 is free: it stands for one frame, while the whole's latent at that place stands for eight. An image at
-    the first frame behind a hard cut is that latent 0, as the first image of a clip is. So is, in a window with an
-    overlap, the anchor [1, 128, 1, H, W], if there is one yet.
+    Its latent 0 is free: it stands for one frame, while the whole's latent at that place stands for eight. Only at the
+    film's beginning both are the same, and latent 0 is kept unless there is a cut. An image at the first frame behind a
+    hard cut is that latent 0, as the first image of a clip is. So is, in a window that goes on with the one before, the
+    anchor [1, 128, 1, H, W], if there is one yet and no source video.
     """
     window, guides = part.window, []
     for guide in conditions.guides:
         frame = window.frame_within(guide.frame)
         if frame is not None:
-            guides.append(replace(guide, frame=0 if window.given == 1 and frame == 1 else frame))
-    if part.anchor and window.given > 1 and anchor is not None:
+            guides.append(replace(guide, frame=0 if window.cut and frame == 1 else frame))
+    if part.anchor and window.given and not window.cut and anchor is not None and conditions.clean is None:
         guides.append(Guide(anchor, 0, part.anchor))
     mask, clean = (None if each is None else each[:, :, window.whole] for each in (conditions.mask, conditions.clean))
     if clean is not None and window.given:
@@ -224,7 +253,7 @@ def conditions_of(
         clean[:, :, : window.given] = whole[:, :, window.whole][:, :, : window.given]
     if window.given:
         mask = torch.ones_like(whole[:, :1, window.whole]) if mask is None else mask.clone()
-        mask[:, :, :1] = 1
+        mask[:, :, :1] = float(window.cut or window.start > 0)
         mask[:, :, 1 : window.given] = 0
     positive = part.positive or conditions.positive
     return replace(

@@ -9,7 +9,7 @@ and 31 % at their ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from itertools import pairwise
 
 import torch
@@ -43,15 +43,19 @@ def upscale_long(
     cuts: Sequence[int] = (),
     trace: Trace | None = None,
     on_piece: Callable[[int, int], None] = lambda done, total: None,
+    only: Container[int] | None = None,
 ) -> Tensor:
     """As `upscale`, in pieces of at most PIECE latents, which are blended where they overlap. cuts: latents behind a
     hard cut, at which a piece begins that shares nothing with the one before. on_piece: is called with (latents done,
-    all latents) after each piece."""
+    all latents) after each piece. only: the first latents of the stretches between cuts to be upscaled, by default all;
+    the others become 0."""
     _, channels, frames, height, width = latent.shape
-    if not cuts and frames <= PIECE:
+    if not cuts and frames <= PIECE and only is None:
         return upscale(upsampler, vae, latent, trace)
     result, number = torch.zeros(1, channels, frames, 2 * height, 2 * width), 0
     for first, last in pairwise((0, *cuts, frames)):
+        if only is not None and first not in only:
+            continue
         for piece, weight in zip(*cut_pieces(last - first), strict=True):
             place = slice(first + piece.start, first + piece.stop)
             large = upscale(upsampler, vae, latent[:, :, place], under(f"piece{number}", trace))

@@ -236,7 +236,8 @@ def _end(container: Any, stream: Any, fps: Fraction) -> tuple[Fraction, Fraction
     """The end of the last picture in seconds, by the packets' times, and how much earlier than its header tells the
     whole file ends."""
     ends = {stream.index: Fraction(0)}
-    for packet in packets_of(container):
+    played = [each for each in container.streams if each.type in ("video", "audio") and each.time_base]
+    for packet in packets_of(container, *played):
         time = packet.pts if packet.pts is not None else packet.dts
         if time is None or not packet.size or packet.is_discard:
             continue

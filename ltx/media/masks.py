@@ -205,11 +205,24 @@ def _ramp(mask: Tensor, radius: int) -> Tensor:
     border is no outside."""
     if radius <= 0 or not mask.any() or bool((mask == 1).all()):
         return mask
-    eroded, total = mask[None, None], mask.clone()
+    # Nothing outside the rows and columns that have it changes.
+    rows, columns = (mask.any(dim=axis).nonzero().flatten() for axis in (1, 0))
+    box = tuple(slice(max(0, int(each[0]) - 1), int(each[-1]) + 2) for each in (rows, columns))
+    eroded, total = mask[box], mask[box].clone()
     for _ in range(radius):
-        eroded = -F.max_pool2d(-eroded, 3, stride=1, padding=1)
-        total += eroded[0, 0]
-    return total / (radius + 1)
+        eroded = _eroded(_eroded(eroded).T).T
+        total += eroded
+    ramp = torch.zeros_like(mask)
+    ramp[box] = total / (radius + 1)
+    return ramp
+
+
+def _eroded(mask: Tensor) -> Tensor:
+    """The least of each value and those above and below it."""
+    least = mask.clone()
+    torch.minimum(least[1:], mask[:-1], out=least[1:])
+    torch.minimum(least[:-1], mask[1:], out=least[:-1])
+    return least
 
 
 def _ramp_in_time(masks: Iterable[Tensor], radius: int) -> Iterator[Tensor]:

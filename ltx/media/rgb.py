@@ -14,6 +14,7 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 
 from .images import check_size
 
@@ -28,10 +29,8 @@ RANGES = {FULL: "pc", LIMITED: "tv"}
 FLAGS = "bilinear"  # as PyAV's own conversion, which the official pipelines use; `accurate_rnd` would give other pixels
 
 # Linear RGB with the primaries of BT.2020 → with those of BT.709 (ITU-R BT.2087).
-TO_BT709 = np.array(
-    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], dtype=np.float32
-)
-LUMA_2020 = np.array([0.2627, 0.6780, 0.0593], dtype=np.float32)
+TO_BT709 = torch.tensor([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
+LUMA_2020 = torch.tensor([0.2627, 0.6780, 0.0593])
 WHITE, PEAK = 203.0, 1000.0  # nits: the reference white of ITU-R BT.2408, and the level that becomes SDR's white
 KNEE = 0.75  # share of the reference white below which HDR keeps its brightness
 SCREEN = 2.4  # gamma of an SDR screen (ITU-R BT.1886)
@@ -182,19 +181,19 @@ def to_sdr(pixels: np.ndarray, transfer: int) -> np.ndarray:
     PQ and HLG (ITU-R BT.2100, for a screen of 1000 nits) keep their brightness up to three quarters of the reference
     white; above, a curve ends at white for PEAK. It scales the three channels alike, so that hues stay.
     """
-    light = _light(transfer)[pixels]
+    light = _light(transfer)[torch.from_numpy(pixels.astype(np.int32)).flatten(0, 1)]
     if transfer == HLG:
-        luma = (light @ LUMA_2020)[..., None]
-        light = light * np.maximum(luma, 1e-6) ** np.float32(0.2) * np.float32(PEAK / WHITE)
-    light = np.maximum(light @ TO_BT709.T, 0)
+        luma = (light @ LUMA_2020)[:, None]
+        light *= luma.clamp_(min=1e-6).pow_(0.2).mul_(PEAK / WHITE)
+    light = (light @ TO_BT709.T).clamp_(min=0)
     if transfer in (PQ, HLG):
-        brightest = light.max(axis=2, keepdims=True)
-        light = light * (_rolled_off(brightest) / np.maximum(brightest, 1e-6))
-    return (np.minimum(light, 1) ** np.float32(1 / SCREEN) * 255 + 0.5).astype(np.uint8)
+        brightest = light.amax(dim=1, keepdim=True)
+        light *= _rolled_off(brightest).div_(brightest.clamp_(min=1e-6))
+    return light.clamp_(max=1).pow_(1 / SCREEN).mul_(255).add_(0.5).to(torch.uint8).view(pixels.shape).numpy()
 
 
 @cache
-def _light(transfer: int) -> np.ndarray:
+def _light(transfer: int) -> torch.Tensor:
     """16-bit values → linear light, float32 [65536]. 1 is the reference white; for HLG, the scene's peak."""
     value = np.arange(65536) / 65535
     if transfer == PQ:
@@ -206,12 +205,12 @@ def _light(transfer: int) -> np.ndarray:
         light = np.where(value <= 0.5, value**2 / 3, (np.exp((value - c) / a) + b) / 12)
     else:
         light = value**SCREEN
-    return light.astype(np.float32)
+    return torch.from_numpy(light.astype(np.float32))
 
 
-def _rolled_off(light: np.ndarray) -> np.ndarray:
+def _rolled_off(light: torch.Tensor) -> torch.Tensor:
     """Reinhard's extended curve above KNEE: slope 1 there, and 1 at PEAK."""
-    above = np.maximum(light - KNEE, 0) / (1 - KNEE)
+    above = ((light - KNEE) / (1 - KNEE)).clamp_(min=0)
     top = (PEAK / WHITE - KNEE) / (1 - KNEE)
     curve = KNEE + (1 - KNEE) * above * (1 + above / top**2) / (1 + above)
-    return np.where(light <= KNEE, light, np.minimum(curve, 1)).astype(np.float32)
+    return torch.where(light <= KNEE, light, curve.clamp_(max=1))

@@ -155,18 +155,37 @@ class Decomposed(Adapter):
         return whole.mul_(magnitude / norms).view(weight.shape).sub_(weight)
 
 
+class Leaf(nn.Module):
+    """One tensor of a change beside a quantized weight, as a module of its own, under the name `weight`.
+
+    ComfyUI's dynamic memory pages only `weight` and `bias` of a layer, and puts all other parameters onto the device
+    for as long as the model is loaded.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(tensor, requires_grad=False)
+
+    def forward(self, use: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Returns use(the tensor on `device` in `dtype`)."""
+        return use(self.weight.to(device, dtype))
+
+
 class Edit(nn.Module):
-    """An adapter beside a quantized weight: W in float32 → its change. Its tensors are parameters of this module."""
+    """An adapter beside a quantized weight: W in float32 → its change. Each of its tensors is a leaf."""
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
         self.adapter = adapter
-        for number, tensor in enumerate(tensors(adapter)):
-            self.register_parameter(f"tensor_{number}", nn.Parameter(tensor, requires_grad=False))
+        self.leaves = nn.ModuleList(map(Leaf, tensors(adapter)))
 
     def forward(self, weight: Tensor) -> Tensor:
-        values = self.parameters(recurse=False)
-        return moved(self.adapter, lambda _: next(values).data.to(weight.device)).change(weight)
+        # Copies in the dtype that computes, because ComfyUI may fetch a later tensor into an earlier one's memory.
+        values = [
+            leaf(lambda value: value.to(torch.float32, copy=True), weight.device, leaf.weight.dtype)
+            for leaf in self.leaves
+        ]
+        return filled(self.adapter, values).change(weight)
 
 
 def combine(weight: Tensor, terms: Iterable[tuple[Callable[[Tensor], Tensor], float]]) -> Tensor:
@@ -189,6 +208,12 @@ def moved(adapter: Adapter, to: Callable[[Tensor], Tensor]) -> Adapter:
         return moved(value, to) if isinstance(value, Adapter) else value
 
     return replace(adapter, **{entry.name: each(getattr(adapter, entry.name)) for entry in fields(adapter)})
+
+
+def filled(adapter: Adapter, values: Iterable[Tensor]) -> Adapter:
+    """The same adapter with these tensors, in the order of `tensors`."""
+    following = iter(values)
+    return moved(adapter, lambda _: next(following))
 
 
 def tensors(adapter: Adapter) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adapters import Adapter, Edit, LowRank, combine
+from .adapters import Adapter, Edit, Leaf, LowRank, combine
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 PLAIN = ("proj_in", "audio_proj_in")
@@ -88,18 +88,18 @@ def to_float8(weight: Tensor) -> Stored:
 
 
 class Branch(nn.Module):
-    """One LoRA pair beside a layer, x [..., in] → x·Aᵀ·Bᵀ [..., out]."""
+    """One LoRA pair beside a layer, x [..., in] → x·Aᵀ·Bᵀ [..., out]. down: A [rank, in]; up: B [out, rank]."""
 
     def __init__(self, down: Tensor, up: Tensor) -> None:
         super().__init__()
-        self.down = nn.Parameter(down, requires_grad=False)
-        self.up = nn.Parameter(up, requires_grad=False)
+        self.down = Leaf(down)
+        self.up = Leaf(up)
 
     def forward(self, x: Tensor, y: Tensor, scale: float) -> Tensor:
         """Adds it, times `scale`, to the layer's output `y` [..., out], in place and as part of the product: in all the
         output is read and written once."""
-        inner = F.linear(x, self.down.to(x)).flatten(0, -2)
-        y.view(-1, y.shape[-1]).addmm_(inner, self.up.to(x).t(), alpha=scale)
+        inner = self.down(lambda down: F.linear(x, down), x.device, x.dtype).flatten(0, -2)
+        self.up(lambda up: y.view(-1, y.shape[-1]).addmm_(inner, up.t(), alpha=scale), x.device, x.dtype)
         return y
 
 

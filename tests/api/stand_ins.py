@@ -16,7 +16,7 @@ from a2v.api.database import rows
 from a2v.api.database.rows import DONE, StoredRequest
 from a2v.api.database.store import Store
 from a2v.api.files.incoming import Incoming
-from a2v.api.graph.compose import FINAL_PROMPT, SAVE
+from a2v.api.graph.compose import FINAL_PROMPT, SAVE, SAVE_PART
 from a2v.api.graph.graph import Graph, Prompt
 from a2v.api.graph.model_files import ModelNames
 from a2v.api.host import Host, NodeError, Outcome
@@ -82,11 +82,13 @@ class StandIn(Host):
     def outputs(self, prompt: Prompt) -> dict[str, dict[str, Any]]:
         """What the saver wrote, and the final prompt."""
         graph = Graph(prompt)
-        saver = graph.inputs(SAVE)
-        folder, name = Path(saver["filename_prefix"]).parts
-        path = self.settings.output / folder / f"{name}_00001_.mp4"
+        kind, ending = (SAVE, ".mp4") if graph.has(SAVE) else (SAVE_PART, ".safetensors")
+        folder, name = Path(graph.inputs(kind)["filename_prefix"]).parts
+        path = self.settings.output / folder / f"{name}_00001_{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(PICTURE)
+        if kind == SAVE_PART:
+            return {graph.find(kind): {"report": [{"filename": path.name, "subfolder": folder, "notes": []}]}}
         facts = {"filename": path.name, "subfolder": folder, "width": 64, "height": 64, "frames": 9}
         facts |= {"fps": "24", "duration": 0.375, "notes": ["a note"]}
         return {graph.find(SAVE): {"report": [facts]}, graph.find("PreviewAny", FINAL_PROMPT): {"text": ["spoken"]}}

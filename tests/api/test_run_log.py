@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from a2v.api.graph.begun import Begun
 from a2v.api.graph.graph import sources
+from a2v.api.host import NODE_TEXT
 from a2v.api.queue.run_log import RunLog
 
 Event = tuple[str, dict[str, Any]]
@@ -114,3 +115,20 @@ def test_a_log_names_a_saver_once_and_behind_the_samplers() -> None:
         "Save: 1/4",
         "After",
     ]
+
+
+def test_the_steps_of_a_film_are_told_by_their_windows() -> None:
+    """As the command tells them. A node's text that names no window changes nothing."""
+    lines: list[str] = []
+    log = RunLog(PROMPT, lines.append)
+    step = 0
+    for window in (1, 2):
+        for done in (1, 2):
+            step += 1
+            place = f"window {window} of 2, step {done}/2"
+            log(NODE_TEXT, {"node": "sample", "text": f"window {window} of 2, about 5 s left", "window": place})
+            log("progress", {"node": "sample", "value": step, "max": 4})
+    log(NODE_TEXT, {"node": "load", "text": "a report"})
+    log("progress", {"node": "save", "value": 1, "max": 2})
+    expected = [f"LTXA2VSampler: window {w} of 2, step {s}/2" for w in (1, 2) for s in (1, 2)]
+    assert [line for line in lines if ":" in line] == [*expected, "Save: 1/2"]

@@ -166,7 +166,7 @@ def test_a_film_is_cut_into_windows() -> None:
         "overlap": 2,
         "pauses": True,
         "anchor": 1.0,
-        "drift": 0.0,
+        "drift": 0.3,
         "window_seeds": "",
         "audio": [graph.find("LTXA2VPreprocessAudio"), 0],
         "frames": [frames, 0],

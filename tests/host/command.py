@@ -38,24 +38,25 @@ def command_files(files: TinyFiles) -> dict[str, Path]:
 
 
 def run_command(
-    folder: Path, request: Mapping[str, Any], files: Mapping[str, Path | None], *images: Path
+    folder: Path, request: Mapping[str, Any], files: Mapping[str, Path | None], *images: Path, fp8: bool = False
 ) -> tuple[np.ndarray, Path]:
     """Runs the command in float32 on the CPU. files: by option without its dashes; None is left out. images: the first
-    and the end image. Returns the frames, uint8 [n, H, W, 3], before they are encoded, and the finished video."""
+    and the end image. fp8: whether it rounds the weights. Returns the frames, uint8 [n, H, W, 3], before they are
+    encoded, and the finished video."""
     trace, output = folder / "trace.safetensors", folder / "out.mp4"
     pictures = dict(zip(("image", "end-image"), images, strict=False))
-    run_request(folder, {**REQUEST, **request}, {"trace": trace, "output": output, **files, **pictures})
+    run_request(folder, {**REQUEST, **request}, {"trace": trace, "output": output, **files, **pictures}, fp8=fp8)
     return load_file(trace)["final/frames_u8"].numpy(), output
 
 
 def run_request(
-    folder: Path, request: Mapping[str, Any], files: Mapping[str, Path | None]
+    folder: Path, request: Mapping[str, Any], files: Mapping[str, Path | None], *, fp8: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command in float32 on the CPU with that request and no other parameter. files: as in `run_command`, with
     the output. Returns what it said."""
     written = folder / "request.json"
     written.write_text(json.dumps(request), encoding="utf-8")
-    command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu"]
+    command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu", *(["--fp8"] if fp8 else [])]
     for name, path in {"request": written, **files}.items():
         if path is not None:
             command += [f"--{name}", str(path)]

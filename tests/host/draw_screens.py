@@ -1,6 +1,7 @@
 """Photographs the shipped workflows as they open, at 1600x1000: `python tests/host/draw_screens.py [NAME ...]`.
 
-Both renderings of the frontend that runs here, of the host in LTX_A2V_HOST or of the pinned one. Written are
+Both renderings of the frontend that runs here, of the host in LTX_A2V_HOST or of the pinned one; the canvas alone where
+Nodes 2.0 is an experiment yet. Written are
 assets/screens/FRONTEND/RENDERING/NAME.jpg, with the workflows' names in workflows/api. Exit status: 0; 1 if there is no
 browser.
 """
@@ -24,8 +25,9 @@ sys.modules.setdefault("a2v", alias)
 from a2v.tests.host.browser import Frontend, browser_path
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.draw_workflows import FRONTEND, INPUTS, JPEG_QUALITY, opening_file
-from a2v.tests.host.drawing.measure import DRAWN, RENDER
+from a2v.tests.host.drawing.measure import DRAWN, FINISHED, RENDER
 from a2v.tests.host.drawing.variants import VARIANTS, Variant
+from packaging.version import Version
 from PIL import Image
 
 SCREENS = ROOT / "assets" / "screens"
@@ -56,6 +58,8 @@ def main(names: list[str]) -> int:
             server.upload(file)
         with Frontend(server.url, chromium, width=1600, height=1000) as frontend:
             for rendering, nodes2 in RENDERINGS.items():
+                if nodes2 and Version(version(FRONTEND)) < FINISHED:
+                    continue
                 frontend.page.evaluate(RENDER, nodes2)
                 for variant in VARIANTS:
                     if not names or variant.name in names:

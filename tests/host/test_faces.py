@@ -11,15 +11,29 @@ from a2v.tests.host.browser import Frontend
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.draw_workflows import FRONTEND, INPUTS, all_nodes_file, opening_file
 from a2v.tests.host.drawing import faces
-from a2v.tests.host.drawing.measure import DRAWN, RENDER, enter, look
+from a2v.tests.host.drawing.measure import DRAWN, FINISHED, RENDER, enter, look
 from a2v.tests.host.drawing.variants import VARIANTS, Variant
+from a2v.tests.host.test_workflows import quick
+from a2v.tests.tiny import TinyFiles
 from packaging.version import Version
+from PIL import Image
 
 LEAST = 0.5  # zoom at which a person can read
 FULL = ("first_and_last_image", "audio_regeneration", "song")  # they have the nodes of all others
 COLOURS = """types => types.map(type => [app.canvas.default_connection_color_byType[type],
     getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`)])"""
 FILES = {"opening": opening_file, "all nodes": all_nodes_file}
+DRAWINGS = {"opening": faces.opening, "all nodes": faces.all_nodes}
+SQUARE = 512  # pixels a side, of a result and of the images before it
+IMAGES = """name => [app.graph, ...app.graph.subgraphs.values()].flatMap(graph => graph.nodes)
+    .filter(node => node.type.endsWith('LoadImage')).forEach(node => {
+        const widget = node.widgets.find(widget => widget.name === 'image');
+        widget.options.values = [name];
+        widget.value = name;
+        widget.callback?.(name);
+    })"""
+RESULTS = """() => [...document.querySelectorAll('video')].filter(video => video.readyState && video.videoWidth)
+    .map(video => [video.videoWidth, video.videoHeight])"""
 
 each = pytest.mark.parametrize(
     "variant",
@@ -29,7 +43,7 @@ EXPERIMENT = "Nodes 2.0 is an experiment in this frontend, and draws other sizes
 # In 1.32.9 no face is right and nothing can be recorded; in 1.35.9 what is listed here, and the stages, are too large;
 # in 1.49.6, which offers it to everybody, all is right.
 FIRST, EARLY = (
-    pytest.mark.skipif(Version(version(FRONTEND)) < Version(number), reason=EXPERIMENT) for number in ("1.35", "1.40")
+    pytest.mark.skipif(Version(version(FRONTEND)) < number, reason=EXPERIMENT) for number in (Version("1.35"), FINISHED)
 )
 TOO_LARGE = [("first_and_last_image", "opening"), ("first_and_last_image", "all nodes"), ("song", "all nodes")]
 
@@ -88,4 +102,41 @@ def test_every_stage_fits_the_window(variant: Variant, nodes2: bool, frontend: F
         seen = look(frontend)
         assert seen.wrong == [], path
         assert seen.zoom >= LEAST and seen.links, path
+    enter(frontend)
+
+
+@pytest.fixture(scope="module")
+def square(comfy: Comfy, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("square") / "square.png"
+    Image.effect_noise((SQUARE, SQUARE), 60).convert("RGB").save(path)
+    return comfy.upload(path)
+
+
+@later_renderings
+@pytest.mark.parametrize("face", FILES)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.name in FULL[::2]], ids=lambda variant: variant.name)
+def test_a_square_result_fits_its_node(
+    variant: Variant, face: str, nodes2: bool, frontend: Frontend, comfy: Comfy, models: TinyFiles, square: str
+) -> None:
+    """With square images beside it, in the whole graph and in every stage. The widest shipped results are 16:9, and a
+    node that holds a picture grows with it."""
+    opened(frontend, variant, face, nodes2)
+    frontend.page.evaluate(IMAGES, square)
+    prompt = quick(variant.name, models, INPUTS[0].name, frontend.prompt())
+    for node in prompt.values():
+        values = {
+            "LTXA2VLoadImage": {"image": square},
+            "LoadImage": {"image": square},
+            "LTXA2VVideoSize": {"video_size": "custom", "width": SQUARE, "height": SQUARE},
+        }
+        node["inputs"].update(values.get(node["class_type"], {}))
+    # the page hears of this run as of its own
+    comfy.queue(prompt, client_id=frontend.page.evaluate("() => app.api.clientId"))
+    frontend.page.wait_for_function(f"() => ({RESULTS})().length", timeout=240_000)
+    assert frontend.page.evaluate(RESULTS) == [[SQUARE, SQUARE]]
+    for path in ((), *DRAWINGS[face](variant).ways()):
+        enter(frontend, *path)
+        seen = look(frontend)
+        assert seen.wrong == [] and not seen.hidden, path
+        assert seen.zoom >= LEAST, path
     enter(frontend)

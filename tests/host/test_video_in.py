@@ -94,7 +94,6 @@ def request(edit: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
         "seed": 4,
         "video_size": dict(zip(("width", "height"), SIZE, strict=True)),
         "num_inference_steps": 2,
-        "num_frames": 25,
         "scheduler": "beta",
         "video_cfg_scale": 3.0,
         "video_stg_scale": 1.0,

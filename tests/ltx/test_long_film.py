@@ -81,6 +81,9 @@ def test_memory_is_flat(tiny: TinyFiles, tmp_path: Path) -> None:
     stages = {
         stage: [size for name, size in found if name.startswith(f"{stage} stage")] for stage in ("first", "second")
     }
+    grown = {name: max(sizes) / sizes[1] - 1 for name, sizes in stages.items()}
+    print(f"resident memory {stages['first'][1] / 1024:.0f} MB, then {grown}; disk {figures['disk'] / 1e6:.1f} MB, ")
+    print(f"forecast {figures['needed'] / 1e6:.1f} MB; {len(stages['first'])} windows a stage")
     assert figures["frames"] == MINUTES * 60 * 24 + 1 and len(stages["first"]) == len(stages["second"]) > 250
     assert max(stages["first"]) < 1.05 * stages["first"][1]
     assert max(stages["second"]) < 1.05 * stages["second"][1]

@@ -32,6 +32,7 @@ from a2v.ltx.request import PARAMETERS, SIZES, parse
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import Checkpoint
 from a2v.tests.ltx.goldens import relative
+from a2v.tests.ltx.media.clips import plain, write_clip
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -249,6 +250,23 @@ ROWS: dict[str, tuple[Row, ...]] = {
             {"windows": True},
         ),
     ),
+    # Of a film that goes on behind its video of 9 frames: one more latent is made anew.
+    "edit": (
+        Row(
+            {"start": 0.1, "end": 0.2},
+            (r"s1/step0/in_video", r"s\d/(denoise_mask_video|step\d/call\d/video_timesteps)", CALLS, FIRST, *LATER),
+            {"num_frames": 17},
+            files=("video",),
+        ),
+    ),
+    "reference": (
+        Row({"attention": 0.4}, (r"s1/attention_mask_video", CALLS, FIRST, *LATER), files=("reference",)),
+        Row(
+            {"strength": 0.4},
+            (r"s1/step0/in_video", r"s1/(denoise_mask_video|step\d/call\d/video_timesteps)", CALLS, FIRST, *LATER),
+            files=("reference",),
+        ),
+    ),
     "use_restart_sampling": (Row(False, (r"s1/step0/out_video", *LATER)),),
     # Of three steps, regular leaves the last one unguided: its one pass is alone in its batch.
     "acceleration": (
@@ -368,6 +386,8 @@ def media(tiny: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "camera_lora": tiny.camera_lora,
         "distill_lora": tiny.distilled_lora,
         "safety_checker": write_checker(folder / "mild", -9.0),
+        "video": write_clip(folder / "video.mkv", [plain(number, 64, 128) for number in range(9)]),
+        "reference": write_clip(folder / "reference.mkv", [plain(number) for number in range(9)]),
     }
 
 

@@ -190,7 +190,7 @@ def test_a_new_track_takes_the_place_of_the_sources(engine: Engine, media: dict[
 @pytest.mark.parametrize("at", [0.0, 17 / 24])
 def test_a_film_goes_on_before_and_behind_the_source(engine: Engine, media: dict[str, Path], at: float) -> None:
     """Its frames stay where they fill whole latents; the sound goes on as well."""
-    result = engine({"num_frames": 49, "match_audio_length": False, "edit": {"at": at}}, video=media["video"])
+    result = engine({"num_frames": 49, "edit": {"at": at}}, video=media["video"])
     assert len(result.frames) == 49
     first = round(at * 24)
     whole = slice(first, first + FRAMES) if not first else slice(17, 41)

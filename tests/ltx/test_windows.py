@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import frames_of
-from a2v.ltx.windows import JOIN, Border, Window, WindowSize, cut_windows
+from a2v.ltx.windows import JOIN, Border, Window, WindowSize, cut_windows, hard_cuts, shares
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -196,3 +196,40 @@ def test_what_a_request_may_say() -> None:
         WindowSize(seeds=((5, 1), (12, 4))).check_seeds(11)
     assert WindowSize.parse({"pauses": False}) == WindowSize(pauses=False) != WindowSize()
     assert WindowSize.parse({"frames": 17, "overlap": 1}) == WindowSize(17, 1)
+
+
+@given(cuts(), st.lists(st.tuples(st.integers(1, 600), st.booleans()), max_size=6, unique_by=lambda each: each[0]))
+def test_a_hard_cut_is_one_that_was_asked_for(cut: tuple[int, WindowSize], places: list[tuple[int, bool]]) -> None:
+    """A section without one that begins at latent 1 can be given latent 0 alone, and goes on with it nevertheless."""
+    frames, size = cut
+    borders = [Border(*place) for place in sorted(places)]
+    wanted = tuple(border.latent for border in borders if border.cut and frames_of(border.latent) < frames)
+    assert hard_cuts(cut_windows(frames, size, borders)) == wanted
+    behind = 1
+    for window in cut_windows(frames, size, borders):
+        behind = window.new.start if window.cut else behind
+        shared = range(window.start + 1, window.start + window.given)
+        assert all(latent >= behind for latent in shared), "nothing before a cut is given to a window behind it"
+    assert hard_cuts(cut_windows(frames_of(9), size, [Border(1)])) == ()
+    assert hard_cuts(cut_windows(frames_of(9), size, [Border(1, cut=True)])) == (1,)
+
+
+@given(
+    cuts(),
+    st.lists(st.tuples(st.integers(1, 600), st.booleans()), max_size=9, unique_by=lambda each: each[0]),
+    st.integers(1, 8),
+)
+def test_the_parts_of_a_film(cut: tuple[int, WindowSize], places: list[tuple[int, bool]], count: int) -> None:
+    frames, size = cut
+    windows = cut_windows(frames, size, [Border(*place) for place in sorted(places)])
+    parts = shares(windows, count)
+    assert [number for part in parts for number in part] == list(range(len(windows)))
+    assert len(parts) == min(count, len(hard_cuts(windows)) + 1) and all(parts)
+    assert all(windows[part.start].cut for part in parts[1:]), "a part begins behind a hard cut"
+
+
+def test_parts_are_about_equally_long() -> None:
+    size, cuts_at = WindowSize(33, 2), [10, 12, 20, 28, 29, 30]
+    windows = cut_windows(frames_of(40), size, [Border(latent, cut=True) for latent in cuts_at])
+    assert [windows[part.start].new.start for part in shares(windows, 4)] == [0, 10, 20, 30]
+    assert [windows[part.start].new.start for part in shares(windows, 2)] == [0, 20]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from a2v.tests.host.browser import Frontend
+from packaging.version import Version
 
 RENDER = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
 """Switches between the frontend's two renderings: Nodes 2.0, or the canvas."""
+FINISHED = Version("1.40")
+"""The frontend from which on Nodes 2.0 is offered to everybody. Before, it is an experiment that draws other sizes."""
 DRAWN = "() => [...app.canvas.graph.links.values()].every(link => link.path)"
 """Whether all links of the open graph are drawn."""
 # In Nodes 2.0 nodes are elements of the page, else the canvas knows their boxes. A link that has corners is drawn in
@@ -75,6 +78,7 @@ ENTER = """async path => {
     await app.extensionManager.command.execute('Comfy.Canvas.FitView');
     await new Promise(done => setTimeout(done, 700));
 }"""
+LOOKS, BETWEEN = 20, 300  # at most; milliseconds
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,14 @@ class Looks:
 
 
 def look(frontend: Frontend) -> Looks:
-    return Looks(**frontend.page.evaluate(MEASURE))
+    """What the page shows once it has come to rest: its nodes get their places and sizes over several frames."""
+    seen = frontend.page.evaluate(MEASURE)
+    for _ in range(LOOKS):
+        frontend.page.wait_for_timeout(BETWEEN)
+        before, seen = seen, frontend.page.evaluate(MEASURE)
+        if seen == before:
+            break
+    return Looks(**seen)
 
 
 def enter(frontend: Frontend, *titles: str) -> None:

@@ -1,0 +1,242 @@
+"""Films that several machines make together, on ComfyUIs that run no graph: who makes what, and what is left of it.
+
+The machines of a real cluster make a real film in tests/host/test_api_cluster_films.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from a2v.api.database.store import Store
+from a2v.api.graph.compose import FILM_PART, SAVE, SAVE_PART, compose
+from a2v.api.graph.graph import Graph, Prompt
+from a2v.api.graph.parts import part_of, possible_parts
+from a2v.api.host import HostLost, NodeError, Outcome
+from a2v.api.queue.lane import Lane
+from a2v.api.queue.runner import PART_SECONDS
+from a2v.api.settings import Settings
+from a2v.api.ticking import Ticker
+from a2v.ltx.request import parse
+from a2v.tests.api.stand_ins import BODY, NODES, Place, StandIn, working
+
+FILM = {**BODY, "timeline": "0:00 a\n0:10 [cut] b\n0:15 c\n0:20 [cut] d\n0:30 [cut] e"}
+Visit = Callable[["Pair"], Awaitable[None]]
+
+
+class Pair:
+    """A server and a worker. lost: how the worker's runs ended."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.worker, self.lost = place, StandIn(place.settings), []
+        self.returns = False  # whether the worker is there again at once
+        queue = place.queue
+        self.ticker = Ticker("the worker", self.tick)
+        self.lane = Lane(self.worker, place.database, place.settings, queue.journal, queue.finishing, self.ticker.wake,
+                         queue.crew, name="worker", on_end=lambda *end: self.lost.append(end),
+                         is_there=lambda: self.works)  # fmt: skip
+
+    @property
+    def works(self) -> bool:
+        """Whether nothing was lost there: a worker is set aside then."""
+        return self.returns or not any(reason for reason, _ in self.lost)
+
+    async def tick(self) -> None:
+        if self.lane.is_busy or self.works:
+            await self.lane.tick()
+
+    def parts(self) -> list[Prompt]:
+        return [run for host in (self.place.host, self.worker) for run in host.runs if Graph(run).has(SAVE_PART)]
+
+    def films(self) -> list[Prompt]:
+        return [run for host in (self.place.host, self.worker) for run in host.runs if Graph(run).has(SAVE)]
+
+    def files(self) -> list[str]:
+        return [name for name in self.place.files() if name.endswith(".safetensors")]
+
+
+@asynccontextmanager
+async def pair(settings: Settings, database: Store) -> AsyncIterator[Pair]:
+    async with working(settings, database) as place:
+        found = Pair(place)
+        found.lane.leases.start()
+        found.ticker.start()
+        try:
+            yield found
+        finally:
+            await found.ticker.stop()
+            await found.lane.close()
+            await asyncio.to_thread(found.lane.leases.stop)
+
+
+def at(settings: Settings, database: Store, visit: Visit) -> None:
+    async def main() -> None:
+        async with pair(settings, database) as found:
+            await visit(found)
+
+    asyncio.run(main())
+
+
+async def slowly(_: Prompt) -> None:
+    await asyncio.sleep(0.05)
+
+
+def test_both_make_parts_and_the_head_joins_them(settings: Settings, database: Store) -> None:
+    async def visit(pair: Pair) -> None:
+        pair.place.host.act = pair.worker.act = slowly
+        request_id = await pair.place.submit(FILM)
+        ended = await pair.place.end_of(request_id)
+        assert ended.error is None and ended.result["video"]["num_frames"] == 9
+        made = [Graph(run).inputs(FILM_PART) for run in pair.parts()]
+        assert sorted((each["part"], each["parts"]) for each in made) == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        assert pair.worker.runs and pair.films() == [pair.place.host.runs[-1]], "the head makes the film"
+        joined = Graph(pair.films()[0]).inputs(FILM_PART)
+        names = [Graph(run).inputs(SAVE_PART)["filename_prefix"] + "_00001_.safetensors" for run in pair.parts()]
+        assert joined["part"] == 0 and sorted(joined["made"].splitlines()) == sorted(names)
+        assert not Graph(ended.workflow).has(FILM_PART), "the graph that people get is the whole one"
+        assert pair.files() == [] and len(pair.place.files()) == 1
+        lines = await pair.place.log_of(request_id)
+        assert sum(line.endswith(": made") for line in lines) == 4
+        assert any(line.endswith(": sent to worker") for line in lines) and "Part 1 of 4: Started" in lines
+        assert ended.created <= ended.started <= ended.ended
+        assert (None, True) in pair.lost
+
+    at(settings, database, visit)
+
+
+@pytest.mark.parametrize("timeline", ["", "0:00 a\n0:10 b"])
+def test_a_film_without_a_cut_is_made_by_one(settings: Settings, database: Store, timeline: str) -> None:
+    async def visit(pair: Pair) -> None:
+        request_id = await pair.place.submit({**FILM, "timeline": timeline, "windows": True})
+        assert (await pair.place.end_of(request_id)).error is None
+        assert len(pair.films()) == 1 and pair.parts() == []
+
+    at(settings, database, visit)
+
+
+def test_one_machine_makes_the_whole_at_once(settings: Settings, database: Store) -> None:
+    async def main() -> None:
+        async with working(settings, database) as place:
+            assert (await place.end_of(await place.submit(FILM))).error is None
+            assert len(place.host.runs) == 1 and not Graph(place.host.runs[0]).has(FILM_PART)
+
+    asyncio.run(main())
+
+
+def test_a_lost_worker_s_part_goes_to_another(settings: Settings, database: Store) -> None:
+    async def dies(_: Prompt) -> None:
+        await asyncio.sleep(0.02)
+        raise HostLost("its machine is gone")
+
+    async def visit(pair: Pair) -> None:
+        pair.place.host.act, pair.worker.act = slowly, dies
+        request_id = await pair.place.submit(FILM)
+        ended = await pair.place.end_of(request_id)
+        lines = await pair.place.log_of(request_id)
+        assert any("worker did not finish it, another one will: its machine is gone" in line for line in lines)
+        assert ended.error is None and sum(line.endswith(": made") for line in lines) == 4
+        assert ("its machine is gone", True) in pair.lost and pair.files() == []
+
+    at(settings, database, visit)
+
+
+def test_a_part_that_ends_a_machine_again_and_again_ends_the_film(settings: Settings, database: Store) -> None:
+    async def dies(_: Prompt) -> None:
+        await asyncio.sleep(0.01)
+        raise HostLost("its machine is gone")
+
+    async def never(_: Prompt) -> None:
+        await asyncio.Event().wait()
+
+    async def visit(pair: Pair) -> None:
+        pair.returns = True
+        pair.place.host.act, pair.worker.act = never, dies
+        ended = await pair.place.end_of(await pair.place.submit(FILM))
+        assert ended.error_type == "server_lost" and pair.films() == []
+        assert not pair.lane.is_busy and len(pair.place.host.stopped) == 1
+
+    at(settings, database, visit)
+
+
+def test_a_mistake_in_a_part_is_the_request_s(settings: Settings, database: Store) -> None:
+    async def wrong(prompt: Prompt) -> Outcome | None:
+        await asyncio.sleep(0.02)
+        node = Graph(prompt).find("LTXA2VTimeline")
+        message = "timeline: section 0:30.0 begins after the end of the film at 3.0 s; leave it out."
+        return Outcome(error=NodeError(node, "a2v.ltx.errors.InputError", message))
+
+    async def visit(pair: Pair) -> None:
+        pair.place.host.act, pair.worker.act = slowly, wrong
+        ended = await pair.place.end_of(await pair.place.submit(FILM))
+        assert ended.error_status == 422 and ended.error_detail[0]["loc"] == ["body", "timeline"]
+        assert pair.films() == [] and not pair.lane.is_busy
+
+    at(settings, database, visit)
+
+
+def test_a_cancel_stops_both_and_what_was_made_is_taken_up(settings: Settings, database: Store) -> None:
+    async def visit(pair: Pair) -> None:
+        gate, runs = asyncio.Event(), []
+
+        async def one_then_wait(prompt: Prompt) -> None:
+            runs.append(prompt)
+            if len(runs) > 1:
+                await gate.wait()
+
+        pair.place.host.act = pair.worker.act = one_then_wait
+        request_id = await pair.place.submit(FILM)
+        await pair.place.until(lambda: len(runs) >= 3)
+        await pair.place.queue.cancel(request_id)
+        assert (await pair.place.end_of(request_id)).error_type == "client_cancelled"
+        await pair.place.until(lambda: len(pair.place.host.stopped) == len(pair.worker.stopped) == 1)
+        (made,) = pair.files()
+        gate.set()
+        again = await pair.place.submit(FILM)
+        assert (await pair.place.end_of(again)).error is None
+        lines = await pair.place.log_of(again)
+        assert sum(line.endswith(": made before") for line in lines) == 1
+        assert sum(line.endswith(": made") for line in lines) == 3
+        assert f"ltx_a2v_api/{made}" in Graph(pair.films()[0]).inputs(FILM_PART)["made"] and pair.files() == []
+
+    at(settings, database, visit)
+
+
+def test_parts_that_nobody_joined_go_a_day_later(settings: Settings, database: Store) -> None:
+    async def visit(pair: Pair) -> None:
+        pair.place.host.act = pair.worker.act = slowly
+        folder = settings.output_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {
+            "old": f"{'a' * 32}_00001_.safetensors",
+            "young": f"{'b' * 32}_00001_.safetensors",
+            "mine": "x.safetensors",
+        }
+        for name, file in names.items():
+            (folder / file).touch()
+            if name != "young":
+                os.utime(folder / file, (time.time() - PART_SECONDS - 60,) * 2)
+        await pair.place.end_of(await pair.place.submit(FILM))
+        assert pair.files() == sorted([names["young"], names["mine"]])
+
+    at(settings, database, visit)
+
+
+def test_a_part_is_known_by_all_that_goes_into_it() -> None:
+    """Its name is its content's; the name of the film is no part of that."""
+    asked = {"prompt": "x", "timeline": FILM["timeline"], "seed": 3}
+
+    def made(prefix: str = "p", **changes: Any) -> Prompt:
+        return compose(parse({**asked, **changes}), NODES, audio="a.wav", prefix=prefix)
+
+    graph, name = part_of(made(), 2, 4)
+    assert part_of(made("other"), 2, 4)[1] == name
+    others = [part_of(made(), 3, 4), part_of(made(), 2, 3), part_of(made(seed=4), 2, 4)]
+    assert name not in {other for _, other in others}
+    kinds = {node["class_type"] for node in graph.values()}
+    assert {"LTXA2VSampler", SAVE_PART, FILM_PART} <= kinds and not {SAVE, "LTXA2VReport", "PreviewAny"} & kinds
+    assert possible_parts(parse(asked)) == 4

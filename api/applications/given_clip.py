@@ -71,7 +71,7 @@ def place_of(count: int, num_frames: int, context: int, direction: str) -> Place
     """Where a video of so many frames lies in the longer film. num_frames: of the new part with its context; context:
     frames of the video that it is made to fit. Raises InputError if no new frames are left.
 
-    The context is rounded down to 8k+1, and the film up to it, so that the new part may have up to seven frames more.
+    The context is rounded down to 8k+1, and the film up to it, so that the new part may have some frames more.
     """
     fitted = min(context, count)
     fitted = (fitted - 1) // TIME_SCALE * TIME_SCALE + 1 if fitted else 0
@@ -80,7 +80,8 @@ def place_of(count: int, num_frames: int, context: int, direction: str) -> Place
             f"num_frames: {num_frames} frames are no more than their context of {fitted}, and nothing is new; "
             "raise num_frames or lower num_context_frames."
         )
-    frames = round_frames(count + num_frames - fitted)
+    # a film of no more latents than the video would be the video alone
+    frames = max(round_frames(count + num_frames - fitted), round_frames(count) + TIME_SCALE)
     begin = frames - count if direction == BACKWARD else 0
     edge = begin if direction == BACKWARD else count - fitted
     return Place(frames, begin, edge, fitted)

@@ -114,6 +114,8 @@ def test_a_file_that_cannot_be_read_is_told_by_its_input(tmp_path: Path) -> None
         (30, 121, 121, "forward", (129, 0, 5, 25)),
         (5, 9, 25, "forward", (17, 0, 4, 1)),
         (5, 9, 0, "forward", (17, 0, 5, 0)),
+        (11, 13, 9, "forward", (25, 0, 2, 9)),
+        (11, 13, 9, "backward", (25, 14, 14, 9)),
     ],
 )
 def test_the_place_of_a_video(count: int, num_frames: int, context: int, direction: str, place: Any) -> None:

@@ -188,6 +188,15 @@ def test_what_was_there_stays_where_a_clip_is_made_longer(client: Any, clips: di
     assert np.abs(found[COUNT:].astype(int) - given[-1]).mean() > 10
 
 
+@pytest.mark.soak
+def test_a_long_clip_is_made_longer_in_windows(client: Any, tmp_path: Path) -> None:
+    """488 frames, of which windows make no more than the last ones."""
+    clip = write_clip(tmp_path / "long.mp4", drawn(1) * 488, kind="h264.mp4", fps=Fraction(50))
+    asked = {"num_frames": 33, "num_context_frames": 9, "use_multiscale": False}
+    result = run(client, "extend-video", clip, **asked, video_size={"width": 96, "height": 64})
+    assert result["video"]["num_frames"] == 513 and frames_of(download(result, tmp_path)).shape == (513, 64, 96, 3)
+
+
 def test_edges_and_the_whole_picture_are_not_the_same(client: Any, clips: dict[str, Path], tmp_path: Path) -> None:
     name = "reference-video-to-video"
     asked = {"seed": 8, "enable_safety_checker": False}

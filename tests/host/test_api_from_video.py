@@ -189,6 +189,7 @@ def test_what_was_there_stays_where_a_clip_is_made_longer(client: Any, clips: di
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_a_long_clip_is_made_longer_in_windows(client: Any, tmp_path: Path) -> None:
     """488 frames, of which windows make no more than the last ones."""
     clip = write_clip(tmp_path / "long.mp4", drawn(1) * 488, kind="h264.mp4", fps=Fraction(50))

@@ -89,6 +89,18 @@ def lora_argument(text: str) -> tuple[Path, float]:
         return Path(text), 1.0
 
 
+def keyframe_argument(text: str) -> tuple[Path, int, float]:
+    """Splits FILE@FRAME:STRENGTH; without a strength it is 1. The last @ separates the file."""
+    path, _, place = text.rpartition("@")
+    frame, _, strength = place.partition(":")
+    try:
+        if path:
+            return Path(path), int(frame), float(strength or 1)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not FILE@FRAME:STRENGTH, as in face.png@48:0.8")
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m ltx",
@@ -117,9 +129,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--video-vae", type=Path, metavar="F", help="video VAE, if the checkpoint has none")
     p.add_argument("--audio-vae", type=Path, metavar="F", help="audio VAE and vocoder, if the checkpoint has none")
     p.add_argument("--connectors", type=Path, metavar="F", help="text connectors, if the checkpoint has none")
-    p.add_argument("--audio", type=Path, required=True, metavar="F", help="audio, or a video with sound")
-    p.add_argument("--image", type=Path, metavar="F", help="first frame")
-    p.add_argument("--end-image", type=Path, metavar="F", help="last frame")
+    _add_media(p)
     p.add_argument("--safety-checker", type=Path, metavar="DIR", help="folder of an image classifier of transformers")
     p.add_argument("--request", type=Path, required=True, metavar="FILE.json", help="the endpoint's parameters")
     p.add_argument(
@@ -148,6 +158,24 @@ def parser() -> argparse.ArgumentParser:
         help="the finished video, .mp4 unless the request names another format",
     )
     return p
+
+
+def _add_media(p: argparse.ArgumentParser) -> None:
+    """Adds the flags that name what a video is made of."""
+    p.add_argument("--audio", type=Path, metavar="F", help="audio, or a video with sound; default: that of --video")
+    p.add_argument("--image", type=Path, metavar="F", help="first frame")
+    p.add_argument("--end-image", type=Path, metavar="F", help="last frame")
+    p.add_argument(
+        "--keyframe",
+        type=keyframe_argument,
+        action="append",
+        default=[],
+        metavar="F@FRAME:STRENGTH",
+        help="an image at a frame; its strength is 1 unless it is named; may be repeated",
+    )
+    p.add_argument("--video", type=Path, metavar="F", help="source video; edit in the request says what is made anew")
+    p.add_argument("--mask", type=Path, metavar="F", help="image or video, white where the source may change")
+    p.add_argument("--reference", type=Path, metavar="F", help="reference video, for an IC-LoRA")
 
 
 def check_names(arguments: argparse.Namespace) -> None:
@@ -247,6 +275,10 @@ def files_of(arguments: argparse.Namespace) -> Files:
         contexts=arguments.cache_dir,
         expander=arguments.expander,
         sections=arguments.request.parent,
+        video=arguments.video,
+        mask=arguments.mask,
+        reference=arguments.reference,
+        keyframes=tuple(arguments.keyframe),
     )
 
 

@@ -1,4 +1,4 @@
-"""Encodes the prompts, the sound and the images of a job before sampling. Each model is loaded when it is needed."""
+"""Encodes the prompts and the sound of a job before sampling. Each model is loaded when it is needed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 
 from torch import nn
 
-from .diffusion.conditioning import AudioCondition, Guide, TextContext
-from .diffusion.encode import encode_image
+from .diffusion.conditioning import AudioCondition, TextContext
 from .diffusion.sound import encode_audio, encode_mel, log_mel
 from .job import Compute, Job
 from .media import preprocess
 from .media.audio import conditioning_track, part_from, soundtrack
-from .media.images import fit
 from .memory.forecast import EXPANDER, GEMMA
 from .memory.offload import Offload, offload_gemma
 from .prompt.contexts import ContextCache, fingerprint
@@ -170,26 +168,8 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
             inside("mel", mel)
             inside("latent", encode_mel(vae, mel))  # before it is cut, as in the golden files
         latent = encode_audio(vae, part, window.frames, clip.fps)
-        found.append(AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength))
+        mask = None if job.source is None else job.source.sound_mask(window, clip.fps)
+        found.append(AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength, mask))
+        if trace is not None and not number:
+            trace("source/audio_latent", latent)
     return tuple(found)
-
-
-def encode_images(job: Job, compute: Compute, trace: Trace | None) -> tuple[tuple[Guide, ...], tuple[Guide, ...]]:
-    """Encodes the images as guides for the first and for the second stage, each at the size of its stage."""
-    clip = job.plan
-    if not job.images:
-        return (), ()
-    vae = job.checkpoint.video_encoder(compute.dtype, compute.device)
-    guides: list[tuple[Guide, ...]] = []
-    for size in clip.sizes:
-        encoded = []
-        for image in job.images:
-            pixels = fit(image.pixels, *size)
-            latent = encode_image(vae, pixels)
-            if trace is not None:
-                number = len(guides) * len(job.images) + len(encoded)
-                trace(f"cond/{number}/pixels", pixels)
-                trace(f"cond/{number}/latent", latent)
-            encoded.append(Guide(latent, image.frame, image.strength))
-        guides.append(tuple(encoded))
-    return guides[0], guides[1] if clip.two_stages else ()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,9 +18,12 @@ from .diffusion.attention import TORCH, check_attention
 from .diffusion.decode import Tiling
 from .diffusion.kept import check_room, disk_needed
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
+from .edits import ALL
 from .errors import InputError
+from .given import Given, ReferenceVideo, SourceVideo, delayed, open_videos
 from .media import preprocess
 from .media.audio import LONGEST, Track, load_track
+from .media.clip import clip_track
 from .media.images import compress, load_image
 from .media.safety import REQUIRED, UNCHECKED
 from .media.video import mixing
@@ -31,17 +37,19 @@ from .weights.names import OF_CONNECTORS
 
 TILING = Tiling()
 AUTO, NEVER, BLOCKS = OFFLOAD = ("auto", "none", "blocks")
+SILENCE = 48_000  # Hz, of a source without sound
 Strengths = tuple[tuple[Lora, float], ...]
 """LoRAs and the strength of each."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Paths of a headless job. loras: pairs of a path and its strength in both stages."""
+    """Paths of a headless job. audio: None if a source video has the sound. loras: pairs of a path and its strength in
+    both stages; an IC-LoRA has it where the reference is. keyframes: an image, its frame and its strength each."""
 
     checkpoint: Path
     text_encoder: Path
-    audio: Path
+    audio: Path | None
     output: Path
     upscaler: Path | None = None
     distill_lora: Path | None = None
@@ -56,6 +64,10 @@ class Files:
     contexts: Path | None = None  # a folder that keeps encoded prompts
     expander: Path | None = None  # the model that writes prompts, instead of the text encoder
     sections: Path | None = None  # the folder of the images that a timeline names
+    video: Path | None = None  # the source, of which a part is made anew
+    mask: Path | None = None  # an image or a video: the part of the picture that may change
+    reference: Path | None = None  # a video that the model looks at
+    keyframes: tuple[tuple[Path, int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,8 @@ class Picture:
 class Job:
     """Everything that is known before a model is loaded.
 
-    images: the first and the end image, then those of the sections. steering, loras: for the first and for the second
+    images: the first and the end image, those of the sections, then the keyframes. silent: whether the file gets no
+    sound. steering, loras: for the first and for the second
     stage; both stages have the same LoRAs in the same order. fits: how each of them fits the transformer, and then the
     text connectors if it may change them. notes: sentences for the report.
     """
@@ -113,6 +126,19 @@ class Job:
     loras: tuple[Strengths, Strengths]
     fits: tuple[tuple[Match, ...], ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+    source: SourceVideo | None = None
+    reference: ReferenceVideo | None = None
+    silent: bool = False
+
+    @property
+    def keeps_sound(self) -> bool:
+        """Whether the track is kept as it is."""
+        return self.request.audio_strength == 1 and not (self.source is not None and self.source.sounds)
+
+    @cached_property
+    def keeps_picture(self) -> bool:
+        """Whether the picture is kept as it is: only the sound is made anew."""
+        return self.source is not None and not self.source.mask(self.plan, self.plan.first_size).any()
 
     @property
     def connector_loras(self) -> Strengths:
@@ -126,21 +152,13 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     """Opens every file and decides every number. It raises InputError for mistakes in the input before models load."""
     steer(request, stg_blocks)  # this raises for settings that do not fit together
     notes = [*request.notes, *_unchecked(files, request)]
-    track = load_track(files.audio, most=LONGEST if request.windows else None)
+    given, track, silent = _given(files, request)
+    request = given.request
     pictures, picture_notes = _pictures(files, request)
     sizes = tuple(None if p is None else (p.shape[1], p.shape[0]) for p in pictures)
-    planned = plan(request, track, sizes)
-    of_sections = _section_images(files, planned)
-    if pictures[1] is not None and planned.frames == 1:
-        raise InputError("end image: a video of one frame has no other frame for it; ask for 9 frames or more.")
-    if request.windows is not None:
-        check_room(files.output.absolute().parent, disk_needed(planned.windows, *planned.sizes))
-    if planned.two_stages and files.upscaler is None:
-        raise InputError("--upscaler: two stages need it; name the upscaler's file or set use_multiscale to false.")
-    if planned.two_stages:
-        load_upscaler(files.upscaler)  # this only maps the file, and raises now rather than after the first stage
-    if request.camera_lora != "none" and files.camera_lora is None:
-        raise InputError(f"camera_lora: {request.camera_lora} needs its file; name it with --camera-lora.")
+    planned = plan(request, track, (given.size, *sizes), shown=given.shown, downscale=given.downscale)
+    placed = _placed(files, request, planned, pictures)
+    _check_stages(files, request, planned)
     checkpoint = load_checkpoint(
         files.checkpoint, video_vae=files.video_vae, audio_vae=files.audio_vae, connectors=files.connectors
     )
@@ -152,22 +170,52 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
         checkpoint.check_upscaler(files.upscaler)
     blueprint = checkpoint.inspect()
     steering = steer(request, stg_blocks, checkpoint.version)
-    steering[0].check(request.audio_strength == 1, layers=len(blueprint.transformer_blocks))
     renewed = request.use_restart_sampling or request.gradient_estimation_gamma
     notes += [INERT] if steering[0].sampler == ANCESTRAL and renewed else []
     loras, lora_notes = _loras(files, request, checkpoint.path.name, planned.two_stages)
     fits = [_fit(lora, checkpoint, blueprint, n < len(files.loras)) for n, (lora, _) in enumerate(loras[1])]
     lora_notes += [warning for fit, *others in fits if (warning := fit.warning_beside(*others))]
-    placed = [
-        *zip(pictures, (0, planned.frames - 1), (request.image_strength, request.end_image_strength), strict=True),
-        *((pixels, frame, request.image_strength) for pixels, frame in of_sections),
-    ]
-    images = tuple(Picture(compress(p, checkpoint.crf), *place) for p, *place in placed if p is not None)
-    notes += [*picture_notes, *lora_notes, *planned.notes]
-    if request.audio_strength == 1:  # otherwise the model makes new sound, in stereo
-        notes += filter(None, [mixing(track, request.video_output_type)])
-    notes += preprocess.warnings(track, planned.frames, planned.fps, levelled=request.preprocess_audio)
-    return Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits), tuple(notes))
+    images = tuple(Picture(compress(p, checkpoint.crf), *place) for p, *place in placed)
+    notes += [*given.notes, *picture_notes, *lora_notes, *planned.notes]
+    job = Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits))
+    job = replace(job, source=given.source, reference=given.reference, silent=silent)
+    steering[0].check(job.keeps_sound, layers=len(blueprint.transformer_blocks), video_frozen=job.keeps_picture)
+    if not silent:
+        if job.keeps_sound:  # otherwise the model makes new sound, in stereo
+            notes += filter(None, [mixing(track, request.video_output_type)])
+        notes += preprocess.warnings(track, planned.frames, planned.fps, levelled=request.preprocess_audio)
+    return replace(job, notes=tuple(notes))
+
+
+def _given(files: Files, request: Request) -> tuple[Given, Track, bool]:
+    """The videos of a job, its track, and whether that is only the silence of a source without sound. Raises InputError
+    if there is no sound at all."""
+    if files.audio is None and files.video is None:
+        raise InputError("--audio: missing; name an audio file, or a video with --video.")
+    own = None if files.audio is None else load_track(files.audio, most=LONGEST if request.windows else None)
+    factors = [] if files.reference is None else [load_lora(path, True).reference for path, _ in files.loras]
+    given = open_videos(request, files.video, files.mask, files.reference, own)
+    if given.reference is not None:
+        given = replace(given, reference=given.reference.made_for(list(filter(None, factors))))
+    if own is not None:
+        return given, own, False
+    track, silent = clip_track(files.video), False
+    if track is None:
+        source = given.source
+        track, silent = Track(torch.zeros(2, math.ceil(source.clip.seconds * SILENCE)), SILENCE), not source.sounds
+    return given, delayed(track, given.source.at), silent
+
+
+def _check_stages(files: Files, request: Request, planned: Plan) -> None:
+    """Raises InputError if a file is missing that the stages need, or the windows do not fit on the disk."""
+    if request.windows is not None:
+        check_room(files.output.absolute().parent, disk_needed(planned.windows, *planned.sizes))
+    if planned.two_stages and files.upscaler is None:
+        raise InputError("--upscaler: two stages need it; name the upscaler's file or set use_multiscale to false.")
+    if planned.two_stages:
+        load_upscaler(files.upscaler)  # this only maps the file, and raises now rather than after the first stage
+    if request.camera_lora != "none" and files.camera_lora is None:
+        raise InputError(f"camera_lora: {request.camera_lora} needs its file; name it with --camera-lora.")
 
 
 def _unchecked(files: Files, request: Request) -> list[str]:
@@ -194,6 +242,30 @@ def _pictures(files: Files, request: Request) -> tuple[list[Tensor | None], list
             notes.append(f"the {name} image has strength 0 and counts as absent")
         pictures.append(load_image(path) if path is not None and strength else None)
     return pictures, notes
+
+
+def _placed(
+    files: Files, request: Request, planned: Plan, pictures: list[Tensor | None]
+) -> list[tuple[Tensor, int, float]]:
+    """All images with their frames and strengths. pictures: the first and the end image. Raises InputError if one
+    stands outside the film."""
+    first, end = pictures
+    last = planned.written - 1
+    if end is not None and last == 0:
+        raise InputError("end image: a video of one frame has no other frame for it; ask for 9 frames or more.")
+    found = [(first, 0, request.image_strength), (end, last, request.end_image_strength)]
+    found += [(pixels, frame, request.image_strength) for pixels, frame in _section_images(files, planned)]
+    for path, frame, strength in files.keyframes:
+        if not 0 <= frame <= last:
+            raise InputError(f"--keyframe: {path.name} is at frame {frame}; the frames of this film are 0 to {last}.")
+        if not 0 <= strength <= 1:
+            raise InputError(f"--keyframe: {path.name} has the strength {strength:g}; give a number from 0 to 1.")
+        found.append((load_image(path) if strength else None, frame, strength))
+    placed = [(pixels, frame, strength) for pixels, frame, strength in found if pixels is not None]
+    counts = Counter(frame for _, frame, _ in placed)
+    if twice := [frame for _, frame, _ in files.keyframes if counts[frame] > 1]:
+        raise InputError(f"--keyframe: two images stand at frame {twice[0]}; leave out one of them.")
+    return placed
 
 
 def _section_images(files: Files, planned: Plan) -> list[tuple[Tensor, int]]:
@@ -231,16 +303,20 @@ def _loras(
 ) -> tuple[tuple[Strengths, Strengths], list[str]]:
     """Loads every LoRA. Returns them with their strengths in the first and in the second stage, and notes for the
     report."""
-    both = [(load_lora(path), scale) for path, scale in files.loras]
+    whole, referenced = request.reference is not None and request.reference.stages == ALL, files.reference is not None
+    both = [(load_lora(path, referenced), scale) for path, scale in files.loras]
+    later = [(lora, scale if lora.reference is None or whole else 0.0) for lora, scale in both]
     if files.camera_lora is not None:
-        both.append((load_lora(files.camera_lora), request.camera_lora_scale))
+        camera = load_lora(files.camera_lora), request.camera_lora_scale
+        both.append(camera)
+        later.append(camera)
     scales = request.distill_lora_first_pass_scale, request.distill_lora_second_pass_scale
     if LEVELS[request.acceleration].distilled:
         scales = (full_strength(checkpoint, files.distill_lora is not None),) * 2
     if files.distill_lora is None:
         missing = "no distilled LoRA given: its scales count as 0 in both stages"
-        return (tuple(both), tuple(both)), [] if models.is_distilled(checkpoint) else [missing]
+        return (tuple(both), tuple(later)), [] if models.is_distilled(checkpoint) else [missing]
     loaded = load_lora(files.distill_lora)
-    first, second = ((*both, (loaded, scale)) for scale in scales)
+    first, second = ((*loras, (loaded, scale)) for loras, scale in zip((both, later), scales, strict=True))
     warning = models.overdone(checkpoint, scales if two_stages else scales[:1])
     return (first, second), [warning] if warning else []

@@ -92,6 +92,20 @@ def video_positions(shape: tuple[int, int, int], fps: Fraction, frame: int = 0) 
     return spans[None]
 
 
+def reference_positions(shape: tuple[int, int, int], fps: Fraction, downscale: int, stride: int) -> Tensor:
+    """The same of a reference video in the clip that it stands beside → float32 [1, 3, N, 2].
+
+    Its pixels are `downscale` times as large as the clip's, and each of its frames but the first lasts as long as
+    `stride` of the clip's frames, so that both end together.
+    """
+    spans = video_positions(shape, Fraction(1))
+    spans[:, 0] = spans[:, 0] / (float(fps) / stride)
+    if stride > 1:
+        spans[:, 0] = (spans[:, 0] - (stride - 1) * torch.tensor(1.0).div(float(fps))).clamp(min=0)
+    spans[:, 1:] *= downscale
+    return spans
+
+
 def audio_positions(length: int) -> Tensor:
     """The range [start, end) of each audio token in seconds → float32 [1, 1, T, 2]."""
     edges = (torch.arange(length + 1) * MEL_FRAMES_PER_LATENT + 1 - MEL_FRAMES_PER_LATENT).clamp(min=0)

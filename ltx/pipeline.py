@@ -18,7 +18,7 @@ from .diffusion.conditioning import AudioCondition
 from .diffusion.decode import decode_video, diffuses, to_uint8
 from .diffusion.kept import KeptWindows, sweep
 from .diffusion.sound import decode_audio
-from .encoding import OnProgress, Prompts, encode_images, encode_prompts, encode_sound
+from .encoding import OnProgress, Prompts, encode_prompts, encode_sound
 from .errors import FlaggedError, InputError
 from .job import Compute, Files, Job, prepare
 from .latents import SPACE_SCALE, Noise, pixel_frames
@@ -30,7 +30,9 @@ from .media.video import write_video
 from .memory.forecast import EXPANDER, GEMMA, TRANSFORMER, Forecast, estimate
 from .report import describe
 from .request import Request
+from .restoring import resounded, restored
 from .sampling import Observer, sample_stages
+from .seen import encode_pictures
 from .trace import Trace
 
 
@@ -70,10 +72,10 @@ def run(
 
     prompts = prompts or encode_prompts(job, compute, trace, say, offloaded)
     sounds = encode_sound(job, compute, trace)
-    guides = encode_images(job, compute, trace)
+    seen = encode_pictures(job, compute, trace, say)
     notes = _begun(job, kept)
     observer, offload = Observer(job, trace, say, left), TRANSFORMER in offloaded
-    latent, sounds, noise = sample_stages(job, compute, prompts, sounds, guides, kept, offload, observer)
+    latent, sounds, noise = sample_stages(job, compute, prompts, sounds, seen, kept, offload, observer)
     job, short = _as_far_as_it_is(job, latent)
     track = _track(job, compute, sounds, trace)
     retried: list[str] = []  # only the last note counts
@@ -87,7 +89,7 @@ def run(
     try:
         video = write_video(
             files.output,
-            frames if checker is None else _refuse(Watch(checker, job.plan.frames), frames),
+            frames if checker is None else _refuse(Watch(checker, job.plan.written), frames),
             job.plan.fps,
             track,
             format=request.video_output_type,
@@ -138,6 +140,7 @@ def _as_far_as_it_is(job: Job, latent: Tensor) -> tuple[Job, list[str]]:
         width=width,
         height=height,
         frames=frames,
+        shown=min(clip.shown, frames),
         two_stages=clip.two_stages and not half,
         windows=tuple(window for window in clip.windows if window.stop <= latent.shape[2]),
         sections=tuple(each for each in clip.sections if each.first_latent(clip.fps) < latent.shape[2]),
@@ -159,19 +162,26 @@ def _fitting(job: Job, compute: Compute, announce: Callable[[Forecast], None] | 
     return replace(compute, tiling=forecast.tiling), offloaded
 
 
-def _track(job: Job, compute: Compute, sounds: tuple[AudioCondition, ...], trace: Trace | None) -> Track:
-    """The sound of the file: the source's own samples, or the sound that the first stage made of them."""
+def _track(job: Job, compute: Compute, sounds: tuple[AudioCondition, ...], trace: Trace | None) -> Track | None:
+    """The sound of the file: the source's own samples, or the sound that the first stage made of them. None for a
+    source without sound."""
     clip = job.plan
-    if job.request.audio_strength == 1:
-        return soundtrack(job.track, clip.frames, clip.fps)
+    if trace is not None:
+        for number, sound in enumerate(sounds):
+            trace(f"final/audio_latent{number or ''}", sound.latent)
+    if job.silent:
+        return None
+    if job.keeps_sound:
+        return soundtrack(job.track, clip.written, clip.fps)
     vae = job.checkpoint.audio_decoder(compute.dtype, compute.device)
     vocoder = job.checkpoint.vocoder(torch.float32, compute.device)  # it is small, and bfloat16 would be audible
     parts = []
-    for number, sound in enumerate(sounds):
-        if trace is not None:
-            trace(f"final/audio_latent{number or ''}", sound.latent)
+    for sound in sounds:
         parts.append(decode_audio(vae, vocoder, sound.latent, sound.frames, clip.fps))
-    return crossfade.join(parts, [window.starts_at(clip.fps) for window in clip.windows])
+    made = crossfade.join(parts, [window.starts_at(clip.fps) for window in clip.windows])
+    if job.source is not None and job.source.sounds:
+        made = resounded(made, job.track, job.source, clip)
+    return soundtrack(made, clip.written, clip.fps)
 
 
 def _decoded(
@@ -189,7 +199,8 @@ def _decoded(
     decoded = decode(lambda done, total: say("decode", done, total), on_retry=retried.append)
     if trace is not None and diffuses(decoder):
         trace("final/frames_u8_chunked", torch.cat([to_uint8(chunk) for chunk in decode(continued=True)]))
-    return _frames(decoded, trace)
+    frames = _frames(decoded, trace)
+    return frames if job.source is None else restored(frames, job.source, job.plan)
 
 
 def _refuse(watch: Watch, frames: Iterator[Tensor]) -> Iterator[Tensor]:

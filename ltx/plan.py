@@ -25,7 +25,8 @@ class Plan:
     """The plan of a video: its pixels, its frames (8k+1), its exact rate, and notes on every changed value.
 
     windows: the windows in which both stages are sampled, at least one. sections: those of the timeline, if there is
-    one; each begins with a window.
+    one; each begins with a window. shown: how many of the frames are written, 0 for all; a source video of another
+    length than 8k+1 has no more.
     """
 
     width: int
@@ -36,6 +37,17 @@ class Plan:
     notes: tuple[str, ...]
     windows: tuple[Window, ...]
     sections: tuple[Section, ...] = ()
+    shown: int = 0
+
+    @property
+    def written(self) -> int:
+        """The frames of the finished file."""
+        return self.shown or self.frames
+
+    @property
+    def whole(self) -> Window:
+        """The film as one window."""
+        return Window(0, (self.frames - 1) // TIME_SCALE + 1)
 
     @property
     def first_size(self) -> tuple[int, int]:
@@ -53,9 +65,10 @@ def round_frames(frames: int) -> int:
     return -(-max(frames - 1, 0) // TIME_SCALE) * TIME_SCALE + 1
 
 
-def snap_size(width: int, height: int, two_stages: bool) -> tuple[int, int]:
-    """Rounds pixels up to the grid. A size above the largest area is scaled down to it and rounded down."""
-    grid = SPACE_SCALE * (2 if two_stages else 1)
+def snap_size(width: int, height: int, two_stages: bool, downscale: int = 1) -> tuple[int, int]:
+    """Rounds pixels up to the grid. A size above the largest area is scaled down to it and rounded down. downscale: how
+    many times smaller a reference video is, which has a grid of its own."""
+    grid = SPACE_SCALE * (2 if two_stages else 1) * downscale
 
     def up(side: int) -> int:
         return -(-side // grid) * grid
@@ -111,26 +124,33 @@ def _check_length(frames: int, fps: Fraction, track: Track, most: int) -> None:
 
 
 def choose_size(
-    size: str | tuple[int, int], two_stages: bool, images: tuple[tuple[int, int] | None, ...] = ()
+    size: str | tuple[int, int], two_stages: bool, images: tuple[tuple[int, int] | None, ...] = (), downscale: int = 1
 ) -> tuple[int, int, list[str]]:
     """Returns width, height and notes on changes. images: (width, height) of the first and the end image, None for a
-    missing one."""
+    missing one. downscale: as for `snap_size`."""
     if size == AUTO:
         requested = next((image for image in images if image), SIZES["landscape_16_9"])
     else:
         requested = SIZES[size] if isinstance(size, str) else size
-    width, height = snap_size(*requested, two_stages)
+    width, height = snap_size(*requested, two_stages, downscale)
     changed = (width, height) != tuple(requested)
     return width, height, [f"size changed from {requested[0]}×{requested[1]} to {width}×{height}"] if changed else []
 
 
-def plan(request: Request, track: Track, images: tuple[tuple[int, int] | None, ...] = ()) -> Plan:
-    """Plans a request for this track and these images, given as (width, height). Raises InputError as
-    `choose_frames`."""
+def plan(
+    request: Request,
+    track: Track,
+    images: tuple[tuple[int, int] | None, ...] = (),
+    *,
+    shown: int = 0,
+    downscale: int = 1,
+) -> Plan:
+    """Plans a request for this track and these images, given as (width, height). shown: as in `Plan`. downscale: as for
+    `snap_size`. Raises InputError as `choose_frames`."""
     fps = frame_rate(request.fps)
     windowed = request.windows is not None
     frames, frame_notes = choose_frames(track, fps, request.match_audio_length, request.num_frames, windowed=windowed)
-    width, height, size_notes = choose_size(request.video_size, request.use_multiscale, images)
+    width, height, size_notes = choose_size(request.video_size, request.use_multiscale, images, downscale)
     sections = request.sections
     levels: tuple[int, ...] = ()
     if windowed and request.windows.pauses and frames > request.windows.frames:
@@ -139,4 +159,4 @@ def plan(request: Request, track: Track, images: tuple[tuple[int, int] | None, .
     if windowed:
         request.windows.check_seeds(len(windows))
     notes = tuple(frame_notes + size_notes)
-    return Plan(width, height, frames, fps, request.use_multiscale, notes, windows, sections)
+    return Plan(width, height, frames, fps, request.use_multiscale, notes, windows, sections, shown)

@@ -17,20 +17,20 @@ def describe(job: Job, prompt: str, notes: list[str], sections: Sequence[str] = 
     file names but no paths, because it is stored in the video file."""
     asked = asdict(replace(job.request, given=frozenset(), notes=()))
     del asked["given"], asked["notes"]
-    steering, frozen = job.steering[0], job.request.audio_strength == 1
+    steering, frozen = job.steering[0], (job.keeps_sound, job.keeps_picture)
     return {
         "asked": asked,
         "used": {
             "width": job.plan.width,
             "height": job.plan.height,
-            "frames": job.plan.frames,
+            "frames": job.plan.written,
             "fps": str(job.plan.fps),
             **_windows(job),
             **_sections(job, sections),
             "seed": job.request.seed,
             "prompt": prompt,
             "steps": steering.steps,
-            "passes_per_step": steering.passes(frozen),
+            "passes_per_step": steering.passes(*frozen),
             "acceleration": job.request.acceleration,
             "model_version": job.checkpoint.version,
             "loras": [

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .characters import check_text
+from .edits import ReferenceUse, VideoEdit
 from .errors import InputError
 from .media.formats import FORMATS, QUALITIES, WRITE_MODES
 from .timeline import Section, read_timeline
@@ -41,7 +42,7 @@ SHOWN = 100  # characters of a wrong value in a message; the value may be a whol
 
 @dataclass(frozen=True)
 class Parameter:
-    """One input of the endpoint. kind: text, integer, number, switch, choice, size, seed or windows.
+    """One input of the endpoint. kind: text, integer, number, switch, choice, size, seed, windows, edit or reference.
 
     minimum, maximum: the endpoint's range. hard_minimum, hard_maximum: the limits of the engine itself, which apply to
     the command.
@@ -133,7 +134,12 @@ PARAMETERS: dict[str, Parameter] = {
         "windows", None, "Overlapping windows, for a film as long as the audio. Not the endpoint's."
     ),
     "timeline": Parameter("text", "", "Sections of a film: times and prompts. Not the endpoint's."),
+    "edit": Parameter("edit", None, "What of a given video is made anew. Not the endpoint's."),
+    "reference": Parameter("reference", None, "How a reference video is used. Not the endpoint's."),
 }  # fmt: skip
+
+OF_VIDEOS = ("edit", "reference")
+"""Parameters about videos that are given; only the command takes such a video."""
 
 ABSENT = ("gradient_estimation_gamma", "audio_stg_scale")
 """Numbers that may be absent or null, which means 0 (off)."""
@@ -201,6 +207,8 @@ class Request:
     video_write_mode: str
     windows: WindowSize | None
     timeline: str
+    edit: VideoEdit | None
+    reference: ReferenceUse | None
     given: frozenset[str] = field(default=frozenset(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -270,6 +278,10 @@ def check_value(name: str, value: Any) -> Any:
         return _size(value)
     elif kind == "windows":
         return WindowSize.parse(value)
+    elif kind == "edit":
+        return VideoEdit.parse(value)
+    elif kind == "reference":
+        return ReferenceUse.parse(value)
     elif kind == "number":
         if value is None and parameter.default is None:
             return 0.0

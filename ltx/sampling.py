@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .diffusion.attention import attend_by
 from .diffusion.block import compile_blocks
-from .diffusion.conditioning import AudioCondition, Conditions, Guide
+from .diffusion.conditioning import AudioCondition, Conditions, TextContext
 from .diffusion.kept import KeptWindows, limit
 from .diffusion.kernels import fuse
 from .diffusion.sample_windows import Keep, keep_nothing, noise_seeds, sample_windows, window_inputs
@@ -25,6 +25,7 @@ from .latents import CHANNELS, Noise, pixel_frames, video_shape
 from .left import TimeLeft, cost
 from .memory.offload import offload_transformer
 from .prompt.contexts import fingerprint
+from .seen import Seen
 from .trace import Trace, under
 from .weights.checkpoint import load_upscaler
 from .weights.lora import Merger
@@ -36,7 +37,7 @@ def sample_stages(
     compute: Compute,
     prompts: Prompts,
     sounds: tuple[AudioCondition, ...],
-    guides: tuple[tuple[Guide, ...], tuple[Guide, ...]],
+    seen: tuple[Seen, ...],
     kept: KeptWindows,
     offload: bool,
     observer: Observer,
@@ -47,13 +48,15 @@ def sample_stages(
     clip, trace, contexts = job.plan, observer.trace, [context for _, context in prompts.sections]
     transformer = None if kept.only else _Transformer(job, compute, offload)
 
-    def stage(number: int, latent: Tensor, conditions: Conditions, noises: tuple[Noise, ...]) -> Any:
+    def stage(number: int, latent: Tensor, noises: tuple[Noise, ...], negative: TextContext | None = None) -> Any:
         if transformer is not None:
             transformer.begin(number)
+        own = seen[number]
+        conditions = Conditions(prompts.positive, sounds[0], negative, own.guides, own.mask, own.clean)
         return sample_windows(
             None if transformer is None else transformer.model,
             latent,
-            window_inputs(clip.windows, sounds, clip.sections, contexts, job.request.windows),
+            window_inputs(clip.windows, sounds, clip.sections, contexts, job.request.windows, own.references),
             conditions,
             job.steering[number],
             noises,
@@ -62,10 +65,9 @@ def sample_stages(
             keep=_keep(job, compute, kept, number),
         )
 
-    conditions = Conditions(prompts.positive, sounds[0], prompts.negative, guides[0])
     seeds = noise_seeds(clip.sections, job.request.seed, job.request.windows)
     latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
-    latent, sounds, noises = stage(0, latent, conditions, tuple(map(Noise, seeds)))
+    latent, sounds, noises = stage(0, latent, tuple(map(Noise, seeds)), prompts.negative)
     if not latent.shape[2]:
         raise InputError(
             f"--as-far-as-it-is: what is kept in {kept.folder} is of another request; use the one that made it."
@@ -73,7 +75,7 @@ def sample_stages(
     if clip.two_stages and pixel_frames(latent) == clip.frames:
         first = (latent, sounds) if kept.only else None
         latent = _upscaled(job, compute, latent, trace)
-        latent, sounds, noises = stage(1, latent, Conditions(prompts.positive, sounds[0], guides=guides[1]), noises)
+        latent, sounds, noises = stage(1, latent, noises)
         latent, sounds = (latent, sounds) if first is None or latent.shape[2] else first
     if transformer is not None:
         transformer.release()
@@ -151,10 +153,10 @@ def _upscaled(job: Job, compute: Compute, latent: Tensor, trace: Trace | None) -
 
 def _costs(job: Job) -> list[list[float]]:
     """What each window costs in each stage, for the time that is left."""
-    frozen = job.request.audio_strength == 1
+    frozen = job.keeps_sound, job.keeps_picture
     stages = zip(job.plan.sizes, job.steering, strict=False)
     return [
-        [cost(window, size, steering.steps, steering.passes(frozen)) for window in job.plan.windows]
+        [cost(window, size, steering.steps, steering.passes(*frozen)) for window in job.plan.windows]
         for size, steering in stages
     ]
 

@@ -10,7 +10,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     audio,
+    clips,
     conditioning,
+    edges,
     latents,
     loaders,
     loras,
@@ -34,6 +36,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *parts.NODES,
     *latents.NODES,
     *conditioning.NODES,
+    *clips.NODES,
+    *edges.NODES,
     *sampling.NODES,
     *safety.NODES,
     *output.NODES,

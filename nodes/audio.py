@@ -15,11 +15,12 @@ from ..ltx.media.rates import frame_rate
 from ..ltx.media.suffixes import FILM, SOUND
 from ..ltx.plan import choose_frames
 from ..ltx.request import MAX_FRAMES, PARAMETERS
+from ..ltx.restoring import resounded
 from . import files, memory
-from .film import FilmSound
+from .film import FilmSound, Retake
 from .progress import Progress, reported
 from .taking.sound import from_track, to_track
-from .types import CATEGORY, AudioIO, AudioVaeIO, VocoderIO
+from .types import CATEGORY, AudioIO, AudioVaeIO, RetakeIO, VocoderIO
 from .widgets import aliases, widget
 
 AUDIO = f"{CATEGORY}/Audio"
@@ -204,6 +205,9 @@ class DecodeAudio(io.ComfyNode):
                 AudioVaeIO.Input("audio_vae", tooltip="From Load Model."),
                 VocoderIO.Input("vocoder", tooltip="From Load Model."),
                 io.Audio.Input("audio", tooltip="From Load Audio: the sound that is returned at strength 1."),
+                RetakeIO.Input(
+                    "retake", optional=True, tooltip="From Retake, if sound is made anew: the rest is the audio's own."
+                ),
             ],
             outputs=[
                 io.Audio.Output("track", display_name="audio", tooltip="For Save Video."),
@@ -220,6 +224,7 @@ class DecodeAudio(io.ComfyNode):
         audio_vae: memory.Handle,
         vocoder: memory.Handle,
         audio: dict[str, Any],
+        retake: Retake | None = None,
     ) -> io.NodeOutput:
         before, after = FilmSound.of(before), FilmSound.of(after)
         if (before.frames, before.fps) != (after.frames, after.fps):
@@ -227,7 +232,7 @@ class DecodeAudio(io.ComfyNode):
                 f"after: it has {after.frames} frames at {float(after.fps):g} fps, but before has {before.frames} at "
                 f"{float(before.fps):g}; connect the audio of one run."
             )
-        if before.strength == 1:
+        if before.frozen:
             to_track(audio)  # for its errors
             return reported(cls, audio, text="the audio is the loaded one, unchanged")
         progress = Progress(cls.hidden.unique_id)
@@ -239,6 +244,10 @@ class DecodeAudio(io.ComfyNode):
             progress(len(parts), len(after.sounds))
         track = crossfade.join(parts, [window.starts_at(after.fps) for window in after.cut.windows])
         note = f"the audio was made anew at strength {before.strength:g}, {track.rate} Hz"
+        if retake is not None and retake.source.sounds:
+            retake.check("after", after.frames, after.fps)
+            track = resounded(track, to_track(audio), retake.source, retake.plan(0, 0))
+            note = f"the audio was made anew where the retake says so, {track.rate} Hz"
         return reported(cls, from_track(track), text=note)
 
 

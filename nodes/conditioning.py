@@ -21,12 +21,12 @@ from ..ltx.models import V23, V25
 from ..ltx.windows import cut_windows
 from . import files, memory
 from .audio import MOST_FRAMES, frames_input
-from .film import Cut, FilmSound, Timeline, check_clip
+from .film import Cut, FilmSound, Retake, Timeline, check_clip
 from .progress import Progress, report
 from .taking.latent import samples_of
 from .taking.picture import others, to_picture
 from .taking.sound import to_track
-from .types import CATEGORY, AudioIO, AudioVaeIO, GuidesIO, TimelineIO, VideoVaeIO, WindowsIO
+from .types import CATEGORY, AudioIO, AudioVaeIO, GuidesIO, RetakeIO, TimelineIO, VideoVaeIO, WindowsIO
 from .widgets import aliases, widget
 
 CONDITIONING = f"{CATEGORY}/Conditioning"
@@ -56,6 +56,11 @@ class AudioConditioning(io.ComfyNode):
                 WindowsIO.Input(
                     "windows", optional=True, tooltip="From Window, for a film: the sound is encoded for each window."
                 ),
+                RetakeIO.Input(
+                    "retake",
+                    optional=True,
+                    tooltip="From Retake, if sound is made anew: the rest of the audio is kept.",
+                ),
             ],
             outputs=[
                 AudioIO.Output("condition", display_name="audio", tooltip="For the first sampler and Decode Audio.")
@@ -72,10 +77,13 @@ class AudioConditioning(io.ComfyNode):
         fps: float,
         strength: float = 1.0,
         windows: Cut | None = None,
+        retake: Retake | None = None,
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
         check_strength("audio_strength", strength)
         track, rate = to_track(audio), frame_rate(fps)
+        if retake is not None:
+            retake.check("frames", frames, rate)
         places = cut_windows(frames)
         if windows is not None:
             check_clip("windows", windows, frames, rate)
@@ -89,7 +97,8 @@ class AudioConditioning(io.ComfyNode):
                 latent = memory.to_graph(encode_audio(vae, part, place.frames, rate))
             else:  # that window is made elsewhere
                 latent = torch.zeros(1, AUDIO_CHANNELS, audio_length(place.frames, rate), AUDIO_BINS)
-            sounds.append(AudioCondition(latent, place.frames, rate, strength))
+            mask = None if retake is None else retake.source.sound_mask(place, rate)
+            sounds.append(AudioCondition(latent, place.frames, rate, strength, mask))
             progress(len(sounds), len(places))
         return io.NodeOutput(sounds[0] if windows is None else FilmSound(windows, tuple(sounds)))
 

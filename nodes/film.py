@@ -5,6 +5,7 @@ A clip is a film of one window, so the samplers have one path for both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -13,10 +14,12 @@ from typing import Any
 
 import folder_paths
 
-from ..ltx.diffusion.conditioning import AudioCondition, TextContext
+from ..ltx.diffusion.conditioning import AudioCondition, Reference, TextContext
 from ..ltx.diffusion.kept import KeptWindows, check_room, disk_needed, limit
 from ..ltx.diffusion.sample_windows import Keep, WindowInputs, keep_nothing, window_inputs
 from ..ltx.errors import InputError
+from ..ltx.given import SourceVideo
+from ..ltx.plan import Plan
 from ..ltx.timeline import Section
 from ..ltx.windows import Window, WindowSize, cut_windows, hard_cuts
 
@@ -24,6 +27,12 @@ CUTS, HERE = "ltx_a2v_cuts", "ltx_a2v_here"
 """The keys of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew; and, if
 only a part of the film is made here, the stretches between hard cuts that are, by their first latents."""
 FOLDER = "ltx_a2v_windows"  # in ComfyUI's output folder: its temp folder is emptied at each start
+
+
+CLEAN = "ltx_a2v_clean"
+"""The key of a LATENT for a source video, encoded at its size: what the noise mask keeps."""
+References = tuple[tuple[Reference, ...], ...]
+"""What the model looks at beside each window of a film; a clip has one window."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ class FilmSound:
 
     @property
     def frozen(self) -> bool:
-        return self.sounds[0].frozen
+        return all(sound.frozen for sound in self.sounds)
 
     def notes(self) -> list[str]:
         """Sentences for a sampler's report. A clip has none."""
@@ -133,13 +142,37 @@ class FilmSound:
     @property
     def made_elsewhere(self) -> tuple[AudioCondition, ...]:
         """Its sounds after a stage that samples nothing."""
-        return tuple(replace(sound, strength=1.0) for sound in self.sounds)
+        return tuple(replace(sound, strength=1.0, mask=None) for sound in self.sounds)
 
-    def parts(self, one_stream: bool) -> list[WindowInputs]:
-        """Its windows with all that they are conditioned on. one_stream: whether all of them draw from one noise."""
+    def parts(self, one_stream: bool, references: Sequence[tuple[Reference, ...]] = ()) -> list[WindowInputs]:
+        """Its windows with all that they are conditioned on. one_stream: whether all of them draw from one noise.
+        references: those of each window."""
         contexts = self.cut.timeline.contexts if self.cut.timeline else ()
-        parts = window_inputs(self.cut.windows, self.sounds, self.cut.sections, contexts, self.cut.size)
+        parts = window_inputs(self.cut.windows, self.sounds, self.cut.sections, contexts, self.cut.size, references)
         return [replace(part, stream=0, own=None) for part in parts] if one_stream else parts
+
+
+@dataclass(frozen=True, eq=False)
+class Retake:
+    """A source video in a film of so many frames, with what is made anew of it. shown: as in `Plan`."""
+
+    source: SourceVideo
+    frames: int
+    fps: Fraction
+    shown: int = 0
+
+    def plan(self, height: int, width: int) -> Plan:
+        """The film at that size in pixels."""
+        return Plan(width, height, self.frames, self.fps, False, (), cut_windows(self.frames), shown=self.shown)
+
+    def check(self, field: str, frames: int, fps: Fraction | None = None) -> None:
+        """Raises InputError if something is of another film. field: the input that it came in by."""
+        if frames != self.frames or fps not in (None, self.fps):
+            here = f"{frames} frames" + (f" at {float(fps):g} fps" if fps else "")
+            raise InputError(
+                f"{field}: it has {here}, but the retake was made for {self.frames} frames at {float(self.fps):g} fps; "
+                "connect the frames and fps of one Clip everywhere."
+            )
 
 
 def check_clip(field: str, cut: Cut | Timeline, frames: int, fps: Fraction) -> None:

@@ -41,10 +41,11 @@ def _lora_path(name: str) -> Path:
     return files.model_file("loras", name, WANTED_LORA)
 
 
-def _check_lora(path: Path | None) -> None:
-    """Raises InputError if the file holds no LoRA that can be used. Only its header is read."""
+def _check_lora(path: Path | None, referenced: bool = False) -> None:
+    """Raises InputError if the file holds no LoRA that can be used. Only its header is read. referenced: whether it may
+    be an IC-LoRA; the sampler then asks for its reference."""
     if path is not None:
-        load_lora(path)
+        load_lora(path, referenced)
 
 
 def _report_output() -> io.Output:
@@ -78,13 +79,14 @@ def _merged(node: type[io.ComfyNode], model: memory.Model, path: Path, strength:
 
 
 def _fitting(
-    path: Path, model: memory.Model, encoder: memory.TextEncoder | None = None
+    path: Path, model: memory.Model, encoder: memory.TextEncoder | None = None, referenced: bool = False
 ) -> tuple[tuple[Match, ...], str]:
     """How the LoRA in that file fits the model and the encoder's connectors, if there is one, and a sentence on it.
+    referenced: as for `_check_lora`.
 
     Raises InputError if it fits nothing.
     """
-    loaded = load_lora(path)
+    loaded = load_lora(path, referenced)
     loaded.check_version(model.checkpoint or "the model", model.version)
     others = () if encoder is None else (match(loaded, encoder.connectors.module, optional=True),)
     fit = match(loaded, model.module, others)
@@ -122,7 +124,7 @@ class LoraLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora: str | None = None) -> bool | str:
-        return files.verdict(lambda name: _check_lora(_lora_path(name)), lora)
+        return files.verdict(lambda name: _check_lora(_lora_path(name), True), lora)
 
     @classmethod
     def fingerprint_inputs(cls, lora: str, **_: object) -> str:
@@ -132,7 +134,7 @@ class LoraLoader(io.ComfyNode):
     def execute(
         cls, model: memory.Model, lora: str, strength: float, text_encoder: memory.TextEncoder | None = None
     ) -> io.NodeOutput:
-        (fit, *others), told = _fitting(_lora_path(lora), model, text_encoder)
+        (fit, *others), told = _fitting(_lora_path(lora), model, text_encoder, referenced=True)
         if text_encoder is not None:
             text_encoder = text_encoder.with_lora(*others, strength)
         elif ELSEWHERE in fit.skipped.values():

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from ..ltx.classes import give_classes
 from ..ltx.diffusion.acceleration import EXACT, Acceleration
-from ..ltx.diffusion.conditioning import AudioCondition
+from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.decode import Tiling
 from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.errors import InputError
 from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
-from ..ltx.memory.work import decoding, image_encoding, one_step, upscaling
+from ..ltx.memory.work import clip_encoding, decoding, image_encoding, one_step, upscaling
 from ..ltx.models import V23
 from ..ltx.prompt.contexts import fingerprint
 from ..ltx.prompt.gemma import Gemma, check_gemma
@@ -500,14 +500,18 @@ FOUR_PASSES = Guidance(cfg=3.0, stg=1.0, modality=3.0)
 # because no weights move there.
 
 
-def sampling_memory(module: nn.Module, latent: Tensor) -> int:
-    """Bytes for a guided step over `latent` [1, C, F, H, W], if its passes run one after the other."""
+def sampling_memory(module: nn.Module, latent: Tensor, reference: Reference | None = None) -> int:
+    """Bytes for a guided step over `latent` [1, C, F, H, W], if its passes run one after the other. reference: the
+    largest one beside it."""
     frames, fps = pixel_frames(latent), Fraction(24)
     audio = AudioCondition(torch.zeros(1, AUDIO_CHANNELS, audio_length(frames, fps), AUDIO_BINS), frames, fps)
     empty = torch.empty_like(latent, device="meta")
+    seen: dict[str, Any] = {}
+    if reference is not None:
+        seen = {"reference": torch.empty_like(reference.latent, device="meta"), "attention": reference.attention}
 
     def step(twin: nn.Module, on: str) -> int:
-        return peak(lambda: one_step(twin, empty, audio, (FOUR_PASSES, NONE), images=[True]), on)
+        return peak(lambda: one_step(twin, empty, audio, (FOUR_PASSES, NONE), images=[True], **seen), on)
 
     return _room(module, step, num_layers=2)
 
@@ -520,6 +524,11 @@ def decoding_memory(module: nn.Module, latent: Tensor, tiling: Tiling) -> int:
 def encoding_memory(module: nn.Module, height: int, width: int) -> int:
     """Bytes for encoding one image with the video VAE. height, width: pixels."""
     return _room(module, lambda twin, on: image_encoding(twin, height, width, on))
+
+
+def clip_encoding_memory(module: nn.Module, height: int, width: int) -> int:
+    """Bytes for encoding a clip of any length with the video VAE. height, width: pixels."""
+    return _room(module, lambda twin, on: clip_encoding(twin, height, width, on))
 
 
 def upscaling_memory(module: nn.Module, vae: nn.Module, latent: Tensor) -> int:

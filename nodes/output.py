@@ -17,16 +17,17 @@ from ..ltx.latents import SPACE_SCALE, Noise, NoiseSource, pixel_frames
 from ..ltx.media.formats import FORMATS, choose
 from ..ltx.media.rates import frame_rate
 from ..ltx.media.safety import Watch
+from ..ltx.restoring import restored
 from . import files, memory, safety
 from .destination import check_prefix
-from .film import CUTS, FilmWindows
+from .film import CUTS, FilmWindows, Retake
 from .progress import Progress
 from .progress import report as announce
 from .taking.latent import samples_of
 from .taking.noise import to_noise
 from .taking.picture import to_frames
 from .taking.sound import to_track
-from .types import CATEGORY, VideoVaeIO
+from .types import CATEGORY, RetakeIO, VideoVaeIO
 from .widgets import ADVANCED, aliases, widget
 from .writing import Target
 
@@ -77,6 +78,12 @@ def _tiling_inputs() -> list[io.Input]:
     ]
 
 
+def _retake_input() -> io.Input:
+    return RetakeIO.Input(
+        "retake", optional=True, tooltip="From Retake: what it keeps are the clip's own pixels, and not decoded ones."
+    )
+
+
 def _noise_input() -> io.Input:
     return io.Noise.Input(
         "noise",
@@ -97,6 +104,7 @@ class _Decoder:
     height: int
     width: int
     noise: NoiseSource
+    retake: Retake | None = None
     notes: list[str] = field(default_factory=list)  # a note if memory ran out and the tiles became smaller
 
     def chunks(self, progress: Progress) -> Iterator[Tensor]:
@@ -111,6 +119,13 @@ class _Decoder:
             free=management.soft_empty_cache,
         )
 
+    def pictures(self, progress: Progress) -> Iterator[Tensor]:
+        """The same as uint8, with the source's own pixels where a retake keeps them."""
+        frames = (to_uint8(chunk) for chunk in self.chunks(progress))
+        if self.retake is None:
+            return frames
+        return restored(frames, self.retake.source, self.retake.plan(self.height, self.width))
+
     def _retry(self, note: str) -> None:
         logging.warning("LTX A2V: %s", note)
         self.notes[:] = [note]  # each note replaces the previous one
@@ -124,15 +139,19 @@ def _decoder(
     tile_frames: int,
     tile_frame_overlap: int,
     noise: Any = None,
+    retake: Retake | None = None,
 ) -> _Decoder:
     tiling = Tiling(tile_frames, tile_frame_overlap, tile_size, tile_overlap)
     samples = samples_of(latent)
     height, width = (side * SPACE_SCALE for side in samples.shape[3:])
     frames = pixel_frames(samples)
+    if retake is not None:
+        retake.check("latent", frames)
+        frames = retake.shown or frames
     decoder = video_vae.decoder
     (vae,) = memory.use(decoder, memory_required=memory.decoding_memory(decoder.module, samples, tiling))
     source = Noise(0) if noise is None else to_noise(noise, {"samples": samples})
-    return _Decoder(vae, samples, tiling, frames, height, width, source)
+    return _Decoder(vae, samples, tiling, frames, height, width, source, retake)
 
 
 class Decode(io.ComfyNode):
@@ -149,6 +168,7 @@ class Decode(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="From the last sampler."),
                 *_tiling_inputs(),
                 _noise_input(),
+                _retake_input(),
             ],
             outputs=[io.Image.Output("images", display_name="images", tooltip="The frames.")],
             hidden=[io.Hidden.unique_id],
@@ -164,13 +184,15 @@ class Decode(io.ComfyNode):
         tile_frames: int,
         tile_frame_overlap: int,
         noise: Any = None,
+        retake: Retake | None = None,
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
-        clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap, noise)
+        clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap, noise, retake)
         progress.check()
         images = torch.empty(clip.frames, clip.height, clip.width, 3)
         done = 0
-        for chunk in clip.chunks(progress):
+        whole = clip.chunks(progress) if retake is None else (each.float().div(255) for each in clip.pictures(progress))
+        for chunk in whole:
             images[done : done + len(chunk)] = chunk
             done += len(chunk)
         for note in clip.notes:
@@ -301,6 +323,7 @@ class SaveLatentVideo(io.ComfyNode):
                     tooltip="output keeps the file. temp is for a preview: ComfyUI empties that folder when it starts.",
                 ),
                 _noise_input(),
+                _retake_input(),
             ],
             outputs=[io.Video.Output("video", display_name="video", tooltip="The file that was written.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -344,16 +367,17 @@ class SaveLatentVideo(io.ComfyNode):
         report: str = "",
         folder: str = FOLDERS[0],
         noise: Any = None,
+        retake: Retake | None = None,
     ) -> io.NodeOutput:
         files.choice("action", action, safety.ACTIONS)
         kind = io.FolderType(files.choice("folder", folder, FOLDERS))
         opened = safety.open_checker(checker)
         progress = Progress(cls.hidden.unique_id)
-        clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap, noise)
+        clip = _decoder(video_vae, latent, tile_size, tile_overlap, tile_frames, tile_frame_overlap, noise, retake)
         target = Target(
             filename_prefix, clip.frames, clip.height, clip.width, fps, audio, format, quality, write_mode, kind
         )
-        frames = (to_uint8(chunk) for chunk in clip.chunks(progress))
+        frames = clip.pictures(progress)
 
         def write(chunks: Iterable[Tensor], verdict: str) -> io.NodeOutput:
             def notes() -> str:

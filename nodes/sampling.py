@@ -15,7 +15,7 @@ from ..ltx.diffusion.acceleration import level as acceleration
 from ..ltx.diffusion.block import compile_blocks
 from ..ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from ..ltx.diffusion.guidance import NONE, Guidance
-from ..ltx.diffusion.sample_windows import keep_nothing, sample_windows
+from ..ltx.diffusion.sample_windows import WindowInputs, keep_nothing, sample_windows
 from ..ltx.diffusion.samplers import Restart
 from ..ltx.diffusion.schedules import REFINE, SCHEDULES
 from ..ltx.diffusion.steering import EULER, INERT, SAMPLERS, Steering, schedule_under
@@ -24,13 +24,13 @@ from ..ltx.latents import SPACE_SCALE, NoiseSource, pixel_frames
 from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
 from . import files, memory
-from .film import CUTS, HERE, FilmSound, FilmWindows
+from .film import CLEAN, CUTS, HERE, FilmSound, FilmWindows, References
 from .parts import join
 from .progress import Progress, StageProgress, reported
 from .taking.latent import MASK, mask_of, start_of
 from .taking.noise import Generated, NextNoise, to_streams
 from .taking.sigmas import to_sigmas
-from .types import CATEGORY, AudioIO, GuidanceIO, GuidesIO, ModelIO, RestartIO, TextIO
+from .types import CATEGORY, AudioIO, GuidanceIO, GuidesIO, ModelIO, ReferencesIO, RestartIO, TextIO
 from .widgets import aliases, widget
 
 SAMPLING = f"{CATEGORY}/Sampling"
@@ -332,6 +332,7 @@ class Sampler(io.ComfyNode):
                     "in each step; acceleration full takes it for LTX-2.5 by itself.",
                 ),
                 widget("gradient_estimation_gamma", step=0.1, display_name="gamma (0 = Euler)"),
+                ReferencesIO.Input("references", optional=True, tooltip="From Reference, made for this stage."),
             ],
             outputs=[
                 io.Latent.Output("denoised", display_name="latent", tooltip="For Latent Upscale or Decode."),
@@ -365,6 +366,7 @@ class Sampler(io.ComfyNode):
         restart: Restart | None = None,
         sampler: str = EULER,
         gradient_estimation_gamma: float = 0.0,
+        references: References | None = None,
     ) -> io.NodeOutput:
         files.choice("sampler", sampler, SAMPLERS)
         steering = Steering(
@@ -377,11 +379,13 @@ class Sampler(io.ComfyNode):
             sampler,
         )
         layers = len(model.module.transformer_blocks)
-        steering.check(audio.frozen, negative is not None, layers)
         film = FilmSound.of(audio)
+        samples, mask = start_of(latent), mask_of(latent)
+        still = mask is not None and not mask.any()
+        steering.check(film.frozen, negative is not None, layers, still)
+        _check_references(model, references, film)
         left = _left(steering, film)
         progress = Progress(cls.hidden.unique_id)
-        samples, mask = start_of(latent), mask_of(latent)
         if pixel_frames(samples) != film.frames:
             raise InputError(
                 f"latent: it has {pixel_frames(samples)} frames, but the audio was encoded for {film.frames}; "
@@ -389,9 +393,10 @@ class Sampler(io.ComfyNode):
             )
         sources = to_streams(noise, latent, film.cut)
         source, kept = sources[0], FilmWindows()
-        conditions = Conditions(positive, film.sounds[0], negative, guides, mask)
-        denoised, sounds, streams = _sample(model, samples, film, conditions, steering, sources, kept, progress)
-        passes = steering.passes(audio.frozen)
+        conditions = Conditions(positive, film.sounds[0], negative, guides, mask, latent.get(CLEAN))
+        parts = film.parts(isinstance(source, Generated), references or ())
+        denoised, sounds, streams = _sample(model, samples, film, parts, conditions, steering, sources, kept, progress)
+        passes = steering.passes(film.frozen, still)
         steps = f"seed {source.seed}, {steering.steps} steps of {steering.sampler}, {passes} passes each"
         notes = [f"{steps}, with LTX-{model.version}"]
         if steering.sampler != sampler and (restart or gradient_estimation_gamma):
@@ -400,6 +405,9 @@ class Sampler(io.ComfyNode):
             notes.append(source.note)
         if mask is not None:
             notes.append("the latent's noise mask keeps a part of it")
+        if references:
+            count = len(references[0])
+            notes.append(f"{count} reference video{'s' if count > 1 else ''}")
         notes += [*film.notes(), *kept.notes()]
         if left:
             notes.append(f"noise of sigma {left:g} is left: Disable Noise and the rest of the sigmas continue it")
@@ -425,6 +433,7 @@ def _sample(
     model: memory.Model,
     samples: Tensor,
     film: FilmSound,
+    parts: list[WindowInputs],
     conditions: Conditions,
     steering: Steering,
     sources: tuple[NoiseSource, ...],
@@ -446,13 +455,15 @@ def _sample(
     if model.weights and not generated:
         keep = kept.of(model.identity, film.cut, tuple(side * SPACE_SCALE for side in samples.shape[3:]))
     told = StageProgress(progress, windows, steering.steps, film.cut.here)
-    room = memory.sampling_memory(model.module, samples[:, :, film.cut.longest.whole])
+    seen = [reference for part in parts for reference in part.references]
+    largest = max(seen, key=lambda each: each.latent.numel(), default=None)
+    room = memory.sampling_memory(model.module, samples[:, :, film.cut.longest.whole], largest)
     (module,) = memory.use(model, memory_required=room)
     compile_blocks(module, model.compiled)
     made = sample_windows(
         module,
         whole,
-        film.parts(one_stream=generated),
+        parts,
         conditions,
         steering,
         sources,
@@ -462,6 +473,22 @@ def _sample(
         only=film.cut.here,
     )
     return join(film.cut, *made)
+
+
+def _check_references(model: memory.Model, references: References | None, film: FilmSound) -> None:
+    """Raises InputError if an IC-LoRA has no reference, or the references were made for other windows."""
+    if references is None:
+        for fit, strength in model.loras:
+            if fit.lora.reference is not None and strength:
+                raise InputError(
+                    f"model: {fit.lora.path.name} is an IC-LoRA, which needs a reference video; connect Reference to "
+                    "this sampler, or give it the model without that LoRA."
+                )
+    elif len(references) != len(film.cut.windows):
+        raise InputError(
+            f"references: they were made for {len(references)} windows, and the film has {len(film.cut.windows)}; "
+            "connect the same audio to Reference and to the sampler."
+        )
 
 
 def _left(steering: Steering, film: FilmSound) -> float:

@@ -20,3 +20,6 @@ TimelineIO = io.Custom("LTXA2V_TIMELINE")  # film.Timeline: its sections with th
 GuidesIO = io.Custom("LTXA2V_GUIDES")  # tuple of ltx.diffusion.conditioning.Guide
 GuidanceIO = io.Custom("LTXA2V_GUIDANCE")  # ltx.diffusion.guidance.Guidance
 RestartIO = io.Custom("LTXA2V_RESTART")  # ltx.diffusion.samplers.Restart
+ClipIO = io.Custom("LTXA2V_CLIP")  # ltx.media.clip.Clip: pictures that are read as they are needed
+RetakeIO = io.Custom("LTXA2V_RETAKE")  # film.Retake: a source, and what is made anew of it
+ReferencesIO = io.Custom("LTXA2V_REFERENCES")  # for each window, a tuple of ltx.diffusion.conditioning.Reference

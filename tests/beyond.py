@@ -5,4 +5,6 @@ BEYOND = {
     "euler_ancestral",
     "windows",
     "timeline",
+    "edit",
+    "reference",
 }

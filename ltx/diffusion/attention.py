@@ -59,6 +59,13 @@ def check_attention(name: str, device: torch.device | str, dtype: torch.dtype | 
         raise InputError(f"attention: {name!r} computes in 16 bits only; choose the dtype bfloat16, or {TORCH!r}.")
 
 
+def taking_weights(backend: AttentionBackendName | None) -> AttentionBackendName:
+    """The backend for an attention whose keys have weights: torch, since the packages take no row of weights, or the
+    plain formula if that is the backend."""
+    math = BACKENDS[MATH].name
+    return math if backend == math else BACKENDS[TORCH].name
+
+
 def attend_by(model: nn.Module, name: str) -> None:
     """Makes the transformer's blocks compute attention by one of BACKENDS."""
     backend = None if name == TORCH else BACKENDS[name].name

@@ -18,8 +18,10 @@ from diffusers.models.transformers.transformer_ltx2 import (
 from torch import Tensor, nn
 
 from ..classes import give_classes
+from .attention import taking_weights
 from .kernels import fuses, norm_modulate, norm_rotate
 from .modulation import Ada, Modulations, Pair, Rotary, ada
+from .sight import View, attend_in_groups
 
 Texts = tuple[Pair, Pair | None]
 """What the streams attend to in a text: keys [1 or 2, M, heads, d] and values [1 or 2, M, D] of the video and of the
@@ -47,6 +49,7 @@ class Block(LTX2VideoTransformerBlock):
     Its layers are called as modules, so that hooks, casting and offloading work.
     """
 
+    # long: what a block reads, by name
     def forward(
         self,
         video: Tensor,
@@ -59,17 +62,18 @@ class Block(LTX2VideoTransformerBlock):
         audio_read: bool = True,
         texts: Texts | None = None,
         keep: bool = False,
+        views: tuple[View, ...] = (),
     ) -> tuple[Tensor, Tensor | None, Texts | None]:
         """Runs one block: video [R, N, D] and audio [R', T, D'] → both streams after it. The inputs do not change.
 
         The first R' rows have audio. video_text, audio_text: one or two contexts, [1 or 2, M, D]. audio_read: whether a
         later block reads the audio. texts: the keys and values of these contexts, if they were kept; keep: whether to
-        return them.
+        return them. views: what groups of video tokens see of each other; empty if all tokens see all.
         """
         of_video, of_audio = levels.video, levels.audio
         video_ada = ada(self.scale_shift_table, of_video.own, of_video.places)
         x = _modulated(self.norm1, video, video_ada, 0, 1)
-        change = _attention(self.attn1, x, positions=positions.video, skipped=rows.skipped)
+        change = _attention(self.attn1, x, positions=positions.video, skipped=rows.skipped, views=views)
         video = video_ada.gated(video, change, 2)
         if texts is None:
             video_read = _pair(
@@ -175,12 +179,13 @@ def _attention(
     key_positions: Pair | None = None,
     second: tuple[bool, ...] = (),
     skipped: tuple[bool, ...] = (),
+    views: tuple[View, ...] = (),
 ) -> Tensor:
     """Gated attention of x [R, N, D] to itself or to a context [R, M, D'] → [R, N, D].
 
     pair: the keys and values of the context, as `_pair` makes them. second: flags of the rows that read the second
     context; the pair is then of one or two contexts. skipped: flags of the rows that take the value projection instead
-    of attention.
+    of attention. views: as for `Block`.
     """
     value = attention.to_v(x if context is None else context) if pair is None else pair[1]
     if skipped and all(skipped):
@@ -196,10 +201,7 @@ def _attention(
         values = _without_skipped(value, skipped).unflatten(2, (attention.heads, -1))
         if len(second) > 1:
             key, values = (torch.cat([t[-1:] if other else t[:1] for other in second]) for t in (key, values))
-        processor = attention.processor
-        attended = dispatch_attention_fn(
-            query, key, values, backend=processor._attention_backend, parallel_config=processor._parallel_config
-        )
+        attended = _attend(attention.processor, query, key, values, views)
         attended = attended.flatten(2, 3).to(query.dtype)
         if any(skipped):
             attended_rows = iter(attended.split(1))
@@ -210,6 +212,23 @@ def _attention(
         gates = 2.0 * torch.sigmoid(attention.to_gate_logits(x))
         attended = (attended.unflatten(2, (attention.heads, -1)) * gates.unsqueeze(-1)).flatten(2, 3)
     return attention.to_out[0](attended)
+
+
+def _attend(processor: Any, query: Tensor, key: Tensor, value: Tensor, views: tuple[View, ...]) -> Tensor:
+    """Attention [R, N, heads, d] by the processor's backend."""
+
+    def dispatch(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        backend = processor._attention_backend
+        return dispatch_attention_fn(
+            query,
+            key,
+            value,
+            bias,
+            backend=backend if bias is None else taking_weights(backend),
+            parallel_config=processor._parallel_config,
+        )
+
+    return attend_in_groups(views, query, key, value, dispatch) if views else dispatch(query, key, value)
 
 
 def _pair(attention: Any, context: Tensor) -> Pair:

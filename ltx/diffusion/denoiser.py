@@ -21,9 +21,10 @@ from .tokens import Tokens
 class GuidedDenoiser:
     """(x, sigma, step) → x0 of both streams. An object holds the state of one stage.
 
-    It computes on the device of the streams' tensors. Frozen audio is not guided, and its text context is the positive
-    one in every pass, so the negative prompt acts on the video alone. room: free bytes beside the weights, which decide
-    whether the passes of a step run as one batch. texts: as for `sample`. Raises InputError as `Steering.check`.
+    It computes on the device of the streams' tensors. A frozen stream is not guided, and its text context is the
+    positive one in every pass: with frozen audio the negative prompt acts on the video alone. room: free bytes beside
+    the weights, which decide whether the passes of a step run as one batch. texts: as for `sample`. Raises InputError
+    as `Steering.check`.
     """
 
     def __init__(
@@ -39,13 +40,14 @@ class GuidedDenoiser:
     ) -> None:
         self.model, self.video, self.audio, self.steering, self.hooks = model, video, audio, steering, hooks
         self.device, self.dtype = video.latent.device, model.proj_in.weight.dtype
-        self.frozen = not audio.mask.any()
+        self.frozen, self.still = audio.frozen, video.frozen
         layers = len(model.transformer_blocks)
-        steering.check(self.frozen, conditions.negative is not None, layers)
+        steering.check(self.frozen, conditions.negative is not None, layers, self.still)
         adopt(model)
-        self.guidances = steering.acting(self.frozen)
+        self.guidances = steering.acting(self.frozen, self.still)
         self.passes = self._passes(conditions, layers)
         self.positions = rotary(model, video.positions, audio.positions, self.device)
+        self.views = () if video.sight is None else video.sight.views(self.device, self.dtype)
         self.masks, self.heard = Tokens(video.mask[..., 0], audio.mask[..., 0]), audio.mask.max()
         self.levels = Levels.of(self.masks.video), Levels.of(self.masks.audio)
         tokens = self.masks.video.shape[1] + self.masks.audio.shape[1]
@@ -63,12 +65,12 @@ class GuidedDenoiser:
     def __call__(self, x: Tokens, sigma: Tensor, step: int) -> Tokens:
         guided, reused = float(sigma) > self.unguided, self.reuse is not None and float(sigma) > self.reuse.last
         sigma = torch.full((), float(sigma), device=self.device)  # a copy would wait for the device
-        audio_sigma = sigma * self.heard
+        video_sigma, audio_sigma = sigma * (not self.still), sigma * self.heard
         adaln = modulation(
             self.model,
             self.levels[0] * sigma,
             self.levels[1] * sigma,
-            sigma[None],
+            video_sigma[None],
             audio_sigma[None],
             self.dtype,
         )
@@ -84,6 +86,7 @@ class GuidedDenoiser:
             reuse=self.reuse if reused else None,
             marked=self.video.marked,
             texts=self.texts,
+            views=self.views,
             on_block=self.hooks.on_block,
         )
         times = self.masks * sigma
@@ -94,7 +97,7 @@ class GuidedDenoiser:
             )
             for name, (video, audio) in zip(running, results, strict=True)
         }
-        self._trace(step, predictions, times, sigma, audio_sigma)
+        self._trace(step, predictions, times, Tokens(video_sigma, audio_sigma))
         x0 = self._guide(predictions) if guided else predictions["cond"]
         return self.blend(x0)
 
@@ -110,8 +113,9 @@ class GuidedDenoiser:
         video_text, audio_text = placed(conditions.positive.video), placed(conditions.positive.audio)
         passes = {"cond": Pass(video_text, audio_text)}
         if runs_uncond:
+            video_negative = video_text if self.still else placed(conditions.negative.video)
             audio_negative = placed(conditions.negative.audio) if self.guidances[1].runs_uncond else audio_text
-            passes["uncond"] = Pass(placed(conditions.negative.video), audio_negative)
+            passes["uncond"] = Pass(video_negative, audio_negative)
         if runs_perturbed:
             passes["perturbed"] = Pass(video_text, audio_text, *(_stg_blocks(g, layers) for g in self.guidances))
         if runs_isolated:
@@ -125,9 +129,7 @@ class GuidedDenoiser:
             of_audio.combine(**{name: x0.audio for name, x0 in predictions.items()}),
         )
 
-    def _trace(
-        self, step: int, predictions: dict[str, Tokens], times: Tokens, sigma: Tensor, audio_sigma: Tensor
-    ) -> None:
+    def _trace(self, step: int, predictions: dict[str, Tokens], times: Tokens, sigmas: Tokens) -> None:
         if self.hooks.trace is None:
             return
         for number, x0 in enumerate(predictions.values()):
@@ -136,8 +138,8 @@ class GuidedDenoiser:
                 ("audio_x0", x0.audio),
                 ("video_timesteps", times.video[..., None]),
                 ("audio_timesteps", times.audio[..., None]),
-                ("video_sigma", sigma[None]),
-                ("audio_sigma", audio_sigma[None]),
+                ("video_sigma", sigmas.video[None]),
+                ("audio_sigma", sigmas.audio[None]),
             ):
                 self.hooks.trace(f"step{step}/call{number}/{label}", value)
 

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ class KeptWindows:
             tensors = load(path.read_bytes())
             audio = conditions.audio
             if not audio.frozen:
-                audio = replace(audio, latent=tensors["audio"], strength=1.0)
+                audio = audio.made(tensors["audio"])
             return Sampled(tensors["video"], audio, Noise(noise.seed, tensors["noise"]), tensors["first"])
         except (OSError, SafetensorError, KeyError, InputError):
             return None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .block import Pair, Rows, Texts
 from .conditioning import TEXT_LENGTH
 from .modulation import Modulation, Modulations, Rotary, ada
+from .sight import View
 from .tokens import Tokens
 
 GPU_SHARE = 0.5  # of the free memory; the rest is for fragmentation and for the other tensors of the step
@@ -229,6 +230,7 @@ def velocities(
     reuse: Reuse | None = None,
     marked: Tensor | None = None,
     texts: KeptTexts | None = None,
+    views: tuple[View, ...] = (),
     on_block: Callable[[], None] | None = None,
 ) -> list[tuple[Tensor, Tensor | None]]:
     """Tokens → the velocities of each pass, video [1, N, C] and audio [1, T, C], in the model's dtype.
@@ -236,7 +238,7 @@ def velocities(
     audio_read: whether audio velocities are needed; otherwise they are None, and work that only serves them is left
     out. batched: whether the passes run as one batch, or else one after the other through each block. marked: [1, N,
     1], 1 for the tokens that get the model's keyframe vector, if it has one. texts: where keys and values of the texts
-    are kept. on_block is called before each block and may raise to stop.
+    are kept. views: as for `Block`. on_block is called before each block and may raise to stop.
     """
     blocks, order = model.transformer_blocks, Order.of(passes)
     video_in, audio_in = model.proj_in(x.video), model.audio_proj_in(x.audio)
@@ -260,7 +262,9 @@ def velocities(
         groups = [tuple(rows)] if batched else [(row,) for row in rows]
         batches = {group: batches.get(group) or Batch.of(group, state) for group in groups}
         for group, batch in batches.items():
-            after = _run(block, number, batch, passes, contexts, positions, levels, audio_read or not last, texts)
+            after = _run(
+                block, number, batch, passes, contexts, positions, levels, audio_read or not last, texts, views
+            )
             batches[group] = after
             state |= after.states()
         if number == 0 and reuse is not None:
@@ -293,6 +297,7 @@ def _run(
     levels: Modulations,
     audio_read: bool,
     kept: KeptTexts | None,
+    views: tuple[View, ...],
 ) -> Batch:
     """Runs one block on a batch → the same passes after it."""
     first, heard = passes[batch.rows[0]], 0 if batch.audio is None else len(batch.audio)
@@ -316,6 +321,7 @@ def _run(
         audio_read,
         known,
         kept is not None and known is None,
+        views,
     )
     if pairs is not None:
         kept.put(key, pairs)

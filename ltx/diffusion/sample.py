@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..latents import CHANNELS, NoiseSource, unpatchify_audio, unpatchify_video
-from ..weights.configs import switched
 from .ancestral import euler_ancestral
-from .conditioning import AudioCondition, Conditions, audio_stream, video_stream
+from .conditioning import AudioCondition, Conditions
 from .denoiser import GuidedDenoiser
 from .passes import batch_room
 from .res_2s import res_2s
@@ -51,8 +48,7 @@ def sample(
         raise InputError(f"the latent is {list(latent.shape)}; an LTX video latent [1, {CHANNELS}, F, H, W] is needed.")
     device = device if device is not None else next(model.parameters()).device
     audio, sigmas, trace = conditions.audio, steering.sigmas, hooks.trace
-    video = video_stream(latent.float(), conditions.guides, audio.fps, conditions.mask).to(device)
-    sound = audio_stream(audio).to(device)
+    video, sound = (stream.to(device) for stream in conditions.streams(latent))
     seed = noise.seed + RESTART_SEED + WINDOW_SEED * window
     drawn, noise = noise.draw(tuple(video.latent.shape), tuple(sound.latent.shape))
     # The 1 of a schedule may be slightly below 1 in float32; the start is pure noise nevertheless.
@@ -62,10 +58,12 @@ def sample(
         trace("sigmas", sigmas)
         trace("positions_video", video.positions)
         trace("positions_audio", sound.positions)
-        if switched(model.config):  # LTX-2.5
-            trace("denoise_mask_video", video.mask)
-            trace("denoise_mask_audio", sound.mask)
-            trace("keyframes_mask_video", video.marked)
+        for name, stream in (("video", video), ("audio", sound)):
+            trace(f"denoise_mask_{name}", stream.mask)
+            trace(f"clean_{name}", stream.clean)
+        trace("keyframes_mask_video", video.marked)
+        if video.sight is not None:
+            trace("attention_mask_video", video.sight.matrix())
     room = batch_room(torch.device(device)) if room is None else room
     denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room, texts)
     if steering.sampler == RES_2S:
@@ -80,7 +78,7 @@ def sample(
     else:
         x = euler(denoise, x, sigmas, hooks)
     if not audio.frozen:
-        audio = replace(audio, latent=unpatchify_audio(x.audio).to(audio.latent.device), strength=1.0)
+        audio = audio.made(unpatchify_audio(x.audio))
     return grid(x.video, latent), audio, noise
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..latents import NoiseSource
 from ..timeline import Section, section_at, streams
 from ..windows import Window, WindowSize
-from .conditioning import AudioCondition, Conditions, Guide, TextContext, audio_stream, video_stream
+from .conditioning import AudioCondition, Conditions, Guide, Reference, TextContext
 from .sample import sample
 from .samplers import UNWATCHED, Hooks
 from .steering import Steering
@@ -47,6 +47,7 @@ class WindowInputs:
 
     anchor: how strongly a window is held to the first frame of its section, if that begins the film or is behind a hard
     cut; drift: the share by which places of the picture that are as in the section's first window are pulled to it.
+    references: those beside this window.
     """
 
     window: Window
@@ -57,6 +58,7 @@ class WindowInputs:
     section: int = 0
     anchor: float = 0.0
     drift: float = 0.0
+    references: tuple[Reference, ...] = ()
 
 
 def window_inputs(
@@ -65,11 +67,12 @@ def window_inputs(
     sections: Sequence[Section] = (),
     contexts: Sequence[TextContext] = (),
     size: WindowSize | None = None,
+    references: Sequence[tuple[Reference, ...]] = (),
 ) -> list[WindowInputs]:
     """The windows of a film, each with its sound, the context of its section and the number of its stream of noise.
 
     contexts: of each section; empty without a timeline. size: what the windows were asked for with, by default the
-    defaults. The streams are those of `noise_seeds`.
+    defaults. references: of each window; empty without any. The streams are those of `noise_seeds`.
     """
     numbers, seeds = streams(sections, 0)  # the seed does not decide about the numbers
     size, parts = size or WindowSize(), []
@@ -78,7 +81,10 @@ def window_inputs(
         section = section_at(sections, window.new.start, sound.fps)
         positive = contexts[section] if contexts else None
         stream = numbers[section]
-        parts.append(WindowInputs(window, sound, positive, stream, own.get(number), section, size.anchor, size.drift))
+        seen = references[number] if references else ()
+        parts.append(
+            WindowInputs(window, sound, positive, stream, own.get(number), section, size.anchor, size.drift, seen)
+        )
     return parts
 
 
@@ -151,6 +157,8 @@ def sample_windows(
             _sampled, part.window, model, start, own, steering, noise,
             device=device, hooks=hooks(number), window=counts[part.stream],
         )  # fmt: skip
+        if len(parts) > 1 and _kept_whole(part.window, own):
+            make = partial(_unchanged, part.window, start, own, noise)
         try:
             result = keep(make, number, start, own, steering, noise)
         except NotKept:
@@ -172,8 +180,21 @@ def sample_windows(
 
 def _advanced(noise: NoiseSource, start: Tensor, conditions: Conditions) -> NoiseSource:
     """The source after the noise of a window."""
-    video = video_stream(start.float(), conditions.guides, conditions.audio.fps, conditions.mask)
-    return noise.draw(tuple(video.latent.shape), tuple(audio_stream(conditions.audio).latent.shape))[1]
+    return noise.draw(*(tuple(stream.latent.shape) for stream in conditions.streams(start)))[1]
+
+
+def _kept_whole(place: Window, conditions: Conditions) -> bool:
+    """Whether a window adds nothing but what is kept of a source video, and its sound is kept as well."""
+    mask, opened = conditions.mask, not place.given and any(not guide.frame for guide in conditions.guides)
+    if conditions.clean is None or mask is None or opened or not conditions.audio.frozen:
+        return False
+    return not mask[:, :, place.given :].any()
+
+
+def _unchanged(place: Window, start: Tensor, conditions: Conditions, noise: NoiseSource) -> Sampled:
+    """What `sample` would make of such a window, without a pass. The other windows draw what they would draw."""
+    clean = conditions.clean.float()
+    return Sampled(clean[:, :, place.given :], conditions.audio, _advanced(noise, start, conditions), clean[:, :, :1])
 
 
 def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:
@@ -211,25 +232,36 @@ def start_of(window: Window, whole: Tensor, behind: int = 0) -> Tensor:
 def conditions_of(
     part: WindowInputs, conditions: Conditions, whole: Tensor, anchor: Tensor | None = None
 ) -> Conditions:
-    """The conditions of one window: its sound and its prompt, the guides at frames that it adds, and a mask that keeps
-    its overlap.
+    """The conditions of one window: its sound, its prompt and its references, the guides at frames that it adds, and a
+    mask that keeps its overlap. Of a source video, what is clean in the overlap is what the windows before made of it.
 
     Its latent 0 is free: it stands for one frame, while the whole's latent at that place stands for eight. Only at the
     film's beginning both are the same, and latent 0 is kept unless there is a cut. An image at the first frame behind a
     hard cut is that latent 0, as the first image of a clip is. So is, in a window that goes on with the one before, the
-    anchor [1, 128, 1, H, W], if there is one yet.
+    anchor [1, 128, 1, H, W], if there is one yet and no source video.
     """
     window, guides = part.window, []
     for guide in conditions.guides:
         frame = window.frame_within(guide.frame)
         if frame is not None:
             guides.append(replace(guide, frame=0 if window.cut and frame == 1 else frame))
-    if part.anchor and window.given and not window.cut and anchor is not None:
+    if part.anchor and window.given and not window.cut and anchor is not None and conditions.clean is None:
         guides.append(Guide(anchor, 0, part.anchor))
-    mask = None if conditions.mask is None else conditions.mask[:, :, window.whole]
+    mask, clean = (None if each is None else each[:, :, window.whole] for each in (conditions.mask, conditions.clean))
+    if clean is not None and window.given:
+        clean = clean.clone()
+        clean[:, :, : window.given] = whole[:, :, window.whole][:, :, : window.given]
     if window.given:
         mask = torch.ones_like(whole[:, :1, window.whole]) if mask is None else mask.clone()
         mask[:, :, :1] = float(window.cut or window.start > 0)
         mask[:, :, 1 : window.given] = 0
     positive = part.positive or conditions.positive
-    return replace(conditions, positive=positive, audio=part.sound, guides=tuple(guides), mask=mask)
+    return replace(
+        conditions,
+        positive=positive,
+        audio=part.sound,
+        guides=tuple(guides),
+        mask=mask,
+        clean=clean,
+        references=part.references or conditions.references,
+    )

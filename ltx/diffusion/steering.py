@@ -67,20 +67,22 @@ class Steering:
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
-    def acting(self, audio_frozen: bool) -> tuple[Guidance, Guidance]:
-        """The guidance of the picture and the guidance of the sound that take effect: frozen sound is not guided."""
-        return self.guidance, NONE if audio_frozen else self.audio_guidance
+    def acting(self, audio_frozen: bool, video_frozen: bool = False) -> tuple[Guidance, Guidance]:
+        """The guidance of the picture and the guidance of the sound that take effect: a frozen stream is not guided."""
+        return NONE if video_frozen else self.guidance, NONE if audio_frozen else self.audio_guidance
 
-    def passes(self, audio_frozen: bool) -> int:
+    def passes(self, audio_frozen: bool, video_frozen: bool = False) -> int:
         """Number of transformer passes in a guided step."""
-        return 1 + sum(needed(*self.acting(audio_frozen)))
+        return 1 + sum(needed(*self.acting(audio_frozen, video_frozen)))
 
-    def check(self, audio_frozen: bool, negative: bool = True, layers: int | None = None) -> None:
+    def check(
+        self, audio_frozen: bool, negative: bool = True, layers: int | None = None, video_frozen: bool = False
+    ) -> None:
         """Raises InputError if a stage cannot be sampled with these settings.
 
         negative: whether there is a negative prompt. layers: number of the transformer's blocks, None if unknown.
         """
-        acting = self.acting(audio_frozen)
+        acting = self.acting(audio_frozen, video_frozen)
         if self.acceleration.guided < 1 and not self.acceleration.reuse and not any(needed(*acting)):
             raise InputError(
                 "acceleration: regular leaves guidance out of some steps, but there is no guidance (every scale is "

@@ -7,7 +7,6 @@ samples, unchanged. video.py writes sound, preprocess.py levels it, and sound.py
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from av.stream import Disposition
 from einops import rearrange, repeat
 from torch import Tensor
 
 from ..errors import InputError
 from ..latents import TIME_SCALE
+from .container import film_start, frames_of_stream, open_media
 
 MAX_SECONDS = 600  # the longest video, 481 frames at 1 fps, needs less
 LONGEST = 2700  # seconds of a film that is made in windows: MAX_VALUES holds so much stereo at 48 kHz
@@ -29,9 +28,6 @@ MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; a lower rate carries no usable sound, 
 MAX_VALUES = 2**28  # samples times channels of one file: 1 GiB, ten minutes at 48 kHz in nine channels
 MAX_CHANNELS = 64  # FFmpeg's own limit
 MAX_SAMPLE = 1e6  # full scale is 1; a float file with a larger sample is damaged, and its square would overflow
-
-# Tags may be in any encoding. PyAV before version 19 needs an option for that; newer versions do not.
-TAGS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
 HALF = math.sqrt(0.5)
 # ITU-R BS.775: the share of each speaker in (left, right); the subwoofer has none. FFmpeg's float downmix is the same.
@@ -75,14 +71,22 @@ class Track:
 
 
 def load_track(
-    path: str | Path, start: float = 0, duration: float | None = None, most: int | None = None, *, spare: bool = False
+    path: str | Path,
+    start: float = 0,
+    duration: float | None = None,
+    most: int | None = None,
+    *,
+    spare: bool = False,
+    cut: bool = False,
 ) -> Track:
     """Reads the audio of any file that FFmpeg opens, at the file's own rate and layout. start, duration: seconds.
 
     In a film the times count from the film's start: where its sound begins later, there is silence before it. Decoding
     always starts at the beginning of the file, because seeking is inexact in several formats. It ends after `duration`,
     at most `most`, by default MAX_SECONDS. spare: whether it ends after MAX_SECONDS already if more would not fit into
-    memory. Damaged packets are skipped. Raises InputError, which names the file, if it has no usable sound.
+    memory. cut: whether sound before the film's first picture is left out, because it must fit the pictures; otherwise
+    such a sound is read from its own start. Damaged packets are skipped. Raises InputError, which names the file, if it
+    has no usable sound.
     """
     path = Path(path)
     name = path.name or str(path)
@@ -90,40 +94,23 @@ def load_track(
         raise InputError(f"start: {start} is not a time of at least 0 seconds.")
     if duration is not None and not duration > 0:
         raise InputError(f"duration: {duration} is not a length above 0 seconds.")
-    if path.is_dir():
-        raise InputError(f"{name}: is a folder; name one audio or video file in it.")
-    if not path.is_file():
-        raise InputError(f"{name}: no such file; check the name and the folder.")
-    if not path.stat().st_size:
-        raise InputError(f"{name}: the file is empty; copy or export it again.")
     most = MAX_SECONDS if most is None else most
     length = Fraction(most if duration is None else min(duration, most))
-    try:
-        # FFmpeg gets an open file and no protocols, so that a playlist cannot make it read other files or the network.
-        with (
-            path.open("rb") as file,
-            av.open(file, options={"protocol_whitelist": "none"}, **TAGS) as container,
-        ):
-            return _decode(container, name, Fraction(start), length, spare)
-    except (av.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise InputError(
-            f"{name}: cannot be read as audio or video ({reason}); it may be cut short or not a media file: "
-            "export it again, for example as WAV."
-        ) from error
+    with open_media(path, "WAV") as container:
+        return _decode(container, name, Fraction(start), length, spare, cut)
 
 
-def _decode(container: Any, name: str, start: Fraction, length: Fraction, spare: bool) -> Track:
+def _decode(container: Any, name: str, start: Fraction, length: Fraction, spare: bool, cut: bool) -> Track:
     """Decodes the samples [start, start + length), in seconds, of the container's best audio stream."""
     stream = container.streams.best("audio")
     if stream is None:
         raise InputError(f"{name}: has no audio track; choose a file with sound.")
     if stream.codec_context is None:
         raise InputError(f"{name}: its audio codec is not supported; convert the file, for example to WAV.")
-    film = _film_start(container)
+    film = film_start(container)
     blocks: list[np.ndarray] = []
     kind, speakers, position, first, last = None, (), 0, 0, 0
-    for frame in _frames(container, stream):
+    for frame in frames_of_stream(container, stream):
         frame_kind = (frame.sample_rate, frame.layout.name, frame.format.name)
         if kind is None:
             kind = frame_kind
@@ -135,6 +122,7 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction, spare:
                 length = min(length, Fraction(MAX_SECONDS))
             last = first + max(1, round(length * frame.sample_rate))
             position = _lateness(frame, film)
+            position = position if cut else max(0, position)
             if position >= last:
                 at = position / frame.sample_rate
                 raise InputError(f"{name}: its sound begins only at {at:.3f} s; choose a later start or a longer part.")
@@ -164,11 +152,11 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction, spare:
 
 
 def _lateness(frame: Any, film: Fraction | None) -> int:
-    """The samples between the film's start and its first sound; 0 if the sound begins before the picture or there is no
-    film."""
+    """The samples between the film's start and its first sound; below 0 if the sound begins before the picture, and 0
+    if there is no film."""
     if film is None or frame.pts is None or frame.time_base is None:
         return 0
-    return max(0, round((frame.pts * Fraction(frame.time_base) - film) * frame.sample_rate))
+    return round((frame.pts * Fraction(frame.time_base) - film) * frame.sample_rate)
 
 
 def _check_room(name: str, samples: int, channels: int) -> None:
@@ -188,32 +176,6 @@ def _check_samples(name: str, waveform: np.ndarray, rate: int, start: Fraction) 
             f"{name}: has samples that are not usable numbers (NaN, infinite or beyond {MAX_SAMPLE:g}), "
             f"the first at {at:.3f} s; export it again as 16- or 24-bit."
         )
-
-
-def _film_start(container: Any) -> Fraction | None:
-    """The time of the first picture in seconds; None if the file has no moving picture, for instance only a cover."""
-    for stream in container.streams.video:
-        cover = bool(stream.disposition & Disposition.attached_pic)
-        if not cover and stream.start_time is not None and stream.time_base is not None:
-            return stream.start_time * Fraction(stream.time_base)
-    return None
-
-
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Yields decoded frames. A damaged packet is skipped; a truncated file ends at its last packet."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-            if packet is None:
-                return
-            frames = packet.decode()
-        except av.FFmpegError:
-            continue  # after an error in demux, the iterator is at its end
-        except IndexError:  # PyAV raises it for a packet of a stream that the file's header does not have
-            packets = container.demux(stream)
-            continue
-        yield from frames
 
 
 # Lengths

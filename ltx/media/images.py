@@ -24,6 +24,7 @@ from ..models import V23
 PRESET = "veryfast"
 MAX_PIXELS = 80_000_000  # less than the number at which Pillow warns of a decompression bomb
 MAX_SIDE = 16_384  # the limit of H.264
+NO_PICTURE = "is no picture."
 # EPS and WMF are left out, because Pillow starts other programs for them.
 FORMATS = (
     "PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "TGA", "PPM", "ICO", "PSD",
@@ -60,7 +61,7 @@ def open_image(path: Path, name: str, otherwise: str) -> Iterator[Image.Image]:
     """
     try:
         with Image.open(path, formats=_readers()) as image:
-            _check_size(name, *image.size)
+            check_size(name, *image.size)
             yield image
     except InputError:
         raise
@@ -96,7 +97,7 @@ def _missing_reader(name: str, path: Path) -> str:
     return ""
 
 
-def _check_size(name: str, width: int, height: int) -> None:
+def check_size(name: str, width: int, height: int) -> None:
     """Whether a picture of that size is read; its pixels need not be there yet. Errors: InputError."""
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise InputError(_too_large(name, f"{width}x{height}"))
@@ -190,18 +191,36 @@ def compress(image: Tensor, crf: int = V23.crf) -> Tensor:
         return torch.from_numpy(next(container.decode(video=0)).to_ndarray(format="rgb24"))
 
 
-def fit(image: Tensor, width: int, height: int) -> Tensor:
-    """uint8 [H, W, 3] → float32 [1, 3, 1, height, width] in -1..1. The picture is scaled (bilinear) until it covers the
-    video, and its centre is cut out. Raises InputError if it is too long and narrow for that."""
-    rows, columns = image.shape[:2]
+def moves(path: str | Path) -> bool:
+    """Whether a file is no still picture but an animation, a video or something else."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    try:
+        with open_image(path, path.name, NO_PICTURE) as image:
+            return getattr(image, "n_frames", 1) > 1
+    except InputError as error:
+        return str(error).endswith(NO_PICTURE)
+
+
+def covering(rows: int, columns: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """How a picture covers a video: the rows and columns that it is scaled to, and those cut off above and at the
+    left."""
     # This computes in floats, as the official code does. For about one size in a hundred the product is slightly above
     # a whole number, and the picture becomes one pixel larger. Exact fractions would give another input to the model.
     scale = max(height / rows, width / columns)
     size = math.ceil(rows * scale), math.ceil(columns * scale)
+    return *size, (size[0] - height) // 2, (size[1] - width) // 2
+
+
+def fit(image: Tensor, width: int, height: int) -> Tensor:
+    """uint8 [H, W, 3] → float32 [1, 3, 1, height, width] in -1..1. The picture is scaled (bilinear) until it covers the
+    video, and its centre is cut out. Raises InputError if it is too long and narrow for that."""
+    rows, columns = image.shape[:2]
+    *size, top, left = covering(rows, columns, height, width)
     if size[0] * size[1] > max(MAX_PIXELS, 4 * height * width):
         raise InputError(f"image: {columns}x{rows} is too long and narrow for a video of {width}x{height}; crop it.")
     pixels = rearrange(image.float(), "h w c -> 1 c h w")
     pixels = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
     pixels = pixels[:, :, top : top + height, left : left + width]
     return rearrange(pixels, "1 c h w -> 1 c 1 h w") / 127.5 - 1.0

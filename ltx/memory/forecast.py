@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..diffusion.conditioning import AudioCondition
 from ..diffusion.decode import Tiling
@@ -22,6 +22,7 @@ from ..diffusion.kept import disk_needed, limit
 from ..diffusion.passes import kept_texts
 from ..diffusion.sound import decode_audio, encode_mel
 from ..diffusion.upscale import PIECE
+from ..edits import ALL
 from ..job import BLOCKS, NEVER, Compute, Job, Picture
 from ..latents import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, audio_length, video_shape
 from ..models import size as readable
@@ -32,7 +33,7 @@ from ..windows import Window
 from .encoder import encode_longest, expander, text_encoder, write_longest
 from .free import free_memory
 from .rehearsal import META, blueprint, bytes_of, peak, weights
-from .work import decoding, image_encoding, one_step, upscaling
+from .work import clip_encoding, decoding, image_encoding, one_step, upscaling
 
 EXPANDER, GEMMA, TRANSFORMER = "expander", "Gemma", "transformer"  # the models whose blocks can wait in host memory
 OFFLOADED = "blocks wait in host memory"
@@ -172,10 +173,29 @@ class _Measured:
         audio_vae = self.part(job.checkpoint.audio_encoder)
         work = peak(lambda: encode_mel(audio_vae, torch.zeros(1, 2, mel, 64)), self.on)
         add("encode sound", (Resident.of("audio VAE", audio_vae),), work)
-        if job.images:
-            size = self.full if self.clip.two_stages else self.first
-            vae = self.part(job.checkpoint.video_encoder)
-            add("encode images", (Resident.of("video VAE", vae),), image_encoding(vae, *size, self.on))
+        self._pictures()
+
+    def _pictures(self) -> None:
+        """Adds the phase that encodes the images, the source and the reference."""
+        job, size = self.job, self.full if self.clip.two_stages else self.first
+        if not job.images and job.source is None and job.reference is None:
+            return
+        vae = self.part(job.checkpoint.video_encoder)
+        work = image_encoding(vae, *size, self.on) if job.images else 0
+        if job.source is not None:
+            work = max(work, clip_encoding(vae, *size, self.on)) + self._whole(size) + self._whole(self.first)
+        elif job.reference is not None:
+            work = max(work, clip_encoding(vae, *job.reference.size(self.first[::-1])[::-1], self.on))
+        name = "encode images" if job.source is None and job.reference is None else "encode pictures"
+        self.planner.add(name, (Resident.of("video VAE", vae),), work)
+
+    def _reference(self, size: tuple[int, int], first: bool) -> tuple[Tensor | None, float]:
+        """The reference's latent beside a stage of that height and width, and its attention."""
+        reference, window = self.job.reference, max(self.clip.windows, key=lambda each: each.frames)
+        if reference is None or not (first or reference.use.stages == ALL):
+            return None, 1.0
+        shape = video_shape(reference.frames(window), *reference.size(size[::-1])[::-1])
+        return torch.zeros(1, CHANNELS, *shape), reference.use.attention
 
     def sampling(self) -> None:
         """Adds the stages and the upscaler between them."""
@@ -203,7 +223,7 @@ class _Measured:
         """Bytes of the texts' keys and values that the first and the second stage keep between the steps."""
         steering = self.job.steering[0]
         texts = 1
-        if any(guidance.runs_uncond for guidance in steering.acting(self.job.request.audio_strength == 1)):
+        if any(guidance.runs_uncond for guidance in steering.acting(self.job.keeps_sound, self.job.keeps_picture)):
             # If some steps are not guided, both texts together and the positive one alone are kept.
             texts = 3 if steering.acceleration.guided_above(steering.sigmas) > 0 and self.on != "cpu" else 2
         return kept_texts(model, texts), kept_texts(model, 1)
@@ -234,17 +254,20 @@ class _Measured:
         guided: bool,
     ) -> None:
         clip, job = self.clip, self.job
-        steering, frozen = job.steering[0], job.request.audio_strength == 1
+        steering, frozen = job.steering[0], (job.keeps_sound, job.keeps_picture)
 
         def step(room: float) -> int:
             def work() -> None:
+                reference, attention = self._reference(size, guided or not clip.two_stages)
                 sound = torch.zeros(1, AUDIO_CHANNELS, self.sound, AUDIO_BINS)
                 one_step(
                     model,
                     torch.zeros(1, CHANNELS, *video_shape(self.frames, *size)),
                     AudioCondition(sound, self.frames, clip.fps, job.request.audio_strength),
-                    steering.acting(frozen) if guided else (NONE, NONE),
+                    steering.acting(*frozen) if guided else (NONE, NONE),
                     images=[not image.frame for image in self._at_once()],
+                    reference=reference,
+                    attention=attention,
                     room=room,
                 )
 
@@ -283,7 +306,7 @@ class _Measured:
     def decoding(self) -> Tiling | None:
         """Adds the phases that decode sound and picture. Returns the tiling that fits."""
         clip = self.clip
-        if self.job.request.audio_strength < 1:
+        if not self.job.keeps_sound:
             vocoder = blueprint(lambda: self.job.checkpoint.vocoder(torch.float32))
             latent = torch.zeros(1, AUDIO_CHANNELS, self.sound, AUDIO_BINS)
             audio_vae = self.part(self.job.checkpoint.audio_decoder)

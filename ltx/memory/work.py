@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.conditioning import TEXT_LENGTH, AudioCondition, Conditions, Guide, TextContext
+from ..diffusion.conditioning import TEXT_LENGTH, AudioCondition, Conditions, Guide, Reference, TextContext
 from ..diffusion.decode import Tiling, clip_tiles, held_frames, largest_tile
-from ..diffusion.encode import encode_image
+from ..diffusion.encode import encode_image, encode_video
 from ..diffusion.guidance import NONE, Guidance
 from ..diffusion.sample import sample
 from ..diffusion.steering import Steering
 from ..diffusion.upscale import upscale
-from ..latents import CHANNELS, SPACE_SCALE, Noise, pixel_frames
+from ..latents import CHANNELS, SPACE_SCALE, Noise, frames_of, pixel_frames
 from .rehearsal import META, peak
 
 
@@ -32,6 +32,11 @@ def image_encoding(vae: nn.Module, height: int, width: int, on: str = "cpu") -> 
     return peak(lambda: encode_image(vae, torch.zeros(1, 3, 1, height, width)), on)
 
 
+def clip_encoding(vae: nn.Module, height: int, width: int, on: str = "cpu") -> int:
+    """Bytes that encoding a clip takes, some frames at a time. height, width: pixels."""
+    return peak(lambda: encode_video(vae, [torch.zeros(1, 3, frames_of(4), height, width)]), on)
+
+
 def upscaling(upsampler: nn.Module, vae: nn.Module, latent: tuple[int, int, int], on: str = "cpu") -> int:
     """Bytes that upscaling a latent with that grid takes."""
     return peak(lambda: upscale(upsampler, vae, torch.zeros(1, CHANNELS, *latent)), on)
@@ -44,12 +49,15 @@ def one_step(
     guidance: tuple[Guidance, Guidance] = (NONE, NONE),
     *,
     images: Iterable[bool] = (),
+    reference: Tensor | None = None,
+    attention: float = 1.0,
     room: float = 0.0,
 ) -> None:
     """Samples one step of a stage. The model has at least two blocks, and STG perturbs the second one.
 
-    guidance: for picture and sound. images: for each image, whether it is the first frame. room: bytes that the passes
-    may take as one batch. No text is kept for the next step: a forecast adds `kept_texts`.
+    guidance: for picture and sound. images: for each image, whether it is the first frame. reference: a latent beside
+    it, seen with that attention. room: bytes that the passes may take as one batch. No text is kept for the next step:
+    a forecast adds `kept_texts`.
     """
     widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
 
@@ -60,4 +68,6 @@ def one_step(
     last = pixel_frames(latent) - 1
     guides = tuple(Guide(still, 0 if first else last, 0.9) for first in images)
     steering = Steering(torch.tensor([1.0, 0.0]), *(replace(each, stg_blocks=(1,)) for each in guidance))
-    sample(model, latent, Conditions(text(), audio, text(), guides), steering, Noise(0), room=room, texts=0)
+    references = () if reference is None else (Reference(reference, attention=attention),)
+    conditions = Conditions(text(), audio, text(), guides, references=references)
+    sample(model, latent, conditions, steering, Noise(0), room=room, texts=0)

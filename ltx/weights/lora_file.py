@@ -58,6 +58,8 @@ UNREAD = tuple(
 OTHER = "of a kind that is not read"
 IC, IC_NAME = "reference_downscale_factor", re.compile(r"(?<![a-z0-9])ic[-_ ]?lora", re.IGNORECASE)
 """Signs of an IC-LoRA. Not every one has the metadata; the published ones have the name."""
+IC_TIME = "reference_temporal_scale_factor"
+LARGEST_FACTOR = 64  # of the two above; larger ones are damage
 ADAPTER = "lora_adapter_metadata"
 LARGEST = 1e12  # of alpha and rank in the metadata; larger ones are damage
 CONFIG = "adapter_config.json"
@@ -69,12 +71,15 @@ Slot = tuple[str, str]
 @dataclass(frozen=True, eq=False)
 class Lora:
     """An opened LoRA file. changes: by the file's name of the layer and `weight` or `bias`. unread: why keys or layers
-    are not used. version: of the model that it was made for, by its metadata or its name, "" if neither tells."""
+    are not used. version: of the model that it was made for, by its metadata or its name, "" if neither tells.
+    reference: of an IC-LoRA, how many times smaller than the clip its reference video is, and of how many frames one is
+    taken."""
 
     path: Path
     changes: Mapping[Slot, Adapter] = field(repr=False)
     unread: Mapping[str, str] = field(default_factory=dict, repr=False)
     version: str = ""
+    reference: tuple[int, int] | None = None
 
     def check_version(self, checkpoint: str, version: str) -> None:
         """Raises InputError if it was made for the other supported version than `version`, that of the file
@@ -87,21 +92,24 @@ class Lora:
             )
 
 
-def load_lora(path: str | Path) -> Lora:
-    """Opens a LoRA; its tensors map the file.
+def load_lora(path: str | Path, referenced: bool = False) -> Lora:
+    """Opens a LoRA; its tensors map the file. referenced: whether there is a reference video, which an IC-LoRA needs.
 
     Raises InputError if the file is missing, cut short or not safetensors, if it holds nothing that can be used, or if
-    it is an IC-LoRA.
+    it is an IC-LoRA and there is no reference.
     """
     path = Path(path)
     file = open_safetensors(path, "the LoRA file")
     metadata = file.metadata() or {}
+    reference = None
     if (by_name := IC_NAME.search(path.name)) or IC in metadata:
         sign = "by its name" if by_name else f"{IC} in its metadata"
-        raise InputError(
-            f"{path}: is an IC-LoRA ({sign}), which needs a reference video, and none can be given here; "
-            f"choose another LoRA."
-        )
+        if not referenced:
+            raise InputError(
+                f"{path}: is an IC-LoRA ({sign}), which needs a reference video; give the command one with "
+                "--reference, or choose another LoRA."
+            )
+        reference = _factor_of(path, metadata, IC), _factor_of(path, metadata, IC_TIME)
     stored = frozenset(file.keys())
     found, unread = _sorted(path, stored)
     alphas = _Alphas.of(path, metadata)
@@ -122,7 +130,15 @@ def load_lora(path: str | Path) -> Lora:
             f"{path}: holds no LoRA that can be used (no pairs named lora_A and lora_B, or lora_down and lora_up; no "
             f"DoRA, LoKr, LoHa or differences{example}); choose another file."
         )
-    return Lora(path, changes, unread, metadata.get("model_version") or named_version(path.name))
+    return Lora(path, changes, unread, metadata.get("model_version") or named_version(path.name), reference)
+
+
+def _factor_of(path: Path, metadata: Mapping[str, str], name: str) -> int:
+    """A factor of an IC-LoRA's reference, 1 if its metadata has none. Raises InputError if it is no such number."""
+    text = metadata.get(name, "1").strip()
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= LARGEST_FACTOR):
+        raise InputError(f"{path}: its {name} is {text!r:.60}, not a whole number; download the LoRA again.")
+    return int(text)
 
 
 def _sorted(path: Path, keys: Collection[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:

@@ -32,6 +32,7 @@ from a2v.ltx.request import PARAMETERS, SIZES, parse
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import Checkpoint
 from a2v.tests.ltx.goldens import relative
+from a2v.tests.ltx.media.clips import plain, write_clip
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -54,7 +55,7 @@ REFINE = 0.909375  # sigma at which the second stage starts
 FIRST = r"s1/step0/(x0|out)_video"  # the first step of the first stage, once the passes of guidance are combined
 LATER = (
     r"s1/step[1-9]/((in|x0|out)_video|call\d/video_x0)",
-    r"up/(in|unnorm_in|unnorm_out|out)",
+    r"up/(in|unnorm_in|unnorm_out|out)|s2/clean_video",
     r"s2/step\d/((in|x0|out)_video|call0/video_x0)",
     r"final/(video_latent|frames_u8)",
     r"file/video",
@@ -62,12 +63,17 @@ LATER = (
 """All that follows from the video after the first step."""
 SECOND = (r"s2/step0/((x0|out)_video|call0/video_x0)", r"s2/step[1-9]/((in|x0|out)_video|call0/video_x0)", *LATER[3:])
 """All that follows from the second stage's first prediction."""
-HEARD = (r"audio/latent", r"s[12]/step\d/((in|x0|out)_audio|call\d/audio_x0)")
+HEARD = (
+    r"(audio/|(source|final)/audio_)latent",
+    r"s[12]/clean_audio",
+    r"s[12]/step\d/((in|x0|out)_audio|call\d/audio_x0)",
+)
 """Frozen audio, wherever it goes by."""
 CALLS = r"s1/step0/call\d/video_x0"
 HEARING = r"s1/step0/call[0-2]/video_x0"  # all but the isolated pass, in which the video does not hear the audio
 SOUNDING = (  # the audio's way from the first step's guided prediction on, where it is not frozen
     r"s1/step[1-9]/((in|x0|out)_audio|call\d/audio_x0)",
+    r"s2/clean_audio",
     r"s2/step\d/((in|x0|out)_audio|call0/audio_x0)",
     r"final/audio_latent",
     r"file/audio",
@@ -244,6 +250,23 @@ ROWS: dict[str, tuple[Row, ...]] = {
             {"windows": True},
         ),
     ),
+    # Of a film that goes on behind its video of 9 frames: one more latent is made anew.
+    "edit": (
+        Row(
+            {"start": 0.1, "end": 0.2},
+            (r"s1/step0/in_video", r"s\d/(denoise_mask_video|step\d/call\d/video_timesteps)", CALLS, FIRST, *LATER),
+            {"num_frames": 17},
+            files=("video",),
+        ),
+    ),
+    "reference": (
+        Row({"attention": 0.4}, (r"s1/attention_mask_video", CALLS, FIRST, *LATER), files=("reference",)),
+        Row(
+            {"strength": 0.4},
+            (r"s1/step0/in_video", r"s1/(denoise_mask_video|step\d/call\d/video_timesteps)", CALLS, FIRST, *LATER),
+            files=("reference",),
+        ),
+    ),
     "use_restart_sampling": (Row(False, (r"s1/step0/out_video", *LATER)),),
     # Of three steps, regular leaves the last one unguided: its one pass is alone in its batch.
     "acceleration": (
@@ -285,7 +308,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     **{
         f"{name}_strength": (
-            Row(0.4, (r"s1/step0/in_video", r"s\d/step\d/call\d/video_timesteps", CALLS, FIRST, *LATER), files=(name,)),
+            Row(
+                0.4,
+                (r"s1/step0/in_video", r"s\d/(denoise_mask_video|step\d/call\d/video_timesteps)", CALLS, FIRST, *LATER),
+                files=(name,),
+            ),
             Row(0.4, files=()),
         )
         for name in IMAGES
@@ -359,6 +386,8 @@ def media(tiny: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "camera_lora": tiny.camera_lora,
         "distill_lora": tiny.distilled_lora,
         "safety_checker": write_checker(folder / "mild", -9.0),
+        "video": write_clip(folder / "video.mkv", [plain(number, 64, 128) for number in range(9)]),
+        "reference": write_clip(folder / "reference.mkv", [plain(number) for number in range(9)]),
     }
 
 

@@ -76,7 +76,7 @@ def test_defaults_in_numbers() -> None:
     names = {field.name for field in dataclasses.fields(Request)} - {"given", "notes"}
     assert names == PARAMETERS.keys()
     for name in names - {"prompt", "seed"}:
-        absent = {"windows": None, "timeline": ""}.get(name, 0)
+        absent = {"windows": None, "timeline": "", "edit": None, "reference": None}.get(name, 0)
         assert getattr(ASKED, name) == (PARAMETERS[name].default or absent), name
     assert SIZES == {
         "square_hd": (1024, 1024), "square": (512, 512), "portrait_4_3": (768, 1024), "portrait_16_9": (576, 1024),

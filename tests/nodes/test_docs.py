@@ -79,7 +79,7 @@ def test_a_page_has_the_parts_that_an_artist_looks_for(node_id: str) -> None:
         assert name in SHORT or name in STOCK, name
 
 
-NATIVE = "RandomNoise,DisableNoise,SplitSigmas,Load Image,Preview Audio,Record Audio,Create List,String"
+NATIVE = "RandomNoise,DisableNoise,SplitSigmas,Load Image,Load Video,Preview Audio,Record Audio,Create List,String"
 STOCK = set(NATIVE.split(","))
 
 
@@ -120,6 +120,8 @@ def span(parameter: Parameter) -> str:
         return f"{parameter.minimum:g}–{parameter.maximum:g}"
     if parameter.kind == "windows":
         return "true, false, or an object as below"
+    if parameter.kind in ("edit", "reference"):
+        return "an object"
     return ", ".join(parameter.choices) or {"seed": "whole number"}.get(parameter.kind, parameter.kind)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
+from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, Reference, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.kept import DAYS, KeptWindows, described
 from a2v.ltx.diffusion.sample_windows import Sampled
@@ -26,9 +26,10 @@ from torch import Tensor
 FPS = Fraction(24)
 SOUND = AudioCondition(torch.zeros(1, 8, 9, 16), 9, FPS)
 CONDITIONS = Conditions(
-    TextContext(torch.zeros(1, 4, 8), torch.zeros(1, 4, 4), 3), SOUND,
+    TextContext(torch.zeros(1, 4, 8), torch.zeros(1, 4, 4), 3), replace(SOUND, mask=torch.zeros(9)),
     TextContext(torch.ones(1, 4, 8), torch.zeros(1, 4, 4)),
-    (Guide(torch.zeros(1, 128, 1, 1, 1), 0, 1.0),), torch.ones(1, 1, 2, 1, 1),
+    (Guide(torch.zeros(1, 128, 1, 1, 1), 0, 1.0),), torch.ones(1, 1, 2, 1, 1), torch.ones(1, 128, 2, 1, 1),
+    (Reference(torch.zeros(1, 128, 1, 1, 1), 2, 2, 0.9, 0.5),),
 )  # fmt: skip
 STEERING = Steering(torch.tensor([1.0, 0.5, 0.0]), Guidance(3, 1, 0.85, 3), restart=Restart(), gamma=1.5)
 

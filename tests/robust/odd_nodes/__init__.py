@@ -35,4 +35,5 @@ NODE_CLASS_MAPPINGS = {
     "OddLatent": _node("LATENT", values.LATENT),
     "OddSigmas": _source("SIGMAS", values.SIGMAS),
     "OddNoise": _source("NOISE", values.NOISE),
+    "OddMask": _node("MASK", values.MASK),
 }

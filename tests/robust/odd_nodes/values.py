@@ -1,4 +1,5 @@
-"""AUDIO, IMAGE, LATENT, SIGMAS and NOISE as other packs hand them over, each kind with what has to come of it.
+"""ComfyUI's own types (AUDIO, IMAGE, MASK, VIDEO, LATENT, SIGMAS, NOISE) as other packs hand them over, each kind with
+what has to come of it.
 
 A kind is a function that changes a good value, and its outcome: for what has one meaning the value that it means, for
 everything else the words of the sentence that refuses it. `__init__.py` makes nodes of them for a real server.
@@ -297,4 +298,49 @@ NOISE: dict[str, tuple[Any, str | None]] = {
     "another shape": (Coloured(change=lambda noise: noise[..., :1]), r"^noise: it is \[1, 128"),
     "no tensor": (Coloured(change=lambda noise: noise.tolist()), "^noise: it is list"),
     "nan": (Coloured(change=lambda noise: noise * float("nan")), "^noise: it has NaN"),
+}
+
+
+# a MASK [n, H, W] in 0..1 → what another node gives; the mask that is meant, or the sentence
+MASK: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Tensor] | str]] = {
+    "same": (lambda mask: mask, lambda mask: mask),
+    "one": (lambda mask: mask[0], lambda mask: mask[:1]),
+    "with a channel": (lambda mask: mask[:, None], lambda mask: mask),
+    "bytes": (lambda mask: (mask * 255).round().byte(), lambda mask: (mask * 255).round() / 255),
+    "true and false": (lambda mask: mask > 0.5, lambda mask: (mask > 0.5).float()),
+    "half": (Tensor.half, lambda mask: mask.half().float()),
+    "beyond 0 and 1": (lambda mask: mask * 3 - 1, lambda mask: (mask * 3 - 1).clamp(0, 1)),
+    "none of it": (lambda mask: mask[:0], "^mask: it is Tensor without numbers"),
+    "a picture": (lambda mask: mask[..., None].expand(-1, -1, -1, 3), "^mask: its shape is"),
+    "in a row": (lambda mask: mask[0, 0], "^mask: its shape is"),
+    "nan": (lambda mask: mask * float("nan"), "^mask: it has NaN"),
+    "a list": (lambda mask: mask.tolist(), "^mask: it is list"),
+    "complex": (lambda mask: mask.to(torch.complex64), "^mask: it is Tensor without numbers"),
+}
+
+
+class Parts:
+    """A VIDEO of a pack's own, which has only frames."""
+
+    def __init__(self, images: Any, audio: Any = None, frame_rate: Any = 12) -> None:
+        self.images, self.audio, self.frame_rate = images, audio, frame_rate
+
+    def get_components(self) -> Any:
+        if self.images is None:
+            raise KeyError("frames")
+        return self
+
+
+# frames [n, H, W, 3] in 0..1 → what another node gives as VIDEO; its frames per second, or the sentence
+VIDEO: dict[str, tuple[Callable[[Tensor], Any], float | str]] = {
+    "frames": (Parts, 12),
+    "its rate as a text": (lambda images: Parts(images, frame_rate="23.976"), 24000 / 1001),
+    "sound without samples": (lambda images: Parts(images, {"waveform": None, "sample_rate": 1}), 12),
+    "none": (lambda images: None, "^video: it is NoneType"),
+    "images": (lambda images: images, "^video: it is Tensor"),
+    "a path": (lambda images: "film.mp4", "^video: it is str"),
+    "a failure": (lambda images: Parts(None), "^video: Parts cannot be read"),
+    "no frames": (lambda images: Parts(images[:0]), "^images: it is"),
+    "no rate": (lambda images: Parts(images, frame_rate=None), "^video: its frame rate is None"),
+    "rate 0": (lambda images: Parts(images, frame_rate=0), "^video: its frame rate is 0"),
 }

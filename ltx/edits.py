@@ -1,0 +1,122 @@
+"""What a request says about videos that are given: what of the source is made anew, and how a reference is used.
+
+diffusion/masks.py turns an edit into the masks of tokens. This module only reads and checks the values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import InputError
+
+PICTURE, SOUND, BOTH = RENEWALS = ("picture", "sound", "both")
+FIRST, ALL = STAGES = ("first", "both")
+MOST_SECONDS, MOST_PIXELS, MOST_FACTOR = 2700.0, 256.0, 8  # of a film, of a seam, and of a reference's size and rate
+SHOWN = 60  # characters of a wrong name or value in a message
+
+
+@dataclass(frozen=True)
+class VideoEdit:
+    """What is made anew of the source video; the rest is kept.
+
+    renew: one of RENEWALS, None for the picture, and for the sound too where a film goes on beyond the source without a
+    track of its own. start, end: seconds of the film between which it is renewed, None for its ends. strength: 0..1,
+    how firmly what is renewed is held to the source; at 0 it is made from noise alone. soften: seconds inside the
+    edges of the time in which it is held less and less; soften_pixels: the same at the edge of a mask, in pixels of the
+    source. at: the second of the film at which the source begins. Raises InputError if a value is out of range.
+    """
+
+    renew: str | None = None
+    start: float | None = None
+    end: float | None = None
+    strength: float = 0.0
+    soften: float = 0.0
+    soften_pixels: float = 0.0
+    at: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.renew is not None and self.renew not in RENEWALS:
+            raise InputError(f"edit: renew is {_shown(self.renew)}; choose one of {', '.join(RENEWALS)}.")
+        most = {"strength": 1.0, "soften": MOST_SECONDS, "soften_pixels": MOST_PIXELS, "at": MOST_SECONDS}
+        for name, limit in most.items():
+            _check_number("edit", name, getattr(self, name), 0.0, limit)
+        for name in ("start", "end"):
+            if getattr(self, name) is not None:
+                _check_number("edit", name, getattr(self, name), 0.0, MOST_SECONDS)
+        if self.ranged and not self.span[0] < self.span[1]:
+            raise InputError(
+                f"edit: the renewed time ends at {self.end} s, but begins at {self.start or 0} s; give a later end."
+            )
+
+    @property
+    def ranged(self) -> bool:
+        """Whether only a time of the film is renewed."""
+        return self.start is not None or self.end is not None
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The seconds between which it is renewed."""
+        return self.start or 0.0, math.inf if self.end is None else self.end
+
+    @classmethod
+    def parse(cls, value: Any) -> VideoEdit | None:
+        """The value of a request: null for none, or an object with some of the fields. Raises InputError for any other
+        value."""
+        return _read(cls, "edit", value, '{"start": 1.5, "end": 3}')
+
+
+@dataclass(frozen=True)
+class ReferenceUse:
+    """How the reference video is used. strength: 0..1, how clean its tokens are; attention: 0..1, how much it and the
+    clip see of each other; stages: one of STAGES; downscale: how many times smaller than the clip it is encoded;
+    stride: which of its frames are taken. Without these two the IC-LoRA says them. Raises InputError if a value is out
+    of range."""
+
+    strength: float = 1.0
+    attention: float = 1.0
+    stages: str = FIRST
+    downscale: int | None = None
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stages not in STAGES:
+            raise InputError(f"reference: stages is {_shown(self.stages)}; choose one of {', '.join(STAGES)}.")
+        for name in ("strength", "attention"):
+            _check_number("reference", name, getattr(self, name), 0.0, 1.0)
+        for name in ("downscale", "stride"):
+            factor = getattr(self, name)
+            if factor is not None and (not _whole(factor) or not 1 <= factor <= MOST_FACTOR):
+                raise InputError(f"reference: {name} is {_shown(factor)}; give a whole number from 1 to {MOST_FACTOR}.")
+
+    @classmethod
+    def parse(cls, value: Any) -> ReferenceUse | None:
+        """As `VideoEdit.parse`."""
+        return _read(cls, "reference", value, '{"strength": 1, "attention": 0.6}')
+
+
+def _read(cls: type, name: str, value: Any, example: str) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name}: the value is not null or an object like {example}.")
+    known = [each.name for each in fields(cls)]
+    if unknown := sorted(map(repr, value.keys() - set(known))):
+        raise InputError(f"{name}: {unknown[0][:SHOWN]} is unknown; use {', '.join(known)}.")
+    return cls(**value)
+
+
+def _check_number(name: str, field: str, value: Any, low: float, high: float) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        raise InputError(f"{name}: {field} is {_shown(value)}; give a number from {low:g} to {high:g}.")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.{SHOWN}}"

@@ -1,0 +1,256 @@
+"""The videos that a job is given: the source, of which a part is made anew, and a reference that the model looks at.
+
+They are opened and checked here, before a model is loaded; their pictures are read when they are encoded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .diffusion.masks import audio_spans, outside_mask, time_mask, video_spans
+from .edits import BOTH, PICTURE, SOUND, ReferenceUse, VideoEdit
+from .errors import InputError
+from .latents import AUDIO_RATE, SPACE_SCALE, TIME_SCALE, audio_length, frames_of
+from .media.audio import Track, frames_for_audio
+from .media.clip import Clip, open_clip, sampled, sampled_frames
+from .media.masks import Area, open_area
+from .media.rates import frame_rate
+from .plan import Plan, round_frames
+from .request import AUTO, Request
+from .windows import LONGEST, Window
+
+SEAM = 4  # frames at an edge of what was made in which it passes into the source
+
+
+@dataclass(frozen=True)
+class SourceVideo:
+    """The source video of a job. clip: its pictures. edit: what is made anew, with `renew` decided. area: which part of
+    the picture may change, None for all of it. at, until: the seconds of the film between which the source fills it,
+    at a frame of it; until is infinite if the film ends with the source."""
+
+    clip: Clip
+    edit: VideoEdit
+    area: Area | None = None
+    at: Fraction = Fraction(0)
+    until: float = math.inf
+
+    def pictures(self, plan: Plan) -> Iterator[Tensor]:
+        """A picture for each frame of the film, uint8 [H, W, 3]. Before and after the source they stand still."""
+        return self.clip.pictures(plan.fps, plan.frames, -self.at)
+
+    @property
+    def sounds(self) -> bool:
+        """Whether sound is made anew."""
+        return self.edit.renew in (SOUND, BOTH)
+
+    def mask(self, plan: Plan, size: tuple[int, int]) -> Tensor:
+        """What the model makes of the picture, float32 [1, 1, F, H, W]. size: width and height of the stage."""
+        width, height = size
+        times, beyond = (each[None, None, :, None, None] for each in self._latents(plan))
+        inside = times.expand(1, 1, -1, height // SPACE_SCALE, width // SPACE_SCALE) * (1 - self.edit.strength)
+        if self.area is not None:
+            inside = inside * self.area.cells(plan.frames, height, width)
+        return torch.maximum(inside, beyond)
+
+    def weights(self, plan: Plan) -> Iterator[Tensor]:
+        """How much of each decoded frame is used, float32 [H, W] in 0..1; the rest is the source's own picture."""
+        times, beyond = (_of_frames(each > 0) for each in self._latents(plan))
+        seamed = seam(torch.maximum(times, beyond))
+        areas = None if self.area is None else self.area.weights(plan.frames, plan.height, plan.width)
+        for weight, everywhere in zip(seamed, beyond, strict=True):
+            area = torch.ones(plan.height, plan.width) if areas is None else next(areas)
+            yield weight * (torch.ones_like(area) if everywhere else area)
+
+    def sound_mask(self, window: Window, fps: Fraction) -> Tensor | None:
+        """What the model makes of the sound of a window, float32 [T]; None if the track is kept."""
+        if not self.sounds:
+            return None
+        spans = audio_spans(audio_length(window.frames, fps)) + float(window.starts_at(fps))
+        beyond = outside_mask(spans, (float(self.at), self.until), 0.5 / AUDIO_RATE)
+        if not self.says_what:
+            return beyond
+        inside = time_mask(spans, self.edit.span, self.edit.soften) * (1 - self.edit.strength)
+        return torch.maximum(inside, beyond)
+
+    @property
+    def says_what(self) -> bool:
+        """Whether anything within the source is made anew."""
+        edit = self.edit
+        return edit.ranged or edit.strength > 0 or edit.renew == SOUND or self.area is not None
+
+    def _latents(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Which latent frames are made anew by the times of the edit, and which the source does not fill, float32 [F]
+        each."""
+        spans = video_spans((plan.frames - 1) // TIME_SCALE + 1, plan.fps)
+        beyond = outside_mask(spans, (float(self.at), self.until), 0.5 / float(plan.fps))
+        if not self.says_what or self.edit.renew == SOUND:
+            return torch.zeros_like(beyond), beyond
+        return time_mask(spans, self.edit.span, self.edit.soften), beyond
+
+
+def seam(made: Tensor) -> Tensor:
+    """Weights of frames that were made (1) or kept (0), [F]: at each edge between both, those of the first SEAM frames
+    that were made rise."""
+    weights = made.clone()
+    for edge in torch.nonzero(made.diff()).flatten().tolist():
+        for step in range(SEAM):
+            frame = edge + 1 + step if made[edge + 1] else edge - step
+            if 0 <= frame < len(made) and made[frame]:
+                weights[frame] = min(float(weights[frame]), (step + 1) / (SEAM + 1))
+    return weights
+
+
+def _of_frames(latents: Tensor) -> Tensor:
+    """A value of each latent frame [F] → float32 for each frame."""
+    return torch.cat([latents[:1], latents[1:].repeat_interleave(TIME_SCALE)]).float()
+
+
+@dataclass(frozen=True)
+class ReferenceVideo:
+    """The reference video of a job. clip: its pictures. use: how it is used."""
+
+    clip: Clip
+    use: ReferenceUse
+
+    def made_for(self, loras: list[tuple[int, int]]) -> ReferenceVideo:
+        """The same with the factors of IC-LoRAs where the request has none. Raises InputError if these differ."""
+        use = self.use
+        for number, name in enumerate(("downscale", "stride")):
+            known = {factors[number] for factors in loras}
+            if getattr(use, name) is None:
+                if len(known - {1}) > 1:
+                    raise InputError(
+                        f"--lora: the IC-LoRAs were made for references of another {name} ({min(known)} and "
+                        f"{max(known)}); use one of them."
+                    )
+                use = replace(use, **{name: max(known, default=1)})
+        return replace(self, use=use)
+
+    def size(self, stage: tuple[int, int]) -> tuple[int, int]:
+        """Its width and height beside a stage of that width and height."""
+        return stage[0] // self.use.downscale, stage[1] // self.use.downscale
+
+    def frames(self, window: Window) -> int:
+        """How many of its pictures stand beside a window: 8k+1, cropped where only some are taken."""
+        return frames_of((sampled_frames(window.frames, self.use.stride) - 1) // TIME_SCALE + 1)
+
+    def pictures(self, window: Window, fps: Fraction) -> Iterator[Tensor]:
+        """Its pictures beside a window, uint8 [H, W, 3]."""
+        taken = sampled(self.clip.pictures(fps, window.frames, window.starts_at(fps)), self.use.stride)
+        return islice(taken, self.frames(window))
+
+
+@dataclass(frozen=True)
+class Given:
+    """The videos of a job, None for what is not given, and the request that they make complete. shown: as in `Plan`."""
+
+    request: Request
+    source: SourceVideo | None = None
+    reference: ReferenceVideo | None = None
+    shown: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of the source."""
+        return None if self.source is None else (self.source.clip.width, self.source.clip.height)
+
+    @property
+    def downscale(self) -> int:
+        return 1 if self.reference is None else self.reference.use.downscale
+
+
+def open_videos(
+    request: Request, video: Path | None, mask: Path | None, reference: Path | None, track: Track | None
+) -> Given:
+    """Opens the videos of a request and settles what it leaves to them: rate, size and length.
+
+    track: the film's own sound, None if it has the source's. Raises InputError if a file cannot be read, or the request
+    says something about a video that is not given.
+    """
+    if video is None and (request.edit is not None or mask is not None):
+        name = "edit" if mask is None else "--mask"
+        raise InputError(f"{name}: says what is made anew of a video, and none is given; name it with --video.")
+    if reference is None and request.reference is not None:
+        raise InputError("reference: says how a video is used, and none is given; name it with --reference.")
+    given = Given(request)
+    if video is not None:
+        given = _with_source(request, open_clip(video), None if mask is None else open_area(mask), track)
+    if reference is not None:
+        found = ReferenceVideo(open_clip(reference), request.reference or ReferenceUse())
+        given = replace(given, reference=found, notes=(*given.notes, *found.clip.notes))
+    return given
+
+
+def _with_source(request: Request, clip: Clip, area: Area | None, track: Track | None) -> Given:
+    """Takes rate, size and length from the source where the request names none."""
+    edit, named, notes = request.edit or VideoEdit(), request.given, list(clip.notes)
+    fps = frame_rate(request.fps if "fps" in named else float(clip.fps))
+    matched = "match_audio_length" in named and request.match_audio_length and track is not None
+    follows = not matched and "num_frames" not in named  # the film ends with the source
+    length = shown_frames(clip, edit, fps)
+    if follows:
+        frames = round_frames(length)
+    else:
+        frames = frames_for_audio(track, fps) if matched else round_frames(request.num_frames)
+        if not matched and frames != request.num_frames:
+            notes.append(f"num_frames rounded up from {request.num_frames} to {frames}")
+    if frames > LONGEST and request.windows is None:
+        notes.append(f"the film has {frames} frames, and the model was made for {LONGEST}: add windows to the request")
+    source = source_video(clip, edit, area, fps, follows)
+    source = _decided(source, frames / fps, track)
+    if source.sounds and request.preprocess_audio and "preprocess_audio" in named:
+        notes.append("preprocess_audio does nothing where sound is made anew")
+    settled = replace(
+        request,
+        fps=request.fps if "fps" in named else float(clip.fps),
+        video_size=request.video_size if "video_size" in named else AUTO,
+        match_audio_length=False,
+        num_frames=frames,
+        preprocess_audio=request.preprocess_audio and not source.sounds,
+    )
+    return Given(settled, source, shown=length if follows and length < frames else 0, notes=tuple(notes))
+
+
+def shown_frames(clip: Clip, edit: VideoEdit, fps: Fraction) -> int:
+    """The frames of a film that ends with its source."""
+    return clip.count(fps) + round(Fraction(edit.at) * fps)
+
+
+def source_video(clip: Clip, edit: VideoEdit, area: Area | None, fps: Fraction, follows: bool) -> SourceVideo:
+    """The source of a film. follows: whether the film ends with it."""
+    at = round(Fraction(edit.at) * fps) / fps
+    if area is not None:
+        area = replace(area, soften=edit.soften_pixels).on(clip, fps, -at)
+    return SourceVideo(clip, edit, area, at, math.inf if follows else float(at + clip.seconds))
+
+
+def _decided(source: SourceVideo, seconds: Fraction, track: Track | None) -> SourceVideo:
+    """The source in a film of that length, with what is made anew decided. Raises InputError if that is nothing, or two
+    inputs say what the sound is."""
+    edit = source.edit
+    beyond = source.at > 0 or source.until < seconds - Fraction(1, 1000)
+    renew = edit.renew or (BOTH if beyond and track is None else PICTURE)
+    source = replace(source, edit=replace(edit, renew=renew))
+    if source.sounds and track is not None:
+        raise InputError("--audio: edit makes the sound anew, so no other track is used; leave out one of them.")
+    if not beyond and not source.says_what:
+        raise InputError(
+            "--video: nothing of it would be made anew; give a time, a strength or renew in edit, a region with "
+            "--mask, or a longer film with num_frames."
+        )
+    return source
+
+
+def delayed(track: Track, seconds: Fraction) -> Track:
+    """The track with so much silence before it."""
+    silence = torch.zeros(len(track.waveform), round(seconds * track.rate))
+    return replace(track, waveform=torch.cat((silence, track.waveform), 1)) if seconds else track

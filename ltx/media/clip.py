@@ -1,0 +1,289 @@
+"""Reads the pictures of a clip, a video file or a batch of images, at the times of another frame rate.
+
+Time 0 is the clip's first picture. Frames are decoded one after the other as they are asked for, so that memory does
+not grow with the clip. rgb.py makes pictures of decoded frames, and images.py fits them to a stage's size; audio.py
+reads the sound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import av
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .audio import LONGEST, Track, load_track
+from .container import frames_of_stream, open_media, packets_of, picture_stream
+from .images import check_size, flat
+from .rates import frame_rate
+from .rgb import Deinterlacer, Developer, matrix_of
+
+EXAMPLE = "MP4"  # a format to export to, for messages
+USUAL_RATE = Fraction(25)  # of a file that does not tell its rate, as FFmpeg assumes for raw video
+COARSEST = Fraction(1, 100)  # seconds; a coarser tick counts frames, and its times are not rounded
+MISSING = Fraction(1, 2)  # seconds by which a header may be wrong
+MAX_RATE = 1000  # frames per second; a higher number in a header means nothing
+
+
+class Clip(Protocol):
+    """A clip that pictures are read from.
+
+    name: for messages; width, height: of the pictures; fps: the usual frame rate, exact; seconds: from the first
+    picture to the end of the last one; notes: for the report.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def fps(self) -> Fraction: ...
+
+    @property
+    def seconds(self) -> Fraction: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def count(self, fps: Fraction) -> int:
+        """How many frames the clip has at a frame rate, at least 1."""
+
+    def pictures(
+        self, fps: Fraction, frames: int, start: Fraction = Fraction(0), note: Callable[[str], None] | None = None
+    ) -> Iterator[Tensor]:
+        """Yields so many pictures, uint8 [height, width, 3], for the times start + k / fps.
+
+        Each is the last one that begins at or before its time; after the end, the last picture is held. note: is called
+        with a sentence for the report if something was damaged.
+        """
+
+
+@dataclass(frozen=True)
+class FileClip:
+    """A video file, as `Clip`. slack: half of the ticks that the file's times are rounded to, in seconds."""
+
+    path: Path
+    name: str
+    width: int
+    height: int
+    fps: Fraction
+    seconds: Fraction
+    slack: Fraction
+    notes: tuple[str, ...] = ()
+
+    def count(self, fps: Fraction) -> int:
+        return max(1, math.ceil((self.seconds - self.slack) * Fraction(fps)))
+
+    def pictures(
+        self, fps: Fraction, frames: int, start: Fraction = Fraction(0), note: Callable[[str], None] | None = None
+    ) -> Iterator[Tensor]:
+        note = note or (lambda text: None)
+        with open_media(self.path, EXAMPLE) as container:
+            stream = picture_stream(container)
+            if stream is None:
+                raise InputError(f"{self.name}: has changed since it was opened; start again.")
+            stream.thread_type = "AUTO"
+            develop = Developer(self.name, _aspect(stream))
+            damaged: list[None] = []
+            timed = _timed(frames_of_stream(container, stream, lambda: damaged.append(None)), stream)
+            shown, picture = None, None
+            for frame in _chosen(timed, fps, frames, start, self.slack):
+                if frame is not shown:
+                    shown, picture = frame, torch.from_numpy(develop(frame))
+                yield picture
+            if shown is None:
+                raise InputError(f"{self.name}: no picture could be decoded; it is damaged: export it again.")
+            if damaged:
+                note(f"{self.name}: damaged parts of it were left out ({len(damaged)})")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageClip:
+    """A batch of images, as `Clip`. images: ComfyUI's, float [F, H, W, 1 to 4] in 0..1 or bytes, one each 1 / fps."""
+
+    images: Tensor
+    fps: Fraction
+    name: str = "images"
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.shape[3] not in (1, 2, 3, 4) or not self.images.numel():
+            raise InputError(
+                f"{self.name}: their shape is {list(self.images.shape)}; [frames, height, width, 3] is needed."
+            )
+        check_size(self.name, self.width, self.height)
+
+    @property
+    def width(self) -> int:
+        return self.images.shape[2]
+
+    @property
+    def height(self) -> int:
+        return self.images.shape[1]
+
+    @property
+    def seconds(self) -> Fraction:
+        return len(self.images) / self.fps
+
+    def count(self, fps: Fraction) -> int:
+        return max(1, math.ceil(self.seconds * Fraction(fps)))
+
+    def pictures(
+        self, fps: Fraction, frames: int, start: Fraction = Fraction(0), note: Callable[[str], None] | None = None
+    ) -> Iterator[Tensor]:
+        for number in range(frames):
+            at = math.floor((start + number / Fraction(fps)) * self.fps)
+            image = self.images[min(max(at, 0), len(self.images) - 1)]
+            yield flat(image).mul(255).round().to("cpu", torch.uint8)
+
+
+def open_clip(path: str | Path) -> FileClip:
+    """Opens a video file of any kind and reads its facts: its first picture is decoded, and its packets are counted.
+
+    Raises InputError, which names the file, if it has no moving picture, is too large or cannot be read.
+    """
+    path = Path(path)
+    name = path.name or str(path)
+    with open_media(path, EXAMPLE) as container:
+        stream = picture_stream(container)
+        if stream is None:
+            raise InputError(f"{name}: has no moving picture; choose a video.")
+        if stream.codec_context is None:
+            raise InputError(f"{name}: its video codec is not supported; convert it, for example to MP4 with H.264.")
+        check_size(name, stream.codec_context.width, stream.codec_context.height)
+        aspect = _aspect(stream)
+        frame = next(iter(frames_of_stream(container, stream)), None)
+        if frame is None:
+            raise InputError(
+                f"{name}: no picture could be decoded; it is damaged or empty: export it again, for example as MP4."
+            )
+        develop = Developer(name, aspect)
+        height, width = develop(frame).shape[:2]
+        notes = [*_said_of(frame, aspect), *develop.notes]
+        fps, tick = _rate(stream), Fraction(stream.time_base)
+        first = frame.pts if frame.pts is not None else frame.dts
+    with open_media(path, EXAMPLE) as container:
+        end, missing = _end(container, picture_stream(container), fps)
+    seconds = max(end - (first or 0) * tick, 1 / fps)
+    if missing > max(MISSING, 2 / fps):
+        notes.append(f"it is cut short: its last {float(missing):.1f} s are missing")
+    if seconds > LONGEST:
+        notes.append(f"it is longer than {LONGEST // 60} minutes, of which only the first are read")
+        seconds = Fraction(LONGEST)
+    slack = tick / 2 if tick <= COARSEST else Fraction(0)
+    return FileClip(path, name, width, height, fps, seconds, slack, tuple(f"{name}: {note}" for note in notes))
+
+
+def clip_track(path: str | Path) -> Track | None:
+    """The clip's own sound from its first picture on, unchanged: silence where it begins later. None without sound."""
+    with open_media(Path(path), EXAMPLE) as container:
+        if container.streams.best("audio") is None:
+            return None
+    return load_track(path, most=LONGEST, spare=True, cut=True)
+
+
+def sampled(pictures: Iterable[Tensor], factor: int) -> Iterator[Tensor]:
+    """The pictures 0, 1, 1 + factor, 1 + 2·factor, …: a reference of which each latent but the first stands for
+    8·factor frames of the video, as ltx-pipelines 1.2 takes them."""
+    pictures = iter(pictures)
+    yield from islice(pictures, 1)
+    yield from islice(pictures, 0, None, factor)
+
+
+def sampled_frames(frames: int, factor: int) -> int:
+    """How many of so many frames `sampled` yields."""
+    return min(frames, 1) + max(0, math.ceil((frames - 1) / factor))
+
+
+def _aspect(stream: Any) -> Fraction | None:
+    """Width / height of a pixel; None if they are square or the file does not tell."""
+    aspect = stream.sample_aspect_ratio
+    return Fraction(aspect) if aspect else None
+
+
+def _rate(stream: Any) -> Fraction:
+    """The usual frame rate, exact also where the container stores rounded times."""
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate and 0 < rate <= MAX_RATE:
+            return frame_rate(float(rate))
+    return USUAL_RATE
+
+
+def _said_of(frame: Any, aspect: Fraction | None) -> Iterator[str]:
+    """What the report says about a file with such frames."""
+    if frame.interlaced_frame:
+        yield "it is interlaced, and was deinterlaced"
+    if matrix_of(frame) != (1, 0, 0, 1):
+        yield "it was turned upright"
+    if aspect is not None and aspect != 1:
+        yield f"its pixels are not square ({aspect.numerator}:{aspect.denominator}), and it was scaled"
+
+
+def _end(container: Any, stream: Any, fps: Fraction) -> tuple[Fraction, Fraction]:
+    """The end of the last picture in seconds, by the packets' times, and how much earlier than its header tells the
+    whole file ends."""
+    ends = {stream.index: Fraction(0)}
+    played = [each for each in container.streams if each.type in ("video", "audio") and each.time_base]
+    for packet in packets_of(container, *played):
+        time = packet.pts if packet.pts is not None else packet.dts
+        if time is None or not packet.size or packet.is_discard:
+            continue
+        tick, index = Fraction(packet.time_base), packet.stream_index
+        length = packet.duration * tick if packet.duration else 1 / fps if index == stream.index else Fraction(0)
+        ends[index] = max(ends.get(index, Fraction(0)), time * tick + length)
+    told = Fraction((container.duration or 0) + (container.start_time or 0), av.time_base)
+    return ends[stream.index], told - max(ends.values())
+
+
+def _timed(frames: Iterable[Any], stream: Any) -> Iterator[tuple[Fraction, Any]]:
+    """Yields (seconds from the first picture, frame), deinterlaced, in times that rise."""
+    whole, rate, tick = Deinterlacer(), _rate(stream), Fraction(stream.time_base)
+    zero, last = None, None
+
+    def with_times() -> Iterator[Any]:
+        """Gives each frame a time: its own, or else one frame after the one before."""
+        before = None
+        for frame in frames:
+            time = frame.pts if frame.pts is not None else frame.dts
+            if time is None:
+                time = 0 if before is None else before + max(1, round(1 / rate / tick))
+            frame.time_base = frame.time_base or tick
+            frame.pts = before = time if before is None else max(time, before)
+            yield frame
+        yield None
+
+    for frame in with_times():
+        for picture, time in whole(frame):
+            zero = time if zero is None else zero
+            last = time - zero if last is None else max(last, time - zero)
+            yield last, picture
+
+
+def _chosen(
+    timed: Iterable[tuple[Fraction, Any]], fps: Fraction, frames: int, start: Fraction, slack: Fraction
+) -> Iterator[Any]:
+    """The frame at each time start + k / fps: the last one that begins at or before it, but for `slack`."""
+    shown, done = None, 0
+    for time, frame in timed:
+        while shown is not None and done < frames and start + done / Fraction(fps) < time - slack:
+            yield shown
+            done += 1
+        if done == frames:
+            return
+        shown = frame
+    while shown is not None and done < frames:
+        yield shown
+        done += 1

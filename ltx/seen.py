@@ -1,0 +1,103 @@
+"""Encodes what the stages of a job see: its images, the source video and the reference video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .diffusion.conditioning import Guide, Reference
+from .diffusion.encode import encode_image, encode_video
+from .edits import ALL
+from .encoding import OnProgress
+from .job import Compute, Job
+from .media.images import fit
+from .trace import Trace
+from .windows import Window
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a stage is given to see, encoded at its size. guides: the images. clean, mask: of the source video, as in
+    `Conditions`. references: those of each window."""
+
+    guides: tuple[Guide, ...] = ()
+    clean: Tensor | None = None
+    mask: Tensor | None = None
+    references: tuple[tuple[Reference, ...], ...] = ()
+
+
+def encode_pictures(job: Job, compute: Compute, trace: Trace | None, say: OnProgress) -> tuple[Seen, ...]:
+    """Encodes the images, the source and the reference for each stage."""
+    if not job.images and job.source is None and job.reference is None:
+        return tuple(Seen() for _ in job.plan.sizes)
+    encoder = _PictureEncoder(job, job.checkpoint.video_encoder(compute.dtype, compute.device), trace, say)
+    return tuple(encoder.stage(number, size) for number, size in enumerate(job.plan.sizes))
+
+
+class _PictureEncoder:
+    """Encodes what the stages of a job see. The trace counts what conditions them."""
+
+    def __init__(self, job: Job, vae: nn.Module, trace: Trace | None, say: OnProgress) -> None:
+        self.job, self.vae, self.trace, self.say = job, vae, trace, say
+        self.count = 0
+
+    def stage(self, number: int, size: tuple[int, int]) -> Seen:
+        """size: width and height of the stage."""
+        job = self.job
+        guides = tuple(Guide(self._image(image.pixels, size), image.frame, image.strength) for image in job.images)
+        clean = mask = None
+        if job.source is not None:
+            mask, clean = job.source.mask(job.plan, size), self._source(size, None if number else self.trace)
+        references = ()
+        if job.reference is not None and (not number or job.reference.use.stages == ALL):
+            references = tuple((self._reference(window, size),) for window in job.plan.windows)
+        return Seen(guides, clean, mask, references)
+
+    def _image(self, picture: Tensor, size: tuple[int, int]) -> Tensor:
+        pixels = fit(picture, *size)
+        latent = encode_image(self.vae, pixels)
+        self._traced(pixels, latent)
+        return latent
+
+    def _source(self, size: tuple[int, int], trace: Trace | None) -> Tensor:
+        plan, pictures = self.job.plan, self.job.source.pictures(self.job.plan)
+        if trace is not None:
+            pictures = list(pictures)
+            trace("source/frames_u8", torch.stack(pictures))
+        latent = self._video("encode video", pictures, size, plan.frames, None)
+        if trace is not None:
+            trace("source/video_latent", latent)
+        return latent
+
+    def _reference(self, window: Window, size: tuple[int, int]) -> Reference:
+        reference, fps = self.job.reference, self.job.plan.fps
+        use, pixels = reference.use, [] if self.trace is not None else None
+        pictures = reference.pictures(window, fps)
+        latent = self._video("encode reference", pictures, reference.size(size), reference.frames(window), pixels)
+        if pixels is not None:
+            self._traced(torch.cat(pixels, 2), latent)
+        return Reference(latent, use.downscale, use.stride, use.strength, use.attention)
+
+    def _video(
+        self, phase: str, pictures: Iterable[Tensor], size: tuple[int, int], frames: int, kept: list[Tensor] | None
+    ) -> Tensor:
+        """Encodes pictures as they are read. kept: gets what the encoder does."""
+
+        def fitted() -> Iterator[Tensor]:
+            for number, picture in enumerate(pictures):
+                pixels = fit(picture, *size)
+                if kept is not None:
+                    kept.append(pixels)
+                yield pixels
+                self.say(phase, number + 1, frames)
+
+        return encode_video(self.vae, fitted())
+
+    def _traced(self, pixels: Tensor, latent: Tensor) -> None:
+        if self.trace is not None:
+            self.trace(f"cond/{self.count}/pixels", pixels)
+            self.trace(f"cond/{self.count}/latent", latent)
+            self.count += 1

@@ -1,0 +1,345 @@
+"""Nodes for a video that comes in: a source, of which a part is made anew, and a reference that the model looks at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..ltx.diffusion.conditioning import AudioCondition, Reference
+from ..ltx.diffusion.encode import encode_video
+from ..ltx.edits import MOST_FACTOR, PICTURE, RENEWALS, ReferenceUse, VideoEdit
+from ..ltx.errors import InputError
+from ..ltx.given import ReferenceVideo, delayed, shown_frames, source_video
+from ..ltx.latents import SPACE_SCALE, pixel_frames
+from ..ltx.media.audio import Track
+from ..ltx.media.clip import Clip
+from ..ltx.media.images import fit
+from ..ltx.media.masks import area_of
+from ..ltx.media.rates import frame_rate
+from ..ltx.plan import round_frames
+from . import files, memory
+from .audio import frames_input
+from .film import CLEAN, FilmSound, References, Retake
+from .progress import Progress, reported
+from .taking.clip import to_clip, to_image_clip
+from .taking.latent import MASK, samples_of
+from .taking.sound import from_track, to_track
+from .types import CATEGORY, AudioIO, ClipIO, ModelIO, ReferencesIO, RetakeIO, VideoVaeIO
+from .widgets import ADVANCED, aliases, widget
+
+VIDEO_IN = f"{CATEGORY}/Video In"
+SILENCE = 48_000  # Hz, of a clip without sound
+MOST_SECONDS = 2700.0
+
+
+class OpenClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VClip",
+            display_name="LTX A2V Clip",
+            category=VIDEO_IN,
+            description="Opens a video, to retake a part of it, to give it a new voice, or as a reference. Its "
+            "pictures are read when they are needed, upright and in SDR, so that a long video takes no memory. Images "
+            "work, too.",
+            **aliases("video to video", "v2v", "load video", "redub", "retake", "extend"),
+            inputs=[
+                io.Video.Input("video", optional=True, tooltip="From Load Video, of any format, rate and size."),
+                io.Image.Input("images", optional=True, tooltip="Frames in place of a video."),
+                widget(
+                    "fps",
+                    step=0.001,
+                    tooltip="Frames per second of the images. A video has its own.",
+                    linked_whole=True,
+                ),
+            ],
+            outputs=[
+                ClipIO.Output("clip", display_name="clip", tooltip="For Retake or Reference."),
+                io.Audio.Output("track", display_name="audio", tooltip="Its own sound; silence if it has none."),
+                io.Image.Output("first", display_name="first image", tooltip="For Video Size at auto."),
+                io.Int.Output("frames", display_name="frames", tooltip="Its frames, rounded up as the model needs."),
+                io.Float.Output("rate", display_name="fps", tooltip="Its frames per second."),
+                io.String.Output("report", display_name="report", tooltip="Says what was found and converted."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, fps: float, video: Any = None, images: Any = None) -> io.NodeOutput:
+        if (video is None) == (images is None):
+            raise InputError("video: there is not exactly one of video and images; connect one of them.")
+        track: Track | None = None
+        if video is not None:
+            clip, track = to_clip(video)
+        else:
+            clip = to_image_clip(images, fps)
+        first = next(clip.pictures(clip.fps, 1)).float().div_(255)[None]
+        count = clip.count(clip.fps)
+        notes = [f"{clip.width}×{clip.height}, {count} frames at {float(clip.fps):g} fps", *clip.notes]
+        if track is None:
+            notes.append("it has no sound, and silence stands for it")
+            track = Track(torch.zeros(2, math.ceil(clip.seconds * SILENCE)), SILENCE)
+        return reported(
+            cls,
+            clip,
+            from_track(track),
+            memory.to_graph(first),
+            round_frames(count),
+            float(clip.fps),
+            text="; ".join(notes),
+        )
+
+
+class RetakeClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        seconds = {"min": 0.0, "max": MOST_SECONDS, "step": 0.01}
+        return io.Schema(
+            node_id="LTXA2VRetake",
+            display_name="LTX A2V Retake",
+            category=VIDEO_IN,
+            description="Says what of a clip is made anew; everything else stays as it is, to the pixel. Name a time, "
+            "or connect a mask of the mouth or of any region, or both. With more frames than the clip has, or a later "
+            "begin, the video goes on beyond it.",
+            **aliases("redub", "lip sync", "inpaint", "extend", "regenerate", "new voice"),
+            inputs=[
+                ClipIO.Input("clip", tooltip="From Clip."),
+                frames_input(),
+                widget("fps", step=0.001, tooltip="From Clip.", linked_whole=True),
+                io.Combo.Input(
+                    "renew",
+                    options=list(RENEWALS),
+                    default=PICTURE,
+                    tooltip="What is made anew: the picture, with the sound of Audio Conditioning; the sound, to the "
+                    "picture as it is; or both.",
+                ),
+                io.Float.Input("start", default=0.0, **seconds, tooltip="Seconds at which the new part begins."),
+                io.Float.Input(
+                    "end", default=0.0, **seconds, tooltip="Seconds at which the new part ends; 0 is the video's end."
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How firmly the new part is held to the clip. 0 makes it from noise alone.",
+                ),
+                io.Float.Input(
+                    "soften", default=0.0, **seconds, tooltip="Seconds in which the new part begins and ends softly."
+                ),
+                io.Int.Input(
+                    "soften_pixels",
+                    default=0,
+                    min=0,
+                    max=256,
+                    tooltip="Pixels of the clip over which the mask rises from its border inwards.",
+                    **ADVANCED,
+                ),
+                io.Float.Input(
+                    "begin",
+                    default=0.0,
+                    **seconds,
+                    tooltip="Seconds of the video at which the clip begins: what is before it is made anew.",
+                    **ADVANCED,
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White may change. One mask for all frames, or one for each frame of the clip.",
+                ),
+                io.Audio.Input(
+                    "audio", optional=True, tooltip="The clip's own sound, if it is kept or renewed in part."
+                ),
+            ],
+            outputs=[
+                RetakeIO.Output(
+                    "retake", display_name="retake", tooltip="For Keep Clip, Audio Conditioning and Decode and Save."
+                ),
+                io.Audio.Output(
+                    "placed", display_name="audio", tooltip="The same sound, at the clip's place in the video."
+                ),
+                io.String.Output("report", display_name="report", tooltip="Says what is made anew."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip: Clip,
+        frames: int,
+        fps: float,
+        renew: str,
+        start: float,
+        end: float,
+        strength: float,
+        soften: float,
+        soften_pixels: int,
+        begin: float,
+        mask: Tensor | None = None,
+        audio: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
+        files.choice("renew", renew, RENEWALS)
+        rate, frames = frame_rate(fps), round_frames(frames)
+        edit = VideoEdit(renew, start or None, end or None, strength, soften, soften_pixels, begin)
+        area = None if mask is None else area_of(mask)
+        length = shown_frames(clip, edit, rate)
+        follows = frames == round_frames(length)  # the film ends with the clip
+        source, shown = source_video(clip, edit, area, rate, follows), length if follows and length < frames else 0
+        beyond = source.at > 0 or source.until < frames / rate
+        if not beyond and not source.says_what:
+            raise InputError(
+                "retake: nothing of the clip would be made anew; give a start or an end, a strength, a mask, or more "
+                "frames than the clip has."
+            )
+        notes = [f"{renew} made anew from {start:g} s to {f'{end:g} s' if end else 'the end'}"]
+        notes += ["where the mask is white"] if mask is not None else []
+        notes += ["and beyond the clip"] if beyond else []
+        track = None if audio is None else from_track(delayed(to_track(audio), source.at))
+        return reported(cls, Retake(source, frames, rate, shown), track, text=", ".join(notes))
+
+
+class KeepClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VKeepClip",
+            display_name="LTX A2V Keep Clip",
+            category=VIDEO_IN,
+            description="Puts the clip of a retake into a stage's latent, with a noise mask of what may change. Use "
+            "one node for each stage, because each stage has its own size.",
+            inputs=[
+                VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
+                RetakeIO.Input("retake", tooltip="From Retake."),
+                io.Latent.Input("latent", tooltip="First stage: from Video Size. Second stage: from Latent Upscale."),
+            ],
+            outputs=[io.Latent.Output("kept", display_name="latent", tooltip="For the stage's sampler.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, video_vae: memory.Handle, retake: Retake, latent: dict[str, Any]) -> io.NodeOutput:
+        samples = samples_of(latent)
+        retake.check("latent", pixel_frames(samples))
+        height, width = (side * SPACE_SCALE for side in samples.shape[3:])
+        plan = retake.plan(height, width)
+        mask = retake.source.mask(plan, (width, height))
+        progress = Progress(cls.hidden.unique_id)
+        pictures = retake.source.pictures(plan)
+        clean = _encoded(video_vae, pictures, (width, height), plan.frames, progress)
+        return io.NodeOutput({**latent, MASK: mask, CLEAN: memory.to_graph(clean)})
+
+
+class ReferenceConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        usual = ReferenceUse()
+        share = {"min": 0.0, "max": 1.0, "step": 0.05}
+        factor = {"default": 0, "min": 0, "max": MOST_FACTOR}
+        return io.Schema(
+            node_id="LTXA2VReference",
+            display_name="LTX A2V Reference",
+            category=VIDEO_IN,
+            description="A video that the model looks at while it makes another one: poses, depth, edges or a person, "
+            "as an IC-LoRA was trained for. It is usually for the first stage alone.",
+            **aliases("ic-lora", "control", "pose", "depth", "canny", "reference video"),
+            inputs=[
+                VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
+                ClipIO.Input("clip", tooltip="From Clip."),
+                io.Latent.Input("latent", tooltip="The stage's latent: the reference is made for its size."),
+                AudioIO.Input("audio", tooltip="From Audio Conditioning: the video's length, rate and windows."),
+                io.Float.Input(
+                    "strength", default=usual.strength, **share, tooltip="How clean the reference is; 0 leaves it out."
+                ),
+                io.Float.Input(
+                    "attention",
+                    default=usual.attention,
+                    **share,
+                    tooltip="How much the video and the reference see of each other. Lower it for more freedom.",
+                ),
+                io.Int.Input(
+                    "downscale",
+                    **factor,
+                    tooltip="How many times smaller than the video the reference is; 0 is what the IC-LoRA says.",
+                    **ADVANCED,
+                ),
+                io.Int.Input(
+                    "stride",
+                    **factor,
+                    tooltip="One frame of so many is taken; 0 is what the IC-LoRA says.",
+                    **ADVANCED,
+                ),
+                ModelIO.Input("model", optional=True, tooltip="With the IC-LoRA, which says the two factors."),
+                ReferencesIO.Input("references", optional=True, tooltip="Other references of the same stage."),
+            ],
+            outputs=[ReferencesIO.Output("seen", display_name="references", tooltip="For the stage's sampler.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        video_vae: memory.Handle,
+        clip: Clip,
+        latent: dict[str, Any],
+        audio: AudioCondition | FilmSound,
+        strength: float,
+        attention: float,
+        downscale: int,
+        stride: int,
+        model: memory.Model | None = None,
+        references: References | None = None,
+    ) -> io.NodeOutput:
+        film = FilmSound.of(audio)
+        use = ReferenceUse(strength, attention, downscale=downscale or None, stride=stride or None)
+        loras = [] if model is None else [fit.lora.reference for fit, share in model.loras if share]
+        reference = ReferenceVideo(clip, use).made_for([each for each in loras if each])
+        height, width = (side * SPACE_SCALE for side in samples_of(latent).shape[3:])
+        size = reference.size((width, height))
+        if size[0] % SPACE_SCALE or size[1] % SPACE_SCALE or not all(size):
+            raise InputError(
+                f"latent: its {width}×{height} pixels do not give a reference {reference.use.downscale} times smaller; "
+                f"choose sides that are multiples of {SPACE_SCALE * reference.use.downscale}."
+            )
+        if references is not None and len(references) != len(film.cut.windows):
+            raise InputError(
+                f"references: they were made for {len(references)} windows, and the film has {len(film.cut.windows)}; "
+                "connect the same audio to all of them."
+            )
+        progress, found = Progress(cls.hidden.unique_id), []
+        for number, window in enumerate(film.cut.windows):
+            pictures = reference.pictures(window, film.fps)
+            latents = _encoded(video_vae, pictures, size, reference.frames(window), progress)
+            made = Reference(
+                memory.to_graph(latents), reference.use.downscale, reference.use.stride, strength, attention
+            )
+            found.append((*(references[number] if references else ()), made))
+        return io.NodeOutput(tuple(found))
+
+
+def _encoded(
+    video_vae: memory.Handle, pictures: Iterable[Tensor], size: tuple[int, int], frames: int, progress: Progress
+) -> Tensor:
+    """Encodes so many pictures, uint8 [H, W, 3], at a width and a height, as they are read."""
+    width, height = size
+    (vae,) = memory.use(video_vae, memory_required=memory.clip_encoding_memory(video_vae.module, height, width))
+
+    def fitted() -> Iterator[Tensor]:
+        for number, picture in enumerate(islice(pictures, frames)):
+            progress(number, frames)
+            yield fit(picture, width, height)
+
+    with torch.no_grad():
+        latent = encode_video(vae, fitted())
+    progress(frames, frames)
+    return latent
+
+
+NODES = (OpenClip, RetakeClip, KeepClip, ReferenceConditioning)

@@ -1,0 +1,464 @@
+"""Clips of every kind become known pictures at known times, or one sentence."""
+
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from a2v.ltx.errors import InputError
+from a2v.ltx.media.clip import ImageClip, clip_track, open_clip, sampled, sampled_frames
+from a2v.ltx.media.images import fit
+from PIL import Image
+from safetensors import safe_open
+
+from .clips import COLOURS, KINDS, plain, quarters, set_display_matrix, to_frame, write_clip, write_planes
+
+RATE = Fraction(24)
+
+
+def read(path: Path, fps: Fraction = RATE, frames: int | None = None, start: Fraction = Fraction(0)) -> np.ndarray:
+    clip = open_clip(path)
+    pictures = clip.pictures(fps, clip.count(fps) if frames is None else frames, start)
+    read = np.stack([picture.numpy() for picture in pictures])
+    assert read.dtype == np.uint8 and read.shape[1:] == (clip.height, clip.width, 3)
+    return read
+
+
+def numbers(pictures: np.ndarray) -> list[int]:
+    """Which of the plain colours each picture has."""
+    centre = pictures[:, pictures.shape[1] // 2, pictures.shape[2] // 2].astype(int)
+    return [int(np.abs(COLOURS.astype(int) - each).sum(axis=1).argmin()) for each in centre]
+
+
+# Kinds of files
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_file(tmp_path: Path, kind: str) -> None:
+    path = write_clip(tmp_path / kind, [plain(number) for number in range(6)], kind=kind)
+    clip = open_clip(path)
+    assert (clip.width, clip.height, clip.fps, clip.count(RATE)) == (64, 48, 24, 6)
+    pictures = read(path)
+    for number, picture in enumerate(pictures):
+        wanted = COLOURS[number].astype(int)
+        if kind.startswith("grey"):
+            wanted = np.repeat(round(float(wanted @ [0.299, 0.587, 0.114])), 3)
+        assert np.abs(picture.astype(int) - wanted).max() <= (0 if "ffv1" in kind or "png" in kind else 5), number
+
+
+def test_a_plain_file_reads_as_by_pyav(tmp_path: Path) -> None:
+    """The official pipelines read by `to_ndarray`."""
+    noise = np.random.default_rng(0).integers(0, 256, (4, 50, 66, 3), dtype=np.uint8)
+    path = write_clip(tmp_path / "noise.mp4", noise, kind="h264.mp4")
+    with av.open(str(path)) as container:
+        wanted = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert np.array_equal(read(path), np.stack(wanted))
+
+
+def test_the_oracles_source(oracle: Path) -> None:
+    def fixed(name: str, tensor: str) -> torch.Tensor:
+        with safe_open(oracle / "video-in" / f"{name}.safetensors", "pt") as file:
+            return file.get_tensor(tensor)
+
+    clip = open_clip(oracle / "video-in" / "source_24.mp4")
+    pictures = torch.stack(list(clip.pictures(clip.fps, clip.count(clip.fps))))
+    assert torch.equal(pictures, fixed("retake_both", "source/frames_u8"))
+    for name, tensor, factor in (("iclora_frozen_audio", "cond/0/pixels", 1), ("iclora_official", "cond/1/pixels", 2)):
+        fitted = [fit(picture, 64, 32) for picture in sampled(clip.pictures(clip.fps, 17), factor)]
+        assert len(fitted) == sampled_frames(17, factor)
+        assert torch.equal(torch.cat(fitted, dim=2), fixed(name, tensor))
+
+
+def test_gif_with_holes(tmp_path: Path) -> None:
+    path = tmp_path / "a.gif"
+    pictures = [Image.fromarray(np.dstack([plain(n, 20, 31), np.full((20, 31), 255, np.uint8)])) for n in range(3)]
+    pictures[0].putpixel((0, 0), (200, 40, 40, 0))
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[100, 200, 100], disposal=2)
+    clip = open_clip(path)
+    assert (clip.width, clip.height, clip.seconds) == (31, 20, Fraction(4, 10))
+    found = read(path, Fraction(10))
+    assert numbers(found) == [0, 1, 1, 2] and found[0, 0, 0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["one.png", "one.jpg", "one.mp4", "one.gif"])
+def test_one_frame(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "one.mp4":
+        write_clip(path, [plain(2)], kind="h264.mp4")
+    else:
+        Image.fromarray(plain(2)).save(path)
+    assert open_clip(path).count(RATE) >= 1
+    assert numbers(read(path, frames=9)) == [2] * 9
+
+
+def test_odd_sides(tmp_path: Path) -> None:
+    for kind, limit in (("ffv1.mkv", 0), ("vp9.mkv", 8)):
+        path = write_clip(tmp_path / kind, [quarters(34, 46)[:33, :45]] * 2, kind=kind)
+        (picture, _) = read(path)
+        assert picture.shape == (33, 45, 3)
+        for number, (row, column) in enumerate(((4, 4), (4, 40), (28, 4), (28, 40))):
+            assert np.abs(picture[row, column].astype(int) - COLOURS[number]).max() <= limit
+
+
+# Colours
+
+
+@pytest.mark.parametrize(
+    ("matrix", "space"), [("bt601", 5), ("smpte170m", 6), ("bt709", 1), ("smpte240m", 7), ("bt2020", 9), ("bt601", 2)]
+)
+@pytest.mark.parametrize(("range_", "number"), [("tv", 1), ("pc", 2)])
+@pytest.mark.parametrize("pixel_format", ["yuv444p", "yuv420p", "yuv444p10le"])
+def test_matrix_and_range(tmp_path: Path, matrix: str, space: int, range_: str, number: int, pixel_format: str) -> None:
+    planes = []
+    for colour in range(len(COLOURS)):
+        frame = to_frame(plain(colour), pixel_format, f"out_color_matrix={matrix}:out_range={range_}")
+        depth = np.uint16 if "10" in pixel_format else np.uint8
+        planes.append(
+            [
+                np.frombuffer(bytes(plane), np.uint8)
+                .reshape(plane.height, plane.line_size)
+                .view(depth)[:, : plane.width]
+                for plane in frame.planes
+            ]
+        )
+    path = write_planes(tmp_path / "a.mkv", planes, pixel_format, {"colorspace": space, "color_range": number})
+    found = read(path)
+    assert np.abs(found.astype(int) - COLOURS[:, None, None].astype(int)).max() <= 3
+
+
+def pq(nits: float) -> float:
+    """The inverse of the transfer of SMPTE ST 2084: nits → 0..1."""
+    m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
+    power = (nits / 10_000) ** m1
+    return ((c1 + c2 * power) / (1 + c3 * power)) ** m2
+
+
+def hlg(nits: float) -> float:
+    """The inverse of HLG's transfers for a grey on a screen of 1000 nits."""
+    scene = (nits / 1000) ** (1 / 1.2)
+    return (
+        float(np.sqrt(3 * scene))
+        if scene <= 1 / 12
+        else 0.17883277 * float(np.log(12 * scene - 0.28466892)) + 0.55991073
+    )
+
+
+@pytest.mark.parametrize(("signal", "transfer"), [(pq, 16), (hlg, 18)])
+def test_hdr(tmp_path: Path, signal, transfer: int) -> None:
+    """Dark and middle greys keep their brightness relative to a white of 203 nits; brighter ones rise up to white."""
+    nits = [0.0, 5.0, 20.0, 50.0, 100.0, 150.0, 203.0, 400.0, 1000.0]
+    planes = [
+        [
+            np.full((16, 16), round(64 + 876 * signal(each)), np.uint16),
+            np.full((8, 8), 512, np.uint16),
+            np.full((8, 8), 512, np.uint16),
+        ]
+        for each in nits
+    ]
+    tags = {"colorspace": 9, "color_range": 1, "color_primaries": 9, "color_trc": transfer}
+    path = write_planes(tmp_path / "a.mkv", planes, "yuv420p10le", tags)
+    found = read(path)[:, 8, 8].astype(int)
+    assert (found.max(axis=1) - found.min(axis=1)).max() <= 2
+    for each, grey in zip(nits[:6], found[:6, 1], strict=True):
+        assert grey == pytest.approx(255 * (each / 203) ** (1 / 2.4), abs=4)
+    assert (np.diff(found[:, 1]) > 0).all() and 225 < found[6, 1] < 245 and found[-1, 1] >= 254
+    assert any("HDR" in note for note in open_clip(path).notes)
+
+
+def test_wide_colours_without_hdr(tmp_path: Path) -> None:
+    """BT.709's red in the primaries of BT.2020, by the matrix of ITU-R BT.2087."""
+    linear = np.array([0.6274, 0.0691, 0.0164]) * 0.5
+    red, green, blue = linear ** (1 / 2.4)
+    luma = 0.2627 * red + 0.678 * green + 0.0593 * blue
+    codes = [64 + 876 * luma, 512 + 896 * (blue - luma) / 1.8814, 512 + 896 * (red - luma) / 1.4746]
+    planes = [[np.full((16, 16), round(code), np.uint16) for code in codes]]
+    tags = {"colorspace": 9, "color_range": 1, "color_primaries": 9, "color_trc": 14}
+    path = write_planes(tmp_path / "a.mkv", planes, "yuv444p10le", tags)
+    (found,) = read(path)
+    assert np.abs(found[8, 8].astype(int) - [round(255 * 0.5 ** (1 / 2.4)), 0, 0]).max() <= 20
+    assert found[8, 8, 0] == pytest.approx(255 * 0.5 ** (1 / 2.4), abs=3)
+
+
+# Geometry
+
+TURNS = {
+    "upright": ((1, 0, 0, 1), lambda p: p),
+    "a quarter clockwise": ((0, 1, -1, 0), lambda p: np.rot90(p, -1)),
+    "a quarter the other way": ((0, -1, 1, 0), lambda p: np.rot90(p, 1)),
+    "upside down": ((-1, 0, 0, -1), lambda p: np.rot90(p, 2)),
+    "mirrored": ((-1, 0, 0, 1), lambda p: p[:, ::-1]),
+    "mirrored upside down": ((1, 0, 0, -1), lambda p: p[::-1]),
+    "mirrored at the diagonal": ((0, 1, 1, 0), lambda p: p.transpose(1, 0, 2)),
+    "mirrored at the other one": ((0, -1, -1, 0), lambda p: np.rot90(p, 2).transpose(1, 0, 2)),
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_display_matrix(tmp_path: Path, name: str) -> None:
+    matrix, turned = TURNS[name]
+    path = write_clip(tmp_path / "a.mov", [quarters()] * 3, kind="png.mov")
+    set_display_matrix(path, *matrix)
+    for picture in read(path):
+        assert np.array_equal(picture, turned(quarters()))
+
+
+def test_a_players_view_of_a_turned_file(tmp_path: Path) -> None:
+    """Pillow and PyAV agree on what a rotation by 90 degrees is: PyAV's angle is counter-clockwise."""
+    path = write_clip(tmp_path / "a.mov", [quarters()], kind="png.mov")
+    set_display_matrix(path, 0, 1, -1, 0)
+    with av.open(str(path)) as container:
+        angle = next(container.decode(video=0)).rotation
+    assert np.array_equal(read(path, frames=1)[0], np.asarray(Image.fromarray(quarters()).rotate(angle, expand=True)))
+
+
+@pytest.mark.parametrize(
+    ("aspect", "size"), [(Fraction(4, 3), (48, 85)), (Fraction(1, 2), (96, 64)), (Fraction(1), (48, 64))]
+)
+def test_pixels_that_are_not_square(tmp_path: Path, aspect: Fraction, size: tuple[int, int]) -> None:
+    path = write_clip(tmp_path / "a.mp4", [quarters()] * 2, kind="h264.mp4", aspect=aspect)
+    (picture, _) = read(path)
+    assert picture.shape[:2] == size
+    height, width = size
+    for number, (row, column) in enumerate(((4, 4), (4, width - 5), (height - 5, 4), (height - 5, width - 5))):
+        assert np.abs(picture[row, column].astype(int) - COLOURS[number]).max() <= 8
+
+
+def test_a_turned_file_whose_pixels_are_not_square(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mov", [quarters()], kind="h264.mp4", aspect=Fraction(2))
+    set_display_matrix(path, 0, 1, -1, 0)
+    clip = open_clip(path)
+    assert (clip.width, clip.height) == (48, 128)
+    assert "turned" in " ".join(clip.notes) and "2:1" in " ".join(clip.notes)
+
+
+def test_interlaced(tmp_path: Path) -> None:
+    """A bar that moves from field to field has smooth edges afterwards, and what stands still keeps its pixels."""
+    pictures = []
+    for number in range(8):
+        picture = np.full((64, 96, 3), 60, np.uint8)
+        for field in (0, 1):
+            at = 8 + 8 * number + 4 * field
+            picture[field::2, at : at + 12] = 220
+        picture[:, 88:] = 140
+        pictures.append(picture)
+    options = {"flags": "+ilme+ildct", "crf": "1"}
+    path = write_clip(tmp_path / "a.mp4", pictures, kind="h264.mp4", options=options, field_first="tff")
+    found = read(path).astype(int)
+    assert len(found) == 8 and "deinterlaced" in " ".join(open_clip(path).notes)
+
+    def combed(picture: np.ndarray) -> float:
+        luma = picture[8:-8, :, 0]
+        return float(np.abs(2 * luma[1:-1] - luma[:-2] - luma[2:]).mean())
+
+    before = [combed(picture.astype(int)) for picture in pictures]
+    assert max(combed(picture) for picture in found) < min(before) / 4
+    assert np.abs(found[:, :, 92] - 140).max() <= 6
+    for number, picture in enumerate(found):  # the time of the first field
+        bright = np.flatnonzero(picture[32, :, 0] > 140)
+        assert abs(bright[0] - (8 + 8 * number)) <= 1
+
+
+def test_the_size_changes(tmp_path: Path) -> None:
+    small = write_clip(tmp_path / "a.ts", [plain(0)] * 6, kind="mpeg2.ts").read_bytes()
+    large = write_clip(tmp_path / "b.ts", [plain(1, 96, 128)] * 6, kind="mpeg2.ts").read_bytes()
+    path = tmp_path / "c.ts"
+    path.write_bytes(small + large)
+    found = read(path, frames=12)
+    assert found.shape == (12, 48, 64, 3) and {0, 1} == set(numbers(found))
+
+
+# Times
+
+
+def wanted_at(times: list[Fraction], fps: Fraction, frames: int, start: Fraction, tick: Fraction) -> list[int]:
+    zero = times[0]
+    asked = [start + Fraction(number) / fps for number in range(frames)]
+    return [max(k for k, time in enumerate(times) if k == 0 or time - zero - tick / 2 <= at) for at in asked]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_variable_rate(tmp_path: Path, seed: int) -> None:
+    """Against a plain rule, for random times, rates and starts: the last picture at or before."""
+    draw = random.Random(seed)
+    kind, tick = draw.choice([("ffv1.mkv", Fraction(1, 1000)), ("png.mov", Fraction(1, 90000))])
+    times = [Fraction(draw.choice([0, 0, 700]), 1000)]
+    for _ in range(6):
+        times.append(times[-1] + Fraction(draw.choice([7, 20, 33, 40, 41, 42, 83, 250]), 1000))
+    path = write_clip(tmp_path / kind, [plain(n) for n in range(7)], kind=kind, times=times)
+    fps = draw.choice([Fraction(24), Fraction(25), Fraction(24000, 1001), Fraction(60), Fraction(10), Fraction(1000)])
+    start = draw.choice([Fraction(0), Fraction(1, 24), Fraction(1, 3), Fraction(3)])
+    frames = draw.randrange(1, 60)
+    assert numbers(read(path, fps, frames, start)) == wanted_at(times, fps, frames, start, tick)
+
+
+@pytest.mark.parametrize("kind", ["h264.mp4", "vp9.mkv", "h264.flv", "mpeg2.ts", "mpeg4.avi", "png.mov"])
+@pytest.mark.parametrize("fps", [Fraction(24), Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001)])
+def test_the_own_rate_gives_every_frame_once(tmp_path: Path, kind: str, fps: Fraction) -> None:
+    """Also where the container rounds times, as Matroska and FLV do to milliseconds."""
+    if kind == "mpeg2.ts" and fps == 24000:
+        pytest.skip("MPEG-2 has no such rate")
+    path = write_clip(tmp_path / kind, [plain(n) for n in range(50)], kind=kind, fps=fps)
+    clip = open_clip(path)
+    assert clip.fps == fps and clip.count(fps) == 50
+    assert numbers(read(path, fps)) == [n % len(COLOURS) for n in range(50)]
+
+
+def test_half_and_double_rate(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", [plain(n) for n in range(7)])
+    assert numbers(read(path, Fraction(12))) == [0, 2, 4, 6]
+    assert numbers(read(path, Fraction(48))) == [n // 2 for n in range(14)]
+    assert numbers(read(path, Fraction(24), 5, Fraction(100))) == [6] * 5
+
+
+def test_frames_stream(tmp_path: Path) -> None:
+    """What is asked for is decoded, and no more."""
+    path = write_clip(tmp_path / "a.mkv", (plain(n) for n in range(200)))
+    pictures = open_clip(path).pictures(RATE, 200)
+    assert numbers(np.stack([next(pictures).numpy() for _ in range(3)])) == [0, 1, 2]
+    pictures.close()
+
+
+# Sound
+
+
+def tone(seconds: float) -> np.ndarray:
+    return 0.5 * np.sin(np.arange(round(seconds * 48000)) * 2 * np.pi * 440 / 48000)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.5, 1.25])
+@pytest.mark.parametrize("kind", ["h264.mp4", "ffv1.mkv", "mpeg2.ts", "png.mov"])
+def test_sound_that_begins_late(tmp_path: Path, kind: str, late: float) -> None:
+    path = write_clip(tmp_path / kind, [plain(n) for n in range(48)], kind=kind, sound=(tone(0.6), late))
+    track = clip_track(path)
+    first = int((track.waveform[0].abs() > 0.1).int().argmax()) / track.rate
+    assert first == pytest.approx(late, abs=0.03)
+
+
+def test_sound_that_begins_before_the_picture(tmp_path: Path) -> None:
+    """A click at 1 s of the sound, whose picture begins at 0.5 s, is 0.5 s behind the first picture."""
+    samples = np.zeros(72000)
+    samples[48000:48100] = 0.9
+    times = [Fraction(1, 2) + Fraction(n, 24) for n in range(24)]
+    path = write_clip(
+        tmp_path / "a.mov", [plain(n) for n in range(24)], kind="png.mov", times=times, sound=(samples, 0)
+    )
+    track = clip_track(path)
+    assert int(track.waveform[0].abs().argmax()) / track.rate == pytest.approx(0.5, abs=0.003)
+    assert numbers(read(path, frames=4)) == [0, 1, 2, 3]
+
+
+def test_without_sound(tmp_path: Path) -> None:
+    assert clip_track(write_clip(tmp_path / "a.mkv", [plain(0)] * 3)) is None
+
+
+# What cannot be used
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read(path)
+    return str(caught.value)
+
+
+def test_no_clip(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("no film" * 500)
+    assert "the file is empty" in refusal(tmp_path / "empty.mp4")
+    assert "cannot be read" in refusal(tmp_path / "text.mp4")
+    assert "no such file" in refusal(tmp_path / "none.mp4")
+    assert "is a folder" in refusal(tmp_path)
+
+
+def test_only_sound(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.wav"), "w") as output:
+        stream = output.add_stream("pcm_s16le", rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.int16), format="s16", layout="mono")
+        frame.rate = 48000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    assert "has no moving picture" in refusal(tmp_path / "a.wav")
+
+
+def test_too_large(tmp_path: Path) -> None:
+    Image.new("L", (17_000, 2)).save(tmp_path / "a.png")
+    assert "at most 80 megapixels" in refusal(tmp_path / "a.png")
+    path = write_clip(tmp_path / "b.mp4", [quarters(400, 800)], kind="h264.mp4", aspect=Fraction(30))
+    assert "at most 80 megapixels" in refusal(path)
+
+
+def test_a_playlist_reads_no_other_file(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.ts", [plain(0)] * 6, kind="mpeg2.ts")
+    for name, text in {
+        "a.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.ts\n#EXT-X-ENDLIST\n",
+        "a.ffconcat": "ffconcat version 1.0\nfile a.ts\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+        assert "cannot be read" in refusal(tmp_path / name) or "has no moving picture" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["h264.mp4", "ffv1.mkv", "mpeg2.ts", "mjpeg.avi", "vp8.webm", "prores.mov"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_a_truncated_file(tmp_path: Path, kind: str, share: float) -> None:
+    """What is there is read, and held to the asked length; otherwise there is one sentence."""
+    noise = np.random.default_rng(1).integers(0, 255, (30, 48, 64, 3), dtype=np.uint8) // 8
+    path = write_clip(tmp_path / kind, [plain(n) // 2 + noise[n] for n in range(30)], kind=kind)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    try:
+        clip = open_clip(path)
+    except InputError as error:
+        assert str(error).startswith(kind) and str(error).endswith(".")
+        return
+    assert 1 <= clip.count(RATE) <= 30
+    assert sum(1 for _ in clip.pictures(RATE, 30)) == 30
+
+
+def test_damaged_parts_are_told(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    path = write_clip(tmp_path / "a.mov", noise, kind="png.mov")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 400] = bytes(400)
+    path.write_bytes(content)
+    told: list[str] = []
+    pictures = list(open_clip(path).pictures(RATE, 20, note=told.append))
+    assert len(pictures) == 20 and any("damaged" in text for text in told)
+
+
+def test_a_short_file_is_told(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", [quarters() + number for number in range(48)])
+    assert open_clip(path).notes == ()
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    (note,) = open_clip(path).notes
+    assert note.startswith("a.mkv: it is cut short: its last 1.")
+
+
+# Images
+
+
+def test_a_batch_of_images() -> None:
+    images = torch.stack([torch.from_numpy(plain(n)) for n in range(5)]).float() / 255
+    clip = ImageClip(images, Fraction(12))
+    assert (clip.width, clip.height, clip.seconds, clip.count(RATE)) == (64, 48, Fraction(5, 12), 10)
+    found = torch.stack(list(clip.pictures(RATE, 12))).numpy()
+    assert numbers(found) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 4, 4]
+    assert np.array_equal(found[::2][:5], np.stack([plain(n) for n in range(5)]))
+
+
+def test_images_equal_the_file(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), dtype=np.uint8)
+    path = write_clip(tmp_path / "a.mkv", pictures)
+    clip = ImageClip(torch.from_numpy(pictures).float() / 255, RATE)
+    for fps in (RATE, Fraction(10), Fraction(30000, 1001)):
+        assert np.array_equal(torch.stack(list(clip.pictures(fps, 9))).numpy(), read(path, fps, 9))
+
+
+def test_strange_images() -> None:
+    with pytest.raises(InputError, match=r"\[frames, height, width, 3\]"):
+        ImageClip(torch.zeros(3, 4), RATE)

@@ -1,0 +1,343 @@
+"""Work on a given video, by whole jobs on tiny weights: what is kept is the source's own, to the byte and the sample.
+
+The video in the file is encoded, so the frames are compared where they enter the encoder.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from a2v.ltx import pipeline
+from a2v.ltx.__main__ import keyframe_argument, parser
+from a2v.ltx.diffusion.conditioning import TextContext
+from a2v.ltx.encoding import Prompts
+from a2v.ltx.errors import InputError
+from a2v.ltx.job import Compute, Files, prepare
+from a2v.ltx.media.audio import Track
+from a2v.ltx.media.clip import open_clip
+from a2v.ltx.media.masks import fitted
+from a2v.ltx.request import parse
+from a2v.ltx.trace import Recorder
+from a2v.tests.tiny import TinyFiles
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+WIDTH, HEIGHT, FRAMES = 128, 64, 25
+BASE = {
+    "prompt": "a woman speaks", "seed": 5, "num_inference_steps": 2, "use_multiscale": False,
+    "enable_prompt_expansion": False, "enable_safety_checker": False,
+}  # fmt: skip
+
+
+def film(path: Path, frames: int, size: tuple[int, int] = (WIDTH, HEIGHT), fps: int = 24, sound: bool = True) -> Path:
+    """A video whose frames differ, with a tone that rises."""
+    noise = np.random.default_rng(frames)
+    coarse = noise.integers(0, 256, (4, 8, 3), dtype=np.uint8)
+    still = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        if sound:
+            track = container.add_stream("aac", rate=48000, layout="stereo")
+        for number in range(frames):
+            moved = np.roll(still, 3 * number, axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(moved), format="rgb24")))
+        container.mux(stream.encode())
+        if sound:
+            times = np.arange(round(frames / fps * 48000)) / 48000
+            wave = (0.3 * np.sin(2 * np.pi * (200 + 200 * times) * times)).astype(np.float32)
+            block = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format="fltp", layout="stereo")
+            block.sample_rate, block.pts = 48000, 0
+            container.mux(track.encode(block))
+            container.mux(track.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory, tiny: TinyFiles) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("media")
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[:, : WIDTH // 2] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    for number in range(4):
+        Image.new("RGB", (WIDTH, HEIGHT), (60 * number, 90, 120)).save(folder / f"key{number}.png")
+    save_file(load_file(tiny.camera_lora), folder / "pose.safetensors", metadata={"reference_downscale_factor": "2"})
+    return {
+        "video": film(folder / "source.mp4", FRAMES),
+        "odd": film(folder / "odd.mp4", 22),
+        "mute": film(folder / "mute.mp4", FRAMES, sound=False),
+        "reference": film(folder / "reference.mp4", FRAMES, (96, 96)),
+        "voice": film(folder / "voice.mp4", 40),
+        "mask": folder / "mask.png",
+        "lora": folder / "pose.safetensors",
+        **{f"key{number}": folder / f"key{number}.png" for number in range(4)},
+    }
+
+
+@dataclass
+class Result:
+    """A finished job. frames: what was encoded; track: what was encoded with it; trace, report: of the run."""
+
+    frames: Tensor
+    track: Track | None
+    trace: dict[str, Tensor]
+    report: dict[str, Any]
+    path: Path
+
+
+Engine = Callable[..., Result]
+
+
+def text(seed: int) -> TextContext:
+    draw = torch.Generator().manual_seed(seed)
+    return TextContext(torch.randn(1, 16, 64, generator=draw), torch.randn(1, 16, 32, generator=draw))
+
+
+def files_of(tiny: TinyFiles, output: Path, **named: Any) -> Files:
+    named = {"audio": None, "upscaler": tiny.upscaler, **named}
+    return Files(checkpoint=tiny.checkpoint, text_encoder=tiny.gemma, output=output, **named)
+
+
+@pytest.fixture
+def engine(tiny: TinyFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """(request beside BASE, files) → the job's result."""
+    written: dict[str, Any] = {}
+    write = pipeline.write_video
+
+    def watched(path: Path, frames: Iterator[Tensor], fps: Any, track: Track | None, **more: Any) -> Any:
+        chunks = list(frames)
+        written.update(frames=torch.cat(chunks), track=track)
+        return write(path, iter(chunks), fps, track, **more)
+
+    monkeypatch.setattr(pipeline, "write_video", watched)
+    prompts = Prompts("a woman speaks", text(1), text(2))
+
+    def run(values: dict[str, Any], **named: Any) -> Result:
+        recorder = Recorder()
+        request = parse({**BASE, **values})
+        files = files_of(tiny, tmp_path / "out.mp4", **named)
+        result = pipeline.run(files, request, Compute(torch.float32), prompts=prompts, trace=recorder)
+        return Result(written["frames"], written["track"], recorder.tensors, result.report, files.output)
+
+    return run
+
+
+@functools.cache
+def source_frames(path: Path, frames: int = FRAMES) -> Tensor:
+    return torch.stack(list(fitted(open_clip(path).pictures(open_clip(path).fps, frames), WIDTH, HEIGHT)))
+
+
+@pytest.mark.parametrize("two_stages", [False, True])
+def test_a_kept_picture_is_the_source_to_the_byte(engine: Engine, media: dict[str, Path], two_stages: bool) -> None:
+    """Only the sound is made anew: the final latent is the source's own, and every frame too."""
+    result = engine({"edit": {"renew": "sound"}, "use_multiscale": two_stages}, video=media["video"])
+    last = "s2" if two_stages else "s1"
+    clean = result.trace[f"{last}/clean_video"]
+    assert torch.equal(result.trace["final/video_latent"].flatten(2).transpose(1, 2), clean)
+    assert torch.equal(result.frames, source_frames(media["video"]))
+    assert result.track.rate == 48000 and result.trace["s1/denoise_mask_audio"].min() == 1
+
+
+def test_outside_the_time_frames_and_samples_are_the_sources(engine: Engine, media: dict[str, Path]) -> None:
+    """9/24 to 17/24 s is latent 2, frames 9 to 16; the sound's latents reach 40 ms further."""
+    result = engine({"edit": {"renew": "both", "start": 9 / 24, "end": 17 / 24}}, video=media["video"])
+    source = source_frames(media["video"])
+    kept = [*range(9), *range(17, FRAMES)]
+    assert torch.equal(result.frames[kept], source[kept])
+    changes = (result.frames.float() - source.float()).abs().mean(dim=(1, 2, 3))
+    assert changes[9:17].min() > 0 and changes[9] < changes[12] and changes[16] < changes[13]
+    track, heard = result.track, sound_of(media["video"])
+    before, behind = round(0.33 * 48000), round(0.76 * 48000)
+    assert torch.equal(track.waveform[:, :before], heard[:, :before])
+    assert torch.equal(track.waveform[:, behind : heard.shape[1]], heard[:, behind : track.waveform.shape[1]])
+    assert not torch.equal(track.waveform[:, before:behind], heard[:, before:behind])
+
+
+def sound_of(path: Path) -> Tensor:
+    with av.open(str(path)) as container:
+        return torch.from_numpy(np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1))
+
+
+def test_outside_the_mask_pixels_are_the_sources(engine: Engine, media: dict[str, Path]) -> None:
+    result = engine({}, video=media["video"], mask=media["mask"])
+    source, half = source_frames(media["video"]), WIDTH // 2
+    assert torch.equal(result.frames[:, :, half:], source[:, :, half:])
+    assert not torch.equal(result.frames[:, :, :half], source[:, :, :half])
+    mask = result.trace["s1/denoise_mask_video"].reshape(4, HEIGHT // 32, WIDTH // 32)
+    assert (mask[:, :, :2] == 1).all() and (mask[:, :, 2:] == 0).all()
+    assert result.trace["s1/step0/call0/audio_sigma"].item() == 0
+    assert result.report["used"]["frames"] == FRAMES
+
+
+def test_a_new_track_takes_the_place_of_the_sources(engine: Engine, media: dict[str, Path]) -> None:
+    """The film keeps the length of the source; the file has the new track's own samples."""
+    result = engine({}, video=media["video"], mask=media["mask"], audio=media["voice"])
+    assert len(result.frames) == FRAMES
+    voice = sound_of(media["voice"])
+    assert torch.equal(result.track.waveform, voice[:, : result.track.waveform.shape[1]])
+    assert result.trace["s1/denoise_mask_audio"].max() == 0
+
+
+@pytest.mark.parametrize("at", [0.0, 17 / 24])
+def test_a_film_goes_on_before_and_behind_the_source(engine: Engine, media: dict[str, Path], at: float) -> None:
+    """Its frames stay where they fill whole latents; the sound goes on as well."""
+    result = engine({"num_frames": 49, "edit": {"at": at}}, video=media["video"])
+    assert len(result.frames) == 49
+    first = round(at * 24)
+    whole = slice(first, first + FRAMES) if not first else slice(17, 41)
+    source = source_frames(media["video"])
+    assert torch.equal(result.frames[whole], source[whole.start - first : whole.stop - first])
+    mask = result.trace["s1/denoise_mask_video"].reshape(7, -1)[:, 0].tolist()
+    assert mask == ([0, 0, 0, 0, 1, 1, 1] if not first else [1, 1, 1, 0, 0, 0, 1])
+    heard = result.trace["s1/denoise_mask_audio"].flatten()
+    assert set(heard.tolist()) == {0, 1} and (heard[0] == 0) == (not first) and heard[-1] == 1
+
+
+def test_a_film_that_goes_on_with_its_own_track(engine: Engine, media: dict[str, Path]) -> None:
+    result = engine({"match_audio_length": True}, video=media["video"], audio=media["voice"])
+    assert len(result.frames) == 41 and result.trace["s1/denoise_mask_audio"].max() == 0
+    assert torch.equal(result.frames[:FRAMES], source_frames(media["video"]))
+
+
+def test_a_length_that_no_latent_ends_at(engine: Engine, media: dict[str, Path]) -> None:
+    """22 frames are made as 25, and 22 are written."""
+    result = engine({"edit": {"start": 0, "end": 0.2}}, video=media["odd"])
+    assert result.trace["final/frames_u8"].shape[0] == 25 and len(result.frames) == 22
+    assert torch.equal(result.frames[9:], source_frames(media["odd"], 22)[9:])
+    assert result.track.waveform.shape[1] == round(22 / 24 * 48000)
+    with av.open(str(result.path)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 22
+
+
+def test_a_source_without_sound(engine: Engine, media: dict[str, Path]) -> None:
+    result = engine({"edit": {"start": 0, "end": 0.2}}, video=media["mute"])
+    assert result.track is None
+    result = engine({"edit": {"renew": "sound"}}, video=media["mute"])
+    assert result.track is not None and result.trace["s1/denoise_mask_audio"].min() == 1
+
+
+def test_strength_holds_to_the_source(engine: Engine, media: dict[str, Path]) -> None:
+    source, distances = source_frames(media["video"]).float(), []
+    for strength in (0.9, 0.5, 0.1):
+        result = engine({"edit": {"strength": strength}}, video=media["video"])
+        assert result.trace["s1/denoise_mask_video"].unique().item() == pytest.approx(1 - strength)
+        distances.append((result.trace["final/video_latent"] - result.trace["source/video_latent"]).norm().item())
+    assert distances[0] < distances[1] < distances[2] and source.shape[0] == FRAMES
+
+
+def test_the_rate_and_the_size_are_the_sources_unless_they_are_named(engine: Engine, media: dict[str, Path]) -> None:
+    named = {"fps": 12, "video_size": {"width": 64, "height": 64}}
+    edit = {"edit": {"start": 0, "end": 0.2}}
+    result = engine({**edit, **named}, video=media["video"])
+    assert result.frames.shape == (13, 64, 64, 3) and result.report["used"]["fps"] == "12"
+    result = engine(edit, video=media["video"])
+    assert result.frames.shape == (FRAMES, HEIGHT, WIDTH, 3) and result.report["used"]["fps"] == "24"
+
+
+def test_windows_keep_what_the_mask_keeps(engine: Engine, media: dict[str, Path]) -> None:
+    """In windows of 25 frames: what lies outside the time is the source's, and both sides of a join."""
+    values = {"windows": {"frames": 25, "overlap": 1}, "edit": {"start": 1.0, "end": 1.3}}
+    result = engine(values, video=media["voice"])
+    source = source_frames(media["voice"], 40)
+    changed = (result.frames.int() - source.int()).abs().amax(dim=(1, 2, 3)) > 0
+    assert changed.any() and changed.nonzero().min() >= 17 and changed.nonzero().max() < 33
+    assert len(result.frames) == 40
+
+
+def test_keyframes_at_any_frames(engine: Engine, media: dict[str, Path]) -> None:
+    keyframes = tuple((media[f"key{n}"], frame, strength) for n, (frame, strength) in enumerate(KEYS))
+    values = {"num_frames": 25, "match_audio_length": False, "video_size": {"width": WIDTH, "height": HEIGHT}}
+    result = engine(values, audio=media["voice"], keyframes=keyframes)
+    tokens = WIDTH * HEIGHT // 32**2
+    mask = result.trace["s1/denoise_mask_video"].flatten()
+    assert mask[: tokens * 4].tolist() == [0.0] * tokens + [1.0] * tokens * 3
+    assert torch.allclose(mask[tokens * 4 :], torch.tensor([0.5, 0.0, 0.2]).repeat_interleave(tokens))
+    starts = result.trace["s1/positions_video"][0, 0, tokens * 4 :: tokens, 0]
+    assert torch.allclose(starts, torch.tensor([5.0, 12.0, 24.0]) / 24)
+
+
+KEYS = ((0, 1.0), (5, 0.5), (12, 1.0), (24, 0.8))
+
+
+@pytest.mark.parametrize("stages", ["first", "both"])
+def test_a_reference_and_its_lora(engine: Engine, media: dict[str, Path], stages: str) -> None:
+    """The size grows to the reference's grid; tokens and LoRA are there in the first stage, or in both."""
+    values = {
+        "num_frames": 17, "match_audio_length": False, "video_size": {"width": 160, "height": 96},
+        "use_multiscale": True, "reference": {"attention": 0.6, "stages": stages},
+    }  # fmt: skip
+    result = engine(values, audio=media["voice"], reference=media["reference"], loras=((media["lora"], 0.8),))
+    assert result.frames.shape == (17, 128, 256, 3)
+    assert result.trace["s1/denoise_mask_video"].shape[1] == 24 + 6
+    assert result.trace["s2/denoise_mask_video"].shape[1] == 96 + (24 if stages == "both" else 0)
+    assert ("s2/attention_mask_video" in result.trace) == (stages == "both")
+    (lora,) = result.report["used"]["loras"]
+    assert (lora["first_pass"], lora["second_pass"]) == (0.8, 0.8 if stages == "both" else 0.0)
+
+
+def test_a_reference_in_windows_is_encoded_for_each(engine: Engine, media: dict[str, Path]) -> None:
+    values = {"video_size": {"width": 64, "height": 64}, "windows": {"frames": 25, "overlap": 1}}
+    result = engine(values, audio=media["voice"], reference=media["reference"])
+    tokens = [result.trace[f"s1/window{n}/clean_video"][:, 16:] for n in (0, 1)]
+    assert [each.shape[1] for each in tokens] == [16, 16] and not torch.equal(*tokens)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
+    "no sound at all": ({}, (), r"--audio: missing; name an audio file, or a video with --video\."),
+    "an edit without a video": ({"edit": {"start": 1}}, ("audio",), r"edit: says what .* name it with --video\."),
+    "a mask without a video": ({}, ("audio", "mask"), r"--mask: says what .* name it with --video\."),
+    "settings of no reference": ({"reference": {}}, ("audio",), r"reference: .* name it with --reference\."),
+    "nothing to do": ({}, ("video",), r"--video: nothing of it would be made anew; .*num_frames\."),
+    "nothing but a new track": ({}, ("video", "audio"), r"--video: nothing of it would be made anew; .*\."),
+    "two sounds": ({"edit": {"renew": "both"}}, ("video", "audio"), r"--audio: edit makes the sound anew.*\."),
+    "an IC-LoRA alone": ({}, ("audio", "lora"), r".*is an IC-LoRA .* needs a reference video; .*--reference.*\."),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_words_before_a_model_is_loaded(case: str, tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
+    values, names, sentence = REFUSED[case]
+    paths = {**media, "audio": media["voice"]}
+    named = {name: paths[name] for name in names if name != "lora"}
+    named |= {"loras": ((media["lora"], 1.0),)} if "lora" in names else {}
+    with pytest.raises(InputError, match=f"^{sentence}$"):
+        prepare(files_of(tiny, tmp_path / "out.mp4", **named), parse({**BASE, **values}))
+
+
+@pytest.mark.parametrize(
+    ("keyframes", "sentence"),
+    [
+        ([("key1", 200, 1.0)], r"--keyframe: key1.png is at frame 200; the frames of this film are 0 to 24\."),
+        ([("key1", -1, 1.0)], r"--keyframe: key1.png is at frame -1; .*"),
+        ([("key1", 3, 1.5)], r"--keyframe: key1.png has the strength 1.5; give a number from 0 to 1\."),
+        ([("key1", 3, 1.0), ("key2", 3, 1.0)], r"--keyframe: two images stand at frame 3; leave out one of them\."),
+    ],
+)
+def test_words_for_keyframes(
+    keyframes: list[Any], sentence: str, tiny: TinyFiles, media: dict[str, Path], tmp_path: Path
+) -> None:
+    placed = tuple((media[name], frame, strength) for name, frame, strength in keyframes)
+    values = {"num_frames": 25, "match_audio_length": False}
+    files = files_of(tiny, tmp_path / "out.mp4", audio=media["voice"], keyframes=placed)
+    with pytest.raises(InputError, match=f"^{sentence}$"):
+        prepare(files, parse({**BASE, **values}))
+
+
+def test_the_flag_for_keyframes() -> None:
+    assert keyframe_argument("a@b.png@48:0.8") == (Path("a@b.png"), 48, 0.8)
+    assert keyframe_argument("face.png@0") == (Path("face.png"), 0, 1.0)
+    named = ["--checkpoint", "c", "--request", "r", "--output", "o"]
+    found = parser().parse_args([*named, "--keyframe", "a.png@1", "--keyframe", "b.png@9:0.5"]).keyframe
+    assert found == [(Path("a.png"), 1, 1.0), (Path("b.png"), 9, 0.5)]
+    for wrong in ("face.png", "face.png@x", "face.png@3:x", "@3"):
+        with pytest.raises(SystemExit):
+            parser().parse_args([*named, "--keyframe", wrong])

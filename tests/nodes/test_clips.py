@@ -1,0 +1,191 @@
+"""The nodes of a video that comes in, and the native types that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
+
+import folder_paths
+from a2v.ltx.edits import VideoEdit
+from a2v.ltx.errors import InputError
+from a2v.ltx.latents import CHANNELS
+from a2v.ltx.media.clip import FileClip, ImageClip
+from a2v.ltx.media.masks import area_of
+from a2v.nodes import clips, conditioning, output
+from a2v.nodes.film import Retake
+from a2v.nodes.taking.clip import to_clip, to_image_clip
+from a2v.tests.ltx.media.clips import plain, write_clip
+from a2v.tests.nodes.test_steering import run
+from a2v.tests.robust.odd_nodes import values
+from comfy_api.latest import InputImpl, Types
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    """As ComfyUI runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+def frames(count: int = 5) -> torch.Tensor:
+    return torch.from_numpy(np.stack([plain(number) for number in range(count)])).float() / 255
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    tone = 0.5 * np.sin(np.arange(24_000) / 10)
+    return write_clip(tmp_path / "film.mp4", [plain(n) for n in range(20)], kind="h264.mp4", sound=(tone, 0.25))
+
+
+def opened(**inputs: Any) -> tuple[Any, ...]:
+    return run(clips.OpenClip, **{"fps": 24.0, **inputs})
+
+
+def retake(clip: Any, **inputs: Any) -> tuple[Any, ...]:
+    usual = {
+        "renew": "picture",
+        "start": 0.0,
+        "end": 0.0,
+        "strength": 0.0,
+        "soften": 0.0,
+        "soften_pixels": 0,
+        "begin": 0.0,
+    }
+    return run(clips.RetakeClip, **{"clip": clip, "frames": 25, "fps": 24.0, **usual, **inputs})
+
+
+# What comes in
+
+
+def test_a_video_file(file: Path) -> None:
+    clip, sound, first, count, fps, report = opened(video=InputImpl.VideoFromFile(str(file)))
+    assert isinstance(clip, FileClip) and (count, fps) == (25, 24.0) and "20 frames at 24 fps" in report
+    assert first.shape == (1, 48, 64, 3) and sound["sample_rate"] == 48000
+    heard = sound["waveform"][0, 0].abs() > 0.1
+    assert int(heard.int().argmax()) / 48000 == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_video_in_memory(file: Path) -> None:
+    clip, track = to_clip(InputImpl.VideoFromFile(BytesIO(file.read_bytes())))
+    again, _ = to_clip(InputImpl.VideoFromFile(BytesIO(file.read_bytes())))
+    assert clip.path == again.path and Path(folder_paths.get_temp_directory()) in clip.path.parents
+    assert clip.count(Fraction(24)) == 20 and track is not None
+    clip.path.unlink()
+
+
+def test_a_video_of_frames() -> None:
+    audio = {"waveform": torch.zeros(1, 1, 4800), "sample_rate": 48000}
+    parts = Types.VideoComponents(images=frames(), audio=audio, frame_rate=Fraction(30000, 1001))
+    clip, track = to_clip(InputImpl.VideoFromComponents(parts))
+    assert isinstance(clip, ImageClip) and clip.fps == Fraction(30000, 1001) and track.waveform.shape == (1, 4800)
+
+
+def test_a_part_of_a_file_is_taken_as_its_frames(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer ComfyUIs cut a VIDEO without writing a file; its frames are then what counts."""
+    video = InputImpl.VideoFromFile(str(file))
+    monkeypatch.setattr(video, "_VideoFromFile__start_time", 0.5, raising=False)
+    parts = Types.VideoComponents(images=frames(3), audio=None, frame_rate=Fraction(24))
+    monkeypatch.setattr(video, "get_components", lambda: parts)
+    clip, track = to_clip(video)
+    assert isinstance(clip, ImageClip) and len(clip.images) == 3 and track is None
+
+
+@pytest.mark.parametrize("kind", values.VIDEO)
+def test_videos_of_any_node(kind: str) -> None:
+    change, meant = values.VIDEO[kind]
+    if isinstance(meant, str):
+        with pytest.raises(InputError, match=meant):
+            to_clip(change(frames()))
+        return
+    clip, track = to_clip(change(frames()))
+    assert float(clip.fps) == pytest.approx(meant) and track is None
+    assert torch.equal(next(clip.pictures(clip.fps, 1)), (frames()[0] * 255).round().byte())
+
+
+@pytest.mark.parametrize("kind", values.MASK)
+def test_masks_of_any_node(kind: str) -> None:
+    mask = torch.rand(3, 8, 6, generator=torch.Generator().manual_seed(1))
+    change, meant = values.MASK[kind]
+    if isinstance(meant, str):
+        with pytest.raises(InputError, match=meant):
+            retake(to_image_clip(frames(25), 24.0), mask=change(mask))
+        return
+    torch.testing.assert_close(area_of(change(mask)).frames, meant(mask))
+
+
+def test_one_of_both(file: Path) -> None:
+    for inputs in ({}, {"video": InputImpl.VideoFromFile(str(file)), "images": frames()}):
+        with pytest.raises(InputError, match="not exactly one of video and images"):
+            opened(**inputs)
+
+
+def test_images_without_sound_get_silence() -> None:
+    clip, sound, _, count, fps, report = opened(images=frames(10), fps=12.0)
+    assert (count, fps) == (17, 12.0) and clip.fps == 12 and "has no sound" in report
+    assert sound["waveform"].shape == (1, 2, 40_000) and not sound["waveform"].any()
+
+
+# Retake
+
+
+def test_what_is_made_anew() -> None:
+    clip = to_image_clip(frames(25), 24.0)
+    made, sound, report = retake(clip, start=0.3, end=0.6, strength=0.25, soften=0.1)
+    assert made.source.edit == VideoEdit("picture", 0.3, 0.6, 0.25, 0.1) and sound is None
+    assert (made.frames, made.fps, made.shown) == (25, 24, 0) and report == "picture made anew from 0.3 s to 0.6 s"
+    (made, _, _) = retake(to_image_clip(frames(22), 24.0), end=0.5)
+    assert (made.frames, made.shown) == (25, 22)
+
+
+def test_nothing_to_do_is_told() -> None:
+    with pytest.raises(InputError, match="nothing of the clip would be made anew"):
+        retake(to_image_clip(frames(25), 24.0))
+    retake(to_image_clip(frames(25), 24.0), frames=41)  # it goes on
+    retake(to_image_clip(frames(25), 24.0), mask=torch.ones(48, 64))
+
+
+def test_the_sound_is_put_where_the_clip_begins() -> None:
+    sound = {"waveform": torch.ones(1, 1, 4800), "sample_rate": 48000}
+    _, placed, _ = retake(to_image_clip(frames(25), 24.0), begin=0.5, audio=sound)
+    assert placed["waveform"].shape == (1, 1, 28_800) and placed["waveform"][0, 0, :24_000].sum() == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("start", -1), ("strength", 2), ("renew", "all"), ("begin", 1e9)])
+def test_values_out_of_range(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=name if name != "begin" else "at"):
+        retake(to_image_clip(frames(25), 24.0), **{"end": 0.5, name: value})
+
+
+def test_things_of_another_film_are_refused() -> None:
+    (made, *_) = retake(to_image_clip(frames(25), 24.0), end=0.5)
+    latent = {"samples": torch.zeros(1, CHANNELS, 2, 2, 2)}
+    with pytest.raises(InputError, match="latent: it has 9 frames, but the retake was made for 25 frames"):
+        run(clips.KeepClip, video_vae=None, retake=made, latent=latent)
+    with pytest.raises(InputError, match="frames: it has 25 frames at 30 fps"):
+        sound = {"waveform": torch.zeros(1, 2, 48_000), "sample_rate": 48_000}
+        run(
+            conditioning.AudioConditioning,
+            audio_vae=None,
+            audio=sound,
+            frames=25,
+            fps=30.0,
+            retake=made,
+        )
+    with pytest.raises(InputError, match="latent: it has 9 frames"):
+        output._decoder(None, latent, 768, 64, 80, 24, retake=made)
+
+
+def test_a_plan_of_a_retake() -> None:
+    (made, *_) = retake(to_image_clip(frames(22), 24.0), end=0.5)
+    assert isinstance(made, Retake)
+    plan = made.plan(64, 96)
+    assert (plan.width, plan.height, plan.frames, plan.written, len(plan.windows)) == (96, 64, 25, 22, 1)

@@ -136,7 +136,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row(
             {"width": 64, "height": 128},
             (
-                r"s\d/positions_video",
+                r"s\d/(positions|clean)_video",
                 r"s\d/step\d/((in|x0|out)_video|call\d/video_x0)",
                 r"up/.*",
                 *LATER[3:],
@@ -149,7 +149,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row(
             False,
             (
-                r"s1/positions_video",
+                r"s1/(positions|clean|denoise_mask|keyframes_mask)_video",
                 r"s1/step\d/((in|x0|out)_video|call\d/video_(x0|timesteps))",
                 r"(up|s2)/.*",
                 *LATER[3:],
@@ -163,7 +163,9 @@ ROWS: dict[str, tuple[Row, ...]] = {
             30,
             (
                 r"audio/(waveform|mel|latent)",
+                r"(source|final)/audio_latent",
                 r"s\d/positions_(video|audio)",
+                r"s\d/(clean|denoise_mask)_audio",
                 r"s\d/step\d/((in|x0|out)_audio|call\d/audio_(x0|timesteps))",
                 CALLS,  # the rate moves the video's own positions, too
                 FIRST,
@@ -223,7 +225,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row(
             0.5,
             (
-                r"s1/step\d/((in|x0|out)_audio|call\d/audio_(x0|timesteps|sigma))",
+                r"s1/(denoise_mask_audio|step\d/((in|x0|out)_audio|call\d/audio_(x0|timesteps|sigma)))",
                 HEARING,
                 FIRST,
                 *LATER,
@@ -254,7 +256,15 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "edit": (
         Row(
             {"start": 0.1, "end": 0.2},
-            (r"s1/step0/in_video", r"s\d/(denoise_mask_video|step\d/call\d/video_timesteps)", CALLS, FIRST, *LATER),
+            (
+                r"s1/step0/in_video",
+                r"s\d/(denoise_mask_video|step\d/call\d/video_timesteps)",
+                CALLS,
+                FIRST,
+                LATER[0],
+                r"up/(in|unnorm_in|unnorm_out|out)",  # what is clean in the second stage is the video itself
+                *LATER[2:],
+            ),
             {"num_frames": 17},
             files=("video",),
         ),

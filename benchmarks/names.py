@@ -12,7 +12,8 @@ BENCHMARKS = {
     "encode": "encode",
     "cost": "cost",
     "films": "films",
+    "machines": "machines",
     "gpu": "gpu",
 }
-LACKING = {"encode": "ffmpeg", "gpu": "CUDA"}
+LACKING = {"encode": "ffmpeg", "machines": "Ray", "gpu": "CUDA"}
 """What is missing if a benchmark cannot run."""

@@ -130,6 +130,20 @@ MODELS: Mapping[str, Published] = {
     ),
     "distilled-lora-2.5": _split("distilled LoRA", "ltx-2.5-22b-distilled-lora-450-bf16", "loras", 8_899_889_568),
     "expander": Published("prompt expander", "google/gemma-4-E2B-it", "", "text_encoders", 10_200_000_000),
+    "union-control": Published(
+        "IC-LoRA for depth, edges and poses",
+        f"{LTX}-22b-IC-LoRA-Union-Control",
+        "ltx-2.3-22b-ic-lora-union-control-ref0.5.safetensors",
+        "loras",
+        654_465_352,
+    ),
+    "detailer": Published(  # published for LTX-2 alone, as the camera LoRAs
+        "IC-LoRA for details",
+        "Lightricks/LTX-2-19b-IC-LoRA-Detailer",
+        "ltx-2-19b-ic-lora-detailer.safetensors",
+        "loras",
+        2_600_000_000,
+    ),
     "safety-checker": Published("safety checker", "Falconsai/nsfw_image_detection", "", "safety_checker", 344_000_000),
     **{
         move: Published(

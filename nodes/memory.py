@@ -61,9 +61,7 @@ class FetchingLinear(QuantizedLinear, comfy.ops.CastWeightBiasOp):
             self, dtype=self.weight.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True
         )
         if self.branches and bias is not None:
-            bias = (
-                bias.clone()
-            )  # ComfyUI may fetch the tensors of a branch into the same memory before the bias is added
+            bias = bias.clone()  # a branch's tensors may be fetched into its memory before it is added
         y = self.compute(x, data, bias)
         comfy.ops.uncast_bias_weight(self, data, bias, stream)
         return y

@@ -121,6 +121,13 @@ def test_a_film_is_read_as_it_was_drawn() -> None:
     assert drifted["ground"] == pytest.approx(12, abs=1.5) and drifted["join"] > 2 * found["join"]
 
 
+@pytest.mark.soak
+def test_machines(take) -> None:
+    pytest.importorskip("ray")
+    numbers = take("machines").numbers
+    assert numbers["parts of the worker"] >= 1 and numbers["two machines / one"] > 0
+
+
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg on this machine")
 def test_encode(take) -> None:
     """At the same settings both files have about the same quality and size."""

@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from ...ltx.errors import InputError
+from ..files.looks import Kind
 from ..graph.graph import Prompt
 from ..graph.model_files import Listing
 from ..settings import Settings
-from .inputs import CheckedRequest, Invalid, Kind, Translate, as_it_is, check, invalid_from
+from .inputs import CheckedRequest, Invalid, Translate, as_it_is, check, invalid_from
 from .outputs import Output
 
 

@@ -7,16 +7,18 @@ model has its own schedule and no guidance, so these variants have fewer inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from ...ltx.errors import InputError
 from ...ltx.media.audio import LONGEST, load_track
+from ...ltx.weights.lora_file import IC_NAME
+from ..files.looks import Kind
 from ..graph.compose import compose
 from ..graph.graph import Prompt
 from ..graph.model_files import ModelFinder, ModelNames, find_distilled, find_lora, find_models
 from ..settings import Settings
 from .application import Application
-from .inputs import LORAS, CheckedRequest, Kind, input_model, lora_list, optional_file, required_file
+from .inputs import LORAS, CheckedRequest, input_model, lora_list, optional_file, required_file
 
 FAMILY = "fal-ai/ltx-2.3-22b"
 FILES: Mapping[str, Kind] = {"audio_url": "audio", "image_url": "image", "end_image_url": "image"}
@@ -51,8 +53,27 @@ def compose_request(checked: CheckedRequest, models: ModelNames, files: Mapping[
         image=files.get("image_url"),
         end_image=files.get("end_image_url"),
         prefix=prefix,
-        loras=[(find_lora(path, models.loras), strength) for path, strength in checked.loras],
+        loras=chosen_loras(checked, models),
     )
+
+
+def chosen_loras(checked: CheckedRequest, models: ModelNames) -> list[tuple[str, float]]:
+    """Name in ComfyUI's list and strength of each LoRA that the client wants. Raises ModelMissing, and InputError for
+    an IC-LoRA, by the names that these have."""
+    loras, reading = split_loras(checked, models)
+    if reading:
+        raise InputError(
+            f"{LORAS}: {PureWindowsPath(reading[0][0]).name} is an IC-LoRA, which needs a video to follow; use "
+            "reference-video-to-video/lora, or choose another LoRA."
+        )
+    return loras
+
+
+def split_loras(checked: CheckedRequest, models: ModelNames) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """The same in two lists: those that act in both stages, and the IC-LoRAs. Raises ModelMissing."""
+    found = [(find_lora(path, models.loras), strength) for path, strength in checked.loras]
+    reading = [lora for lora in found if IC_NAME.search(PureWindowsPath(lora[0]).name)]
+    return [lora for lora in found if lora not in reading], reading
 
 
 def check_minutes(checked: CheckedRequest, paths: Mapping[str, Path], settings: Settings) -> CheckedRequest:

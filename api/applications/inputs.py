@@ -11,7 +11,8 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -31,9 +32,9 @@ from ...ltx.request import OF_VIDEOS, PARAMETERS, SIDE, Parameter, Request, pars
 from ...ltx.windows import LONGEST, MOST_OVERLAP, SHORTEST, WindowSize
 
 Detail = list[dict[str, Any]]
-Kind = Literal["audio", "image"]
 SIZE, SIZE_ALIAS, SYNC_MODE, LORAS = "video_size", "image_size", "sync_mode", "loras"
 MOST_LORAS = 16
+NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 HALF_TEXT = "The body has half of a character (a lone surrogate) in a text; write it whole or remove it."
 STRANGERS = 20  # unknown names that get a sentence each
 
@@ -153,6 +154,14 @@ class LoRAInput(BaseModel):  # the name on the endpoint's page
         "is taken for the file's name; nothing is downloaded.",
     )
     scale: float = Field(1.0, ge=0, le=4, allow_inf_nan=False, description="The strength of the LoRA in both stages.")
+    weight_name: str | None = Field(
+        None, max_length=2000, description="The name of the file, if path is the name of a repository."
+    )
+
+    @property
+    def named(self) -> str:
+        """What says the file's name."""
+        return self.weight_name or self.path
 
 
 def lora_list() -> tuple[Any, Any]:
@@ -161,14 +170,26 @@ def lora_list() -> tuple[Any, Any]:
 
 
 OFFERED = tuple(name for name in PARAMETERS if name not in OF_VIDEOS)
-"""The parameters of an application that takes no video."""
+"""The parameters that requests may have; an application that takes a video sets the others itself."""
 
 
 def input_model(
-    name: str, description: str, fields: Mapping[str, Any], parameters: Collection[str] = OFFERED
+    name: str,
+    description: str,
+    fields: Mapping[str, Any],
+    parameters: Collection[str] = OFFERED,
+    defaults: Mapping[str, Any] = NO_DEFAULTS,
 ) -> type[BaseModel]:
-    """Builds the model of an application's inputs: its own fields, the engine's parameters, and options of delivery."""
-    engine = {name: _field(name, parameter) for name, parameter in PARAMETERS.items() if name in parameters}
+    """Builds the model of an application's inputs: its own fields, the engine's parameters, and options of delivery.
+
+    defaults: of parameters whose default is another one than the engine's. The application's `translate` must give them
+    to the engine.
+    """
+    engine = {
+        name: _field(name, replace(parameter, default=defaults.get(name, parameter.default)))
+        for name, parameter in PARAMETERS.items()
+        if name in parameters
+    }
     delivery = {
         SIZE_ALIAS: (_type(_side) | None, Field(None, description=f"Another name of {SIZE}; give one of the two.")),
         SYNC_MODE: (bool, Field(False, description="The video as a data URI in the result, kept nowhere else.")),
@@ -186,7 +207,8 @@ class CheckedRequest:
     """A request that passed all checks.
 
     request: its form for the engine. files: field → URL or data URI, for the given ones. loras: path and strength of
-    each. arguments: what is stored: as they were sent, without unknown names, with the seed.
+    each. arguments: what is stored: as they were sent, without unknown names, with the seed. own: the inputs that the
+    engine does not have, with their defaults, but for files, LoRAs and delivery.
     """
 
     request: Request
@@ -195,6 +217,7 @@ class CheckedRequest:
     arguments: dict[str, Any]
     notes: tuple[str, ...] = ()
     loras: tuple[tuple[str, float], ...] = ()
+    own: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_json(body: bytes) -> Any:
@@ -257,17 +280,19 @@ def check(
     given = {name: values.pop(name, None) for name in files}
     given = {name: value for name, value in given.items() if value}
     sync_mode = values.pop(SYNC_MODE, False)
-    own = {LORAS: values.pop(LORAS)} if LORAS in values else {}
-    loras = tuple((lora.path, lora.scale) for lora in getattr(checked, LORAS, ()))
+    chosen = {LORAS: values.pop(LORAS)} if LORAS in values else {}
+    loras = tuple((lora.named, lora.scale) for lora in getattr(checked, LORAS, ()))
     try:
         parameters, said = translate(values, given.keys())
         request = parse({**parameters, **fixed})
     except InputError as error:
         raise invalid_from(error, model) from None
-    arguments = {**given, **own, **values, "seed": request.seed, **({SYNC_MODE: True} if sync_mode else {})}
+    arguments = {**given, **chosen, **values, "seed": request.seed, **({SYNC_MODE: True} if sync_mode else {})}
     ignored = [f"{name} does nothing here, it is always {fixed[name]}" for name in values.keys() & fixed.keys()]
     notes = (*_strangers(body, model), *ignored, *said, *request.notes)
-    return CheckedRequest(request, given, sync_mode, arguments, notes, loras)
+    others = model.model_fields.keys() - {*PARAMETERS, *files, SIZE_ALIAS, SYNC_MODE, LORAS}
+    own = {name: getattr(checked, name) for name in sorted(others)}
+    return CheckedRequest(request, given, sync_mode, arguments, notes, loras, own)
 
 
 def invalid_from(error: InputError, model: type[BaseModel], field: str | None = None) -> Invalid:

@@ -19,11 +19,12 @@ from ...ltx.errors import InputError
 from ...ltx.media.audio import load_track
 from ...ltx.media.images import load_image
 from ...ltx.request import AUTO
+from ..files.looks import Kind
 from ..graph.model_files import find_distilled_25, find_finest_25, find_models_25
 from ..settings import Settings
 from .application import Application
 from .audio_to_video import DISTILLED_RECIPE, about, compose_request, variants
-from .inputs import CheckedRequest, Kind, optional_file, own_model, required_file
+from .inputs import CheckedRequest, optional_file, own_model, required_file
 from .outputs import VideoOutput
 
 HOSTED, OWN = "lightricks/ltx-2.5", "local/ltx-2.5-22b"
@@ -105,7 +106,7 @@ def _check_length(field: str, path: Path, longest: int) -> None:
 
 def _settle(checked: CheckedRequest, paths: Mapping[str, Path], settings: Settings) -> CheckedRequest:
     """Chooses the size: the administrator's short side, in the asked shape or the one that is nearer to the image's."""
-    shape = checked.arguments.get("aspect_ratio", AUTO)
+    shape = checked.own["aspect_ratio"]
     if shape == AUTO:
         shape = PORTRAIT if "image_url" in paths and _is_upright(paths["image_url"]) else LANDSCAPE
     short, long = settings.short_side, round(settings.short_side * LONG_BY_SHORT)

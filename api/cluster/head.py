@@ -243,7 +243,7 @@ class RemoteWorker:
             on_end=self._on_end,
             is_there=lambda: self.is_there,
         )
-        self._seen = 0.0
+        self._seen = self._fit = float("-inf")  # when it was last seen, and last seen fit to run requests
         self._aside = 0.0
         self._problem: str | None = ""
 
@@ -260,6 +260,7 @@ class RemoteWorker:
         """Takes a worker's new state, and logs once what keeps it from working."""
         self.state, self._seen = state, time.monotonic()
         problem = self._unfit()
+        self._fit = self._fit if problem else self._seen
         if problem != self._problem:
             self._problem = problem
             if problem:
@@ -280,13 +281,15 @@ class RemoteWorker:
 
     @property
     def is_there(self) -> bool:
-        """Whether it can run requests, now or when it is free."""
+        """Whether it can run requests now or soon. It also is there for a moment after a run that was stopped."""
         now = time.monotonic()
-        return now < self._seen + STALE_SECONDS and now >= self._aside and self._unfit() is None
+        return now < self._fit + STALE_SECONDS and now >= self._aside
 
     @property
     def is_ready(self) -> bool:
-        return self.is_there and bool(self.state["free"])
+        now = time.monotonic()
+        fresh = now < self._seen + STALE_SECONDS and now >= self._aside
+        return fresh and self._unfit() is None and bool(self.state["free"])
 
     async def _tick(self) -> None:
         await self.lane.leases.sweep()

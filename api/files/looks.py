@@ -11,10 +11,10 @@ import av
 from PIL import Image
 
 from ...ltx.errors import InputError
-from ...ltx.media.container import TAGS
-from ...ltx.media.images import open_image
+from ...ltx.media.container import TAGS, picture_stream
+from ...ltx.media.images import check_size, open_image
 
-Kind = Literal["audio", "image"]
+Kind = Literal["audio", "image", "video"]
 
 SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
 OPTIONS = {"protocol_whitelist": "none", "probesize": "65536"}
@@ -24,24 +24,38 @@ OPTIONS = {"protocol_whitelist": "none", "probesize": "65536"}
 
 def look(path: Path, kind: Kind, field: str) -> str:
     """A suffix that fits the content. Errors: `InputError` if the file is of another kind."""
-    return _look_at_audio(path, field) if kind == "audio" else _look_at_image(path, field)
+    return _look_at_image(path, field) if kind == "image" else _look_at_streams(path, kind, field)
 
 
-def _look_at_audio(path: Path, field: str) -> str:
-    """A suffix that fits the container. Errors: InputError if FFmpeg cannot read it or it has no sound."""
+def _look_at_streams(path: Path, kind: Kind, field: str) -> str:
+    """A suffix that fits the container. Errors: InputError if FFmpeg cannot read it or it has no stream of the
+    kind."""
     try:
         with path.open("rb") as file, av.open(file, options=OPTIONS, **TAGS) as container:
-            if not container.streams.audio:
+            if kind == "video":
+                _check_picture(container, field)
+            elif not container.streams.audio:
                 raise InputError(f"{field}: the file has no sound; give an audio file, or a video with a sound track.")
             names = [*container.format.name.split(","), *sorted(container.format.extensions)]
-            return next((f".{name}" for name in names if _is_kind(f".{name}", "audio")), ".bin")
+            return next((f".{name}" for name in names if _is_kind(f".{name}", kind)), ".bin")
     except (av.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise InputError(
-            f"{field}: the file is no audio ({reason}); check that the URL leads to the file itself."
+            f"{field}: the file is no {kind} ({reason}); check that the URL leads to the file itself."
         ) from error
+
+
+def _check_picture(container: av.container.InputContainer, field: str) -> None:
+    """Errors: InputError if a file has no moving picture, or a larger one than the engine takes. A picture on the cover
+    of a song is no video, and FFmpeg opens a still picture as a video of one frame."""
+    film = picture_stream(container)
+    if film is None:
+        raise InputError(f"{field}: the file has no picture that moves, only sound; give a video.")
+    if container.format.name.endswith("_pipe") or container.format.name == "image2":
+        raise InputError(f"{field}: the file is a still picture; give a video.")
+    check_size(field, film.width, film.height)
 
 
 def _look_at_image(path: Path, field: str) -> str:
@@ -57,7 +71,10 @@ def best_suffix(name: str, content_type: str, kind: Kind, found: str) -> str:
     return next((suffix for suffix in candidates if _is_kind(suffix, kind)), found)
 
 
+MEDIA_TYPES = {"audio": ("audio/", "video/"), "image": ("image/",), "video": ("video/", "image/gif")}
+"""The beginnings of the media types of each kind. A film may be a GIF."""
+
+
 def _is_kind(suffix: str, kind: Kind) -> bool:
-    kinds = ("audio/", "video/") if kind == "audio" else ("image/",)
     known = mimetypes.types_map.get(suffix, "")
-    return bool(SUFFIX.fullmatch(suffix)) and known.startswith(kinds)
+    return bool(SUFFIX.fullmatch(suffix)) and known.startswith(MEDIA_TYPES[kind])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from ...ltx.request import Request
 from .graph import Graph, Prompt, is_link_from, read
@@ -41,6 +42,7 @@ NEGATIVE = "Negative prompt"
 FIRST_IMAGE, LAST_IMAGE = "First image", "End image"
 FINAL_PROMPT = "Final prompt"
 CHECK, NO_CHECK = "first found", "off"
+MOST_REPORTS = 12  # that one node joins
 CUSTOM = "custom"
 
 
@@ -267,4 +269,16 @@ def _write(graph: Graph, request: Request, prefix: str) -> None:
     graph.add("PreviewAny", FINAL_PROMPT, source=prompt)
     said = [[key, slot] for kind, slot in _REPORTING for key in graph.all(kind)]
     graph.inputs(REPORT).clear()
-    graph.inputs(REPORT).update({f"report_{number}": link for number, link in enumerate(said, 1)})
+    for link in said:
+        tell(graph, link)
+
+
+def tell(graph: Graph, said: list[Any]) -> None:
+    """Adds a node's report, the output `said`, to the file's. A further node joins those that the last one has no room
+    for."""
+    saver = graph.inputs(SAVE)
+    reports = graph.prompt[saver["report"][0]]["inputs"]
+    if len(reports) == MOST_REPORTS:
+        saver["report"] = [graph.add(REPORT, "More reports", report_1=saver["report"]), 0]
+        reports = graph.prompt[saver["report"][0]]["inputs"]
+    reports[f"report_{len(reports) + 1}"] = said

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from .compose import ACCELERATION, END_IMAGE, FILM_PART, IMAGE, LAST_IMAGE, LOAD_IMAGE, OTHER_LORA, TIMELINE, WINDOW
+from .compose_video import CLIP, EDGES, IC_LORA, KEEP, LOAD_VIDEO, REFERENCE, RETAKE
 from .graph import Prompt
 
 
@@ -14,7 +15,10 @@ def field_of(graph: Prompt, node_id: str) -> str | None:
     title = node.get("_meta", {}).get("title", "")
     if node.get("class_type") in (LOAD_IMAGE, IMAGE, END_IMAGE):
         return "end_image_url" if title.startswith(LAST_IMAGE) else "image_url"
+    if title == IC_LORA:
+        return "ic_lora_type"
     return {
+        **dict.fromkeys((LOAD_VIDEO, CLIP, RETAKE, KEEP, REFERENCE, EDGES), "video_url"),
         "LTXA2VLoadAudio": "audio_url",
         "LTXA2VFrameCount": "audio_url",
         "LTXA2VPreprocessAudio": "audio_url",
@@ -32,7 +36,7 @@ def field_of(graph: Prompt, node_id: str) -> str | None:
 def in_request_words(graph: Prompt, message: str) -> str:
     """A node's sentence in which the field's name replaces the hashed name of its media file."""
     for node_id, node in graph.items():
-        for name in ("audio", "image"):
+        for name in ("audio", "image", "file"):
             value, field = node["inputs"].get(name), field_of(graph, node_id)
             if field and isinstance(value, str):
                 for kept in (value, PurePosixPath(value).name):

@@ -121,6 +121,11 @@ def _listed(wanted: Iterable[str], names: Iterable[str]) -> str | None:
     return next((by_name[name.lower()] for name in wanted if name.lower() in by_name), None)
 
 
+def find_published_lora(key: str, names: Iterable[str]) -> str:
+    """The name in ComfyUI's list of a published LoRA, a key of MODELS. Errors: ModelMissing."""
+    return _find(lambda _: names, key)
+
+
 def find_lora(path: str, names: Iterable[str]) -> str:
     """The name in ComfyUI's list of the LoRA that a client means. Errors: ModelMissing.
 

@@ -25,6 +25,7 @@ from .steering import Steering
 
 AXES = (2, 3, 4)  # time, height and width
 LEAST = 1e-3  # deviation of a picture that holds something
+DIFFERENT = 1.0  # deviations of a picture from its mean by which a place differs if something else is seen there
 
 
 @dataclass(frozen=True)
@@ -199,9 +200,8 @@ def _unchanged(place: Window, start: Tensor, conditions: Conditions, noise: Nois
 def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:
     """The new latents of a window, pulled to the first window of its section by the window's share.
 
-    At each place of the picture the mean over time is compared. Where both differ by less than half of what places
-    usually differ by, it is drift, and the share acts fully; where they differ by more than all of that, something else
-    is seen there, and nothing changes.
+    At each place of the picture the mean over time is compared. Where both differ by less than half of DIFFERENT, it is
+    drift, and the share acts fully; where they differ by more than all of it, nothing changes.
     """
     part = parts[number]
     first = next(n for n, other in enumerate(parts) if other.section == part.section)
@@ -210,7 +210,7 @@ def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Te
     reference = whole[:, :, parts[first].window.new].to(video.device)
     off = (reference - reference.mean(AXES, keepdim=True)).square().mean().sqrt().clamp(min=LEAST)
     change = reference.mean(2, keepdim=True) - video.mean(2, keepdim=True)
-    alike = 2 - 2 * change.square().mean(1, keepdim=True).sqrt() / off
+    alike = 2 - 2 * change.square().mean(1, keepdim=True).sqrt() / (DIFFERENT * off)
     return video + part.drift * alike.clamp(0, 1) * change
 
 

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import io
 import json
+import mimetypes
 import os
 import random
 import struct
@@ -34,6 +35,7 @@ from a2v.ltx.media.audio import load_track
 from a2v.ltx.media.images import load_image
 from a2v.tests.api.edges import answering, app_of, data_uri, make_settings, opened, png, serving, wav
 from aiohttp import web
+from av.stream import Disposition
 from PIL import Image
 
 HERE = "127.0.0.1"
@@ -80,17 +82,6 @@ def uri(data: bytes, content_type: str = "audio/wav") -> str:
 
 def left(settings: Settings) -> list[str]:
     return sorted(os.listdir(settings.input_folder)) if settings.input_folder.exists() else []
-
-
-def silent_video() -> bytes:
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=Fraction(8))
-        stream.width = stream.height = 32
-        for _ in range(4):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
-        container.mux(stream.encode())
-    return file.getvalue()
 
 
 DATA_URIS = {
@@ -238,7 +229,94 @@ def test_of_an_animation_only_the_first_frame_is_read(settings: Settings, store:
 
 def test_the_sound_of_a_video_is_audio_and_a_silent_one_is_not(settings: Settings, store: Store) -> None:
     with pytest.raises(InputError, match=r"^audio_url: .*no sound"):
-        bring(uri(silent_video(), "video/mp4"), settings, store)
+        bring(uri(film("mp4", "mpeg4"), "video/mp4"), settings, store)
+
+
+# films
+
+
+def film(format: str, codec: str, width: int = 32, height: int = 32, frames: int = 4) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=Fraction(8))
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+        for _ in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8))))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def song_with_a_cover() -> bytes:
+    """A song whose cover FFmpeg shows as a video stream."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp3") as container:
+        sound = container.add_stream("libmp3lame", rate=44_100)
+        cover = container.add_stream("png", rate=1)
+        cover.width = cover.height = 8
+        cover.pix_fmt = "rgb24"
+        cover.disposition = Disposition.attached_pic
+        for packet in cover.encode(av.VideoFrame.from_ndarray(np.zeros((8, 8, 3), np.uint8))):
+            container.mux(packet)
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 44_100), np.float32), format="fltp", layout="stereo")
+        frame.rate = 44_100
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("format", "codec", "suffix"),
+    [
+        ("mp4", "mpeg4", ".mp4"),
+        ("mov", "mpeg4", ".mov"),
+        ("matroska", "libx264", ".mkv"),
+        ("webm", "libvpx-vp9", ".webm"),
+        ("avi", "mpeg4", ".avi"),
+        ("mpeg", "mpeg2video", ".mpg"),
+        ("gif", "gif", ".gif"),
+    ],
+)
+def test_a_film_is_kept_with_a_suffix_of_its_kind(
+    format: str, codec: str, suffix: str, settings: Settings, store: Store
+) -> None:
+    data = film(format, codec)
+    kept = f"{SUBFOLDER}/{hashlib.sha256(data).hexdigest()[:32]}"
+    name = bring(uri(data, ""), settings, store, "video")
+    assert name.startswith(kept) and mimetypes.types_map[Path(name).suffix].startswith(("video/", "image/gif"))
+    with answering(lambda _: web.Response(body=data)) as (port, _):
+        assert bring(f"http://{HERE}:{port}/a{suffix}", settings, store, "video") == kept + suffix
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (wav(), "the file has no picture that moves, only sound; give a video."),
+        (song_with_a_cover(), "the file has no picture that moves"),
+        (png(9), "the file is a still picture; give a video."),
+        (b"plain text, of no use", r"the file is no video \("),
+        (film("mp4", "mpeg4")[:64], r"the file is no video \("),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:/etc/passwd\n", "the file is no video"),
+    ],
+)
+def test_what_is_no_film_is_refused(data: bytes, words: str, settings: Settings, store: Store) -> None:
+    with pytest.raises(InputError, match=rf"^video_url: {words}"):
+        bring(uri(data, "video/mp4"), settings, store, "video")
+    assert left(settings) == []
+
+
+def test_a_film_of_too_large_pictures_is_refused_by_its_header(settings: Settings, store: Store) -> None:
+    """Few bytes, if all is one colour: 16,400 pixels wide, and the engine would decode each frame whole."""
+    with pytest.raises(InputError, match=r"^video_url: is 16400x16; at most 80 megapixels and 16384 pixels a side"):
+        bring(uri(film("avi", "ffv1", 16_400, 16, 1), "video/avi"), settings, store, "video")
+    assert left(settings) == []
+
+
+def test_a_film_above_the_cap_is_refused_as_any_file(tmp_path: Path, store: Store) -> None:
+    data = film("mp4", "mpeg4")
+    assert bring(uri(data, "video/mp4"), make_settings(tmp_path, max_media=len(data)), store, "video")
+    with pytest.raises(InputError, match=r"^video_url: .* larger than .* upload"):
+        bring(uri(data, "video/mp4"), make_settings(tmp_path, max_media=len(data) - 1), store, "video")
 
 
 # over HTTP

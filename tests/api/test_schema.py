@@ -11,7 +11,7 @@ from a2v.api.applications import APPLICATIONS
 from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO, DISTILLED, WITH_LORAS, Input
 from a2v.api.applications.inputs import CheckedRequest, Invalid, digest, read_json
 from a2v.api.applications.outputs import Output, ResultVideo
-from a2v.ltx.request import PARAMETERS
+from a2v.ltx.request import OF_VIDEOS, PARAMETERS
 from a2v.tests.beyond import BEYOND
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def places(body: Any) -> list[list[Any]]:
 def test_the_inputs_are_the_page_s() -> None:
     other = {"prompt", "negative_prompt", "audio_url", "image_url", "end_image_url", "video_size", "image_size"}
     assert Input.model_fields.keys() - BEYOND == PAGE.keys() | other
-    assert PARAMETERS.keys() <= Input.model_fields.keys()
+    assert PARAMETERS.keys() - {*OF_VIDEOS} <= Input.model_fields.keys()
     assert {name for name, field in Input.model_fields.items() if field.is_required()} == {"prompt", "audio_url"}
 
 
@@ -181,7 +181,7 @@ BEYOND_IT = {"windows", "timeline"}  # ours
 @pytest.mark.parametrize("own", ["fal-ai/ltx-2.3-22b", "local/ltx-2.5-22b"])
 def test_the_variants_have_the_inputs_of_their_pages(own: str) -> None:
     """The second name is ours: LTX-2.5 with the inputs that the hosted service has for LTX-2.3."""
-    found = [each for each in APPLICATIONS.values() if each.owner == own]
+    found = [each for each in APPLICATIONS.values() if each.owner == own and "audio-to-video" in each.id]
     inputs = {each.id.removeprefix(f"{own}/"): set(each.inputs.model_fields) for each in found}
     whole = inputs["audio-to-video"]
     assert inputs == {
@@ -205,8 +205,9 @@ def test_the_distilled_recipe_is_not_the_client_s_to_set() -> None:
 
 
 def test_loras_are_paths_with_strengths() -> None:
-    checked = WITH_LORAS.check({**LEAST, "loras": [{"path": "a.safetensors"}, {"path": "o/b", "scale": 0.4}]})
-    assert checked.loras == (("a.safetensors", 1.0), ("o/b", 0.4))
+    asked = [{"path": "a.safetensors"}, {"path": "o/b", "scale": 0.4}, {"path": "o/r", "weight_name": "c.safetensors"}]
+    checked = WITH_LORAS.check({**LEAST, "loras": asked})
+    assert checked.loras == (("a.safetensors", 1.0), ("o/b", 0.4), ("c.safetensors", 1.0))
     assert WITH_LORAS.check(checked.arguments).loras == checked.loras
 
 

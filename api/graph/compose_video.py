@@ -1,0 +1,121 @@
+"""Adds a given video to a graph that compose.py made: as the clip that is made anew, or as the one that it follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from ...ltx.media.edges import STRONG, WEAK
+from .compose import ACCELERATION, FIRST_STAGE, FRAME_COUNT, MODEL, OTHER_LORA, SAMPLER, SAVE, tell
+from .graph import Graph
+
+LOAD_VIDEO, CLIP, RETAKE, KEEP, REFERENCE, EDGES = (
+    *("LoadVideo", "LTXA2VClip", "LTXA2VRetake", "LTXA2VKeepClip", "LTXA2VReference", "LTXA2VEdges"),
+)
+LOAD_AUDIO, CONDITION, DECODE_AUDIO = "LTXA2VLoadAudio", "LTXA2VAudioConditioning", "LTXA2VDecodeAudio"
+IC_LORA = "IC-LoRA"
+"""The title of the LoRA that reads the given video. It acts in the first stage alone, as in the official pipeline."""
+
+Link = list[Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a video lies in a longer film, in frames. frames: of the film, 8k+1; begin: where the video begins; edge,
+    context: where the frames begin that the new part is made to fit, and their number."""
+
+    frames: int
+    begin: int
+    edge: int
+    context: int
+
+
+def load(graph: Graph, video: str, *, its_sound: bool) -> Link:
+    """Adds the clip → its output. video: its name in the input folder; its_sound: whether its sound takes the place of
+    the sound file that the graph loads."""
+    loaded = graph.add(LOAD_VIDEO, "Load Video", file=video)
+    clip = graph.add(CLIP, "Clip", fps=graph.inputs(FRAME_COUNT)["frame_rate"], video=[loaded, 0])
+    if its_sound:
+        sound = graph.find(LOAD_AUDIO)
+        for node, name in graph.linked_to([sound, 0]):
+            node["inputs"][name] = [clip, 1]
+        graph.remove(sound)
+    tell(graph, [clip, 5])
+    return [clip, 0]
+
+
+def make_anew(graph: Graph, clip: Link, strength: float) -> None:
+    """Makes the whole picture of the clip anew, held to it by that strength; at 0 it is no more than a length."""
+    if strength > 0:
+        keep(graph, retake(graph, clip, "picture", strength=strength))
+
+
+def extend(graph: Graph, clip: Link, place: Place, strength: float, rate: Fraction, *, sounds: bool) -> None:
+    """Makes the film go on beyond the clip. strength: how firmly the context is held; rate: frames per second; sounds:
+    whether the new part gets sound."""
+    held = {"begin": float(place.begin / rate)}
+    if strength < 1 and place.context:
+        held |= {"start": float(place.edge / rate), "end": float((place.edge + place.context) / rate)}
+        held |= {"strength": strength}
+    made = retake(graph, clip, "both" if sounds else "picture", **held)
+    graph.prompt[made[0]]["inputs"]["audio"] = [clip[0], 1]
+    for node, name in graph.linked_to([clip[0], 1]):
+        if node["class_type"] not in (FRAME_COUNT, RETAKE):  # the frames are counted before the sound is placed
+            node["inputs"][name] = [made[0], 1]
+    if sounds:
+        graph.inputs(CONDITION)["retake"] = made
+        graph.inputs(DECODE_AUDIO)["retake"] = made
+    keep(graph, made)
+
+
+def retake(graph: Graph, clip: Link, renew: str, **values: float) -> Link:
+    """Adds the node that says what is made anew of the clip → its output. values: of its inputs that are not 0."""
+    frames = graph.find(FRAME_COUNT)
+    zero = dict.fromkeys(("start", "end", "strength", "soften", "begin"), 0.0)
+    options = {**zero, "soften_pixels": 0, **values}
+    key = graph.add(RETAKE, "Retake", clip=clip, frames=[frames, 0], fps=[frames, 1], renew=renew, **options)
+    tell(graph, [key, 2])
+    return [key, 0]
+
+
+def keep(graph: Graph, made: Link) -> None:
+    """Puts the clip of a retake into both stages, and its own pixels into the file."""
+    vae = [graph.find(MODEL), 2]
+    for key in graph.all(SAMPLER):
+        inputs, title = graph.prompt[key]["inputs"], graph.title(key)
+        kept = graph.add(KEEP, f"Keep Clip, {title.lower()}", video_vae=vae, retake=made, latent=inputs["latent"])
+        inputs["latent"] = [kept, 0]
+    graph.inputs(SAVE)["retake"] = made
+
+
+def follow(graph: Graph, clip: Link, strength: float, *, edges: bool, loras: list[tuple[str, float]]) -> None:
+    """Makes the first stage look at the clip. edges: only at its edges. loras: IC-LoRAs by name in ComfyUI's list, and
+    the strength of each."""
+    if edges:
+        clip = [graph.add(EDGES, "Edges", clip=clip, weak=WEAK, strong=STRONG), 0]
+    steered = graph.inputs(ACCELERATION)
+    for name, share in loras:
+        key = graph.add(OTHER_LORA, IC_LORA, model=steered["first_model"], lora=name, strength=share)
+        steered["first_model"] = [key, 0]
+        tell(graph, [key, 1])
+    first = graph.inputs(SAMPLER, FIRST_STAGE)
+    reference = graph.add(
+        REFERENCE,
+        "Reference",
+        video_vae=[graph.find(MODEL), 2],
+        clip=clip,
+        latent=first["latent"],
+        audio=[graph.find(CONDITION), 0],
+        strength=strength,
+        attention=1.0,
+        downscale=0,
+        stride=0,
+        model=steered["first_model"],
+    )
+    first["references"] = [reference, 0]
+
+
+def silence(graph: Graph) -> None:
+    """Leaves the sound out of the file."""
+    graph.inputs(SAVE).pop("audio", None)

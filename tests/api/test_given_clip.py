@@ -1,0 +1,214 @@
+"""What requests take from the video that they give: rate, size, length, sound, and its place in a longer film."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from a2v.api.applications.from_video import FAMILY, FROM_VIDEO
+from a2v.api.applications.given_clip import place_of
+from a2v.api.graph import compose_video
+from a2v.api.graph.compose import MOST_REPORTS, REPORT, SAMPLER, SAVE
+from a2v.api.graph.fields import field_of, in_request_words
+from a2v.api.graph.graph import Graph, sources
+from a2v.api.graph.model_files import ModelMissing, ModelNames
+from a2v.ltx.errors import InputError
+from a2v.ltx.models import MODELS
+from a2v.tests.api.edges import make_settings
+from a2v.tests.ltx.media.clips import write_clip
+
+ROOT = Path(__file__).resolve().parents[2]
+APPS = {each.id.removeprefix(f"{FAMILY}/"): each for each in FROM_VIDEO}
+UNION = MODELS["union-control"].name
+MODELS_THERE = ModelNames("dev", "upscaler", "distilled", "gemma", (f"ic/{UNION}", "ink.safetensors", "X-IC-LoRA.pt"))
+NAMES = {"video_url": "ltx_a2v_api/v.mp4", "audio_url": "ltx_a2v_api/a.wav", "end_image_url": "ltx_a2v_api/e.png"}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 frames of 100x70 pixels at 25 frames per second, without sound."""
+    path = tmp_path_factory.mktemp("clip") / ("0a" * 16 + ".mkv")
+    return write_clip(path, [np.full((70, 100, 3), number, np.uint8) for number in range(30)], fps=Fraction(25))
+
+
+def settled(name: str, clip: Path, tmp_path: Path, files: tuple[str, ...] = (), **asked: Any) -> Any:
+    app = APPS[name]
+    urls = {field: f"https://host/{field}" for field in ("video_url", *files)}
+    checked = app.check({"prompt": "x", "seed": 1, **urls, **asked})
+    return app, app.settle(checked, dict.fromkeys(urls, clip), make_settings(tmp_path))
+
+
+def graph_of(name: str, clip: Path, tmp_path: Path, files: tuple[str, ...] = (), **asked: Any) -> Graph:
+    app, checked = settled(name, clip, tmp_path, files, **asked)
+    return Graph(app.compose(checked, MODELS_THERE, {field: NAMES[field] for field in ("video_url", *files)}, "p"))
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "expected"),
+    [
+        ("video-to-video", {}, (25, 33, (100, 70))),
+        ("video-to-video", {"match_input_fps": False}, (24, 33, (100, 70))),
+        ("video-to-video", {"match_input_fps": False, "fps": 50}, (50, 65, (100, 70))),
+        ("video-to-video", {"match_video_length": False}, (25, 121, (100, 70))),
+        ("video-to-video", {"video_size": "square"}, (25, 33, "square")),
+        ("reference-video-to-video", {}, (25, 33, (128, 128))),
+        ("reference-video-to-video", {"ic_lora_type": "none"}, (25, 33, (100, 70))),
+        ("reference-video-to-video", {"video_size": "landscape_16_9"}, (25, 33, (1024, 640))),
+        ("reference-video-to-video", {"video_size": "landscape_16_9", "use_multiscale": False}, (25, 33, (1024, 576))),
+        ("extend-video", {}, (25, 129, (100, 70))),
+    ],
+)
+def test_rate_length_and_size(name: str, asked: dict[str, Any], expected: Any, clip: Path, tmp_path: Path) -> None:
+    """A reference of half the size needs sides that fit a grid twice as wide."""
+    request = settled(name, clip, tmp_path, **asked)[1].request
+    assert (request.fps, request.num_frames, request.video_size) == expected
+    assert not request.match_audio_length
+
+
+def test_a_video_longer_than_the_model_takes_is_cut(tmp_path: Path) -> None:
+    long = write_clip(tmp_path / "a.mkv", [np.zeros((32, 32, 3), np.uint8)] * 500, fps=Fraction(50))
+    assert settled("video-to-video", long, tmp_path)[1].request.num_frames == 481
+    film = settled("extend-video", long, tmp_path)[1].request
+    assert film.num_frames == 601 and film.windows is not None
+
+
+def test_a_film_that_gets_too_long_is_refused(clip: Path, tmp_path: Path) -> None:
+    app = APPS["extend-video"]
+    checked = app.check({"prompt": "x", "video_url": "https://host/a"})
+    with pytest.raises(InputError, match=r"^video_url: with the new part it would last 0\.1 minutes, and this"):
+        app.settle(checked, {"video_url": clip}, make_settings(tmp_path, max_minutes=0.05))
+
+
+@pytest.mark.parametrize(
+    ("asked", "strength"), [({}, 0), ({"audio_strength": 1}, 0), ({"generate_audio": False}, 1)], ids=str
+)
+def test_where_there_is_no_sound_it_is_made_or_left_out(
+    asked: dict[str, Any], strength: float, clip: Path, tmp_path: Path
+) -> None:
+    assert settled("video-to-video", clip, tmp_path, **asked)[1].request.audio_strength == strength
+    assert ("audio" in graph_of("video-to-video", clip, tmp_path, **asked).inputs(SAVE)) == (strength == 0)
+
+
+def test_a_file_that_cannot_be_read_is_told_by_its_input(tmp_path: Path) -> None:
+    path = tmp_path / "0b.mp4"
+    path.write_bytes(b"no video")
+    for app in FROM_VIDEO:
+        with pytest.raises(InputError, match=r"^video_url: cannot be read"):
+            app.check_file("video_url", path)
+        app.check_file("audio_url", path)  # the graph's loader reads it
+
+
+# longer films
+
+
+@pytest.mark.parametrize(
+    ("count", "num_frames", "context", "direction", "place"),
+    [
+        (161, 121, 25, "forward", (257, 0, 136, 25)),
+        (161, 121, 25, "backward", (257, 96, 96, 25)),
+        (11, 25, 9, "forward", (33, 0, 2, 9)),
+        (11, 25, 12, "backward", (33, 22, 22, 9)),
+        (30, 121, 121, "forward", (129, 0, 5, 25)),
+        (5, 9, 25, "forward", (17, 0, 4, 1)),
+        (5, 9, 0, "forward", (17, 0, 5, 0)),
+        (11, 13, 9, "forward", (25, 0, 2, 9)),
+        (11, 13, 9, "backward", (25, 14, 14, 9)),
+    ],
+)
+def test_the_place_of_a_video(count: int, num_frames: int, context: int, direction: str, place: Any) -> None:
+    found = place_of(count, num_frames, context, direction)
+    assert (found.frames, found.begin, found.edge, found.context) == place
+    assert found.frames % 8 == 1 and found.frames >= count + num_frames - found.context
+    assert found.begin == (found.frames - count if direction == "backward" else 0), "it ends with the video"
+
+
+def test_nothing_new() -> None:
+    with pytest.raises(InputError, match=r"^num_frames: 25 frames are no more than their context of 25, and nothing"):
+        place_of(100, 25, 31, "forward")
+
+
+def test_how_a_film_is_made_longer(clip: Path, tmp_path: Path) -> None:
+    graph = graph_of("extend-video", clip, tmp_path, num_frames=25, num_context_frames=9)
+    retake = graph.inputs(compose_video.RETAKE)
+    assert (retake["renew"], retake["begin"], retake["strength"]) == ("both", 0, 0)
+    assert {graph.prompt[key]["inputs"]["latent"][0] for key in graph.all(SAMPLER)} == {*graph.all(compose_video.KEEP)}
+    for kind in (SAVE, compose_video.CONDITION, compose_video.DECODE_AUDIO):
+        assert graph.inputs(kind)["retake"] == [graph.find(compose_video.RETAKE), 0]
+    held = {"video_strength": 0.5, "extend_direction": "backward", "generate_audio": False}
+    graph = graph_of("extend-video", clip, tmp_path, ("end_image_url",), num_frames=25, num_context_frames=9, **held)
+    retake = graph.inputs(compose_video.RETAKE)
+    assert retake["renew"] == "picture" and retake["strength"] == 0.5
+    begin = pytest.approx(19 / 25)  # 49 frames, of which the video has 30
+    assert (retake["begin"], retake["start"], retake["end"]) == (begin, begin, pytest.approx(28 / 25))
+    assert graph.has("LTXA2VImageConditioning") and not graph.has("LTXA2VEndImageConditioning")
+
+
+# followed ones
+
+
+def test_the_ic_lora_acts_in_the_first_stage_alone(clip: Path, tmp_path: Path) -> None:
+    loras = [{"path": "ink"}, {"path": "https://host/X-IC-LoRA.pt", "scale": 0.5}]
+    graph = graph_of("reference-video-to-video/lora", clip, tmp_path, loras=loras, preprocessor="canny")
+
+    def before(key: str) -> set[str]:
+        found = sources(graph.prompt, key)
+        return found.union(*map(before, found)) if found else found
+
+    reference = graph.find(compose_video.REFERENCE)
+    assert graph.prompt[reference]["inputs"]["clip"] == [graph.find(compose_video.EDGES), 0]
+    reading = {key for key in graph.all("LTXA2VLora") if graph.title(key) == compose_video.IC_LORA}
+    named = {key: graph.prompt[key]["inputs"]["lora"] for key in graph.all("LTXA2VLora")}
+    assert {named[key] for key in reading} == {f"ic/{UNION}", "X-IC-LoRA.pt"} and len(named) == 3
+    steered = graph.prompt[graph.find("LTXA2VAcceleration")]["inputs"]
+    assert reading <= before(reference) and reading <= {steered["first_model"][0], *before(steered["first_model"][0])}
+    assert not reading & {steered["second_model"][0], *before(steered["second_model"][0])}
+    first, second = (graph.inputs(SAMPLER, title) for title in ("First stage", "Second stage"))
+    assert first["references"] == [reference, 0] and "references" not in second
+    assert field_of(graph.prompt, next(iter(reading))) == "ic_lora_type"
+
+
+def test_without_a_strength_there_is_no_reference(clip: Path, tmp_path: Path) -> None:
+    graph = graph_of("reference-video-to-video", clip, tmp_path, video_strength=0)
+    assert not graph.has(compose_video.REFERENCE) and not graph.has("LTXA2VLora")
+    graph = graph_of("video-to-video", clip, tmp_path, video_strength=0)
+    assert not graph.has(compose_video.RETAKE) and graph.has(compose_video.CLIP), "its sound and its length are taken"
+
+
+def test_a_sound_of_its_own_takes_the_place_of_the_clip_s(clip: Path, tmp_path: Path) -> None:
+    graph = graph_of("reference-video-to-video", clip, tmp_path, ("audio_url",))
+    assert graph.inputs("LTXA2VLoadAudio")["audio"] == NAMES["audio_url"]
+    assert not graph_of("reference-video-to-video", clip, tmp_path).has("LTXA2VLoadAudio")
+
+
+def test_an_ic_lora_needs_the_application_that_follows(clip: Path, tmp_path: Path) -> None:
+    for name in ("video-to-video/lora", "extend-video/lora"):
+        with pytest.raises(InputError, match=r"^loras: X-IC-LoRA.pt is an IC-LoRA, which needs a video to follow; use"):
+            graph_of(name, clip, tmp_path, loras=[{"path": "X-IC-LoRA"}])
+    with pytest.raises(ModelMissing, match="download detailer --yes"):
+        graph_of("reference-video-to-video", clip, tmp_path, ic_lora_type="detailer")
+
+
+def test_a_node_s_sentence_is_about_the_input(clip: Path, tmp_path: Path) -> None:
+    graph = graph_of("video-to-video", clip, tmp_path)
+    for kind in (compose_video.LOAD_VIDEO, compose_video.CLIP, compose_video.RETAKE, *[compose_video.KEEP]):
+        assert {field_of(graph.prompt, key) for key in graph.all(kind)} == {"video_url"}
+    assert in_request_words(graph.prompt, "v.mp4: is damaged.") == "video_url: is damaged."
+
+
+def test_all_reports_are_in_the_file(clip: Path, tmp_path: Path) -> None:
+    """A Report joins so many; with 16 LoRAs there are more."""
+    text = (ROOT / "nodes" / "output.py").read_text(encoding="utf-8")
+    assert f"\nREPORTS = {MOST_REPORTS}  #" in text
+    asked = {"loras": [{"path": "ink"}] * 16, "camera_lora": "dolly_in"}
+    graph = graph_of("video-to-video/lora", clip, tmp_path, **asked)
+    told, key = set(), graph.inputs(SAVE)["report"][0]
+    while key is not None:
+        inputs, key = graph.prompt[key]["inputs"], None
+        assert len(inputs) <= MOST_REPORTS
+        for source, _ in inputs.values():
+            key = source if graph.prompt[source]["class_type"] == REPORT else key
+            told.add(source)
+    assert {*graph.all("LTXA2VLora"), *graph.all(SAMPLER), *graph.all(compose_video.CLIP)} <= told

@@ -3,7 +3,7 @@
 # make quick  runs ruff and the tests that take less than a minute, for every save
 # make host   runs the tests of nodes and server on another ComfyUI, COMFYUI=path; WITH="package==1.2" replaces what its requirements.txt pins
 # make soak   runs the tests that take minutes each: fuzzing, endurance, clusters, the larger benchmarks
-# make matrix tests engine, nodes and API with the lowest and the newest Python, torch and packages that the pack supports
+# make matrix tests engine, nodes and API with the lowest and the newest Python, torch and packages that the pack supports; with COMFYUI=path, a newer ComfyUI, also the page with the newest frontend
 # make lint   runs ruff
 # make bench  runs the benchmarks and writes docs/benchmarks.md in an hour; ARGS="peer encode" runs some, ARGS=--small the smallest
 # make evaluate  measures what the miniature can do and writes docs/mini-figures.md
@@ -61,7 +61,7 @@ soak: setup debian
 	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -m soak --timeout 3600 $(ARGS)
 
 matrix: setup
-	@exec nice .venv/bin/python tests/versions.py $(ARGS)
+	@LTX_A2V_HOST=$(abspath $(COMFYUI)) exec nice .venv/bin/python tests/versions.py $(ARGS)
 
 lint: $(PACKAGES)
 	@exec .venv/bin/ruff check .

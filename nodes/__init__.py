@@ -11,6 +11,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     audio,
     conditioning,
+    kernels,
     latents,
     loaders,
     loras,
@@ -26,6 +27,7 @@ from . import (
 NODES: tuple[type[io.ComfyNode], ...] = (
     *loaders.NODES,
     *loras.NODES,
+    *kernels.NODES,
     *audio.NODES,
     *pictures.NODES,
     *text.NODES,

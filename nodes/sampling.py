@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..ltx.diffusion.acceleration import full_strength
 from ..ltx.diffusion.acceleration import level as acceleration
-from ..ltx.diffusion.block import compile_blocks
 from ..ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.diffusion.sample_windows import keep_nothing, sample_windows
@@ -435,7 +434,7 @@ def _sample(
     told = StageProgress(progress, windows, steering.steps)
     room = memory.sampling_memory(model.module, samples[:, :, film.cut.longest.whole])
     (module,) = memory.use(model, memory_required=room)
-    compile_blocks(module, model.compiled)
+    model.compute_so()
     whole = samples if len(windows) == 1 else samples.to("cpu", torch.float32, copy=True)
     return sample_windows(
         module,

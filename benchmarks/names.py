@@ -12,7 +12,7 @@ BENCHMARKS = {
     "encode": "encode",
     "cost": "cost",
     "films": "films",
-    "gpu": "gpu",
+    "gpu": "card",
 }
 LACKING = {"encode": "ffmpeg", "gpu": "CUDA"}
 """What is missing if a benchmark cannot run."""

@@ -23,6 +23,7 @@ from ..ltx.latents import SPACE_SCALE, NoiseSource, pixel_frames
 from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
 from . import files, memory
+from .fetching import blocks_stay
 from .film import CUTS, FilmSound, FilmWindows
 from .progress import Progress, StageProgress, reported
 from .taking.latent import MASK, mask_of, start_of
@@ -432,21 +433,23 @@ def _sample(
     if model.weights and not generated:
         keep = kept.of(model.identity, film.cut, tuple(side * SPACE_SCALE for side in samples.shape[3:]))
     told = StageProgress(progress, windows, steering.steps)
-    room = memory.sampling_memory(model.module, samples[:, :, film.cut.longest.whole])
-    (module,) = memory.use(model, memory_required=room)
+    passes = steering.passes(film.frozen)
+    placed = memory.sampling_memory(model, samples[:, :, film.cut.longest.whole], passes)
+    (module,) = memory.use(model, memory_required=placed.room)
     model.compute_so()
     whole = samples if len(windows) == 1 else samples.to("cpu", torch.float32, copy=True)
-    return sample_windows(
-        module,
-        whole,
-        film.parts(one_stream=generated),
-        conditions,
-        steering,
-        sources,
-        device=module.device,
-        hooks=lambda number: told.hooks(number, samples[:, :, windows[number].whole]),
-        keep=keep,
-    )
+    with blocks_stay(module.transformer_blocks, module.device, placed.stay):
+        return sample_windows(
+            module,
+            whole,
+            film.parts(one_stream=generated),
+            conditions,
+            steering,
+            sources,
+            device=module.device,
+            hooks=lambda number: told.hooks(number, samples[:, :, windows[number].whole]),
+            keep=keep,
+        )
 
 
 def _left(steering: Steering, film: FilmSound) -> float:

@@ -39,8 +39,7 @@ from ..ltx.prompt.gemma import Gemma, check_gemma
 from ..ltx.weights.adapters import Adapter, Leaf, filled, tensors
 from ..ltx.weights.checkpoint import Checkpoint
 from ..ltx.weights.lora import Match, merged
-from ..ltx.weights.nvfp4 import NVFP4Linear
-from ..ltx.weights.quantized import Beside, QuantizedLinear, beside, factor
+from ..ltx.weights.quantized import Beside, QuantizedLinear, ScaledLinear, beside, factor
 
 if TYPE_CHECKING:
     from typing import Self
@@ -67,8 +66,8 @@ class FetchingLinear(QuantizedLinear, comfy.ops.CastWeightBiasOp):
         return y
 
 
-class FetchingNVFP4Linear(FetchingLinear, NVFP4Linear):
-    """The same for a layer in NVFP4, which also fetches its scales."""
+class FetchingScaledLinear(FetchingLinear, ScaledLinear):
+    """The same for a layer with scales, which it fetches, too."""
 
 
 class FetchingLeaf(Leaf, comfy.ops.CastWeightBiasOp):
@@ -93,7 +92,7 @@ CASTABLE = {
         for name in ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "RMSNorm")
     },
     QuantizedLinear: FetchingLinear,
-    NVFP4Linear: FetchingNVFP4Linear,
+    ScaledLinear: FetchingScaledLinear,
     Leaf: FetchingLeaf,
 }
 """torch's layer → ComfyUI's layer, which fetches its weights to the input's device. Embedding is not among them: the

@@ -141,6 +141,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--stg-blocks", type=int, nargs="+", default=[], metavar="N", help="blocks that STG perturbs")
     p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
     p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
+    p.add_argument(
+        "--fast-products",
+        action="store_true",
+        help="multiply fp8, int8, NVFP4 and MXFP8 weights in their own format where the card can; not exact",
+    )
     p.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks")
     p.add_argument("--fused", action="store_true", help="Triton kernels for norms and rotations; not yet measured")
     p.add_argument("--attention", choices=BACKENDS, default=TORCH, help="what computes attention; sage is not exact")
@@ -298,6 +303,7 @@ def compute_of(arguments: argparse.Namespace) -> Compute:
         arguments.offload,
         attention=arguments.attention,
         fused=arguments.fused,
+        fast_products=arguments.fast_products,
     )
 
 

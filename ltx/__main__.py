@@ -139,6 +139,22 @@ def parser() -> argparse.ArgumentParser:
         "--as-far-as-it-is", action="store_true", help="write what an ended run of the same output kept, as it is"
     )
     p.add_argument("--stg-blocks", type=int, nargs="+", default=[], metavar="N", help="blocks that STG perturbs")
+    _add_computing(p)
+    p.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep encoded prompts here, for later runs")
+    p.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
+    p.add_argument("--trace", type=Path, metavar="FILE.safetensors", help="write the run's tensors")
+    p.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the finished video, .mp4 unless the request names another format",
+    )
+    return p
+
+
+def _add_computing(p: argparse.ArgumentParser) -> None:
+    """The flags about the way to compute."""
     p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
     p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
     p.add_argument(
@@ -152,17 +168,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--offload", choices=OFFLOAD, default=AUTO, help="keep blocks in host memory; default: if the GPU is too small"
     )
-    p.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep encoded prompts here, for later runs")
-    p.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
-    p.add_argument("--trace", type=Path, metavar="FILE.safetensors", help="write the run's tensors")
-    p.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="the finished video, .mp4 unless the request names another format",
-    )
-    return p
 
 
 def _add_media(p: argparse.ArgumentParser) -> None:

@@ -26,9 +26,12 @@ from torch import Tensor, nn
 
 from ..ltx.classes import give_classes
 from ..ltx.diffusion.acceleration import EXACT, Acceleration
+from ..ltx.diffusion.attention import TORCH, attend_by
+from ..ltx.diffusion.block import compile_blocks
 from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.decode import Tiling
 from ..ltx.diffusion.guidance import NONE, Guidance
+from ..ltx.diffusion.kernels import fuse
 from ..ltx.errors import InputError
 from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
@@ -39,7 +42,7 @@ from ..ltx.prompt.gemma import Gemma, check_gemma
 from ..ltx.weights.adapters import Adapter, Leaf, filled, tensors
 from ..ltx.weights.checkpoint import Checkpoint
 from ..ltx.weights.lora import Match, merged
-from ..ltx.weights.quantized import Beside, QuantizedLinear, ScaledLinear, beside, factor
+from ..ltx.weights.quantized import Beside, QuantizedLinear, ScaledLinear, beside, factor, quicken
 
 if TYPE_CHECKING:
     from typing import Self
@@ -276,19 +279,30 @@ class TextEncoder(Handle):
 class Model(Adapted):
     """The transformer. checkpoint: the name of its file. version: as the file tells it. acceleration: the settings of
     an acceleration level. compiled: whether its blocks are compiled. weights: a hash of its file and of how it was
-    loaded; "" if they are not known."""
+    loaded; "" if they are not known. attention, fused, fast_products: as in `Compute`."""
 
     checkpoint: str = ""
     version: str = V23.version
     acceleration: Acceleration = EXACT
     compiled: bool = False
     weights: str = ""
+    attention: str = TORCH
+    fused: bool = False
+    fast_products: bool = False
 
     @property
     def identity(self) -> list[Any]:
         """What decides about its numbers, as values that JSON can hold: its weights, its LoRAs and the device."""
         loras = [(fingerprint(fit.lora.path), strength) for fit, strength in self.loras]
-        return [self.weights, loras, self.compiled, self.module.device.type]
+        computing = [self.compiled, self.attention, self.fused, self.fast_products]
+        return [self.weights, loras, *computing, self.module.device.type]
+
+    def compute_so(self) -> None:
+        """Makes the module compute as this handle says. All handles on these weights share the module."""
+        attend_by(self.module, self.attention)
+        fuse(self.module, self.fused)
+        quicken(self.module, self.fast_products)
+        compile_blocks(self.module, self.compiled)
 
 
 class Pairs(nn.ModuleList):

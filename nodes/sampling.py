@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..ltx.diffusion.acceleration import full_strength
 from ..ltx.diffusion.acceleration import level as acceleration
-from ..ltx.diffusion.block import compile_blocks
 from ..ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.diffusion.sample_windows import WindowInputs, keep_nothing, sample_windows
@@ -459,7 +458,7 @@ def _sample(
     largest = max(seen, key=lambda each: each.latent.numel(), default=None)
     room = memory.sampling_memory(model.module, samples[:, :, film.cut.longest.whole], largest)
     (module,) = memory.use(model, memory_required=room)
-    compile_blocks(module, model.compiled)
+    model.compute_so()
     made = sample_windows(
         module,
         whole,

@@ -13,7 +13,7 @@ BENCHMARKS = {
     "cost": "cost",
     "films": "films",
     "machines": "machines",
-    "gpu": "gpu",
+    "gpu": "card",
 }
 LACKING = {"encode": "ffmpeg", "machines": "Ray", "gpu": "CUDA"}
 """What is missing if a benchmark cannot run."""

@@ -9,6 +9,7 @@ No global object here holds a model: handles travel through the graph, and Comfy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -32,6 +33,7 @@ from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.decode import Tiling
 from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.diffusion.kernels import fuse
+from ..ltx.diffusion.passes import batch_memory
 from ..ltx.errors import InputError
 from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
@@ -43,6 +45,7 @@ from ..ltx.weights.adapters import Adapter, Leaf, filled, tensors
 from ..ltx.weights.checkpoint import Checkpoint
 from ..ltx.weights.lora import Match, merged
 from ..ltx.weights.quantized import Beside, QuantizedLinear, ScaledLinear, beside, factor, quicken
+from .fetching import largest
 
 if TYPE_CHECKING:
     from typing import Self
@@ -507,15 +510,53 @@ def to_graph(tensor: Tensor) -> Tensor:
     return tensor.to(management.intermediate_device())
 
 
+KEYFRAMES = 2  # images at later frames for which a batch has room
 FOUR_PASSES = Guidance(cfg=3.0, stg=1.0, modality=3.0)
 
 # The functions below give bytes of activations, for which ComfyUI keeps room beside the weights. On a CPU they give 0,
 # because no weights move there.
 
 
-def sampling_memory(module: nn.Module, latent: Tensor, reference: Reference | None = None) -> int:
-    """Bytes for a guided step over `latent` [1, C, F, H, W], if its passes run one after the other. reference: the
-    largest one beside it."""
+@dataclass(frozen=True)
+class Sampling:
+    """How a stage is placed. room: bytes of activations to keep free beside the weights. stay: whether a block's
+    waiting weights stay on the device while its passes run (fetching.py)."""
+
+    room: int
+    stay: bool = False
+
+
+def sampling_memory(model: Model, latent: Tensor, passes: int, reference: Reference | None = None) -> Sampling:
+    """How a stage over `latent` [1, C, F, H, W] is placed, with so many passes in a step. reference: the largest one
+    beside it.
+
+    If all weights fit beside a step whose passes run one after the other, nothing waits in host memory. Otherwise each
+    waiting weight shall come to the device once a step and not once a pass: there is room for the passes as one batch,
+    or, where that would take half of the device, for one block that stays while its passes run.
+    """
+    module, device = model.module, model.patcher.load_device
+    single = _step_memory(module, latent, reference)
+    if passes == 1 or device.type == "cpu":
+        return Sampling(single)
+    total = management.get_total_memory(device) - management.extra_reserved_memory()
+    if model.get_ram_usage() + single <= total:
+        return Sampling(single)
+    grid = latent.shape[2:]
+    sound = audio_length(pixel_frames(latent), Fraction(24))
+    seen = 0 if reference is None else math.prod(reference.latent.shape[2:])
+    tokens = math.prod(grid) + KEYFRAMES * math.prod(grid[1:]) + seen + sound
+    batch = max(single, batch_memory(module, tokens, passes))
+    if batch <= total / 2:
+        return Sampling(batch)
+    # A compiled block takes its weights as they were when it was compiled, and newer ComfyUIs can page them themselves.
+    paged = getattr(model.patcher, "is_dynamic", bool)()
+    if model.compiled or paged:
+        return Sampling(single)
+    return Sampling(single + largest(module.transformer_blocks), stay=True)
+
+
+def _step_memory(module: nn.Module, latent: Tensor, reference: Reference | None = None) -> int:
+    """Bytes for a guided step over `latent`, if its passes run one after the other."""
     frames, fps = pixel_frames(latent), Fraction(24)
     audio = AudioCondition(torch.zeros(1, AUDIO_CHANNELS, audio_length(frames, fps), AUDIO_BINS), frames, fps)
     empty = torch.empty_like(latent, device="meta")

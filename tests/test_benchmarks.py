@@ -141,7 +141,7 @@ def test_encode(take) -> None:
 
 @pytest.mark.soak
 def test_gpu_at_a_toy_size_on_a_cpu(take, peers: None) -> None:
-    table = take("gpu")
+    table = take("gpu", "card")
     assert table.numbers["error"] <= table.numbers["official error"] or not torch.cuda.is_available()
     assert max(table.numbers["error"], table.numbers["official error"]) < gpu.CLOSE[gpu.dtype()]
     ours = (*LEVELS, *card.ways())

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "load": "load",
     "encode": "encode",
     "cost": "cost",
+    "formats": "formats",
     "films": "films",
     "machines": "machines",
     "gpu": "card",

@@ -176,9 +176,10 @@ def write_blocks(
     notes: str = "tensors",
     keep: Callable[[str], bool] = lambda name: True,
     strip: str = "",
+    spare: bool = True,
 ) -> Tensors:
     """A file in one of ComfyUI's formats, as comfy-kitchen writes and reads it: nvfp4, mxfp8, int8 (a scale for all
-    values), int8_rows, or convrot. The first block stays as it is.
+    values), int8_rows, or convrot. spare: the first block stays as it is.
 
     notes: where the file tells the format: in comfy_quant tensors, in the header, or nowhere, as in the official NVFP4
     file of LTX-2.5, which has a calibrated input_scale.
@@ -191,7 +192,7 @@ def write_blocks(
         if not keep(name):
             continue
         key = name.removeprefix(strip)
-        if not block_layer(name) or ".transformer_blocks.0." in name:
+        if not block_layer(name) or (spare and ".transformer_blocks.0." in name):
             written[key] = tensor
             continue
         layer = key.removesuffix(".weight")

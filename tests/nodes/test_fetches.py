@@ -174,8 +174,9 @@ def test_room_is_asked_for_only_where_weights_wait(files: TinyFiles, monkeypatch
     single = memory.sampling_memory(model, latent, 1)
     assert single.room > 0 and not single.stay
     assert memory.sampling_memory(model, latent, 4) == single, "everything fits"
+    monkeypatch.setattr(memory, "_step_memory", lambda *a: 1000)
+    single, asked = memory.Sampling(1000), []
     total[0] = model.get_ram_usage() + single.room - 1
-    asked = []
     monkeypatch.setattr(memory, "batch_memory", lambda *a: asked.append(a) or single.room + 7)
     assert memory.sampling_memory(model, latent, 4) == memory.Sampling(single.room + 7)
     tokens = 2 * 2 * 3 + memory.KEYFRAMES * 2 * 3 + audio_length(FRAMES, FPS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from a2v.ltx.memory.rehearsal import blueprint, weights
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.int8 import int8, rotation
 from a2v.ltx.weights.mxfp8 import mxfp8, powers
@@ -78,6 +79,8 @@ def test_weights_stay_as_stored_and_are_rounded_once(wide: TinyFiles, tmp_path: 
     large = half.transformer_blocks[1].ff.net[0].proj
     bits = 8 * sum(p.nbytes for p in (large.weight, large.weight_scale)) / (large.in_features * large.out_features)
     assert BITS[kind] <= bits < BITS[kind] + 0.2
+    told = weights(blueprint(lambda: load_checkpoint(tmp_path / "q.safetensors").transformer(torch.bfloat16)))
+    assert told == weights(half), "the forecast counts what is there"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -153,6 +153,23 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def _add_computing(p: argparse.ArgumentParser) -> None:
+    """The flags about the way to compute."""
+    p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
+    p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
+    p.add_argument(
+        "--fast-products",
+        action="store_true",
+        help="multiply fp8, int8, NVFP4 and MXFP8 weights in their own format where the card can; not exact",
+    )
+    p.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks")
+    p.add_argument("--fused", action="store_true", help="Triton kernels for norms and rotations; not yet measured")
+    p.add_argument("--attention", choices=BACKENDS, default=TORCH, help="what computes attention; sage is not exact")
+    p.add_argument(
+        "--offload", choices=OFFLOAD, default=AUTO, help="keep blocks in host memory; default: if the GPU is too small"
+    )
+
+
 def _add_media(p: argparse.ArgumentParser) -> None:
     """Adds the flags that name what a video is made of."""
     p.add_argument("--audio", type=Path, metavar="F", help="audio, or a video with sound; default: that of --video")
@@ -169,23 +186,6 @@ def _add_media(p: argparse.ArgumentParser) -> None:
     p.add_argument("--video", type=Path, metavar="F", help="source video; edit in the request says what is made anew")
     p.add_argument("--mask", type=Path, metavar="F", help="image or video, white where the source may change")
     p.add_argument("--reference", type=Path, metavar="F", help="reference video, for an IC-LoRA")
-
-
-def _add_computing(p: argparse.ArgumentParser) -> None:
-    """The flags about the way to compute."""
-    p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
-    p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
-    p.add_argument(
-        "--fast-products",
-        action="store_true",
-        help="multiply fp8, int8, NVFP4 and MXFP8 weights in their own format where the card can; not exact",
-    )
-    p.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks")
-    p.add_argument("--fused", action="store_true", help="Triton kernels for norms and rotations; not yet measured")
-    p.add_argument("--attention", choices=BACKENDS, default=TORCH, help="what computes attention; sage is not exact")
-    p.add_argument(
-        "--offload", choices=OFFLOAD, default=AUTO, help="keep blocks in host memory; default: if the GPU is too small"
-    )
 
 
 def check_names(arguments: argparse.Namespace) -> None:

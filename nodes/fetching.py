@@ -25,7 +25,7 @@ def parts_of(block: nn.Module) -> list[nn.Module]:
     """A block's modules, and the changes of LoRAs beside its quantized layers."""
     modules = list(block.modules())
     layers = (module for module in modules if isinstance(module, QuantizedLinear))
-    return [*modules, *(branch for layer in layers for branch, _ in layer.branches)]
+    return [*modules, *(part for layer in layers for branch, _ in layer.branches for part in branch.modules())]
 
 
 def largest(blocks: Iterable[nn.Module]) -> int:

@@ -528,7 +528,7 @@ class Sampling:
 
 def sampling_memory(model: Model, latent: Tensor, passes: int, reference: Reference | None = None) -> Sampling:
     """How a stage over `latent` [1, C, F, H, W] is placed, with so many passes in a step. reference: the largest one
-    beside the latent.
+    beside it.
 
     If all weights fit beside a step whose passes run one after the other, nothing waits in host memory. Otherwise each
     waiting weight shall come to the device once a step and not once a pass: there is room for the passes as one batch,
@@ -543,8 +543,8 @@ def sampling_memory(model: Model, latent: Tensor, passes: int, reference: Refere
         return Sampling(single)
     grid = latent.shape[2:]
     sound = audio_length(pixel_frames(latent), Fraction(24))
-    tokens = math.prod(grid) + KEYFRAMES * math.prod(grid[1:]) + sound
-    tokens += 0 if reference is None else math.prod(reference.latent.shape[2:])
+    seen = 0 if reference is None else math.prod(reference.latent.shape[2:])
+    tokens = math.prod(grid) + KEYFRAMES * math.prod(grid[1:]) + seen + sound
     batch = max(single, batch_memory(module, tokens, passes))
     if batch <= total / 2:
         return Sampling(batch)
@@ -556,8 +556,7 @@ def sampling_memory(model: Model, latent: Tensor, passes: int, reference: Refere
 
 
 def _step_memory(module: nn.Module, latent: Tensor, reference: Reference | None = None) -> int:
-    """Bytes for a guided step over `latent`, if its passes run one after the other. reference: the largest one beside
-    it."""
+    """Bytes for a guided step over `latent`, if its passes run one after the other."""
     frames, fps = pixel_frames(latent), Fraction(24)
     audio = AudioCondition(torch.zeros(1, AUDIO_CHANNELS, audio_length(frames, fps), AUDIO_BINS), frames, fps)
     empty = torch.empty_like(latent, device="meta")

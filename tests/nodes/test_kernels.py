@@ -107,15 +107,19 @@ def test_the_sampler_obeys(model: memory.Model, monkeypatch: pytest.MonkeyPatch)
 
     asked, _ = chosen(model, MATH, False, True)
     seen: list[object] = []
-    monkeypatch.setattr(sampling, "sample_windows", lambda module, *a, **k: seen.append((backends(asked), fast(asked))))
-    film = type("Film", (), {"parts": lambda self, **k: (), "cut": _cut(), "frozen": True})()
+
+    def begun(*_: object, **__: object) -> None:
+        seen.append((backends(asked), fast(asked)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sampling, "sample_windows", begun)
+    film = type("Film", (), {"cut": _cut(), "frozen": True})()
     steering = type("S", (), {"steps": 1, "passes": lambda self, frozen: 4})()
-    progress = type("P", (), {"__getattr__": lambda self, name: lambda *a, **k: None})()
-    monkeypatch.setattr(sampling, "StageProgress", lambda *a: progress)
+    monkeypatch.setattr(sampling, "StageProgress", lambda *a: None)
     monkeypatch.setattr(memory, "sampling_memory", lambda *a: memory.Sampling(0))
-    sampling._sample(
-        replace(asked, weights=""), torch.zeros(1, 128, 2, 2, 2), film, None, steering, (object(),), None, progress
-    )
+    start = torch.zeros(1, 128, 2, 2, 2)
+    with pytest.raises(KeyboardInterrupt):
+        sampling._sample(replace(asked, weights=""), start, film, [], None, steering, (object(),), None, None)
     assert seen == [({BACKENDS[MATH].name}, {True})]
 
 

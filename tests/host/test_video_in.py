@@ -14,7 +14,7 @@ from a2v.ltx.media.clip import open_clip
 from a2v.ltx.media.masks import fitted
 from a2v.tests.host import graph
 from a2v.tests.host.comfy import ROOT, Comfy, Prompt
-from a2v.tests.host.command import REQUEST, run_command
+from a2v.tests.host.command import REQUEST, run_request
 from a2v.tests.ltx.media.clips import write_clip
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -90,7 +90,10 @@ def renewed(prompt: Prompt) -> Prompt:
 
 
 def request(edit: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """What the graph asks for. The length is left to the clip."""
+    usual = {name: value for name, value in REQUEST.items() if name not in ("num_frames", "match_audio_length")}
     return {
+        **usual,
         "seed": 4,
         "video_size": dict(zip(("width", "height"), SIZE, strict=True)),
         "num_inference_steps": 2,
@@ -112,6 +115,13 @@ def files(models: TinyFiles, **more: Path | None) -> dict[str, Path | None]:
         "distill-lora": models.distilled_lora,
         **more,
     }
+
+
+def commanded(folder: Path, asked: dict[str, Any], given: dict[str, Path | None]) -> Path:
+    """The file that the command makes."""
+    output = folder / "out.mp4"
+    run_request(folder, asked, {**given, "output": output})
+    return output
 
 
 def same(ours: Path, theirs: Path) -> np.ndarray:
@@ -138,7 +148,7 @@ def test_redub_in_a_mask(comfy: Comfy, models: TinyFiles, source: Path, mask: Pa
     prompt["mask"] = {"class_type": "LoadImageMask", "inputs": {"image": comfy.upload(mask), "channel": "red"}}
     saved = made(comfy, prompt)
     given = files(models, video=source, mask=mask, audio=SPEECH)
-    _, video = run_command(tmp_path, request({"soften_pixels": 6}), given)
+    video = commanded(tmp_path, request({"soften_pixels": 6}), given)
     frames = same(saved, video)
     assert len(frames) == FRAMES
     pictures = fitted(open_clip(source).pictures(Fraction(24), FRAMES), *SIZE)
@@ -152,19 +162,22 @@ def test_a_time_and_its_sound_anew(comfy: Comfy, models: TinyFiles, source: Path
     prompt = renewed(with_clip(comfy, models, source, edit, audio_strength=0.9999, audio_guidance={}))
     prompt["sound"]["inputs"]["strength"] = 1.0
     saved = made(comfy, prompt)
-    _, video = run_command(tmp_path, request(edit), files(models, video=source))
+    video = commanded(tmp_path, request(edit), files(models, video=source))
     same(saved, video)
 
 
 @pytest.mark.soak
-def test_more_before_the_clip(comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Path) -> None:
-    """The video begins earlier than the clip, and is as long as the graph asks."""
+@pytest.mark.parametrize(("frames", "length", "written"), [(41, {}, 34), (49, {"num_frames": 49}, 49)])
+def test_more_around_the_clip(
+    comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Path, frames: int, length: dict[str, int], written: int
+) -> None:
+    """The video begins earlier than the clip, and ends with it or later."""
     prompt = with_clip(comfy, models, source, {"begin": 0.5, "frames": ["frames", 0]})
-    prompt["frames"]["inputs"]["num_frames"] = 41
+    prompt["frames"]["inputs"]["num_frames"] = frames
     saved = made(comfy, prompt)
     given = files(models, video=source, audio=SPEECH)
-    _, video = run_command(tmp_path, request({"at": 0.5, "renew": "picture"}, num_frames=41), given)
-    same(saved, video)
+    video = commanded(tmp_path, request({"at": 0.5, "renew": "picture"}, **length), given)
+    assert len(same(saved, video)) == written
 
 
 def test_a_reference(comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Path) -> None:
@@ -182,6 +195,6 @@ def test_a_reference(comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Pa
     prompt["size"]["inputs"] |= {"width": 256, "height": 128}
     saved = made(comfy, prompt)
     given = files(models, reference=source, audio=SPEECH)
-    asked = request(reference=use, video_size={"width": 256, "height": 128}, fps=24)
-    _, video = run_command(tmp_path, asked, given)
+    asked = request(reference=use, video_size={"width": 256, "height": 128}, num_frames=25, match_audio_length=False)
+    video = commanded(tmp_path, asked, given)
     same(saved, video)

@@ -19,7 +19,9 @@ and then, with `.whl` in `carry`:
     python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl &&
     PYTHONPATH=/tmp/site python3 benchmarks gpu && cp benchmarks/results/gpu.json $OUT
 
-Then copy gpu.json into benchmarks/results/ and run `make bench ARGS=--page` to write the page.
+Then copy gpu.json into benchmarks/results/ and run `make bench ARGS=--page` to write the page. If the run is cut, each
+part that it finished is in $OUT/gpu.parts.json: copy that into benchmarks/results/, and the same command goes on with
+it, on the same kind of card and with the same code. card.py has the list of parts; this file computes them.
 """
 
 from __future__ import annotations
@@ -32,14 +34,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from fractions import Fraction
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from a2v.benchmarks.measure import MISSING, Ratio, Table, middle, say, sides
 from a2v.benchmarks.work import GUIDANCE, WHOLE, Clip, contexts, sound, stg_block
 from a2v.ltx.diffusion.schedules import DISTILLED, REFINE, SCHEDULES
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 CLIP = Clip(121, 576, 1024)
@@ -172,6 +172,30 @@ def widened(model: nn.Module) -> nn.Module:
     return model
 
 
+def prepare(
+    model: nn.Module,
+    fp8: bool = False,
+    fast: bool = False,
+    fused: bool = False,
+    compiled: bool = False,
+    attention: str | None = None,
+) -> None:
+    """Makes the model compute in one of the ways of `Compute`. It stays so, and fp8 rounds its weights for good."""
+    from a2v.ltx.diffusion.attention import attend_by
+    from a2v.ltx.diffusion.block import adopt, compile_blocks
+    from a2v.ltx.diffusion.kernels import fuse
+    from a2v.ltx.weights.quantized import quantize, quicken
+
+    adopt(model)
+    if fp8:
+        quantize(model, on=model.proj_in.weight.device, to=model.proj_in.weight.device)
+    quicken(model, fast)
+    fuse(model, fused)
+    if attention is not None:
+        attend_by(model, attention)
+    compile_blocks(model, compiled)
+
+
 @torch.inference_mode()
 def ours(
     size: dict[str, Any],
@@ -183,9 +207,11 @@ def ours(
     room: float | None = None,
     measured: Measure = clock,
     exact: bool = False,
+    how: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Runs both stages at a level. save: run only one exact guided step to sigma 0 and write its latent there. image:
-    whether there is a first image. room: as for `sample`. exact: in float32, which the model stays in."""
+    whether there is a first image. room: as for `sample`. exact: in float32, which the model stays in. how: as for
+    `prepare`."""
     from a2v.ltx.diffusion.acceleration import LEVELS
     from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
     from a2v.ltx.diffusion.guidance import Guidance
@@ -197,6 +223,7 @@ def ours(
     first = halved(whole)
     if exact:
         widened(model)
+    prepare(model, **(how or {}))
     video_text, audio_text, video_negative, audio_negative = texts(size)
     scales = {name.removesuffix("_scale"): value for name, value in GUIDANCE.items()}
     guidance = Guidance(**scales, stg_blocks=(stg_block(size["layers"]),))
@@ -327,71 +354,3 @@ def check(ours: float, official: float, kind: torch.dtype | None = None) -> None
             f"the errors of a guided step against float32 are {ours:.3g} (ours) and {official:.3g} (official); below "
             f"{bound:g} and ours no larger is needed"
         )
-
-
-def gpu(folder: Path, small: bool = False, rounds: int = 2) -> Table | None:
-    """Returns None without CUDA, unless it runs at the toy size."""
-    if not small and not torch.cuda.is_available():
-        return None
-    size, clip, steps = (LITTLE, TOY, 2) if small else (LARGE, CLIP, STEPS)
-    levels = ("none", "regular", "high", "full")
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("official", *levels)}
-    job = {"size": size, "clip": clip.plain, "steps": steps}
-    log = folder / "sides.log"
-    say("  the same numbers?")
-    files = {name: str(folder / f"{name}.safetensors") for name in ("exact", "ours", "official")}
-    for name, file in files.items():  # one model at a time is on the card
-        with sides("gpu", log=log) as (side,):
-            if name == "official":
-                side("official", **job, save=file)
-            else:
-                side("ours", **job, level="none", save=file, exact=name == "exact")
-    truth, one, other = (load_file(file)["latent"] for file in files.values())
-    errors = [float((latent - truth).norm() / truth.norm()) for latent in (one, other)]
-    check(*errors)
-    for number in range(1 if small else rounds):
-        say(f"  round {number + 1}")
-        with sides("gpu", log=log) as (them,):
-            found["official"].append(them("official", **job))
-        with sides("gpu", log=log) as (us,):
-            for level in levels:
-                found[level].append(us("ours", **job, level=level))
-    wanted = {"none": "≤ 0.85", "regular": "≤ 0.65", "high": "≤ 0.45"}
-    base, rows, numbers = found["official"], [], {"error": errors[0], "official error": errors[1]}
-    for name, runs in found.items():
-        # The time of a step is the mean of all steps, because a level leaves work out in some of them.
-        first = Ratio([r["first"] for r in runs], [r["first"] for r in base])
-        stages = Ratio([r["stages"] for r in runs], [r["stages"] for r in base])
-        ours = name != "official"
-        rows.append(
-            (
-                f"ours, {name}" if ours else "official, eager",
-                f"{middle([r['first'] for r in runs], 3)} s",
-                str(first) if ours else MISSING,
-                wanted.get(name, MISSING),
-                f"{middle([r['second'] for r in runs], 3)} s",
-                f"{middle([r['stages'] for r in runs], 1)} s",
-                str(stages) if ours else MISSING,
-                f"{max(r['allocated'] for r in runs) / 1e9:.1f} GB" if runs[0]["allocated"] else MISSING,
-            )
-        )
-        numbers |= {f"{name} first": first.median, f"{name} stages": stages.median}
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    notes = (
-        f"{name}; {clip.width}×{clip.height}×{clip.frames}, {steps} + 3 steps, {size['layers']} blocks, random "
-        f"weights in {str(dtype()).removeprefix('torch.')}, frozen audio; `full` takes the 8 distilled steps. The peak "
-        "is allocated memory with the weights, without upscaler, text encoder and decoder. The guided x0 of a step "
-        f"differs by {errors[0]:.1e} from the same in float32, that of the official code with the rules of its version "
-        f"1.2 by {errors[1]:.1e}.",
-    )
-    columns = (
-        "transformer",
-        "first stage, per step",
-        "ratio",
-        "wanted",
-        "second stage, per step",
-        "2 stages",
-        "ratio",
-        "peak",
-    )
-    return Table("The published size on a GPU", columns, tuple(rows), notes, numbers)

@@ -11,9 +11,10 @@ BENCHMARKS = {
     "load": "load",
     "encode": "encode",
     "cost": "cost",
+    "formats": "formats",
     "films": "films",
     "machines": "machines",
-    "gpu": "gpu",
+    "gpu": "card",
 }
 LACKING = {"encode": "ffmpeg", "machines": "Ray", "gpu": "CUDA"}
 """What is missing if a benchmark cannot run."""

@@ -139,14 +139,7 @@ def parser() -> argparse.ArgumentParser:
         "--as-far-as-it-is", action="store_true", help="write what an ended run of the same output kept, as it is"
     )
     p.add_argument("--stg-blocks", type=int, nargs="+", default=[], metavar="N", help="blocks that STG perturbs")
-    p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
-    p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
-    p.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks")
-    p.add_argument("--fused", action="store_true", help="Triton kernels for norms and rotations; not yet measured")
-    p.add_argument("--attention", choices=BACKENDS, default=TORCH, help="what computes attention; sage is not exact")
-    p.add_argument(
-        "--offload", choices=OFFLOAD, default=AUTO, help="keep blocks in host memory; default: if the GPU is too small"
-    )
+    _add_computing(p)
     p.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep encoded prompts here, for later runs")
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     p.add_argument("--trace", type=Path, metavar="FILE.safetensors", help="write the run's tensors")
@@ -158,6 +151,23 @@ def parser() -> argparse.ArgumentParser:
         help="the finished video, .mp4 unless the request names another format",
     )
     return p
+
+
+def _add_computing(p: argparse.ArgumentParser) -> None:
+    """The flags about the way to compute."""
+    p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
+    p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
+    p.add_argument(
+        "--fast-products",
+        action="store_true",
+        help="multiply fp8, int8, NVFP4 and MXFP8 weights in their own format where the card can; not exact",
+    )
+    p.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks")
+    p.add_argument("--fused", action="store_true", help="Triton kernels for norms and rotations; not yet measured")
+    p.add_argument("--attention", choices=BACKENDS, default=TORCH, help="what computes attention; sage is not exact")
+    p.add_argument(
+        "--offload", choices=OFFLOAD, default=AUTO, help="keep blocks in host memory; default: if the GPU is too small"
+    )
 
 
 def _add_media(p: argparse.ArgumentParser) -> None:
@@ -298,6 +308,7 @@ def compute_of(arguments: argparse.Namespace) -> Compute:
         arguments.offload,
         attention=arguments.attention,
         fused=arguments.fused,
+        fast_products=arguments.fast_products,
     )
 
 

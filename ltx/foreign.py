@@ -3,8 +3,7 @@ quantized weights by the names and dtypes in a header."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .errors import InputError
@@ -19,11 +18,10 @@ PREQUANTIZED = {
     "SCB": "INT8 of bitsandbytes",
     "_data": "quanto's format",
     "_packed": "quanto's format",
-    "weight_scale_2": "NVFP4",
+    "weight_s_rel": "W4A8 of ComfyUI",
+    "pre_quant_scale": "AWQ",
 }
 """The last step of a key that only this format has, beside a layer's weight."""
-DTYPES = {"I8": "INT8", "F4": "NVFP4", "F8_E8M0": "MXFP8"}
-"""Dtypes in a header that only this format has."""
 
 
 def check_kind(path: Path, wanted: str, json_text: bool = False) -> None:
@@ -58,10 +56,16 @@ def _foreign(path: Path, json_text: bool) -> tuple[str, str] | None:
     return None
 
 
-def quantization(keys: Iterable[str], dtypes: Mapping[str, str], metadata: Mapping[str, str]) -> str | None:
+def quantization(
+    keys: Iterable[str],
+    dtypes: Mapping[str, str],
+    notes: Mapping[str, Mapping[str, object]],
+    read: Sequence[str],
+) -> str | None:
     """The name of a quantized format that the transformer is not read in, None for a file without one.
 
-    keys: all keys of the header. dtypes: key → dtype, as safetensors names it. metadata: of the header.
+    keys: all keys of the header. dtypes: key → dtype, as safetensors names it. notes: a layer's name → what the file
+    says about it. read: the names of the formats that are read.
     """
     keys = list(keys)
     lasts = {key.rpartition(".")[2] for key in keys}
@@ -71,18 +75,7 @@ def quantization(keys: Iterable[str], dtypes: Mapping[str, str], metadata: Mappi
     for key in keys:
         if "quant_state.bitsandbytes" in key:
             return "NF4 of bitsandbytes"
-        if key.endswith(".weight_scale") and dtypes[key] == "U8":
-            return "MXFP8"
-        if name := DTYPES.get(dtypes[key]):
-            return name
-    return next((kind for kind in _listed(metadata) if not kind.startswith("float8_e")), None)
-
-
-def _listed(metadata: Mapping[str, str]) -> list[str]:
-    """The formats that ComfyUI's metadata name for the layers."""
-    try:
-        layers = json.loads(metadata.get("_quantization_metadata", "{}"))["layers"].values()
-        kinds = (entry.get("format") if isinstance(entry, dict) else entry for entry in layers)
-        return [kind for kind in kinds if isinstance(kind, str)]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return []
+        if dtypes[key] == "F4":
+            return "4-bit floats of torch"
+    said = (note.get("format") for note in notes.values())
+    return next((str(kind) for kind in said if kind is not None and kind not in read), None)

@@ -77,8 +77,9 @@ class Compute:
     dtype: the compute dtype; None means the dtype of the files. fp8: whether the transformer and Gemma are stored in
     float8; they compute in `dtype`. compiled: whether torch.compile compiles the transformer's block. offload: one of
     OFFLOAD, for a GPU. tiling: the decoder's tiles, None for the clip as one tile. attention: one of BACKENDS.
-    fused: whether Triton kernels take over normalisation, modulation and rotation. Raises InputError if offload is
-    another value or the attention cannot be computed so.
+    fused: whether Triton kernels take over normalisation, modulation and rotation. fast_products: whether quantized
+    weights are multiplied in their own formats where the device can. Raises InputError if offload is another value or
+    the attention cannot be computed so.
     """
 
     dtype: torch.dtype | None = None
@@ -89,6 +90,7 @@ class Compute:
     tiling: Tiling | None = TILING
     attention: str = TORCH
     fused: bool = False
+    fast_products: bool = False
 
     def __post_init__(self) -> None:
         check_attention(self.attention, self.device, self.dtype)

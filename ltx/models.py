@@ -117,11 +117,37 @@ MODELS: Mapping[str, Published] = {
         2_740_000_000,
         below="split_files/loras",
     ),
+    "dev-nvfp4": Published(
+        "checkpoint in NVFP4", f"{LTX}-nvfp4", "ltx-2.3-22b-dev-nvfp4.safetensors", "checkpoints", 21_700_000_000
+    ),
+    "dev-mxfp8": Published(
+        "transformer in MXFP8",
+        "Kijai/LTX2.3_comfy",
+        "ltx-2.3-22b-dev_transformer_only_mxfp8_block32.safetensors",
+        "diffusion_models",
+        24_100_000_000,
+        below="diffusion_models",
+    ),
     "dev-2.5": _split("checkpoint", "ltx-2.5-22b-dev-transformer-bf16", "diffusion_models", 42_018_190_584),
     "distilled-2.5": _split(
         "distilled checkpoint", "ltx-2.5-22b-distilled-transformer-bf16", "diffusion_models", 42_018_190_584
     ),
+    "dev-int8-2.5": _split(
+        "checkpoint in int8", "ltx-2.5-22b-dev-transformer-comfy-int8-convrot", "diffusion_models", 21_500_000_000
+    ),
+    "distilled-int8-2.5": _split(
+        "distilled checkpoint in int8",
+        "ltx-2.5-22b-distilled-transformer-comfy-int8-convrot",
+        "diffusion_models",
+        21_500_000_000,
+    ),
+    "distilled-nvfp4-2.5": _split(
+        "distilled checkpoint in NVFP4", "ltx-2.5-22b-distilled-transformer-nvfp4", "diffusion_models", 18_700_000_000
+    ),
     "text-encoder-2.5": _split("text encoder", "gemma4-12b-with-proj-ltx-2.5-bf16", "text_encoders", 26_263_858_182),
+    "text-encoder-int8-2.5": _split(
+        "text encoder in int8", "gemma4-12b-with-proj-ltx-2.5-comfy-int8-convrot", "text_encoders", 15_400_000_000
+    ),
     "video-vae-2.5": _split("video VAE", "ltx-2.5-video-vae-conv-bf16", "vae", 1_452_269_922),
     "diffusion-vae-2.5": _split("video VAE with the diffusion decoder", "ltx-2.5-video-vae-bf16", "vae", 1_472_223_346),
     "audio-vae-2.5": _split("audio VAE", "ltx-2.5-audio-vae-bf16", "vae", 364_866_540),
@@ -225,9 +251,10 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "small": ("dev-fp8", "distilled-lora-111", "upscaler", "gemma-fp4"),
     "16-bit": ("dev", "distilled-lora", "upscaler", "gemma"),
     "2.5": V25.default,
+    "2.5-small": ("dev-int8-2.5", V25.distilled_lora, V25.upscaler, "text-encoder-int8-2.5", *V25.apart),
 }
 """What a job of two stages loads: as the workflows name it, for small cards, without any quantized weights, and with
-LTX-2.5."""
+LTX-2.5, in 16 bits and for small cards."""
 VERSIONS = " and ".join(each.version for each in GENERATIONS)
 WANTED = " or ".join(MODELS[each.checkpoint].name for each in GENERATIONS)
 """The files that an error message names if a checkpoint is missing or wrong."""

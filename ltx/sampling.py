@@ -29,6 +29,7 @@ from .seen import Seen
 from .trace import Trace, under
 from .weights.checkpoint import load_upscaler
 from .weights.lora import Merger
+from .weights.quantized import quicken
 from .windows import hard_cuts
 
 
@@ -123,6 +124,7 @@ class _Transformer:
         self.merger.set(job.loras[0])
         self.waiting = offload_transformer(self.model, device) if offload else None
         attend_by(self.model, compute.attention)
+        quicken(self.model, compute.fast_products)
         if compute.fused:
             fuse(self.model)
         if compute.compiled:
@@ -169,4 +171,6 @@ def _keep(job: Job, compute: Compute, kept: KeptWindows, number: int) -> Keep:
         return keep_nothing
     loras = [(fingerprint(lora.path), strength) for lora, strength in job.loras[number]]
     weights = fingerprint(job.files.checkpoint, device=compute.device, dtype=compute.dtype)
-    return kept.of([weights, loras, compute.fp8, compute.compiled, compute.attention, compute.fused])
+    return kept.of(
+        [weights, loras, compute.fp8, compute.compiled, compute.attention, compute.fused, compute.fast_products]
+    )

@@ -13,6 +13,7 @@ from . import (
     clips,
     conditioning,
     edges,
+    kernels,
     latents,
     loaders,
     loras,
@@ -29,6 +30,7 @@ from . import (
 NODES: tuple[type[io.ComfyNode], ...] = (
     *loaders.NODES,
     *loras.NODES,
+    *kernels.NODES,
     *audio.NODES,
     *pictures.NODES,
     *text.NODES,

@@ -26,8 +26,9 @@ WANTED_CHECKPOINT, WANTED_UPSCALER = (files.published(MODELS[key]) for key in ("
 DIFFUSERS_MARK = "transformer/config.json"
 GEMMA_MARK = "config.json"
 SAME = "from the checkpoint"
-SPLIT = (MODELS[V25.checkpoint], MODELS[V25.distilled])
+SPLIT = tuple(model for model in MODELS.values() if model.folder == "diffusion_models")
 """Published transformers that are files of their own."""
+ENCODERS_25 = (MODELS[V25.encoder], MODELS["text-encoder-int8-2.5"])
 
 
 def _checkpoint_names() -> list[str]:
@@ -98,7 +99,7 @@ def gemma_names() -> list[str]:
 
 
 def gemma_path(name: str) -> Path:
-    if named_file(name) is MODELS[V25.encoder]:
+    if named_file(name) in ENCODERS_25:
         return files.model_file("text_encoders", name, files.wanted(name, WANTED_GEMMA))
     if files.find(name, files.model_files("text_encoders")):
         return files.model_file("text_encoders", name, WANTED_GEMMA)
@@ -154,9 +155,9 @@ class ModelLoader(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=_checkpoint_names(),
-                    tooltip="An LTX file in models/checkpoints (bf16 or fp8), for instance "
+                    tooltip="An LTX file in models/checkpoints (bf16, fp8 or NVFP4), for instance "
                     f"{MODELS['dev'].name}; a diffusers folder in models/diffusers; or the transformer alone, "
-                    "safetensors or GGUF, in models/diffusion_models.",
+                    "safetensors (also int8, NVFP4 and MXFP8) or GGUF, in models/diffusion_models.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -164,7 +165,7 @@ class ModelLoader(io.ComfyNode):
                     default="auto",
                     tooltip="Precision of weights and computation. auto: bfloat16 if the device supports it, "
                     "float32 on the CPU. fp8: as auto, with the weights of the transformer's blocks rounded to 8 bits. "
-                    "Weights that are fp8 or GGUF in their file stay so.",
+                    "Weights that have 8 or 4 bits in their file stay so.",
                 ),
                 io.Combo.Input(
                     "video_vae",

@@ -9,6 +9,7 @@ No global object here holds a model: handles travel through the graph, and Comfy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -26,9 +27,13 @@ from torch import Tensor, nn
 
 from ..ltx.classes import give_classes
 from ..ltx.diffusion.acceleration import EXACT, Acceleration
+from ..ltx.diffusion.attention import TORCH, attend_by
+from ..ltx.diffusion.block import compile_blocks
 from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.decode import Tiling
 from ..ltx.diffusion.guidance import NONE, Guidance
+from ..ltx.diffusion.kernels import fuse
+from ..ltx.diffusion.passes import batch_memory
 from ..ltx.errors import InputError
 from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
@@ -39,8 +44,8 @@ from ..ltx.prompt.gemma import Gemma, check_gemma
 from ..ltx.weights.adapters import Adapter, Leaf, filled, tensors
 from ..ltx.weights.checkpoint import Checkpoint
 from ..ltx.weights.lora import Match, merged
-from ..ltx.weights.nvfp4 import NVFP4Linear
-from ..ltx.weights.quantized import Beside, QuantizedLinear, beside, factor
+from ..ltx.weights.quantized import Beside, QuantizedLinear, ScaledLinear, beside, factor, quicken
+from .fetching import largest
 
 if TYPE_CHECKING:
     from typing import Self
@@ -67,8 +72,8 @@ class FetchingLinear(QuantizedLinear, comfy.ops.CastWeightBiasOp):
         return y
 
 
-class FetchingNVFP4Linear(FetchingLinear, NVFP4Linear):
-    """The same for a layer in NVFP4, which also fetches its scales."""
+class FetchingScaledLinear(FetchingLinear, ScaledLinear):
+    """The same for a layer with scales, which it fetches, too."""
 
 
 class FetchingLeaf(Leaf, comfy.ops.CastWeightBiasOp):
@@ -93,7 +98,7 @@ CASTABLE = {
         for name in ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "RMSNorm")
     },
     QuantizedLinear: FetchingLinear,
-    NVFP4Linear: FetchingNVFP4Linear,
+    ScaledLinear: FetchingScaledLinear,
     Leaf: FetchingLeaf,
 }
 """torch's layer → ComfyUI's layer, which fetches its weights to the input's device. Embedding is not among them: the
@@ -277,19 +282,30 @@ class TextEncoder(Handle):
 class Model(Adapted):
     """The transformer. checkpoint: the name of its file. version: as the file tells it. acceleration: the settings of
     an acceleration level. compiled: whether its blocks are compiled. weights: a hash of its file and of how it was
-    loaded; "" if they are not known."""
+    loaded; "" if they are not known. attention, fused, fast_products: as in `Compute`."""
 
     checkpoint: str = ""
     version: str = V23.version
     acceleration: Acceleration = EXACT
     compiled: bool = False
     weights: str = ""
+    attention: str = TORCH
+    fused: bool = False
+    fast_products: bool = False
 
     @property
     def identity(self) -> list[Any]:
         """What decides about its numbers, as values that JSON can hold: its weights, its LoRAs and the device."""
         loras = [(fingerprint(fit.lora.path), strength) for fit, strength in self.loras]
-        return [self.weights, loras, self.compiled, self.module.device.type]
+        computing = [self.compiled, self.attention, self.fused, self.fast_products]
+        return [self.weights, loras, *computing, self.module.device.type]
+
+    def compute_so(self) -> None:
+        """Makes the module compute as this handle says. All handles on these weights share the module."""
+        attend_by(self.module, self.attention)
+        fuse(self.module, self.fused)
+        quicken(self.module, self.fast_products)
+        compile_blocks(self.module, self.compiled)
 
 
 class Pairs(nn.ModuleList):
@@ -494,15 +510,53 @@ def to_graph(tensor: Tensor) -> Tensor:
     return tensor.to(management.intermediate_device())
 
 
+KEYFRAMES = 2  # images at later frames for which a batch has room
 FOUR_PASSES = Guidance(cfg=3.0, stg=1.0, modality=3.0)
 
 # The functions below give bytes of activations, for which ComfyUI keeps room beside the weights. On a CPU they give 0,
 # because no weights move there.
 
 
-def sampling_memory(module: nn.Module, latent: Tensor, reference: Reference | None = None) -> int:
-    """Bytes for a guided step over `latent` [1, C, F, H, W], if its passes run one after the other. reference: the
-    largest one beside it."""
+@dataclass(frozen=True)
+class Sampling:
+    """How a stage is placed. room: bytes of activations to keep free beside the weights. stay: whether a block's
+    waiting weights stay on the device while its passes run (fetching.py)."""
+
+    room: int
+    stay: bool = False
+
+
+def sampling_memory(model: Model, latent: Tensor, passes: int, reference: Reference | None = None) -> Sampling:
+    """How a stage over `latent` [1, C, F, H, W] is placed, with so many passes in a step. reference: the largest one
+    beside it.
+
+    If all weights fit beside a step whose passes run one after the other, nothing waits in host memory. Otherwise each
+    waiting weight shall come to the device once a step and not once a pass: there is room for the passes as one batch,
+    or, where that would take half of the device, for one block that stays while its passes run.
+    """
+    module, device = model.module, model.patcher.load_device
+    single = _step_memory(module, latent, reference)
+    if passes == 1 or device.type == "cpu":
+        return Sampling(single)
+    total = management.get_total_memory(device) - management.extra_reserved_memory()
+    if model.get_ram_usage() + single <= total:
+        return Sampling(single)
+    grid = latent.shape[2:]
+    sound = audio_length(pixel_frames(latent), Fraction(24))
+    seen = 0 if reference is None else math.prod(reference.latent.shape[2:])
+    tokens = math.prod(grid) + KEYFRAMES * math.prod(grid[1:]) + seen + sound
+    batch = max(single, batch_memory(module, tokens, passes))
+    if batch <= total / 2:
+        return Sampling(batch)
+    # A compiled block takes its weights as they were when it was compiled, and newer ComfyUIs can page them themselves.
+    paged = getattr(model.patcher, "is_dynamic", bool)()
+    if model.compiled or paged:
+        return Sampling(single)
+    return Sampling(single + largest(module.transformer_blocks), stay=True)
+
+
+def _step_memory(module: nn.Module, latent: Tensor, reference: Reference | None = None) -> int:
+    """Bytes for a guided step over `latent`, if its passes run one after the other."""
     frames, fps = pixel_frames(latent), Fraction(24)
     audio = AudioCondition(torch.zeros(1, AUDIO_CHANNELS, audio_length(frames, fps), AUDIO_BINS), frames, fps)
     empty = torch.empty_like(latent, device="meta")

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..ltx.diffusion.acceleration import full_strength
 from ..ltx.diffusion.acceleration import level as acceleration
-from ..ltx.diffusion.block import compile_blocks
 from ..ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.diffusion.sample_windows import WindowInputs, keep_nothing, sample_windows
@@ -24,6 +23,7 @@ from ..ltx.latents import SPACE_SCALE, NoiseSource, pixel_frames
 from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
 from . import files, memory
+from .fetching import blocks_stay
 from .film import CLEAN, CUTS, HERE, FilmSound, FilmWindows, References
 from .parts import join
 from .progress import Progress, StageProgress, reported
@@ -457,21 +457,23 @@ def _sample(
     told = StageProgress(progress, windows, steering.steps, film.cut.here)
     seen = [reference for part in parts for reference in part.references]
     largest = max(seen, key=lambda each: each.latent.numel(), default=None)
-    room = memory.sampling_memory(model.module, samples[:, :, film.cut.longest.whole], largest)
-    (module,) = memory.use(model, memory_required=room)
-    compile_blocks(module, model.compiled)
-    made = sample_windows(
-        module,
-        whole,
-        parts,
-        conditions,
-        steering,
-        sources,
-        device=module.device,
-        hooks=lambda number: told.hooks(number, samples[:, :, windows[number].whole]),
-        keep=keep,
-        only=film.cut.here,
-    )
+    passes = steering.passes(film.frozen)
+    placed = memory.sampling_memory(model, samples[:, :, film.cut.longest.whole], passes, largest)
+    (module,) = memory.use(model, memory_required=placed.room)
+    model.compute_so()
+    with blocks_stay(module.transformer_blocks, module.device, placed.stay):
+        made = sample_windows(
+            module,
+            whole,
+            parts,
+            conditions,
+            steering,
+            sources,
+            device=module.device,
+            hooks=lambda number: told.hooks(number, samples[:, :, windows[number].whole]),
+            keep=keep,
+            only=film.cut.here,
+        )
     return join(film.cut, *made)
 
 

@@ -167,3 +167,72 @@ def write_split(source: Path, folder: Path) -> dict[str, Path]:
         chosen = {name.removeprefix(strip): tensor for name, tensor in tensors.items() if keep(name)}
         save_file(chosen, files[part], {"config": metadata["config"]})
     return files
+
+
+def write_blocks(
+    source: Path,
+    target: Path,
+    kind: str,
+    notes: str = "tensors",
+    keep: Callable[[str], bool] = lambda name: True,
+    strip: str = "",
+    spare: bool = True,
+) -> Tensors:
+    """A file in one of ComfyUI's formats, as comfy-kitchen writes and reads it: nvfp4, mxfp8, int8 (a scale for all
+    values), int8_rows, or convrot. spare: the first block stays as it is.
+
+    notes: where the file tells the format: in comfy_quant tensors, in the header, or nowhere, as in the official NVFP4
+    file of LTX-2.5, which has a calibrated input_scale.
+    """
+    tensors, metadata = read(source)
+    written: Tensors = {}
+    meaning: Tensors = {}
+    layers = {}
+    for name, tensor in tensors.items():
+        if not keep(name):
+            continue
+        key = name.removeprefix(strip)
+        if not block_layer(name) or (spare and ".transformer_blocks.0." in name):
+            written[key] = tensor
+            continue
+        layer = key.removesuffix(".weight")
+        parts, said, meaning[name] = blocks_of(tensor.float(), kind)
+        written |= {f"{layer}.{part}": value for part, value in parts.items()}
+        if notes == "nowhere":
+            written[f"{layer}.input_scale"] = torch.tensor(0.0157)
+        elif notes == "header":
+            layers[layer] = said
+        else:
+            written[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
+    if notes == "header":
+        metadata = {**metadata, "_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    save_file(written, target, metadata)
+    return meaning
+
+
+def blocks_of(weight: Tensor, kind: str) -> tuple[Tensors, dict[str, object], Tensor]:
+    """A weight in one of ComfyUI's formats: the tensors of its layer, the note about it, and what they mean, all by
+    comfy-kitchen's plain formulas."""
+    from comfy_kitchen.backends.eager import quantization as kitchen
+
+    out, width = weight.shape
+    if kind == "nvfp4":
+        whole = weight.abs().amax() / (448 * 6)
+        data, scales = kitchen.quantize_nvfp4(weight, whole, pad_16x=True)
+        parts = {"weight": data, "weight_scale": scales, "weight_scale_2": whole}
+        return parts, {"format": kind}, kitchen.dequantize_nvfp4(data, whole, scales, torch.float32)[:out, :width]
+    if kind == "mxfp8":
+        data, scales = kitchen.quantize_mxfp8(weight, pad_32x=True)
+        parts = {"weight": data, "weight_scale": scales.view(torch.uint8)}
+        return parts, {"format": kind}, kitchen.dequantize_mxfp8(data, scales, torch.float32)[:out, :width]
+    group = next((size for size in (256, 64, 16, 4) if width % size == 0), 0) if kind == "convrot" else 0
+    said: dict[str, object] = {"format": "int8_tensorwise"}
+    if group:
+        data, scale = kitchen.quantize_int8_convrot_weight(weight, group)
+        said |= {"convrot": True, "convrot_groupsize": group}
+        meaning = kitchen.dequantize_int8_convrot_weight(data, scale, group)
+    else:
+        rows = kind != "int8"
+        data, scale = (kitchen.quantize_int8_rowwise if rows else kitchen.quantize_int8_tensorwise)(weight)
+        meaning = kitchen.dequantize_int8_simple(data, scale)
+    return {"weight": data, "weight_scale": scale}, said, meaning

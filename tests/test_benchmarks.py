@@ -8,14 +8,16 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from a2v.benchmarks import gpu, measure
+from a2v.benchmarks import card, gpu, measure
+from a2v.benchmarks.parts import Parts, code
 from a2v.benchmarks.work import Counter
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 LEVELS = ("none", "regular", "high", "full")
@@ -139,10 +141,12 @@ def test_encode(take) -> None:
 
 @pytest.mark.soak
 def test_gpu_at_a_toy_size_on_a_cpu(take, peers: None) -> None:
-    table = take("gpu")
+    table = take("gpu", "card")
     assert table.numbers["error"] <= table.numbers["official error"] or not torch.cuda.is_available()
     assert max(table.numbers["error"], table.numbers["official error"]) < gpu.CLOSE[gpu.dtype()]
-    assert [row[0] for row in table.rows] == ["official, eager", *(f"ours, {n}" for n in LEVELS)]
+    ours = (*LEVELS, *card.ways())
+    assert [row[0] for row in table.rows] == ["official, eager", *(f"ours, {name}" for name in ours)]
+    assert {"fp8, decoded", "fp8, fast products"} <= set(ours)
 
 
 def test_a_step_in_bfloat16_is_compared_with_float32(tmp_path: Path) -> None:
@@ -158,6 +162,51 @@ def test_a_step_in_bfloat16_is_compared_with_float32(tmp_path: Path) -> None:
     for ours, official in ((error, error / 2), (0.3, 0.4), (float("nan"), error)):
         with pytest.raises(AssertionError, match="against float32"):
             gpu.check(ours, official, torch.bfloat16)
+
+
+def test_a_cut_run_on_a_gpu_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every call of a side counted, and the run cut at each of them."""
+    calls: list[tuple[str, str]] = []
+    left = [0]
+
+    def side(function: str, save: str | None = None, level: str = "", how: object = None, **_: object) -> dict:
+        if left[0] == 0:
+            raise measure.SideError("cut")
+        left[0] -= 1
+        calls.append((function, f"{level}{how or ''}{Path(save).stem if save else ''}"))
+        if save:
+            save_file({"latent": torch.ones(1)}, save)
+        return {"first": 1.0, "second": 2.0, "stages": 3.0 + len(calls), "allocated": 4}
+
+    @contextmanager
+    def sides(*modules: str, log: Path):
+        yield [side for _ in modules]
+
+    monkeypatch.setattr(card, "sides", sides)
+    cuts, table = 0, None
+    while table is None:
+        left[0] = 3  # the first part needs three calls
+        try:
+            table = card.gpu(tmp_path, small=True)
+        except measure.SideError:
+            cuts += 1
+    assert len(calls) == len(set(calls)) == 3 + 1 + len(LEVELS) + len(card.ways()) and cuts == (len(calls) - 1) // 3
+    assert not list(tmp_path.glob("*.json"))
+    left[0] = -1
+    whole = card.gpu(tmp_path, small=True)
+    assert [row[0] for row in whole.rows] == [row[0] for row in table.rows]
+
+
+def test_parts_of_another_card_or_code_are_not_gone_on_with(tmp_path: Path) -> None:
+    path, beside = tmp_path / "a.json", tmp_path / "out" / "a.json"
+    parts = Parts(path, {"card": "H100"}, (beside,))
+    assert parts.get("a", lambda: {"x": 1.5}) == {"x": 1.5}
+    assert beside.read_bytes() == path.read_bytes()
+    assert Parts(path, {"card": "H100"}).get("a", lambda: {"x": 2.0}) == {"x": 1.5}
+    assert Parts(path, {"card": "H200"}).get("a", lambda: {"x": 2.0}) == {"x": 2.0}
+    path.write_text("cut sho")
+    assert "a" not in Parts(path, {"card": "H200"})
+    assert code("benchmarks") == code("benchmarks") != code("mini")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -17,7 +17,7 @@ HOST_PACKAGES |= {"alembic"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview"}
 HOST_MODULES |= {"nodes", "node_helpers", "server", "aiohttp"}
 EXTRAS = {"ray", "pillow_heif"}  # optional dependencies of pyproject.toml
-FASTER = {"natten", "triton"}  # used where somebody has installed its kernels
+FASTER = {"comfy_kitchen", "natten", "triton"}  # used where somebody has installed its kernels
 
 
 def sources(*folders: str) -> list[Path]:

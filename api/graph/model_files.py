@@ -13,7 +13,13 @@ from ...ltx.models import GEMMA_FILES, MODELS, V23, V25, Generation
 Listing = Callable[[str], Iterable[str]]
 """A models folder's name → the names that ComfyUI lists there."""
 
-SMALLER = {"dev": ("dev-fp8",), "distilled-lora": ("distilled-lora-111",)}
+SMALLER = {
+    "dev": ("dev-fp8", "dev-nvfp4"),
+    "distilled-lora": ("distilled-lora-111",),
+    "dev-2.5": ("dev-int8-2.5",),
+    "distilled-2.5": ("distilled-int8-2.5", "distilled-nvfp4-2.5"),
+    "text-encoder-2.5": ("text-encoder-int8-2.5",),
+}
 """Published models that do the work of another one, and that a graph takes if that is not there."""
 GEMMA_3, EXPANDER = "gemma", "expander"
 
@@ -65,7 +71,7 @@ class ModelFinder:
             checkpoint,
             upscaler,
             lora,
-            _find(files, self.generation.encoder),
+            _find(files, *_sizes(self.generation.encoder)),
             loras,
             video_vae=_find(files, *self.decoders),
             audio_vae=_find(files, "audio-vae-2.5"),
@@ -75,10 +81,11 @@ class ModelFinder:
     def _checkpoint(self, files: Listing) -> tuple[str, str | None]:
         """The checkpoint, and the distilled LoRA unless the checkpoint is distilled."""
         own = self.generation
-        checkpoint = _published(files, own.checkpoint, *SMALLER.get(own.checkpoint, ()))
-        lora = _published(files, own.distilled_lora, *SMALLER.get(own.distilled_lora, ()))
-        if self.distilled and (_published(files, own.distilled) or not (checkpoint and lora)):
-            return _find(files, own.distilled), None
+        checkpoint = _published(files, *_sizes(own.checkpoint))
+        lora = _published(files, *_sizes(own.distilled_lora))
+        distilled = _sizes(own.distilled)
+        if self.distilled and (_published(files, *distilled) or not (checkpoint and lora)):
+            return _find(files, *distilled), None
         return checkpoint or _find(files, own.checkpoint), lora or _find(files, own.distilled_lora)
 
 
@@ -89,6 +96,11 @@ DIFFUSION_FIRST = CONVOLUTIONAL_FIRST[::-1]  # finer, and slower
 find_models_25 = ModelFinder(V25, decoders=CONVOLUTIONAL_FIRST)
 find_distilled_25 = ModelFinder(V25, distilled=True, decoders=CONVOLUTIONAL_FIRST)
 find_finest_25 = ModelFinder(V25, decoders=DIFFUSION_FIRST)
+
+
+def _sizes(key: str) -> tuple[str, ...]:
+    """A published model and what does its work, in the order of choice."""
+    return (key, *SMALLER.get(key, ()))
 
 
 def _find(listing: Listing, *keys: str) -> str:

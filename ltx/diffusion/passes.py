@@ -168,6 +168,11 @@ def batch_room(device: torch.device) -> float:
     return CPU_CACHE
 
 
+def batch_memory(model: LTX2VideoTransformer3DModel, tokens: int, passes: int) -> int:
+    """Bytes that must be free on a GPU so that `batch_room` lets so many passes of `tokens` run as one batch."""
+    return int(passes * working_set(model, tokens) / GPU_SHARE) + 1
+
+
 def static_texts(model: LTX2VideoTransformer3DModel) -> bool:
     """Whether the keys and values of a text are the same in every step, because the noise does not modulate them."""
     return getattr(model, "prompt_adaln", None) is None

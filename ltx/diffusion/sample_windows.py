@@ -174,7 +174,8 @@ def sample_windows(
         if len(parts) == 1:
             whole = result.video
         else:
-            whole[:, :, part.window.new] = _pulled(result.video.to(whole.device), parts, number, whole)
+            video = result.video.to(whole.device)  # a source video is not pulled: it has its own colours
+            whole[:, :, part.window.new] = video if own.clean is not None else _pulled(video, parts, number, whole)
     return whole, tuple(sounds), tuple(sources)
 
 

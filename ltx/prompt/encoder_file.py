@@ -1,5 +1,5 @@
 """What the text encoders' files share: a language model under the names of transformers, in one or more safetensors
-files, whose weights may be stored in bf16, fp8, or NVFP4.
+files, whose weights may be stored in bf16 or in any of ComfyUI's formats (weights/formats.py).
 
 Weights keep the precision in which they are stored and map their file. Which model it is, its configuration and its
 tokenizer are the subclasses' business: gemma_file.py and gemma4_file.py.
@@ -7,7 +7,6 @@ tokenizer are the subclasses' business: gemma_file.py and gemma4_file.py.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..weights.files import NOTES, SCALES, open_safetensors
+from ..weights import formats
+from ..weights.files import open_safetensors
 from ..weights.modules import DTYPES
-from ..weights.nvfp4 import NVFP4Linear, nvfp4
-from ..weights.quantized import FLOAT8, QuantizedLinear, Stored, float8, replace
+from ..weights.quantized import Stored, layer_of, put
 
 LANGUAGE, VISION, PROJECTOR = "model.language_model.", "model.vision_tower.", "model.multi_modal_projector."
 # Maps ComfyUI's names and the names of both generations of transformers to one form, which the model's names match.
@@ -33,7 +32,6 @@ RENAMES = (
 )
 ENCODER = "text_encoder/config.json"
 """Its presence in a diffusers folder shows that the folder holds a text encoder."""
-FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2, "nvfp4": torch.uint8}
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
@@ -66,22 +64,21 @@ class EncoderFile:
 
     def compare(self, model: nn.Module) -> None:
         """Reads what `fill` reads, except the weights' values. Raises InputError for what it would refuse."""
-        formats, read = self._formats(), set()
+        notes, read = self._notes(), set()
         for _, last, source, module in _wanted(model):
-            self._stored(source, last, getattr(module, last).shape, formats)
+            self._stored(source, last, getattr(module, last).shape, notes)
             read.add(f"{source}.{last}")
         self._check_known(read)
 
     def fill(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Gives the model its tensors. Raises InputError if the language model's tensors are not exactly those of the
         model; further tensors of the file are ignored."""
-        formats, read = self._formats(), set()
+        notes, read = self._notes(), set()
         for owner, last, source, module in _wanted(model):
-            stored = self._stored(source, last, getattr(module, last).shape, formats)
+            stored = self._stored(source, last, getattr(module, last).shape, notes)
             read.add(f"{source}.{last}")
             if isinstance(stored, Stored) and last == "weight" and type(module) is nn.Linear:
-                layer = NVFP4Linear if formats.get(source) == "nvfp4" else QuantizedLinear
-                replace(model, owner, layer(stored, module.bias))
+                put(model, owner, layer_of(stored, module.bias))
                 continue
             tensor = stored.decode(dtype) if isinstance(stored, Stored) else stored.to(dtype)
             if last in module._buffers:
@@ -91,8 +88,8 @@ class EncoderFile:
         self._check_known(read)
 
     def _check_known(self, read: set[str]) -> None:
-        beside = (*NOTES, "weight_scale_2")
-        unknown = {n for n in self.tensors - read if n.startswith(LANGUAGE) and n.rpartition(".")[2] not in beside}
+        known = formats.BESIDE
+        unknown = {n for n in self.tensors - read if n.startswith(LANGUAGE) and n.rpartition(".")[2] not in known}
         unknown.discard(f"{LANGUAGE}lm_head.weight")  # tied to the embeddings
         if unknown:
             raise InputError(
@@ -100,55 +97,46 @@ class EncoderFile:
                 f"{min(unknown)}; use {self.wanted}."
             )
 
-    def _stored(self, layer: str, last: str, shape: torch.Size, formats: Mapping[str, str]) -> Tensor | Stored:
+    def _stored(self, layer: str, last: str, shape: torch.Size, notes: Mapping[str, formats.Note]) -> Tensor | Stored:
         """Reads a parameter as the file stores it: a plain tensor, or a quantized one with its coding."""
         name = f"{layer}.{last}"
         if name not in self.tensors:
             raise InputError(f"{self.path}: lacks {name}; download {self.wanted} again.")
-        tensor = self._tensor(name)
-        kind = formats.get(layer) if last == "weight" else None
-        scales = [n for n in (f"{layer}.{suffix}" for suffix in SCALES) if n in self.tensors and last == "weight"]
-        scale = self._tensor(scales[0]) if scales else None
+
+        def beside(other: str) -> Tensor | None:
+            key = f"{layer}.{other}"
+            return self._tensor(key) if key in self.tensors and last == "weight" else None
+
         try:
-            if kind == "nvfp4":
-                return nvfp4(tensor, scale, self._tensor(f"{layer}.weight_scale_2"), tuple(shape))
-            if kind is not None and tensor.dtype == torch.uint8:
-                tensor = tensor.view(FORMATS[kind])
-            if tensor.shape != shape:
-                raise ValueError(f"its shape is {tuple(tensor.shape)}, not {tuple(shape)}")
-            if tensor.dtype in FLOAT8:
-                return float8(tensor, scale)
-            if tensor.dtype not in DTYPES:
-                raise ValueError(f"it is stored as {tensor.dtype}")
+            note = notes.get(layer, {}) if last == "weight" else {}
+            stored = formats.stored(self._tensor(name), tuple(shape), beside, note)
+            if stored.shape != shape:
+                raise ValueError(f"its shape is {tuple(stored.shape)}, not {tuple(shape)}")
+            if isinstance(stored, Tensor) and stored.dtype not in DTYPES:
+                raise ValueError(f"it is stored as {stored.dtype}")
         except (ValueError, KeyError, AttributeError) as error:
             raise InputError(f"{self.path}: {name} cannot be read ({error}); use {self.wanted}.") from error
-        return tensor
+        return stored
 
-    def _formats(self) -> dict[str, str]:
-        """Maps each quantized layer to its format, from the header and from the marker tensor beside each weight."""
-        formats: dict[str, Any] = {}
+    def _notes(self) -> dict[str, dict[str, Any]]:
+        """What the file says about each quantized layer, in the header and beside its weight."""
         try:
-            header = json.loads(self.metadata.get("_quantization_metadata", "{}"))
-            for layer, given in header.get("layers", {}).items():
-                formats[rename(f"{layer}.").removesuffix(".")] = (
-                    given.get("format") if isinstance(given, dict) else given
-                )
-            for name in self.tensors:
-                layer, _, last = name.rpartition(".")
-                if last == "comfy_quant":
-                    formats[layer] = json.loads(self._tensor(name).numpy().tobytes()).get("format")
-                elif last == "pre_quant_scale":
-                    formats[layer] = last
+            found = formats.notes(self.metadata, self.tensors, self._tensor)
         except (ValueError, AttributeError) as error:
             raise InputError(
                 f"{self.path}: its notes on the weights' formats are not JSON; use {self.wanted}."
             ) from error
-        for layer, given in formats.items():
-            if given not in FORMATS:
+        found = {rename(f"{layer}.").removesuffix("."): note for layer, note in found.items()}
+        for name in self.tensors:
+            if name.endswith(".pre_quant_scale"):
+                found[name.rpartition(".")[0]] = {"format": "pre_quant_scale"}
+        for layer, note in found.items():
+            if note.get("format") not in formats.READ:
                 raise InputError(
-                    f"{self.path}: {layer} is stored as {given}, which is not supported; use {self.wanted}."
+                    f"{self.path}: {layer} is stored as {note.get('format')}, which is not supported; use "
+                    f"{self.wanted}."
                 )
-        return formats
+        return found
 
     def _count(self, prefix: str) -> int:
         numbers = {name[len(prefix) :].partition(".")[0] for name in self.tensors if name.startswith(prefix)}
@@ -191,7 +179,7 @@ def make_buffers(model: nn.Module) -> None:
     language = model.model.language_model
     for name, module in list(model.named_modules()):
         if "RotaryEmbedding" in type(module).__name__:
-            replace(model, name, type(module)(module.config))
+            put(model, name, type(module)(module.config))
     language.embed_tokens.embed_scale = torch.tensor(language.config.hidden_size**0.5)
     tower = getattr(model.model, "vision_tower", None)
     if tower is not None:

@@ -31,7 +31,10 @@ Line = tuple[bool | None, str]
 OK, BAD, NOTE = "ok     ", "WRONG  ", "       "
 # Bytes of the published weights in bfloat16: the transformer, one of its 48 blocks, and the text encoder.
 TRANSFORMER, BLOCK, TEXT = 37_980_000_000, 770_000_000, 30_700_000_000
-FLOAT8 = 0.5  # size of fp8 weights in proportion to bfloat16
+SHARES = (("bf16", 1.0), ("fp8 or int8", 0.5), ("NVFP4", 0.45))
+"""Formats and the size of published weights in them, in proportion to bfloat16; NVFP4 leaves some blocks in 16 bits."""
+SMALLER = (("dev", "small"), ("dev-2.5", "2.5-small"))
+"""A published checkpoint, and the set for small cards in place of its own."""
 
 
 @dataclass
@@ -134,9 +137,11 @@ def main(argv: list[str], say: Say) -> int:
         keys = " ".join(key for key in found.version.default if MODELS[key] in needed)
         named = "" if arguments.models is None else f' --models "{arguments.models}"'
         say(f"{NOTE}python -m ltx download {keys}{named} gets {'it' if len(needed) == 1 else 'them'}")
-        if MODELS["dev"] in needed:
-            small = size(models.total(models.SETS["small"]))
-            say(f"{NOTE}for small cards: python -m ltx download small{named} gets a set of {small} in place of these")
+        for key, smaller in SMALLER:
+            if MODELS[key] in needed:
+                small = size(models.total(models.SETS[smaller]))
+                how = f"python -m ltx download {smaller}{named}"
+                say(f"{NOTE}for small cards: {how} gets a set of {small} in place of these")
     say("What fits")
     runs &= _write((lambda: _fits(found)) if readable and not needed else _known_sizes, say)
     runs &= readable and not needed
@@ -387,7 +392,7 @@ def _fits(found: Found) -> Iterator[Line]:
     yield True, f"the default request with {checkpoint.path.name} on {head.removeprefix('memory on ')}"
     yield from ((phase.fits, str(phase)) for phase in forecast.phases)
     if not all(phase.fits for phase in forecast.phases):
-        yield False, "use a smaller size, fewer frames, fp8 or GGUF files, or dtype fp8 (--fp8)"
+        yield False, "use a smaller size, fewer frames, fp8, int8, NVFP4 or GGUF files, or dtype fp8 (--fp8)"
 
 
 def _known_sizes() -> Iterator[Line]:
@@ -398,7 +403,7 @@ def _known_sizes() -> Iterator[Line]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     free, host = free_memory(device), free_memory("cpu")
-    for name, share in (("bf16", 1.0), ("fp8", FLOAT8)):
+    for name, share in SHARES:
         whole, blocks = share * max(TRANSFORMER, TEXT), 2 * share * BLOCK
         if whole < free:
             state = f"fit on {device} with {size(free)} free, without the memory that computing takes"

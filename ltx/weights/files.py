@@ -1,13 +1,14 @@
 """Opens weight files, safetensors or GGUF, and gives their tensors the names of the original single file.
 
 People keep the parts of LTX-2.3 in one file or in several, with or without the key prefixes of the single file. Here
-every file uses the names of the single one. Tensors map their file; fp8 and GGUF tensors stay as they are stored.
+every file uses the names of the single one. Tensors map their file; quantized ones stay as they are stored.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,12 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..foreign import check_kind, quantization
+from . import formats
 from .configs import AUDIO_VAE, TEXT_PROJECTION, TRANSFORMER, VIDEO_VAE, VOCODER
 from .gguf import GgufFile
 from .quantized import FLOAT8, Stored, float8
 
-SCALES = ("weight_scale", "scale_weight")
-"""Names of an fp8 weight's scale: the present one of Lightricks and ComfyUI, and an older one of ComfyUI."""
-NOTES = (*SCALES, "input_scale", "scale_input", "comfy_quant", "scaled_fp8")
-"""Tensors beside a quantized weight that are not weights. input_scale is for fp8 matrix products, which are not
-used."""
-
+PREFIX = re.compile(r"^(model\.)?diffusion_model\.")
 BARE = (  # (key prefixes that only this part has, the part's prefix in the single file)
     (("transformer_blocks.", "patchify_proj."), TRANSFORMER[0]),
     (("video_embeddings_connector.", "audio_embeddings_connector."), TRANSFORMER[0]),
@@ -46,28 +43,65 @@ class SafetensorsFile:
         self._all = frozenset(self._file.keys())
 
     def keys(self) -> list[str]:
-        return [key for key in self._file.keys() if key.rpartition(".")[2] not in NOTES]  # noqa: SIM118
+        return [key for key in self._file.keys() if key.rpartition(".")[2] not in formats.BESIDE]  # noqa: SIM118
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(key).get_shape())
+        """Of the layer, without the packing and the padding of a quantized weight."""
+        size = tuple(self._file.get_slice(key).get_shape())
+        layer, _, last = key.rpartition(".")
+        kind = self._kind(layer) if last == "weight" and len(size) == 2 else None
+        if kind in formats.PADDED and (bias := f"{layer}.bias") in self._all:
+            size = (self._file.get_slice(bias).get_shape()[0], size[1])
+        return (size[0], 2 * size[1]) if kind == formats.PACKED else size
 
     def quantization(self) -> str | None:
         """The name of a quantized format that is not read, None if there is none."""
         dtypes = {key: str(self._file.get_slice(key).get_dtype()) for key in self._all}
-        return quantization(sorted(self._all), dtypes, self.metadata)
+        return quantization(sorted(self._all), dtypes, self._notes, formats.READ)
 
     def get(self, key: str) -> Tensor | Stored:
         tensor = self._file.get_tensor(key)
-        if tensor.dtype not in FLOAT8:
-            return tensor
         layer, _, last = key.rpartition(".")
-        beside = [f"{layer}.{name}" for name in SCALES] if last == "weight" else []
-        scale = next((self._file.get_tensor(name) for name in beside if name in self._all), None)
+        if last != "weight":
+            return float8(tensor) if tensor.dtype in FLOAT8 else tensor
         try:
-            return float8(tensor, scale)
+            return formats.stored(tensor, self.shape(key), self._beside(layer), self._note(layer))
         except ValueError as error:
             raise InputError(
                 f"{self.path}: {key} has {error}, which is not supported; get the bf16 or fp8 file."
+            ) from error
+
+    def _kind(self, layer: str) -> str | None:
+        """The format of a layer's weight as the header tells it: by its note, or, of formats with blocks, by what lies
+        beside it."""
+        if said := self._note(layer).get("format"):
+            return said
+        if f"{layer}.{formats.SECOND_SCALE}" in self._all:
+            return formats.PACKED
+        scale = f"{layer}.{formats.SCALES[0]}"
+        exponents = scale in self._all and self._file.get_slice(scale).get_dtype() in ("U8", "F8_E8M0")
+        return formats.EXPONENTS if exponents else None
+
+    def _beside(self, layer: str) -> Callable[[str], Tensor | None]:
+        def tensor(name: str) -> Tensor | None:
+            key = f"{layer}.{name}"
+            return self._file.get_tensor(key) if key in self._all else None
+
+        return tensor
+
+    def _note(self, layer: str) -> formats.Note:
+        return self._notes.get(PREFIX.sub("", layer), {})
+
+    @cached_property
+    def _notes(self) -> dict[str, dict[str, Any]]:
+        """What the file says about its layers, by their names without a prefix, which the header may leave out. Raises
+        InputError if it is not JSON."""
+        try:
+            found = formats.notes(self.metadata, self._all, self._file.get_tensor)
+            return {PREFIX.sub("", layer): note for layer, note in found.items()}
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{self.path}: its notes on the weights' formats are not JSON ({error}); download the file again."
             ) from error
 
 
@@ -106,7 +140,7 @@ class WeightFile:
         if kind := self._file.quantization():
             raise InputError(
                 f"{self.path}: its weights are stored in {kind}, which is not supported; use {wanted}, or a copy in "
-                f"bf16, fp8 or GGUF."
+                f"bf16, fp8, int8, NVFP4, MXFP8 or GGUF."
             )
 
     def get(self, name: str) -> Tensor | Stored:

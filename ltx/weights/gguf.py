@@ -26,6 +26,10 @@ class Blocks:
     """The coding of rows of blocks. kind: a name of GGMLQuantizationType."""
 
     kind: str
+    scales = None
+
+    def product(self, x: Tensor, data: Tensor, bias: Tensor | None) -> None:
+        """No card multiplies with such blocks."""
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         import gguf

@@ -23,7 +23,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..models import generation, named_version
 from .adapters import Adapter, Decomposed, Full, Hadamard, Kronecker, LowRank, Replacement
-from .files import NOTES, SCALES, open_safetensors
+from .files import open_safetensors
+from .formats import BESIDE, SCALES
 
 TENSORS = tuple(  # (tensor's name in the table below, how a key ends); the first that fits counts
     (name, re.compile(rf"(?P<layer>.+?){ending}"))
@@ -146,7 +147,7 @@ def _sorted(path: Path, keys: Collection[str]) -> tuple[dict[str, dict[str, str]
     found: dict[str, dict[str, str]] = defaultdict(dict)
     unread: dict[str, str] = {}
     for key in sorted(keys):
-        if key.rpartition(".")[2] in NOTES or (key.endswith("_scale") and key.removesuffix("_scale") in keys):
+        if key.rpartition(".")[2] in BESIDE or (key.endswith("_scale") and key.removesuffix("_scale") in keys):
             continue  # they are read with the tensor that they scale
         for kind, pattern in TENSORS:
             if match := pattern.fullmatch(key):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .quantized import PLAIN, QuantizedLinear, Stored, replace
+from .quantized import PLAIN, ScaledLinear, Stored, layer_of, put
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -59,9 +59,11 @@ def fill(module: nn.Module, state: Mapping[str, Tensor | Stored], path: Path, pa
         if not isinstance(value, Stored):
             tensors[key] = value
         elif last == "weight" and owner not in PLAIN and type(layer := module.get_submodule(owner)) is nn.Linear:
-            quantized = QuantizedLinear(value, layer.bias)
-            replace(module, owner, quantized)
+            quantized = layer_of(value, layer.bias)
+            put(module, owner, quantized)
             tensors[key] = quantized.weight
+            if isinstance(quantized, ScaledLinear):
+                tensors[f"{owner}.weight_scale"] = quantized.weight_scale
         else:
             tensors[key] = value.decode()
     module.load_state_dict(tensors, strict=True, assign=True)

@@ -1,15 +1,19 @@
-"""Linear layers whose weight stays as its file stores it, as fp8 or GGUF blocks, and is decoded at each call.
+"""Linear layers whose weight stays as its file stores it, as fp8, int8, 4 bits or GGUF blocks, and is decoded at each
+call.
 
 The bytes are a parameter of dtype uint8, so casting the module casts biases and norms and leaves the bytes unchanged.
 Decoding computes in float32 and rounds once to the input's dtype. A LoRA pair on such a layer is a branch beside the
 weight, y += s·(x·Aᵀ)·Bᵀ. Other kinds of change (adapters.py) are added to the decoded weight at each call, in float32,
 because they have no cheap form beside the layer. Merging into the stored weight would round to the quantized grid, and
 each change of strength would rewrite the weight.
+
+With `fast`, a card that has such arithmetic multiplies in the weight's own format instead (products.py), which also
+rounds the input. It is off unless somebody asks for it, because it changes the numbers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -17,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import Adapter, Edit, Leaf, LowRank, combine
+from .products import float8_product
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 PLAIN = ("proj_in", "audio_proj_in")
@@ -24,26 +29,47 @@ PLAIN = ("proj_in", "audio_proj_in")
 
 
 class Coding(Protocol):
-    """How the bytes of a weight are decoded."""
+    """How the bytes of a weight are decoded.
+
+    scales: the bytes of the numbers that belong to its rows or blocks, None if the weight's bytes hold them. They are a
+    parameter of the layer, so that they move with it.
+    """
+
+    scales: Tensor | None
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [out, bytes of a row] → weight [out, in] in `dtype`, on the device of `data`."""
 
+    def product(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor | None:
+        """x [M, in] times the weight, plus the bias, in the weight's own format [M, out]; None where that cannot be
+        computed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Float8:
-    """One byte per value; value = byte as `dtype` · scale. scale: float32, one number [] or one per row [out, 1]."""
+    """One byte per value; value = byte as `dtype` · scale. scale: float32 [], one for all values, or None; scales: the
+    bytes of one float32 per row, or None. factor: the number in `scale`."""
 
     dtype: torch.dtype
     scale: Tensor | None = field(default=None, repr=False)
+    scales: Tensor | None = field(default=None, repr=False)
+    factor: float = field(default=1.0, repr=False)
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         values = data.view(self.dtype).to(dtype)  # exact, because both formats fit into bfloat16, float16 and float32
-        if self.scale is None:
-            return values
-        if self.scale.ndim == 0:
-            return values.mul_(self.scale)  # a CPU scalar: any device multiplies it in float32 and rounds once
-        return (values.float() * self.scale.to(data.device)).to(dtype)
+        if self.scales is not None:
+            return torch.mul(values, floats(self.scales, data.device).view(-1, 1), out=torch.empty_like(values))
+        # a CPU scalar: any device multiplies it in float32 and rounds once
+        return values if self.scale is None else values.mul_(self.scale)
+
+    def product(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor | None:
+        scale = self.factor if self.scales is None else floats(self.scales, data.device)
+        return float8_product(x, data.view(self.dtype), scale, bias)
+
+
+def floats(scales: Tensor, device: torch.device) -> Tensor:
+    """The float32 numbers [n] that these bytes hold."""
+    return scales.to(device, non_blocking=True).view(torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +89,18 @@ def float8(weight: Tensor, scale: Tensor | None = None) -> Stored:
 
     Raises ValueError if the scale has another shape.
     """
-    if scale is not None:
-        scale = scale.detach().float()
-        if scale.numel() == 1:
-            scale = scale.reshape(())
-        elif weight.ndim == 2 and scale.numel() == weight.shape[0]:
-            scale = scale.reshape(-1, 1)
-        else:
-            raise ValueError(f"a scale of shape {tuple(scale.shape)} for a weight of shape {tuple(weight.shape)}")
-    return Stored(weight.view(torch.uint8), weight.shape, Float8(weight.dtype, scale))
+    data = weight.view(torch.uint8)
+    if scale is None or scale.numel() == 1:
+        given = None if scale is None else scale.detach().float().reshape(())
+        return Stored(data, weight.shape, Float8(weight.dtype, given, factor=1.0 if given is None else float(given)))
+    if weight.ndim != 2 or scale.numel() != weight.shape[0]:
+        raise ValueError(f"a scale of shape {tuple(scale.shape)} for a weight of shape {tuple(weight.shape)}")
+    return Stored(data, weight.shape, Float8(weight.dtype, scales=as_bytes(scale)))
+
+
+def as_bytes(scales: Tensor) -> Tensor:
+    """The bytes of float32 numbers, which a cast of a module leaves as they are."""
+    return scales.detach().float().flatten().contiguous().view(torch.uint8)
 
 
 def to_float8(weight: Tensor) -> Stored:
@@ -130,6 +159,7 @@ class QuantizedLinear(nn.Linear):
         self.weight = nn.Parameter(stored.data, requires_grad=False)
         self.bias = bias
         self.branches: tuple[tuple[Beside, float], ...] = ()
+        self.fast = False  # whether the product may be computed in the weight's own format
 
     def decoded(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Decodes the weight [out, in], without its branches."""
@@ -144,22 +174,46 @@ class QuantizedLinear(nn.Linear):
 
     def compute(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., in] → [..., out]. The bytes and the bias must be on the device of x."""
-        y = F.linear(x, self._weight(data, x), None if bias is None else bias.to(x.dtype))
+        coding, bias = self.coding_on(x.device), None if bias is None else bias.to(x.dtype)
+        edits = [(edit, scale) for edit, scale in self.branches if isinstance(edit, Edit)]
+        y = coding.product(x.flatten(0, -2), data, bias) if self.fast and not edits else None
+        if y is not None:
+            y = y.view(*x.shape[:-1], self.out_features)
+        elif edits:
+            y = F.linear(x, combine(coding.decode(data, torch.float32), edits).to(x.dtype), bias)
+        else:
+            y = F.linear(x, coding.decode(data, x.dtype), bias)
         for branch, scale in self.branches:
             if isinstance(branch, Branch):
                 y = branch(x, y, scale)
         return y
 
-    def _weight(self, data: Tensor, x: Tensor) -> Tensor:
-        """The decoded weight with its edits, in the dtype and on the device of `x`."""
-        coding = self.coding_on(x.device)
-        edits = [(edit, scale) for edit, scale in self.branches if isinstance(edit, Edit)]
-        if not edits:
-            return coding.decode(data, x.dtype)
-        return combine(coding.decode(data, torch.float32), edits).to(x.dtype)
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, coding={self.coding}"
+
+
+class ScaledLinear(QuantizedLinear):
+    """A QuantizedLinear whose coding has scales: they are a parameter and move with the layer."""
+
+    def __init__(self, stored: Stored, bias: nn.Parameter | None) -> None:
+        super().__init__(stored, bias)
+        self.weight_scale = nn.Parameter(stored.coding.scales, requires_grad=False)
+
+    def coding_on(self, device: torch.device) -> Coding:
+        return replace(self.coding, scales=self.weight_scale.to(device, non_blocking=True))
+
+
+def layer_of(stored: Stored, bias: nn.Parameter | None) -> QuantizedLinear:
+    """The linear layer over a stored weight [out, in]."""
+    return (QuantizedLinear if stored.coding.scales is None else ScaledLinear)(stored, bias)
+
+
+def quicken(module: nn.Module, on: bool = True) -> None:
+    """Lets the quantized layers of a module multiply in their weights' own formats, where the card can. `on` False
+    undoes it."""
+    for layer in module.modules():
+        if isinstance(layer, QuantizedLinear):
+            layer.fast = on
 
 
 def weight_shape(module: nn.Module, name: str) -> torch.Size | None:
@@ -176,7 +230,7 @@ def weight_shape(module: nn.Module, name: str) -> torch.Size | None:
     return None if parameter is None else parameter.shape
 
 
-def replace(module: nn.Module, name: str, layer: nn.Module) -> None:
+def put(module: nn.Module, name: str, layer: nn.Module) -> None:
     """Replaces the submodule of that name by `layer`."""
     owner, _, last = name.rpartition(".")
     setattr(module.get_submodule(owner), last, layer)
@@ -196,4 +250,4 @@ def quantize(
         if type(layer) is nn.Linear and name.startswith(prefix):
             stored = to_float8(layer.weight.to(on))
             stored = Stored(stored.data.to(to), stored.shape, stored.coding)
-            replace(module, name, QuantizedLinear(stored, layer.bias))
+            put(module, name, layer_of(stored, layer.bias))

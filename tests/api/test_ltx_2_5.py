@@ -235,6 +235,17 @@ def test_the_models_of_each_application() -> None:
     assert {id: APPLICATIONS[id].find_models for id in finders} == finders
 
 
+def test_the_published_files_for_small_cards_do_the_same() -> None:
+    dev, distilled, encoder = (
+        MODELS[key].name for key in ("dev-int8-2.5", "distilled-nvfp4-2.5", "text-encoder-int8-2.5")
+    )
+    small = {"diffusion_models": [dev, distilled], "text_encoders": [encoder]}
+    usual = ModelNames(dev, UPSCALER, LORA, encoder, (LORA,), CONVOLUTIONAL, AUDIO)
+    assert found(find_models_25, **small) == usual
+    assert found(find_distilled_25, **small) == replace(usual, checkpoint=distilled, lora=None)
+    assert found(find_models_25, diffusion_models=[dev, DEV]).checkpoint == DEV
+
+
 def test_an_expander_is_used_where_there_is_one() -> None:
     gemma_3 = "google/gemma-3-12b-it-qat-q4_0-unquantized"
     assert found(find_models_25, ("google/gemma-4-E2B-it", gemma_3)).expander == "google/gemma-4-E2B-it"

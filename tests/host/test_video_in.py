@@ -167,14 +167,17 @@ def test_a_time_and_its_sound_anew(comfy: Comfy, models: TinyFiles, source: Path
 
 
 @pytest.mark.soak
-def test_more_before_the_clip(comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Path) -> None:
-    """The video begins earlier than the clip, and is as long as the graph asks."""
+@pytest.mark.parametrize(("frames", "length", "written"), [(41, {}, 34), (49, {"num_frames": 49}, 49)])
+def test_more_around_the_clip(
+    comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Path, frames: int, length: dict[str, int], written: int
+) -> None:
+    """The video begins earlier than the clip, and ends with it or later."""
     prompt = with_clip(comfy, models, source, {"begin": 0.5, "frames": ["frames", 0]})
-    prompt["frames"]["inputs"]["num_frames"] = 41
+    prompt["frames"]["inputs"]["num_frames"] = frames
     saved = made(comfy, prompt)
     given = files(models, video=source, audio=SPEECH)
-    video = commanded(tmp_path, request({"at": 0.5, "renew": "picture"}, num_frames=41), given)
-    same(saved, video)
+    video = commanded(tmp_path, request({"at": 0.5, "renew": "picture"}, **length), given)
+    assert len(same(saved, video)) == written
 
 
 def test_a_reference(comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Path) -> None:

@@ -81,19 +81,14 @@ def inside(name: str, tensor: Tensor) -> bool:
     return layouts.block_layer(name) and not any(size % 16 for size in tensor.shape)
 
 
-def nvfp4(layer: str, weight: Tensor) -> Tensors:
-    out, width = weight.shape
-    tiles = torch.zeros(-(-out // 128) * 128, -(-(width // 16) // 4) * 4).to(torch.float8_e4m3fn)
-    return {
-        f"{layer}.weight": torch.zeros(out, width // 2, dtype=torch.uint8),
-        f"{layer}.weight_scale": tiles,
-        f"{layer}.weight_scale_2": torch.tensor(0.01),
+def noted(kind: str) -> Callable[[str, Tensor], Tensors]:
+    """INT8 weights with a note beside each that names a format."""
+    note = torch.frombuffer(bytearray(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
+    return lambda layer, weight: {
+        f"{layer}.weight": weight.to(torch.int8),
+        f"{layer}.weight_scale": torch.ones(len(weight), 1),
+        f"{layer}.comfy_quant": note.clone(),
     }
-
-
-def mxfp8(layer: str, weight: Tensor) -> Tensors:
-    scales = torch.zeros(weight.shape[0], -(-weight.shape[1] // 32), dtype=torch.uint8)
-    return {f"{layer}.weight": weight.to(torch.float8_e4m3fn), f"{layer}.weight_scale": scales}
 
 
 def marked(layer: str, weight: Tensor) -> Tensors:
@@ -101,10 +96,13 @@ def marked(layer: str, weight: Tensor) -> Tensors:
 
 
 QUANTIZED: dict[str, tuple[Callable[[str, Tensor], Tensors], str]] = {
-    "nvfp4": (nvfp4, "NVFP4"),
-    "int8": (lambda n, w: {f"{n}.weight": w.to(torch.int8), f"{n}.weight_scale": torch.ones(())}, "INT8"),
-    "int8-rows": (lambda n, w: {f"{n}.weight": w.to(torch.int8), f"{n}.scale_weight": torch.ones(len(w), 1)}, "INT8"),
-    "mxfp8": (mxfp8, "MXFP8"),
+    "w4a4": (noted("convrot_w4a4"), "convrot_w4a4"),
+    "w4a8": (
+        lambda n, w: {f"{n}.weight": w.to(torch.int8), f"{n}.weight_s_rel": torch.ones(len(w), 1)},
+        "W4A8 of ComfyUI",
+    ),
+    "blockwise": (noted("int8_blockwise"), "int8_blockwise"),
+    "awq": (lambda n, w: {f"{n}.weight": w, f"{n}.pre_quant_scale": torch.ones(w.shape[1])}, "AWQ"),
     "quanto": (
         lambda n, w: {f"{n}.weight._data": w.to(torch.int8), f"{n}.weight._scale": torch.ones(len(w), 1)},
         "quanto's format",
@@ -218,12 +216,12 @@ def gemma_file(tiny: TinyFiles, path: Path, change: Callable[[Tensors], object],
 
 LAYER = "model.layers.0.mlp.up_proj"
 GEMMA: dict[str, tuple[Callable[[Tensors], object], str]] = {
-    "int8": (lambda t: t.update({f"{LAYER}.weight": t[f"{LAYER}.weight"].to(torch.int8)}), "int8"),
+    "int8": (lambda t: t.update({f"{LAYER}.weight": t[f"{LAYER}.weight"].to(torch.int8)}), "no scale"),
     "marked": (
         lambda t: t.update(
-            {f"{LAYER}.comfy_quant": torch.frombuffer(bytearray(b'{"format": "mxfp8"}'), dtype=torch.uint8)}
+            {f"{LAYER}.comfy_quant": torch.frombuffer(bytearray(b'{"format": "int8_blockwise"}'), dtype=torch.uint8)}
         ),
-        "mxfp8",
+        "int8_blockwise",
     ),
     "missing": (lambda t: t.pop(f"{LAYER}.weight"), "lacks"),
     "unknown": (lambda t: t.update({"model.layers.0.extra.weight": torch.zeros(2)}), "Gemma 3 does not have"),

@@ -132,15 +132,13 @@ def dynamic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         management, "get_free_memory", lambda dev=None, torch_free_too=False: (2**40, 0) if torch_free_too else 2**40
     )
     monkeypatch.setattr(management, "soft_empty_cache", lambda force=False: None)
-    usual, memory.Patcher.__bases__ = memory.Patcher.__bases__, (patcher.ModelPatcherDynamic,)
-    try:
-        with torch.inference_mode(), simulated():
-            stream.memory = torch.empty(2**20, dtype=torch.uint8, device=DEVICE)
-            yield
-            management.current_loaded_models.clear()
-            gc.collect()
-    finally:
-        memory.Patcher.__bases__ = usual
+    # as if its base had been that class when it was imported
+    monkeypatch.setattr(memory, "Patcher", type("Patcher", (memory.Patcher, patcher.ModelPatcherDynamic), {}))
+    with torch.inference_mode(), simulated():
+        stream.memory = torch.empty(2**20, dtype=torch.uint8, device=DEVICE)
+        yield
+        management.current_loaded_models.clear()
+        gc.collect()
 
 
 def noise(*shape: int) -> Tensor:

@@ -47,6 +47,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     files = write_tiny(tmp_path_factory.mktemp("tiny"), layers=2)
     layouts.write_fp8(files.checkpoint, files.checkpoint.with_name("fp8.safetensors"), "rows")
     layouts.write_gguf(files.checkpoint, files.checkpoint.with_name("q8.gguf"), "Q8_0")
+    for kind in ("nvfp4", "convrot"):
+        layouts.write_blocks(files.checkpoint, files.checkpoint.with_name(f"{kind}.safetensors"), kind)
     return files
 
 
@@ -106,6 +108,8 @@ PARTS = {
     "transformer": Part(lambda f, t: load_checkpoint(f.checkpoint).transformer(t), run_transformer),
     "fp8 transformer": Part(lambda f, t: transformer(f, t, "fp8.safetensors"), run_transformer),
     "GGUF transformer": Part(lambda f, t: transformer(f, t, "q8.gguf"), run_transformer),
+    "NVFP4 transformer": Part(lambda f, t: transformer(f, t, "nvfp4.safetensors"), run_transformer),
+    "int8 transformer": Part(lambda f, t: transformer(f, t, "convrot.safetensors"), run_transformer),
     "video VAE": Part(lambda f, t: load_checkpoint(f.checkpoint).video_vae(t), run_video_vae),
     "audio VAE": Part(lambda f, t: load_checkpoint(f.checkpoint).audio_vae(t), run_audio_vae),
     "Gemma": Part(lambda f, t: load_gemma(f.gemma, t).model, run_gemma),

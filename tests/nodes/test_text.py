@@ -25,8 +25,7 @@ from a2v.ltx.prompt.expander import load_expander
 from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.prompt.text import encode_text
 from a2v.ltx.weights.checkpoint import load_checkpoint
-from a2v.ltx.weights.nvfp4 import NVFP4Linear
-from a2v.ltx.weights.quantized import QuantizedLinear
+from a2v.ltx.weights.quantized import QuantizedLinear, ScaledLinear
 from a2v.nodes import loaders, memory, text
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_gemma_file, write_tiny
@@ -215,10 +214,10 @@ def test_a_single_file_in_part(single: Path, files: TinyFiles, share: float) -> 
         assert torch.equal(context.video.cpu(), expected.video) and torch.equal(context.audio.cpu(), expected.audio)
         quantized = placed(gemma.model, QuantizedLinear)
         assert bool(quantized) == ("bf16" not in single.name)
-        assert any(isinstance(m, NVFP4Linear) for m in gemma.model.modules()) == ("fp4" in single.name)
+        assert any(isinstance(m, ScaledLinear) for m in gemma.model.modules()) == ("fp4" in single.name)
         if share == 1.0:
             assert all(placed(gemma.model))
-            scales = [m.weight_scale for m in gemma.model.modules() if isinstance(m, NVFP4Linear)]
+            scales = [m.weight_scale for m in gemma.model.modules() if isinstance(m, ScaledLinear)]
             assert all(isinstance(scale, Elsewhere) for scale in scales)
         elif share == 0.3:
             assert not all(placed(gemma.model)) and (not quantized or not all(quantized))

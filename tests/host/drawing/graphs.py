@@ -170,9 +170,11 @@ class Graph:
             if source not in drawn.sources:
                 drawn.sources[source] = len(drawn.inputs)
                 end_slot = self.made[target]["node"]["inputs"][slot]
-                # a frontend shows the widget at the closed stage, too, where a link ends at a widget
-                value = self.made[target]["widgets"].get(end_slot["name"])
-                drawn.inputs.append(Slot(self._name(source, drawn.inputs), kind, None, "widget" in end_slot, value))
+                # A frontend shows the widget at the closed stage, too, where a link ends at a widget. Within a stage in
+                # a stage 1.32.9 does so only under the widget's own name, newer ones under any; all count its value.
+                value, said = self.made[target]["widgets"].get(end_slot["name"]), self._name(source, drawn.inputs)
+                name, label = (end_slot["name"], said) if "widget" in end_slot else (said, None)
+                drawn.inputs.append(Slot(name, kind, label, "widget" in end_slot, value))
                 self.link(outer, place, number, drawn.id, drawn.sources[source], kind)
             place, number = IN, drawn.sources[source]
         self.link(self.drawn[end[-1]], place, number, self.ids[target], slot, kind)

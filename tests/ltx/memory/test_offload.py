@@ -22,6 +22,7 @@ from a2v.ltx.prompt.gemma import Gemma, load_gemma
 from a2v.ltx.prompt.text import hidden_states
 from a2v.ltx.weights import lora
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.tests import layouts
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_tiny
 from safetensors.torch import save_file
@@ -117,6 +118,17 @@ def test_quantised_layers_stay_as_they_are_stored(tiny: TinyFiles) -> None:
     expected = two_steps(checkpoint.transformer(torch.float32, fp8=True), "cpu")
     model = checkpoint.transformer(torch.float32, fp8=True)
     assert any(parameter.dtype == torch.uint8 for parameter in model.parameters())
+    with simulated(), offload_transformer(model, DEVICE):
+        assert torch.equal(two_steps(model, DEVICE), expected)
+
+
+@pytest.mark.parametrize("kind", ["nvfp4", "mxfp8", "convrot"])
+def test_scales_come_with_their_block(tiny: TinyFiles, tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("comfy_kitchen")
+    layouts.write_blocks(tiny.checkpoint, tmp_path / "small.safetensors", kind)
+    checkpoint = load_checkpoint(tmp_path / "small.safetensors")
+    expected = two_steps(checkpoint.transformer(torch.float32), "cpu")
+    model = checkpoint.transformer(torch.float32)
     with simulated(), offload_transformer(model, DEVICE):
         assert torch.equal(two_steps(model, DEVICE), expected)
 

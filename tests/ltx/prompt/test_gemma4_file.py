@@ -12,10 +12,12 @@ from a2v.ltx.prompt.expand import expand
 from a2v.ltx.prompt.gemma import Gemma, load_gemma
 from a2v.ltx.prompt.text import encode_text, hidden_states, tokenize
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.ltx.weights.quantized import ScaledLinear
+from a2v.tests import layouts
 from a2v.tests.ltx.goldens import RUNS_25, Golden25
 from a2v.tests.tiny25 import Tiny25Files, write_tiny25
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers", minversion="5.10.1")
@@ -65,6 +67,47 @@ def test_hidden_states(files: Tiny25Files, off: Callable) -> None:
     assert mask.sum() == len(ids) and mask[0, -len(ids) :].all()
     for ours, theirs in zip(states, padded(peer(files.text_encoder), ids), strict=True):
         assert off(ours[:, -len(ids) :], theirs[:, -len(ids) :]) < 1e-5
+
+
+def quantized(source: Path, path: Path, kind: str) -> Path:
+    """The text encoder as `…-comfy-int8-convrot` has it: linear layers, the text projection and, with a scale a row,
+    the embeddings. Returns a file in bfloat16 that means the same."""
+    pytest.importorskip("comfy_kitchen")
+    with safe_open(source, "pt") as file:
+        metadata = file.metadata()
+    tensors, meaning = load_file(source), {}
+    written = dict(tensors)
+    for key, tensor in tensors.items():
+        layer = key.removesuffix(".weight")
+        embeddings = key.endswith("embed_tokens.weight")
+        if not (embeddings or layer.endswith("proj") or ("aggregate" in layer and key != layer)):
+            continue
+        parts, note, meaning[key] = layouts.blocks_of(tensor.float(), "int8_rows" if embeddings else kind)
+        written |= {f"{layer}.{name}": part for name, part in parts.items()}
+        written[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+    assert len(meaning) > 10
+    save_file(written, path, metadata)
+    exact = path.with_name("exact.safetensors")
+    save_file({key: meaning.get(key, tensor) for key, tensor in tensors.items()}, exact, metadata)
+    return exact
+
+
+@pytest.mark.parametrize("kind", ["convrot", "nvfp4"])
+def test_small_weights(files: Tiny25Files, tmp_path: Path, off: Callable, kind: str) -> None:
+    path = tmp_path / "gemma4-small-with-proj-ltx-2.5.safetensors"
+    exact = quantized(files.text_encoder, path, kind)
+    states, _ = hidden_states(load_gemma(path, torch.float32), WORDS)
+    for ours, theirs in zip(states, hidden_states(load_gemma(exact, torch.float32), WORDS)[0], strict=True):
+        assert off(ours, theirs) < 1e-4
+    layers = [m for m in load_gemma(path).model.modules() if isinstance(m, ScaledLinear)]
+    assert len(layers) > 10 and all(layer.weight.dtype == torch.uint8 for layer in layers)
+    ours, theirs = (
+        load_checkpoint(files.transformer, video_vae=files.video_vae, audio_vae=files.audio_vae, text_encoder=each)
+        for each in (path, exact)
+    )
+    x = torch.randn(1, 3, ours.connectors().video_text_proj_in.in_features)
+    a, b = (each.connectors(torch.float32).video_text_proj_in(x) for each in (ours, theirs))
+    assert off(a, b) < 1e-4
 
 
 def test_a_prompt_begins_with_bos_and_has_no_end(files: Tiny25Files) -> None:

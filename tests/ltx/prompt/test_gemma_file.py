@@ -19,8 +19,7 @@ from a2v.ltx.prompt.gemma import Gemma, load_gemma
 from a2v.ltx.prompt.sentencepiece import CHAT
 from a2v.ltx.prompt.text import encode_text, hidden_states, tokenize
 from a2v.ltx.weights.checkpoint import load_checkpoint
-from a2v.ltx.weights.nvfp4 import NVFP4Linear
-from a2v.ltx.weights.quantized import QuantizedLinear
+from a2v.ltx.weights.quantized import QuantizedLinear, ScaledLinear
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_gemma_file, write_tiny
 from safetensors.torch import load_file, save_file
@@ -138,16 +137,16 @@ def test_weights_stay_as_they_are_stored(pair: Pair, tiny: TinyFiles) -> None:
         expected = {
             "Linear": {"0.self_attn", "0.mlp"},
             "QuantizedLinear": {f"{i}.self_attn" for i in range(1, 7)},
-            "NVFP4Linear": {f"{i}.mlp" for i in range(1, 7)},
+            "ScaledLinear": {f"{i}.mlp" for i in range(1, 7)},
         }
     assert kinds(ours.model) == expected
     language = ours.model.model.language_model
     layers = [m for m in language.modules() if isinstance(m, QuantizedLinear)]
     values = sum(m.in_features * m.out_features for m in layers)
     stored = sum(p.nbytes for m in layers for p in m.parameters())
-    packed = sum(m.in_features * m.out_features for m in layers if isinstance(m, NVFP4Linear))
+    packed = sum(m.in_features * m.out_features for m in layers if isinstance(m, ScaledLinear))
     # a byte a value; of NVFP4 half a byte, and a byte for 16 values in tiles that so small a layer does not fill
-    tiles = sum(m.weight_scale.numel() for m in layers if isinstance(m, NVFP4Linear))
+    tiles = sum(m.weight_scale.numel() for m in layers if isinstance(m, ScaledLinear))
     assert stored == values - packed // 2 + tiles
     before = {name: p.clone() for name, p in ours.model.named_parameters() if p.dtype == torch.uint8}
     ours.model.to(torch.bfloat16).to(torch.float32)
@@ -185,7 +184,7 @@ def test_fp8_storage(tiny: TinyFiles, tmp_path: Path, kind: str) -> None:
     if kind != "folder":
         write_gemma_file(tiny.gemma, path, "bf16" if kind == "file" else kind)
     plain, small = load_gemma(path, torch.float32), load_gemma(path, torch.float32, fp8="cpu")
-    assert "Linear" not in kinds(small.model) and ("NVFP4Linear" in kinds(small.model)) == (kind == "fp4_mixed")
+    assert "Linear" not in kinds(small.model) and ("ScaledLinear" in kinds(small.model)) == (kind == "fp4_mixed")
     assert {p.dtype for p in small.model.parameters()} == {torch.float32, torch.uint8}
     assert small.model.lm_head.weight is small.model.get_input_embeddings().weight
     for (name, mine), (_, theirs) in zip(small.model.named_buffers(), plain.model.named_buffers(), strict=True):
@@ -334,7 +333,7 @@ def test_gguf_and_what_is_not_there(tmp_path: Path, refusal: Refusal) -> None:
         ("bf16", lambda t: t.pop("vision_model.post_layernorm.bias"), "post_layernorm.bias"),
         ("fp4_mixed", lambda t: t.pop("model.layers.3.mlp.up_proj.weight_scale_2"), "up_proj.weight"),
         ("fp4_mixed", lambda t: t.pop("model.layers.3.mlp.up_proj.weight_scale"), "up_proj.weight"),
-        ("fp4_mixed", lambda t: t.pop("model.layers.3.mlp.up_proj.comfy_quant"), "up_proj.weight"),
+        ("fp4_mixed", lambda t: t.pop("model.layers.3.mlp.up_proj.weight_scale_2"), "up_proj.weight"),
         ("fp8", lambda t: t.update({"model.layers.3.mlp.up_proj.weight_scale": torch.ones(3)}), "scale"),
     ],
 )  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from a2v.ltx.weights.nvfp4 import NVFP4Linear, nvfp4, unswizzle
+from a2v.ltx.weights.nvfp4 import nvfp4, unswizzle
+from a2v.ltx.weights.quantized import ScaledLinear
 from a2v.tests.ltx.goldens import relative
 from torch import Tensor, nn
 
@@ -65,7 +66,7 @@ def test_the_layer_computes_with_it() -> None:
     layer = nvfp4(*stored(48, 80), (48, 80))
     bias, x = torch.randn(48), torch.randn(2, 3, 80)
     for dtype, given in ((torch.float32, bias), (torch.bfloat16, bias), (torch.float32, None)):
-        ours = NVFP4Linear(layer, None if given is None else nn.Parameter(given, requires_grad=False))
+        ours = ScaledLinear(layer, None if given is None else nn.Parameter(given, requires_grad=False))
         expected = nn.functional.linear(x.to(dtype), layer.decode(dtype), None if given is None else given.to(dtype))
         assert torch.equal(ours(x.to(dtype)), expected)
     assert torch.equal(ours.decoded(), layer.decode())

@@ -11,7 +11,15 @@ import pytest
 import torch
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.gguf import Blocks
-from a2v.ltx.weights.quantized import Branch, QuantizedLinear, Stored, float8, to_float8, weight_shape
+from a2v.ltx.weights.quantized import (
+    Branch,
+    QuantizedLinear,
+    ScaledLinear,
+    Stored,
+    float8,
+    to_float8,
+    weight_shape,
+)
 from a2v.tests import layouts
 from a2v.tests.ltx.goldens import relative
 from a2v.tests.tiny import TinyFiles, write_tiny
@@ -41,6 +49,7 @@ def decoded(module: nn.Module) -> dict[str, Tensor]:
     state = dict(module.state_dict())
     for name, layer in quantized(module).items():
         state[f"{name}.weight"] = layer.decoded()
+        state.pop(f"{name}.weight_scale", None)
     return state
 
 
@@ -80,6 +89,8 @@ def test_fp8_file(tiny_default: TinyFiles, tmp_path: Path, style: str) -> None:
     weight = expected.transformer_blocks[2].attn1.to_q.weight
     assert torch.equal(layer.decoded(torch.bfloat16), weight.bfloat16())  # rounded once
     assert all(q.weight.nbytes == q.in_features * q.out_features for q in quantized(half).values())
+    scales = [q.weight_scale.view(torch.float32) for q in quantized(half).values() if isinstance(q, ScaledLinear)]
+    assert len(scales) == (len(meaning) if style == "rows" else 0), "a scale per row moves with its layer"
     assert torch.equal(checkpoint.transformer_weight("proj_in.weight"), half.proj_in.weight)
     for part in ("connectors", "video_vae", "audio_vae", "vocoder"):
         assert_means(getattr(checkpoint, part)(), getattr(reference, part)())
@@ -193,7 +204,7 @@ def test_gguf_files_that_are_refused(wide: TinyFiles, tmp_path: Path, fault: str
 
 
 @pytest.mark.parametrize("fault", ["nvfp4", "mxfp8", "blocks"])
-def test_other_quantizations_are_refused(
+def test_scales_that_do_not_fit_are_refused(
     tiny_default: TinyFiles, tmp_path: Path, fault: str, refusal: Callable
 ) -> None:
     tensors, metadata = layouts.read(tiny_default.checkpoint)
@@ -201,7 +212,7 @@ def test_other_quantizations_are_refused(
     shape = tensors[layer + ".weight"].shape
     if fault == "nvfp4":
         tensors[layer + ".weight"] = torch.zeros(shape[0], shape[1] // 2, dtype=torch.uint8)
-        tensors[layer + ".weight_scale"] = torch.zeros(shape[0], shape[1] // 16, dtype=torch.float8_e4m3fn)
+        tensors[layer + ".weight_scale"] = torch.zeros(shape[0] - 1, shape[1] // 16, dtype=torch.float8_e4m3fn)
         tensors[layer + ".weight_scale_2"] = torch.ones(())
     else:
         tensors[layer + ".weight"] = tensors[layer + ".weight"].to(torch.float8_e4m3fn)

@@ -1,0 +1,126 @@
+"""Products in a weight's own format, on cards that have such arithmetic: the input is rounded to that format, too.
+
+That saves the decoding and the 16-bit product, and it costs exactness. torch computes the products of fp8;
+comfy-kitchen, which ComfyUI brings along, those of the other formats. Each function takes x [M, in] and gives [M, out],
+or None where the product cannot be computed so: in float32, which asks for exactness, on another device, or without the
+package. Then the layer decodes its weight.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+HALVES = (torch.bfloat16, torch.float16)
+TOP = torch.finfo(torch.float8_e4m3fn).max
+NVFP4_TOP = TOP * 6  # the largest scale of a block times the largest 4-bit value
+ALIGNED = 16  # the sides of a matrix that the units for 8 bits take are multiples of this number
+TINY = 2.0**-100  # keeps the scale of an input of zeros above 0
+NEEDED = {"int8": (7, 5), "fp8": (8, 9), "nvfp4": (10, 0), "mxfp8": (10, 0)}
+"""The compute capability from which NVIDIA's cards have the format's arithmetic."""
+
+
+def float8_product(x: Tensor, weight: Tensor, scale: float | Tensor, bias: Tensor | None) -> Tensor | None:
+    """weight: float8 [out, in]; scale: of all values, or float32 [out].
+
+    The input gets a scale per row from its own values. A file's own scale for the input was measured with other inputs:
+    larger ones, for instance with a LoRA, would be cut off. Where torch multiplies only with one scale for all rows, as
+    on a CPU, the input gets one, if the weight has one as well.
+    """
+    aligned = not any(side % ALIGNED for side in weight.shape)
+    if weight.dtype != torch.float8_e4m3fn or x.dtype not in HALVES or not aligned or not card_has("fp8", x.device):
+        return None
+    by_rows = x.dtype == torch.bfloat16 and rows_have_scales(x.device)
+    if not by_rows and isinstance(scale, Tensor):
+        return None
+    top = x.abs().amax(1, keepdim=True) if by_rows else x.abs().amax()
+    factor = (top.float() / TOP).clamp_min(TINY)
+    rounded = (x / factor).clamp_(-TOP, TOP).to(torch.float8_e4m3fn)
+    if not isinstance(scale, Tensor):
+        scale = torch.full((1, len(weight)) if by_rows else (), scale, device=x.device)
+    scale = scale.view(1, -1) if by_rows else scale
+    return torch._scaled_mm(rounded, weight.t(), scale_a=factor, scale_b=scale, bias=bias, out_dtype=x.dtype)
+
+
+def int8_product(x: Tensor, weight: Tensor, scales: Tensor, group: int, bias: Tensor | None) -> Tensor | None:
+    """weight: int8 [out, in]; scales: float32 [1] or [out]; group: columns that are rotated together, 0 for none."""
+    kitchen = _kitchen("int8", "int8_linear", x)
+    if kitchen is None:
+        return None
+    return kitchen.int8_linear(x, weight, scales, bias, x.dtype, convrot=bool(group), convrot_groupsize=group or 256)
+
+
+def nvfp4_product(x: Tensor, packed: Tensor, scales: Tensor, scale: float, bias: Tensor | None) -> Tensor | None:
+    """packed: uint8 [R, C / 2]; scales: float8 of its blocks, in tiles; scale: of all values. The padding of the result
+    is not removed."""
+    kitchen = _kitchen("nvfp4", "scaled_mm_nvfp4", x)
+    if kitchen is None:
+        return None
+    factor = (x.abs().amax().float() / NVFP4_TOP).clamp_min(TINY)
+    rounded, blocks = kitchen.quantize_nvfp4(x, factor, pad_16x=True)
+    whole = torch.full((), scale, device=x.device)
+    bias = _padded(bias, len(packed))
+    return kitchen.scaled_mm_nvfp4(rounded, packed, factor, whole, blocks, scales, bias, x.dtype)[: len(x)]
+
+
+def mxfp8_product(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor | None:
+    """weight: float8 [R, C]; scales: of its blocks, as powers of two, in tiles. The padding of the result is not
+    removed."""
+    kitchen = _kitchen("mxfp8", "scaled_mm_mxfp8", x)
+    if kitchen is None:
+        return None
+    rounded, blocks = kitchen.quantize_mxfp8(x, pad_32x=True)
+    bias = _padded(bias, len(weight))
+    return kitchen.scaled_mm_mxfp8(rounded, weight, blocks, scales, bias, x.dtype)[: len(x)]
+
+
+def _padded(bias: Tensor | None, rows: int) -> Tensor | None:
+    return bias if bias is None or len(bias) == rows else torch.nn.functional.pad(bias, (0, rows - len(bias)))
+
+
+@cache
+def card_has(kind: str, device: torch.device) -> bool:
+    """Whether a device computes with that format. torch's CPU has fp8 products, which are slow and serve the tests."""
+    if device.type == "cpu":
+        return kind == "fp8"
+    return (
+        device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= NEEDED[kind]
+    )
+
+
+@cache
+def rows_have_scales(device: torch.device) -> bool:
+    """Whether torch multiplies fp8 matrices with a scale per row on a device; it is tried once."""
+    if device.type == "cpu":
+        return False
+    one = torch.ones(ALIGNED, ALIGNED, device=device).to(torch.float8_e4m3fn)
+    scales = torch.ones(ALIGNED, 1, device=device)
+    try:
+        torch._scaled_mm(one, one.t(), scale_a=scales, scale_b=scales.t(), out_dtype=torch.bfloat16)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _kitchen(kind: str, function: str, x: Tensor) -> ModuleType | None:
+    """comfy-kitchen, if it computes such products of `x` on this card with a kernel of its own."""
+    return kitchen(function) if x.dtype in HALVES and card_has(kind, x.device) else None
+
+
+@cache
+def kitchen(function: str) -> ModuleType | None:
+    """comfy-kitchen, if it is installed and has a kernel for that function; its plain formula is no gain."""
+    try:
+        import comfy_kitchen
+    except (ImportError, OSError, RuntimeError):  # a package for another version of torch or CUDA
+        return None
+    backends = comfy_kitchen.list_backends()
+    able = (
+        state["available"] and not state["disabled"] and function in state["capabilities"]
+        for name, state in backends.items()
+        if name != "eager"
+    )
+    return comfy_kitchen if any(able) else None

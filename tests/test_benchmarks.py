@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from a2v.benchmarks import card, gpu, measure
+from a2v.benchmarks import card, formats, gpu, measure
 from a2v.benchmarks.parts import Parts, code
 from a2v.benchmarks.work import Counter
 from safetensors.torch import load_file, save_file
@@ -147,6 +147,15 @@ def test_gpu_at_a_toy_size_on_a_cpu(take, peers: None) -> None:
     ours = (*LEVELS, *card.ways())
     assert [row[0] for row in table.rows] == ["official, eager", *(f"ours, {name}" for name in ours)]
     assert {"fp8, decoded", "fp8, fast products"} <= set(ours)
+
+
+@pytest.mark.soak
+def test_formats(take) -> None:
+    pytest.importorskip("comfy_kitchen")
+    table = take("formats")
+    assert {row[0] for row in table.rows} == set(formats.KINDS)
+    assert table.numbers["int8, a scale a row: weights"] < table.numbers["NVFP4: weights"] < 0.12
+    assert table.numbers["MXFP8: latent"] < table.numbers["NVFP4: latent"]
 
 
 def test_a_step_in_bfloat16_is_compared_with_float32(tmp_path: Path) -> None:

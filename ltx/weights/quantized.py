@@ -92,10 +92,15 @@ def float8(weight: Tensor, scale: Tensor | None = None) -> Stored:
     data = weight.view(torch.uint8)
     if scale is None or scale.numel() == 1:
         given = None if scale is None else scale.detach().float().reshape(())
-        return Stored(data, weight.shape, Float8(weight.dtype, given, factor=1.0 if given is None else float(given)))
+        return Stored(data, weight.shape, Float8(weight.dtype, given, factor=number_of(given)))
     if weight.ndim != 2 or scale.numel() != weight.shape[0]:
         raise ValueError(f"a scale of shape {tuple(scale.shape)} for a weight of shape {tuple(weight.shape)}")
     return Stored(data, weight.shape, Float8(weight.dtype, scales=as_bytes(scale)))
+
+
+def number_of(scale: Tensor | None) -> float:
+    """The number in a scale of one element, 1 for None. A rehearsal (memory/rehearsal.py) has no numbers, and gets 1."""
+    return 1.0 if scale is None or scale.is_meta else float(scale)
 
 
 def as_bytes(scales: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from a2v.api.graph.begun import Begun
 from a2v.api.graph.graph import sources
@@ -41,7 +42,8 @@ from a2v.tests.host.draw_workflows import (
 )
 from a2v.tests.host.drawing import faces
 from a2v.tests.host.drawing.parts import CAMERA, FILES
-from a2v.tests.host.drawing.variants import DEFAULT, SONG, VARIANTS, Variant
+from a2v.tests.host.drawing.variants import DEFAULT, RETAKE, SONG, VARIANTS, Variant
+from a2v.tests.ltx.media.clips import write_clip
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 
@@ -89,6 +91,11 @@ CHANGED: dict[str, dict[tuple[str, str], Any]] = {
     "camera_move": {("LTXA2VCameraLora", "camera_lora"): "dolly_in"},
     "audio_regeneration": {("LTXA2VAudioConditioning", "strength"): 0.5},
     "song": {("LTXA2VVideoSize", "video_size"): "auto", ("LTXA2VFrameCount", "whole_track"): True},
+    "retake": {
+        ("LTXA2VVideoSize", "video_size"): "auto",
+        ("LTXA2VRetake", "start"): 1.0,
+        ("LTXA2VRetake", "end"): 2.5,
+    },
     "audio_to_video_25": {**PARTS_25, **QUALITY_25},
     "image_and_audio_25": {
         **PARTS_25,
@@ -107,7 +114,8 @@ DECODED = {"folder": "temp", "filename_prefix": "ltx-a2v"}  # where the one node
 UNDISTILLED = {"LTXA2VDistilledLora", "LTXA2VGuidance", "LTXA2VRestart"}
 SIDES = (128, 64)  # of the runs' videos, and of the images that auto takes them from
 FRAMES = 9
-SMALL = "small.png"
+SMALL, SMALL_CLIP = "small.png", "small.mp4"
+SOME_TIME = {"start": 0.1, "end": 0.3}  # of the small clip, to be made anew
 # of tests that take seconds a workflow; `make soak` has all
 SOME = ("first_and_last_image", "audio_regeneration", "song")
 
@@ -136,18 +144,22 @@ def info(comfy: Comfy) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def sound(comfy: Comfy, comfy_base: Path, models: TinyFiles) -> Iterator[str]:
-    """The workflows' own audio and image are there, as on a server whose user has uploaded them, and a small image.
+    """The workflows' own files are there, as on a server whose user has uploaded them, and a small image and clip.
 
     So are the tiny camera LoRA and the tiny checkpoint under the published names that these two are known by.
     """
-    Image.effect_noise(SIDES, 60).convert("RGB").save(comfy_base / "input" / SMALL)
+    picture = Image.effect_noise(SIDES, 60).convert("RGB")
+    picture.save(comfy_base / "input" / SMALL)
+    pictures = [np.roll(np.asarray(picture), 5 * number, axis=1) for number in range(FRAMES)]
+    tone = 0.3 * np.sin(np.arange(48_000 * FRAMES // 24) / 17)
+    write_clip(comfy_base / "input" / SMALL_CLIP, pictures, kind="h264.mp4", sound=(tone, 0.0))
     placed = {CAMERA: models.camera_lora, DISTILLED: models.checkpoint}
     links = []
     for file, tiny in placed.items():
         links.append(comfy_base / "models" / file.folder / file.name)
         links[-1].symlink_to(tiny)
-    uploaded, _ = (comfy.upload(file) for file in INPUTS)
-    yield uploaded
+    uploaded = [comfy.upload(file) for file in INPUTS]
+    yield uploaded[0]
     for link in links:
         link.unlink()
 
@@ -427,8 +439,11 @@ def test_app_mode_shows_what_a_first_run_needs(name: str) -> None:
     assert [nodes[key]["type"] for key in shown["outputs"]] == ["SaveVideo"]
     chosen = [slot.get("label", slot["name"]) for key, widget in shown["inputs"] for slot in nodes[key]["inputs"]
               if slot.get("widget", {}).get("name") == widget]  # fmt: skip
-    assert {"audio", "prompt", "size", "seed"} <= set(chosen)
-    assert chosen.count("image") == len(BY_NAME[name].images) and ("camera" in chosen) == bool(BY_NAME[name].camera)
+    variant = BY_NAME[name]
+    assert {"prompt", "size", "seed"} <= set(chosen)
+    assert ("audio" in chosen, "file" in chosen) == (variant.takes_sound, bool(variant.clip))
+    assert chosen.count("image") == len(variant.images) and ("camera" in chosen) == bool(variant.camera)
+    assert ({"made anew", "start", "end"} <= set(chosen)) == (name == RETAKE)
 
 
 @each
@@ -510,10 +525,13 @@ def quick(name: str, models: TinyFiles, sound: str, prompt: Prompt | None = None
     prompt = demo.fill(json.loads(json.dumps(prompt or API[name])), models, sound, "a person speaks", None)
     width, height = SIDES
     size = {"width": width, "height": height}
-    if ("LTXA2VVideoSize", "video_size") in CHANGED[name] and demo.nodes(prompt, "LTXA2VLoadImage"):
+    given = demo.nodes(prompt, "LTXA2VLoadImage") or demo.nodes(prompt, "LoadVideo")
+    if ("LTXA2VVideoSize", "video_size") in CHANGED[name] and given:
         size = {"video_size": "auto"}
     for kind, values in {
         "LTXA2VLoadImage": {"image": SMALL},
+        "LoadVideo": {"file": SMALL_CLIP},
+        "LTXA2VRetake": SOME_TIME,
         "LTXA2VVideoSize": size,
         "LTXA2VScheduler": {"steps": 2},
         "LTXA2VFrameCount": {"match_audio_length": False, "num_frames": FRAMES},
@@ -566,7 +584,7 @@ def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: s
     assert run.error is None, run.message
     assert sorted(run.executed + run.cached, key=int) == list(API[name])
     check_progress(prompt, run)
-    look(demo.video_of(comfy, run), 48000, 2 if name == "audio_regeneration" else 1)
+    look(demo.video_of(comfy, run), 48000, 2 if name in ("audio_regeneration", RETAKE) else 1)
     notes = notes_of(run)
     wanted = ["LUFS", "9 frames", "128×64", "2 steps of euler", "3 steps of euler", "the safety checker did not run"]
     wanted += ["0:00.1: a tree" if name == SONG else "prompt:"]
@@ -574,6 +592,7 @@ def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: s
         "camera_move": [CAMERA.name],
         "audio_regeneration": ["at strength 0.5"],
         "song": ["2 windows of up to", "2 sections"],
+        "retake": ["picture made anew from 0.1 s to 0.3 s", "noise mask", "the audio is the loaded one"],
         "distilled_fast_25": ["euler_ancestral, 1 passes each"],
     }.get(name, [])
     wanted += [f"with LTX-{BY_NAME[name].version}"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from a2v.ltx.models import MODELS
 
+from . import clips
 from .parts import (
     CAMERA,
     FILES,
@@ -16,6 +17,7 @@ from .parts import (
     Node,
     Stage,
     Widget,
+    joined,
     note,
 )
 from .stages import (
@@ -23,7 +25,6 @@ from .stages import (
     conditions,
     first_stage,
     images,
-    joined,
     models,
     prompts,
     record,
@@ -80,6 +81,7 @@ def whole(v: Variant) -> Stage:
         *_lifted(parts["prompts"], ("prompt", "timeline", "let Gemma write it out", "prompt expander",
                                     "negative prompt")),
         *_lifted(parts["models"], ("camera", "camera strength")),
+        *_lifted(parts["conditions"], clips.LABELS),
         *_lifted(parts["conditions"], ("size", "width", "height")),
         *_lifted(parts["prompts" if v.timeline else "conditions"], ("length from the audio", "frames")),
         *_lifted(parts["conditions"], ("frames of a window", "overlap", "first image strength", "end image strength",
@@ -91,15 +93,25 @@ def whole(v: Variant) -> Stage:
     ]  # fmt: skip
     title = "Image and audio to video" if v.images else "Audio to video"
     title = "Song or talk to film" if v.timeline else title
+    about = "Makes a video that moves with the sound: lip sync, talking heads, singing, music videos."
+    if v.clip:
+        title, about = clips.ABOUT[v.clip]
     settings = ((parts["conditions"], parts["prompts"]),)
     if v.timeline:  # the sound is encoded in the windows that the timeline makes
         settings = (parts["prompts"],), (parts["conditions"],)
         parts["models"] = replace(parts["models"], width=290)  # so that one column more fits the window
-    columns = ((parts["models"], seed()), *settings, (parts["first"],), (parts["second"],), (writing,))
+    loaders = (parts["models"], seed(), *([clips.clip()] if v.clip else []))
+    columns = (loaders, *settings, (parts["first"],), (parts["second"],), (writing,))
     return Stage("whole", f"{title} (LTX-{v.version})", columns, tuple(widgets),
                  {"video": "save.video", "report": "report.report"}, ORANGE, 470, 760,
-                 "Makes a video that moves with the sound: lip sync, talking heads, singing, music videos. Open it for "
-                 "all settings.", 92 if v.timeline else 110)  # fmt: skip
+                 f"{about} Open it for all settings.", 92 if v.timeline else 110)  # fmt: skip
+
+
+def given(v: Variant) -> tuple[Node, ...]:
+    """The nodes that load the user's own files."""
+    loaded = [clips.video()] if v.clip else []
+    loaded += [audio()] if v.takes_sound else []
+    return (*loaded, *images(v))
 
 
 def opening(v: Variant, *, spoken: bool = False) -> Stage:
@@ -111,14 +123,15 @@ def opening(v: Variant, *, spoken: bool = False) -> Stage:
     )
     report = Node("shown", "PreviewAny", "Report", {}, {"source": "report.report"}, width=420, height=180)
     beginning = note("start here", SPOKEN, 300, "Start here") if spoken else start(v)
-    columns = ((beginning, files_note(v)), (record() if spoken else audio(), *images(v)), (whole(v),), (report, saved))
+    columns = ((beginning, files_note(v)), (record(),) if spoken else given(v), (whole(v),), (report, saved))
     return Stage("root", v.title + MICROPHONE * spoken, columns, gutter=60)
 
 
 def all_nodes(v: Variant) -> Stage:
     """The same with the stages on the canvas."""
-    files_in, loaders = (audio(), *images(v)), (models(v), seed())
-    two = len(v.images) > 1  # both images and the loaders are too high for one column
+    files_in, loaders = given(v), (models(v), seed(), *([clips.clip()] if v.clip else []))
+    # both images and the loaders are too high for one column; a clip is opened behind its file
+    two = len(v.images) > 1 or bool(v.clip)
     settings = ((conditions(v), prompts(v)),)
     if v.timeline:
         settings = (prompts(v),), (conditions(v),)
@@ -132,8 +145,9 @@ def flat(v: Variant) -> Stage:
     """Every node on one canvas, and one node that joins all reports: the graph of the API form."""
     nodes = [node for node in all_nodes(v).nodes() if node.kind not in ("MarkdownNote", "LTXA2VReport")]
     prompt = ["timeline", "windows"] if v.timeline else ["expand"]
-    said = ["frames", "size", "preprocess", *prompt, *(["camera"] if v.camera else []),
-            *([] if v.distilled else ["lora", "faster"]), "first", "second",
-            *(["track"] if v.audio_strength < 1 else [])]  # fmt: skip
+    counted = ["clip"] if v.clip else ["frames"]
+    said = [*counted, "size", "preprocess", *prompt, *(["retake"] if v.retakes else []),
+            *(["camera"] if v.camera else []), *([] if v.distilled else ["lora", "faster"]), "first", "second",
+            *(["track"] if v.may_renew_sound else [])]  # fmt: skip
     report = replace(joined("report", *(f"{key}.report" for key in said)), title=None)
     return Stage("root", v.title, ((*nodes, report),))

@@ -1,7 +1,8 @@
 """Draws docs/gallery.md's pictures: each shipped workflow, run on the miniature, as frames under its sound.
 
 `.venv/bin/python tests/host/draw_gallery.py [NAME…]`. The images that a workflow begins or ends with are drawn by the
-miniature's own generator of clips. `distilled_fast` has none: its checkpoint has no small counterpart.
+miniature's own generator of clips. `distilled_fast` and `reference` have none: their files have no small
+counterpart.
 """
 
 # ruff: noqa: E402
@@ -37,6 +38,7 @@ PROMPTS = {
     "first_and_last_image": FACE.prompt,
     "camera_move": "a yellow round face on the center is talking on a brown background",
     "song": FACE.prompt,
+    "redub": "an orange round face on the center is talking on a teal background",
     "retake": "an orange round face on the center is talking on a teal background",
     "audio_regeneration": "a pink square face on the center is talking on a gray background",
 }

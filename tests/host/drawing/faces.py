@@ -13,6 +13,7 @@ from .parts import (
     FINER,
     ORANGE,
     SMALL,
+    UNION,
     File,
     Node,
     Stage,
@@ -32,7 +33,7 @@ from .stages import (
     second_stage,
     seed,
 )
-from .variants import Variant
+from .variants import REDUB, Variant
 
 ALL, MICROPHONE = " (all nodes)", " (microphone)"
 """What the title of a workflow with open stages ends in, and of one that records its sound."""
@@ -47,7 +48,7 @@ SPOKEN = (
 def files(v: Variant) -> list[File]:
     own = FILES[v.version]
     return [own.distilled if v.distilled else own.dev, *([] if v.distilled else [own.lora]), own.upscaler, own.encoder,
-            *own.apart.values(), *([CAMERA] if v.camera else [])]  # fmt: skip
+            *own.apart.values(), *([CAMERA] if v.camera else []), *([UNION] if v.ic_lora else [])]  # fmt: skip
 
 
 def start(v: Variant) -> Node:
@@ -82,13 +83,15 @@ def whole(v: Variant) -> Stage:
                                     "negative prompt")),
         *_lifted(parts["models"], ("camera", "camera strength")),
         *_lifted(parts["conditions"], clips.LABELS),
+        *_lifted(parts["models"], clips.LABELS),
         *_lifted(parts["conditions"], ("size", "width", "height")),
         *_lifted(parts["prompts" if v.timeline else "conditions"], ("length from the audio", "frames")),
         *_lifted(parts["conditions"], ("frames of a window", "overlap", "first image strength", "end image strength",
                                        "audio strength")),
         Widget.of("seed", "seed.value"),
         *_lifted(parts["first"], ("steps", "speed-up")),
-        *_lifted(parts["models"], ("checkpoint", "distilled LoRA", "text encoder", "video VAE", "audio VAE")),
+        *_lifted(parts["models"], ("checkpoint", "distilled LoRA", "IC-LoRA", "text encoder", "video VAE",
+                                   "audio VAE")),
         *parts["second"].widgets,
     ]  # fmt: skip
     title = "Image and audio to video" if v.images else "Audio to video"
@@ -110,6 +113,7 @@ def whole(v: Variant) -> Stage:
 def given(v: Variant) -> tuple[Node, ...]:
     """The nodes that load the user's own files."""
     loaded = [clips.video()] if v.clip else []
+    loaded += [clips.mask()] if v.clip == REDUB else []
     loaded += [audio()] if v.takes_sound else []
     return (*loaded, *images(v))
 
@@ -147,7 +151,8 @@ def flat(v: Variant) -> Stage:
     prompt = ["timeline", "windows"] if v.timeline else ["expand"]
     counted = ["clip"] if v.clip else ["frames"]
     said = [*counted, "size", "preprocess", *prompt, *(["retake"] if v.retakes else []),
-            *(["camera"] if v.camera else []), *([] if v.distilled else ["lora", "faster"]), "first", "second",
+            *(["camera"] if v.camera else []), *(["ic"] if v.ic_lora else []),
+            *([] if v.distilled else ["lora", "faster"]), "first", "second",
             *(["track"] if v.may_renew_sound else [])]  # fmt: skip
     report = replace(joined("report", *(f"{key}.report" for key in said)), title=None)
     return Stage("root", v.title, ((*nodes, report),))

@@ -54,7 +54,7 @@ class Files:
     apart: Mapping[str, File] = field(default_factory=dict)
 
 
-CAMERA = published("dolly-in", "below 1 GB")
+CAMERA, UNION = published("dolly-in", "below 1 GB"), published("union-control", "0.7 GB")
 FILES = {
     V23.version: Files(
         dev=published("dev", "46 GB"),

@@ -28,7 +28,7 @@ from .parts import (
     joined,
     note,
 )
-from .variants import Variant
+from .variants import REFERENCE, Variant
 
 OTHER_LORAS = (
     "For a camera or style LoRA, put *LTX A2V Camera LoRA* or *LTX A2V LoRA* between Load Model and Distilled LoRA. It "
@@ -81,6 +81,9 @@ def models(v: Variant) -> Stage:
         columns = [[loader], [gemma, note("distilled model", "This checkpoint has the speed built in: it needs no "
                    f"Distilled LoRA and no Guidance.\n\n{use}, put *LTX A2V LoRA* after Load Model, "
                    "before both samplers.", 400)]]  # fmt: skip
+        if v.ic_lora:
+            columns[1].insert(0, clips.ic_lora())
+            widgets += [Widget.of("IC-LoRA", "ic.lora"), Widget.of("IC-LoRA strength", "ic.strength")]
     else:
         strengths = {f"{stage}_strength": QUALITY_RECIPE[f"distill_lora_{stage}_scale"] for stage in
                      ("first_pass", "second_pass")} if v.is_25 else {}  # fmt: skip
@@ -284,7 +287,7 @@ def first_stage(v: Variant) -> Stage:
         also = " with the sampler *euler_ancestral*: leave all three" if v.is_25 else ": leave both"
         hint = note("steps", f"This checkpoint was distilled for *linear_quadratic* in 8 steps{also} as they are. A "
                     "higher number does not make the video better.", 300)  # fmt: skip
-        model, schedule_of = "model.model", "sigmas.first stage sigmas"
+        model, schedule_of = "ic.model" if v.ic_lora else "model.model", "sigmas.first stage sigmas"
         columns = [[sigmas, noise, hint]]
     else:
         guidance = Node("guidance", "LTXA2VGuidance", "Guidance", scales, {}, 300)
@@ -312,6 +315,8 @@ def first_stage(v: Variant) -> Stage:
              **steer}  # fmt: skip
     if v.images:
         links["guides"] = f"{v.images[-1]} in first.guides"
+    if v.clip == REFERENCE:
+        links["references"] = "reference.references"
     sampler = Node("first", "LTXA2VSampler", "First stage", renewing, links, 340, 600)
     report = joined("first report", *reports, "first.report")
     title = "First stage: half the size"

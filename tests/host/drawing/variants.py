@@ -162,4 +162,25 @@ VARIANTS = (
         "anew* can also be the sound, or both.",
         clip=RETAKE,
     ),
+    Variant(
+        REDUB,
+        "12 New voice for a clip",
+        "The subject of the clip talks to the camera with a friendly, lively voice, and the lips follow every word. "
+        "The light and the background stay as they are, the camera holds still.",
+        "1. Upload your clip and the new voice.\n\n2. Upload a picture of the clip as *Mask*, choose *Open in "
+        "MaskEditor* in its menu, and paint over mouth and chin.\n\n3. Say in *prompt* who speaks, and how.\n\n4. "
+        "Press *Run*. All that you did not paint stays as it is.",
+        clip=REDUB,
+    ),
+    Variant(
+        REFERENCE,
+        "13 Video that follows a clip",
+        "An old sailor with a white beard and a blue cap looks straight into the camera and tells a story. Evening "
+        "light falls on his face from the left, and the harbour behind him is out of focus. The camera holds still.",
+        "1. Upload the clip whose outlines and movements the video has, and your audio.\n\n2. Describe the new picture "
+        "in *prompt*.\n\n3. Press *Run*. The video keeps your sound unchanged.",
+        distilled=True,
+        clip=REFERENCE,
+        ic_lora=True,
+    ),
 )

@@ -113,8 +113,8 @@ def whole(v: Variant) -> Stage:
 def given(v: Variant) -> tuple[Node, ...]:
     """The nodes that load the user's own files."""
     loaded = [clips.video()] if v.clip else []
-    loaded += [clips.mask()] if v.clip == REDUB else []
     loaded += [audio()] if v.takes_sound else []
+    loaded += [clips.mask()] if v.clip == REDUB else []
     return (*loaded, *images(v))
 
 

@@ -46,6 +46,7 @@ __all__ = [
     "client_of",
     "environment",
     "outside",
+    "write_ic_lora",
     "write_published",
     "write_published_25",
 ]
@@ -60,6 +61,13 @@ PLACED_25 = {
     "distilled-lora-2.5": "distilled_lora",
 }
 """Keys of published models → fields of the tiny set."""
+
+
+def write_ic_lora(source: Path, target: Path) -> None:
+    """The tensors of a LoRA as an IC-LoRA, whose metadata says that it reads half a size."""
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(source), target, metadata={"reference_downscale_factor": "2"})
 
 
 def write_published(base: Path, **sizes: int | str) -> TinyFiles:

@@ -1,7 +1,8 @@
 """Draws docs/gallery.md's pictures: each shipped workflow, run on the miniature, as frames under its sound.
 
 `.venv/bin/python tests/host/draw_gallery.py [NAME…]`. The images that a workflow begins or ends with are drawn by the
-miniature's own generator of clips. `distilled_fast` has none: its checkpoint has no small counterpart.
+miniature's own generator of clips. `distilled_fast` and `reference` have none: their files have no small
+counterpart.
 """
 
 # ruff: noqa: E402
@@ -26,6 +27,7 @@ from a2v.ltx.models import MODELS
 from a2v.mini import clips, sizes
 from a2v.tests.host import demo, draw_demo
 from a2v.tests.host.comfy import Comfy, Prompt
+from a2v.tests.host.draw_workflows import INPUTS
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 
@@ -36,6 +38,8 @@ PROMPTS = {
     "first_and_last_image": FACE.prompt,
     "camera_move": "a yellow round face on the center is talking on a brown background",
     "song": FACE.prompt,
+    "redub": "an orange round face on the center is talking on a teal background",
+    "retake": "an orange round face on the center is talking on a teal background",
     "audio_regeneration": "a pink square face on the center is talking on a gray background",
 }
 
@@ -51,7 +55,7 @@ def picture(scene: clips.Scene, path: Path) -> Path:
 
 
 def prepared(name: str, models: TinyFiles, images: dict[str, str], audio: str) -> Prompt:
-    """The workflow for the miniature, with pictures in their places."""
+    """The workflow for the miniature, with pictures in their places. A clip is the workflow's own."""
     prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
     prompt = demo.fill(prompt, models, audio, PROMPTS[name], None)
     for node in prompt.values():
@@ -69,7 +73,9 @@ def main(names: list[str]) -> None:
     models = demo.place_models(base)
     shutil.copyfile(demo.WEIGHTS / sizes.FILES["dolly_in"], base / "models" / "loras" / MODELS["dolly-in"].name)
     with Comfy(base) as server:
-        audio = server.upload(demo.SPEECH)
+        for file in INPUTS:
+            server.upload(file)
+        audio = demo.SPEECH.name
         ends = {"first": FACE, "end": replace(FACE, colour="pink")}
         images = {key: server.upload(picture(scene, base / f"{key}.png")) for key, scene in ends.items()}
         for name in names or PROMPTS:

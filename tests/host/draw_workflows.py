@@ -30,7 +30,7 @@ sys.modules.setdefault("a2v", alias)
 
 from a2v.tests.host.browser import OWN_NODE, Frontend, Workflow, browser_path
 from a2v.tests.host.comfy import HOST, Comfy, Prompt
-from a2v.tests.host.drawing import faces, graphs, poster
+from a2v.tests.host.drawing import clips, faces, graphs, poster
 from a2v.tests.host.drawing.layout import OUT
 from a2v.tests.host.drawing.parts import Stage
 from a2v.tests.host.drawing.variants import DEFAULT, VARIANTS, Variant
@@ -44,7 +44,11 @@ JPEG_QUALITY = 75
 FRONTEND = "comfyui-frontend-package"
 DRAWN_HERE = f"\n{FRONTEND}=={version(FRONTEND)}\n" in (ROOT / "requirements-dev.txt").read_text(encoding="utf-8")
 """Whether this frontend is the one that draws the files, and gives them back to the letter."""
-INPUTS = (ROOT / "assets" / "speech.opus", HOST / "input" / "example.png")  # what the workflows load
+INPUTS = (
+    *(ROOT / "assets" / "speech.opus", HOST / "input" / "example.png"),
+    *(ROOT / "assets" / "clip.mp4", ROOT / "assets" / "mouth.png"),
+)
+"""What the workflows load."""
 # a note or prompt that would have to be scrolled
 CUT = """() => [...document.querySelectorAll('.comfy-markdown .tiptap, .comfy-multiline-input')]
     .filter(text => text.offsetParent && text.scrollHeight > text.clientHeight + 2)
@@ -55,6 +59,8 @@ BLUEPRINTS = {
 }
 """By the variant whose pipeline it is; its name in the node library is the file's."""
 BLUEPRINT_ABOUT = "Makes a video that moves with the sound, from Load Audio to a VIDEO. Open it for all settings."
+PLAYER = "video-preview"
+"""The widget that Load Video gets once the page has read its file."""
 FRAME = 3  # of the ten in a strip of the gallery: the mouth is open
 THUMBNAIL = 512
 
@@ -76,8 +82,10 @@ def api_file(variant: Variant) -> Path:
 
 
 def api_text(prompt: dict[str, dict[str, Any]]) -> str:
-    """API form as it is committed: nodes by id, inputs as the frontend gives them."""
-    ordered = {key: prompt[key] for key in sorted(prompt, key=lambda key: [int(part) for part in key.split(":")])}
+    """API form as it is committed: nodes by id, inputs as the frontend gives them before it shows a clip."""
+    ordered = {key: dict(prompt[key]) for key in sorted(prompt, key=lambda key: [int(part) for part in key.split(":")])}
+    for node in ordered.values():
+        node["inputs"] = {name: value for name, value in node["inputs"].items() if name != PLAYER}
     return text(ordered)
 
 
@@ -88,7 +96,16 @@ def text(value: object) -> str:
 
 def sent(prompt: Prompt) -> Prompt:
     """What every frontend sends of one graph: some leave out players and texts that are shown, which have no value."""
-    shown = {"audioUI", "preview", "preview_markdown", "preview_text", "preview_mode", "previewMode", "format.codec"}
+    shown = {
+        PLAYER,
+        "audioUI",
+        "preview",
+        "preview_markdown",
+        "preview_text",
+        "preview_mode",
+        "previewMode",
+        "format.codec",
+    }
     return {
         key: {**node, "inputs": {name: value for name, value in node["inputs"].items() if name not in shown}}
         for key, node in prompt.items()
@@ -124,11 +141,13 @@ def app_mode(graph: graphs.Graph) -> dict[str, Any]:
         return {}
     node = graph.drawn["whole"]
     names = {slot.label or slot.name: slot.name for slot in node.inputs if slot.widget}
-    wanted = ("prompt", "timeline", "size", "camera", "audio strength", "length from the audio", "frames", "seed")
+    wanted = ("prompt", "timeline", *clips.LABELS, "size", "camera", "audio strength", "length from the audio",
+              "frames", "seed")  # fmt: skip
     # Record Audio has a player of the same name before its button; newer frontends number the second
-    sound = "audio#1" if graph.nodes["audio"].kind == "RecordAudio" else "audio"
-    loaders = [[graph.ids[key], widget] for key, widget in
-               (("audio", sound), ("first image", "image"), ("end image", "image")) if key in graph.ids]  # fmt: skip
+    spoken = any(node.kind == "RecordAudio" for node in graph.nodes.values())
+    files = {"video": "file", "audio": "audio#1" if spoken else "audio", "mask": "image", "first image": "image",
+             "end image": "image"}  # fmt: skip
+    loaders = [[graph.ids[key], widget] for key, widget in files.items() if key in graph.ids]
     chosen = [[node.id, names[label]] for label in wanted if label in names]
     return {"linearData": {"inputs": loaders + chosen, "outputs": [graph.ids["saved"]]}, "linearMode": False}
 

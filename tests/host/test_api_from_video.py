@@ -18,7 +18,7 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.media.audio import load_track
 from a2v.ltx.models import MODELS
 from a2v.tests.api.edges import data_uri
-from a2v.tests.host.api import CAMERA_FILE, client_of
+from a2v.tests.host.api import CAMERA_FILE, client_of, write_ic_lora
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.command import command_files, run_request
 from a2v.tests.ltx.media.clips import write_clip
@@ -74,12 +74,6 @@ def client(server: Comfy) -> Iterator[Any]:
             yield fal.SyncClient(key="any")
     finally:
         (loras / UNION).unlink()
-
-
-def write_ic_lora(source: Path, target: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    save_file(load_file(source), target, metadata={"reference_downscale_factor": "2"})
 
 
 def run(client: Any, name: str, clip: Path, **asked: Any) -> dict[str, Any]:

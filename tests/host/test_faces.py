@@ -19,7 +19,7 @@ from packaging.version import Version
 from PIL import Image
 
 LEAST = 0.5  # zoom at which a person can read
-FULL = ("first_and_last_image", "audio_regeneration", "song")  # they have the nodes of all others
+FULL = ("first_and_last_image", "audio_regeneration", "song", "retake")  # they have the largest stages
 COLOURS = """types => types.map(type => [app.canvas.default_connection_color_byType[type],
     getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`)])"""
 FILES = {"opening": opening_file, "all nodes": all_nodes_file}

@@ -23,7 +23,7 @@ from a2v.tests.host.test_workflows import decoded
 
 CHANGES = {"size": "custom", "width": 128, "height": 128, "length from the audio": False, "frames": 17}
 STEPS = 3
-SPEECH, IMAGE = INPUTS
+SPEECH, IMAGE, *_ = INPUTS
 
 
 @dataclass(frozen=True)

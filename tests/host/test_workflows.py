@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from a2v.api.graph.begun import Begun
 from a2v.api.graph.graph import sources
@@ -16,7 +17,7 @@ from a2v.ltx.diffusion import schedules
 from a2v.ltx.models import MODELS, V25
 from a2v.ltx.request import PARAMETERS
 from a2v.tests.host import demo
-from a2v.tests.host.api import write_published_25
+from a2v.tests.host.api import write_ic_lora, write_published_25
 from a2v.tests.host.browser import Frontend, Workflow
 from a2v.tests.host.comfy import Comfy, Prompt, Run
 from a2v.tests.host.draw_workflows import (
@@ -40,8 +41,9 @@ from a2v.tests.host.draw_workflows import (
     sent,
 )
 from a2v.tests.host.drawing import faces
-from a2v.tests.host.drawing.parts import CAMERA, FILES
-from a2v.tests.host.drawing.variants import DEFAULT, SONG, VARIANTS, Variant
+from a2v.tests.host.drawing.parts import CAMERA, FILES, UNION
+from a2v.tests.host.drawing.variants import DEFAULT, REDUB, REFERENCE, RETAKE, SONG, VARIANTS, Variant
+from a2v.tests.ltx.media.clips import write_clip
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 
@@ -89,6 +91,17 @@ CHANGED: dict[str, dict[tuple[str, str], Any]] = {
     "camera_move": {("LTXA2VCameraLora", "camera_lora"): "dolly_in"},
     "audio_regeneration": {("LTXA2VAudioConditioning", "strength"): 0.5},
     "song": {("LTXA2VVideoSize", "video_size"): "auto", ("LTXA2VFrameCount", "whole_track"): True},
+    "retake": {
+        ("LTXA2VVideoSize", "video_size"): "auto",
+        ("LTXA2VRetake", "start"): 1.0,
+        ("LTXA2VRetake", "end"): 2.5,
+    },
+    "redub": {("LTXA2VVideoSize", "video_size"): "auto", ("LTXA2VRetake", "soften_pixels"): 16},
+    "reference": {
+        ("LTXA2VVideoSize", "video_size"): "auto",
+        ("LTXA2VScheduler", "scheduler"): "linear_quadratic",
+        ("LTXA2VScheduler", "steps"): 8,
+    },
     "audio_to_video_25": {**PARTS_25, **QUALITY_25},
     "image_and_audio_25": {
         **PARTS_25,
@@ -106,8 +119,10 @@ CHANGED: dict[str, dict[tuple[str, str], Any]] = {
 DECODED = {"folder": "temp", "filename_prefix": "ltx-a2v"}  # where the one node saves what Save Video then saves
 UNDISTILLED = {"LTXA2VDistilledLora", "LTXA2VGuidance", "LTXA2VRestart"}
 SIDES = (128, 64)  # of the runs' videos, and of the images that auto takes them from
+WIDER = (256, 128)  # of the reference's, because its IC-LoRA sees half a size
 FRAMES = 9
-SMALL = "small.png"
+SMALL, SMALL_CLIP = "small.png", "small.mp4"
+SOME_TIME = {"start": 0.1, "end": 0.3}  # of the small clip, to be made anew
 # of tests that take seconds a workflow; `make soak` has all
 SOME = ("first_and_last_image", "audio_regeneration", "song")
 
@@ -136,18 +151,24 @@ def info(comfy: Comfy) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def sound(comfy: Comfy, comfy_base: Path, models: TinyFiles) -> Iterator[str]:
-    """The workflows' own audio and image are there, as on a server whose user has uploaded them, and a small image.
+    """The workflows' own files are there, as on a server whose user has uploaded them, and a small image and clip.
 
-    So are the tiny camera LoRA and the tiny checkpoint under the published names that these two are known by.
+    So are the tiny camera LoRA and the tiny checkpoint under the published names that these two are known by, and the
+    camera LoRA as an IC-LoRA.
     """
-    Image.effect_noise(SIDES, 60).convert("RGB").save(comfy_base / "input" / SMALL)
+    picture = Image.effect_noise(SIDES, 60).convert("RGB")
+    picture.save(comfy_base / "input" / SMALL)
+    pictures = [np.roll(np.asarray(picture), 5 * number, axis=1) for number in range(FRAMES)]
+    tone = 0.3 * np.sin(np.arange(48_000 * FRAMES // 24) / 17)
+    write_clip(comfy_base / "input" / SMALL_CLIP, pictures, kind="h264.mp4", sound=(tone, 0.0))
     placed = {CAMERA: models.camera_lora, DISTILLED: models.checkpoint}
-    links = []
+    links = [comfy_base / "models" / UNION.folder / UNION.name]
+    write_ic_lora(models.camera_lora, links[0])
     for file, tiny in placed.items():
         links.append(comfy_base / "models" / file.folder / file.name)
         links[-1].symlink_to(tiny)
-    uploaded, _ = (comfy.upload(file) for file in INPUTS)
-    yield uploaded
+    uploaded = [comfy.upload(file) for file in INPUTS]
+    yield uploaded[0]
     for link in links:
         link.unlink()
 
@@ -287,7 +308,7 @@ def titled(prompt: Prompt, title: str) -> dict[str, Any]:
 @each
 def test_what_every_workflow_has(name: str) -> None:
     prompt = API[name]
-    if "distilled" not in name:
+    if not BY_NAME[name].distilled:
         assert titled(prompt, "Negative prompt")["text"] == PARAMETERS["negative_prompt"].default
     assert len(titled(prompt, "Positive prompt")["prompt"]) > 100
     # one seed drives all
@@ -314,7 +335,7 @@ def test_quality_workflows_renew_no_noise() -> None:
     assert not kinds["audio_to_video_25"] - kinds[DEFAULT]
 
 
-@pytest.mark.parametrize("name", ["distilled_fast", "distilled_fast_25"])
+@pytest.mark.parametrize("name", ["distilled_fast", "distilled_fast_25", REFERENCE])
 def test_the_distilled_workflow_is_the_distilled_recipe(name: str) -> None:
     prompt = API[name]
     assert titled(prompt, "First stage")["sampler"] == ("euler_ancestral" if BY_NAME[name].is_25 else "euler")
@@ -427,8 +448,12 @@ def test_app_mode_shows_what_a_first_run_needs(name: str) -> None:
     assert [nodes[key]["type"] for key in shown["outputs"]] == ["SaveVideo"]
     chosen = [slot.get("label", slot["name"]) for key, widget in shown["inputs"] for slot in nodes[key]["inputs"]
               if slot.get("widget", {}).get("name") == widget]  # fmt: skip
-    assert {"audio", "prompt", "size", "seed"} <= set(chosen)
-    assert chosen.count("image") == len(BY_NAME[name].images) and ("camera" in chosen) == bool(BY_NAME[name].camera)
+    variant = BY_NAME[name]
+    assert {"prompt", "size", "seed"} <= set(chosen)
+    assert ("audio" in chosen, "file" in chosen) == (variant.takes_sound, bool(variant.clip))
+    assert chosen.count("image") == len(variant.images) + (name == REDUB)
+    assert ("camera" in chosen) == bool(variant.camera)
+    assert ({"made anew", "start", "end"} <= set(chosen)) == (name == RETAKE)
 
 
 @each
@@ -496,6 +521,11 @@ def test_a_song_goes_without_its_picture(
     assert run.error is None, run.message
 
 
+def sides(name: str) -> tuple[int, int]:
+    """The width and height of a run's video."""
+    return WIDER if name == REFERENCE else SIDES
+
+
 def published_25(variant: Variant) -> TinyFiles:
     """Names alone: of LTX-2.5's published files."""
     checkpoint = V25.distilled if variant.distilled else V25.checkpoint
@@ -508,12 +538,15 @@ def quick(name: str, models: TinyFiles, sound: str, prompt: Prompt | None = None
     API form."""
     models = published_25(BY_NAME[name]) if BY_NAME[name].is_25 else models
     prompt = demo.fill(json.loads(json.dumps(prompt or API[name])), models, sound, "a person speaks", None)
-    width, height = SIDES
+    width, height = sides(name)
     size = {"width": width, "height": height}
-    if ("LTXA2VVideoSize", "video_size") in CHANGED[name] and demo.nodes(prompt, "LTXA2VLoadImage"):
+    given = demo.nodes(prompt, "LTXA2VLoadImage") or demo.nodes(prompt, "LoadVideo")
+    if ("LTXA2VVideoSize", "video_size") in CHANGED[name] and given and name != REFERENCE:
         size = {"video_size": "auto"}
     for kind, values in {
         "LTXA2VLoadImage": {"image": SMALL},
+        "LoadVideo": {"file": SMALL_CLIP},
+        "LTXA2VRetake": SOME_TIME if name == RETAKE else {},
         "LTXA2VVideoSize": size,
         "LTXA2VScheduler": {"steps": 2},
         "LTXA2VFrameCount": {"match_audio_length": False, "num_frames": FRAMES},
@@ -522,18 +555,18 @@ def quick(name: str, models: TinyFiles, sound: str, prompt: Prompt | None = None
     }.items():
         for inputs in demo.nodes(prompt, kind):
             inputs.update(values)
-    if name == "distilled_fast":
+    if BY_NAME[name].distilled and not BY_NAME[name].is_25:
         for inputs in demo.nodes(prompt, "LTXA2VModelLoader"):
             inputs["checkpoint"] = DISTILLED.name
     return prompt
 
 
-def look(path: Path, rate: int, channels: int) -> None:
+def look(path: Path, rate: int, channels: int, sides: tuple[int, int]) -> None:
     """The video file has the picture and the sound that were asked for."""
     with av.open(str(path)) as file:
         video, audio = file.streams.video[0], file.streams.audio[0]
         assert (video.codec_context.name, audio.codec_context.name) == ("h264", "aac")
-        assert (video.width, video.height, video.average_rate) == (*SIDES, 24)
+        assert (video.width, video.height, video.average_rate) == (*sides, 24)
         assert (audio.codec_context.sample_rate, audio.codec_context.layout.nb_channels) == (rate, channels)
         decoded = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
         assert len(decoded) == FRAMES and all(picture.std() > 1 for picture in decoded)
@@ -566,14 +599,18 @@ def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: s
     assert run.error is None, run.message
     assert sorted(run.executed + run.cached, key=int) == list(API[name])
     check_progress(prompt, run)
-    look(demo.video_of(comfy, run), 48000, 2 if name == "audio_regeneration" else 1)
+    look(demo.video_of(comfy, run), 48000, 2 if name in ("audio_regeneration", RETAKE) else 1, sides(name))
     notes = notes_of(run)
-    wanted = ["LUFS", "9 frames", "128×64", "2 steps of euler", "3 steps of euler", "the safety checker did not run"]
+    size = "×".join(map(str, sides(name)))
+    wanted = ["LUFS", "9 frames", size, "2 steps of euler", "3 steps of euler", "the safety checker did not run"]
     wanted += ["0:00.1: a tree" if name == SONG else "prompt:"]
     wanted += {
         "camera_move": [CAMERA.name],
         "audio_regeneration": ["at strength 0.5"],
         "song": ["2 windows of up to", "2 sections"],
+        "redub": ["picture made anew from 0 s to the end, where the mask is white", "noise mask"],
+        "reference": ["1 reference video", UNION.name],
+        "retake": ["picture made anew from 0.1 s to 0.3 s", "noise mask", "the audio is the loaded one"],
         "distilled_fast_25": ["euler_ancestral, 1 passes each"],
     }.get(name, [])
     wanted += [f"with LTX-{BY_NAME[name].version}"]
@@ -624,7 +661,7 @@ def test_without_the_models_it_is_refused_by_name(name: str, comfy: Comfy, sound
     # each node is refused once, whichever of its values are wrong
     assert [(node["class_type"], len(node["errors"])) for node in nodes] == [(node["class_type"], 1) for node in nodes]
     for file in faces.files(BY_NAME[name]):
-        assert file.name in said or file in (DISTILLED, CAMERA)  # these two are there, tiny
+        assert file.name in said or file in (DISTILLED, CAMERA, UNION)  # these are there, tiny
 
 
 @each

@@ -6,16 +6,19 @@ from dataclasses import replace
 
 from a2v.ltx.models import MODELS
 
+from . import clips
 from .parts import (
     CAMERA,
     FILES,
     FINER,
     ORANGE,
     SMALL,
+    UNION,
     File,
     Node,
     Stage,
     Widget,
+    joined,
     note,
 )
 from .stages import (
@@ -23,7 +26,6 @@ from .stages import (
     conditions,
     first_stage,
     images,
-    joined,
     models,
     prompts,
     record,
@@ -31,7 +33,7 @@ from .stages import (
     second_stage,
     seed,
 )
-from .variants import Variant
+from .variants import REDUB, Variant
 
 ALL, MICROPHONE = " (all nodes)", " (microphone)"
 """What the title of a workflow with open stages ends in, and of one that records its sound."""
@@ -46,7 +48,7 @@ SPOKEN = (
 def files(v: Variant) -> list[File]:
     own = FILES[v.version]
     return [own.distilled if v.distilled else own.dev, *([] if v.distilled else [own.lora]), own.upscaler, own.encoder,
-            *own.apart.values(), *([CAMERA] if v.camera else [])]  # fmt: skip
+            *own.apart.values(), *([CAMERA] if v.camera else []), *([UNION] if v.ic_lora else [])]  # fmt: skip
 
 
 def start(v: Variant) -> Node:
@@ -80,26 +82,40 @@ def whole(v: Variant) -> Stage:
         *_lifted(parts["prompts"], ("prompt", "timeline", "let Gemma write it out", "prompt expander",
                                     "negative prompt")),
         *_lifted(parts["models"], ("camera", "camera strength")),
+        *_lifted(parts["conditions"], clips.LABELS),
+        *_lifted(parts["models"], clips.LABELS),
         *_lifted(parts["conditions"], ("size", "width", "height")),
         *_lifted(parts["prompts" if v.timeline else "conditions"], ("length from the audio", "frames")),
         *_lifted(parts["conditions"], ("frames of a window", "overlap", "first image strength", "end image strength",
                                        "audio strength")),
         Widget.of("seed", "seed.value"),
         *_lifted(parts["first"], ("steps", "speed-up")),
-        *_lifted(parts["models"], ("checkpoint", "distilled LoRA", "text encoder", "video VAE", "audio VAE")),
+        *_lifted(parts["models"], ("checkpoint", "distilled LoRA", "IC-LoRA", "text encoder", "video VAE",
+                                   "audio VAE")),
         *parts["second"].widgets,
     ]  # fmt: skip
     title = "Image and audio to video" if v.images else "Audio to video"
     title = "Song or talk to film" if v.timeline else title
+    about = "Makes a video that moves with the sound: lip sync, talking heads, singing, music videos."
+    if v.clip:
+        title, about = clips.ABOUT[v.clip]
     settings = ((parts["conditions"], parts["prompts"]),)
     if v.timeline:  # the sound is encoded in the windows that the timeline makes
         settings = (parts["prompts"],), (parts["conditions"],)
         parts["models"] = replace(parts["models"], width=290)  # so that one column more fits the window
-    columns = ((parts["models"], seed()), *settings, (parts["first"],), (parts["second"],), (writing,))
+    loaders = (parts["models"], seed(), *([clips.clip()] if v.clip else []))
+    columns = (loaders, *settings, (parts["first"],), (parts["second"],), (writing,))
     return Stage("whole", f"{title} (LTX-{v.version})", columns, tuple(widgets),
                  {"video": "save.video", "report": "report.report"}, ORANGE, 470, 760,
-                 "Makes a video that moves with the sound: lip sync, talking heads, singing, music videos. Open it for "
-                 "all settings.", 92 if v.timeline else 110)  # fmt: skip
+                 f"{about} Open it for all settings.", 92 if v.timeline else 110)  # fmt: skip
+
+
+def given(v: Variant) -> tuple[Node, ...]:
+    """The nodes that load the user's own files."""
+    loaded = [clips.video()] if v.clip else []
+    loaded += [audio()] if v.takes_sound else []
+    loaded += [clips.mask()] if v.clip == REDUB else []
+    return (*loaded, *images(v))
 
 
 def opening(v: Variant, *, spoken: bool = False) -> Stage:
@@ -111,14 +127,15 @@ def opening(v: Variant, *, spoken: bool = False) -> Stage:
     )
     report = Node("shown", "PreviewAny", "Report", {}, {"source": "report.report"}, width=420, height=180)
     beginning = note("start here", SPOKEN, 300, "Start here") if spoken else start(v)
-    columns = ((beginning, files_note(v)), (record() if spoken else audio(), *images(v)), (whole(v),), (report, saved))
+    columns = ((beginning, files_note(v)), (record(),) if spoken else given(v), (whole(v),), (report, saved))
     return Stage("root", v.title + MICROPHONE * spoken, columns, gutter=60)
 
 
 def all_nodes(v: Variant) -> Stage:
     """The same with the stages on the canvas."""
-    files_in, loaders = (audio(), *images(v)), (models(v), seed())
-    two = len(v.images) > 1  # both images and the loaders are too high for one column
+    files_in, loaders = given(v), (models(v), seed(), *([clips.clip()] if v.clip else []))
+    # both images and the loaders are too high for one column; a clip is opened behind its file
+    two = len(v.images) > 1 or bool(v.clip)
     settings = ((conditions(v), prompts(v)),)
     if v.timeline:
         settings = (prompts(v),), (conditions(v),)
@@ -132,8 +149,10 @@ def flat(v: Variant) -> Stage:
     """Every node on one canvas, and one node that joins all reports: the graph of the API form."""
     nodes = [node for node in all_nodes(v).nodes() if node.kind not in ("MarkdownNote", "LTXA2VReport")]
     prompt = ["timeline", "windows"] if v.timeline else ["expand"]
-    said = ["frames", "size", "preprocess", *prompt, *(["camera"] if v.camera else []),
+    counted = ["clip"] if v.clip else ["frames"]
+    said = [*counted, "size", "preprocess", *prompt, *(["retake"] if v.retakes else []),
+            *(["camera"] if v.camera else []), *(["ic"] if v.ic_lora else []),
             *([] if v.distilled else ["lora", "faster"]), "first", "second",
-            *(["track"] if v.audio_strength < 1 else [])]  # fmt: skip
+            *(["track"] if v.may_renew_sound else [])]  # fmt: skip
     report = replace(joined("report", *(f"{key}.report" for key in said)), title=None)
     return Stage("root", v.title, ((*nodes, report),))

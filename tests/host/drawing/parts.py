@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from a2v.ltx.models import MODELS, V23, V25
@@ -53,7 +54,7 @@ class Files:
     apart: Mapping[str, File] = field(default_factory=dict)
 
 
-CAMERA = published("dolly-in", "below 1 GB")
+CAMERA, UNION = published("dolly-in", "below 1 GB"), published("union-control", "0.7 GB")
 FILES = {
     V23.version: Files(
         dev=published("dev", "46 GB"),
@@ -161,6 +162,12 @@ class Stage:
             if isinstance(item, Stage):
                 yield (*above, item.title)
                 yield from item.ways((*above, item.title))
+
+
+def joined(key: str, *reports: str) -> Node:
+    """A node that joins reports of a stage with those that came in."""
+    links = {f"report_{place}": report for place, report in zip(count(1), reports, strict=False)}
+    return Node(key, "LTXA2VReport", "Report so far", {}, links, 220, says={"report": "report"})
 
 
 def note(key: str, text: str, width: int = 340, title: str | None = None, level: int = 2) -> Node:

@@ -5,7 +5,6 @@ Keys of nodes are unique in a workflow. A report passes through the stages: each
 
 from __future__ import annotations
 
-from itertools import count
 from typing import Any
 
 from a2v.api.applications.ltx_2_5 import GUIDANCE, GUIDANCE_WITH_IMAGE, QUALITY_RECIPE
@@ -13,6 +12,7 @@ from a2v.ltx.diffusion.steering import ANCESTRAL
 from a2v.ltx.models import MODELS
 from a2v.ltx.request import NEGATIVE_PROMPT
 
+from . import clips
 from .parts import (
     BLUE,
     CAMERA,
@@ -25,9 +25,10 @@ from .parts import (
     Node,
     Stage,
     Widget,
+    joined,
     note,
 )
-from .variants import Variant
+from .variants import REFERENCE, Variant
 
 OTHER_LORAS = (
     "For a camera or style LoRA, put *LTX A2V Camera LoRA* or *LTX A2V LoRA* between Load Model and Distilled LoRA. It "
@@ -41,12 +42,6 @@ OTHER_LORAS_25 = (  # those for camera movements were made for an older version
 LABELS = {"first": "First image", "end": "End image"}
 Values = dict[str | None, Any]  # of widgets, by name
 CLIP = {"frames": "frames.frames", "fps": "frames.fps"}
-
-
-def joined(key: str, *reports: str) -> Node:
-    """A node that joins reports of a stage with those that came in."""
-    links = {f"report_{place}": report for place, report in zip(count(1), reports, strict=False)}
-    return Node(key, "LTXA2VReport", "Report so far", {}, links, 220, says={"report": "report"})
 
 
 def audio() -> Node:
@@ -86,6 +81,9 @@ def models(v: Variant) -> Stage:
         columns = [[loader], [gemma, note("distilled model", "This checkpoint has the speed built in: it needs no "
                    f"Distilled LoRA and no Guidance.\n\n{use}, put *LTX A2V LoRA* after Load Model, "
                    "before both samplers.", 400)]]  # fmt: skip
+        if v.ic_lora:
+            columns[1].insert(0, clips.ic_lora())
+            widgets += [Widget.of("IC-LoRA", "ic.lora"), Widget.of("IC-LoRA strength", "ic.strength")]
     else:
         strengths = {f"{stage}_strength": QUALITY_RECIPE[f"distill_lora_{stage}_scale"] for stage in
                      ("first_pass", "second_pass")} if v.is_25 else {}  # fmt: skip
@@ -114,7 +112,9 @@ def frame_count(v: Variant) -> Node:
 
 
 def conditions(v: Variant) -> Stage:
-    """Length, size, sound and images."""
+    """Length, size, sound and images, or a given clip."""
+    if v.clip:
+        return clips.conditions(v)
     strength = {"strength": v.audio_strength} if v.audio_strength < 1 else {}
     size_links = {"frames": "frames.frames", **{f"{which}_image": f"{which} image.image" for which in v.images}}
     size_values = {"video_size": "auto"} if v.images else {}
@@ -196,6 +196,8 @@ def prompts(v: Variant) -> Stage:
     links = {"text_encoder": "gemma.text_encoder", "seed": "seed.INT"}
     if "first" in v.images:
         links["image"] = "first image.image"
+    if v.clip:
+        links["image"] = "clip.first image"
     text = {"text_encoder": "gemma.text_encoder"}
     written = {"prompt": v.prompt, **({"enabled": False} if v.is_25 else {})}  # its text encoder cannot write
     expand = Node("expand", "LTXA2VExpandPrompt", "Positive prompt", written, links, 440, 400, (),
@@ -217,7 +219,11 @@ def prompts(v: Variant) -> Stage:
         widgets += [Widget.of("prompt expander", "expand.expander")]
     else:
         hint = "Your prompt may be short: Gemma writes it out" + (
-            " and looks at the image." if "first" in v.images else "."
+            " and looks at the clip's first picture."
+            if v.clip
+            else " and looks at the image."
+            if "first" in v.images
+            else "."
         )
         hint += "\n\nGemma does not hear the sound: say who is seen, and whether it is speech, song or noise."
     columns = [[expand], [positive, note("prompt", hint, 340)]]
@@ -281,7 +287,7 @@ def first_stage(v: Variant) -> Stage:
         also = " with the sampler *euler_ancestral*: leave all three" if v.is_25 else ": leave both"
         hint = note("steps", f"This checkpoint was distilled for *linear_quadratic* in 8 steps{also} as they are. A "
                     "higher number does not make the video better.", 300)  # fmt: skip
-        model, schedule_of = "model.model", "sigmas.first stage sigmas"
+        model, schedule_of = "ic.model" if v.ic_lora else "model.model", "sigmas.first stage sigmas"
         columns = [[sigmas, noise, hint]]
     else:
         guidance = Node("guidance", "LTXA2VGuidance", "Guidance", scales, {}, 300)
@@ -300,14 +306,17 @@ def first_stage(v: Variant) -> Stage:
         widgets += [Widget.of("speed-up", "faster.level"), Widget.of("follow the prompt", "guidance.cfg"),
                     Widget.of("follow the audio", "guidance.modality")]  # fmt: skip
         reports += ["faster.report"]
-        if v.audio_strength < 1:
+        if v.may_renew_sound:
             columns[0].insert(2, Node("audio guidance", "LTXA2VAudioGuidance", "Audio Guidance", {}, {}, 300))
             columns[0].pop()
             steer["audio_guidance"] = "audio guidance.audio guidance"
     links = {"model": model, "noise": "noise.NOISE", "sigmas": schedule_of, "positive": positive(v),
-             "audio": "sound.audio", "latent": "size.first stage", **steer}  # fmt: skip
+             "audio": "sound.audio", "latent": "keep first.latent" if v.retakes else "size.first stage",
+             **steer}  # fmt: skip
     if v.images:
         links["guides"] = f"{v.images[-1]} in first.guides"
+    if v.clip == REFERENCE:
+        links["references"] = "reference.references"
     sampler = Node("first", "LTXA2VSampler", "First stage", renewing, links, 340, 600)
     report = joined("first report", *reports, "first.report")
     title = "First stage: half the size"
@@ -323,7 +332,7 @@ def second_stage(v: Variant) -> Stage:
     upscale = Node("upscale", "LTXA2VLatentUpscale", "Latent Upscale", {}, links, 300)
     links = {"model": "model.model" if v.distilled else "faster.second stage model", "noise": "first.next noise",
              "sigmas": "sigmas.second stage sigmas", "positive": positive(v), "audio": "first.next audio",
-             "latent": "upscale.latent"}  # fmt: skip
+             "latent": "keep second.latent" if v.retakes else "upscale.latent"}  # fmt: skip
     if v.images:
         links["guides"] = f"{v.images[-1]} in second.guides"
     second = Node("second", "LTXA2VSampler", "Second stage", {}, links, 340, 600)
@@ -332,22 +341,29 @@ def second_stage(v: Variant) -> Stage:
                 "Upscale and Second stage (*Ctrl+B*).", 360)  # fmt: skip
     last: list[Node] = []
     reports = ["first report.report", "second.report"]
-    if v.audio_strength < 1:
+    if v.may_renew_sound:
         decode = {"before": "sound.audio", "after": "second.next audio", "audio_vae": "model.audio_vae",
                   "vocoder": "model.vocoder", "audio": "audio.audio"}  # fmt: skip
+        if v.clip:
+            decode |= {"audio": "retake.audio", "retake": "retake.retake"}
         last = [Node("track", "LTXA2VDecodeAudio", "Decode Audio", {}, decode, 300)]
         reports += ["track.report"]
     # a node whose report is joined stands in the column before
     report = joined("report", *reports)
     ends = ((*last,), (report,)) if last else ((report,),)
-    return Stage("second stage", "Second stage: full size", ((upscaler, hint), (upscale,), (second,), *ends),
+    kept = ((clips.keep("second", "upscale.latent"),),) if v.retakes else ()
+    return Stage("second stage", "Second stage: full size", ((upscaler, hint), (upscale,), *kept, (second,), *ends),
                  (Widget.of("upscaler", "upscaler.file"),), {}, VIOLET, 280,
-                 about="Doubles the size and refines the picture in three steps.")  # fmt: skip
+                 about="Doubles the size and refines the picture in three steps.",
+                 gutter=76 if kept and last else 110)  # fmt: skip
 
 
 def save(v: Variant, values: dict[str | None, object], title: str, height: int = 0, width: int = 340) -> Node:
-    links = {"video_vae": "model.video_vae", "latent": "second.latent", "fps": "frames.fps",
-             "audio": "track.audio" if v.audio_strength < 1 else "audio.audio", "report": "report.report"}  # fmt: skip
+    links = {"video_vae": "model.video_vae", "latent": "second.latent",
+             "fps": "clip.fps" if v.clip else "frames.fps",
+             "audio": "track.audio" if v.may_renew_sound else "audio.audio", "report": "report.report"}  # fmt: skip
     if v.is_25:
         links["noise"] = "second.next noise"  # for the diffusion decoder; the other one takes none
+    if v.retakes:
+        links["retake"] = "retake.retake"
     return Node("save", "LTXA2VSaveLatentVideo", title, values, links, width, height, says={"report": "report"})

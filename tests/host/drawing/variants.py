@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from a2v.ltx.models import V23, V25
 
+DEFAULT = "audio_to_video"
+SONG = "song"
+RETAKE, REDUB, REFERENCE = "retake", "redub", "reference"
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -21,14 +25,28 @@ class Variant:
     audio_strength: float = 1.0
     version: str = V23.version  # of LTX
     timeline: str = ""  # of a film in windows
+    clip: str = ""  # what a given clip is for: RETAKE, REDUB or REFERENCE
+    ic_lora: bool = False  # whether the first stage has one
 
     @property
     def is_25(self) -> bool:
         return self.version == V25.version
 
+    @property
+    def retakes(self) -> bool:
+        """Whether a part of the clip is made anew."""
+        return self.clip in (RETAKE, REDUB)
 
-DEFAULT = "audio_to_video"
-SONG = "song"
+    @property
+    def takes_sound(self) -> bool:
+        """Whether the sound is a file of its own, and not the clip's."""
+        return self.clip != RETAKE
+
+    @property
+    def may_renew_sound(self) -> bool:
+        return self.audio_strength < 1 or self.clip == RETAKE
+
+
 VARIANTS = (
     Variant(
         DEFAULT,
@@ -133,5 +151,36 @@ VARIANTS = (
         images=("first",),
         timeline="0:02 the singer closes both eyes and sways with the beat\n"
         "0:04 [cut] a close view of the singer's face, bright light from above",
+    ),
+    Variant(
+        RETAKE,
+        "11 Retake a part of a clip",
+        "The subject of the clip closes both eyes for a moment, smiles, and goes on talking with more energy. The "
+        "light and the background stay as they are, the camera holds still.",
+        "1. Upload your clip.\n\n2. Set *start* and *end* of the part that is made anew, in seconds.\n\n3. Say in "
+        "*prompt* what happens in it.\n\n4. Press *Run*. The rest of the clip and its sound stay as they are. *made "
+        "anew* can also be the sound, or both.",
+        clip=RETAKE,
+    ),
+    Variant(
+        REDUB,
+        "12 New voice for a clip",
+        "The subject of the clip talks to the camera with a friendly, lively voice, and the lips follow every word. "
+        "The light and the background stay as they are, the camera holds still.",
+        "1. Upload your clip and the new voice.\n\n2. Upload a picture of the clip as *Mask*, choose *Open in "
+        "MaskEditor* in its menu, and paint over mouth and chin.\n\n3. Say in *prompt* who speaks, and how.\n\n4. "
+        "Press *Run*. All that you did not paint stays as it is.",
+        clip=REDUB,
+    ),
+    Variant(
+        REFERENCE,
+        "13 Video that follows a clip",
+        "An old sailor with a white beard and a blue cap looks straight into the camera and tells a story. Evening "
+        "light falls on his face from the left, and the harbour behind him is out of focus. The camera holds still.",
+        "1. Upload the clip whose outlines and movements the video has, and your audio.\n\n2. Describe the new picture "
+        "in *prompt*.\n\n3. Press *Run*. The video keeps your sound unchanged.",
+        distilled=True,
+        clip=REFERENCE,
+        ic_lora=True,
     ),
 )

@@ -1,0 +1,112 @@
+"""Workflows that take a clip: what is loaded, what of the clip is made anew, and what is kept of it."""
+
+from __future__ import annotations
+
+from .parts import GREEN, UNION, Node, Stage, Widget, joined, note
+from .variants import REDUB, REFERENCE, RETAKE, Variant
+
+START, END = 1.0, 2.5
+"""Seconds of the shipped clip that a retake makes anew."""
+SOFT = 16
+"""Pixels over which a redub's mask rises, because it is painted by hand."""
+ABOUT = {
+    RETAKE: ("Retake of a clip", "Makes a part of a clip anew and keeps the rest."),
+    REDUB: ("New voice for a clip", "Moves the mouth of a clip to a new voice and keeps the rest."),
+    REFERENCE: ("Video that follows a clip", "Makes a video that has the outlines and movements of a clip."),
+}
+"""The one node's title and description."""
+SETTINGS = {
+    RETAKE: {"made anew": "retake.renew", "start": "retake.start", "end": "retake.end",
+             "held to the clip": "retake.strength"},
+    REDUB: {"soft edge": "retake.soften_pixels", "held to the clip": "retake.strength"},
+    REFERENCE: {"follow the clip": "reference.strength", "IC-LoRA strength": "ic.strength"},
+}  # fmt: skip
+"""What the one node shows of the nodes for clips: label → "key.widget"."""
+LABELS = tuple(dict.fromkeys(label for labels in SETTINGS.values() for label in labels))
+HINTS = {
+    RETAKE: "*renew* chooses what is made anew: the picture, the sound, or both. For the sound, switch *enabled* of "
+    "Preprocess Audio off: then the new part is as loud as the rest.\n\n*strength* above 0 holds the new part to the "
+    "clip.",
+    REDUB: "The picture is made anew where the mask is white, and nowhere else. Any node's MASK can be connected: one "
+    "for all frames, or one for each.\n\n*soften_pixels* makes its edge soft. *strength* above 0 holds the new part to "
+    "the clip.",
+    REFERENCE: "*Edges* draws the clip's outlines. If your clip shows poses, depth or edges already, bypass *Edges* "
+    "(*Ctrl+B*).\n\n*strength* says how clean the model sees the clip.",
+}
+LENGTH = {"frames": "clip.frames", "fps": "clip.fps"}
+
+
+def video() -> Node:
+    """As high as the frontend makes it once its first picture is there."""
+    return Node("video", "LoadVideo", "Load Video", {"file": "clip.mp4"}, {}, 300, 320)
+
+
+def clip() -> Node:
+    return Node("clip", "LTXA2VClip", "Clip", {}, {"video": "video.video"}, 300)
+
+
+def keep(stage: str, latent: str) -> Node:
+    """Puts the clip into a stage. latent: what the stage's sampler would begin with."""
+    links = {"video_vae": "model.video_vae", "retake": "retake.retake", "latent": latent}
+    return Node(f"keep {stage}", "LTXA2VKeepClip", f"Keep Clip, {stage} stage", {}, links, 260)
+
+
+def mask() -> Node:
+    """ComfyUI's own node, whose mask editor paints on the picture; as high as the frontend makes it."""
+    return Node("mask", "LoadImage", "Mask", {"image": "mouth.png"}, {}, 300, 314)
+
+
+def retake(v: Variant) -> Node:
+    links = {"clip": "clip.clip", **LENGTH}
+    links |= {"mask": "mask.mask"} if v.clip == REDUB else {"audio": "clip.audio"}
+    values = {"soften_pixels": SOFT} if v.clip == REDUB else {"start": START, "end": END}
+    return Node("retake", "LTXA2VRetake", "Retake", values, links, 320)
+
+
+def ic_lora() -> Node:
+    """For the first stage alone, as it was trained."""
+    return Node("ic", "LTXA2VLora", "IC-LoRA", {"lora": UNION.name}, {"model": "model.model"}, 400, 0, (UNION,))
+
+
+def follow() -> tuple[Node, Node]:
+    """What the first stage looks at."""
+    edges = Node("edges", "LTXA2VEdges", "Edges", {}, {"clip": "clip.clip"}, 320)
+    links = {"video_vae": "model.video_vae", "clip": "edges.clip", "latent": "size.first stage", "audio": "sound.audio",
+             "model": "ic.model"}  # fmt: skip
+    return edges, Node("reference", "LTXA2VReference", "Reference", {}, links, 320)
+
+
+def conditions(v: Variant) -> Stage:
+    """What is kept of the clip or seen of it, the size and the sound."""
+    size = Node("size", "LTXA2VVideoSize", "Video Size", {"video_size": "auto"},
+                {"frames": LENGTH["frames"], "first_image": "clip.first image"}, 320)  # fmt: skip
+    track = "audio.audio" if v.takes_sound else "retake.audio"
+    preprocess = Node("preprocess", "LTXA2VPreprocessAudio", "Preprocess Audio", {}, {"audio": track, **LENGTH},
+                      320)  # fmt: skip
+    links = {"audio_vae": "model.audio_vae", "audio": "preprocess.audio", **LENGTH}
+    if v.clip == RETAKE:
+        links["retake"] = "retake.retake"
+    sound = Node("sound", "LTXA2VAudioConditioning", "Audio Conditioning", {}, links, 320)
+    hint = note(v.clip, HINTS[v.clip], 320)
+    why = "The video has the clip's length and rate. *auto* takes its size, too."
+    if v.clip == REFERENCE:
+        why += (
+            "\n\nThe IC-LoRA sees the clip at half the size, so width and height are multiples of 128. Where those of "
+        )
+        why += "*auto* are not, use *custom*."
+    length = note("size and length", why, 320)
+    reports = ["ic.report" if v.clip == REFERENCE else "lora.report", "clip.report", "size.report", "preprocess.report"]
+    report = joined("sound report", *reports, *(["retake.report"] if v.retakes else []))
+    if v.retakes:
+        columns = ((retake(v), hint), (preprocess, size, length), (sound, keep("first", "size.first stage"), report))
+    else:
+        edges, reference = follow()
+        columns = ((preprocess, size, length), (sound, edges, hint), (reference, report))
+    shown = {label: target for label, target in SETTINGS[v.clip].items() if not target.startswith("ic.")}
+    shown |= {"size": "size.video_size", "width": "size.width", "height": "size.height"}
+    about = "Says what of the clip is made anew, sets the size, and encodes the clip and the sound."
+    if v.clip == REFERENCE:
+        about = "Draws the clip's outlines, sets the size, and encodes the clip and the sound."
+    return Stage("conditions", "Clip, size and sound", columns,
+                 tuple(Widget.of(label, target) for label, target in shown.items()), {"report": "sound report.report"},
+                 GREEN, 290, 0, about, 130)  # fmt: skip

@@ -99,7 +99,7 @@ def float8(weight: Tensor, scale: Tensor | None = None) -> Stored:
 
 
 def number_of(scale: Tensor | None) -> float:
-    """The number in a scale of one element, 1 for None. A rehearsal (memory/rehearsal.py) has no numbers, and gets 1."""
+    """The number in a scale of one element, 1 for None. A rehearsal (memory/rehearsal.py) has no numbers: also 1."""
     return 1.0 if scale is None or scale.is_meta else float(scale)
 
 

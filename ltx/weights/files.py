@@ -37,7 +37,7 @@ class SafetensorsFile:
     """An opened safetensors file. Opening it reads only the header."""
 
     def __init__(self, path: Path, wanted: str) -> None:
-        self.path = path
+        self.path, self._wanted = path, wanted
         self._file = open_safetensors(path, wanted)
         self.metadata: dict[str, str] = self._file.metadata() or {}
         self._all = frozenset(self._file.keys())
@@ -67,9 +67,7 @@ class SafetensorsFile:
         try:
             return formats.stored(tensor, self.shape(key), self._beside(layer), self._note(layer))
         except ValueError as error:
-            raise InputError(
-                f"{self.path}: {key} has {error}, which is not supported; get the bf16 or fp8 file."
-            ) from error
+            raise InputError(f"{self.path}: {key} has {error}, which is not supported; get {self._wanted}.") from error
 
     def _kind(self, layer: str) -> str | None:
         """The format of a layer's weight as the header tells it: by its note, or, of formats with blocks, by what lies

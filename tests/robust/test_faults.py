@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import torch
 from a2v.ltx import __main__ as command
-from a2v.ltx import encoding, job, pipeline, sampling
+from a2v.ltx import encoding, job, pipeline, sampling, seen
 from a2v.ltx.diffusion import sample_windows
 from a2v.ltx.errors import InputError
 from a2v.ltx.job import Compute, Files
@@ -110,7 +110,7 @@ def held() -> int:
 
 CALLS = (
     (job, "load_track", 0), (job, "compress", 0), (encoding, "load_gemma", 0), (encoding, "encode_text", 1),
-    (encoding, "encode_audio", 0), (encoding, "encode_image", 1),
+    (encoding, "encode_audio", 0), (seen, "encode_image", 1),
     (lora.Merger, "set", 0), (sample_windows, "sample", 0), (sampling, "upscale", 0),
     (lora.Merger, "set", 1), (sample_windows, "sample", 1), (pipeline, "to_uint8", 0),
 )  # fmt: skip

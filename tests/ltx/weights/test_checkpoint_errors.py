@@ -97,6 +97,9 @@ def test_tensors_do_not_fit(stored: tuple, tmp_path: Path, part: str, fault: str
         tensors = {k: t for k, t in tensors.items() if "embed" not in k or part != "connectors"}
         tensors[PREFIX + "prompt_adaln_single.linear.weight"] = torch.zeros(1)
     save_file(tensors, path, stored[1])
+    if fault == "int8" and part == "transformer":  # such transformers are read
+        getattr(load_checkpoint(path), part)()
+        return
     with refusal(path, WANTED):
         getattr(load_checkpoint(path), part)()
 

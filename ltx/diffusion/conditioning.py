@@ -222,13 +222,18 @@ def video_stream(
     sizes = [tokens.shape[1] for tokens in cleans]
     seen = [(size, each.attention) for size, each in zip(sizes[1 + len(keyframes) :], references, strict=True)]
     return Stream(
-        torch.cat(tokens, 1),
-        torch.cat(cleans, 1),
-        torch.cat(masks, 1),
-        torch.cat(places, 2),
-        torch.cat(marks, 1),
+        _joined(tokens, 1),
+        _joined(cleans, 1),
+        _joined(masks, 1),
+        _joined(places, 2),
+        _joined(marks, 1),
         Sight.of(sizes[0], sum(sizes[1 : 1 + len(keyframes)]), seen),
     )
+
+
+def _joined(parts: tuple[Tensor, ...], dim: int) -> Tensor:
+    """The parts one after the other. One alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _grid(

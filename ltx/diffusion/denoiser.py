@@ -65,7 +65,7 @@ class GuidedDenoiser:
     def __call__(self, x: Tokens, sigma: Tensor, step: int) -> Tokens:
         guided, reused = float(sigma) > self.unguided, self.reuse is not None and float(sigma) > self.reuse.last
         sigma = torch.full((), float(sigma), device=self.device)  # a copy would wait for the device
-        video_sigma, audio_sigma = sigma * (not self.still), sigma * self.heard
+        video_sigma, audio_sigma = torch.zeros_like(sigma) if self.still else sigma, sigma * self.heard
         adaln = modulation(
             self.model,
             self.levels[0] * sigma,

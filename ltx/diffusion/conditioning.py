@@ -151,7 +151,8 @@ class Stream:
 
     marked: [1, N, 1], for the video: 1 for the tokens of latent frame 0, which stand for one frame where the others
     stand for eight. LTX-2.5 adds its keyframe vector to them. Appended tokens are not marked. sight: what groups of
-    tokens see of each other, None if all see all.
+    tokens see of each other, None if all see all. known: whether every token is kept, None if only the mask tells it,
+    for which the host waits where that is on a device.
     """
 
     latent: Tensor
@@ -160,11 +161,12 @@ class Stream:
     positions: Tensor
     marked: Tensor | None = None
     sight: Sight | None = None
+    known: bool | None = None
 
     @property
     def frozen(self) -> bool:
         """Whether every token is kept."""
-        return not self.mask.any()
+        return not self.mask.any() if self.known is None else self.known
 
     def noised(self, noise: Tensor, scale: float) -> Tensor:
         """The tokens [1, N, C] with which a stage starts if its first sigma is `scale`."""
@@ -207,6 +209,7 @@ def video_stream(
     mask, clean: as in `Conditions`; a first image replaces both at its frame. Raises InputError if a guide, the mask or
     the clean latent has another size than the latent, or a guide lies outside the clip.
     """
+    given = mask is not None
     clean, mask, keyframes = _grid(latent, guides, mask, clean)
     marked = torch.zeros_like(mask)
     marked[:, :, :1] = 1
@@ -228,6 +231,7 @@ def video_stream(
         _joined(places, 2),
         _joined(marks, 1),
         Sight.of(sizes[0], sum(sizes[1 : 1 + len(keyframes)]), seen),
+        None if given or latent.shape[2] == 1 else False,
     )
 
 
@@ -284,7 +288,7 @@ def audio_stream(audio: AudioCondition) -> Stream:
     mask = torch.full_like(tokens[..., :1], 1 - audio.strength)
     if audio.mask is not None:
         mask = audio.mask.to(mask)[None, :, None]
-    return Stream(tokens, tokens, mask, latents.audio_positions(tokens.shape[1]))
+    return Stream(tokens, tokens, mask, latents.audio_positions(tokens.shape[1]), known=audio.frozen)
 
 
 def _pixels(latent: Tensor) -> str:

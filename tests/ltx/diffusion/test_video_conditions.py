@@ -175,6 +175,22 @@ def test_a_reference_acts_by_its_strength_and_its_attention(model: nn.Module) ->
         assert torch.equal(made(**nothing), without)
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("mask", [None, 0.0, 1.0])
+@pytest.mark.parametrize("strength", [None, 1.0, 0.5])
+def test_what_is_kept_whole_is_known(frames: int, mask: float | None, strength: float | None) -> None:
+    """Often without asking the masks, and always as they say."""
+    latent, given = SOURCE[:, :, :frames], None if mask is None else torch.full((1, 1, frames, *GRID[1:]), mask)
+    guides = () if strength is None else (Guide(drawn(8, 1, CHANNELS, 1, *GRID[1:]), 0, strength),)
+    references = () if strength is None else (Reference(drawn(9, 1, CHANNELS, 1, 1, 2), 2, strength=strength),)
+    for seen in ((), references):
+        stream = video_stream(latent, guides, FPS, given, references=seen)
+        assert stream.frozen is not bool(stream.mask.any())
+    heard = None if mask is None else torch.full((SOUND.latent.shape[2],), mask)
+    stream = audio_stream(replace(SOUND, mask=heard, strength=1.0 if strength is None else strength))
+    assert stream.frozen is not bool(stream.mask.any())
+
+
 def test_words_for_what_does_not_fit() -> None:
     latent = torch.zeros_like(SOURCE)
     with pytest.raises(InputError, match=r"the source video was encoded to .* encode it for this stage\."):

@@ -185,7 +185,8 @@ class _Measured:
         if job.source is not None:
             work = max(work, clip_encoding(vae, *size, self.on)) + self._whole(size) + self._whole(self.first)
         elif job.reference is not None:
-            work = max(work, clip_encoding(vae, *job.reference.size(self.first[::-1])[::-1], self.on))
+            stage = size if job.reference.use.stages == ALL else self.first
+            work = max(work, clip_encoding(vae, *job.reference.size(stage[::-1])[::-1], self.on))
         name = "encode images" if job.source is None and job.reference is None else "encode pictures"
         self.planner.add(name, (Resident.of("video VAE", vae),), work)
 

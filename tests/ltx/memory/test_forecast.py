@@ -16,10 +16,11 @@ from a2v.ltx.job import Compute, Job
 from a2v.ltx.memory.encoder import text_encoder
 from a2v.ltx.memory.forecast import Forecast, Phase, Resident, estimate
 from a2v.ltx.memory.rehearsal import SMALL, blueprint, bytes_of, peak, weights
-from a2v.ltx.memory.work import one_step
+from a2v.ltx.memory.work import clip_encoding, one_step
 from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx.measure import GUIDANCE, job_of, run
+from a2v.tests.ltx.media.clips import plain, write_clip
 from a2v.tests.tiny import TinyFiles, write_tiny
 from torch import nn
 
@@ -237,6 +238,29 @@ def test_what_does_not_fit_is_made_to(folder: Path, wide: TinyFiles) -> None:
     assert not phase_of(none, "decode").fits and "may not fit even so" in str(none)
     with pytest.raises(InputError, match="offload"):
         on_gpu(1e12, "all")
+
+
+def test_given_videos_are_counted(folder: Path, tiny: TinyFiles) -> None:
+    """A source for both stages, some frames at a time; a reference in the stages that see it, without a matrix of all
+    pairs of tokens."""
+    clip = write_clip(folder / "clip.mkv", [plain(number) for number in range(33)])
+
+    def told(name: str = "", **request: Any) -> list[int]:
+        job = described(folder, tiny, num_frames=33, video_size=(512, 512), **request)
+        job["files"] |= {name: clip} if name else {}
+        forecast = estimate(job_of(job), Compute(torch.float32), 2**62)
+        first = [phase.work for phase in forecast.phases if phase.name == "encode pictures"]
+        return [*first, phase_of(forecast, "first stage").work, phase_of(forecast, "second stage").work]
+
+    vae = load_checkpoint(tiny.checkpoint).video_encoder(torch.float32)
+    half, full = (clip_encoding(vae, side, side) for side in (256, 512))
+    usual = told()
+    assert told("video", edit={"strength": 0.5}) == [full, *usual], "the clip has as many tokens as without a source"
+    encoded, *first = told("reference")
+    assert encoded == half < full and first[0] > 1.5 * usual[0] and first[1] == usual[1]
+    encoded, *both = told("reference", reference={"stages": "both"})
+    assert encoded == full and both[0] == first[0] and both[1] > 1.5 * usual[1]
+    assert told("reference", reference={"attention": 0.5})[1] < 1.5 * first[0]
 
 
 def test_what_an_offloaded_model_takes_is_the_rest_and_the_two_largest_blocks() -> None:

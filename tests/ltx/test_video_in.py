@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.job import Compute, Files, prepare
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.clip import open_clip
+from a2v.ltx.media.images import fit
 from a2v.ltx.media.masks import fitted
 from a2v.ltx.request import parse
+from a2v.ltx.restoring import _faded
 from a2v.ltx.trace import Recorder
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -162,6 +165,18 @@ def test_outside_the_time_frames_and_samples_are_the_sources(engine: Engine, med
     assert not torch.equal(track.waveform[:, before:behind], heard[:, before:behind])
 
 
+def test_sound_that_was_made_fades_into_the_sources() -> None:
+    """Within what was made, at both of its ends and where it is short."""
+    weight = torch.zeros(40)
+    weight[10:30], weight[35:] = 1, 1
+    faded = _faded(weight, 4)
+    rising = [0.2, 0.4, 0.6, 0.8]
+    wanted = [0.0] * 10 + rising + [1.0] * 12 + rising[::-1] + [0.0] * 5 + rising + [1.0]
+    assert torch.allclose(faded, torch.tensor(wanted))
+    weight = torch.tensor([1.0, 1, 1, 0, 0, 1, 1, 0])
+    assert torch.allclose(_faded(weight, 4), torch.tensor([0.6, 0.4, 0.2, 0, 0, 0.2, 0.2, 0]))
+
+
 def sound_of(path: Path) -> Tensor:
     with av.open(str(path)) as container:
         return torch.from_numpy(np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1))
@@ -176,6 +191,33 @@ def test_outside_the_mask_pixels_are_the_sources(engine: Engine, media: dict[str
     assert (mask[:, :, :2] == 1).all() and (mask[:, :, 2:] == 0).all()
     assert result.trace["s1/step0/call0/audio_sigma"].item() == 0
     assert result.report["used"]["frames"] == FRAMES
+
+
+def test_both_stages_keep_what_the_mask_keeps(engine: Engine, media: dict[str, Path]) -> None:
+    """By their latents: the source's pixels come back in any case."""
+    result = engine({"use_multiscale": True, "edit": {"start": 9 / 24}}, video=media["video"], mask=media["mask"])
+    for stage, rows, columns in (("s1", 1, 2), ("s2", 2, 4)):
+        mask = result.trace[f"{stage}/denoise_mask_video"].reshape(4, rows, columns)
+        assert (mask[2:, :, : columns // 2] == 1).all() and mask.sum() == 2 * rows * columns // 2, stage
+        last = result.trace[max(name for name in result.trace if name.startswith(f"{stage}/step") and "/out_v" in name)]
+        kept = mask.flatten() == 0
+        assert torch.equal(last[:, kept], result.trace[f"{stage}/clean_video"][:, kept])
+        assert not torch.isclose(last[:, ~kept], result.trace[f"{stage}/clean_video"][:, ~kept]).all(-1).any()
+
+
+def test_soft_edges_reach_the_model(engine: Engine, media: dict[str, Path]) -> None:
+    """In time for picture and sound, in space by pixels of the source."""
+    hard, soft = (
+        engine({"edit": {"renew": "both", "start": 0.3, "soften": seconds}}, video=media["video"]).trace
+        for seconds in (0, 0.5)
+    )
+    for name in ("s1/denoise_mask_video", "s1/denoise_mask_audio"):
+        assert set(hard[name].unique().tolist()) == {0, 1} and torch.equal(hard[name] > 0, soft[name] > 0)
+        assert ((soft[name] > 0) & (soft[name] < 1)).any() and (soft[name] <= hard[name]).all()
+    mask = engine({"edit": {"soften_pixels": 40}}, video=media["video"], mask=media["mask"])
+    cells = mask.trace["s1/denoise_mask_video"].reshape(4, 2, 4)
+    # the second cell's left edge is 32 pixels within
+    assert torch.allclose(cells, torch.tensor([1, 32 / 41, 0, 0]).expand(4, 2, 4))
 
 
 def test_a_new_track_takes_the_place_of_the_sources(engine: Engine, media: dict[str, Path]) -> None:
@@ -289,6 +331,16 @@ def test_a_reference_in_windows_is_encoded_for_each(engine: Engine, media: dict[
     result = engine(values, audio=media["voice"], reference=media["reference"])
     tokens = [result.trace[f"s1/window{n}/clean_video"][:, 16:] for n in (0, 1)]
     assert [each.shape[1] for each in tokens] == [16, 16] and not torch.equal(*tokens)
+
+
+def test_a_reference_of_every_other_frame(engine: Engine, media: dict[str, Path]) -> None:
+    values = {"num_frames": 25, "match_audio_length": False, "video_size": {"width": 64, "height": 64}}
+    result = engine({**values, "reference": {"stride": 2}}, audio=media["voice"], reference=media["reference"])
+    pictures = list(open_clip(media["reference"]).pictures(Fraction(24), 25))
+    taken = [pictures[0], *pictures[1:16:2]]  # so much as fills whole latents
+    assert torch.equal(result.trace["cond/0/pixels"], torch.cat([fit(picture, 64, 64) for picture in taken], 2))
+    times = result.trace["s1/positions_video"][0, 0, 16::4]
+    assert torch.allclose(times, torch.tensor([[0, 1 / 24], [1 / 24, 17 / 24]]))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {

@@ -101,26 +101,31 @@ def test_the_tooltip_marks_each_backend(model: memory.Model) -> None:
     assert Kernels in nodes.NODES
 
 
-def test_the_sampler_obeys(model: memory.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a sampler's own code, with the sampling itself left out."""
+@pytest.mark.parametrize("stay", [False, True])
+def test_the_sampler_obeys(model: memory.Model, monkeypatch: pytest.MonkeyPatch, stay: bool) -> None:
+    """Within a sampler's own code, with the sampling itself left out. stay: whether blocks keep their weights while
+    their passes run (test_fetches.py)."""
     from a2v.nodes import sampling
 
     asked, _ = chosen(model, MATH, False, True)
     seen: list[object] = []
 
+    def watched() -> set[int]:
+        return {len(block._forward_pre_hooks) for block in asked.module.transformer_blocks}
+
     def begun(*_: object, **__: object) -> None:
-        seen.append((backends(asked), fast(asked)))
+        seen.append((backends(asked), fast(asked), watched()))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sampling, "sample_windows", begun)
     film = type("Film", (), {"cut": _cut(), "frozen": True})()
     steering = type("S", (), {"steps": 1, "passes": lambda self, frozen: 4})()
     monkeypatch.setattr(sampling, "StageProgress", lambda *a: None)
-    monkeypatch.setattr(memory, "sampling_memory", lambda *a: memory.Sampling(0))
+    monkeypatch.setattr(memory, "sampling_memory", lambda *a: memory.Sampling(0, stay))
     start = torch.zeros(1, 128, 2, 2, 2)
     with pytest.raises(KeyboardInterrupt):
         sampling._sample(replace(asked, weights=""), start, film, [], None, steering, (object(),), None, None)
-    assert seen == [({BACKENDS[MATH].name}, {True})]
+    assert seen == [({BACKENDS[MATH].name}, {True}, {int(stay)})] and watched() == {0}
 
 
 def _cut() -> object:

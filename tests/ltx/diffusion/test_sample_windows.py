@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from a2v.ltx.diffusion import sample_windows as in_windows
 from a2v.ltx.diffusion import samplers
 from a2v.ltx.diffusion.acceleration import LEVELS
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
@@ -404,6 +405,22 @@ def test_a_section_that_goes_on_from_the_first_frame_is_no_cut(model: nn.Module)
 
     usual, other = film(4), film(7)
     assert not torch.equal(usual[:, :, 1:], other[:, :, 1:]), "what is before it acts on it"
+
+
+def test_windows_of_a_source_that_are_kept_whole_run_no_pass(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are they pulled to the first window; and the others draw what they draw where every window runs."""
+    source, mask = drawn(8, *zeros().shape), torch.ones(1, 1, LATENTS, HEIGHT, WIDTH)
+    kept = slice(WINDOWS[1].new.start, WINDOWS[2].new.stop)
+    mask[:, :, kept] = 0
+    given = replace(conditions(mask=mask), clean=source)
+    monkeypatch.setattr(in_windows, "DIFFERENT", 100.0)  # untrained windows show nothing alike
+    short = Watched(model, Steering(SIGMAS), conditions=given, anchor=1.0, drift=0.5)
+    assert {number for number, trace in short.traces.items() if trace.tensors} == {0, 3}
+    assert torch.equal(short.video[:, :, kept], source[:, :, kept])
+    monkeypatch.setattr(in_windows, "_kept_whole", lambda *_: False)
+    run = Watched(model, Steering(SIGMAS), conditions=given, anchor=1.0, drift=0.5)
+    assert all(trace.tensors for trace in run.traces.values()) and torch.equal(run.video, short.video)
+    assert torch.equal(run.noise.state, short.noise.state)
 
 
 BEHIND = [Border(6, cut=True), Border(7)]

@@ -544,23 +544,31 @@ def test_default_dtype_and_device(
 
 
 def test_every_flag_about_computing_arrives(run: Run, asked: list[Compute]) -> None:
-    switches: dict[str, Any] = {"fp8": [], "compile": [], "fused": []}
-    assert run(device="cpu", dtype="bfloat16", offload="none", attention="math", **switches).status == 130
-    given = {"fp8": True, "compiled": True, "offload": "none", "attention": "math", "fused": True}
-    assert asked == [Compute(torch.bfloat16, "cpu", **given)]
+    """And each switch alone sets what it names."""
+    switches = {"fp8": "fp8", "compile": "compiled", "fused": "fused", "fast-products": "fast_products"}
+    on: dict[str, Any] = {flag: [] for flag in switches}
+    assert run(device="cpu", dtype="bfloat16", offload="none", attention="math", **on).status == 130
+    given = {"offload": "none", "attention": "math", **dict.fromkeys(switches.values(), True)}
+    assert asked.pop() == Compute(torch.bfloat16, "cpu", **given)
+    for flag, field in switches.items():
+        assert run(device="cpu", **{flag: []}).status == 130
+        assert asked.pop() == Compute(torch.float32, "cpu", **{field: True})
 
 
-def test_each_flag_reaches_what_computes(run: Run, job: list[Job]) -> None:
-    seen: list[Compute] = []
+def test_every_flag_about_a_video_arrives(run: Run, job: list[Job], media: Path) -> None:
+    seen: list[Files] = []
 
-    def stop(files: Files, request: Request, compute: Compute, **_: Any) -> None:
-        seen.append(compute)
+    def stop(files: Files, *_: Any, **__: Any) -> None:
+        seen.append(files)
         raise KeyboardInterrupt
 
     job[:] = [stop]
-    flags: dict[str, Any] = {"fp8": [], "compile": [], "fused": [], "attention": "math", "offload": "none"}
-    assert run(dtype="bfloat16", device="cpu", **flags).status == 130
-    assert seen == [Compute(torch.bfloat16, "cpu", True, True, "none", attention="math", fused=True)]
+    flags = {"video": media / "film.mp4", "mask": media / "picture.png", "reference": media / "silent.mp4"}
+    picture = media / "picture.png"
+    assert run(audio=None, **flags, keyframe=f"{picture}@3:0.4").status == 130
+    (found,) = seen
+    assert {name: getattr(found, name) for name in flags} == flags
+    assert found.keyframes == ((picture, 3, 0.4),) and found.audio is None
 
 
 def test_an_interrupt_tells_what_is_kept(run: Run, job: list[Job], tmp_path: Path) -> None:

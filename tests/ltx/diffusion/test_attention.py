@@ -14,6 +14,7 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.job import Compute, Files, prepare
 from a2v.ltx.request import parse
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.ltx.weights.quantized import QuantizedLinear
 from a2v.tests.ltx.diffusion.one_pass import Case, guided_step
 from a2v.tests.tiny import TinyFiles
 
@@ -48,16 +49,18 @@ def test_the_plain_formula_gives_torchs_numbers(
 
 
 def test_a_job_computes_as_it_is_asked_to(tiny_default: TinyFiles, tmp_path: Path) -> None:
-    """Its transformer has the backend, and the fused kernels where it asks for them."""
+    """Its transformer has the backend, and the fused kernels and fast products where it asks for them."""
     files = Files(
         checkpoint=tiny_default.checkpoint, text_encoder=tiny_default.gemma, audio=SPEECH, output=tmp_path / "x.mp4"
     )
     job = prepare(files, parse({"prompt": "x", "use_multiscale": False, "enable_safety_checker": False}))
-    for name, fused in ((MATH, True), (TORCH, False)):
-        made = sampling._Transformer(job, Compute(torch.float32, attention=name, fused=fused), offload=False)
+    for name, chosen in ((MATH, True), (TORCH, False)):
+        compute = Compute(torch.float32, fp8=True, attention=name, fused=chosen, fast_products=chosen)
+        made = sampling._Transformer(job, compute, offload=False)
         found = {p._attention_backend for m in made.model.modules() if (p := getattr(m, "processor", None))}
         assert found == {None if name == TORCH else BACKENDS[name].name}
-        assert any(getattr(m, "fused", False) for m in made.model.modules()) is (fused and kernels.triton is not None)
+        assert any(getattr(m, "fused", False) for m in made.model.modules()) is (chosen and kernels.triton is not None)
+        assert {m.fast for m in made.model.modules() if isinstance(m, QuantizedLinear)} == {chosen}
 
 
 @pytest.mark.parametrize("name", FOREIGN)

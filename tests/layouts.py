@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -42,6 +42,21 @@ def block_layer(name: str) -> bool:
     return bool(inside) and "norm" not in name
 
 
+def block_layers(
+    tensors: Tensors, written: Tensors, keep: Callable[[str], bool], strip: str, spare: bool
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Each layer's weight of the blocks, float32, with its name in the source and the layer's in the new file. All else
+    that is to be kept is put into `written`. spare: the first block stays as it is."""
+    for name, tensor in tensors.items():
+        if not keep(name):
+            continue
+        key = name.removeprefix(strip)
+        if block_layer(name) and not (spare and ".transformer_blocks.0." in name):
+            yield name, key.removesuffix(".weight"), tensor.float()
+        else:
+            written[key] = tensor
+
+
 def write_fp8(
     source: Path,
     target: Path,
@@ -55,24 +70,15 @@ def write_fp8(
     written: Tensors = {}
     meaning: Tensors = {}
     layers = {}
-    for name, tensor in tensors.items():
-        if not keep(name):
-            continue
-        key = name.removeprefix(strip)
-        first = ".transformer_blocks.0." in name
-        if not (block_layer(name) and not (style in ("official", "marked") and first)):
-            written[key] = tensor
-            continue
-        layer = key.removesuffix(".weight")
-        weight = tensor.float()
+    for name, layer, weight in block_layers(tensors, written, keep, strip, style in ("official", "marked")):
         if style == "plain":
             scale = torch.ones(())
         elif style == "rows":
             scale = weight.abs().amax(dim=1, keepdim=True) / 448
         else:
             scale = weight.abs().amax() / 448
-        written[key] = (weight / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
-        meaning[name] = written[key].float() * scale
+        values = written[f"{layer}.weight"] = (weight / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+        meaning[name] = values.float() * scale
         if style in ("official", "marked"):
             written[layer + ".weight_scale"], written[layer + ".input_scale"] = scale, torch.tensor(0.0157)
             layers[layer] = {"format": "float8_e4m3fn"}
@@ -188,15 +194,8 @@ def write_blocks(
     written: Tensors = {}
     meaning: Tensors = {}
     layers = {}
-    for name, tensor in tensors.items():
-        if not keep(name):
-            continue
-        key = name.removeprefix(strip)
-        if not block_layer(name) or (spare and ".transformer_blocks.0." in name):
-            written[key] = tensor
-            continue
-        layer = key.removesuffix(".weight")
-        parts, said, meaning[name] = blocks_of(tensor.float(), kind)
+    for name, layer, weight in block_layers(tensors, written, keep, strip, spare):
+        parts, said, meaning[name] = blocks_of(weight, kind)
         written |= {f"{layer}.{part}": value for part, value in parts.items()}
         if notes == "nowhere":
             written[f"{layer}.input_scale"] = torch.tensor(0.0157)

@@ -11,6 +11,16 @@ from a2v.tests.host.comfy import Prompt
 from a2v.tests.tiny import TinyFiles
 
 Link = list[Any]
+RETAKE = {
+    "renew": "picture",
+    "start": 0.0,
+    "end": 0.0,
+    "strength": 0.0,
+    "soften": 0.0,
+    "soften_pixels": 0,
+    "begin": 0.0,
+}
+"""The widgets of Retake with nothing chosen."""
 
 
 def audio_to_video(

@@ -61,19 +61,10 @@ def with_clip(comfy: Comfy, models: TinyFiles, source: Path, retake: dict[str, A
     def node(name: str, kind: str, **inputs: Any) -> None:
         prompt[name] = {"class_type": kind, "inputs": inputs, "_meta": {"title": name}}
 
-    usual = {
-        "renew": "picture",
-        "start": 0.0,
-        "end": 0.0,
-        "strength": 0.0,
-        "soften": 0.0,
-        "soften_pixels": 0,
-        "begin": 0.0,
-    }
     node("load", "LoadVideo", file=comfy.upload(source))
     node("clip", "LTXA2VClip", video=["load", 0], fps=24.0)
     given = {"clip": ["clip", 0], "frames": ["clip", 3], "fps": ["clip", 4], "audio": ["clip", 1]}
-    node("retake", "LTXA2VRetake", **{**given, **usual, **retake})
+    node("retake", "LTXA2VRetake", **{**given, **graph.RETAKE, **retake})
     node("keep first", "LTXA2VKeepClip", video_vae=["model", 2], retake=["retake", 0], latent=["size", 0])
     node("keep second", "LTXA2VKeepClip", video_vae=["model", 2], retake=["retake", 0], latent=["upscale", 0])
     prompt["first"]["inputs"]["latent"] = ["keep first", 0]

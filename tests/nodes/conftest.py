@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from a2v.tests.host.comfy import HOST
 
 BASE = tempfile.TemporaryDirectory(prefix="comfy-")
@@ -29,6 +30,13 @@ if (HOST / "comfy").is_dir():
 def base() -> Path:
     """The folder with models/, input/ and output/ that ComfyUI's modules work on."""
     return Path(BASE.name)
+
+
+@pytest.fixture
+def inference() -> Iterator[None]:
+    """As ComfyUI runs nodes."""
+    with torch.inference_mode():
+        yield
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -23,17 +22,13 @@ from a2v.ltx.media.masks import area_of
 from a2v.nodes import clips, conditioning, output
 from a2v.nodes.film import Retake
 from a2v.nodes.taking.clip import to_clip, to_image_clip
+from a2v.tests.host.graph import RETAKE
 from a2v.tests.ltx.media.clips import plain, write_clip
 from a2v.tests.nodes.test_steering import run
 from a2v.tests.robust.odd_nodes import values
 from comfy_api.latest import InputImpl, Types
 
-
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def frames(count: int = 5) -> torch.Tensor:
@@ -51,16 +46,7 @@ def opened(**inputs: Any) -> tuple[Any, ...]:
 
 
 def retake(clip: Any, **inputs: Any) -> tuple[Any, ...]:
-    usual = {
-        "renew": "picture",
-        "start": 0.0,
-        "end": 0.0,
-        "strength": 0.0,
-        "soften": 0.0,
-        "soften_pixels": 0,
-        "begin": 0.0,
-    }
-    return run(clips.RetakeClip, **{"clip": clip, "frames": 25, "fps": 24.0, **usual, **inputs})
+    return run(clips.RetakeClip, **{"clip": clip, "frames": 25, "fps": 24.0, **RETAKE, **inputs})
 
 
 # What comes in

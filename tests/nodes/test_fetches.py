@@ -6,7 +6,7 @@ The device is simulated (devices.py), and ComfyUI itself loads the model in part
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -31,6 +31,8 @@ from a2v.tests import layouts
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_tiny
 
+pytestmark = pytest.mark.usefixtures("inference")
+
 CPU, FPS, FRAMES = torch.device("cpu"), Fraction(24), 9
 
 
@@ -39,12 +41,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     files = write_tiny(tmp_path_factory.mktemp("tiny"), layers=3)
     layouts.write_fp8(files.checkpoint, files.checkpoint.with_name("fp8.safetensors"), "rows")
     return files
-
-
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def noise(*shape: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,8 @@ from a2v.tests.nodes.devices import DEVICE, simulated
 from a2v.tests.tiny import TinyFiles, write_tiny
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.usefixtures("inference")
+
 CPU = torch.device("cpu")
 Tensors = dict[str, Tensor]
 LINEAR = "transformer_blocks.0.attn1.to_q"
@@ -34,13 +35,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     files = write_tiny(tmp_path_factory.mktemp("tiny"), layers=2)
     layouts.write_fp8(files.checkpoint, files.checkpoint.with_name("fp8.safetensors"), "rows")
     return files
-
-
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
 
 
 def noise(*shape: int) -> Tensor:

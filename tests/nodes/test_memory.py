@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -38,6 +38,8 @@ from a2v.tests import layouts
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_tiny
 
+pytestmark = pytest.mark.usefixtures("inference")
+
 CPU = torch.device("cpu")
 FPS, FRAMES = Fraction(24), 9
 
@@ -54,13 +56,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
 
 def transformer(files: TinyFiles, dtype: torch.dtype, name: str) -> nn.Module:
     return load_checkpoint(files.checkpoint.with_name(name)).transformer(dtype)
-
-
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
 
 
 def noise(*shape: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,8 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 
 from a2v.nodes import memory, sampling
 
+pytestmark = pytest.mark.usefixtures("inference")
+
 FRAMES, FPS, SEED = 9, Fraction(24), 12
 LEVELS = PARAMETERS["acceleration"].choices
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -32,13 +33,6 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "fresh noise": {"use_restart_sampling": True},
     "both": {"gradient_estimation_gamma": 2.0, "use_restart_sampling": True},
 }
-
-
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -28,16 +27,11 @@ from a2v.nodes.taking.sound import from_track, to_track
 from a2v.tests.nodes.test_steering import FPS, FRAMES, conditions, model, run
 from a2v.tests.robust.odd_nodes import values
 
+pytestmark = pytest.mark.usefixtures("inference")
+
 __all__ = ["model"]  # the fixture
 RATE = 44100
 LATENT = (1, CHANNELS, 2, 2, 3)
-
-
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
 
 
 def random(seed: int, *shape: int) -> torch.Tensor:

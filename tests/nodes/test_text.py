@@ -31,6 +31,8 @@ from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_gemma_file, write_tiny
 from a2v.tests.tiny_chat import write_chat_gemma
 
+pytestmark = pytest.mark.usefixtures("inference")
+
 CPU = torch.device("cpu")
 PROMPT = "a person speaks"
 PRECISIONS = ("bf16", "fp8", "fp4_mixed")
@@ -46,13 +48,6 @@ def single(request: pytest.FixtureRequest, files: TinyFiles, tmp_path: Path) -> 
     path = tmp_path / f"gemma_{request.param}.safetensors"
     write_gemma_file(files.gemma, path, request.param)
     return path
-
-
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
 
 
 def connectors(files: TinyFiles) -> memory.Adapted:

@@ -13,7 +13,7 @@ from ..ltx.diffusion.conditioning import AudioCondition, Guide, check_strength
 from ..ltx.diffusion.encode import encode_image
 from ..ltx.diffusion.sound import encode_audio
 from ..ltx.errors import InputError
-from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, SPACE_SCALE, audio_length, pixel_frames
+from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames, pixel_size
 from ..ltx.media.audio import part_from
 from ..ltx.media.images import compress, fit, load_image
 from ..ltx.media.rates import frame_rate
@@ -250,7 +250,7 @@ def _guide(
     frame: int, video_vae: memory.Handle, picture: Tensor, latent: dict[str, Any], strength: float, compression: int
 ) -> Guide:
     """A picture, uint8 [H, W, 3], encoded at the latent's size."""
-    height, width = (side * SPACE_SCALE for side in samples_of(latent).shape[3:])
+    height, width = pixel_size(samples_of(latent))
     crf = getattr(video_vae, "crf", V23.crf) if compression == TRAINED else compression
     pixels = fit(compress(picture, crf), width, height)
     (vae,) = memory.use(video_vae, memory_required=memory.encoding_memory(video_vae.module, height, width))

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx.diffusion.decode import Tiling, decode_video, to_uint8
-from ..ltx.latents import SPACE_SCALE, Noise, NoiseSource, pixel_frames
+from ..ltx.latents import Noise, NoiseSource, pixel_frames, pixel_size
 from ..ltx.media.formats import FORMATS, choose
 from ..ltx.media.rates import frame_rate
 from ..ltx.media.safety import Watch
@@ -143,7 +143,7 @@ def _decoder(
 ) -> _Decoder:
     tiling = Tiling(tile_frames, tile_frame_overlap, tile_size, tile_overlap)
     samples = samples_of(latent)
-    height, width = (side * SPACE_SCALE for side in samples.shape[3:])
+    height, width = pixel_size(samples)
     frames = pixel_frames(samples)
     if retake is not None:
         retake.check("latent", frames)

@@ -21,7 +21,7 @@ from ..ltx.media.images import fit
 from ..ltx.media.masks import area_of
 from ..ltx.media.rates import frame_rate
 from ..ltx.plan import round_frames
-from . import files, memory
+from . import activations, files, memory
 from .audio import frames_input
 from .film import CLEAN, FilmSound, References, Retake
 from .progress import Progress, reported
@@ -318,7 +318,7 @@ def _encoded(
 ) -> Tensor:
     """Encodes so many pictures, uint8 [H, W, 3], at a width and a height, as they are read."""
     width, height = size
-    (vae,) = memory.use(video_vae, memory_required=memory.clip_encoding_memory(video_vae.module, height, width))
+    (vae,) = memory.use(video_vae, memory_required=activations.clip_encoding_memory(video_vae.module, height, width))
 
     def fitted() -> Iterator[Tensor]:
         for number, picture in enumerate(islice(pictures, frames)):

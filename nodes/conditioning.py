@@ -19,7 +19,7 @@ from ..ltx.media.images import compress, fit, load_image
 from ..ltx.media.rates import frame_rate
 from ..ltx.models import V23, V25
 from ..ltx.windows import cut_windows
-from . import files, memory
+from . import activations, files, memory
 from .audio import MOST_FRAMES, frames_input
 from .film import Cut, FilmSound, Retake, Timeline, check_clip
 from .progress import Progress, report
@@ -253,7 +253,7 @@ def _guide(
     height, width = pixel_size(samples_of(latent))
     crf = getattr(video_vae, "crf", V23.crf) if compression == TRAINED else compression
     pixels = fit(compress(picture, crf), width, height)
-    (vae,) = memory.use(video_vae, memory_required=memory.encoding_memory(video_vae.module, height, width))
+    (vae,) = memory.use(video_vae, memory_required=activations.encoding_memory(video_vae.module, height, width))
     return Guide(memory.to_graph(encode_image(vae, pixels)), frame, strength)
 
 

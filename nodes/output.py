@@ -18,7 +18,7 @@ from ..ltx.media.formats import FORMATS, choose
 from ..ltx.media.rates import frame_rate
 from ..ltx.media.safety import Watch
 from ..ltx.restoring import restored
-from . import files, memory, safety
+from . import activations, files, memory, safety
 from .destination import check_prefix
 from .film import CUTS, FilmWindows, Retake
 from .progress import Progress
@@ -149,7 +149,7 @@ def _decoder(
         retake.check("latent", frames)
         frames = retake.shown or frames
     decoder = video_vae.decoder
-    (vae,) = memory.use(decoder, memory_required=memory.decoding_memory(decoder.module, samples, tiling))
+    (vae,) = memory.use(decoder, memory_required=activations.decoding_memory(decoder.module, samples, tiling))
     source = Noise(0) if noise is None else to_noise(noise, {"samples": samples})
     return _Decoder(vae, samples, tiling, frames, height, width, source, retake)
 

@@ -22,7 +22,7 @@ from ..ltx.errors import InputError
 from ..ltx.latents import NoiseSource, pixel_frames, pixel_size
 from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
-from . import files, memory
+from . import activations, files, memory
 from .fetching import blocks_stay
 from .film import CLEAN, CUTS, HERE, FilmSound, FilmWindows, References
 from .parts import join
@@ -458,7 +458,7 @@ def _sample(
     seen = [reference for part in parts for reference in part.references]
     largest = max(seen, key=lambda each: each.latent.numel(), default=None)
     passes = steering.passes(film.frozen)
-    placed = memory.sampling_memory(model, samples[:, :, film.cut.longest.whole], passes, largest)
+    placed = activations.sampling_memory(model, samples[:, :, film.cut.longest.whole], passes, largest)
     (module,) = memory.use(model, memory_required=placed.room)
     model.compute_so()
     with blocks_stay(module.transformer_blocks, module.device, placed.stay):

@@ -2,7 +2,7 @@
 
 diffusers and transformers build the modules, and their layers are right, but three forwards have to be ours. The
 transformer's blocks take the passes of a step as rows of a batch (block.py), the VAE's decoder blocks keep fewer
-tensors in memory (decode.py), and under ComfyUI each layer fetches its weights when it is called (nodes/memory.py). A
+tensors in memory (decode.py), and under ComfyUI each layer fetches its weights when it is called (nodes/fetching.py). A
 subclass of the module's own class changes only the forward: the names of weights, checkpoints, hooks and compiled code
 stay the same, no weight is copied, and `isinstance` still holds. A hook cannot replace a forward, and building the
 modules from our own classes would need a second copy of diffusers' constructors.

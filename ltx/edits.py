@@ -14,7 +14,7 @@ from .errors import InputError
 
 PICTURE, SOUND, BOTH = RENEWALS = ("picture", "sound", "both")
 FIRST, ALL = STAGES = ("first", "both")
-MOST_SECONDS, MOST_PIXELS, MOST_FACTOR = 2700.0, 256.0, 8  # of a film, of a seam, and of a reference's size and rate
+MOST_SECONDS, MOST_PIXELS, MOST_FACTOR = 2700.0, 256, 8  # of a film, of a seam, and of a reference's size and rate
 SHOWN = 60  # characters of a wrong name or value in a message
 
 

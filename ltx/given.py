@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .diffusion.masks import audio_spans, outside_mask, time_mask, video_spans
+from .diffusion.masks import audio_spans, outside_mask, ramped, time_mask, video_spans
 from .edits import BOTH, PICTURE, SOUND, ReferenceUse, VideoEdit
 from .errors import InputError
 from .latents import AUDIO_RATE, SPACE_SCALE, TIME_SCALE, audio_length, frames_of
@@ -63,7 +63,7 @@ class SourceVideo:
     def weights(self, plan: Plan) -> Iterator[Tensor]:
         """How much of each decoded frame is used, float32 [H, W] in 0..1; the rest is the source's own picture."""
         times, beyond = (_of_frames(each > 0) for each in self._latents(plan))
-        seamed = seam(torch.maximum(times, beyond))
+        seamed = ramped(torch.maximum(times, beyond), SEAM)
         areas = None if self.area is None else self.area.weights(plan.frames, plan.height, plan.width)
         for weight, everywhere in zip(seamed, beyond, strict=True):
             area = torch.ones(plan.height, plan.width) if areas is None else next(areas)
@@ -80,6 +80,10 @@ class SourceVideo:
         inside = time_mask(spans, self.edit.span, self.edit.soften) * (1 - self.edit.strength)
         return torch.maximum(inside, beyond)
 
+    def falls_short(self, seconds: Fraction) -> bool:
+        """Whether it does not fill a film of so many seconds; less than a millisecond does not count."""
+        return self.at > 0 or self.until < seconds - Fraction(1, 1000)
+
     @property
     def says_what(self) -> bool:
         """Whether anything within the source is made anew."""
@@ -94,18 +98,6 @@ class SourceVideo:
         if not self.says_what or self.edit.renew == SOUND:
             return torch.zeros_like(beyond), beyond
         return time_mask(spans, self.edit.span, self.edit.soften), beyond
-
-
-def seam(made: Tensor) -> Tensor:
-    """Weights of frames that were made (1) or kept (0), [F]: at each edge between both, those of the first SEAM frames
-    that were made rise."""
-    weights = made.clone()
-    for edge in torch.nonzero(made.diff()).flatten().tolist():
-        for step in range(SEAM):
-            frame = edge + 1 + step if made[edge + 1] else edge - step
-            if 0 <= frame < len(made) and made[frame]:
-                weights[frame] = min(float(weights[frame]), (step + 1) / (SEAM + 1))
-    return weights
 
 
 def _of_frames(latents: Tensor) -> Tensor:
@@ -236,8 +228,7 @@ def source_video(clip: Clip, edit: VideoEdit, area: Area | None, fps: Fraction, 
 def _decided(source: SourceVideo, seconds: Fraction, track: Track | None) -> SourceVideo:
     """The source in a film of that length, with what is made anew decided. Raises InputError if that is nothing, or two
     inputs say what the sound is."""
-    edit = source.edit
-    beyond = source.at > 0 or source.until < seconds - Fraction(1, 1000)
+    edit, beyond = source.edit, source.falls_short(seconds)
     renew = edit.renew or (BOTH if beyond and track is None else PICTURE)
     source = replace(source, edit=replace(edit, renew=renew))
     if source.sounds and track is not None:

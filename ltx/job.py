@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from .errors import InputError
 from .given import Given, ReferenceVideo, SourceVideo, delayed, open_videos
 from .media import preprocess
 from .media.audio import LONGEST, Track, load_track
-from .media.clip import clip_track
+from .media.clip import clip_track, silent_track
 from .media.images import compress, load_image
 from .media.safety import REQUIRED, UNCHECKED
 from .media.video import mixing
@@ -37,7 +36,6 @@ from .weights.names import OF_CONNECTORS
 
 TILING = Tiling()
 AUTO, NEVER, BLOCKS = OFFLOAD = ("auto", "none", "blocks")
-SILENCE = 48_000  # Hz, of a source without sound
 Strengths = tuple[tuple[Lora, float], ...]
 """LoRAs and the strength of each."""
 
@@ -112,10 +110,10 @@ class Picture:
 class Job:
     """Everything that is known before a model is loaded.
 
-    images: the first and the end image, those of the sections, then the keyframes. silent: whether the file gets no
-    sound. steering, loras: for the first and for the second
-    stage; both stages have the same LoRAs in the same order. fits: how each of them fits the transformer, and then the
-    text connectors if it may change them. notes: sentences for the report.
+    images: the first and the end image, those of the sections, then the keyframes. steering, loras: for the first and
+    for the second stage; both stages have the same LoRAs in the same order. fits: how each of them fits the
+    transformer, and then the text connectors if it may change them. notes: sentences for the report. silent: whether
+    the file gets no sound.
     """
 
     files: Files
@@ -203,8 +201,7 @@ def _given(files: Files, request: Request) -> tuple[Given, Track, bool]:
         return given, own, False
     track, silent = clip_track(files.video), False
     if track is None:
-        source = given.source
-        track, silent = Track(torch.zeros(2, math.ceil(source.clip.seconds * SILENCE)), SILENCE), not source.sounds
+        track, silent = silent_track(given.source.clip), not given.source.sounds
     return given, delayed(track, given.source.at), silent
 
 

@@ -48,6 +48,11 @@ def pixel_frames(latent: Tensor) -> int:
     return frames_of(latent.shape[2])
 
 
+def pixel_size(latent: Tensor) -> tuple[int, int]:
+    """Height and width to which a video latent [1, 128, F, H, W] decodes."""
+    return latent.shape[3] * SPACE_SCALE, latent.shape[4] * SPACE_SCALE
+
+
 def audio_length(frames: int, fps: Fraction) -> int:
     """Number of audio latents beside `frames` of video."""
     return round(float(frames / fps) * AUDIO_RATE)

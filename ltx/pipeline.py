@@ -21,7 +21,7 @@ from .diffusion.sound import decode_audio
 from .encoding import OnProgress, Prompts, encode_prompts, encode_sound
 from .errors import FlaggedError, InputError
 from .job import Compute, Files, Job, prepare
-from .latents import SPACE_SCALE, Noise, pixel_frames
+from .latents import Noise, pixel_frames, pixel_size
 from .media import crossfade
 from .media.audio import Track, soundtrack
 from .media.probe import VideoFile
@@ -131,7 +131,7 @@ def _begun(job: Job, kept: KeptWindows) -> list[str]:
 
 def _as_far_as_it_is(job: Job, latent: Tensor) -> tuple[Job, list[str]]:
     """The job of a film that ends where `latent` does, and the note that says so, if it is not the whole."""
-    clip, (height, width) = job.plan, (side * SPACE_SCALE for side in latent.shape[3:])
+    clip, (height, width) = job.plan, pixel_size(latent)
     frames, half = pixel_frames(latent), (width, height) != (clip.width, clip.height)
     if frames == clip.frames and not half:
         return job, []
@@ -166,7 +166,7 @@ def _track(job: Job, compute: Compute, sounds: tuple[AudioCondition, ...], trace
     """The sound of the file: the source's own samples, or the sound that the first stage made of them. None for a
     source without sound."""
     clip = job.plan
-    if trace is not None:
+    if trace is not None and not job.keeps_sound:
         for number, sound in enumerate(sounds):
             trace(f"final/audio_latent{number or ''}", sound.latent)
     if job.silent:

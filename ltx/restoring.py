@@ -12,7 +12,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from .diffusion.masks import audio_spans
+from .diffusion.masks import audio_spans, ramped
 from .diffusion.sound import resample
 from .given import SourceVideo
 from .latents import audio_length
@@ -46,18 +46,4 @@ def resounded(made: Track, track: Track, source: SourceVideo, plan: Plan) -> Tra
     for (start, end), value in zip(audio_spans(audio_length(plan.frames, plan.fps)).tolist(), mask, strict=True):
         if value > 0:
             weight[round(start * made.rate) : round(end * made.rate)] = 1
-    return Track(kept.lerp(new, _faded(weight, round(FADE * made.rate))), made.rate)
-
-
-def _faded(weight: Tensor, length: int) -> Tensor:
-    """Weights 0 or 1 of samples, with each edge within a stretch of 1 as a ramp of so many samples."""
-    ramp = torch.arange(1, length + 1) / (length + 1)
-    faded = weight.clone()
-    for edge in (torch.nonzero(weight.diff()).flatten() + 1).tolist():
-        if weight[edge]:  # it rises
-            part = faded[edge : edge + length]
-            torch.minimum(part, ramp[: len(part)], out=part)
-        else:
-            part = faded[max(0, edge - length) : edge]
-            torch.minimum(part, ramp.flip(0)[length - len(part) :], out=part)
-    return faded
+    return Track(kept.lerp(new, ramped(weight, round(FADE * made.rate))), made.rate)

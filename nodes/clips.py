@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -13,17 +12,16 @@ from torch import Tensor
 
 from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.encode import encode_video
-from ..ltx.edits import MOST_FACTOR, PICTURE, RENEWALS, ReferenceUse, VideoEdit
+from ..ltx.edits import MOST_FACTOR, MOST_PIXELS, MOST_SECONDS, PICTURE, RENEWALS, ReferenceUse, VideoEdit
 from ..ltx.errors import InputError
 from ..ltx.given import ReferenceVideo, delayed, shown_frames, source_video
-from ..ltx.latents import SPACE_SCALE, pixel_frames
-from ..ltx.media.audio import Track
-from ..ltx.media.clip import Clip
+from ..ltx.latents import SPACE_SCALE, pixel_frames, pixel_size
+from ..ltx.media.clip import Clip, silent_track
 from ..ltx.media.images import fit
 from ..ltx.media.masks import area_of
 from ..ltx.media.rates import frame_rate
 from ..ltx.plan import round_frames
-from . import files, memory
+from . import activations, files, memory
 from .audio import frames_input
 from .film import CLEAN, FilmSound, References, Retake
 from .progress import Progress, reported
@@ -34,8 +32,6 @@ from .types import CATEGORY, AudioIO, ClipIO, ModelIO, ReferencesIO, RetakeIO, V
 from .widgets import ADVANCED, aliases, widget
 
 VIDEO_IN = f"{CATEGORY}/Video In"
-SILENCE = 48_000  # Hz, of a clip without sound
-MOST_SECONDS = 2700.0
 
 
 class OpenClip(io.ComfyNode):
@@ -74,17 +70,13 @@ class OpenClip(io.ComfyNode):
     def execute(cls, fps: float, video: Any = None, images: Any = None) -> io.NodeOutput:
         if (video is None) == (images is None):
             raise InputError("video: there is not exactly one of video and images; connect one of them.")
-        track: Track | None = None
-        if video is not None:
-            clip, track = to_clip(video)
-        else:
-            clip = to_image_clip(images, fps)
+        clip, track = (to_image_clip(images, fps), None) if video is None else to_clip(video)
         first = next(clip.pictures(clip.fps, 1)).float().div_(255)[None]
         count = clip.count(clip.fps)
         notes = [f"{clip.width}×{clip.height}, {count} frames at {float(clip.fps):g} fps", *clip.notes]
         if track is None:
             notes.append("it has no sound, and silence stands for it")
-            track = Track(torch.zeros(2, math.ceil(clip.seconds * SILENCE)), SILENCE)
+            track = silent_track(clip)
         return reported(
             cls,
             clip,
@@ -138,7 +130,7 @@ class RetakeClip(io.ComfyNode):
                     "soften_pixels",
                     default=0,
                     min=0,
-                    max=256,
+                    max=MOST_PIXELS,
                     tooltip="Pixels of the clip over which the mask rises from its border inwards.",
                     **ADVANCED,
                 ),
@@ -193,7 +185,7 @@ class RetakeClip(io.ComfyNode):
         length = shown_frames(clip, edit, rate)
         follows = frames == round_frames(length)  # the film ends with the clip
         source, shown = source_video(clip, edit, area, rate, follows), length if follows and length < frames else 0
-        beyond = source.at > 0 or source.until < frames / rate
+        beyond = source.falls_short(frames / rate)
         if not beyond and not source.says_what:
             raise InputError(
                 "retake: nothing of the clip would be made anew; give a start or an end, a strength, a mask, or more "
@@ -228,7 +220,7 @@ class KeepClip(io.ComfyNode):
     def execute(cls, video_vae: memory.Handle, retake: Retake, latent: dict[str, Any]) -> io.NodeOutput:
         samples = samples_of(latent)
         retake.check("latent", pixel_frames(samples))
-        height, width = (side * SPACE_SCALE for side in samples.shape[3:])
+        height, width = pixel_size(samples)
         plan = retake.plan(height, width)
         mask = retake.source.mask(plan, (width, height))
         progress = Progress(cls.hidden.unique_id)
@@ -301,18 +293,15 @@ class ReferenceConditioning(io.ComfyNode):
         use = ReferenceUse(strength, attention, downscale=downscale or None, stride=stride or None)
         loras = [] if model is None else [fit.lora.reference for fit, share in model.loras if share]
         reference = ReferenceVideo(clip, use).made_for([each for each in loras if each])
-        height, width = (side * SPACE_SCALE for side in samples_of(latent).shape[3:])
+        height, width = pixel_size(samples_of(latent))
         size = reference.size((width, height))
         if size[0] % SPACE_SCALE or size[1] % SPACE_SCALE or not all(size):
             raise InputError(
                 f"latent: its {width}×{height} pixels do not give a reference {reference.use.downscale} times smaller; "
                 f"choose sides that are multiples of {SPACE_SCALE * reference.use.downscale}."
             )
-        if references is not None and len(references) != len(film.cut.windows):
-            raise InputError(
-                f"references: they were made for {len(references)} windows, and the film has {len(film.cut.windows)}; "
-                "connect the same audio to all of them."
-            )
+        if references is not None:
+            film.check_references(references)
         progress, found = Progress(cls.hidden.unique_id), []
         for number, window in enumerate(film.cut.windows):
             pictures = reference.pictures(window, film.fps)
@@ -329,7 +318,7 @@ def _encoded(
 ) -> Tensor:
     """Encodes so many pictures, uint8 [H, W, 3], at a width and a height, as they are read."""
     width, height = size
-    (vae,) = memory.use(video_vae, memory_required=memory.clip_encoding_memory(video_vae.module, height, width))
+    (vae,) = memory.use(video_vae, memory_required=activations.clip_encoding_memory(video_vae.module, height, width))
 
     def fitted() -> Iterator[Tensor]:
         for number, picture in enumerate(islice(pictures, frames)):

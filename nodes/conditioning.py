@@ -13,13 +13,13 @@ from ..ltx.diffusion.conditioning import AudioCondition, Guide, check_strength
 from ..ltx.diffusion.encode import encode_image
 from ..ltx.diffusion.sound import encode_audio
 from ..ltx.errors import InputError
-from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, SPACE_SCALE, audio_length, pixel_frames
+from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames, pixel_size
 from ..ltx.media.audio import part_from
 from ..ltx.media.images import compress, fit, load_image
 from ..ltx.media.rates import frame_rate
 from ..ltx.models import V23, V25
 from ..ltx.windows import cut_windows
-from . import files, memory
+from . import activations, files, memory
 from .audio import MOST_FRAMES, frames_input
 from .film import Cut, FilmSound, Retake, Timeline, check_clip
 from .progress import Progress, report
@@ -250,10 +250,10 @@ def _guide(
     frame: int, video_vae: memory.Handle, picture: Tensor, latent: dict[str, Any], strength: float, compression: int
 ) -> Guide:
     """A picture, uint8 [H, W, 3], encoded at the latent's size."""
-    height, width = (side * SPACE_SCALE for side in samples_of(latent).shape[3:])
+    height, width = pixel_size(samples_of(latent))
     crf = getattr(video_vae, "crf", V23.crf) if compression == TRAINED else compression
     pixels = fit(compress(picture, crf), width, height)
-    (vae,) = memory.use(video_vae, memory_required=memory.encoding_memory(video_vae.module, height, width))
+    (vae,) = memory.use(video_vae, memory_required=activations.encoding_memory(video_vae.module, height, width))
     return Guide(memory.to_graph(encode_image(vae, pixels)), frame, strength)
 
 

@@ -1,21 +1,76 @@
-"""Keeps the weights of the block that computes on its device, while its passes run one after the other.
+"""Weights that wait in host memory: layers that fetch them when they are called, and blocks that keep them for a while.
 
-ComfyUI's layers fetch a weight that waits in host memory at each call, so that four passes would fetch it four times.
-Here the first pass brings the block's waiting weights to the device, and they are dropped when another block begins.
+ComfyUI's layers fetch a weight at each call. CASTABLE gives the engine's layers ComfyUI's classes, which do that. The
+passes of a step that run one after the other would fetch each weight as often. With `blocks_stay` the first pass brings
+a block's waiting weights to the device, and they are dropped when another block begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import comfy.ops
 import torch
 from torch import Tensor, nn
 
 from ..ltx.memory.rehearsal import bytes_of
-from ..ltx.weights.quantized import QuantizedLinear
+from ..ltx.weights.adapters import Leaf
+from ..ltx.weights.quantized import QuantizedLinear, ScaledLinear
+
+
+class FetchingLinear(QuantizedLinear, comfy.ops.CastWeightBiasOp):
+    """A quantized layer that fetches its bytes to the input's device, as ComfyUI's layers do, and decodes them there.
+
+    Its weight has no patches of ComfyUI, because LoRAs on it are branches.
+    """
+
+    comfy_cast_weights = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        data, bias, stream = comfy.ops.cast_bias_weight(
+            self, dtype=self.weight.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True
+        )
+        if self.branches and bias is not None:
+            bias = bias.clone()  # a branch's tensors may be fetched into its memory before it is added
+        y = self.compute(x, data, bias)
+        comfy.ops.uncast_bias_weight(self, data, bias, stream)
+        return y
+
+
+class FetchingScaledLinear(FetchingLinear, ScaledLinear):
+    """The same for a layer with scales, which it fetches, too."""
+
+
+class FetchingLeaf(Leaf, comfy.ops.CastWeightBiasOp):
+    """A tensor of a LoRA beside a quantized layer. It is fetched when it is called, so ComfyUI may leave it in host
+    memory, or page it."""
+
+    comfy_cast_weights = True
+    bias = None
+
+    def forward(self, use: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+        value, _, stream = comfy.ops.cast_bias_weight(
+            self, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
+        )
+        result = use(value)
+        comfy.ops.uncast_bias_weight(self, value, None, stream)
+        return result
+
+
+CASTABLE = {
+    **{
+        getattr(nn, name): getattr(comfy.ops.manual_cast, name)
+        for name in ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "RMSNorm")
+    },
+    QuantizedLinear: FetchingLinear,
+    ScaledLinear: FetchingScaledLinear,
+    Leaf: FetchingLeaf,
+}
+"""torch's layer → ComfyUI's layer, which fetches its weights to the input's device. Embedding is not among them: the
+token ids are Gemma's first input and are put on the device of the embeddings."""
 
 Home = list[tuple[nn.Module, str, nn.Parameter]]
 """For each parameter that was fetched: its layer, its name there, and the parameter in host memory."""

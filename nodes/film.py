@@ -26,11 +26,10 @@ from ..ltx.windows import Window, WindowSize, cut_windows, hard_cuts
 CUTS, HERE = "ltx_a2v_cuts", "ltx_a2v_here"
 """The keys of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew; and, if
 only a part of the film is made here, the stretches between hard cuts that are, by their first latents."""
-FOLDER = "ltx_a2v_windows"  # in ComfyUI's output folder: its temp folder is emptied at each start
-
-
 CLEAN = "ltx_a2v_clean"
 """The key of a LATENT for a source video, encoded at its size: what the noise mask keeps."""
+FOLDER = "ltx_a2v_windows"  # in ComfyUI's output folder: its temp folder is emptied at each start
+
 References = tuple[tuple[Reference, ...], ...]
 """What the model looks at beside each window of a film; a clip has one window."""
 
@@ -142,7 +141,15 @@ class FilmSound:
     @property
     def made_elsewhere(self) -> tuple[AudioCondition, ...]:
         """Its sounds after a stage that samples nothing."""
-        return tuple(replace(sound, strength=1.0, mask=None) for sound in self.sounds)
+        return tuple(sound.made(sound.latent) for sound in self.sounds)
+
+    def check_references(self, references: References) -> None:
+        """Raises InputError if they were made for other windows."""
+        if len(references) != len(self.cut.windows):
+            raise InputError(
+                f"references: they were made for {len(references)} windows, and the film has {len(self.cut.windows)}; "
+                "connect the same audio to each Reference and to the sampler."
+            )
 
     def parts(self, one_stream: bool, references: Sequence[tuple[Reference, ...]] = ()) -> list[WindowInputs]:
         """Its windows with all that they are conditioned on. one_stream: whether all of them draw from one noise.

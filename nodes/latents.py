@@ -12,7 +12,7 @@ from ..ltx.diffusion.upscale import PIECE, upscale, upscale_long
 from ..ltx.latents import CHANNELS, video_shape
 from ..ltx.plan import choose_size
 from ..ltx.request import AUTO, PARAMETERS, SIZES, check_value
-from . import files, memory
+from . import activations, files, memory
 from .audio import frames_input
 from .film import CUTS, HERE
 from .progress import Progress, reported
@@ -135,7 +135,7 @@ class LatentUpscale(io.ComfyNode):
             return io.NodeOutput({"samples": memory.to_graph(torch.zeros(1, channels, frames, 2 * height, 2 * width))})
         progress = Progress(cls.hidden.unique_id)
         progress(0, samples.shape[2])
-        room = memory.upscaling_memory(
+        room = activations.upscaling_memory(
             upscaler.module, video_vae.module, samples if cuts is None else samples[:, :, :PIECE]
         )
         # The VAE need not be loaded, because only two of its vectors are read, on whatever device they are.

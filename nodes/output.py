@@ -13,12 +13,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx.diffusion.decode import Tiling, decode_video, to_uint8
-from ..ltx.latents import SPACE_SCALE, Noise, NoiseSource, pixel_frames
+from ..ltx.latents import Noise, NoiseSource, pixel_frames, pixel_size
 from ..ltx.media.formats import FORMATS, choose
 from ..ltx.media.rates import frame_rate
 from ..ltx.media.safety import Watch
 from ..ltx.restoring import restored
-from . import files, memory, safety
+from . import activations, files, memory, safety
 from .destination import check_prefix
 from .film import CUTS, FilmWindows, Retake
 from .progress import Progress
@@ -143,13 +143,13 @@ def _decoder(
 ) -> _Decoder:
     tiling = Tiling(tile_frames, tile_frame_overlap, tile_size, tile_overlap)
     samples = samples_of(latent)
-    height, width = (side * SPACE_SCALE for side in samples.shape[3:])
+    height, width = pixel_size(samples)
     frames = pixel_frames(samples)
     if retake is not None:
         retake.check("latent", frames)
         frames = retake.shown or frames
     decoder = video_vae.decoder
-    (vae,) = memory.use(decoder, memory_required=memory.decoding_memory(decoder.module, samples, tiling))
+    (vae,) = memory.use(decoder, memory_required=activations.decoding_memory(decoder.module, samples, tiling))
     source = Noise(0) if noise is None else to_noise(noise, {"samples": samples})
     return _Decoder(vae, samples, tiling, frames, height, width, source, retake)
 

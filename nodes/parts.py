@@ -170,7 +170,7 @@ def join(
         numbers = part.numbers
         whole[:, :, cut.windows[numbers[0]].new.start : cut.windows[numbers[-1]].stop] = tensors["video"]
         for number in numbers:
-            heard[number] = replace(heard[number], latent=tensors[f"sound {number}"], strength=1.0)
+            heard[number] = heard[number].made(tensors[f"sound {number}"])
         for number, source in enumerate(drawn):
             if (state := tensors.get(f"noise {number}")) is not None and isinstance(source, Noise):
                 drawn[number] = Noise(source.seed, state)

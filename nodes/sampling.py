@@ -19,10 +19,10 @@ from ..ltx.diffusion.samplers import Restart
 from ..ltx.diffusion.schedules import REFINE, SCHEDULES
 from ..ltx.diffusion.steering import EULER, INERT, SAMPLERS, Steering, schedule_under
 from ..ltx.errors import InputError
-from ..ltx.latents import SPACE_SCALE, NoiseSource, pixel_frames
+from ..ltx.latents import NoiseSource, pixel_frames, pixel_size
 from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
-from . import files, memory
+from . import activations, files, memory
 from .fetching import blocks_stay
 from .film import CLEAN, CUTS, HERE, FilmSound, FilmWindows, References
 from .parts import join
@@ -453,12 +453,12 @@ def _sample(
         return join(film.cut, whole, film.made_elsewhere, sources)
     keep = keep_nothing
     if model.weights and not generated:
-        keep = kept.of(model.identity, film.cut, tuple(side * SPACE_SCALE for side in samples.shape[3:]))
+        keep = kept.of(model.identity, film.cut, pixel_size(samples))
     told = StageProgress(progress, windows, steering.steps, film.cut.here)
     seen = [reference for part in parts for reference in part.references]
     largest = max(seen, key=lambda each: each.latent.numel(), default=None)
     passes = steering.passes(film.frozen)
-    placed = memory.sampling_memory(model, samples[:, :, film.cut.longest.whole], passes, largest)
+    placed = activations.sampling_memory(model, samples[:, :, film.cut.longest.whole], passes, largest)
     (module,) = memory.use(model, memory_required=placed.room)
     model.compute_so()
     with blocks_stay(module.transformer_blocks, module.device, placed.stay):
@@ -479,18 +479,15 @@ def _sample(
 
 def _check_references(model: memory.Model, references: References | None, film: FilmSound) -> None:
     """Raises InputError if an IC-LoRA has no reference, or the references were made for other windows."""
-    if references is None:
-        for fit, strength in model.loras:
-            if fit.lora.reference is not None and strength:
-                raise InputError(
-                    f"model: {fit.lora.path.name} is an IC-LoRA, which needs a reference video; connect Reference to "
-                    "this sampler, or give it the model without that LoRA."
-                )
-    elif len(references) != len(film.cut.windows):
-        raise InputError(
-            f"references: they were made for {len(references)} windows, and the film has {len(film.cut.windows)}; "
-            "connect the same audio to Reference and to the sampler."
-        )
+    if references is not None:
+        film.check_references(references)
+        return
+    for fit, strength in model.loras:
+        if fit.lora.reference is not None and strength:
+            raise InputError(
+                f"model: {fit.lora.path.name} is an IC-LoRA, which needs a reference video; connect Reference to "
+                "this sampler, or give it the model without that LoRA."
+            )
 
 
 def _left(steering: Steering, film: FilmSound) -> float:

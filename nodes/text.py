@@ -21,7 +21,7 @@ from ..ltx.prompt.contexts import Recent, image_digest
 from ..ltx.prompt.expand import Expansion, expand
 from ..ltx.prompt.expander import GEMMA_4, check_expander, load_expander
 from ..ltx.prompt.text import encode_text
-from . import files, memory
+from . import activations, files, memory
 from .loaders import gemma_names, gemma_path
 from .progress import INTERRUPTS, Progress, show_text, shown
 from .taking.picture import to_picture
@@ -75,7 +75,7 @@ def encoded(text_encoder: memory.TextEncoder, text: str) -> TextContext:
     key = ("context", text.strip())
     context = _recent.get(text_encoder, key)
     if context is None:
-        memory.use(text_encoder, memory_required=memory.TEXT_MEMORY)
+        memory.use(text_encoder, memory_required=activations.TEXT_MEMORY)
         context = encode_text(text_encoder.gemma, text_encoder.connectors.module, text)
         context = replace(context, video=memory.to_graph(context.video), audio=memory.to_graph(context.audio))
         _recent.put(text_encoder, key, context)
@@ -197,7 +197,7 @@ class Writing:
         expansion = _recent.get(self._encoder, key)
         if expansion is None:
             writer = self._encoder if path is None else _writer(self._encoder, path)
-            memory.use(writer, memory_required=memory.TEXT_MEMORY)
+            memory.use(writer, memory_required=activations.TEXT_MEMORY)
             expansion = expand(
                 writer.gemma,
                 prompt,

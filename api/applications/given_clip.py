@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ...ltx.errors import InputError
 from ...ltx.latents import TIME_SCALE
-from ...ltx.media.clip import Clip, open_clip
-from ...ltx.media.container import open_media
+from ...ltx.media.clip import Clip, is_silent, open_clip
 from ...ltx.media.rates import frame_rate
 from ...ltx.plan import round_frames
 from ...ltx.request import AUTO, MAX_FRAMES, PARAMETERS, Request
@@ -40,10 +39,7 @@ def check_clip(field: str, path: Path) -> None:
 
 def has_sound(paths: Mapping[str, Path]) -> bool:
     """Whether there is sound: a file of its own, or the video's."""
-    if "audio_url" in paths:
-        return True
-    with open_media(paths[VIDEO], "send it again.") as container:
-        return container.streams.best("audio") is not None
+    return "audio_url" in paths or not is_silent(paths[VIDEO])
 
 
 def rated(checked: CheckedRequest, clip: Clip) -> Request:

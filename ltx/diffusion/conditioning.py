@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import latents
 from ..errors import InputError
 from .sight import Sight
+from .tokens import joined
 
 TEXT_LENGTH = 1024  # tokens of a text context, with <bos> and padding
 
@@ -225,19 +226,14 @@ def video_stream(
     sizes = [tokens.shape[1] for tokens in cleans]
     seen = [(size, each.attention) for size, each in zip(sizes[1 + len(keyframes) :], references, strict=True)]
     return Stream(
-        _joined(tokens, 1),
-        _joined(cleans, 1),
-        _joined(masks, 1),
-        _joined(places, 2),
-        _joined(marks, 1),
+        joined(tokens, 1),
+        joined(cleans, 1),
+        joined(masks, 1),
+        joined(places, 2),
+        joined(marks, 1),
         Sight.of(sizes[0], sum(sizes[1 : 1 + len(keyframes)]), seen),
         None if given or latent.shape[2] == 1 else False,
     )
-
-
-def _joined(parts: tuple[Tensor, ...], dim: int) -> Tensor:
-    """The parts one after the other. One alone is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _grid(

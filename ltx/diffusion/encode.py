@@ -7,7 +7,7 @@ with the clip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -24,19 +24,14 @@ def encode_image(vae: Any, pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode_video(vae: Any, pixels: Iterable[Tensor], on_latents: Callable[[int], None] | None = None) -> Tensor:
+def encode_video(vae: Any, pixels: Iterable[Tensor]) -> Tensor:
     """Pixels of a clip → normalised latent, float32 [1, 128, k+1, h, w] on the CPU.
 
     pixels: pieces [1, 3, n, h·32, w·32] in -1..1 with any number of frames each, 8k+1 together. vae: an
-    AutoencoderKLLTX2Video. on_latents: is called with the number of latents so far, and may raise. Raises ValueError if
-    the frames are not 8k+1.
+    AutoencoderKLLTX2Video. Raises ValueError if the frames are not 8k+1.
     """
     encoder = CausalEncoder(vae.encoder)
-    found: list[Tensor] = []
-    for chunk in _chunks(pixels):
-        found.append(normalize_video(vae, encoder(chunk.to(vae.device, vae.dtype))).cpu())
-        if on_latents is not None:
-            on_latents(len(found))
+    found = [normalize_video(vae, encoder(chunk.to(vae.device, vae.dtype))).cpu() for chunk in _chunks(pixels)]
     if not found:
         raise ValueError("a clip has at least one frame")
     return torch.cat(found, dim=2)

@@ -1,4 +1,4 @@
-"""Masks of tokens over time: which latents of picture and sound an edit makes anew.
+"""Masks over time: which latents of picture and sound an edit makes anew, and how what was made passes into the rest.
 
 A token is made anew if its span reaches into the time, as in the official retake pipeline: its end is after the start,
 and its start before the end. The comparison is float32, because float64 decides otherwise where an edge of the time is
@@ -55,3 +55,18 @@ def outside_mask(spans: Tensor, time: Span, slack: float) -> Tensor:
     one may reach out of it."""
     starts, ends = spans.unbind(1)
     return ((starts < time[0] - slack) | (ends > time[1] + slack)).float()
+
+
+def ramped(made: Tensor, length: int) -> Tensor:
+    """Weights of frames or samples that were made (1) or kept (0), float32 [N] → the same weights, which rise over the
+    first `length` values of 1 at each edge between both. The beginning and the end are no edges."""
+    ramp = torch.arange(1, length + 1) / (length + 1)
+    weights = made.clone()
+    for edge in (torch.nonzero(made.diff()).flatten() + 1).tolist():
+        if made[edge]:  # it rises
+            part = weights[edge : edge + length]
+            torch.minimum(part, ramp[: len(part)], out=part)
+        else:
+            part = weights[max(0, edge - length) : edge]
+            torch.minimum(part, ramp.flip(0)[length - len(part) :], out=part)
+    return weights

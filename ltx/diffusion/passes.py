@@ -18,7 +18,7 @@ from .block import Pair, Rows, Texts
 from .conditioning import TEXT_LENGTH
 from .modulation import Modulation, Modulations, Rotary, ada
 from .sight import View
-from .tokens import Tokens
+from .tokens import Tokens, joined
 
 GPU_SHARE = 0.5  # of the free memory; the rest is for fragmentation and for the other tensors of the step
 CPU_CACHE = 32e6  # bytes
@@ -40,7 +40,7 @@ class Batch:
     def of(cls, rows: Sequence[int], state: Mapping[int, State]) -> Batch:
         videos, audios = zip(*(state[row] for row in rows), strict=True)
         heard = [audio for audio in audios if audio is not None]
-        return cls(tuple(rows), _stack(videos), _stack(heard) if heard else None)
+        return cls(tuple(rows), joined(videos, 0), joined(heard, 0) if heard else None)
 
     def states(self) -> dict[int, State]:
         """The state of each pass, as views."""
@@ -86,7 +86,7 @@ class Contexts:
     def stacked(self, texts: Sequence[Tensor]) -> Tensor:
         key = tuple(map(id, texts))
         if key not in self._stacks:
-            self._stacks[key] = _stack(texts)
+            self._stacks[key] = joined(texts, 0)
         return self._stacks[key]
 
 
@@ -331,10 +331,6 @@ def _run(
     if pairs is not None:
         kept.put(key, pairs)
     return Batch(batch.rows, video, audio)
-
-
-def _stack(rows: Sequence[Tensor]) -> Tensor:
-    return rows[0] if len(rows) == 1 else torch.cat(tuple(rows))
 
 
 def _plus(a: State, b: State) -> State:

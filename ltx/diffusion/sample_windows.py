@@ -147,7 +147,7 @@ def sample_windows(
     behind = 0  # the latent behind the last hard cut
     for number, part in enumerate(parts):
         if only is not None and number not in only:
-            sounds.append(replace(part.sound, strength=1.0))
+            sounds.append(part.sound.made(part.sound.latent))
             continue
         drawn_from = part.stream if part.own is None else part.own
         behind = part.window.new.start if part.window.cut else behind

@@ -16,6 +16,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from .tokens import joined
+
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(queries [R, n, heads, d], keys and values [R, m, heads, d], row of logarithms [1, 1, 1, m] or None) → [R, n, heads,
 d]."""
@@ -64,7 +66,7 @@ class Sight:
             seen = [(edge, math.log(weight)) for edge, weight in zip(edges, row, strict=True) if weight > 0]
             logs = torch.cat([torch.full((b - a,), log) for (a, b), log in seen])
             bias = logs.to(device, dtype)[None, None, None] if logs.any() else None
-            found.append(View(start, stop, _joined([edge for edge, _ in seen]), bias))
+            found.append(View(start, stop, _merged([edge for edge, _ in seen]), bias))
         return tuple(found)
 
 
@@ -83,17 +85,12 @@ def attend_in_groups(views: Sequence[View], query: Tensor, key: Tensor, value: T
     """Attention of all tokens [R, N, heads, d], group by group."""
     parts = []
     for view in views:
-        keys, values = (_taken(each, view.seen) for each in (key, value))
+        keys, values = (joined([each[:, start:stop] for start, stop in view.seen], 1) for each in (key, value))
         parts.append(attend(query[:, view.start : view.stop], keys, values, view.bias))
     return torch.cat(parts, dim=1)
 
 
-def _taken(tokens: Tensor, stretches: tuple[tuple[int, int], ...]) -> Tensor:
-    parts = [tokens[:, start:stop] for start, stop in stretches]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _joined(stretches: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _merged(stretches: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """The same stretches; neighbours become one, and empty ones are left out."""
     found: list[tuple[int, int]] = []
     for start, stop in stretches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,3 +64,8 @@ class FreshNoise:
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on a device. A GPU copies it from pinned memory, so that the host does not wait."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Tensors one after the other along `dim`. One alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim)

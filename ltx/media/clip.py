@@ -31,6 +31,7 @@ USUAL_RATE = Fraction(25)  # of a file that does not tell its rate, as FFmpeg as
 COARSEST = Fraction(1, 100)  # seconds; a coarser tick counts frames, and its times are not rounded
 MISSING = Fraction(1, 2)  # seconds by which a header may be wrong
 MAX_RATE = 1000  # frames per second; a higher number in a header means nothing
+SILENCE = 48_000  # Hz, of a clip without sound
 
 
 class Clip(Protocol):
@@ -189,10 +190,18 @@ def open_clip(path: str | Path) -> FileClip:
 
 def clip_track(path: str | Path) -> Track | None:
     """The clip's own sound from its first picture on, unchanged: silence where it begins later. None without sound."""
+    return None if is_silent(path) else load_track(path, most=LONGEST, spare=True, cut=True)
+
+
+def is_silent(path: str | Path) -> bool:
+    """Whether a file has no stream of sound. Raises InputError, which names the file, if it cannot be read."""
     with open_media(Path(path), EXAMPLE) as container:
-        if container.streams.best("audio") is None:
-            return None
-    return load_track(path, most=LONGEST, spare=True, cut=True)
+        return container.streams.best("audio") is None
+
+
+def silent_track(clip: Clip) -> Track:
+    """Silence of the clip's length, for one that has no sound."""
+    return Track(torch.zeros(2, math.ceil(clip.seconds * SILENCE)), SILENCE)
 
 
 def sampled(pictures: Iterable[Tensor], factor: int) -> Iterator[Tensor]:

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..edits import MOST_PIXELS
 from ..errors import InputError
 from ..latents import SPACE_SCALE, TIME_SCALE, video_shape
 from .clip import Clip, open_clip
 from .images import covering, fit, load_image, moves
 
 FEATHER = 8  # pixels of the seam: a quarter of a cell, in which the decoder's own seam has ended
-MOST_FEATHER = 256  # pixels; a wider seam is no seam
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +53,8 @@ class Area:
     def __post_init__(self) -> None:
         for name in ("soften", "feather"):
             value, seconds = getattr(self, name), getattr(self, f"{name}_time")
-            if not 0 <= value <= MOST_FEATHER:
-                raise InputError(f"{name}: {value} is not a number of pixels from 0 to {MOST_FEATHER}.")
+            if not 0 <= value <= MOST_PIXELS:
+                raise InputError(f"{name}: {value} is not a number of pixels from 0 to {MOST_PIXELS}.")
             if not 0 <= seconds <= 10:
                 raise InputError(f"{name}: its time of {seconds} seconds is not from 0 to 10.")
 

@@ -15,6 +15,7 @@ from ...ltx.errors import InputError
 from ...ltx.media.audio import Track
 from ...ltx.media.clip import Clip, ImageClip, clip_track, open_clip
 from ...ltx.media.rates import frame_rate
+from ...ltx.media.unfinished import replacing
 from ..progress import INTERRUPTS
 from .picture import to_frames
 from .sound import to_track
@@ -72,9 +73,7 @@ def _path(source: Any) -> Path:
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         source.seek(0)
-        partial = path.with_suffix(".part")
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             while block := source.read(BLOCK):
                 file.write(block)
-        partial.replace(path)
     return path

@@ -26,7 +26,7 @@ from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.latents import Noise, audio_length
 from a2v.ltx.weights.checkpoint import load_checkpoint
-from a2v.nodes import fetching, memory
+from a2v.nodes import activations, fetching, memory
 from a2v.tests import layouts
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_tiny
@@ -167,20 +167,22 @@ def test_room_is_asked_for_only_where_weights_wait(files: TinyFiles, monkeypatch
     total = [1e12]
     monkeypatch.setattr(management, "get_total_memory", lambda *a: total[0])
     monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
-    single = memory.sampling_memory(model, latent, 1)
+    single = activations.sampling_memory(model, latent, 1)
     assert single.room > 0 and not single.stay
-    assert memory.sampling_memory(model, latent, 4) == single, "everything fits"
-    monkeypatch.setattr(memory, "_step_memory", lambda *a: 1000)
-    single, asked = memory.Sampling(1000), []
+    assert activations.sampling_memory(model, latent, 4) == single, "everything fits"
+    monkeypatch.setattr(activations, "_step_memory", lambda *a: 1000)
+    single, asked = activations.Sampling(1000), []
     total[0] = model.get_ram_usage() + single.room - 1
-    monkeypatch.setattr(memory, "batch_memory", lambda *a: asked.append(a) or single.room + 7)
-    assert memory.sampling_memory(model, latent, 4) == memory.Sampling(single.room + 7)
-    tokens = 2 * 2 * 3 + memory.KEYFRAMES * 2 * 3 + audio_length(FRAMES, FPS)
+    monkeypatch.setattr(activations, "batch_memory", lambda *a: asked.append(a) or single.room + 7)
+    assert activations.sampling_memory(model, latent, 4) == activations.Sampling(single.room + 7)
+    tokens = 2 * 2 * 3 + activations.KEYFRAMES * 2 * 3 + audio_length(FRAMES, FPS)
     assert asked == [(model.module, tokens, 4)]
     free = passes.batch_memory(model.module, tokens, 4)
     assert passes.GPU_SHARE * free > 4 * passes.working_set(model.module, tokens), "the step would not batch"
-    monkeypatch.setattr(memory, "batch_memory", lambda *a: total[0])
+    monkeypatch.setattr(activations, "batch_memory", lambda *a: total[0])
     blocks = model.module.transformer_blocks
-    assert memory.sampling_memory(model, latent, 4) == memory.Sampling(single.room + fetching.largest(blocks), True)
-    assert memory.sampling_memory(replace(model, compiled=True), latent, 4) == single
-    assert memory.sampling_memory(model, latent, 1) == single
+    assert activations.sampling_memory(model, latent, 4) == activations.Sampling(
+        single.room + fetching.largest(blocks), True
+    )
+    assert activations.sampling_memory(replace(model, compiled=True), latent, 4) == single
+    assert activations.sampling_memory(model, latent, 1) == single

@@ -16,7 +16,7 @@ from a2v.ltx.diffusion.attention import BACKENDS, MATH, TORCH
 from a2v.ltx.errors import InputError
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.quantized import QuantizedLinear
-from a2v.nodes import memory
+from a2v.nodes import activations, memory
 from a2v.nodes.kernels import Kernels
 from a2v.tests import layouts
 from a2v.tests.tiny import TinyFiles, write_tiny
@@ -121,7 +121,7 @@ def test_the_sampler_obeys(model: memory.Model, monkeypatch: pytest.MonkeyPatch,
     film = type("Film", (), {"cut": _cut(), "frozen": True})()
     steering = type("S", (), {"steps": 1, "passes": lambda self, frozen: 4})()
     monkeypatch.setattr(sampling, "StageProgress", lambda *a: None)
-    monkeypatch.setattr(memory, "sampling_memory", lambda *a: memory.Sampling(0, stay))
+    monkeypatch.setattr(activations, "sampling_memory", lambda *a: activations.Sampling(0, stay))
     start = torch.zeros(1, 128, 2, 2, 2)
     with pytest.raises(KeyboardInterrupt):
         sampling._sample(replace(asked, weights=""), start, film, [], None, steering, (object(),), None, None)

@@ -33,7 +33,7 @@ from a2v.ltx.prompt.gemma import Gemma, load_gemma
 from a2v.ltx.prompt.text import encode_text, hidden_states
 from a2v.ltx.weights import lora
 from a2v.ltx.weights.checkpoint import load_checkpoint, load_upscaler
-from a2v.nodes import memory
+from a2v.nodes import fetching, memory
 from a2v.tests import layouts
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_tiny
@@ -331,7 +331,7 @@ def test_branches_go_when_their_lora_goes(files: TinyFiles, loras: list[lora.Lor
 def test_fp8_of_a_bfloat16_file(files: TinyFiles) -> None:
     """The loader's choice: the blocks' weights in a byte each; the rest computes as with auto, float32 on this CPU."""
     model = memory.hold_transformer(load_checkpoint(files.checkpoint).transformer, "fp8", "tiny")
-    assert isinstance(model.module.transformer_blocks[0].attn1.to_q, memory.FetchingLinear)
+    assert isinstance(model.module.transformer_blocks[0].attn1.to_q, fetching.FetchingLinear)
     assert model.module.proj_in.weight.dtype == torch.float32
     memory.use(model)
     expected = load_checkpoint(files.checkpoint).transformer(torch.float32, fp8=True)

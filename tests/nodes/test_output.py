@@ -17,7 +17,7 @@ import folder_paths
 from a2v.ltx.diffusion.decode import Tiling, decode_video
 from a2v.ltx.errors import InputError
 from a2v.ltx.weights.checkpoint import load_checkpoint
-from a2v.nodes import memory, output
+from a2v.nodes import activations, memory, output
 from a2v.tests.ltx.measure import run
 from a2v.tests.nodes.conftest import HOST
 from a2v.tests.tiny import write_tiny
@@ -122,14 +122,14 @@ def test_on_a_gpu_room_is_asked_for_what_computing_takes(
     handle: memory.Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latent, tiling = torch.zeros(1, 128, 16, 18, 32), Tiling()
-    assert memory.decoding_memory(handle.module, latent, tiling) == 0  # on a CPU nothing moves
+    assert activations.decoding_memory(handle.module, latent, tiling) == 0  # on a CPU nothing moves
     monkeypatch.setattr(handle.module, "compute_device", torch.device("cuda"))
-    whole = memory.decoding_memory(handle.module, latent, tiling)
+    whole = activations.decoding_memory(handle.module, latent, tiling)
     tile = 4 * 4 * 81 * 112 * 192  # of the last layers' width 4, in float32: 81 frames of 448 × 768 in patches of 4
     assert 24 * tile < whole < 30 * tile  # 48 channels come of 4, and a copy of theirs is in the workspace
-    halved = memory.decoding_memory(handle.module, latent, Tiling(80, 24, 384, 64))
+    halved = activations.decoding_memory(handle.module, latent, Tiling(80, 24, 384, 64))
     assert 0.2 < halved / whole < 0.3
-    assert memory.encoding_memory(handle.module, 576, 1024) > 4 * 3 * 576 * 1024
+    assert activations.encoding_memory(handle.module, 576, 1024) > 4 * 3 * 576 * 1024
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")

@@ -127,7 +127,7 @@ def test_an_end_image_needs_another_frame() -> None:
 @pytest.mark.parametrize(("frame", "placed"), [(0, 0), (5, 5), (16, 16), (-1, 16), (-17, 0)])
 def test_an_image_is_placed_at_any_frame(monkeypatch: pytest.MonkeyPatch, frame: int, placed: int) -> None:
     monkeypatch.setattr(conditioning.memory, "use", lambda *_, **__: (None,))
-    monkeypatch.setattr(conditioning.memory, "encoding_memory", lambda *_: 0)
+    monkeypatch.setattr(conditioning.activations, "encoding_memory", lambda *_: 0)
     monkeypatch.setattr(conditioning, "encode_image", lambda _, pixels: torch.zeros(1, 128, 1, 2, 2))
     latent = {"samples": torch.zeros(1, 128, 3, 2, 2)}
     vae = SimpleNamespace(module=None)

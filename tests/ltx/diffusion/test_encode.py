@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from a2v.tests.ltx.goldens import relative
 from a2v.tests.tiny import TinyFiles
 from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
 from safetensors import safe_open
+from torch import Tensor
 
 EXACT = 1e-5
 
@@ -83,26 +85,25 @@ def test_memory_is_flat_in_length() -> None:
     assert short < peak(lambda: vae.encode(torch.zeros(1, 3, 57, 256, 256, dtype=torch.bfloat16))) / 2
 
 
-def test_progress_and_interrupts(tiny: TinyFiles) -> None:
+def test_frames_are_read_as_they_are_encoded_and_may_interrupt(tiny: TinyFiles) -> None:
+    """Callers show the progress, and stop, where they yield the frames."""
     vae = load_checkpoint(tiny.checkpoint).video_encoder(torch.float32)
-    seen: list[int] = []
-    encode_video(vae, [noise(25, 32, 32)], seen.append)
-    assert seen == [1, 2, 3, 4]
+    encoded: list[None] = []
+    vae.encoder.conv_in.conv.register_forward_hook(lambda *_: encoded.append(None))
 
-    def stop(done: int) -> None:
-        raise KeyboardInterrupt
+    def frames(most: int) -> Iterator[Tensor]:
+        for number, frame in enumerate(noise(25, 32, 32).split(1, dim=2)):
+            assert len(encoded) == (number + 7) // 8
+            if number == most:
+                raise KeyboardInterrupt
+            yield frame
 
-    read = 0
-
-    def pieces():
-        nonlocal read
-        for piece in noise(25, 32, 32).split(1, dim=2):
-            read += 1
-            yield piece
-
+    encode_video(vae, frames(25))
+    assert len(encoded) == 4
+    encoded.clear()
     with pytest.raises(KeyboardInterrupt):
-        encode_video(vae, pieces(), stop)
-    assert read == 1
+        encode_video(vae, frames(1))
+    assert len(encoded) == 1
 
 
 @pytest.mark.parametrize("frames", [0, 2, 8, 10])

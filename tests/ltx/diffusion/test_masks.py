@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from a2v.ltx.diffusion.masks import audio_spans, outside_mask, time_mask, video_spans
+from a2v.ltx.diffusion.masks import audio_spans, outside_mask, ramped, time_mask, video_spans
 
 FPS = Fraction(24)
 
@@ -59,3 +59,10 @@ def test_what_a_video_does_not_fill() -> None:
     assert outside_mask(spans, (0.0, float("inf")), 0.02).tolist() == [0] * 5
     assert outside_mask(spans, (0.0, 17 / 24), 0.02).tolist() == [0, 0, 0, 1, 1]
     assert outside_mask(spans, (9 / 24, float("inf")), 0.02).tolist() == [1, 1, 0, 0, 0]
+
+
+def test_what_was_made_rises_at_its_edges() -> None:
+    made = torch.tensor([1.0, 1, 1, 0, 0, 1, 1, 1, 0, 1])
+    wanted = [1, 2 / 3, 1 / 3, 0, 0, 1 / 3, 2 / 3, 1 / 3, 0, 1 / 3]
+    torch.testing.assert_close(ramped(made, 2), torch.tensor(wanted))
+    assert torch.equal(ramped(torch.ones(5), 3), torch.ones(5)) and not ramped(torch.zeros(5), 3).any()

@@ -460,3 +460,9 @@ def test_a_part_of_a_film_is_what_the_whole_has_there(
         assert other[1][number].frozen and other[1][number].latent is film[number].sound.latent
     for stream, (mine, other) in enumerate([(first, second), (second, first)]):
         assert torch.equal(mine[2][stream].state, whole[2][stream].state) and other[2][stream].state is None
+
+
+def test_the_sound_of_a_window_that_is_made_elsewhere_is_frozen_also_if_it_was_to_change_in_part() -> None:
+    film = parts([replace(sound, mask=torch.ones(sound.latent.shape[2])) for sound in sounds()])
+    made = sample_windows(None, zeros(), film, conditions(), Steering(SIGMAS), [Noise(4)], only=())[1]
+    assert [sound.frozen for sound in made] == [True] * len(WINDOWS)

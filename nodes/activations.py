@@ -1,0 +1,110 @@
+"""Bytes of activations, for which ComfyUI keeps room beside the weights, and how a stage is placed with them.
+
+On a CPU they are 0, because no weights move there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import comfy.model_management as management
+import torch
+from torch import Tensor, nn
+
+from ..ltx.diffusion.conditioning import AudioCondition, Reference
+from ..ltx.diffusion.decode import Tiling
+from ..ltx.diffusion.guidance import NONE, Guidance
+from ..ltx.diffusion.passes import batch_memory
+from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
+from ..ltx.memory.rehearsal import peak, twin
+from ..ltx.memory.work import clip_encoding, decoding, image_encoding, one_step, upscaling
+from .fetching import largest
+from .memory import Model
+
+KEYFRAMES = 2  # images at later frames for which a batch has room
+FOUR_PASSES = Guidance(cfg=3.0, stg=1.0, modality=3.0)
+TEXT_MEMORY = 5e9
+"""Bytes for Gemma over 1024 tokens with all hidden states, and for its embeddings, which `settle` moves."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a stage is placed. room: bytes of activations to keep free beside the weights. stay: whether a block's
+    waiting weights stay on the device while its passes run (fetching.py)."""
+
+    room: int
+    stay: bool = False
+
+
+def sampling_memory(model: Model, latent: Tensor, passes: int, reference: Reference | None = None) -> Sampling:
+    """How a stage over `latent` [1, C, F, H, W] is placed, with so many passes in a step. reference: the largest one
+    beside it.
+
+    If all weights fit beside a step whose passes run one after the other, nothing waits in host memory. Otherwise each
+    waiting weight shall come to the device once a step and not once a pass: there is room for the passes as one batch,
+    or, where that would take half of the device, for one block that stays while its passes run.
+    """
+    module, device = model.module, model.patcher.load_device
+    single = _step_memory(module, latent, reference)
+    if passes == 1 or device.type == "cpu":
+        return Sampling(single)
+    total = management.get_total_memory(device) - management.extra_reserved_memory()
+    if model.get_ram_usage() + single <= total:
+        return Sampling(single)
+    grid = latent.shape[2:]
+    sound = audio_length(pixel_frames(latent), Fraction(24))
+    seen = 0 if reference is None else math.prod(reference.latent.shape[2:])
+    tokens = math.prod(grid) + KEYFRAMES * math.prod(grid[1:]) + seen + sound
+    batch = max(single, batch_memory(module, tokens, passes))
+    if batch <= total / 2:
+        return Sampling(batch)
+    # A compiled block takes its weights as they were when it was compiled, and newer ComfyUIs can page them themselves.
+    paged = getattr(model.patcher, "is_dynamic", bool)()
+    if model.compiled or paged:
+        return Sampling(single)
+    return Sampling(single + largest(module.transformer_blocks), stay=True)
+
+
+def _step_memory(module: nn.Module, latent: Tensor, reference: Reference | None = None) -> int:
+    """Bytes for a guided step over `latent`, if its passes run one after the other."""
+    frames, fps = pixel_frames(latent), Fraction(24)
+    audio = AudioCondition(torch.zeros(1, AUDIO_CHANNELS, audio_length(frames, fps), AUDIO_BINS), frames, fps)
+    empty = torch.empty_like(latent, device="meta")
+    seen: dict[str, Any] = {}
+    if reference is not None:
+        seen = {"reference": torch.empty_like(reference.latent, device="meta"), "attention": reference.attention}
+
+    def step(twin: nn.Module, on: str) -> int:
+        return peak(lambda: one_step(twin, empty, audio, (FOUR_PASSES, NONE), images=[True], **seen), on)
+
+    return _room(module, step, num_layers=2)
+
+
+def decoding_memory(module: nn.Module, latent: Tensor, tiling: Tiling) -> int:
+    """Bytes for decoding the largest tile of `latent` [1, C, F, H, W] with the video VAE."""
+    return _room(module, lambda twin, on: decoding(twin, tuple(latent.shape[2:]), tiling, on)[0])
+
+
+def encoding_memory(module: nn.Module, height: int, width: int) -> int:
+    """Bytes for encoding one image with the video VAE. height, width: pixels."""
+    return _room(module, lambda twin, on: image_encoding(twin, height, width, on))
+
+
+def clip_encoding_memory(module: nn.Module, height: int, width: int) -> int:
+    """Bytes for encoding a clip of any length with the video VAE. height, width: pixels."""
+    return _room(module, lambda twin, on: clip_encoding(twin, height, width, on))
+
+
+def upscaling_memory(module: nn.Module, vae: nn.Module, latent: Tensor) -> int:
+    """Bytes for upscaling `latent` [1, C, F, H, W]."""
+    return _room(module, lambda like, on: upscaling(like, twin(vae), tuple(latent.shape[2:]), on))
+
+
+def _room(module: nn.Module, rehearse: Callable[[nn.Module, str], int], **changes: object) -> int:
+    """The result of `rehearse` for a twin of the module and the kind of its device. changes: see `twin`."""
+    on = module.device.type
+    return 0 if on == "cpu" else rehearse(twin(module, **changes), on)

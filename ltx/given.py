@@ -120,8 +120,8 @@ class ReferenceVideo:
             if getattr(use, name) is None:
                 if len(known - {1}) > 1:
                     raise InputError(
-                        f"--lora: the IC-LoRAs were made for references of another {name} ({min(known)} and "
-                        f"{max(known)}); use one of them."
+                        f"--lora: the IC-LoRAs were made for references with different values of {name} "
+                        f"({min(known)} and {max(known)}); use one of them."
                     )
                 use = replace(use, **{name: max(known, default=1)})
         return replace(self, use=use)
@@ -170,9 +170,9 @@ def open_videos(
     """
     if video is None and (request.edit is not None or mask is not None):
         name = "edit" if mask is None else "--mask"
-        raise InputError(f"{name}: says what is made anew of a video, and none is given; name it with --video.")
+        raise InputError(f"{name}: says what is made anew of a video, but no video is given; name it with --video.")
     if reference is None and request.reference is not None:
-        raise InputError("reference: says how a video is used, and none is given; name it with --reference.")
+        raise InputError("reference: says how a video is used, but no video is given; name it with --reference.")
     given = Given(request)
     if video is not None:
         given = _with_source(request, open_clip(video), None if mask is None else open_area(mask), track)

@@ -166,7 +166,7 @@ def _track(job: Job, compute: Compute, sounds: tuple[AudioCondition, ...], trace
     """The sound of the file: the source's own samples, or the sound that the first stage made of them. None for a
     source without sound."""
     clip = job.plan
-    if trace is not None and not job.keeps_sound:
+    if trace is not None:
         for number, sound in enumerate(sounds):
             trace(f"final/audio_latent{number or ''}", sound.latent)
     if job.silent:

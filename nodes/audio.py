@@ -206,7 +206,9 @@ class DecodeAudio(io.ComfyNode):
                 VocoderIO.Input("vocoder", tooltip="From Load Model."),
                 io.Audio.Input("audio", tooltip="From Load Audio: the sound that is returned at strength 1."),
                 RetakeIO.Input(
-                    "retake", optional=True, tooltip="From Retake, if sound is made anew: the rest is the audio's own."
+                    "retake",
+                    optional=True,
+                    tooltip="From Retake, if sound is made anew: the rest of the audio is kept.",
                 ),
             ],
             outputs=[

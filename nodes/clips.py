@@ -41,9 +41,9 @@ class OpenClip(io.ComfyNode):
             node_id="LTXA2VClip",
             display_name="LTX A2V Clip",
             category=VIDEO_IN,
-            description="Opens a video, to retake a part of it, to give it a new voice, or as a reference. Its "
-            "pictures are read when they are needed, upright and in SDR, so that a long video takes no memory. Images "
-            "work, too.",
+            description="Opens a video, so that you can retake a part of it, give it a new voice, or use it as a "
+            "reference. Its pictures are read when they are needed, upright and in SDR, so that a long video takes no "
+            "memory. Images work, too.",
             **aliases("video to video", "v2v", "load video", "redub", "retake", "extend"),
             inputs=[
                 io.Video.Input("video", optional=True, tooltip="From Load Video, of any format, rate and size."),
@@ -57,10 +57,14 @@ class OpenClip(io.ComfyNode):
             ],
             outputs=[
                 ClipIO.Output("clip", display_name="clip", tooltip="For Retake or Reference."),
-                io.Audio.Output("track", display_name="audio", tooltip="Its own sound; silence if it has none."),
+                io.Audio.Output(
+                    "track", display_name="audio", tooltip="The clip's own sound, or silence if it has none."
+                ),
                 io.Image.Output("first", display_name="first image", tooltip="For Video Size at auto."),
-                io.Int.Output("frames", display_name="frames", tooltip="Its frames, rounded up as the model needs."),
-                io.Float.Output("rate", display_name="fps", tooltip="Its frames per second."),
+                io.Int.Output(
+                    "frames", display_name="frames", tooltip="The number of frames, rounded up as the model needs it."
+                ),
+                io.Float.Output("rate", display_name="fps", tooltip="The clip's frames per second."),
                 io.String.Output("report", display_name="report", tooltip="Says what was found and converted."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -69,7 +73,7 @@ class OpenClip(io.ComfyNode):
     @classmethod
     def execute(cls, fps: float, video: Any = None, images: Any = None) -> io.NodeOutput:
         if (video is None) == (images is None):
-            raise InputError("video: there is not exactly one of video and images; connect one of them.")
+            raise InputError("video: the node needs either a video or images, not both; connect one of them.")
         clip, track = (to_image_clip(images, fps), None) if video is None else to_clip(video)
         first = next(clip.pictures(clip.fps, 1)).float().div_(255)[None]
         count = clip.count(clip.fps)
@@ -96,9 +100,9 @@ class RetakeClip(io.ComfyNode):
             node_id="LTXA2VRetake",
             display_name="LTX A2V Retake",
             category=VIDEO_IN,
-            description="Says what of a clip is made anew; everything else stays as it is, to the pixel. Name a time, "
-            "or connect a mask of the mouth or of any region, or both. With more frames than the clip has, or a later "
-            "begin, the video goes on beyond it.",
+            description="Says which part of a clip is made anew; everything else stays as it is, to the pixel. Set "
+            "start and end, or connect a mask of the mouth or of any region, or both. With more frames than the clip "
+            "has, or begin above 0, the video goes on beyond the clip.",
             **aliases("redub", "lip sync", "inpaint", "extend", "regenerate", "new voice"),
             inputs=[
                 ClipIO.Input("clip", tooltip="From Clip."),
@@ -108,12 +112,15 @@ class RetakeClip(io.ComfyNode):
                     "renew",
                     options=list(RENEWALS),
                     default=PICTURE,
-                    tooltip="What is made anew: the picture, with the sound of Audio Conditioning; the sound, to the "
-                    "picture as it is; or both.",
+                    tooltip="What is made anew: the picture, to the sound of Audio Conditioning; the sound, to the "
+                    "clip's own picture; or both.",
                 ),
-                io.Float.Input("start", default=0.0, **seconds, tooltip="Seconds at which the new part begins."),
+                io.Float.Input("start", default=0.0, **seconds, tooltip="The second at which the new part begins."),
                 io.Float.Input(
-                    "end", default=0.0, **seconds, tooltip="Seconds at which the new part ends; 0 is the video's end."
+                    "end",
+                    default=0.0,
+                    **seconds,
+                    tooltip="The second at which the new part ends; 0 is the video's end.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -131,14 +138,14 @@ class RetakeClip(io.ComfyNode):
                     default=0,
                     min=0,
                     max=MOST_PIXELS,
-                    tooltip="Pixels of the clip over which the mask rises from its border inwards.",
+                    tooltip="Width of the mask's soft edge inside its border, in pixels of the clip.",
                     **ADVANCED,
                 ),
                 io.Float.Input(
                     "begin",
                     default=0.0,
                     **seconds,
-                    tooltip="Seconds of the video at which the clip begins: what is before it is made anew.",
+                    tooltip="The second of the video at which the clip begins; what comes before it is made anew.",
                     **ADVANCED,
                 ),
                 io.Mask.Input(
@@ -147,7 +154,7 @@ class RetakeClip(io.ComfyNode):
                     tooltip="White may change. One mask for all frames, or one for each frame of the clip.",
                 ),
                 io.Audio.Input(
-                    "audio", optional=True, tooltip="The clip's own sound, if it is kept or renewed in part."
+                    "audio", optional=True, tooltip="The clip's own sound, if it is kept or partly made anew."
                 ),
             ],
             outputs=[
@@ -240,7 +247,7 @@ class ReferenceConditioning(io.ComfyNode):
             display_name="LTX A2V Reference",
             category=VIDEO_IN,
             description="A video that the model looks at while it makes another one: poses, depth, edges or a person, "
-            "as an IC-LoRA was trained for. It is usually for the first stage alone.",
+            "for which an IC-LoRA was trained. It is usually for the first stage alone.",
             **aliases("ic-lora", "control", "pose", "depth", "canny", "reference video"),
             inputs=[
                 VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
@@ -259,16 +266,20 @@ class ReferenceConditioning(io.ComfyNode):
                 io.Int.Input(
                     "downscale",
                     **factor,
-                    tooltip="How many times smaller than the video the reference is; 0 is what the IC-LoRA says.",
+                    tooltip="How many times smaller than the video the reference is; 0 takes the IC-LoRA's value.",
                     **ADVANCED,
                 ),
                 io.Int.Input(
                     "stride",
                     **factor,
-                    tooltip="One frame of so many is taken; 0 is what the IC-LoRA says.",
+                    tooltip="One of so many frames is taken; 0 takes the IC-LoRA's value.",
                     **ADVANCED,
                 ),
-                ModelIO.Input("model", optional=True, tooltip="With the IC-LoRA, which says the two factors."),
+                ModelIO.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model with the IC-LoRA, which has values for downscale and stride.",
+                ),
                 ReferencesIO.Input("references", optional=True, tooltip="Other references of the same stage."),
             ],
             outputs=[ReferencesIO.Output("seen", display_name="references", tooltip="For the stage's sampler.")],

@@ -26,13 +26,16 @@ class Edges(io.ComfyNode):
             inputs=[
                 ClipIO.Input("clip", tooltip="From Clip."),
                 io.Int.Input(
-                    "weak", default=WEAK, **limits, tooltip="A fainter edge than this is not drawn; less draws more."
+                    "weak",
+                    default=WEAK,
+                    **limits,
+                    tooltip="Edges fainter than this are not drawn; a lower value draws more.",
                 ),
                 io.Int.Input(
                     "strong",
                     default=STRONG,
                     **limits,
-                    tooltip="A stronger edge than this is drawn; one between both if it touches such a one.",
+                    tooltip="Edges stronger than this are drawn, and those between weak and strong that touch them.",
                 ),
             ],
             outputs=[ClipIO.Output("drawn", display_name="clip", tooltip="For Reference.")],

@@ -26,7 +26,7 @@ class Kernels(io.ComfyNode):
             display_name="LTX A2V Kernels",
             category=f"{CATEGORY}/Sampling",
             description="Chooses how the transformer computes on a GPU. The defaults are exact and need no further "
-            "package. Between Load Model and Distilled LoRA it acts in both stages.",
+            "package. Place it between Load Model and Distilled LoRA, so that it acts in both stages.",
             inputs=[
                 ModelIO.Input("model", tooltip="From Load Model or a LoRA."),
                 io.Combo.Input(

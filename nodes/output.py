@@ -80,7 +80,7 @@ def _tiling_inputs() -> list[io.Input]:
 
 def _retake_input() -> io.Input:
     return RetakeIO.Input(
-        "retake", optional=True, tooltip="From Retake: what it keeps are the clip's own pixels, and not decoded ones."
+        "retake", optional=True, tooltip="From Retake: the kept part has the clip's own pixels, not decoded ones."
     )
 
 

@@ -58,7 +58,8 @@ class FilmPart(io.ComfyNode):
                     default=WHOLE,
                     min=WHOLE,
                     max=MOST,
-                    tooltip="The part that is sampled here, from 1. 0 samples the whole film, but for the files below.",
+                    tooltip="The number of the part that is sampled here, from 1. 0 samples the whole film, except the "
+                    "parts in the files below.",
                 ),
                 io.Int.Input(
                     "parts",
@@ -71,8 +72,8 @@ class FilmPart(io.ComfyNode):
                     "made",
                     multiline=True,
                     default="",
-                    tooltip="The files of parts that are made, one a line, in ComfyUI's output folder. What is missing "
-                    "is sampled here.",
+                    tooltip="The files of finished parts in ComfyUI's output folder, one on each line. Missing parts "
+                    "are sampled here.",
                 ),
             ],
             outputs=[
@@ -141,7 +142,7 @@ class SaveFilmPart(io.ComfyNode):
         cls, latent: dict[str, Any], noise: Any, audio: AudioCondition | FilmSound, filename_prefix: str
     ) -> io.NodeOutput:
         if not isinstance(audio, FilmSound):
-            raise InputError("audio: it is that of a clip; only a film in windows has parts.")
+            raise InputError("audio: it has no windows, and only a film in windows has parts; connect Window.")
         samples, cut = samples_of(latent), audio.cut
         numbers = sorted(range(len(cut.windows)) if cut.here is None else cut.here)
         if not numbers:

@@ -73,7 +73,7 @@ def place_of(count: int, num_frames: int, context: int, direction: str) -> Place
     fitted = (fitted - 1) // TIME_SCALE * TIME_SCALE + 1 if fitted else 0
     if num_frames <= fitted:
         raise InputError(
-            f"num_frames: {num_frames} frames are no more than their context of {fitted}, and nothing is new; "
+            f"num_frames: {num_frames} frames leave no new ones beside their context of {fitted}; "
             "raise num_frames or lower num_context_frames."
         )
     # a film of no more latents than the video would be the video alone

@@ -47,10 +47,12 @@ RATE_AND_SOUND = {
 }
 EXTEND_FIELDS = {
     "video_url": required_file("The video that goes on: a URL, a data URI or an uploaded file's URL."),
-    "end_image_url": optional_file("The last frame of the new part; the first one if it lies before the video."),
+    "end_image_url": optional_file(
+        "The last frame of the new part; the first frame if the new part comes before the video."
+    ),
     "extend_direction": (
         Literal[FORWARD, BACKWARD],
-        Field(FORWARD, description="Whether the new part lies behind the video or before it."),
+        Field(FORWARD, description="Whether the new part comes after the video or before it."),
     ),
     "num_context_frames": (
         int,
@@ -81,7 +83,7 @@ REFERENCE_FIELDS = {
         Field(
             NONE,
             description="What is made of the given video before the model sees it: canny draws its edges. This server "
-            "has no models for depth and pose: give such a video as video_url, with none.",
+            "has no models for depth and pose: give such a video as video_url, with preprocessor none.",
         ),
     ),
     "ic_lora_type": (
@@ -147,7 +149,7 @@ class Lengthening(Task):
 
 
 EXTEND = Lengthening(
-    "extend-video", "Makes a video longer, behind its end or before its beginning.", EXTEND_FIELDS, without=NOT_HERE
+    "extend-video", "Makes a video longer, after its end or before its beginning.", EXTEND_FIELDS, without=NOT_HERE
 )
 VIDEO_TO_VIDEO = Task(
     "video-to-video",

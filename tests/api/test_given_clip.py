@@ -126,7 +126,7 @@ def test_the_place_of_a_video(count: int, num_frames: int, context: int, directi
 
 
 def test_nothing_new() -> None:
-    with pytest.raises(InputError, match=r"^num_frames: 25 frames are no more than their context of 25, and nothing"):
+    with pytest.raises(InputError, match=r"^num_frames: 25 frames leave no new ones beside their context of 25; "):
         place_of(100, 25, 31, "forward")
 
 

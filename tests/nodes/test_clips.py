@@ -110,7 +110,7 @@ def test_masks_of_any_node(kind: str) -> None:
 
 def test_one_of_both(file: Path) -> None:
     for inputs in ({}, {"video": InputImpl.VideoFromFile(str(file)), "images": frames()}):
-        with pytest.raises(InputError, match="not exactly one of video and images"):
+        with pytest.raises(InputError, match="needs either a video or images, not both"):
             opened(**inputs)
 
 

@@ -18,7 +18,7 @@ from a2v.tests.host.command import run_command
 from a2v.tests.host.draw_workflows import INPUTS
 from a2v.tests.host.drawing import faces
 from a2v.tests.host.drawing.variants import VARIANTS
-from a2v.tests.host.test_newcomer import CHANGE, RUN, missing, ran, refused
+from a2v.tests.host.test_newcomer import CHANGE, RUN, missing, open_template, ran, refused
 from a2v.tests.host.test_workflows import decoded
 
 CHANGES = {"size": "custom", "width": 128, "height": 128, "length from the audio": False, "frames": 17}
@@ -60,9 +60,7 @@ def test_from_the_template_to_the_commands_frames(name: str, bare: Comfy, chromi
     (variant,) = (each for each in VARIANTS if each.name == name)
     with Frontend(bare.url, chromium, width=1600, height=1000) as frontend:
         page = frontend.page
-        page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-        page.get_by_text("ltx-audio-to-video", exact=True).click()
-        page.get_by_text(variant.title, exact=True).first.click()
+        open_template(page, variant.title)
         said = missing(page)
         for file in faces.files(variant):
             assert f"{file.folder} / {file.name}" in said

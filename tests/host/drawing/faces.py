@@ -134,6 +134,9 @@ def opening(v: Variant, *, spoken: bool = False) -> Stage:
 def all_nodes(v: Variant) -> Stage:
     """The same with the stages on the canvas."""
     files_in, loaders = given(v), (models(v), seed(), *([clips.clip()] if v.clip else []))
+    if v.clip == REDUB:  # the mask below the loaders: from before them, its link would pass behind them
+        *files_in, mask = files_in
+        loaders = (*loaders, mask)
     # both images and the loaders are too high for one column; a clip is opened behind its file
     two = len(v.images) > 1 or bool(v.clip)
     settings = ((conditions(v), prompts(v)),)

@@ -50,7 +50,7 @@ class Variant:
 VARIANTS = (
     Variant(
         DEFAULT,
-        "1 Audio to video",
+        "01 Audio to video",
         "A woman in her thirties sits at a wooden table by a tall window and talks straight into the camera. Soft "
         "morning light falls on her face from the left, and the kitchen behind her is slightly out of focus. She "
         "speaks with warmth and moves her hands a little as she explains. Medium close-up, the camera holds still.",
@@ -59,7 +59,7 @@ VARIANTS = (
     ),
     Variant(
         "image_and_audio",
-        "2 Image and audio to video",
+        "02 Image and audio to video",
         "The subject of the picture looks into the camera and sings the song with feeling, swaying gently with the "
         "beat. The background stays as it is, the camera holds still.",
         "1. Upload the image that the video begins with, and your audio.\n\n2. Say in *prompt* what happens."
@@ -68,7 +68,7 @@ VARIANTS = (
     ),
     Variant(
         "first_and_last_image",
-        "3 First and last image with audio",
+        "03 First and last image with audio",
         "The subject of the picture talks to the camera, then turns slowly to the side and comes to rest, in one "
         "smooth, unbroken movement. The light stays the same, the camera holds still.",
         "1. Upload the images that the video begins and ends with, and your audio.\n\n2. Say in *prompt* how "
@@ -77,7 +77,7 @@ VARIANTS = (
     ),
     Variant(
         "distilled_fast",
-        "4 Audio to video, fast",
+        "04 Audio to video, fast",
         "A young man with headphones around his neck stands in a small recording studio and speaks into a large "
         "microphone with energy, nodding at his own words. Warm light from a desk lamp, acoustic foam behind him. "
         "Close-up, the camera holds still.",
@@ -87,7 +87,7 @@ VARIANTS = (
     ),
     Variant(
         "camera_move",
-        "5 Camera move with audio",
+        "05 Camera move with audio",
         "A jazz singer in a dark green dress stands on the small stage of a crowded club and sings into an old "
         "microphone, eyes half closed. Warm spotlights, smoke in the air, the band is a blur behind her. The camera "
         "moves slowly towards her face.",
@@ -97,7 +97,7 @@ VARIANTS = (
     ),
     Variant(
         "audio_regeneration",
-        "6 New sound from your audio",
+        "06 New sound from your audio",
         "An old fisherman in a yellow raincoat sits on the edge of a wooden pier and tells a story to the camera with "
         "a rough, friendly voice. Waves slap against the posts, gulls cry in the distance. Medium shot, the camera "
         "holds still.",
@@ -108,7 +108,7 @@ VARIANTS = (
     ),
     Variant(
         "audio_to_video_25",
-        "7 LTX-2.5 audio to video",
+        "07 LTX-2.5 audio to video",
         "A man in his sixties with a short grey beard sits in a worn leather armchair before a wall of books and tells "
         "a story straight into the camera. Warm lamplight falls on his face from the right, and the shelves behind him "
         "are slightly out of focus. He speaks calmly, raises his eyebrows, and moves one hand as he explains. Medium "
@@ -119,7 +119,7 @@ VARIANTS = (
     ),
     Variant(
         "image_and_audio_25",
-        "8 LTX-2.5 image and audio to video",
+        "08 LTX-2.5 image and audio to video",
         "The subject of the picture looks into the camera and speaks with feeling, nodding slightly at the stressed "
         "words. The light and the background stay as they are, the camera holds still.",
         "1. Upload the image that the video begins with, and your audio.\n\n2. Say in *prompt* what happens. LTX-2.5 "
@@ -129,7 +129,7 @@ VARIANTS = (
     ),
     Variant(
         "distilled_fast_25",
-        "9 LTX-2.5 audio to video, fast",
+        "09 LTX-2.5 audio to video, fast",
         "A young woman in a yellow raincoat stands on a quiet street after the rain and talks to the camera with a "
         "smile. Wet asphalt reflects the lights of the shops behind her, which are out of focus. She speaks fast and "
         "moves her head as she talks. Close-up, the camera holds still.",

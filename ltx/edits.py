@@ -11,10 +11,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from .errors import InputError
+from .extension import CONTEXT, DIRECTIONS
 
 PICTURE, SOUND, BOTH = RENEWALS = ("picture", "sound", "both")
 FIRST, ALL = STAGES = ("first", "both")
 MOST_SECONDS, MOST_PIXELS, MOST_FACTOR = 2700.0, 256, 8  # of a film, of a seam, and of a reference's size and rate
+MOST_CONTEXT = 473  # frames: what the model was made for, without a latent of new ones
 SHOWN = 60  # characters of a wrong name or value in a message
 
 
@@ -26,7 +28,11 @@ class VideoEdit:
     track of its own. start, end: seconds of the film between which it is renewed, None for its ends. strength: 0..1,
     how firmly what is renewed is held to the source; at 0 it is made from noise alone. soften: seconds inside the
     edges of the time in which it is held less and less; soften_pixels: the same at the edge of a mask, in pixels of the
-    source. at: the second of the film at which the source begins. Raises InputError if a value is out of range.
+    source. at: the second of the film at which the source begins.
+
+    extend: one of DIRECTIONS, if the whole source is kept and a new part is joined to one of its ends; context: how
+    many of the source's frames at that end the model then sees. They are held wholly, unless there is a strength.
+    Raises InputError if a value is out of range, or `extend` comes with one that says what else is made anew.
     """
 
     renew: str | None = None
@@ -36,6 +42,8 @@ class VideoEdit:
     soften: float = 0.0
     soften_pixels: float = 0.0
     at: float = 0.0
+    extend: str | None = None
+    context: int = CONTEXT
 
     def __post_init__(self) -> None:
         if self.renew is not None and self.renew not in RENEWALS:
@@ -46,10 +54,22 @@ class VideoEdit:
         for name in ("start", "end"):
             if getattr(self, name) is not None:
                 _check_number("edit", name, getattr(self, name), 0.0, MOST_SECONDS)
+        self._check_extension()
         if self.ranged and not self.span[0] < self.span[1]:
             raise InputError(
                 f"edit: the renewed time ends at {self.end} s, but begins at {self.start or 0} s; give a later end."
             )
+
+    def _check_extension(self) -> None:
+        if self.extend is not None and self.extend not in DIRECTIONS:
+            raise InputError(f"edit: extend is {_shown(self.extend)}; choose one of {', '.join(DIRECTIONS)}.")
+        if not _whole(self.context) or not 0 <= self.context <= MOST_CONTEXT:
+            raise InputError(
+                f"edit: context is {_shown(self.context)}; give a whole number of frames from 0 to {MOST_CONTEXT}."
+            )
+        for name in ("start", "end", "soften", "soften_pixels", "at"):
+            if self.extend is not None and getattr(self, name):
+                raise InputError(f"edit: extend keeps the whole video, so {name} does nothing; leave one of them out.")
 
     @property
     def ranged(self) -> bool:

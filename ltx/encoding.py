@@ -153,7 +153,7 @@ class _TextEncoder:
 def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[AudioCondition, ...]:
     """Encodes the track, levelled if the request asks for it, as one clip for each window. The job's own track, which
     the file gets, does not change."""
-    clip, track = job.plan, job.track
+    clip, track = job.plan, job.heard
     if job.request.preprocess_audio:
         track = preprocess.preprocess(soundtrack(track, clip.frames, clip.fps))
     vae = job.checkpoint.audio_encoder(compute.dtype, compute.device)

@@ -18,8 +18,9 @@ from torch import Tensor
 from .diffusion.masks import audio_spans, outside_mask, ramped, time_mask, video_spans
 from .edits import BOTH, PICTURE, SOUND, ReferenceUse, VideoEdit
 from .errors import InputError
+from .extension import stretch_beside
 from .latents import AUDIO_RATE, SPACE_SCALE, TIME_SCALE, audio_length, frames_of
-from .media.audio import Track, frames_for_audio
+from .media.audio import Track, frames_for_audio, samples_in
 from .media.clip import Clip, open_clip, sampled, sampled_frames
 from .media.masks import Area, open_area
 from .media.rates import frame_rate
@@ -43,8 +44,14 @@ class SourceVideo:
     until: float = math.inf
 
     def pictures(self, plan: Plan) -> Iterator[Tensor]:
-        """A picture for each frame of the film, uint8 [H, W, 3]. Before and after the source they stand still."""
+        """A picture for each frame that the model makes, uint8 [H, W, 3]. Before and after the source they stand
+        still."""
         return self.clip.pictures(plan.fps, plan.frames, -self.at)
+
+    def all_pictures(self, plan: Plan) -> Iterator[Tensor]:
+        """The same with the frames before and behind those."""
+        start = -self.at - plan.lead / plan.fps
+        return self.clip.pictures(plan.fps, plan.lead + plan.frames + plan.tail, start)
 
     @property
     def sounds(self) -> bool:
@@ -55,7 +62,7 @@ class SourceVideo:
         """What the model makes of the picture, float32 [1, 1, F, H, W]. size: width and height of the stage."""
         width, height = size
         times, beyond = (each[None, None, :, None, None] for each in self._latents(plan))
-        inside = times.expand(1, 1, -1, height // SPACE_SCALE, width // SPACE_SCALE) * (1 - self.edit.strength)
+        inside = times.expand(1, 1, -1, height // SPACE_SCALE, width // SPACE_SCALE)
         if self.area is not None:
             inside = inside * self.area.cells(plan.frames, height, width)
         return torch.maximum(inside, beyond)
@@ -63,7 +70,7 @@ class SourceVideo:
     def weights(self, plan: Plan) -> Iterator[Tensor]:
         """How much of each decoded frame is used, float32 [H, W] in 0..1; the rest is the source's own picture."""
         times, beyond = (_of_frames(each > 0) for each in self._latents(plan))
-        seamed = ramped(torch.maximum(times, beyond), SEAM)
+        seamed = beside(torch.maximum(times, beyond), plan, SEAM)
         areas = None if self.area is None else self.area.weights(plan.frames, plan.height, plan.width)
         for weight, everywhere in zip(seamed, beyond, strict=True):
             area = torch.ones(plan.height, plan.width) if areas is None else next(areas)
@@ -71,14 +78,37 @@ class SourceVideo:
 
     def sound_mask(self, window: Window, fps: Fraction) -> Tensor | None:
         """What the model makes of the sound of a window, float32 [T]; None if the track is kept."""
-        if not self.sounds:
-            return None
+        return torch.maximum(*self._sound_masks(window, fps)) if self.sounds else None
+
+    def _sound_masks(self, window: Window, fps: Fraction) -> tuple[Tensor, Tensor]:
+        """Which latents of a window's sound are made anew of the source's, and which the source does not fill."""
         spans = audio_spans(audio_length(window.frames, fps)) + float(window.starts_at(fps))
         beyond = outside_mask(spans, (float(self.at), self.until), 0.5 / AUDIO_RATE)
-        if not self.says_what:
-            return beyond
-        inside = time_mask(spans, self.edit.span, self.edit.soften) * (1 - self.edit.strength)
-        return torch.maximum(inside, beyond)
+        if not self.says_what or self.edit.extend is not None:
+            return torch.zeros_like(beyond), beyond
+        return time_mask(spans, self.edit.span, self.edit.soften) * (1 - self.edit.strength), beyond
+
+    def sound_weights(self, plan: Plan, rate: int) -> Tensor:
+        """Which samples of the sound that the model makes are used, float32 [n]: 1 for those, else 0.
+
+        A latent of sound can reach over an end of the source; there the border lies at the sample. The last latent
+        ends before the film does, and the rest belongs to it.
+        """
+        weights = torch.zeros(samples_in(plan.frames, plan.fps, rate))
+        starts = [round(start * rate) for start, _ in audio_spans(audio_length(plan.frames, plan.fps)).tolist()]
+        masks = self._sound_masks(plan.whole, plan.fps)[0].tolist()
+        for start, end, value in zip(starts, [*starts[1:], len(weights)], masks, strict=True):
+            if value > 0:
+                weights[start:end] = 1
+        first, end = self.samples(plan, rate)
+        weights[:first], weights[end:] = 1, 1
+        return weights
+
+    def samples(self, plan: Plan, rate: int) -> tuple[int, int]:
+        """Where the source's samples begin and end in what the model makes."""
+        most = samples_in(plan.frames, plan.fps, rate)
+        end = most if math.isinf(self.until) else min(most, round(self.until * rate))
+        return min(most, max(0, round(self.at * rate))), end
 
     def falls_short(self, seconds: Fraction) -> bool:
         """Whether it does not fill a film of so many seconds; less than a millisecond does not count."""
@@ -97,7 +127,14 @@ class SourceVideo:
         beyond = outside_mask(spans, (float(self.at), self.until), 0.5 / float(plan.fps))
         if not self.says_what or self.edit.renew == SOUND:
             return torch.zeros_like(beyond), beyond
-        return time_mask(spans, self.edit.span, self.edit.soften), beyond
+        return time_mask(spans, self.edit.span, self.edit.soften) * (1 - self.edit.strength), beyond
+
+
+def beside(made: Tensor, plan: Plan, length: int) -> Tensor:
+    """`ramped` weights of what the model makes, float32 [n], which also rise beside the source's frames before and
+    behind it."""
+    before, behind = (torch.zeros(1 if frames else 0) for frames in (plan.lead, plan.tail))
+    return ramped(torch.cat((before, made, behind)), length)[len(before) :][: len(made)]
 
 
 def _of_frames(latents: Tensor) -> Tensor:
@@ -134,6 +171,18 @@ class ReferenceVideo:
         """How many of its pictures stand beside a window: 8k+1, cropped where only some are taken."""
         return frames_of((sampled_frames(window.frames, self.use.stride) - 1) // TIME_SCALE + 1)
 
+    def told(self, frames: int, fps: Fraction) -> list[str]:
+        """What the report says of it beside a film of so many frames, if the lengths differ: eight are a latent."""
+        count = self.clip.count(fps)
+        if count > frames:
+            return [
+                f"{self.clip.name}: it has {count} frames as a reference, and only the first {frames} are seen: "
+                "ask for more frames, or give a shorter one"
+            ]
+        if count <= frames - TIME_SCALE:
+            return [f"{self.clip.name}: it ends after {count} of {frames} frames, and its last one stands still"]
+        return []
+
     def pictures(self, window: Window, fps: Fraction) -> Iterator[Tensor]:
         """Its pictures beside a window, uint8 [H, W, 3]."""
         taken = sampled(self.clip.pictures(fps, window.frames, window.starts_at(fps)), self.use.stride)
@@ -142,12 +191,15 @@ class ReferenceVideo:
 
 @dataclass(frozen=True)
 class Given:
-    """The videos of a job, None for what is not given, and the request that they make complete. shown: as in `Plan`."""
+    """The videos of a job, None for what is not given, and the request that they make complete. shown, lead, tail: as
+    in `Plan`."""
 
     request: Request
     source: SourceVideo | None = None
     reference: ReferenceVideo | None = None
     shown: int = 0
+    lead: int = 0
+    tail: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -184,21 +236,22 @@ def open_videos(
 
 def _with_source(request: Request, clip: Clip, area: Area | None, track: Track | None) -> Given:
     """Takes rate, size and length from the source where the request names none."""
-    edit, named, notes = request.edit or VideoEdit(), request.given, list(clip.notes)
+    edit, named = request.edit or VideoEdit(), request.given
     fps = frame_rate(request.fps if "fps" in named else float(clip.fps))
     matched = "match_audio_length" in named and request.match_audio_length and track is not None
     follows = not matched and "num_frames" not in named  # the film ends with the source
-    length = shown_frames(clip, edit, fps)
-    if follows:
-        frames = round_frames(length)
+    if matched and edit.extend is not None:
+        raise InputError("match_audio_length: extend in edit makes num_frames frames; leave one of them out.")
+    if follows and edit.extend is None:
+        frames = shown_frames(clip, edit, fps)
     else:
-        frames = frames_for_audio(track, fps) if matched else round_frames(request.num_frames)
-        if not matched and frames != request.num_frames:
-            notes.append(f"num_frames rounded up from {request.num_frames} to {frames}")
+        follows, frames = False, frames_for_audio(track, fps) if matched else request.num_frames
+    place = placed(clip, edit, area, fps, frames, follows)
+    source, frames, notes = _decided(place.source, place.frames / fps, track), place.frames, [*clip.notes, *place.notes]
+    if not matched and not follows and frames != request.num_frames:
+        notes.append(f"num_frames rounded up from {request.num_frames} to {frames}")
     if frames > LONGEST and request.windows is None:
         notes.append(f"the film has {frames} frames, and the model was made for {LONGEST}: add windows to the request")
-    source = source_video(clip, edit, area, fps, follows)
-    source = _decided(source, frames / fps, track)
     if source.sounds and request.preprocess_audio and "preprocess_audio" in named:
         notes.append("preprocess_audio does nothing where sound is made anew")
     settled = replace(
@@ -209,7 +262,35 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
         num_frames=frames,
         preprocess_audio=request.preprocess_audio and not source.sounds,
     )
-    return Given(settled, source, shown=length if follows and length < frames else 0, notes=tuple(notes))
+    return Given(settled, source, None, place.shown, place.lead, place.tail, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A source in a film of which the model makes so many frames. shown, lead, tail: as in `Plan`; notes: sentences for
+    the report."""
+
+    source: SourceVideo
+    frames: int
+    shown: int = 0
+    lead: int = 0
+    tail: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def placed(clip: Clip, edit: VideoEdit, area: Area | None, fps: Fraction, frames: int, follows: bool) -> Placed:
+    """Where the source lies. frames: of the film, or with `extend` of the new part with its context; follows: whether
+    the film ends with the source. Raises InputError if `extend` comes with an area, or leaves nothing new."""
+    if edit.extend is not None:
+        return _extended(clip, edit, area, fps, frames)
+    at, count = round(Fraction(edit.at) * fps), clip.count(fps)
+    if area is not None:
+        area = replace(area, soften=edit.soften_pixels).on(clip, fps, -at / fps)
+    source = SourceVideo(clip, edit, area, at / fps, math.inf if follows else float((at + count) / fps))
+    whole, length, notes = round_frames(frames), at + count, ()
+    if whole < length:
+        notes = (f"only the first {whole - at} of the video's {count} frames are used: ask for more to keep all",)
+    return Placed(source, whole, length if follows and length < whole else 0, notes=notes)
 
 
 def shown_frames(clip: Clip, edit: VideoEdit, fps: Fraction) -> int:
@@ -217,12 +298,13 @@ def shown_frames(clip: Clip, edit: VideoEdit, fps: Fraction) -> int:
     return clip.count(fps) + round(Fraction(edit.at) * fps)
 
 
-def source_video(clip: Clip, edit: VideoEdit, area: Area | None, fps: Fraction, follows: bool) -> SourceVideo:
-    """The source of a film. follows: whether the film ends with it."""
-    at = round(Fraction(edit.at) * fps) / fps
+def _extended(clip: Clip, edit: VideoEdit, area: Area | None, fps: Fraction, frames: int) -> Placed:
     if area is not None:
-        area = replace(area, soften=edit.soften_pixels).on(clip, fps, -at)
-    return SourceVideo(clip, edit, area, at, math.inf if follows else float(at + clip.seconds))
+        raise InputError("--mask: extend in edit keeps the whole video, so a mask does nothing; leave one of them out.")
+    found = stretch_beside(clip.count(fps), frames, edit.context, edit.extend)
+    until = math.inf if found.shown else float((found.begin + found.count) / fps)
+    source = SourceVideo(clip, edit, None, found.begin / fps, until)
+    return Placed(source, found.frames, found.shown, found.lead, found.tail, (found.told(),))
 
 
 def _decided(source: SourceVideo, seconds: Fraction, track: Track | None) -> SourceVideo:
@@ -242,6 +324,6 @@ def _decided(source: SourceVideo, seconds: Fraction, track: Track | None) -> Sou
 
 
 def delayed(track: Track, seconds: Fraction) -> Track:
-    """The track with so much silence before it."""
-    silence = torch.zeros(len(track.waveform), round(seconds * track.rate))
-    return replace(track, waveform=torch.cat((silence, track.waveform), 1)) if seconds else track
+    """The track with so much silence before it; none if the seconds are below 0."""
+    silence = torch.zeros(len(track.waveform), round(max(seconds, 0) * track.rate))
+    return replace(track, waveform=torch.cat((silence, track.waveform), 1)) if seconds > 0 else track

@@ -21,9 +21,10 @@ from .edits import ALL
 from .errors import InputError
 from .given import Given, ReferenceVideo, SourceVideo, delayed, open_videos
 from .media import preprocess
-from .media.audio import LONGEST, Track, load_track
+from .media.audio import LONGEST, Track, load_track, part_from
 from .media.clip import clip_track, silent_track
 from .media.images import compress, load_image
+from .media.rates import frame_rate
 from .media.safety import REQUIRED, UNCHECKED
 from .media.video import mixing
 from .plan import Plan, plan
@@ -131,6 +132,11 @@ class Job:
     silent: bool = False
 
     @property
+    def heard(self) -> Track:
+        """The track from the first frame on that the model makes."""
+        return part_from(self.track, self.plan.lead, self.plan.fps)
+
+    @property
     def keeps_sound(self) -> bool:
         """Whether the track is kept as it is."""
         return self.request.audio_strength == 1 and not (self.source is not None and self.source.sounds)
@@ -156,7 +162,9 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     request = given.request
     pictures, picture_notes = _pictures(files, request)
     sizes = tuple(None if p is None else (p.shape[1], p.shape[0]) for p in pictures)
-    planned = plan(request, track, (given.size, *sizes), shown=given.shown, downscale=given.downscale)
+    heard = part_from(track, given.lead, frame_rate(request.fps))
+    planned = plan(request, heard, (given.size, *sizes), shown=given.shown, downscale=given.downscale)
+    planned = replace(planned, lead=given.lead, tail=given.tail)
     placed = _placed(files, request, planned, pictures)
     _check_stages(files, request, planned)
     checkpoint = load_checkpoint(
@@ -176,14 +184,15 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     fits = [_fit(lora, checkpoint, blueprint, n < len(files.loras)) for n, (lora, _) in enumerate(loras[1])]
     lora_notes += [warning for fit, *others in fits if (warning := fit.warning_beside(*others))]
     images = tuple(Picture(compress(p, checkpoint.crf), *place) for p, *place in placed)
-    notes += [*given.notes, *picture_notes, *lora_notes, *planned.notes]
+    beside = [] if given.reference is None else given.reference.told(planned.frames, planned.fps)
+    notes += [*given.notes, *beside, *picture_notes, *lora_notes, *planned.notes]
     job = Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits))
     job = replace(job, source=given.source, reference=given.reference, silent=silent)
     steering[0].check(job.keeps_sound, layers=len(blueprint.transformer_blocks), video_frozen=job.keeps_picture)
     if not silent:
         if job.keeps_sound:  # otherwise the model makes new sound, in stereo
             notes += filter(None, [mixing(track, request.video_output_type)])
-        notes += preprocess.warnings(track, planned.frames, planned.fps, levelled=request.preprocess_audio)
+        notes += preprocess.warnings(heard, planned.frames, planned.fps, levelled=request.preprocess_audio)
     return replace(job, notes=tuple(notes))
 
 
@@ -249,7 +258,7 @@ def _placed(
     """All images with their frames and strengths. pictures: the first and the end image. Raises InputError if one
     stands outside the film."""
     first, end = pictures
-    last = planned.written - 1
+    last = planned.used - 1
     if end is not None and last == 0:
         raise InputError("end image: a video of one frame has no other frame for it; ask for 9 frames or more.")
     found = [(first, 0, request.image_strength), (end, last, request.end_image_strength)]

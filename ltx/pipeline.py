@@ -141,6 +141,7 @@ def _as_far_as_it_is(job: Job, latent: Tensor) -> tuple[Job, list[str]]:
         height=height,
         frames=frames,
         shown=min(clip.shown, frames),
+        tail=clip.tail if frames == clip.frames else 0,
         two_stages=clip.two_stages and not half,
         windows=tuple(window for window in clip.windows if window.stop <= latent.shape[2]),
         sections=tuple(each for each in clip.sections if each.first_latent(clip.fps) < latent.shape[2]),

@@ -26,7 +26,7 @@ class Plan:
 
     windows: the windows in which both stages are sampled, at least one. sections: those of the timeline, if there is
     one; each begins with a window. shown: how many of the frames are written, 0 for all; a source video of another
-    length than 8k+1 has no more.
+    length than 8k+1 has no more. lead, tail: frames of the source that are written before and behind them as they are.
     """
 
     width: int
@@ -38,11 +38,18 @@ class Plan:
     windows: tuple[Window, ...]
     sections: tuple[Section, ...] = ()
     shown: int = 0
+    lead: int = 0
+    tail: int = 0
+
+    @property
+    def used(self) -> int:
+        """The frames that are written of those that the model makes."""
+        return self.shown or self.frames
 
     @property
     def written(self) -> int:
         """The frames of the finished file."""
-        return self.shown or self.frames
+        return self.lead + self.used + self.tail
 
     @property
     def whole(self) -> Window:

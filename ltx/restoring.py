@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from .diffusion.masks import audio_spans, ramped
 from .diffusion.sound import resample
-from .given import SourceVideo
-from .latents import audio_length
+from .given import SourceVideo, beside
 from .media.audio import Track, samples_in, to_stereo
 from .media.masks import blend, fitted
 from .plan import Plan
@@ -24,26 +24,37 @@ FADE = Fraction(20, 1000)  # seconds in which sound that was made passes into th
 
 
 def restored(decoded: Iterator[Tensor], source: SourceVideo, plan: Plan) -> Iterator[Tensor]:
-    """Decoded frames, uint8 [n, H, W, 3] → the same with the source's own pixels where they are kept. Frames that the
-    plan does not write are left out."""
-    pictures = fitted(source.pictures(plan), plan.width, plan.height)
-    left = plan.written
+    """Decoded frames, uint8 [n, H, W, 3] → the same with the source's own pixels where they are kept, between its
+    frames that the plan writes before and behind them. Frames that the plan does not write are left out."""
+    pictures = fitted(source.all_pictures(plan), plan.width, plan.height)
+    for picture in islice(pictures, plan.lead):
+        yield picture[None]
+    left = plan.used
     for chunk in blend(decoded, pictures, source.weights(plan)):
         if left > 0:
             yield chunk[:left]
         left -= len(chunk)
+    for picture in islice(pictures, plan.tail):
+        yield picture[None]
 
 
 def resounded(made: Track, track: Track, source: SourceVideo, plan: Plan) -> Track:
-    """The sound that was made, in stereo, with the source's own where that is kept."""
-    mask = source.sound_mask(plan.whole, plan.fps)
-    if bool((mask > 0).all()):
+    """The sound that was made, in stereo, with the source's own where that is kept. track: of the whole film.
+
+    At its first and its last sample the source's sound is held while what was made takes over, so that there is no
+    click and every sample of the source stays.
+    """
+    rate, weight = made.rate, source.sound_weights(plan, made.rate)
+    if bool((weight > 0).all()) and not plan.lead and not plan.tail:
         return made
-    samples = samples_in(plan.frames, plan.fps, made.rate)
-    kept = resample(to_stereo(track.waveform.float(), track.speakers), track.rate, made.rate)
-    kept, new = (torch.nn.functional.pad(wave, (0, samples))[:, :samples] for wave in (kept, made.waveform))
-    weight = torch.zeros(samples)
-    for (start, end), value in zip(audio_spans(audio_length(plan.frames, plan.fps)).tolist(), mask, strict=True):
-        if value > 0:
-            weight[round(start * made.rate) : round(end * made.rate)] = 1
-    return Track(kept.lerp(new, ramped(weight, round(FADE * made.rate))), made.rate)
+    begin, length = samples_in(plan.lead, plan.fps, rate), len(weight)
+    whole = resample(to_stereo(track.waveform.float(), track.speakers), track.rate, rate)
+    whole = pad(whole, (0, max(0, begin + length + 1 - whole.shape[1])))  # with a sample behind what was made
+    kept, new = whole[:, begin : begin + length].clone(), pad(made.waveform, (0, length))[:, :length]
+    first, last = source.samples(plan, rate)
+    kept[:, :first] = whole[:, begin + first : begin + first + 1]
+    if begin + last > 0:
+        kept[:, last:] = whole[:, begin + last - 1 : begin + last]
+    rising = beside(weight, plan, round(FADE * rate))
+    tail = whole[:, begin + length : samples_in(plan.written, plan.fps, rate)] if plan.tail else whole[:, :0]
+    return Track(torch.cat((whole[:, :begin], kept.lerp(new, rising), tail), 1), rate)

@@ -19,6 +19,7 @@ import torch
 from a2v.ltx import pipeline
 from a2v.ltx.__main__ import keyframe_argument, parser
 from a2v.ltx.diffusion.conditioning import TextContext
+from a2v.ltx.diffusion.masks import ramped
 from a2v.ltx.encoding import Prompts
 from a2v.ltx.errors import InputError
 from a2v.ltx.job import Compute, Files, prepare
@@ -27,7 +28,6 @@ from a2v.ltx.media.clip import open_clip
 from a2v.ltx.media.images import fit
 from a2v.ltx.media.masks import fitted
 from a2v.ltx.request import parse
-from a2v.ltx.restoring import _faded
 from a2v.ltx.trace import Recorder
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -169,12 +169,12 @@ def test_sound_that_was_made_fades_into_the_sources() -> None:
     """Within what was made, at both of its ends and where it is short."""
     weight = torch.zeros(40)
     weight[10:30], weight[35:] = 1, 1
-    faded = _faded(weight, 4)
+    faded = ramped(weight, 4)
     rising = [0.2, 0.4, 0.6, 0.8]
     wanted = [0.0] * 10 + rising + [1.0] * 12 + rising[::-1] + [0.0] * 5 + rising + [1.0]
     assert torch.allclose(faded, torch.tensor(wanted))
     weight = torch.tensor([1.0, 1, 1, 0, 0, 1, 1, 0])
-    assert torch.allclose(_faded(weight, 4), torch.tensor([0.6, 0.4, 0.2, 0, 0, 0.2, 0.2, 0]))
+    assert torch.allclose(ramped(weight, 4), torch.tensor([0.6, 0.4, 0.2, 0, 0, 0.2, 0.2, 0]))
 
 
 def sound_of(path: Path) -> Tensor:
@@ -244,6 +244,44 @@ def test_a_film_goes_on_before_and_behind_the_source(engine: Engine, media: dict
     assert set(heard.tolist()) == {0, 1} and (heard[0] == 0) == (not first) and heard[-1] == 1
 
 
+@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize(
+    ("direction", "asked", "lead", "context", "tail"),
+    [("forward", 9, 13, 9, 0), ("backward", 9, 0, 8, 14), ("forward", 0, 22, 0, 0), ("backward", 25, 0, 16, 6)],
+)
+def test_a_video_that_is_made_longer_comes_back_whole(
+    engine: Engine, media: dict[str, Path], direction: str, asked: int, lead: int, context: int, tail: int, sound: bool
+) -> None:
+    """22 frames: each of them and each sample is the source's own; the model sees the context, and no more."""
+    backward, edit = direction == "backward", {"extend": direction, "context": asked}
+    result = engine({"num_frames": 25, "edit": {**edit, **({} if sound else {"renew": "picture"})}}, video=media["odd"])
+    source, new = source_frames(media["odd"], 22), 25 - context
+    assert len(result.frames) == lead + 25 + tail == 22 + new == result.report["used"]["frames"]
+    assert torch.equal(result.frames[new:] if backward else result.frames[:22], source)
+    made, held = (result.frames[:new], source[0]) if backward else (result.frames[22:], source[-1])
+    assert not (made == held).flatten(1).all(1).any()
+    seen, mask = result.trace["source/frames_u8"], result.trace["s1/denoise_mask_video"].reshape(4, -1)[:, 0].tolist()
+    first = new if backward else 0
+    assert torch.equal(seen[first : first + context], source[lead : lead + context])
+    latents = -(-context // 8)
+    assert (mask[::-1] if backward else mask) == [0.0] * latents + [1.0] * (4 - latents)
+    heard, track = sound_of(media["odd"]), result.track.waveform
+    begin, samples = round((new if backward else 0) * 2000), 22 * 2000
+    assert torch.equal(track[:, begin : begin + samples], heard[:, :samples])
+    assert track.shape[1] == (22 + new) * 2000 if sound else not track[:, :begin].any()
+    assert f"the video has 22 frames, of which the model sees {'the' if context else 'none'}" in str(result.report)
+
+
+def test_a_context_that_is_not_held_wholly_passes_into_the_source(engine: Engine, media: dict[str, Path]) -> None:
+    edit = {"extend": "forward", "context": 17, "strength": 0.5, "renew": "picture"}
+    result = engine({"num_frames": 25, "edit": edit}, video=media["odd"])
+    source = source_frames(media["odd"], 22)
+    assert len(result.frames) == 30 and torch.equal(result.frames[:5], source[:5])
+    changes = (result.frames[5:22].float() - source[5:].float()).abs().mean(dim=(1, 2, 3))
+    assert 0 < changes[0] < changes[4:].min()
+    assert result.trace["s1/denoise_mask_video"].unique().tolist() == [0.5, 1.0]
+
+
 def test_a_film_that_goes_on_with_its_own_track(engine: Engine, media: dict[str, Path]) -> None:
     result = engine({"match_audio_length": True}, video=media["video"], audio=media["voice"])
     assert len(result.frames) == 41 and result.trace["s1/denoise_mask_audio"].max() == 0
@@ -295,6 +333,17 @@ def test_windows_keep_what_the_mask_keeps(engine: Engine, media: dict[str, Path]
     assert len(result.frames) == 40
 
 
+def test_every_window_keeps_what_lies_outside_the_mask(engine: Engine, media: dict[str, Path]) -> None:
+    """In pixels, and in the latents of both windows; only a later window's latent 0, which is dropped, is free."""
+    result = engine({"windows": {"frames": 25, "overlap": 1}}, video=media["voice"], mask=media["mask"])
+    source, half = source_frames(media["voice"], 40), WIDTH // 2
+    assert torch.equal(result.frames[:, :, half:], source[:, :, half:])
+    final, clean = result.trace["final/video_latent"], result.trace["source/video_latent"]
+    assert torch.equal(final[..., half // 32 :], clean[..., half // 32 :])
+    changed = (result.frames[:, :, :half] != source[:, :, :half]).flatten(1).any(1)
+    assert changed.all() and not torch.equal(final, clean)
+
+
 def test_keyframes_at_any_frames(engine: Engine, media: dict[str, Path]) -> None:
     keyframes = tuple((media[f"key{n}"], frame, strength) for n, (frame, strength) in enumerate(KEYS))
     values = {"num_frames": 25, "match_audio_length": False, "video_size": {"width": WIDTH, "height": HEIGHT}}
@@ -333,6 +382,34 @@ def test_a_reference_in_windows_is_encoded_for_each(engine: Engine, media: dict[
     assert [each.shape[1] for each in tokens] == [16, 16] and not torch.equal(*tokens)
 
 
+@pytest.mark.parametrize(
+    ("named", "values", "words"),
+    [
+        (
+            "video",
+            {"num_frames": 9, "edit": {"start": 0}},
+            "only the first 9 of the video's 25 frames are used: ask for",
+        ),
+        (
+            "reference",
+            {"num_frames": 9},
+            "reference.mp4: it has 25 frames as a reference, and only the first 9 are seen",
+        ),
+        (
+            "reference",
+            {"num_frames": 33},
+            "reference.mp4: it ends after 25 of 33 frames, and its last one stands still",
+        ),
+    ],
+)
+def test_what_is_cut_is_told(
+    named: str, values: dict[str, Any], words: str, tiny: TinyFiles, media: dict[str, Path], tmp_path: Path
+) -> None:
+    given = {named: media[named], "audio": media["voice"]}
+    request = parse({**BASE, "match_audio_length": False, "video_size": {"width": 64, "height": 64}, **values})
+    assert any(words in note for note in prepare(files_of(tiny, tmp_path / "out.mp4", **given), request).notes)
+
+
 def test_a_reference_of_every_other_frame(engine: Engine, media: dict[str, Path]) -> None:
     values = {"num_frames": 25, "match_audio_length": False, "video_size": {"width": 64, "height": 64}}
     result = engine({**values, "reference": {"stride": 2}}, audio=media["voice"], reference=media["reference"])
@@ -351,6 +428,16 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "nothing to do": ({}, ("video",), r"--video: nothing of it would be made anew; .*num_frames\."),
     "nothing but a new track": ({}, ("video", "audio"), r"--video: nothing of it would be made anew; .*\."),
     "two sounds": ({"edit": {"renew": "both"}}, ("video", "audio"), r"--audio: edit makes the sound anew.*\."),
+    "an extension with a mask": (
+        {"edit": {"extend": "forward"}},
+        ("video", "mask"),
+        r"--mask: extend in edit keeps the whole video, so a mask does nothing; leave one of them out\.",
+    ),
+    "an extension as long as its track": (
+        {"edit": {"extend": "forward"}, "match_audio_length": True},
+        ("video", "audio"),
+        r"match_audio_length: extend in edit makes num_frames frames; leave one of them out\.",
+    ),
     "an IC-LoRA alone": ({}, ("audio", "lora"), r".*is an IC-LoRA .* needs a reference video; .*--reference.*\."),
 }
 

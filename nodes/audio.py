@@ -17,7 +17,7 @@ from ..ltx.plan import choose_frames
 from ..ltx.request import MAX_FRAMES, PARAMETERS
 from ..ltx.restoring import resounded
 from . import files, memory
-from .film import FilmSound, Retake
+from .film import FilmSound, Retake, heard, is_partly_kept, prepared
 from .progress import Progress, reported
 from .taking.sound import from_track, to_track
 from .types import CATEGORY, AudioIO, AudioVaeIO, RetakeIO, VocoderIO
@@ -175,15 +175,16 @@ class PreprocessAudio(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio: dict[str, Any], frames: int, fps: float, enabled: bool) -> io.NodeOutput:
-        track, rate = to_track(audio), frame_rate(fps)
-        warnings = preprocess.warnings(track, frames, rate, levelled=enabled)
-        if not enabled:
-            return reported(cls, audio, text="\n".join(["the audio was not preprocessed", *warnings]))
+        track, rate, kept = heard(audio), frame_rate(fps), is_partly_kept(audio)
+        warnings = preprocess.warnings(track, frames, rate, levelled=enabled and not kept)
+        if not enabled or kept:
+            why = ": a part of it is kept, and the new part shall be as loud" if kept and enabled else ""
+            return reported(cls, audio, text="\n".join([f"the audio was not preprocessed{why}", *warnings]))
         source = engine.soundtrack(track, frames, rate)
         levelled = preprocess.preprocess(source)
         levels = " to ".join(_level(preprocess.loudness(each)) for each in (source, levelled))
         note = f"the audio for the model was brought from {levels}"
-        return reported(cls, from_track(levelled), text="\n".join([note, *warnings]))
+        return reported(cls, prepared(levelled, audio), text="\n".join([note, *warnings]))
 
 
 def _level(loudness: float) -> str:

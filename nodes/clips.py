@@ -12,18 +12,30 @@ from torch import Tensor
 
 from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.encode import encode_video
-from ..ltx.edits import MOST_FACTOR, MOST_PIXELS, MOST_SECONDS, PICTURE, RENEWALS, ReferenceUse, VideoEdit
+from ..ltx.edits import (
+    MOST_CONTEXT,
+    MOST_FACTOR,
+    MOST_PIXELS,
+    MOST_SECONDS,
+    PICTURE,
+    RENEWALS,
+    ReferenceUse,
+    VideoEdit,
+)
 from ..ltx.errors import InputError
-from ..ltx.given import ReferenceVideo, delayed, shown_frames, source_video
+from ..ltx.extension import CONTEXT, DIRECTIONS, FORWARD
+from ..ltx.given import ReferenceVideo, placed, shown_frames
 from ..ltx.latents import SPACE_SCALE, pixel_frames, pixel_size
 from ..ltx.media.clip import Clip, silent_track
 from ..ltx.media.images import fit
 from ..ltx.media.rates import frame_rate
 from ..ltx.plan import round_frames
+from ..ltx.windows import LONGEST
 from . import activations, files, memory
 from .audio import frames_input
 from .film import CLEAN, FilmSound, References, Retake
 from .progress import Progress, reported
+from .progress import report as announce
 from .taking.clip import to_clip, to_image_clip
 from .taking.latent import MASK, samples_of
 from .taking.mask import to_area
@@ -32,6 +44,7 @@ from .types import CATEGORY, AudioIO, ClipIO, ModelIO, ReferencesIO, RetakeIO, V
 from .widgets import ADVANCED, aliases, widget
 
 VIDEO_IN = f"{CATEGORY}/Video In"
+NO = "no"  # the choice of extend that keeps the film as long as its frames say
 
 
 class OpenClip(io.ComfyNode):
@@ -81,6 +94,8 @@ class OpenClip(io.ComfyNode):
         if track is None:
             notes.append("it has no sound, and silence stands for it")
             track = silent_track(clip)
+        if round_frames(count) > LONGEST:
+            notes.append(f"the model was made for up to {LONGEST} frames: connect Window, or load a shorter part")
         return reported(
             cls,
             clip,
@@ -156,6 +171,23 @@ class RetakeClip(io.ComfyNode):
                 io.Audio.Input(
                     "audio", optional=True, tooltip="The clip's own sound, if it is kept or partly made anew."
                 ),
+                io.Combo.Input(
+                    "extend",
+                    options=[NO, *DIRECTIONS],
+                    default=NO,
+                    optional=True,
+                    tooltip="Keeps the whole clip and makes a new part, which is joined to its end (forward) or its "
+                    "beginning (backward). frames are then those of the new part and its context.",
+                ),
+                io.Int.Input(
+                    "context",
+                    default=CONTEXT,
+                    min=0,
+                    max=MOST_CONTEXT,
+                    optional=True,
+                    tooltip="With extend: how many frames of the clip the model sees beside the new part.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 RetakeIO.Output(
@@ -184,25 +216,37 @@ class RetakeClip(io.ComfyNode):
         begin: float,
         mask: Tensor | None = None,
         audio: dict[str, Any] | None = None,
+        extend: str = NO,
+        context: int = CONTEXT,
     ) -> io.NodeOutput:
         files.choice("renew", renew, RENEWALS)
+        files.choice("extend", extend, (NO, *DIRECTIONS))
         rate, frames = frame_rate(fps), round_frames(frames)
-        edit = VideoEdit(renew, start or None, end or None, strength, soften, soften_pixels, begin)
-        area = None if mask is None else to_area(mask)
-        length = shown_frames(clip, edit, rate)
-        follows = frames == round_frames(length)  # the film ends with the clip
-        source, shown = source_video(clip, edit, area, rate, follows), length if follows and length < frames else 0
-        beyond = source.falls_short(frames / rate)
-        if not beyond and not source.says_what:
+        direction = None if extend == NO else extend
+        edit = VideoEdit(renew, start or None, end or None, strength, soften, soften_pixels, begin, direction, context)
+        follows = frames == round_frames(shown_frames(clip, edit, rate))  # the film ends with the clip
+        place = placed(clip, edit, None if mask is None else to_area(mask), rate, frames, follows)
+        made = Retake(place.source, place.frames, rate, place.shown, place.lead, place.tail)
+        beyond = place.source.falls_short(place.frames / rate)
+        if not beyond and not place.source.says_what:
             raise InputError(
                 "retake: nothing of the clip would be made anew; give a start or an end, a strength, a mask, or more "
                 "frames than the clip has."
             )
-        notes = [f"{renew} made anew from {start:g} s to {f'{end:g} s' if end else 'the end'}"]
-        notes += ["where the mask is white"] if mask is not None else []
-        notes += ["and beyond the clip"] if beyond else []
-        track = None if audio is None else from_track(delayed(to_track(audio), source.at))
-        return reported(cls, Retake(source, frames, rate, shown), track, text=", ".join(notes))
+        track = None if audio is None else made.sound(to_track(audio))
+        return reported(cls, made, track, text="; ".join([_told(made, mask is not None), *place.notes]))
+
+
+def _told(retake: Retake, masked: bool) -> str:
+    """What is made anew, for the report."""
+    edit = retake.source.edit
+    if edit.extend is not None:
+        return f"{edit.renew} made {'after' if edit.extend == FORWARD else 'before'} the clip"
+    notes = [f"{edit.renew} made anew from {edit.start or 0:g} s to {f'{edit.end:g} s' if edit.end else 'the end'}"]
+    notes += ["where the mask is white"] if masked else []
+    notes += ["and beyond the clip"] if retake.source.falls_short(retake.frames / retake.fps) else []
+    notes += [f"the video ends with the clip, after {retake.shown} frames"] if retake.shown else []
+    return ", ".join(notes)
 
 
 class KeepClip(io.ComfyNode):
@@ -302,8 +346,7 @@ class ReferenceConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         film = FilmSound.of(audio)
         use = ReferenceUse(strength, attention, downscale=downscale or None, stride=stride or None)
-        loras = [] if model is None else [fit.lora.reference for fit, share in model.loras if share]
-        reference = ReferenceVideo(clip, use).made_for([each for each in loras if each])
+        reference = ReferenceVideo(clip, use).made_for([] if model is None else model.references)
         height, width = pixel_size(samples_of(latent))
         size = reference.size((width, height))
         if size[0] % SPACE_SCALE or size[1] % SPACE_SCALE or not all(size):
@@ -313,6 +356,8 @@ class ReferenceConditioning(io.ComfyNode):
             )
         if references is not None:
             film.check_references(references)
+        for note in reference.told(film.frames, film.fps):
+            announce(cls, note)
         progress, found = Progress(cls.hidden.unique_id), []
         for number, window in enumerate(film.cut.windows):
             pictures = reference.pictures(window, film.fps)

@@ -21,11 +21,10 @@ from ..ltx.models import V23, V25
 from ..ltx.windows import cut_windows
 from . import activations, files, memory
 from .audio import MOST_FRAMES, frames_input
-from .film import Cut, FilmSound, Retake, Timeline, check_clip
+from .film import Cut, FilmSound, Retake, Timeline, check_clip, check_heard, heard
 from .progress import Progress, report
 from .taking.latent import samples_of
 from .taking.picture import others, to_picture
-from .taking.sound import to_track
 from .types import CATEGORY, AudioIO, AudioVaeIO, GuidesIO, RetakeIO, TimelineIO, VideoVaeIO, WindowsIO
 from .widgets import aliases, widget
 
@@ -81,9 +80,10 @@ class AudioConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
         check_strength("audio_strength", strength)
-        track, rate = to_track(audio), frame_rate(fps)
+        track, rate = heard(audio), frame_rate(fps)
         if retake is not None:
             retake.check("frames", frames, rate)
+            check_heard(audio, retake)
         places = cut_windows(frames)
         if windows is not None:
             check_clip("windows", windows, frames, rate)

@@ -18,10 +18,12 @@ from ..ltx.diffusion.conditioning import AudioCondition, Reference, TextContext
 from ..ltx.diffusion.kept import KeptWindows, check_room, disk_needed, limit
 from ..ltx.diffusion.sample_windows import Keep, WindowInputs, keep_nothing, window_inputs
 from ..ltx.errors import InputError
-from ..ltx.given import SourceVideo
+from ..ltx.given import SourceVideo, delayed
+from ..ltx.media.audio import Track, part_from
 from ..ltx.plan import Plan
 from ..ltx.timeline import Section
 from ..ltx.windows import Window, WindowSize, cut_windows, hard_cuts
+from .taking.sound import from_track, to_track
 
 CUTS, HERE = "ltx_a2v_cuts", "ltx_a2v_here"
 """The keys of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew; and, if
@@ -30,8 +32,21 @@ CLEAN = "ltx_a2v_clean"
 """The key of a LATENT for a source video, encoded at its size: what the noise mask keeps."""
 FOLDER = "ltx_a2v_windows"  # in ComfyUI's output folder: its temp folder is emptied at each start
 
+IN_FILM = "ltx_a2v_in_film"
+"""The key of an AUDIO that lies at its place in a film: an `InFilm`. Other nodes ignore or drop it."""
+
 References = tuple[tuple[Reference, ...], ...]
 """What the model looks at beside each window of a film; a clip has one window."""
+
+
+@dataclass(frozen=True)
+class InFilm:
+    """Where a sound lies in a film. lead: the film's frames before those that the model makes, from which on it hears
+    the sound; fps: the film's; partly_kept: whether some of the sound stays and the rest is made anew."""
+
+    lead: int
+    fps: Fraction
+    partly_kept: bool
 
 
 @dataclass(frozen=True)
@@ -161,16 +176,25 @@ class FilmSound:
 
 @dataclass(frozen=True, eq=False)
 class Retake:
-    """A source video in a film of so many frames, with what is made anew of it. shown: as in `Plan`."""
+    """A source video in a film of so many frames, with what is made anew of it. shown, lead, tail: as in `Plan`."""
 
     source: SourceVideo
     frames: int
     fps: Fraction
     shown: int = 0
+    lead: int = 0
+    tail: int = 0
 
     def plan(self, height: int, width: int) -> Plan:
         """The film at that size in pixels."""
-        return Plan(width, height, self.frames, self.fps, False, (), cut_windows(self.frames), shown=self.shown)
+        around = {"shown": self.shown, "lead": self.lead, "tail": self.tail}
+        return Plan(width, height, self.frames, self.fps, False, (), cut_windows(self.frames), **around)
+
+    def sound(self, track: Track) -> dict[str, Any]:
+        """The source's own track as AUDIO, at its place in the film. Nodes of this pack know what the model hears of
+        it."""
+        placed = from_track(delayed(track, self.source.at))
+        return {**placed, IN_FILM: InFilm(self.lead, self.fps, self.source.sounds)}
 
     def check(self, field: str, frames: int, fps: Fraction | None = None) -> None:
         """Raises InputError if something is of another film. field: the input that it came in by."""
@@ -189,6 +213,33 @@ def check_clip(field: str, cut: Cut | Timeline, frames: int, fps: Fraction) -> N
             f"{field}: it was made for {cut.frames} frames at {float(cut.fps):g} fps, but here are {frames} at "
             f"{float(fps):g}; connect the frames and fps of one Frame Count everywhere."
         )
+
+
+def heard(audio: Any) -> Track:
+    """AUDIO as the track that the model hears, from the first frame on that it makes. Raises InputError as
+    `to_track`."""
+    track, placed = to_track(audio), audio.get(IN_FILM)
+    return part_from(track, placed.lead, placed.fps) if isinstance(placed, InFilm) else track
+
+
+def check_heard(audio: Any, retake: Retake) -> None:
+    """Raises InputError if the model would hear the beginning of a clip of which it sees the end."""
+    if retake.lead and not isinstance(audio.get(IN_FILM), InFilm):
+        raise InputError(
+            "audio: it begins with the clip, but the model sees only the clip's end; connect the audio of Retake."
+        )
+
+
+def prepared(track: Track, audio: Any) -> dict[str, Any]:
+    """What was made of the sound that the model hears of AUDIO, as AUDIO."""
+    placed = audio.get(IN_FILM)
+    return {**from_track(track), **({IN_FILM: replace(placed, lead=0)} if isinstance(placed, InFilm) else {})}
+
+
+def is_partly_kept(audio: Any) -> bool:
+    """Whether a part of AUDIO stays in the film, so that what is made beside it has to be as loud."""
+    placed = audio.get(IN_FILM)
+    return isinstance(placed, InFilm) and placed.partly_kept
 
 
 class FilmWindows:

@@ -18,7 +18,7 @@ from .film import CUTS, HERE
 from .progress import Progress, reported
 from .taking.latent import MASK, samples_of
 from .taking.picture import size_of
-from .types import CATEGORY, UpscalerIO, VideoVaeIO
+from .types import CATEGORY, ModelIO, UpscalerIO, VideoVaeIO
 from .widgets import aliases, widget
 
 LATENTS = f"{CATEGORY}/Latents"
@@ -62,6 +62,11 @@ class VideoSize(io.ComfyNode):
                 io.Image.Input(
                     "end_image", optional=True, tooltip="At auto without a first image, the video gets its size."
                 ),
+                ModelIO.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model with an IC-LoRA: the size is rounded up until its smaller reference fits, too.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(
@@ -91,12 +96,13 @@ class VideoSize(io.ComfyNode):
         two_passes: bool,
         first_image: Tensor | None = None,
         end_image: Tensor | None = None,
+        model: memory.Model | None = None,
     ) -> io.NodeOutput:
         files.choice("video_size", video_size, (CUSTOM, *PARAMETERS["video_size"].choices))
         custom = {"width": width, "height": height}
         asked = check_value("video_size", custom if video_size == CUSTOM else video_size)
         images = tuple(None if image is None else size_of(image) for image in (first_image, end_image))
-        wide, high, notes = choose_size(asked, two_passes, images)
+        wide, high, notes = choose_size(asked, two_passes, images, downscale_of(model))
         if video_size == AUTO and not any(images):
             notes.append("no image is connected, so auto is landscape_16_9")
         divisor = 2 if two_passes else 1
@@ -106,6 +112,12 @@ class VideoSize(io.ComfyNode):
         )
         note = "; ".join([f"{wide}×{high}, {frames} frames", *notes])
         return reported(cls, first, second, text=note)
+
+
+def downscale_of(model: memory.Model | None) -> int:
+    """How many times smaller than the video the references are that a model's IC-LoRAs were made for. Where these
+    differ, Reference says so."""
+    return max((downscale for downscale, _ in model.references), default=1) if model is not None else 1
 
 
 class LatentUpscale(io.ComfyNode):

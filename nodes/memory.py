@@ -235,6 +235,11 @@ class Model(Adapted):
         computing = [self.compiled, self.attention, self.fused, self.fast_products]
         return [self.weights, loras, *computing, self.module.device.type]
 
+    @property
+    def references(self) -> list[tuple[int, int]]:
+        """The factors of size and rate of the references that its IC-LoRAs were made for."""
+        return [fit.lora.reference for fit, strength in self.loras if strength and fit.lora.reference]
+
     def compute_so(self) -> None:
         """Makes the module compute as this handle says. All handles on these weights share the module."""
         attend_by(self.module, self.attention)

@@ -147,7 +147,7 @@ def _decoder(
     frames = pixel_frames(samples)
     if retake is not None:
         retake.check("latent", frames)
-        frames = retake.shown or frames
+        frames = retake.plan(height, width).written
     decoder = video_vae.decoder
     (vae,) = memory.use(decoder, memory_required=activations.decoding_memory(decoder.module, samples, tiling))
     source = Noise(0) if noise is None else to_noise(noise, {"samples": samples})

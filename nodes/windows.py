@@ -16,10 +16,9 @@ from ..ltx.timeline import Section, borders, read_timeline
 from ..ltx.windows import LONGEST, MOST_OVERLAP, SHORTEST, WindowSize, cut_windows
 from . import files, memory, text
 from .audio import frames_input
-from .film import FOLDER, Cut, Timeline, check_clip
+from .film import FOLDER, Cut, Timeline, check_clip, heard
 from .progress import Progress, reported
 from .taking.picture import to_picture
-from .taking.sound import to_track
 from .types import CATEGORY, TextEncoderIO, TextIO, TimelineIO, WindowsIO
 from .widgets import aliases, widget
 
@@ -118,10 +117,10 @@ class CutWindows(io.ComfyNode):
         if timeline is not None:
             check_clip("timeline", timeline, frames, rate)
             sections = timeline.sections
-        heard: tuple[int, ...] = ()
+        loud: tuple[int, ...] = ()
         if size.pauses and audio is not None and frames > size.frames:
-            heard = levels(to_track(audio), frames, rate)
-        windows = cut_windows(frames, size, borders(sections, frames, rate), heard)
+            loud = levels(heard(audio), frames, rate)
+        windows = cut_windows(frames, size, borders(sections, frames, rate), loud)
         size.check_seeds(len(windows))
         cut = Cut(frames, rate, windows, timeline if sections else None, size)
         deaf = ["connect audio, so that windows end at its pauses"] if size.pauses and audio is None else []

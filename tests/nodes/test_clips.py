@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 import folder_paths
 from a2v.ltx.edits import VideoEdit
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import CHANNELS
+from a2v.ltx.latents import CHANNELS, pixel_size
 from a2v.ltx.media.clip import FileClip, ImageClip
 from a2v.ltx.media.masks import area_of
-from a2v.nodes import clips, conditioning, output
-from a2v.nodes.film import Retake
+from a2v.nodes import audio, clips, conditioning, latents, output
+from a2v.nodes.film import Retake, heard
 from a2v.nodes.taking.clip import to_clip, to_image_clip
 from a2v.nodes.taking.mask import to_area
 from a2v.tests.host.graph import RETAKE
@@ -135,8 +136,8 @@ def test_what_is_made_anew() -> None:
     made, sound, report = retake(clip, start=0.3, end=0.6, strength=0.25, soften=0.1)
     assert made.source.edit == VideoEdit("picture", 0.3, 0.6, 0.25, 0.1) and sound is None
     assert (made.frames, made.fps, made.shown) == (25, 24, 0) and report == "picture made anew from 0.3 s to 0.6 s"
-    (made, _, _) = retake(to_image_clip(frames(22), 24.0), end=0.5)
-    assert (made.frames, made.shown) == (25, 22)
+    (made, _, report) = retake(to_image_clip(frames(22), 24.0), end=0.5)
+    assert (made.frames, made.shown) == (25, 22) and report.endswith("the video ends with the clip, after 22 frames")
 
 
 def test_nothing_to_do_is_told() -> None:
@@ -182,3 +183,69 @@ def test_a_plan_of_a_retake() -> None:
     assert isinstance(made, Retake)
     plan = made.plan(64, 96)
     assert (plan.width, plan.height, plan.frames, plan.written, len(plan.windows)) == (96, 64, 25, 22, 1)
+
+
+# A longer clip
+
+
+def extended(**inputs: Any) -> tuple[Any, ...]:
+    """A clip of 22 frames, and each sample of its sound is its number."""
+    sound = {"waveform": torch.arange(22 * 2000).float()[None, None].div(1e6), "sample_rate": 48_000}
+    return retake(to_image_clip(frames(22), 24.0), audio=sound, **{"context": 9, **inputs})
+
+
+@pytest.mark.parametrize(
+    ("direction", "lead", "tail", "at", "written"), [("forward", 13, 0, -13, 38), ("backward", 0, 14, 17, 39)]
+)
+def test_a_clip_that_is_made_longer(direction: str, lead: int, tail: int, at: int, written: int) -> None:
+    made, placed, report = extended(extend=direction)
+    assert (made.frames, made.lead, made.tail, made.source.at) == (25, lead, tail, Fraction(at, 24))
+    assert made.plan(64, 96).written == written and "the video has 22 frames, of which the model sees the" in report
+    silence, own = max(at, 0) * 2000, placed["waveform"][0, 0]
+    assert own.shape == (silence + 44_000,) and not own[:silence].any()
+    model_hears = heard(placed).waveform[0]
+    assert torch.equal(model_hears, own[lead * 2000 :]), "from the first frame on that the model makes"
+
+
+def test_an_extension_shorter_than_a_latent_is_not_lost() -> None:
+    """25 frames are also what a clip of 22 is rounded up to: without extend the film ends with the clip."""
+    clip = to_image_clip(frames(22), 24.0)
+    made, *_ = retake(clip, extend="forward", context=17)
+    assert made.plan(64, 96).written == 30 and not made.shown
+    with pytest.raises(InputError, match=r"nothing of the clip would be made anew"):
+        retake(clip)
+
+
+def test_the_new_part_is_as_loud_as_what_is_kept() -> None:
+    """Preprocess Audio leaves the level alone where the clip's sound is partly kept, and levels what the model hears of
+    it otherwise."""
+    asked = {"frames": 25, "fps": 24.0, "enabled": True}
+    _, placed, _ = extended(extend="forward", renew="both")
+    same, report = run(audio.PreprocessAudio, audio=placed, **asked)
+    assert same is placed and "not preprocessed: a part of it is kept" in report
+    _, placed, _ = extended(extend="forward", renew="picture")
+    levelled, report = run(audio.PreprocessAudio, audio=placed, **asked)
+    assert levelled["waveform"].shape[2] == 9 * 2000 and "was brought from" in report
+    assert torch.equal(heard(levelled).waveform, levelled["waveform"][0])
+
+
+def test_the_sound_of_another_part_is_refused() -> None:
+    made, *_ = extended(extend="forward")
+    sound = {"waveform": torch.zeros(1, 2, 48_000), "sample_rate": 48_000}
+    with pytest.raises(InputError, match=r"audio: it begins with the clip, but the model sees only the clip's end"):
+        run(conditioning.AudioConditioning, audio_vae=None, audio=sound, frames=25, fps=24.0, retake=made)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(("factors", "size"), [([], (1920, 1088)), ([(2, 1)], (1792, 1024)), ([(1, 2)], (1920, 1088))])
+def test_auto_fits_the_reference(factors: list[tuple[int, int]], size: tuple[int, int]) -> None:
+    """A reference of half the size has a grid of its own: the video's sides are multiples of 128."""
+    model = SimpleNamespace(references=factors)
+    asked = {"video_size": "auto", "width": 64, "height": 64, "frames": 9, "two_passes": True, "model": model}
+    first, second, report = run(latents.VideoSize, first_image=torch.zeros(1, 1080, 1920, 3), **asked)
+    assert pixel_size(second["samples"]) == size[::-1] and f"{size[0]}×{size[1]}, 9 frames" in report
+    assert all(
+        side % (32 * max((down for down, _ in factors), default=1)) == 0 for side in pixel_size(first["samples"])
+    )

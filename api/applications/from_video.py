@@ -13,21 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...ltx.errors import InputError
+from ...ltx.extension import BACKWARD, stretch_beside
 from ...ltx.media.rates import frame_rate
-from ...ltx.plan import choose_size
-from ...ltx.request import MAX_FRAMES
-from ...ltx.windows import WindowSize
 from ..graph import compose_video
-from ..graph.compose import compose
+from ..graph.compose import compose, tell
 from ..graph.graph import Graph, Prompt
 from ..graph.model_files import ModelNames, find_distilled, find_models, find_published_lora
 from ..settings import Settings
 from .application import Application
 from .audio_to_video import DISTILLED_RECIPE, FAMILY, chosen_loras, split_loras
-from .given_clip import PLACE, SOUND, VIDEO, as_long, check_clip, has_sound, opened, place_of, rated, sized
+from .given_clip import SAID, SOUND, VIDEO, as_long, check_clip, has_sound, opened, rated, sized
 from .inputs import LORAS, CheckedRequest, input_model, lora_list
 from .video_inputs import (
-    BACKWARD,
     CANNY,
     DETAILER,
     EXTEND,
@@ -42,52 +39,42 @@ from .video_inputs import (
 
 PUBLISHED = {UNION: "union-control", DETAILER: "detailer"}
 """Kinds of IC-LoRAs → keys of MODELS."""
-HALF_SIZE = re.compile(r"ref0\.5")
-"""In the names of published IC-LoRAs whose reference has half the size of the video."""
 
 
 def settle(checked: CheckedRequest, paths: Mapping[str, Path], settings: Settings) -> CheckedRequest:
-    """The `settle` of video-to-video: what only the video tells. Raises InputError, about the input."""
+    """The `settle` of the applications that make another video: what only the given one tells. Raises InputError, about
+    the input."""
     clip = opened(paths)
-    request = as_long(checked, sized(rated(checked, clip), clip), clip)
+    request, said = as_long(checked, sized(rated(checked, clip), clip), clip)
     sound = has_sound(paths)
     if not sound:  # there is nothing to be held to: the sound is made from noise alone, or there is none
         request = replace(request, audio_strength=0.0 if checked.own["generate_audio"] else 1.0)
-    return replace(checked, request=request, own={**checked.own, SOUND: sound})
-
-
-def settle_reference(checked: CheckedRequest, paths: Mapping[str, Path], settings: Settings) -> CheckedRequest:
-    """The `settle` of reference-video-to-video: the sides fit the smaller size of the reference, too."""
-    settled = settle(checked, paths, settings)
-    names = [key for key in (PUBLISHED.get(ic_kind(checked)),) if key]
-    names += [path for path, _ in checked.loras]
-    request = settled.request
-    if "union-control" in names or any(map(HALF_SIZE.search, names)):
-        width, height, _ = choose_size(request.video_size, request.use_multiscale, (), 2)
-        request = replace(request, video_size=(width, height))
-    return replace(settled, request=request)
+    return replace(checked, request=request, own={**checked.own, SOUND: sound, SAID: said})
 
 
 def settle_extension(checked: CheckedRequest, paths: Mapping[str, Path], settings: Settings) -> CheckedRequest:
-    """The `settle` of extend-video: how long the film is, and where the video lies in it. Raises InputError, about
-    the input, if nothing is new or the film is too long."""
+    """The `settle` of extend-video: its rate and size. Raises InputError, about the input, if nothing is new or the
+    film is too long."""
     clip, own = opened(paths), checked.own
     request = sized(rated(checked, clip), clip)
     rate = frame_rate(request.fps)
-    place = place_of(clip.count(rate), request.num_frames, own["num_context_frames"], own["extend_direction"])
-    if place.frames / rate > 60 * settings.max_minutes:
+    film = stretch_beside(clip.count(rate), request.num_frames, context_of(checked), own["extend_direction"]).film
+    if film / rate > 60 * settings.max_minutes:
         raise InputError(
-            f"{VIDEO}: with the new part it would last {float(place.frames / rate) / 60:.1f} minutes, and this server "
-            f"makes films of up to {settings.max_minutes:g}; cut it into shorter parts."
+            f"{VIDEO}: with the new part it would last {float(film / rate) / 60:.1f} minutes, and this server makes "
+            f"films of up to {settings.max_minutes:g}; cut it into shorter parts."
         )
     request = replace(
         request,
-        num_frames=place.frames,
-        windows=WindowSize() if place.frames > MAX_FRAMES else None,
         preprocess_audio=not own["generate_audio"],  # it levels sound that is kept
         image_strength=request.end_image_strength,  # backward, the end image is the first one
     )
-    return replace(checked, request=request, own={**own, PLACE: place, SOUND: has_sound(paths)})
+    return replace(checked, request=request, own={**own, SOUND: has_sound(paths)})
+
+
+def context_of(checked: CheckedRequest) -> int:
+    """How many frames the new part is made to fit: none if they are not held at all."""
+    return checked.own["num_context_frames"] if checked.own["video_strength"] else 0
 
 
 def ic_kind(checked: CheckedRequest) -> str:
@@ -123,14 +110,14 @@ def compose_reference(checked: CheckedRequest, models: ModelNames, files: Mappin
 def compose_extension(checked: CheckedRequest, models: ModelNames, files: Mapping[str, str], prefix: str) -> Prompt:
     """The `compose` of extend-video."""
     own = checked.own
-    place = own.get(PLACE) or place_of(MAX_FRAMES, MAX_FRAMES, 1, own["extend_direction"])  # not settled: any will do
     if own["extend_direction"] == BACKWARD and "end_image_url" in files:
         files = {**files, "image_url": files["end_image_url"]}
         del files["end_image_url"]
     graph = _composed(checked, models, files, prefix, chosen_loras(checked, models))
     clip = compose_video.load(graph, files["video_url"], its_sound=True)
+    firmly = own["video_strength"] if 0 < own["video_strength"] < 1 else 0.0  # held wholly, if there is a context
     compose_video.extend(
-        graph, clip, place, own["video_strength"], frame_rate(checked.request.fps), sounds=own["generate_audio"]
+        graph, clip, own["extend_direction"], context_of(checked), firmly, sounds=own["generate_audio"]
     )
     return _finished(graph, checked)
 
@@ -157,7 +144,10 @@ def _composed(
 
 
 def _finished(graph: Graph, checked: CheckedRequest) -> Prompt:
-    """The graph; its file has no sound if there was none and none is made."""
+    """The graph, whose report has what was said of the video; its file has no sound if there was none and none is
+    made."""
+    for sentence in checked.own.get(SAID, ()):
+        tell(graph, sentence)
     if not checked.own.get(SOUND, True) and not checked.own["generate_audio"]:
         compose_video.silence(graph)
     return graph.prompt
@@ -192,5 +182,5 @@ def _variants(
 FROM_VIDEO = (
     *_variants(EXTEND, settle_extension, compose_extension),
     *_variants(VIDEO_TO_VIDEO, settle, compose_take),
-    *_variants(REFERENCE, settle_reference, compose_reference),
+    *_variants(REFERENCE, settle, compose_reference),
 )

@@ -7,20 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...ltx.errors import InputError
-from ...ltx.latents import TIME_SCALE
 from ...ltx.media.clip import Clip, is_silent, open_clip
 from ...ltx.media.rates import frame_rate
 from ...ltx.plan import round_frames
 from ...ltx.request import AUTO, MAX_FRAMES, PARAMETERS, Request
-from ..graph.compose_video import Place
 from .audio_to_video import about
 from .inputs import CheckedRequest
-from .video_inputs import BACKWARD
 
 VIDEO = "video_url"
-SOUND, PLACE = "has_sound", "place"
-"""What `settle` adds to a request's own inputs: whether there is a sound to keep or to begin with, and the `Place` of a
-video that is made longer."""
+SOUND, SAID = "has_sound", "said"
+"""What `settle` adds to a request's own inputs: whether there is a sound to keep or to begin with, and sentences for
+the report."""
 
 
 def opened(paths: Mapping[str, Path]) -> Clip:
@@ -55,29 +52,16 @@ def sized(request: Request, clip: Clip) -> Request:
     return replace(request, video_size=(clip.width, clip.height)) if request.video_size == AUTO else request
 
 
-def as_long(checked: CheckedRequest, request: Request, clip: Clip) -> Request:
-    """The request with as many frames as the video has at its rate, if it asks for that: 8k+1, at most MAX_FRAMES."""
-    if not checked.own["match_video_length"]:
-        return request
-    frames = round_frames(max(clip.count(frame_rate(request.fps)), PARAMETERS["num_frames"].minimum))
-    return replace(request, num_frames=min(frames, MAX_FRAMES))
-
-
-def place_of(count: int, num_frames: int, context: int, direction: str) -> Place:
-    """Where a video of so many frames lies in the longer film. num_frames: of the new part with its context; context:
-    frames of the video that it is made to fit. Raises InputError if no new frames are left.
-
-    The context is rounded down to 8k+1, and the film up to it, so that the new part may have some frames more.
-    """
-    fitted = min(context, count)
-    fitted = (fitted - 1) // TIME_SCALE * TIME_SCALE + 1 if fitted else 0
-    if num_frames <= fitted:
-        raise InputError(
-            f"num_frames: {num_frames} frames leave no new ones beside their context of {fitted}; "
-            "raise num_frames or lower num_context_frames."
-        )
-    # a film of no more latents than the video would be the video alone
-    frames = max(round_frames(count + num_frames - fitted), round_frames(count) + TIME_SCALE)
-    begin = frames - count if direction == BACKWARD else 0
-    edge = begin if direction == BACKWARD else count - fitted
-    return Place(frames, begin, edge, fitted)
+def as_long(checked: CheckedRequest, request: Request, clip: Clip) -> tuple[Request, tuple[str, ...]]:
+    """The request with as many frames as the video has at its rate, if it asks for that: 8k+1, at most MAX_FRAMES. Also
+    a sentence if the video is cut."""
+    count, asks = clip.count(frame_rate(request.fps)), checked.own["match_video_length"]
+    frames = round_frames(max(count, PARAMETERS["num_frames"].minimum) if asks else request.num_frames)
+    frames = min(frames, MAX_FRAMES)
+    said = ()
+    if count > frames:
+        longer = "raise num_frames" if frames < MAX_FRAMES else "send the rest as further requests"
+        if frames == MAX_FRAMES and request.fps > PARAMETERS["fps"].minimum:
+            longer = "set match_input_fps to false and fps to a lower value, or " + longer
+        said = (f"video_url: only the first {frames} of its {count} frames are used; to use more, {longer}.",)
+    return replace(request, num_frames=frames) if asks else request, said

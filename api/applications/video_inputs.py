@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ...ltx.errors import InputError
+from ...ltx.extension import BACKWARD, CONTEXT, FORWARD
 from ...ltx.request import AUTO
 from ..files.looks import Kind
 from .audio_to_video import OF_DISTILLED
@@ -24,12 +25,10 @@ KINDS: Mapping[str, Kind] = {
     "image_url": "image",
     "end_image_url": "image",
 }
-FORWARD, BACKWARD = "forward", "backward"
 NONE, CANNY, UNION, DETAILER, MATCHING = "none", "canny", "union", "detailer", "match_preprocessor"
 NOT_HERE = ("match_audio_length", "preprocess_audio", "image_strength", "windows", "timeline")
 FAINT = 0.01  # the hosted strengths of video-to-video: only the rough layout of the source stays
 MOST_CONTEXT = 121  # frames
-CONTEXT = 25
 
 
 def _share(default: float, description: str) -> Any:
@@ -60,7 +59,7 @@ EXTEND_FIELDS = {
             CONTEXT,
             ge=0,
             le=MOST_CONTEXT,
-            description="Frames of the video that the new part is made to fit. They count into num_frames.",
+            description="Frames of the video that the model sees beside the new part. They count into num_frames.",
         ),
     ),
     "video_strength": _share(1, "How firmly these frames are held while the new ones are made."),

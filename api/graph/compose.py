@@ -273,9 +273,9 @@ def _write(graph: Graph, request: Request, prefix: str) -> None:
         tell(graph, link)
 
 
-def tell(graph: Graph, said: list[Any]) -> None:
-    """Adds a node's report, the output `said`, to the file's. A further node joins those that the last one has no room
-    for."""
+def tell(graph: Graph, said: list[Any] | str) -> None:
+    """Adds a node's report, the output `said`, or a sentence to the file's. A further node joins those that the last
+    one has no room for."""
     saver = graph.inputs(SAVE)
     reports = graph.prompt[saver["report"][0]]["inputs"]
     if len(reports) == MOST_REPORTS:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from ...ltx.media.edges import STRONG, WEAK
@@ -13,22 +11,12 @@ from .graph import Graph
 LOAD_VIDEO, CLIP, RETAKE, KEEP, REFERENCE, EDGES = (
     *("LoadVideo", "LTXA2VClip", "LTXA2VRetake", "LTXA2VKeepClip", "LTXA2VReference", "LTXA2VEdges"),
 )
+VIDEO_SIZE = "LTXA2VVideoSize"
 LOAD_AUDIO, CONDITION, DECODE_AUDIO = "LTXA2VLoadAudio", "LTXA2VAudioConditioning", "LTXA2VDecodeAudio"
 IC_LORA = "IC-LoRA"
 """The title of the LoRA that reads the given video. It acts in the first stage alone, as in the official pipeline."""
 
 Link = list[Any]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a video lies in a longer film, in frames. frames: of the film, 8k+1; begin: where the video begins; edge,
-    context: where the frames begin that the new part is made to fit, and their number."""
-
-    frames: int
-    begin: int
-    edge: int
-    context: int
 
 
 def load(graph: Graph, video: str, *, its_sound: bool) -> Link:
@@ -51,25 +39,22 @@ def make_anew(graph: Graph, clip: Link, strength: float) -> None:
         keep(graph, retake(graph, clip, "picture", strength=strength))
 
 
-def extend(graph: Graph, clip: Link, place: Place, strength: float, rate: Fraction, *, sounds: bool) -> None:
-    """Makes the film go on beyond the clip. strength: how firmly the context is held; rate: frames per second; sounds:
-    whether the new part gets sound."""
-    held = {"begin": float(place.begin / rate)}
-    if strength < 1 and place.context:
-        held |= {"start": float(place.edge / rate), "end": float((place.edge + place.context) / rate)}
-        held |= {"strength": strength}
-    made = retake(graph, clip, "both" if sounds else "picture", **held)
+def extend(graph: Graph, clip: Link, direction: str, context: int, strength: float, *, sounds: bool) -> None:
+    """Joins a new part to an end of the clip. context: how many of its frames the model sees; strength: how firmly they
+    are held, 0 for wholly; sounds: whether the new part gets sound."""
+    beside = {"extend": direction, "context": context, "strength": strength if context else 0.0}
+    made = retake(graph, clip, "both" if sounds else "picture", **beside)
     graph.prompt[made[0]]["inputs"]["audio"] = [clip[0], 1]
     for node, name in graph.linked_to([clip[0], 1]):
         if node["class_type"] not in (FRAME_COUNT, RETAKE):  # the frames are counted before the sound is placed
             node["inputs"][name] = [made[0], 1]
+    graph.inputs(CONDITION)["retake"] = made
     if sounds:
-        graph.inputs(CONDITION)["retake"] = made
         graph.inputs(DECODE_AUDIO)["retake"] = made
     keep(graph, made)
 
 
-def retake(graph: Graph, clip: Link, renew: str, **values: float) -> Link:
+def retake(graph: Graph, clip: Link, renew: str, **values: float | str) -> Link:
     """Adds the node that says what is made anew of the clip → its output. values: of its inputs that are not 0."""
     frames = graph.find(FRAME_COUNT)
     zero = dict.fromkeys(("start", "end", "strength", "soften", "begin"), 0.0)
@@ -99,6 +84,7 @@ def follow(graph: Graph, clip: Link, strength: float, *, edges: bool, loras: lis
         key = graph.add(OTHER_LORA, IC_LORA, model=steered["first_model"], lora=name, strength=share)
         steered["first_model"] = [key, 0]
         tell(graph, [key, 1])
+    graph.inputs(VIDEO_SIZE)["model"] = steered["first_model"]  # the size fits the smaller reference, too
     first = graph.inputs(SAMPLER, FIRST_STAGE)
     reference = graph.add(
         REFERENCE,

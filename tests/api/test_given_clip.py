@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from a2v.api.applications.from_video import FAMILY, FROM_VIDEO
-from a2v.api.applications.given_clip import place_of
 from a2v.api.graph import compose_video
 from a2v.api.graph.compose import MOST_REPORTS, REPORT, SAMPLER, SAVE
 from a2v.api.graph.fields import field_of, in_request_words
@@ -54,25 +53,35 @@ def graph_of(name: str, clip: Path, tmp_path: Path, files: tuple[str, ...] = (),
         ("video-to-video", {"match_input_fps": False, "fps": 50}, (50, 65, (100, 70))),
         ("video-to-video", {"match_video_length": False}, (25, 121, (100, 70))),
         ("video-to-video", {"video_size": "square"}, (25, 33, "square")),
-        ("reference-video-to-video", {}, (25, 33, (128, 128))),
-        ("reference-video-to-video", {"ic_lora_type": "none"}, (25, 33, (100, 70))),
-        ("reference-video-to-video", {"video_size": "landscape_16_9"}, (25, 33, (1024, 640))),
-        ("reference-video-to-video", {"video_size": "landscape_16_9", "use_multiscale": False}, (25, 33, (1024, 576))),
-        ("extend-video", {}, (25, 129, (100, 70))),
+        ("reference-video-to-video", {}, (25, 33, (100, 70))),
+        ("reference-video-to-video", {"video_size": "landscape_16_9"}, (25, 33, "landscape_16_9")),
+        ("extend-video", {}, (25, 121, (100, 70))),
     ],
 )
 def test_rate_length_and_size(name: str, asked: dict[str, Any], expected: Any, clip: Path, tmp_path: Path) -> None:
-    """A reference of half the size needs sides that fit a grid twice as wide."""
     request = settled(name, clip, tmp_path, **asked)[1].request
     assert (request.fps, request.num_frames, request.video_size) == expected
     assert not request.match_audio_length
 
 
-def test_a_video_longer_than_the_model_takes_is_cut(tmp_path: Path) -> None:
+def told(graph: Graph) -> list[str]:
+    """The sentences in the file's report that no node says."""
+    return [said for key in graph.all(REPORT) for said in graph.prompt[key]["inputs"].values() if isinstance(said, str)]
+
+
+@pytest.mark.parametrize("name", ["video-to-video", "reference-video-to-video"])
+def test_a_video_longer_than_the_model_takes_is_cut_and_that_is_told(name: str, clip: Path, tmp_path: Path) -> None:
     long = write_clip(tmp_path / "a.mkv", [np.zeros((32, 32, 3), np.uint8)] * 500, fps=Fraction(50))
-    assert settled("video-to-video", long, tmp_path)[1].request.num_frames == 481
+    assert settled(name, long, tmp_path)[1].request.num_frames == 481
+    assert told(graph_of(name, long, tmp_path)) == [
+        "video_url: only the first 481 of its 500 frames are used; to use more, set match_input_fps to false and fps "
+        "to a lower value, or send the rest as further requests."
+    ]
+    (said,) = told(graph_of(name, long, tmp_path, match_video_length=False, match_input_fps=False, num_frames=120))
+    assert said == "video_url: only the first 121 of its 240 frames are used; to use more, raise num_frames."
+    assert not told(graph_of(name, clip, tmp_path))
     film = settled("extend-video", long, tmp_path)[1].request
-    assert film.num_frames == 601 and film.windows is not None
+    assert film.num_frames == 121 and film.windows is None, "the model sees no more than the context"
 
 
 def test_a_film_that_gets_too_long_is_refused(clip: Path, tmp_path: Path) -> None:
@@ -104,46 +113,31 @@ def test_a_file_that_cannot_be_read_is_told_by_its_input(tmp_path: Path) -> None
 # longer films
 
 
-@pytest.mark.parametrize(
-    ("count", "num_frames", "context", "direction", "place"),
-    [
-        (161, 121, 25, "forward", (257, 0, 136, 25)),
-        (161, 121, 25, "backward", (257, 96, 96, 25)),
-        (11, 25, 9, "forward", (33, 0, 2, 9)),
-        (11, 25, 12, "backward", (33, 22, 22, 9)),
-        (30, 121, 121, "forward", (129, 0, 5, 25)),
-        (5, 9, 25, "forward", (17, 0, 4, 1)),
-        (5, 9, 0, "forward", (17, 0, 5, 0)),
-        (11, 13, 9, "forward", (25, 0, 2, 9)),
-        (11, 13, 9, "backward", (25, 14, 14, 9)),
-    ],
-)
-def test_the_place_of_a_video(count: int, num_frames: int, context: int, direction: str, place: Any) -> None:
-    found = place_of(count, num_frames, context, direction)
-    assert (found.frames, found.begin, found.edge, found.context) == place
-    assert found.frames % 8 == 1 and found.frames >= count + num_frames - found.context
-    assert found.begin == (found.frames - count if direction == "backward" else 0), "it ends with the video"
-
-
-def test_nothing_new() -> None:
-    with pytest.raises(InputError, match=r"^num_frames: 25 frames leave no new ones beside their context of 25; "):
-        place_of(100, 25, 31, "forward")
+def test_nothing_new(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^num_frames: 24 frames leave no new ones beside the 25 that the model sees"):
+        settled("extend-video", clip, tmp_path, num_frames=24)
 
 
 def test_how_a_film_is_made_longer(clip: Path, tmp_path: Path) -> None:
     graph = graph_of("extend-video", clip, tmp_path, num_frames=25, num_context_frames=9)
     retake = graph.inputs(compose_video.RETAKE)
-    assert (retake["renew"], retake["begin"], retake["strength"]) == ("both", 0, 0)
+    assert (retake["renew"], retake["extend"], retake["context"], retake["strength"]) == ("both", "forward", 9, 0)
     assert {graph.prompt[key]["inputs"]["latent"][0] for key in graph.all(SAMPLER)} == {*graph.all(compose_video.KEEP)}
     for kind in (SAVE, compose_video.CONDITION, compose_video.DECODE_AUDIO):
         assert graph.inputs(kind)["retake"] == [graph.find(compose_video.RETAKE), 0]
     held = {"video_strength": 0.5, "extend_direction": "backward", "generate_audio": False}
     graph = graph_of("extend-video", clip, tmp_path, ("end_image_url",), num_frames=25, num_context_frames=9, **held)
     retake = graph.inputs(compose_video.RETAKE)
-    assert retake["renew"] == "picture" and retake["strength"] == 0.5
-    begin = pytest.approx(19 / 25)  # 49 frames, of which the video has 30
-    assert (retake["begin"], retake["start"], retake["end"]) == (begin, begin, pytest.approx(28 / 25))
+    assert (retake["renew"], retake["extend"], retake["context"]) == ("picture", "backward", 9)
+    assert (retake["strength"], retake["begin"], retake["start"], retake["end"]) == (0.5, 0, 0, 0)
     assert graph.has("LTXA2VImageConditioning") and not graph.has("LTXA2VEndImageConditioning")
+
+
+@pytest.mark.parametrize(("strength", "context", "held"), [(1, 25, 0), (0.4, 25, 0.4), (0, 0, 0)])
+def test_how_firmly_the_context_is_held(strength: float, context: int, held: float, clip: Path, tmp_path: Path) -> None:
+    """At 1 wholly, and at 0 the model sees none of it."""
+    retake = graph_of("extend-video", clip, tmp_path, video_strength=strength).inputs(compose_video.RETAKE)
+    assert (retake["context"], retake["strength"]) == (context, held)
 
 
 # followed ones
@@ -162,6 +156,8 @@ def test_the_ic_lora_acts_in_the_first_stage_alone(clip: Path, tmp_path: Path) -
     reading = {key for key in graph.all("LTXA2VLora") if graph.title(key) == compose_video.IC_LORA}
     named = {key: graph.prompt[key]["inputs"]["lora"] for key in graph.all("LTXA2VLora")}
     assert {named[key] for key in reading} == {f"ic/{UNION}", "X-IC-LoRA.pt"} and len(named) == 3
+    size = graph.inputs(compose_video.VIDEO_SIZE)["model"][0]
+    assert reading <= {size, *before(size)}, "the size fits the reference of any of them"
     steered = graph.prompt[graph.find("LTXA2VAcceleration")]["inputs"]
     assert reading <= before(reference) and reading <= {steered["first_model"][0], *before(steered["first_model"][0])}
     assert not reading & {steered["second_model"][0], *before(steered["second_model"][0])}

@@ -86,7 +86,7 @@ def test_each_application(client: Any, clips: dict[str, Path], tmp_path: Path, a
     asked |= {"num_frames": 25, "num_context_frames": 9} if app.startswith("extend") else {}
     result = run(client, app, clips["spoken"], **asked)
     video = result["video"]
-    frames = {"extend": 33, "reference": 17}.get(app.removeprefix("distilled/").split("-")[0], COUNT)
+    frames = {"extend": 27, "reference": 17}.get(app.removeprefix("distilled/").split("-")[0], COUNT)
     assert (video["width"], video["height"], video["num_frames"], video["fps"]) == (128, 128, frames, 12)
     assert (result["seed"], result["prompt"]) == (7, "a person speaks")
     path = download(result, tmp_path)
@@ -104,7 +104,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]] = {
     "longer": (
         "extend-video",
         {"num_frames": 25, "num_context_frames": 9},
-        {"edit": {}, "num_frames": 33, "match_audio_length": False},
+        {"edit": {"extend": "forward", "context": 9}, "num_frames": 25, "match_audio_length": False},
         {"video": "spoken"},
     ),
     "earlier, with an image": (
@@ -114,8 +114,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]] = {
             **{"end_image_url": "picture", "end_image_strength": 0.9, "video_strength": 0.6},
         },
         {
-            "edit": {"at": 14 / 12, "start": 14 / 12, "end": 23 / 12, "strength": 0.6, "renew": "picture"},
-            **{"num_frames": 25, "match_audio_length": False, "image_strength": 0.9},
+            "edit": {"extend": "backward", "context": 12, "strength": 0.6, "renew": "picture"},
+            **{"num_frames": 17, "match_audio_length": False, "image_strength": 0.9},
         },
         {"video": "spoken", "image": "picture"},
     ),
@@ -171,25 +171,29 @@ def test_without_new_sound_the_clip_s_own_is_kept(client: Any, clips: dict[str, 
     assert (kept.waveform[0, :samples] - own.waveform[0, :samples]).abs().max() < 1e-3
 
 
-def test_what_was_there_stays_where_a_clip_is_made_longer(client: Any, clips: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("direction", "own"), [("forward", slice(0, COUNT)), ("backward", slice(-COUNT, None))])
+def test_a_video_that_is_made_longer_comes_back_whole(
+    client: Any, clips: dict[str, Path], tmp_path: Path, direction: str, own: slice
+) -> None:
+    """Every one of its frames, up to the join."""
     asked = {"num_frames": 25, "num_context_frames": 9, "video_output_type": "PRORES4444 (.mov)"}
-    size = {"width": 96, "height": 64}
-    result = run(client, "extend-video", clips["spoken"], **asked, use_multiscale=False, video_size=size)
-    found, given = frames_of(download(result, tmp_path)), frames_of(clips["spoken"])
-    assert found.shape == (33, 64, 96, 3)
-    whole = (COUNT - 1) // 8 * 8 + 1  # a latent of which the clip fills only a part is made anew
-    assert np.abs(found[:whole].astype(int) - given[:whole]).mean() < 2, "but for the encoding"
-    assert np.abs(found[COUNT:].astype(int) - given[-1]).mean() > 10
+    asked |= {"extend_direction": direction, "use_multiscale": False, "video_size": {"width": 96, "height": 64}}
+    found = frames_of(download(run(client, "extend-video", clips["spoken"], **asked), tmp_path))
+    given, new = frames_of(clips["spoken"]), np.delete(found, np.r_[own], 0)
+    assert found.shape[1:] == (64, 96, 3) and len(new) == (16 if direction == "forward" else 17)
+    assert np.abs(found[own].astype(int) - given).mean((1, 2, 3)).max() < 2, "but for the encoding"
+    beside = given[-1] if direction == "forward" else given[0]
+    assert np.abs(new.astype(int) - beside).mean() > 10
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_a_long_clip_is_made_longer_in_windows(client: Any, tmp_path: Path) -> None:
-    """488 frames, of which windows make no more than the last ones."""
+def test_of_a_long_clip_the_model_sees_the_context_alone(client: Any, tmp_path: Path) -> None:
+    """488 frames, more than it could make at once."""
     clip = write_clip(tmp_path / "long.mp4", drawn(1) * 488, kind="h264.mp4", fps=Fraction(50))
     asked = {"num_frames": 33, "num_context_frames": 9, "use_multiscale": False}
     result = run(client, "extend-video", clip, **asked, video_size={"width": 96, "height": 64})
-    assert result["video"]["num_frames"] == 513 and frames_of(download(result, tmp_path)).shape == (513, 64, 96, 3)
+    assert result["video"]["num_frames"] == 512 and frames_of(download(result, tmp_path)).shape == (512, 64, 96, 3)
 
 
 def test_edges_and_the_whole_picture_are_not_the_same(client: Any, clips: dict[str, Path], tmp_path: Path) -> None:

@@ -157,6 +157,19 @@ def test_a_time_and_its_sound_anew(comfy: Comfy, models: TinyFiles, source: Path
     same(saved, video)
 
 
+@pytest.mark.parametrize(("direction", "written"), [("forward", 22 + 16), ("backward", 22 + 17)])
+def test_a_new_part_is_joined_to_the_clip(
+    comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Path, direction: str, written: int
+) -> None:
+    """Picture and sound; of the clip the model sees the context alone."""
+    edit = {"extend": direction, "context": 9, "renew": "both"}
+    prompt = renewed(with_clip(comfy, models, source, edit, audio_strength=0.9999, audio_guidance={}))
+    prompt["sound"]["inputs"]["strength"] = 1.0
+    saved = made(comfy, prompt)
+    video = commanded(tmp_path, request(edit, num_frames=25), files(models, video=source))
+    assert len(same(saved, video)) == written
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(("frames", "length", "written"), [(41, {}, 34), (49, {"num_frames": 49}, 49)])
 def test_more_around_the_clip(

@@ -24,9 +24,8 @@ SETTINGS = {
 """What the one node shows of the nodes for clips: label → "key.widget"."""
 LABELS = tuple(dict.fromkeys(label for labels in SETTINGS.values() for label in labels))
 HINTS = {
-    RETAKE: "*renew* chooses what is made anew: the picture, the sound, or both. For the sound, switch *enabled* of "
-    "Preprocess Audio off: then the new part is as loud as the rest.\n\n*strength* above 0 holds the new part to the "
-    "clip.",
+    RETAKE: "*renew* chooses what is made anew: the picture, the sound, or both.\n\n*strength* above 0 holds the new "
+    "part to the clip.",
     REDUB: "The picture is made anew where the mask is white, and nowhere else. Any node's MASK can be connected: one "
     "for all frames, or one for each.\n\n*soften_pixels* makes its edge soft. *strength* above 0 holds the new part to "
     "the clip.",
@@ -79,7 +78,8 @@ def follow() -> tuple[Node, Node]:
 def conditions(v: Variant) -> Stage:
     """What is kept of the clip or seen of it, the size and the sound."""
     size = Node("size", "LTXA2VVideoSize", "Video Size", {"video_size": "auto"},
-                {"frames": LENGTH["frames"], "first_image": "clip.first image"}, 320)  # fmt: skip
+                {"frames": LENGTH["frames"], "first_image": "clip.first image",
+                 **({"model": "ic.model"} if v.clip == REFERENCE else {})}, 320)  # fmt: skip
     track = "audio.audio" if v.takes_sound else "retake.audio"
     preprocess = Node("preprocess", "LTXA2VPreprocessAudio", "Preprocess Audio", {}, {"audio": track, **LENGTH},
                       320)  # fmt: skip
@@ -90,10 +90,7 @@ def conditions(v: Variant) -> Stage:
     hint = note(v.clip, HINTS[v.clip], 320)
     why = "The video has the clip's length and rate. *auto* takes its size, too."
     if v.clip == REFERENCE:
-        why += (
-            "\n\nThe IC-LoRA sees the clip at half the size, so width and height are multiples of 128. Where those of "
-        )
-        why += "*auto* are not, use *custom*."
+        why += "\n\nThe IC-LoRA sees the clip at half the size, so width and height are rounded up to multiples of 128."
     length = note("size and length", why, 320)
     reports = ["ic.report" if v.clip == REFERENCE else "lora.report", "clip.report", "size.report", "preprocess.report"]
     report = joined("sound report", *reports, *(["retake.report"] if v.retakes else []))

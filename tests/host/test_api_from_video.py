@@ -179,7 +179,7 @@ def test_a_video_that_is_made_longer_comes_back_whole(
     asked = {"num_frames": 25, "num_context_frames": 9, "video_output_type": "PRORES4444 (.mov)"}
     asked |= {"extend_direction": direction, "use_multiscale": False, "video_size": {"width": 96, "height": 64}}
     found = frames_of(download(run(client, "extend-video", clips["spoken"], **asked), tmp_path))
-    given, new = frames_of(clips["spoken"]), np.delete(found, np.r_[own], 0)
+    given, new = frames_of(clips["spoken"]), np.delete(found, own, 0)
     assert found.shape[1:] == (64, 96, 3) and len(new) == (16 if direction == "forward" else 17)
     assert np.abs(found[own].astype(int) - given).mean((1, 2, 3)).max() < 2, "but for the encoding"
     beside = given[-1] if direction == "forward" else given[0]

@@ -16,6 +16,7 @@ from .diffusion.acceleration import LEVELS, full_strength
 from .diffusion.attention import TORCH, check_attention
 from .diffusion.decode import Tiling
 from .diffusion.kept import check_room, disk_needed
+from .diffusion.speakers import check_region, heard_by
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
 from .edits import ALL
 from .errors import InputError
@@ -24,6 +25,7 @@ from .media import preprocess
 from .media.audio import LONGEST, Track, load_track
 from .media.clip import clip_track, silent_track
 from .media.images import compress, load_image
+from .media.masks import Area, open_area
 from .media.safety import REQUIRED, UNCHECKED
 from .media.video import mixing
 from .plan import Plan, plan
@@ -43,7 +45,8 @@ Strengths = tuple[tuple[Lora, float], ...]
 @dataclass(frozen=True)
 class Files:
     """Paths of a headless job. audio: None if a source video has the sound. loras: pairs of a path and its strength in
-    both stages; an IC-LoRA has it where the reference is. keyframes: an image, its frame and its strength each."""
+    both stages; an IC-LoRA has it where the reference is. keyframes: an image, its frame and its strength each.
+    speakers: masks of who hears the sound; voices: the sound of each of them alone, or none."""
 
     checkpoint: Path
     text_encoder: Path
@@ -66,6 +69,8 @@ class Files:
     mask: Path | None = None  # an image or a video: the part of the picture that may change
     reference: Path | None = None  # a video that the model looks at
     keyframes: tuple[tuple[Path, int, float], ...] = ()
+    speakers: tuple[Path, ...] = ()
+    voices: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Job:
     images: the first and the end image, those of the sections, then the keyframes. steering, loras: for the first and
     for the second stage; both stages have the same LoRAs in the same order. fits: how each of them fits the
     transformer, and then the text connectors if it may change them. notes: sentences for the report. silent: whether
-    the file gets no sound.
+    the file gets no sound. speakers: the regions that hear the sound, each with its own voice or None.
     """
 
     files: Files
@@ -129,6 +134,7 @@ class Job:
     source: SourceVideo | None = None
     reference: ReferenceVideo | None = None
     silent: bool = False
+    speakers: tuple[tuple[Area, Track | None], ...] = ()
 
     @property
     def keeps_sound(self) -> bool:
@@ -157,7 +163,7 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     pictures, picture_notes = _pictures(files, request)
     sizes = tuple(None if p is None else (p.shape[1], p.shape[0]) for p in pictures)
     planned = plan(request, track, (given.size, *sizes), shown=given.shown, downscale=given.downscale)
-    placed = _placed(files, request, planned, pictures)
+    placed, speakers = _placed(files, request, planned, pictures), _speakers(files, request)
     _check_stages(files, request, planned)
     checkpoint = load_checkpoint(
         files.checkpoint, video_vae=files.video_vae, audio_vae=files.audio_vae, connectors=files.connectors
@@ -176,9 +182,9 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     fits = [_fit(lora, checkpoint, blueprint, n < len(files.loras)) for n, (lora, _) in enumerate(loras[1])]
     lora_notes += [warning for fit, *others in fits if (warning := fit.warning_beside(*others))]
     images = tuple(Picture(compress(p, checkpoint.crf), *place) for p, *place in placed)
-    notes += [*given.notes, *picture_notes, *lora_notes, *planned.notes]
+    notes += [*given.notes, *picture_notes, *lora_notes, *planned.notes, *heard_by(len(speakers))]
     job = Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits))
-    job = replace(job, source=given.source, reference=given.reference, silent=silent)
+    job = replace(job, source=given.source, reference=given.reference, silent=silent, speakers=speakers)
     steering[0].check(job.keeps_sound, layers=len(blueprint.transformer_blocks), video_frozen=job.keeps_picture)
     if not silent:
         if job.keeps_sound:  # otherwise the model makes new sound, in stereo
@@ -265,6 +271,20 @@ def _placed(
     if twice := [frame for _, frame, _ in files.keyframes if counts[frame] > 1]:
         raise InputError(f"--keyframe: two images stand at frame {twice[0]}; leave out one of them.")
     return placed
+
+
+def _speakers(files: Files, request: Request) -> tuple[tuple[Area, Track | None], ...]:
+    """Opens the masks of the speakers and their voices. Raises InputError if there is not one voice for each."""
+    if files.voices and len(files.voices) != len(files.speakers):
+        raise InputError(
+            f"--voice: there are {len(files.voices)} voices for {len(files.speakers)} speakers; give one voice after "
+            "each --speaker, or none."
+        )
+    areas = [open_area(path) for path in files.speakers]
+    for path, area in zip(files.speakers, areas, strict=True):
+        check_region(f"--speaker: {path.name}", area)
+    voices = [load_track(path, most=LONGEST if request.windows else None) for path in files.voices]
+    return tuple(zip(areas, voices or [None] * len(areas), strict=True))
 
 
 def _section_images(files: Files, planned: Plan) -> list[tuple[Tensor, int]]:

@@ -64,6 +64,8 @@ def sample(
         trace("keyframes_mask_video", video.marked)
         if video.sight is not None:
             trace("attention_mask_video", video.sight.matrix())
+        if video.hearing is not None:
+            trace("hearing_video", video.hearing)
     room = batch_room(torch.device(device)) if room is None else room
     denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room, texts)
     if steering.sampler == RES_2S:

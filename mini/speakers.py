@@ -78,4 +78,4 @@ def table(weights: Path, count: int, seed: int, say: Callable[[str], None]) -> s
 def _line(row: str, figures: Sequence[Seen]) -> str:
     values = np.array([[each.correlation, each.movement, each.same] for each in figures]).mean(0)
     spread = f"{min(each.correlation for each in figures):.2f} … {max(each.correlation for each in figures):.2f}"
-    return f"| {row} | {values[0]:.3f} ({spread}) | {values[1]:.2f} | {values[2]:.0%} |"
+    return f"| {row} | {values[0]:.3f} ({spread}) | {values[1]:.0%} | {values[2]:.0%} |"

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..ltx.diffusion.conditioning import AudioCondition
 from ..ltx.diffusion.speakers import Speaker, check_region
-from ..ltx.media.masks import area_of
 from .conditioning import CONDITIONING
 from .film import FilmSound
+from .taking.mask import to_area
 from .taking.sound import to_track
 from .types import AudioIO
 from .widgets import aliases
@@ -52,7 +52,7 @@ class WhoSpeaks(io.ComfyNode):
     def execute(
         cls, audio: AudioCondition | FilmSound, mask: Tensor, voice: dict[str, Any] | None = None
     ) -> io.NodeOutput:
-        film, area = FilmSound.of(audio), area_of(mask)
+        film, area = FilmSound.of(audio), to_area(mask)
         check_region("mask", area)
         track = None if voice is None else to_track(voice)
         sounds = tuple(

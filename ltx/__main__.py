@@ -186,6 +186,22 @@ def _add_media(p: argparse.ArgumentParser) -> None:
     p.add_argument("--video", type=Path, metavar="F", help="source video; edit in the request says what is made anew")
     p.add_argument("--mask", type=Path, metavar="F", help="image or video, white where the source may change")
     p.add_argument("--reference", type=Path, metavar="F", help="reference video, for an IC-LoRA")
+    p.add_argument(
+        "--speaker",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="F",
+        help="experimental: mask of who hears the audio, image or video, white is the speaker; may be repeated",
+    )
+    p.add_argument(
+        "--voice",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="F",
+        help="the speaker's own voice, for each --speaker",
+    )
 
 
 def check_names(arguments: argparse.Namespace) -> None:
@@ -289,6 +305,8 @@ def files_of(arguments: argparse.Namespace) -> Files:
         mask=arguments.mask,
         reference=arguments.reference,
         keyframes=tuple(arguments.keyframe),
+        speakers=tuple(arguments.speaker),
+        voices=tuple(arguments.voice),
     )
 
 

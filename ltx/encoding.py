@@ -11,6 +11,7 @@ from torch import nn
 
 from .diffusion.conditioning import AudioCondition, TextContext
 from .diffusion.sound import encode_audio, encode_mel, log_mel
+from .diffusion.speakers import Speaker
 from .job import Compute, Job
 from .media import preprocess
 from .media.audio import conditioning_track, part_from, soundtrack
@@ -169,7 +170,9 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
             inside("latent", encode_mel(vae, mel))  # before it is cut, as in the golden files
         latent = encode_audio(vae, part, window.frames, clip.fps)
         mask = None if job.source is None else job.source.sound_mask(window, clip.fps)
-        found.append(AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength, mask))
+        place = clip.lead + window.first_frame, window.frames, clip.fps
+        speakers = tuple(Speaker.of(area, *place, voice) for area, voice in job.speakers)
+        found.append(AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength, mask, speakers))
         if trace is not None and not number:
             trace("source/audio_latent", latent)
     return tuple(found)

@@ -16,6 +16,7 @@ from .diffusion.acceleration import LEVELS, full_strength
 from .diffusion.attention import TORCH, check_attention
 from .diffusion.decode import Tiling
 from .diffusion.kept import check_room, disk_needed
+from .diffusion.speakers import check_region, heard_by
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
 from .edits import ALL
 from .errors import InputError
@@ -24,6 +25,7 @@ from .media import preprocess
 from .media.audio import LONGEST, Track, load_track, part_from
 from .media.clip import clip_track, silent_track
 from .media.images import compress, load_image
+from .media.masks import Area, open_area
 from .media.rates import frame_rate
 from .media.safety import REQUIRED, UNCHECKED
 from .media.video import mixing
@@ -44,7 +46,8 @@ Strengths = tuple[tuple[Lora, float], ...]
 @dataclass(frozen=True)
 class Files:
     """Paths of a headless job. audio: None if a source video has the sound. loras: pairs of a path and its strength in
-    both stages; an IC-LoRA has it where the reference is. keyframes: an image, its frame and its strength each."""
+    both stages; an IC-LoRA has it where the reference is. keyframes: an image, its frame and its strength each.
+    speakers: masks of who hears the sound; voices: the sound of each of them alone, or none."""
 
     checkpoint: Path
     text_encoder: Path
@@ -67,6 +70,8 @@ class Files:
     mask: Path | None = None  # an image or a video: the part of the picture that may change
     reference: Path | None = None  # a video that the model looks at
     keyframes: tuple[tuple[Path, int, float], ...] = ()
+    speakers: tuple[Path, ...] = ()
+    voices: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class Job:
     images: the first and the end image, those of the sections, then the keyframes. steering, loras: for the first and
     for the second stage; both stages have the same LoRAs in the same order. fits: how each of them fits the
     transformer, and then the text connectors if it may change them. notes: sentences for the report. silent: whether
-    the file gets no sound.
+    the file gets no sound. speakers: the regions that hear the sound, each with its own voice or None.
     """
 
     files: Files
@@ -130,6 +135,7 @@ class Job:
     source: SourceVideo | None = None
     reference: ReferenceVideo | None = None
     silent: bool = False
+    speakers: tuple[tuple[Area, Track | None], ...] = ()
 
     @property
     def heard(self) -> Track:
@@ -165,7 +171,7 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     heard = part_from(track, given.lead, frame_rate(request.fps))
     planned = plan(request, heard, (given.size, *sizes), shown=given.shown, downscale=given.downscale)
     planned = replace(planned, lead=given.lead, tail=given.tail)
-    placed = _placed(files, request, planned, pictures)
+    placed, speakers = _placed(files, request, planned, pictures), _speakers(files, request)
     _check_stages(files, request, planned)
     checkpoint = load_checkpoint(
         files.checkpoint, video_vae=files.video_vae, audio_vae=files.audio_vae, connectors=files.connectors
@@ -185,9 +191,9 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     lora_notes += [warning for fit, *others in fits if (warning := fit.warning_beside(*others))]
     images = tuple(Picture(compress(p, checkpoint.crf), *place) for p, *place in placed)
     beside = [] if given.reference is None else given.reference.told(planned.frames, planned.fps)
-    notes += [*given.notes, *beside, *picture_notes, *lora_notes, *planned.notes]
+    notes += [*given.notes, *beside, *picture_notes, *lora_notes, *planned.notes, *heard_by(len(speakers))]
     job = Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits))
-    job = replace(job, source=given.source, reference=given.reference, silent=silent)
+    job = replace(job, source=given.source, reference=given.reference, silent=silent, speakers=speakers)
     steering[0].check(job.keeps_sound, layers=len(blueprint.transformer_blocks), video_frozen=job.keeps_picture)
     if not silent:
         if job.keeps_sound:  # otherwise the model makes new sound, in stereo
@@ -274,6 +280,20 @@ def _placed(
     if twice := [frame for _, frame, _ in files.keyframes if counts[frame] > 1]:
         raise InputError(f"--keyframe: two images stand at frame {twice[0]}; leave out one of them.")
     return placed
+
+
+def _speakers(files: Files, request: Request) -> tuple[tuple[Area, Track | None], ...]:
+    """Opens the masks of the speakers and their voices. Raises InputError if there is not one voice for each."""
+    if files.voices and len(files.voices) != len(files.speakers):
+        raise InputError(
+            f"--voice: there are {len(files.voices)} voices for {len(files.speakers)} speakers; give one voice after "
+            "each --speaker, or none."
+        )
+    areas = [open_area(path) for path in files.speakers]
+    for path, area in zip(files.speakers, areas, strict=True):
+        check_region(f"--speaker: {path.name}", area)
+    voices = [load_track(path, most=LONGEST if request.windows else None) for path in files.voices]
+    return tuple(zip(areas, voices or [None] * len(areas), strict=True))
 
 
 def _section_images(files: Files, planned: Plan) -> list[tuple[Tensor, int]]:

@@ -68,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--prompts", type=int, default=50)
     e.add_argument("--seed", type=int, default=0)
     e.add_argument("--all", action="store_true", help="every scheduler, restart setting and acceleration level, too")
+    w = sub.add_parser("speakers", help="measure who speaks: a mouth that hears the sound, and one that does not")
+    w.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of an exported set")
+    w.add_argument("--clips", type=int, default=8)
+    w.add_argument("--seed", type=int, default=0)
     return p
 
 
@@ -85,6 +89,14 @@ def main(argv: list[str] | None = None) -> int:
             if arguments.to:
                 arguments.to.write_text(table, encoding="utf-8")
             sys.stdout.write(table)
+            return 0
+        if arguments.command == "speakers":
+            from a2v.mini import speakers
+
+            said = speakers.table(
+                arguments.weights, arguments.clips, arguments.seed, lambda text: sys.stderr.write(f"{text}\n") and None
+            )
+            sys.stdout.write(said)
             return 0
         given = {"folder": arguments.folder, "earlier": arguments.earlier, "seed": arguments.seed}
         given["device"] = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,7 @@ import datetime
 import sys
 import tempfile
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,12 @@ class Evaluation:
         first: np.ndarray | None = None,
         last: np.ndarray | None = None,
         camera: str | None = None,
+        speakers: Sequence[np.ndarray] = (),
+        voices: Sequence[Track] = (),
         **request: Any,
     ) -> np.ndarray:
-        """The clip that the pack makes: float [T, H, W, 3] in 0..1."""
+        """The clip that the pack makes: float [T, H, W, 3] in 0..1. speakers: masks [H, W] of who hears the sound, and
+        the voice of each."""
         self.made += 1
         name = self.folder / f"{self.made:04d}"
         kept: dict[str, Tensor] = {}
@@ -77,6 +80,10 @@ class Evaluation:
             if picture is not None:
                 Image.fromarray((picture * 255 + 0.5).astype(np.uint8)).save(path)
             images.append(path if picture is not None else None)
+        masks = [name.with_name(f"{name.name}-speaker{number}.png") for number in range(len(speakers))]
+        for path, mask in zip(masks, speakers, strict=True):
+            Image.fromarray((mask * 255.0).astype(np.uint8)).save(path)
+        heard = [save_wave(path.with_suffix(".wav"), voice) for path, voice in zip(masks, voices, strict=False)]
         lora = {None: None, "dolly_in": sizes.FILES["dolly_in"], "static": sizes.FILES["static"]}[camera]
         files = Files(
             checkpoint=self.weights / sizes.FILES["checkpoint"],
@@ -88,6 +95,8 @@ class Evaluation:
             output=name.with_suffix(".mp4"),
             image=images[0],
             end_image=images[1],
+            speakers=tuple(masks),
+            voices=tuple(heard),
         )
         asked = parse({**BASE, "prompt": prompt, "seed": self.seed, "camera_lora": camera or "none", **request})
         run(files, asked, Compute(torch.float32), trace=lambda key, tensor: kept.__setitem__(key, tensor))

@@ -23,6 +23,7 @@ from . import (
     queued,
     safety,
     sampling,
+    speakers,
     text,
     windows,
 )
@@ -38,6 +39,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *parts.NODES,
     *latents.NODES,
     *conditioning.NODES,
+    *speakers.NODES,
     *clips.NODES,
     *edges.NODES,
     *sampling.NODES,

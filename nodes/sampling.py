@@ -17,6 +17,7 @@ from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.diffusion.sample_windows import WindowInputs, keep_nothing, sample_windows
 from ..ltx.diffusion.samplers import Restart
 from ..ltx.diffusion.schedules import REFINE, SCHEDULES
+from ..ltx.diffusion.speakers import heard_by
 from ..ltx.diffusion.steering import EULER, INERT, SAMPLERS, Steering, schedule_under
 from ..ltx.errors import InputError
 from ..ltx.latents import NoiseSource, pixel_frames, pixel_size
@@ -408,7 +409,7 @@ class Sampler(io.ComfyNode):
         if references:
             count = len(references[0])
             notes.append(f"{count} reference video{'s' if count > 1 else ''}")
-        notes += [*film.notes(), *kept.notes()]
+        notes += [*heard_by(len(film.sounds[0].speakers)), *film.notes(), *kept.notes()]
         if left:
             notes.append(f"noise of sigma {left:g} is left: Disable Noise and the rest of the sigmas continue it")
         if audio_guidance is not None and audio.frozen:

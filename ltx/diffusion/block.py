@@ -127,6 +127,8 @@ class Block(LTX2VideoTransformerBlock):
             positions=positions.cross_video,
             key_positions=positions.cross_audio,
         )
+        if positions.hearing is not None:
+            change = change * positions.hearing
         video[:joined].addcmul_(change, *ada(video_table[4:], of_video.gate).values)
         if audio_read:
             change = _attention(

@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import latents
 from ..errors import InputError
 from .sight import Sight
+from .speakers import Speaker, at, hearing
 from .tokens import joined
 
 TEXT_LENGTH = 1024  # tokens of a text context, with <bos> and padding
@@ -65,7 +66,8 @@ class AudioCondition:
 
     strength: 1 keeps the track as it is (frozen); with a lower value the model may change it. mask: [T] in place of
     1 - strength, for a track of which a part is kept: 0 for the latents that are, 1 for those that the model makes.
-    Raises InputError if the strength is out of range or the latent or the mask has another length than the clip.
+    speakers: the regions of the picture that hear it; without any the whole picture does. Raises InputError if the
+    strength is out of range or the latent or the mask has another length than the clip.
     """
 
     latent: Tensor
@@ -73,6 +75,7 @@ class AudioCondition:
     fps: Fraction
     strength: float = 1.0
     mask: Tensor | None = None
+    speakers: tuple[Speaker, ...] = ()
 
     def __post_init__(self) -> None:
         check_strength("audio_strength", self.strength)
@@ -140,8 +143,11 @@ class Conditions:
 
     def streams(self, latent: Tensor) -> tuple[Stream, Stream]:
         """The tokens of picture and sound of a stage that starts at `latent`. Raises InputError as `video_stream`."""
-        fps = self.audio.fps
-        video = video_stream(latent.float(), self.guides, fps, self.mask, clean=self.clean, references=self.references)
+        fps, start = self.audio.fps, latent.float()
+        video = video_stream(start, self.guides, fps, self.mask, clean=self.clean, references=self.references)
+        if self.audio.speakers:
+            heard = at(hearing(self.audio.speakers, start), video.positions, fps)
+            video = replace(video, hearing=heard[None, :, None])
         return video, audio_stream(self.audio)
 
 
@@ -153,7 +159,8 @@ class Stream:
     marked: [1, N, 1], for the video: 1 for the tokens of latent frame 0, which stand for one frame where the others
     stand for eight. LTX-2.5 adds its keyframe vector to them. Appended tokens are not marked. sight: what groups of
     tokens see of each other, None if all see all. known: whether every token is kept, None if only the mask tells it,
-    for which the host waits where that is on a device.
+    for which the host waits where that is on a device. hearing: [1, N, 1] for the video, how much each token takes from
+    the sound, from 0 to 1; None if all take all.
     """
 
     latent: Tensor
@@ -163,6 +170,7 @@ class Stream:
     marked: Tensor | None = None
     sight: Sight | None = None
     known: bool | None = None
+    hearing: Tensor | None = None
 
     @property
     def frozen(self) -> bool:

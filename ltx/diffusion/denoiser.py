@@ -4,6 +4,7 @@ the result by the masks."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,8 @@ class GuidedDenoiser:
         self.guidances = steering.acting(self.frozen, self.still)
         self.passes = self._passes(conditions, layers)
         self.positions = rotary(model, video.positions, audio.positions, self.device)
+        if video.hearing is not None:
+            self.positions = replace(self.positions, hearing=video.hearing.to(self.device, self.dtype))
         self.views = () if video.sight is None else video.sight.views(self.device, self.dtype)
         self.masks, self.heard = Tokens(video.mask[..., 0], audio.mask[..., 0]), audio.mask.max()
         self.levels = Levels.of(self.masks.video), Levels.of(self.masks.audio)

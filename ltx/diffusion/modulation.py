@@ -24,12 +24,15 @@ class Rotary:
 
     Split embeddings are [G, 1, heads, half], for G groups of equally many neighbours that share a position. The
     attention between the streams knows only times, so there the tokens of a latent frame are one group.
+
+    hearing: [1, N, 1], the share that each video token takes of what it hears; None if all take all.
     """
 
     video: Pair
     audio: Pair
     cross_video: Pair
     cross_audio: Pair
+    hearing: Tensor | None = None
 
 
 def rotary(model: LTX2VideoTransformer3DModel, video: Tensor, audio: Tensor, device: torch.device) -> Rotary:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..latents import CHANNELS, NoiseSource, unpatchify_audio, unpatchify_video
+from ..trace import Trace
 from .ancestral import euler_ancestral
-from .conditioning import AudioCondition, Conditions
+from .conditioning import AudioCondition, Conditions, Stream
 from .denoiser import GuidedDenoiser
 from .passes import batch_room
 from .res_2s import res_2s
@@ -56,14 +57,7 @@ def sample(
     x = Tokens(*(s.noised(n.to(device), scale) for s, n in zip((video, sound), drawn, strict=True)))
     if trace is not None:
         trace("sigmas", sigmas)
-        trace("positions_video", video.positions)
-        trace("positions_audio", sound.positions)
-        for name, stream in (("video", video), ("audio", sound)):
-            trace(f"denoise_mask_{name}", stream.mask)
-            trace(f"clean_{name}", stream.clean)
-        trace("keyframes_mask_video", video.marked)
-        if video.sight is not None:
-            trace("attention_mask_video", video.sight.matrix())
+        _trace(trace, video, sound)
     room = batch_room(torch.device(device)) if room is None else room
     denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room, texts)
     if steering.sampler == RES_2S:
@@ -80,6 +74,18 @@ def sample(
     if not audio.frozen:
         audio = audio.made(unpatchify_audio(x.audio))
     return grid(x.video, latent), audio, noise
+
+
+def _trace(trace: Trace, video: Stream, sound: Stream) -> None:
+    for name, stream in (("video", video), ("audio", sound)):
+        trace(f"positions_{name}", stream.positions)
+        trace(f"denoise_mask_{name}", stream.mask)
+        trace(f"clean_{name}", stream.clean)
+    trace("keyframes_mask_video", video.marked)
+    if video.sight is not None:
+        trace("attention_mask_video", video.sight.matrix())
+    if video.hearing is not None:
+        trace("hearing_video", video.hearing)
 
 
 def grid(tokens: Tensor, like: Tensor) -> Tensor:

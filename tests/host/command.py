@@ -50,14 +50,14 @@ def run_command(
 
 
 def run_request(
-    folder: Path, request: Mapping[str, Any], files: Mapping[str, Path | None], *, fp8: bool = False
+    folder: Path, request: Mapping[str, Any], files: Mapping[str, Path | list[Path] | None], *, fp8: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command in float32 on the CPU with that request and no other parameter. files: as in `run_command`, with
-    the output. Returns what it said."""
+    the output; a list repeats an option. Returns what it said."""
     written = folder / "request.json"
     written.write_text(json.dumps(request), encoding="utf-8")
     command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu", *(["--fp8"] if fp8 else [])]
     for name, path in {"request": written, **files}.items():
-        if path is not None:
-            command += [f"--{name}", str(path)]
+        for each in path if isinstance(path, list) else [path]:
+            command += [] if each is None else [f"--{name}", str(each)]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=240)

@@ -18,15 +18,18 @@ from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.kept import DAYS, KeptWindows, described
 from a2v.ltx.diffusion.sample_windows import Sampled
 from a2v.ltx.diffusion.samplers import Restart
+from a2v.ltx.diffusion.speakers import Speaker
 from a2v.ltx.diffusion.steering import RES_2S, Steering
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import Noise
+from a2v.ltx.media.masks import Area
 from torch import Tensor
 
 FPS = Fraction(24)
 SOUND = AudioCondition(torch.zeros(1, 8, 9, 16), 9, FPS)
 CONDITIONS = Conditions(
-    TextContext(torch.zeros(1, 4, 8), torch.zeros(1, 4, 4), 3), replace(SOUND, mask=torch.zeros(9)),
+    TextContext(torch.zeros(1, 4, 8), torch.zeros(1, 4, 4), 3),
+    replace(SOUND, mask=torch.zeros(9), speakers=(Speaker(Area(torch.ones(1, 2, 2)), torch.ones(2)),)),
     TextContext(torch.ones(1, 4, 8), torch.zeros(1, 4, 4)),
     (Guide(torch.zeros(1, 128, 1, 1, 1), 0, 1.0),), torch.ones(1, 1, 2, 1, 1), torch.ones(1, 128, 2, 1, 1),
     (Reference(torch.zeros(1, 128, 1, 1, 1), 2, 2, 0.9, 0.5),),

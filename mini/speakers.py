@@ -1,0 +1,81 @@
+"""Who speaks, in figures: whether a mouth follows the sound if its region hears it, and stands still if it does not.
+
+The miniature shows one face, and its mouth is in the lower half of the picture. With two voices that speak in turn, the
+lower half has the first one, and the upper half, in which there is no mouth, the second one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..ltx.media.audio import Track
+from . import evaluate, readers, sizes, sound
+
+LOWER = np.arange(evaluate.SIDE)[:, None].repeat(evaluate.SIDE, 1) >= evaluate.SIDE // 2
+MASKS = {"the whole picture": (), "the lower half, with the mouth": (LOWER,), "the upper half": (~LOWER,)}
+TURN = 25  # the first frame of the second voice, where a latent begins
+ALL, TURNS = "the whole picture", "each half in its own turn"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a clip shows. correlation: of the mouth and the sound, at lag 0; movement: of the mouth, in that of the
+    drawn clip, as standard deviations; same: whether ground, colour and shape are those of the prompt."""
+
+    correlation: float
+    movement: float
+    same: bool
+
+
+def seen(video: np.ndarray, case: evaluate.Case, motion: np.ndarray, frames: slice = slice(None)) -> Seen:
+    """What some frames show. motion: what the mouth would do by the sound."""
+    mouth, words = readers.mouth(video), readers.words(video)
+    drawn = float(readers.mouth(case.video).std())
+    same = all(words[name] == getattr(case.scene, name) for name in ("colour", "ground", "shape"))
+    found = readers.correlation(mouth[frames], motion[frames])
+    return Seen(found, float(mouth[frames].std()) / drawn, same)
+
+
+def in_turn(first: Track, second: Track) -> tuple[Track, Track]:
+    """Two voices of one length: the first one until the turn, and the second one from there on. Both are mono."""
+    length = round(evaluate.FRAMES / sizes.FRAME_RATE * sizes.RATE)
+    waves = torch.stack([sound.heard(each, evaluate.FRAMES, sizes.FRAME_RATE)[:length] for each in (first, second)])
+    early = torch.arange(waves.shape[1]) < TURN / sizes.FRAME_RATE * sizes.RATE
+    return Track(waves[:1] * early, sizes.RATE), Track(waves[1:] * ~early, sizes.RATE)
+
+
+def table(weights: Path, count: int, seed: int, say: Callable[[str], None]) -> str:
+    """Measures that many held-out clips and returns the tables as Markdown. say: is told each figure."""
+    evaluation = evaluate.Evaluation(weights, seed, say=lambda text: None)
+    found: dict[str, list[Seen]] = {}
+
+    def note(row: str, *figures: Seen) -> None:
+        found.setdefault(row, []).extend(figures)
+        say(f"{row}: {', '.join(f'{each.correlation:.3f} {each.movement:.2f} {each.same}' for each in figures)}")
+
+    cases = evaluate.cases(count, seed)
+    for number, case in enumerate(cases):
+        for row, masks in MASKS.items():
+            video = evaluation.video(case.scene.prompt, case.track, speakers=masks)
+            note(row, seen(video, case, case.motion))
+        voices = in_turn(case.track, cases[number - 1].track)
+        mix = Track(voices[0].waveform + voices[1].waveform, sizes.RATE)
+        heard = sound.heard(mix, evaluate.FRAMES, sizes.FRAME_RATE)
+        motion = sound.envelope(heard, evaluate.FRAMES, sizes.FRAME_RATE)
+        for row, more in ((ALL, {}), (TURNS, {"speakers": (LOWER, ~LOWER), "voices": voices})):
+            video = evaluation.video(case.scene.prompt, mix, **more)
+            for turn, frames in (("first", slice(0, TURN)), ("second", slice(TURN, None))):
+                note(f"{row}, {turn} voice", seen(video, case, motion, frames))
+    lines = ["| what hears | correlation of mouth and sound | movement | as in the prompt |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(_line(row, figures) for row, figures in found.items())]) + "\n"
+
+
+def _line(row: str, figures: Sequence[Seen]) -> str:
+    values = np.array([[each.correlation, each.movement, each.same] for each in figures]).mean(0)
+    spread = f"{min(each.correlation for each in figures):.2f} … {max(each.correlation for each in figures):.2f}"
+    return f"| {row} | {values[0]:.3f} ({spread}) | {values[1]:.0%} | {values[2]:.0%} |"

@@ -19,6 +19,7 @@ import torch
 from a2v.ltx import pipeline
 from a2v.ltx.__main__ import keyframe_argument, parser
 from a2v.ltx.diffusion.conditioning import TextContext
+from a2v.ltx.diffusion.masks import ramped
 from a2v.ltx.encoding import Prompts
 from a2v.ltx.errors import InputError
 from a2v.ltx.job import Compute, Files, prepare
@@ -27,7 +28,6 @@ from a2v.ltx.media.clip import open_clip
 from a2v.ltx.media.images import fit
 from a2v.ltx.media.masks import fitted
 from a2v.ltx.request import parse
-from a2v.ltx.restoring import _faded
 from a2v.ltx.trace import Recorder
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -169,12 +169,12 @@ def test_sound_that_was_made_fades_into_the_sources() -> None:
     """Within what was made, at both of its ends and where it is short."""
     weight = torch.zeros(40)
     weight[10:30], weight[35:] = 1, 1
-    faded = _faded(weight, 4)
+    faded = ramped(weight, 4)
     rising = [0.2, 0.4, 0.6, 0.8]
     wanted = [0.0] * 10 + rising + [1.0] * 12 + rising[::-1] + [0.0] * 5 + rising + [1.0]
     assert torch.allclose(faded, torch.tensor(wanted))
     weight = torch.tensor([1.0, 1, 1, 0, 0, 1, 1, 0])
-    assert torch.allclose(_faded(weight, 4), torch.tensor([0.6, 0.4, 0.2, 0, 0, 0.2, 0.2, 0]))
+    assert torch.allclose(ramped(weight, 4), torch.tensor([0.6, 0.4, 0.2, 0, 0, 0.2, 0.2, 0]))
 
 
 def sound_of(path: Path) -> Tensor:

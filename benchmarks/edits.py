@@ -1,0 +1,130 @@
+"""Work on given videos, on the trained miniature: whether a redubbed mouth follows the new track and no longer the old
+one, whether what is kept is the source's own, and whether a retake and an extension are seen.
+
+edited.py makes the films, in a process of its own. A finished one is kept, so that a run that was cut goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from a2v.benchmarks.measure import MISSING, RESULTS, Table, sides
+from a2v.benchmarks.parts import Parts, code
+
+COUNT = 8  # clips of each task
+TASKS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "redub": ("redub", {}),
+    "retake": ("retake", {}),
+    "extension behind": ("extend", {}),
+    "extension before": ("extend", {"before": True}),
+    "keyframes": ("keyframes", {}),
+}
+SMALL = ("redub", "retake", "extension behind")
+EQUAL = 100.0  # dB, of frames that are the same
+Figures = Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table. text: of the figure; digits: behind the point; unit: behind the number; least, most: the
+    bounds of its mean; worst: whether the one furthest from 0 counts in place of the mean."""
+
+    text: str
+    digits: int = 2
+    unit: str = ""
+    least: float = -math.inf
+    most: float = math.inf
+    worst: bool = False
+
+    def value(self, found: Sequence[float]) -> float:
+        return max(found, key=abs) if self.worst else statistics.mean(found)
+
+    def cells(self, found: Sequence[float]) -> tuple[str, str, str, str]:
+        """What is found, its spread, what is wanted, and whether that is kept."""
+        value, wanted, kept = self.value(found), MISSING, MISSING
+        if self.least > -math.inf or self.most < math.inf:
+            sign, bound = ("≥ ", self.least) if self.least > -math.inf else ("≤ ", self.most)
+            sign = "" if self.least == self.most else sign
+            wanted, kept = f"{sign}{bound:g}{self.unit}", "yes" if self.least <= value <= self.most else "no"
+        spread = f"{self.shown(min(found))} … {self.shown(max(found))}" if max(found) > min(found) else MISSING
+        return f"{self.shown(value)}{self.unit}", spread, wanted, kept
+
+    def shown(self, value: float) -> str:
+        return "equal" if self.unit == " dB" and value >= EQUAL else f"{value:.{self.digits}f}"
+
+
+SEAMS = {
+    "seam": Line("change at a seam / median change", most=2.0),
+    "seam, drawn": Line("… in the drawn clip"),
+    "around": Line("largest change of the frames that are blended / median change"),
+    "around, drawn": Line("… in the drawn clip"),
+}
+OF_EXTENSIONS = {
+    "correlation": Line("new part: correlation of the mouth with its sound", 3, least=0.8),
+    "ground": Line("ground, last second against the first, of 255", 1, most=8),
+    "face": Line("face, last second against the first, of 255", 1, most=8),
+    "kept": Line("kept frames, before encoding", 1, " dB", least=40),
+    **SEAMS,
+}
+LINES: Mapping[str, Mapping[str, Line]] = {
+    "redub": {
+        "new": Line("correlation of the mouth with the new track", 3, least=0.8),
+        "lag": Line("best lag, frames", 0, least=0, most=0, worst=True),
+        "old": Line("correlation of the mouth with the old track", 3, most=0.2),
+        "tracks": Line("… of the two tracks", 3),
+        "outside": Line("outside the mask, before encoding", 1, " dB", least=40),
+        "high": Line("… in the file, `high`", 1, " dB", least=40),
+        "maximum": Line("… in the file, `maximum`", 1, " dB", least=40),
+        "codec": Line("… the source, encoded again with `high`", 1, " dB"),
+    },
+    "retake": {
+        "correlation": Line("new part: correlation of the mouth with its sound", 3, least=0.8),
+        "kept": Line("kept frames, before encoding", 1, " dB", least=40),
+        **SEAMS,
+    },
+    "extension behind": OF_EXTENSIONS,
+    "extension before": OF_EXTENSIONS,
+    "keyframes": {
+        "frame 0": Line("PSNR of frame 0", 1, " dB", least=28),
+        "frame 24": Line("PSNR of frame 24", 1, " dB", least=24),
+        "frame 48": Line("PSNR of frame 48", 1, " dB", least=24),
+        "correlation": Line("correlation of the mouth with its sound", 3, least=0.8),
+    },
+}
+
+
+def edits(folder: Path, small: bool = False) -> Table:
+    identity = {"code": code("ltx", "mini", "benchmarks/edited.py")}
+    parts = Parts(folder / "edits.parts.json" if small else RESULTS / "edits.parts.json", identity)
+    with sides("edited", log=folder / "sides.log") as (side,):
+
+        def figures(task: str, number: int) -> Mapping[str, float]:
+            function, asked = TASKS[task]
+            make = partial(side, function, folder=str(folder), number=number, **asked)
+            return parts.get(f"{task}, clip {number + 1}", make)
+
+        names, numbers = (SMALL, range(1)) if small else (TASKS, range(COUNT))
+        found = {task: [figures(task, number) for number in numbers] for task in names}
+    made = table(found)
+    parts.done()
+    return made
+
+
+def table(found: Mapping[str, Figures]) -> Table:
+    """The figures of all tasks, one a row."""
+    rows, numbers = [], {}
+    for task, figures in found.items():
+        for name, line in LINES[task].items():
+            values = [each[name] for each in figures]
+            rows.append((f"{task}: {line.text}", *line.cells(values)))
+            numbers[f"{task}: {name}"] = line.value(values)
+    return Table("Work on a video", ("what", "mean", "spread", "wanted", "kept"), tuple(rows), NOTES, numbers)
+
+
+NOTES = ("",)

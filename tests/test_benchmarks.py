@@ -144,7 +144,7 @@ def test_edits(take) -> None:
 @pytest.mark.soak
 def test_edits_of_all_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCH_THREADS", "1")
-    monkeypatch.setattr(edits, "RESULTS", tmp_path)
+    monkeypatch.setattr(edits, "KEPT", tmp_path / "parts.json")
     missed = {row[0] for row in edits.edits(tmp_path).rows if row[-1] == "no"}
     kept = json.loads((measure.RESULTS / "edits.json").read_text(encoding="utf-8"))
     assert missed <= {row[0] for row in kept["rows"] if row[-1] == "no"}

@@ -111,6 +111,7 @@ def redub(folder: str, number: int, grown: float = GROWN, **request: Any) -> Fig
     voice = evaluate.save_wave(place / "voice.wav", other.track)
     made = make(place, case.scene.prompt, request, video=source, mask=place / "mask.png", audio=voice)
     given, mouth = read(source), made.mouth
+    wanted = clips.render(case.scene, other.motion, sizes.FRAME_RATE, (SIDE, SIDE))
 
     def outside(video: np.ndarray) -> float:
         return readers.psnr(video[:, ~mask] / 255, given[:, ~mask] / 255)
@@ -120,6 +121,7 @@ def redub(folder: str, number: int, grown: float = GROWN, **request: Any) -> Fig
         "lag": readers.lagged(mouth, other.motion)[1],
         "old": readers.correlation(mouth, case.motion),
         "tracks": readers.correlation(case.motion, other.motion),
+        "inside": readers.psnr(made.written[:, mask] / 255, wanted[:, mask]),
         "outside": outside(made.frames),
         "high": outside(made.written),
         "maximum": outside(read(write(place / "best.mp4", made.frames, None))),
@@ -135,6 +137,7 @@ def retake(folder: str, number: int, **edit: Any) -> Figures:
     given, old = read(source), np.delete(np.arange(LONG), RENEWED)
     return {
         "correlation": readers.correlation(made.mouth[RENEWED], case.motion[RENEWED]),
+        "picture": readers.psnr(made.written[RENEWED] / 255, case.video[RENEWED]),
         "kept": readers.psnr(made.frames[old] / 255, given[old] / 255),
         **seams(made.written, case.video, (RENEWED.start, RENEWED.stop)),
     }
@@ -154,6 +157,7 @@ def extend(folder: str, number: int, before: bool = False) -> Figures:
     given = read(source)
     return {
         "correlation": readers.correlation(made.mouth[new], case.motion[new]),
+        "picture": readers.psnr(made.written[new] / 255, case.video[new]),
         "ground": ground,
         "face": face,
         "kept": readers.psnr(made.frames[old] / 255, given[-(FILM - edge) :] / 255 if before else given / 255),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ Figures = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table. text: of the figure; digits: behind the point; unit: behind the number; least, most: the
-    bounds of its mean; worst: whether the one furthest from 0 counts in place of the mean."""
+    """A row of the table. text: of the figure; digits: behind the point; unit: behind the number; least, most: its
+    bounds; worst: whether they are for the worst clip in place of the mean."""
 
     text: str
     digits: int = 2
@@ -44,33 +44,38 @@ class Line:
     worst: bool = False
 
     def value(self, found: Sequence[float]) -> float:
-        return max(found, key=abs) if self.worst else statistics.mean(found)
+        """What the bounds are for."""
+        if not self.worst:
+            return statistics.mean(found)
+        return min(found) if self.most == math.inf else max(found, key=abs)
 
     def cells(self, found: Sequence[float]) -> tuple[str, str, str, str]:
-        """What is found, its spread, what is wanted, and whether that is kept."""
+        """The mean, the spread, what is wanted, and whether that is kept."""
         value, wanted, kept = self.value(found), MISSING, MISSING
         if self.least > -math.inf or self.most < math.inf:
             sign, bound = ("≥ ", self.least) if self.least > -math.inf else ("≤ ", self.most)
             sign = "" if self.least == self.most else sign
-            wanted, kept = f"{sign}{bound:g}{self.unit}", "yes" if self.least <= value <= self.most else "no"
+            wanted = f"{sign}{bound:g}{self.unit}{', each' if self.worst else ''}"
+            kept = "yes" if self.least <= value <= self.most else "no"
         spread = f"{self.shown(min(found))} … {self.shown(max(found))}" if max(found) > min(found) else MISSING
-        return self.shown(value, self.unit), spread, wanted, kept
+        return self.shown(statistics.mean(found), self.unit), spread, wanted, kept
 
     def shown(self, value: float, unit: str = "") -> str:
         return "equal" if self.unit == " dB" and value >= EQUAL else f"{value:.{self.digits}f}{unit}"
 
 
 SEAMS = {
-    "seam": Line("change at a seam / median change", most=2.0),
+    "seam": Line("change at a seam / median change"),
     "seam, drawn": Line("… in the drawn clip"),
     "around": Line("largest change of the frames that are blended / median change"),
     "around, drawn": Line("… in the drawn clip"),
 }
 OF_EXTENSIONS = {
     "correlation": Line("new part: correlation of the mouth with its sound", 3, least=0.8),
-    "ground": Line("ground, last second against the first, of 255", 1, most=8),
-    "face": Line("face, last second against the first, of 255", 1, most=8),
-    "kept": Line("kept frames, before encoding", 1, " dB", least=40),
+    "picture": Line("new part, against the drawn clip", 1, " dB"),
+    "ground": Line("ground, last second against the first, of 255", 1, most=8, worst=True),
+    "face": Line("face, last second against the first, of 255", 1, most=8, worst=True),
+    "kept": Line("kept frames, before encoding", 1, " dB", least=40, worst=True),
     **SEAMS,
 }
 LINES: Mapping[str, Mapping[str, Line]] = {
@@ -79,15 +84,18 @@ LINES: Mapping[str, Mapping[str, Line]] = {
         "lag": Line("best lag, frames", 0, least=0, most=0, worst=True),
         "old": Line("correlation of the mouth with the old track", 3, most=0.2),
         "tracks": Line("… of the two tracks", 3),
-        "outside": Line("outside the mask, before encoding", 1, " dB", least=40),
+        "inside": Line("inside the mask, against a drawn clip with the new track", 1, " dB"),
+        "outside": Line("outside the mask, before encoding", 1, " dB", least=40, worst=True),
         "high": Line("… in the file, `high`", 1, " dB", least=40),
         "maximum": Line("… in the file, `maximum`", 1, " dB", least=40),
         "codec": Line("… the source, encoded again with `high`", 1, " dB"),
     },
     "retake": {
         "correlation": Line("new part: correlation of the mouth with its sound", 3, least=0.8),
-        "kept": Line("kept frames, before encoding", 1, " dB", least=40),
+        "picture": Line("new part, against the drawn clip", 1, " dB"),
+        "kept": Line("kept frames, before encoding", 1, " dB", least=40, worst=True),
         **SEAMS,
+        "seam": replace(SEAMS["seam"], most=2.0, worst=True),
     },
     "extension behind": OF_EXTENSIONS,
     "extension before": OF_EXTENSIONS,

@@ -184,7 +184,9 @@ def test_a_row_says_whether_its_bound_is_kept() -> None:
     assert line.cells([41.0, 39.5]) == ("40.2 dB", "39.5 … 41.0", "≥ 40 dB", "yes")
     assert line.cells([100.0, 100.0])[:2] == ("equal", measure.MISSING)
     late = edits.Line("lag", 0, least=0, most=0, worst=True)
-    assert late.cells([0, -1, 0]) == ("-1", "-1 … 0", "0", "no") and late.cells([0, 0])[3] == "yes"
+    assert late.cells([0, -2]) == ("-1", "-2 … 0", "0, each", "no") and late.cells([0, 0])[3] == "yes"
+    each = edits.Line("kept", 1, " dB", least=40, worst=True)
+    assert each.cells([100.0, 39.0])[3] == "no" and each.cells([100.0, 41.0])[3] == "yes"
 
 
 @pytest.mark.soak

@@ -28,6 +28,7 @@ TASKS: Mapping[str, tuple[str, dict[str, Any]]] = {
 SMALL = ("redub", "retake", "extension behind")
 KEPT = ROOT / "build" / "bench" / "edits.parts.json"
 EQUAL = 100.0  # dB, of frames that are the same
+COLUMNS = ("what", "clips", "mean", "spread", "wanted", "kept")
 Figures = Sequence[Mapping[str, float]]
 
 
@@ -117,6 +118,11 @@ NOTES = (
     "byte. In the file they have what H.264 costs: the source, encoded again, has as much. The median change is the "
     "film's own, of all its frames; a drawn clip, which has no seams, shows how large a change can be. The miniature "
     "has no IC-LoRA, so a reference is not among the tasks.",
+    "Where a retake's seam is above its bound, the drawn clip changes as much at that place: the mouth moves there. "
+    "Inside a mask the miniature is blurred, because in its training no frame was clean in a part. Tried on four "
+    "clips, without guidance: one stage and a mask 24 pixels wider are no better, strength 0.3 keeps the old words. "
+    "If the kept cells of such frames are shown to the model as noisy as the new ones, these have 21.2 dB in place "
+    "of 17.0, and a correlation of 0.84 in place of 0.78.",
 )
 
 
@@ -143,6 +149,6 @@ def table(found: Mapping[str, Figures]) -> Table:
     for task, figures in found.items():
         for name, line in LINES[task].items():
             values = [each[name] for each in figures]
-            rows.append((f"{task}: {line.text}", *line.cells(values)))
+            rows.append((f"{task}: {line.text}", f"{len(values)}", *line.cells(values)))
             numbers[f"{task}: {name}"] = line.value(values)
-    return Table("Work on a video", ("what", "mean", "spread", "wanted", "kept"), tuple(rows), NOTES, numbers)
+    return Table("Work on a video", COLUMNS, tuple(rows), NOTES, numbers)

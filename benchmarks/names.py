@@ -13,6 +13,7 @@ BENCHMARKS = {
     "cost": "cost",
     "formats": "formats",
     "films": "films",
+    "edits": "edits",
     "machines": "machines",
     "gpu": "card",
 }

@@ -57,10 +57,11 @@ class Parts:
             os.replace(temporary, path)
 
 
-def code(*folders: str) -> str:
-    """A hash of the Python files of these folders of the repository: another state of the code begins anew."""
+def code(*places: str) -> str:
+    """A hash of these Python files of the repository, and of those in these folders: another state of the code begins
+    anew."""
     digest = hashlib.sha256()
-    for folder in folders:
-        for file in sorted((ROOT / folder).rglob("*.py")):
+    for place in places:
+        for file in [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*.py")):
             digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -37,7 +37,7 @@ BARS = 5
 MOUTH, EYE, PUPIL = (48, 12, 22), (250, 250, 250), (16, 16, 20)
 SHIFT = 0.16  # of the short side: how far left and right are from the centre
 CLOSED, OPEN = 0.05, 0.40  # half height of a mouth, in the head's radii
-MOUTH_WIDTH = 0.40
+MOUTH_WIDTH, MOUTH_LOW = 0.40, 0.42  # half its width, and its middle below the head's
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def render(
             brush.paint(_ellipse(eye, dy + 0.26 - low, 0.17, 0.19) * r, EYE)
             brush.paint(_ellipse(eye, dy + 0.24 - low, 0.085, 0.095) * r, PUPIL)
         opening = (CLOSED + (OPEN - CLOSED) * motion)[:, None, None]
-        brush.paint(_ellipse(dx, dy - 0.42, MOUTH_WIDTH, opening) * r, MOUTH)
+        brush.paint(_ellipse(dx, dy - MOUTH_LOW, MOUTH_WIDTH, opening) * r, MOUTH)
     elif scene.kind == "bars":
         for bar in range(BARS):
             tall = (0.05 + 0.65 * motion[:, bar])[:, None, None]

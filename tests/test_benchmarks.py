@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from a2v.benchmarks import card, formats, gpu, measure
+from a2v.benchmarks import card, edits, formats, gpu, measure
 from a2v.benchmarks.parts import Parts, code
 from a2v.benchmarks.work import Counter
 from safetensors.torch import load_file, save_file
@@ -22,6 +22,7 @@ from torch import nn
 
 LEVELS = ("none", "regular", "high", "full")
 ROOT = Path(__file__).resolve().parents[1]
+SPEAKS = bool(shutil.which("espeak-ng") or shutil.which("flite"))
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_load(take) -> None:
     assert take("load").numbers["resident"] > 0.5
 
 
-@pytest.mark.skipif(not shutil.which("espeak-ng") and not shutil.which("flite"), reason="nothing here can speak")
+@pytest.mark.skipif(not SPEAKS, reason="nothing here can speak")
 @pytest.mark.soak
 def test_films(take) -> None:
     """Three seconds in four windows: the mouth follows, and the face is what was asked for."""
@@ -121,6 +122,71 @@ def test_a_film_is_read_as_it_was_drawn() -> None:
     video[49:120] += 12
     drifted = films.read(np.clip(video, 0, 255).astype(np.uint8), motion, scenes, [0, 120, 240], [49])
     assert drifted["ground"] == pytest.approx(12, abs=1.5) and drifted["join"] > 2 * found["join"]
+
+
+@pytest.mark.skipif(not SPEAKS, reason="nothing here can speak")
+@pytest.mark.timeout(900)
+def test_edits(take) -> None:
+    """One clip redubbed, retaken and extended: the mouth leaves the old track for the new one, what is kept is the
+    source's own, and neither seams nor colours tell what was made."""
+    numbers = take("edits").numbers
+    assert numbers["redub: new"] >= 0.8 and numbers["redub: lag"] == 0
+    assert numbers["redub: old"] <= 0.2 and abs(numbers["redub: tracks"]) < 0.1
+    assert numbers["redub: outside"] == numbers["retake: kept"] == numbers["extension behind: kept"] == edits.EQUAL
+    assert numbers["redub: maximum"] >= 40
+    assert numbers["retake: correlation"] >= 0.8 and numbers["extension behind: correlation"] >= 0.7
+    assert max(numbers["retake: seam"], numbers["extension behind: seam"]) <= 2
+    assert max(numbers["extension behind: ground"], numbers["extension behind: face"]) <= 8
+
+
+@pytest.mark.skipif(not SPEAKS, reason="nothing here can speak")
+@pytest.mark.timeout(7200)
+@pytest.mark.soak
+def test_edits_of_all_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_THREADS", "1")
+    monkeypatch.setattr(edits, "KEPT", tmp_path / "parts.json")
+    missed = {row[0] for row in edits.edits(tmp_path).rows if row[-1] == "no"}
+    kept = json.loads((measure.RESULTS / "edits.json").read_text(encoding="utf-8"))
+    assert missed <= {row[0] for row in kept["rows"] if row[-1] == "no"}
+
+
+def test_the_mask_of_a_mouth_has_all_that_it_moves() -> None:
+    from a2v.benchmarks import edited
+    from a2v.mini import clips
+
+    draw = np.random.default_rng(3)
+    for _ in range(12):
+        scene = clips.random_scene(draw, "face")
+        closed, wide = (clips.render(scene, np.full(49, opening, np.float32)) for opening in (0, 1))
+        moved = np.abs(wide - closed).max((0, 3)) > 0.5 / 255
+        assert not (moved & ~edited.mask_of(scene, 49, 1)).any()
+        assert (moved & ~edited.mask_of(scene, 49, -4)).any()
+
+
+def test_a_seam_is_the_change_where_two_takes_meet() -> None:
+    from a2v.benchmarks import edited
+    from a2v.mini import clips
+
+    draw = np.random.default_rng(6)
+    scene = clips.random_scene(draw, "face")
+    video = clips.render(scene, clips.random_motion(draw, scene, 73))
+    made = (255 * video).round()
+    same = edited.seams(made.astype(np.uint8), video, (17, 49))
+    assert same["seam"] == pytest.approx(same["seam, drawn"], rel=0.05)
+    assert same["around"] == pytest.approx(same["around, drawn"], rel=0.05)
+    made[17:49] += 10
+    jumped = edited.seams(made.clip(0, 255).astype(np.uint8), video, (17, 49))
+    assert jumped["seam"] > 4 * same["seam"] and jumped["seam, drawn"] == same["seam, drawn"]
+
+
+def test_a_row_says_whether_its_bound_is_kept() -> None:
+    line = edits.Line("what", 1, " dB", least=40)
+    assert line.cells([41.0, 39.5]) == ("40.2 dB", "39.5 … 41.0", "≥ 40 dB", "yes")
+    assert line.cells([100.0, 100.0])[:2] == ("equal", measure.MISSING)
+    late = edits.Line("lag", 0, least=0, most=0, worst=True)
+    assert late.cells([0, -2]) == ("-1", "-2 … 0", "0, each", "no") and late.cells([0, 0])[3] == "yes"
+    each = edits.Line("kept", 1, " dB", least=40, worst=True)
+    assert each.cells([100.0, 39.0])[3] == "no" and each.cells([100.0, 41.0])[3] == "yes"
 
 
 @pytest.mark.soak

@@ -35,7 +35,6 @@ SCENE = clips.Scene(colour="orange", ground="teal", sway=0.01)
 SIZE = (768, 512)
 """Width and height: multiples of 128, as an IC-LoRA needs them whose reference has half the size."""
 FRAMES, FPS = 97, 24
-BELOW = 0.42  # where the middle of the mouth is, in the head's radii below its centre
 
 
 def pictures(motion: np.ndarray) -> np.ndarray:
@@ -47,7 +46,7 @@ def mouth(picture: np.ndarray) -> Image.Image:
     """The picture, transparent where the mouth and the chin are."""
     (x,), (y,), (radius,) = clips.head(SCENE, 1, float(FPS))
     unit, (width, height) = min(SIZE), SIZE
-    centre = width / 2 + x * unit, height / 2 + (y + BELOW * radius) * unit
+    centre = width / 2 + x * unit, height / 2 + (y + clips.MOUTH_LOW * radius) * unit
     across, down = 0.62 * radius * unit, 0.58 * radius * unit
     alpha = Image.new("L", SIZE, 255)
     box = (centre[0] - across, centre[1] - down, centre[0] + across, centre[1] + down)

@@ -123,6 +123,50 @@ def test_a_film_is_read_as_it_was_drawn() -> None:
     assert drifted["ground"] == pytest.approx(12, abs=1.5) and drifted["join"] > 2 * found["join"]
 
 
+def test_joins_are_compared_with_their_own_section() -> None:
+    """A section whose picture hardly moves has a join that would not be seen in the other section."""
+    from a2v.benchmarks import films
+    from a2v.mini import clips
+
+    draw = np.random.default_rng(5)
+    scenes = films._scenes(draw, 2)
+    video = np.concatenate([clips.render(scene, np.full(60, 0.5)) for scene in scenes]) * 200
+    video[:60] += 20 * (np.arange(60) % 2)[:, None, None, None]
+    video[60:] += (np.arange(60) % 2)[:, None, None, None]
+    video[90:] += 6
+    motion = np.zeros(120)
+    found = films.read(video.astype(np.uint8), motion, scenes, [0, 60, 120], [30, 60, 90])
+    assert found["join"] == pytest.approx(found["anywhere"]) and found["join"] > 3
+
+
+def test_the_memory_of_a_window_is_read_at_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded between the stages, and by the decoder, belongs to no window."""
+    from a2v.benchmarks import films
+
+    held = {
+        "encode text": 900,
+        "first stage": [100, 200, 190, 206],
+        "second stage": [300, 400, 404, 396],
+        "decode": 999,
+    }
+    present = {"bytes": 0}
+    monkeypatch.setattr(films, "resident", lambda field: present[{"RssAnon": "bytes"}[field]])
+    watch = films.Watch()
+    for phase, values in held.items():
+        for number, size in enumerate(values if isinstance(values, list) else []):
+            for done, share in ((1, 0.9), (2, 1.0), (3, 0.95)):
+                present["bytes"] = size * share
+                watch(f"{phase}, window {number + 1} of 4", done, 3)
+        if not isinstance(values, list):
+            present["bytes"] = values
+            watch(phase, 1, 1)
+    figures = films._costs(watch)
+    assert [size for _, size in watch.windows["first stage"]] == [100, 200, 190, 206]
+    assert figures["first stage, grown"] == pytest.approx(0.03)
+    assert figures["second stage, grown"] == pytest.approx(0.01)
+    assert films.grown(figures) == "+3.0%"
+
+
 @pytest.mark.soak
 def test_machines(take) -> None:
     pytest.importorskip("ray")

@@ -103,6 +103,24 @@ def test_films(take) -> None:
     assert numbers["speech: join"] < 2.5
 
 
+@pytest.mark.skipif(not shutil.which("espeak-ng") and not shutil.which("flite"), reason="nothing here can speak")
+@pytest.mark.soak
+def test_a_minute_is_made_again_as_single_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clips of 49 frames, of which the second one ends behind the film."""
+    from a2v.benchmarks import films
+
+    monkeypatch.setattr(films, "FILMS", {"short": films.Film(81 / films.MINUTE)})
+    monkeypatch.setattr(films, "SINGLE", 49)
+    assert films.singles(str(tmp_path), "short", 0)["correlation"] > 0.7
+
+
+def test_minutes_end_with_their_section() -> None:
+    from a2v.benchmarks import films
+
+    found = [(n, each.start, each.stop) for n, each in films.stretches([0, 1441, 2881, 5000, 5100])]
+    assert found == [(0, 0, 1440), (1, 1441, 2881), (2, 2881, 4321), (3, 5000, 5100)]
+
+
 def test_a_film_is_read_as_it_was_drawn() -> None:
     """A mouth that follows and one that does not, a jump at a join, and a colour that drifts."""
     from a2v.benchmarks import films

@@ -18,7 +18,6 @@ from ..ltx.given import ReferenceVideo, delayed, shown_frames, source_video
 from ..ltx.latents import SPACE_SCALE, pixel_frames, pixel_size
 from ..ltx.media.clip import Clip, silent_track
 from ..ltx.media.images import fit
-from ..ltx.media.masks import area_of
 from ..ltx.media.rates import frame_rate
 from ..ltx.plan import round_frames
 from . import activations, files, memory
@@ -27,6 +26,7 @@ from .film import CLEAN, FilmSound, References, Retake
 from .progress import Progress, reported
 from .taking.clip import to_clip, to_image_clip
 from .taking.latent import MASK, samples_of
+from .taking.mask import to_area
 from .taking.sound import from_track, to_track
 from .types import CATEGORY, AudioIO, ClipIO, ModelIO, ReferencesIO, RetakeIO, VideoVaeIO
 from .widgets import ADVANCED, aliases, widget
@@ -188,7 +188,7 @@ class RetakeClip(io.ComfyNode):
         files.choice("renew", renew, RENEWALS)
         rate, frames = frame_rate(fps), round_frames(frames)
         edit = VideoEdit(renew, start or None, end or None, strength, soften, soften_pixels, begin)
-        area = None if mask is None else area_of(mask)
+        area = None if mask is None else to_area(mask)
         length = shown_frames(clip, edit, rate)
         follows = frames == round_frames(length)  # the film ends with the clip
         source, shown = source_video(clip, edit, area, rate, follows), length if follows and length < frames else 0

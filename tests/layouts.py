@@ -209,6 +209,16 @@ def write_blocks(
     return meaning
 
 
+WRITERS = {"nvfp4": "quantize_nvfp4", "mxfp8": "quantize_mxfp8", "convrot": "quantize_int8_convrot_weight"}
+
+
+def can_write(kind: str) -> bool:
+    """Whether the comfy-kitchen that is installed knows the format. 0.2.3 of ComfyUI 0.8 knows nvfp4 alone."""
+    from comfy_kitchen.backends.eager import quantization as kitchen
+
+    return hasattr(kitchen, WRITERS.get(kind, "quantize_int8_tensorwise"))
+
+
 def blocks_of(weight: Tensor, kind: str) -> tuple[Tensors, dict[str, object], Tensor]:
     """A weight in one of ComfyUI's formats: the tensors of its layer, the note about it, and what they mean, all by
     comfy-kitchen's plain formulas."""

@@ -45,7 +45,10 @@ EXPERIMENT = "Nodes 2.0 is an experiment in this frontend, and draws other sizes
 FIRST, EARLY = (
     pytest.mark.skipif(Version(version(FRONTEND)) < number, reason=EXPERIMENT) for number in (Version("1.35"), FINISHED)
 )
-TOO_LARGE = [(name, face) for name in ("first_and_last_image", "song") for face in FILES]
+TOO_LARGE = [
+    *((name, face) for name in ("first_and_last_image", "song", "redub") for face in FILES),
+    *((name, "all nodes") for name in ("retake", "reference")),
+]
 
 
 def both(mark: pytest.MarkDecorator) -> pytest.MarkDecorator:

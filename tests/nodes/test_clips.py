@@ -22,6 +22,7 @@ from a2v.ltx.media.masks import area_of
 from a2v.nodes import clips, conditioning, output
 from a2v.nodes.film import Retake
 from a2v.nodes.taking.clip import to_clip, to_image_clip
+from a2v.nodes.taking.mask import to_area
 from a2v.tests.host.graph import RETAKE
 from a2v.tests.ltx.media.clips import plain, write_clip
 from a2v.tests.nodes.test_steering import run
@@ -50,6 +51,12 @@ def retake(clip: Any, **inputs: Any) -> tuple[Any, ...]:
 
 
 # What comes in
+
+
+def test_the_white_of_newer_hosts_is_white() -> None:
+    """ComfyUI 0.33 reads a grey picture through a video decoder, and its white as 254 of 255."""
+    mask = torch.tensor([[0.0, 128.0, 253.0, 254.0, 255.0]]) / 255
+    assert torch.equal(to_area(mask).frames, torch.tensor([[[0, 128 / 255, 253 / 255, 1, 1]]]))
 
 
 def test_a_video_file(file: Path) -> None:

@@ -49,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     files = write_tiny(tmp_path_factory.mktemp("tiny"), layers=2)
     layouts.write_fp8(files.checkpoint, files.checkpoint.with_name("fp8.safetensors"), "rows")
     layouts.write_gguf(files.checkpoint, files.checkpoint.with_name("q8.gguf"), "Q8_0")
-    for kind in ("nvfp4", "convrot"):
+    for kind in filter(layouts.can_write, ("nvfp4", "convrot")):
         layouts.write_blocks(files.checkpoint, files.checkpoint.with_name(f"{kind}.safetensors"), kind)
     return files
 
@@ -113,6 +113,8 @@ PARTS = {
 
 @pytest.fixture(params=list(PARTS))
 def part(request: pytest.FixtureRequest) -> Part:
+    if request.param == "int8 transformer" and not layouts.can_write("convrot"):
+        pytest.skip("this host's comfy-kitchen has no int8")
     return PARTS[request.param]
 
 

@@ -104,6 +104,24 @@ def test_films(take) -> None:
     assert numbers["speech: join"] < 2.5
 
 
+@pytest.mark.skipif(not shutil.which("espeak-ng") and not shutil.which("flite"), reason="nothing here can speak")
+@pytest.mark.soak
+def test_a_minute_is_made_again_as_single_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clips of 49 frames, of which the second one ends behind the film."""
+    from a2v.benchmarks import films
+
+    monkeypatch.setattr(films, "FILMS", {"short": films.Film(81 / films.MINUTE)})
+    monkeypatch.setattr(films, "SINGLE", 49)
+    assert films.singles(str(tmp_path), "short", 0)["correlation"] > 0.7
+
+
+def test_minutes_end_with_their_section() -> None:
+    from a2v.benchmarks import films
+
+    found = [(n, each.start, each.stop) for n, each in films.stretches([0, 1441, 2881, 5000, 5100])]
+    assert found == [(0, 0, 1440), (1, 1441, 2881), (2, 2881, 4321), (3, 5000, 5100)]
+
+
 def test_a_film_is_read_as_it_was_drawn() -> None:
     """A mouth that follows and one that does not, a jump at a join, and a colour that drifts."""
     from a2v.benchmarks import films
@@ -187,6 +205,50 @@ def test_a_row_says_whether_its_bound_is_kept() -> None:
     assert late.cells([0, -2]) == ("-1", "-2 … 0", "0, each", "no") and late.cells([0, 0])[3] == "yes"
     each = edits.Line("kept", 1, " dB", least=40, worst=True)
     assert each.cells([100.0, 39.0])[3] == "no" and each.cells([100.0, 41.0])[3] == "yes"
+
+
+def test_joins_are_compared_with_their_own_section() -> None:
+    """A section whose picture hardly moves has a join that would not be seen in the other section."""
+    from a2v.benchmarks import films
+    from a2v.mini import clips
+
+    draw = np.random.default_rng(5)
+    scenes = films._scenes(draw, 2)
+    video = np.concatenate([clips.render(scene, np.full(60, 0.5)) for scene in scenes]) * 200
+    video[:60] += 20 * (np.arange(60) % 2)[:, None, None, None]
+    video[60:] += (np.arange(60) % 2)[:, None, None, None]
+    video[90:] += 6
+    motion = np.zeros(120)
+    found = films.read(video.astype(np.uint8), motion, scenes, [0, 60, 120], [30, 60, 90])
+    assert found["join"] == pytest.approx(found["anywhere"]) and found["join"] > 3
+
+
+def test_the_memory_of_a_window_is_read_at_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded between the stages, and by the decoder, belongs to no window."""
+    from a2v.benchmarks import films
+
+    held = {
+        "encode text": 900,
+        "first stage": [100, 200, 190, 206],
+        "second stage": [300, 400, 404, 396],
+        "decode": 999,
+    }
+    present = {"bytes": 0}
+    monkeypatch.setattr(films, "resident", lambda field: present[{"RssAnon": "bytes"}[field]])
+    watch = films.Watch()
+    for phase, values in held.items():
+        for number, size in enumerate(values if isinstance(values, list) else []):
+            for done, share in ((1, 0.9), (2, 1.0), (3, 0.95)):
+                present["bytes"] = size * share
+                watch(f"{phase}, window {number + 1} of 4", done, 3)
+        if not isinstance(values, list):
+            present["bytes"] = values
+            watch(phase, 1, 1)
+    figures = films._costs(watch)
+    assert [size for _, size in watch.windows["first stage"]] == [100, 200, 190, 206]
+    assert figures["first stage, grown"] == pytest.approx(0.03)
+    assert figures["second stage, grown"] == pytest.approx(0.01)
+    assert films.grown(figures) == "+3.0%"
 
 
 @pytest.mark.soak

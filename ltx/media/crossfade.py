@@ -32,19 +32,20 @@ def join(parts: Sequence[Track], starts: Sequence[Fraction]) -> Track:
     for part, start in zip(parts[1:], starts[1:], strict=True):
         if (part.rate, len(part.waveform)) != (first.rate, len(first.waveform)):
             raise InputError("audio: the windows' sounds differ in rate or channels; decode all with one vocoder.")
-        at, last = round(start * first.rate), done.pop()
-        overlap = min(begin + last.shape[1] - at, part.waveform.shape[1])
+        at, last = max(begin, round(start * first.rate)), done.pop()
+        wave = part.waveform[:, at - round(start * first.rate) :]  # a short window may begin before the fade above ends
+        overlap = min(begin + last.shape[1] - at, wave.shape[1])
         if overlap <= 0:  # behind a hard cut
             gap = torch.zeros(len(last), -overlap)
             done += [
                 torch.cat((_ended(last, first.rate), gap), dim=1),
-                _ended(part.waveform.flip(1), first.rate).flip(1),
+                _ended(wave.flip(1), first.rate).flip(1),
             ]
             begin = at
             continue
         shared = slice(at - begin, at - begin + overlap)
-        faded, used = _faded(last[:, shared], part.waveform[:, :overlap], first.rate)
-        done += [torch.cat((last[:, : shared.start], faded), dim=1), part.waveform[:, used:]]
+        faded, used = _faded(last[:, shared], wave[:, :overlap], first.rate)
+        done += [torch.cat((last[:, : shared.start], faded), dim=1), wave[:, used:]]
         begin = at + used
     return Track(torch.cat(done, dim=1), first.rate, first.speakers)
 

@@ -120,6 +120,23 @@ def test_behind_a_hard_cut_there_may_be_a_gap() -> None:
     assert torch.equal(joined.waveform[:, 50000:], wave[:, 50000:96000])
 
 
+@pytest.mark.parametrize("second", [Fraction(1, 24), Fraction(1, 2), Fraction(1)])
+def test_a_short_window_begins_before_the_fade_above_ends(second: Fraction) -> None:
+    """As behind a section that is as long as the overlap: the first two sounds differ least near the end of theirs."""
+    waves, pause = [hiss(1), hiss(2), hiss(3)], slice(round(1.9 * RATE), round(1.98 * RATE))
+    for wave in waves[:2]:
+        wave[:, pause] = 0
+    starts = [Fraction(0), second, second + Fraction(1, 3)]
+    ends = [2, Fraction(5, 2), 3]
+    spans = [slice(round(start * RATE), round(end * RATE)) for start, end in zip(starts, ends, strict=True)]
+    joined = join([Track(w[:, s], RATE) for w, s in zip(waves, spans, strict=True)], starts).waveform
+    assert joined.shape[1] == 3 * RATE
+    assert torch.equal(joined[:, : pause.start], waves[0][:, : pause.start])
+    assert torch.equal(joined[:, spans[1].stop :], waves[2][:, spans[1].stop : 3 * RATE])
+    same = torch.stack([(joined == wave[:, : joined.shape[1]]).all(dim=0) for wave in waves])
+    assert (~same.any(dim=0)).sum() <= 2 * round(FADE * RATE), "all else is one part's or another's, to the bit"
+
+
 def test_refused() -> None:
     one = Track(torch.zeros(1, 100), 1000)
     with pytest.raises(InputError, match="differ in rate"):

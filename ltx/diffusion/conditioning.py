@@ -160,7 +160,8 @@ class Stream:
     stand for eight. LTX-2.5 adds its keyframe vector to them. Appended tokens are not marked. sight: what groups of
     tokens see of each other, None if all see all. known: whether every token is kept, None if only the mask tells it,
     for which the host waits where that is on a device. hearing: [1, N, 1] for the video, how much each token takes from
-    the sound, from 0 to 1; None if all take all.
+    the sound, from 0 to 1; None if all take all. level: [1, N, 1], how noisy the model is shown each token, as a share
+    of sigma; None is the mask.
     """
 
     latent: Tensor
@@ -171,6 +172,7 @@ class Stream:
     sight: Sight | None = None
     known: bool | None = None
     hearing: Tensor | None = None
+    level: Tensor | None = None
 
     @property
     def frozen(self) -> bool:
@@ -185,6 +187,13 @@ class Stream:
         """Mixes `x` (mask 1) with the clean tokens (mask 0)."""
         return x * self.mask + self.clean * (1 - self.mask)
 
+    def shown(self, x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """The tokens as the model is shown them at a step: kept ones that have a level are as noisy as it says."""
+        if self.level is None:
+            return x
+        level = self.level * sigma
+        return torch.where(self.level > self.mask, self.clean * (1 - level) + noise * level, x)
+
     def to(self, device: torch.device | str) -> Stream:
         """The same stream on a device. The positions stay where they are: they are embedded on the CPU, and only their
         embeddings go to a device."""
@@ -194,6 +203,7 @@ class Stream:
             clean=self.clean.to(device),
             mask=self.mask.to(device),
             marked=None if self.marked is None else self.marked.to(device),
+            level=None if self.level is None else self.level.to(device),
         )
 
 
@@ -233,15 +243,24 @@ def video_stream(
     tokens, cleans, masks, marks, places = zip(*parts, strict=True)
     sizes = [tokens.shape[1] for tokens in cleans]
     seen = [(size, each.attention) for size, each in zip(sizes[1 + len(keyframes) :], references, strict=True)]
+    whole = joined(masks, 1)
     return Stream(
         joined(tokens, 1),
         joined(cleans, 1),
-        joined(masks, 1),
+        whole,
         joined(places, 2),
         joined(marks, 1),
         Sight.of(sizes[0], sum(sizes[1 : 1 + len(keyframes)]), seen),
         None if given or latent.shape[2] == 1 else False,
+        level=torch.cat((latents.patchify_video(_level(mask)), whole[:, sizes[0] :]), 1) if given else None,
     )
+
+
+def _level(mask: Tensor) -> Tensor:
+    """How noisy the model is shown each cell [1, 1, F, H, W]: as its mask says, but a kept cell is as noisy as the rest
+    of its latent frame. Models of this family are trained with whole frames that are clean, not with parts of them:
+    beside clean cells the new ones come out blurred."""
+    return torch.where(mask > 0, mask, mask.amax((3, 4), keepdim=True))
 
 
 def _grid(

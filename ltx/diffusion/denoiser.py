@@ -38,8 +38,10 @@ class GuidedDenoiser:
         hooks: Hooks = UNWATCHED,
         room: float = 0.0,
         texts: float | None = None,
+        noise: Tensor | None = None,
     ) -> None:
         self.model, self.video, self.audio, self.steering, self.hooks = model, video, audio, steering, hooks
+        self.noise = torch.zeros_like(video.latent) if noise is None else noise
         self.device, self.dtype = video.latent.device, model.proj_in.weight.dtype
         self.frozen, self.still = audio.frozen, video.frozen
         layers = len(model.transformer_blocks)
@@ -51,7 +53,8 @@ class GuidedDenoiser:
         if video.hearing is not None:
             self.positions = replace(self.positions, hearing=video.hearing.to(self.device, self.dtype))
         self.views = () if video.sight is None else video.sight.views(self.device, self.dtype)
-        self.masks, self.heard = Tokens(video.mask[..., 0], audio.mask[..., 0]), audio.mask.max()
+        level = video.mask if video.level is None else video.level
+        self.masks, self.heard = Tokens(level[..., 0], audio.mask[..., 0]), audio.mask.max()
         self.levels = Levels.of(self.masks.video), Levels.of(self.masks.audio)
         tokens = self.masks.video.shape[1] + self.masks.audio.shape[1]
         batch = len(self.passes) * working_set(model, tokens)
@@ -77,6 +80,7 @@ class GuidedDenoiser:
             audio_sigma[None],
             self.dtype,
         )
+        x = replace(x, video=self.video.shown(x.video, self.noise, sigma))
         running = self.passes if guided else {"cond": self.passes["cond"]}
         results = velocities(
             self.model,

@@ -59,7 +59,7 @@ def sample(
         trace("sigmas", sigmas)
         _trace(trace, video, sound)
     room = batch_room(torch.device(device)) if room is None else room
-    denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room, texts)
+    denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room, texts, drawn[0].to(device))
     if steering.sampler == RES_2S:
         x = res_2s(denoise, x, sigmas, seed, hooks, blend=denoise.blend)
     elif steering.sampler == ANCESTRAL:

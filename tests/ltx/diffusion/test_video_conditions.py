@@ -104,16 +104,36 @@ def test_a_lower_mask_stays_nearer_to_the_source(model: nn.Module, sampler: str)
     assert distances[0] < distances[1] < distances[2]
 
 
-def test_kept_tokens_have_timestep_0_and_the_stream_keeps_its_sigma(model: nn.Module) -> None:
+def test_kept_frames_have_timestep_0_and_the_stream_keeps_its_sigma(model: nn.Module) -> None:
+    """Kept cells of a frame that changes in part are as noisy as the new ones; the mask says what of them is kept."""
     trace = Recorder()
     sample(model, mask=region(), trace=trace)
-    levels = patchify_video(region())
-    assert torch.equal(trace.tensors["denoise_mask_video"], levels)
+    assert torch.equal(trace.tensors["denoise_mask_video"], patchify_video(region()))
+    levels = region()
+    levels[:, :, 1, :, 2] = 1
+    levels = patchify_video(levels)
     for step, sigma in enumerate((1.0, 0.7, 0.5, 0.25)):
         assert torch.allclose(trace.tensors[f"step{step}/call0/video_timesteps"], levels * sigma)
         assert trace.tensors[f"step{step}/call0/video_sigma"].item() == pytest.approx(sigma)
         assert trace.tensors[f"step{step}/call0/audio_sigma"].item() == 0
     assert torch.equal(trace.tensors["clean_video"], patchify_video(SOURCE))
+
+
+def test_the_model_is_shown_kept_cells_as_noisy_as_their_frame(model: nn.Module) -> None:
+    stream = video_stream(torch.zeros_like(SOURCE), (), FPS, region(), clean=SOURCE)
+    x, noise = (drawn(seed, *stream.clean.shape) for seed in (21, 22))
+    sigma = 0.7
+    shown = stream.shown(x, noise, torch.tensor(sigma))
+    beside = torch.zeros(GRID, dtype=torch.bool)
+    beside[1, :, 2] = True
+    beside = beside.flatten()
+    assert torch.equal(shown[:, ~beside], x[:, ~beside])
+    mixed = (1 - sigma) * stream.clean + sigma * noise
+    assert torch.allclose(shown[:, beside], mixed[:, beside], atol=1e-6)
+    whole = torch.zeros(1, 1, *GRID)
+    whole[:, :, 1] = 1
+    by_time = video_stream(torch.zeros_like(SOURCE), (), FPS, whole, clean=SOURCE)
+    assert torch.equal(by_time.level, by_time.mask) and torch.equal(by_time.shown(x, noise, torch.tensor(sigma)), x)
 
 
 def test_a_kept_picture_is_frozen_as_kept_sound_is(model: nn.Module) -> None:

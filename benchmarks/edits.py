@@ -119,10 +119,10 @@ NOTES = (
     "film's own, of all its frames; a drawn clip, which has no seams, shows how large a change can be. The miniature "
     "has no IC-LoRA, so a reference is not among the tasks.",
     "Where a retake's seam is above its bound, the drawn clip changes as much at that place: the mouth moves there. "
-    "Inside a mask the miniature is less sharp than elsewhere. The kept cells of such a frame are shown to the model as "
-    "noisy as the new ones, because no frame of its training was clean in a part: clean ones gave 17.0 dB in place of "
-    "21.2 and a correlation of 0.78 in place of 0.84 (four clips, without guidance). One stage and a mask 24 pixels wider "
-    "are no better, and strength 0.3 keeps the old words.",
+    "Inside a mask the miniature is less sharp than elsewhere. The kept cells of such a frame are shown to the model "
+    "as noisy as the new ones, because no frame of its training was clean in a part: clean ones gave 17.0 dB in place "
+    "of 21.2 and a correlation of 0.78 in place of 0.84 (four clips, without guidance). One stage and a mask 24 pixels "
+    "wider are no better, and strength 0.3 keeps the old words.",
 )
 
 

@@ -128,7 +128,13 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize(("app", "asked", "request_", "given"), CASES.values(), ids=CASES)
+LONGER = ("another take", "longer")  # cases of `make soak`: tests/host/test_video_in.py has them as graphs
+
+
+@pytest.mark.parametrize(
+    ("app", "asked", "request_", "given"),
+    [pytest.param(*case, id=name, marks=[pytest.mark.soak] * (name in LONGER)) for name, case in CASES.items()],
+)
 def test_a_request_is_the_command_s_film(
     client: Any,
     files: TinyFiles,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 import pytest
+from _pytest.mark import ParameterSet
 from a2v.tests.host.browser import Frontend
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.draw_workflows import FRONTEND, INPUTS, all_nodes_file, opening_file
@@ -20,6 +21,7 @@ from PIL import Image
 
 LEAST = 0.5  # zoom at which a person can read
 FULL = ("first_and_last_image", "audio_regeneration", "song", "retake")  # they have the largest stages
+ENTERED = ("song", "retake")  # of these, whose stages are entered in the usual suite
 COLOURS = """types => types.map(type => [app.canvas.default_connection_color_byType[type],
     getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`)])"""
 FILES = {"opening": opening_file, "all nodes": all_nodes_file}
@@ -35,10 +37,13 @@ IMAGES = """name => [app.graph, ...app.graph.subgraphs.values()].flatMap(graph =
 RESULTS = """() => [...document.querySelectorAll('video')].filter(video => video.readyState && video.videoWidth)
     .map(video => [video.videoWidth, video.videoHeight])"""
 
-each = pytest.mark.parametrize(
-    "variant",
-    [pytest.param(v, id=v.name, marks=[pytest.mark.soak] * (v.name not in FULL)) for v in VARIANTS],
-)
+
+def variants(*usual: str) -> list[ParameterSet]:
+    """All workflows; those that are not named run in `make soak` alone."""
+    return [pytest.param(v, id=v.name, marks=[pytest.mark.soak] * (v.name not in usual)) for v in VARIANTS]
+
+
+each, each_stage = (pytest.mark.parametrize("variant", variants(*usual)) for usual in (FULL, ENTERED))
 EXPERIMENT = "Nodes 2.0 is an experiment in this frontend, and draws other sizes"
 # In 1.32.9 no face is right and nothing can be recorded; in 1.35.9 what is listed here, and the stages, are too large;
 # in 1.49.6, which offers it to everybody, all is right.
@@ -95,7 +100,7 @@ def test_our_sockets_have_their_colours_in_both_renderings(comfy: Comfy, fronten
 
 
 @later_renderings
-@each
+@each_stage
 def test_every_stage_fits_the_window(variant: Variant, nodes2: bool, frontend: Frontend) -> None:
     opened(frontend, variant, "opening", nodes2)
     found = list(faces.opening(variant).ways())
@@ -117,7 +122,7 @@ def square(comfy: Comfy, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @later_renderings
 @pytest.mark.parametrize("face", FILES)
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.name in FULL[::2]], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", [v for v in variants(FULL[0]) if v.id in FULL[::2]])
 def test_a_square_result_fits_its_node(
     variant: Variant, face: str, nodes2: bool, frontend: Frontend, comfy: Comfy, models: TinyFiles, square: str
 ) -> None:

@@ -258,8 +258,8 @@ def video_stream(
 
 def _level(mask: Tensor) -> Tensor:
     """How noisy the model is shown each cell [1, 1, F, H, W]: as its mask says, but a kept cell is as noisy as the rest
-    of its latent frame. Models of this family are trained with whole frames that are clean, not with parts of them:
-    beside clean cells the new ones come out blurred."""
+    of its latent frame. The official pipelines condition on whole frames alone. Beside clean cells of the same frame,
+    the trained miniature makes blurred ones (docs/benchmarks.md)."""
     return torch.where(mask > 0, mask, mask.amax((3, 4), keepdim=True))
 
 

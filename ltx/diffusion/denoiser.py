@@ -24,8 +24,8 @@ class GuidedDenoiser:
 
     It computes on the device of the streams' tensors. A frozen stream is not guided, and its text context is the
     positive one in every pass: with frozen audio the negative prompt acts on the video alone. room: free bytes beside
-    the weights, which decide whether the passes of a step run as one batch. texts: as for `sample`. Raises InputError
-    as `Steering.check`.
+    the weights, which decide whether the passes of a step run as one batch. texts: as for `sample`. noise: [1, N, C],
+    the stage's own, for kept tokens that are shown as noisy (`Stream.shown`). Raises InputError as `Steering.check`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""MASK: what may change in a clip's picture."""
+"""MASK: an area of the picture, which may change or hears the sound."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ class VideoEdit:
 
     extend: one of DIRECTIONS, if the whole source is kept and a new part is joined to one of its ends; context: how
     many of the source's frames at that end the model then sees. They are held wholly, unless there is a strength.
-    kept_cells: one of KEPT_CELLS, how the model is shown what stays in a latent frame of which a part changes. Raises InputError if a value is out of range, or `extend` comes with one that says what else is made anew.
+    kept_cells: one of KEPT_CELLS, how the model is shown what stays in a latent frame of which a part changes. Raises
+    InputError if a value is out of range, or `extend` comes with one that says what else is made anew.
     """
 
     renew: str | None = None

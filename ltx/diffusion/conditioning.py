@@ -231,8 +231,8 @@ def video_stream(
     """The video's tokens: the grid of `latent` [1, 128, F, H, W], then the keyframes, then the references. A guide or
     a reference at strength 0 is ignored.
 
-    mask, clean, kept_cells: as in `Conditions`; a first image replaces mask and clean at its frame. Raises InputError if a guide, the mask or
-    the clean latent has another size than the latent, or a guide lies outside the clip.
+    mask, clean, kept_cells: as in `Conditions`; a first image replaces mask and clean at its frame. Raises InputError
+    if a guide, the mask or the clean latent has another size than the latent, or a guide lies outside the clip.
     """
     given = mask is not None
     raised = given and kept_cells == NOISY

@@ -172,7 +172,8 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
         mask = None if job.source is None else job.source.sound_mask(window, clip.fps)
         place = clip.lead + window.first_frame, window.frames, clip.fps
         speakers = tuple(Speaker.of(area, *place, voice) for area, voice in job.speakers)
-        found.append(AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength, mask, speakers))
+        settings = job.request.audio_strength, mask, speakers, clip.lead
+        found.append(AudioCondition(latent, window.frames, clip.fps, *settings))
         if trace is not None and not number:
             trace("source/audio_latent", latent)
     return tuple(found)

@@ -11,9 +11,8 @@ from torch import Tensor
 from ..ltx.diffusion.conditioning import AudioCondition
 from ..ltx.diffusion.speakers import Speaker, check_region
 from .conditioning import CONDITIONING
-from .film import FilmSound
+from .film import FilmSound, from_beginning
 from .taking.mask import to_area
-from .taking.sound import to_track
 from .types import AudioIO
 from .widgets import aliases
 
@@ -54,15 +53,12 @@ class WhoSpeaks(io.ComfyNode):
     ) -> io.NodeOutput:
         film, area = FilmSound.of(audio), to_area(mask)
         check_region("mask", area)
-        track = None if voice is None else to_track(voice)
-        sounds = tuple(
-            replace(
-                sound,
-                speakers=(*sound.speakers, Speaker.of(area, place.first_frame, place.frames, film.fps, track)),
-            )
-            for place, sound in zip(film.cut.windows, film.sounds, strict=True)
-        )
-        return io.NodeOutput(replace(film, sounds=sounds) if isinstance(audio, FilmSound) else sounds[0])
+        track = None if voice is None else from_beginning(voice)
+        sounds = []
+        for place, sound in zip(film.cut.windows, film.sounds, strict=True):
+            speaker = Speaker.of(area, sound.lead + place.first_frame, place.frames, film.fps, track)
+            sounds.append(replace(sound, speakers=(*sound.speakers, speaker)))
+        return io.NodeOutput(replace(film, sounds=tuple(sounds)) if isinstance(audio, FilmSound) else sounds[0])
 
 
 NODES = (WhoSpeaks,)

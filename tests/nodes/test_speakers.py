@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -10,12 +11,15 @@ import torch
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 from a2v.ltx.diffusion.conditioning import AudioCondition
-from a2v.ltx.diffusion.speakers import hearing
+from a2v.ltx.diffusion.speakers import Speaker, hearing
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import CHANNELS, audio_length
+from a2v.ltx.media.masks import area_of
 from a2v.ltx.windows import WindowSize, cut_windows
-from a2v.nodes.film import Cut, FilmSound
+from a2v.nodes.film import IN_FILM, Cut, FilmSound, InFilm, prepared
+from a2v.nodes.film import heard as audible
 from a2v.nodes.speakers import WhoSpeaks
+from a2v.nodes.taking.sound import to_track
 from a2v.tests.nodes.test_steering import run
 from torch import Tensor
 
@@ -58,6 +62,27 @@ def test_each_window_of_a_film_has_its_part() -> None:
     assert isinstance(made, FilmSound) and made.cut is film.cut
     assert [bool(heard(each).any()) for each in made.sounds] == [False, False, True]
     assert not heard(made.sounds[-1])[:-1].any() and (heard(made.sounds[-1])[-1] == 1).all()
+
+
+def test_a_voice_and_a_mask_begin_with_the_video() -> None:
+    """Of a clip that is made longer, what the model sees begins later: voice and mask are counted from the video's
+    first frame, also a voice that comes from Retake, and one that was levelled and begins where the model hears it."""
+    lead, count = 40, FRAMES + 40
+    speaks = voice(0.5, 0.7, count)
+    moving = torch.zeros(count, 8, 12)
+    moving[-8:] = 1
+    late = replace(sound(FRAMES), lead=lead)
+    (own,) = run(WhoSpeaks, audio=late, mask=LEFT, voice=speaks)
+    whole = Speaker.of(area_of(LEFT), 0, count, FPS, to_track(speaks)).power
+    (found,) = (each.power for each in own.speakers)
+    assert torch.allclose(found[1:], whole[lead // 8 + 1 :], rtol=0.02) and found.max() > 0 == found[-1]
+    placed = {**speaks, IN_FILM: InFilm(lead, FPS, False)}
+    levelled = prepared(audible(placed), placed)
+    for given in (placed, levelled):
+        (again,) = run(WhoSpeaks, audio=late, mask=LEFT, voice=given)
+        assert torch.equal(again.speakers[0].power, found)
+    (seen,) = run(WhoSpeaks, audio=late, mask=moving)
+    assert not heard(seen)[:-1].any() and (heard(seen)[-1] == 1).all()
 
 
 def test_a_mask_of_a_picture_without_transparency_is_refused() -> None:

@@ -31,7 +31,7 @@ from ..ltx.models import V23
 from ..ltx.prompt.contexts import fingerprint
 from ..ltx.prompt.gemma import Gemma, check_gemma
 from ..ltx.weights.checkpoint import Checkpoint
-from ..ltx.weights.lora import Match
+from ..ltx.weights.lora import Match, merge_place
 from ..ltx.weights.quantized import Beside, QuantizedLinear, factor, quicken
 from .fetching import CASTABLE
 from .merging import Pairs, Patcher, merges
@@ -152,6 +152,7 @@ class Adapted(Handle):
 
     def with_loras(self, loras: tuple[tuple[Match, float], ...]) -> Self:
         """This model with these LoRAs instead of its own."""
+        loras = tuple(sorted(loras, key=lambda each: merge_place(each[0].lora, each[1])))
         layers = {f"{n}.weight" for n, m in self.module.named_modules() if isinstance(m, QuantizedLinear)}
         for fit, _ in loras:
             if fit not in self.branches and not layers.isdisjoint(fit.changes):

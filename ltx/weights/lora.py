@@ -146,6 +146,12 @@ def merged(weight: Tensor, terms: Iterable[tuple[Adapter, float]], dtype: torch.
     return total
 
 
+def merge_place(lora: Lora, strength: float) -> tuple[str, float]:
+    """The place of a LoRA among others in a sum, whatever order they were named or wired in: a sum in another order
+    rounds to other weights."""
+    return lora.path.name, strength
+
+
 class Merger:
     """Keeps one module's weights at W + its current LoRAs. It can restore W even after an interruption.
 
@@ -180,7 +186,8 @@ class Merger:
         for lora, strength in loras:
             if not math.isfinite(strength):
                 raise InputError(f"{lora.path.name}: its strength is {strength}; give a number.")
-        active = tuple((lora, float(strength)) for lora, strength in loras if strength != 0)
+        given = sorted(loras, key=lambda each: merge_place(*each))
+        active = tuple((lora, float(strength)) for lora, strength in given if strength != 0)
         matches = [match(lora, self.module, optional=self.optional) for lora, _ in active]
         warnings = [m.warning for m in matches if m.warning]
         if active == self._current:

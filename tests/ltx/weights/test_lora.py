@@ -135,6 +135,17 @@ def test_stacking(model: Model, original: Callable, write: Callable) -> None:
     assert identical(snapshot(model), before)
 
 
+def test_the_order_of_loras_changes_no_bit(model: Model, original: Callable, write: Callable) -> None:
+    """The graph merges an IC-LoRA behind the distilled one, and the command before it."""
+    named = [*zip(map(load_lora, two(write)), (0.3, 0.7), strict=True)]
+    merger, found = Merger(model, original), []
+    for loras in (named, named[::-1]):
+        merger.set([])
+        merger.set(loras)
+        found.append(snapshot(model))
+    assert identical(*found) and not identical(found[0], {name: original(name) for name in found[0]})
+
+
 def test_switching_strength_equals_merging_afresh(model: Model, original: Callable, write: Callable) -> None:
     first, second = map(load_lora, two(write))
     before = snapshot(model)

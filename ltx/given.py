@@ -20,7 +20,7 @@ from .edits import BOTH, PICTURE, SOUND, ReferenceUse, VideoEdit
 from .errors import InputError
 from .extension import stretch_beside
 from .latents import AUDIO_RATE, SPACE_SCALE, TIME_SCALE, audio_length, frames_of
-from .media.audio import Track, frames_for_audio, samples_in
+from .media.audio import Track, frames_for_audio, samples_in, seconds_beyond
 from .media.clip import Clip, open_clip, sampled, sampled_frames
 from .media.masks import Area, open_area
 from .media.rates import frame_rate
@@ -250,6 +250,9 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
     source, frames, notes = _decided(place.source, place.frames / fps, track), place.frames, [*clip.notes, *place.notes]
     if not matched and not follows and frames != request.num_frames:
         notes.append(f"num_frames rounded up from {request.num_frames} to {frames}")
+    if track is not None:
+        fits = "match_audio_length makes the video as long" if edit.extend is None else "raise num_frames for more"
+        notes += unheard(track, place.written, fps, fits)
     if frames > LONGEST and request.windows is None:
         notes.append(f"the film has {frames} frames, and the model was made for {LONGEST}: add windows to the request")
     if source.sounds and request.preprocess_audio and "preprocess_audio" in named:
@@ -276,6 +279,11 @@ class Placed:
     lead: int = 0
     tail: int = 0
     notes: tuple[str, ...] = ()
+
+    @property
+    def written(self) -> int:
+        """The frames of the finished film."""
+        return self.lead + (self.shown or self.frames) + self.tail
 
 
 def placed(clip: Clip, edit: VideoEdit, area: Area | None, fps: Fraction, frames: int, follows: bool) -> Placed:
@@ -322,6 +330,16 @@ def _decided(source: SourceVideo, seconds: Fraction, track: Track | None) -> Sou
             "--mask, or a longer film with num_frames."
         )
     return source
+
+
+def unheard(track: Track, frames: int, fps: Fraction, remedy: str) -> list[str]:
+    """A sentence for the report if a new track is longer than the video that it is for. remedy: what makes it fit."""
+    if not seconds_beyond(track, frames, fps):
+        return []
+    return [
+        f"only the first {float(frames / fps):.2f} s of the audio's {float(track.seconds):.2f} s are used, because the "
+        f"video ends there: {remedy}"
+    ]
 
 
 def delayed(track: Track, seconds: Fraction) -> Track:

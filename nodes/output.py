@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx.diffusion.decode import Tiling, decode_video, to_uint8
+from ..ltx.given import unheard
 from ..ltx.latents import Noise, NoiseSource, pixel_frames, pixel_size
 from ..ltx.media.formats import FORMATS, choose
 from ..ltx.media.rates import frame_rate
@@ -20,7 +21,7 @@ from ..ltx.media.safety import Watch
 from ..ltx.restoring import restored
 from . import activations, files, memory, safety
 from .destination import check_prefix
-from .film import CUTS, FilmWindows, Retake
+from .film import CUTS, FilmWindows, Retake, placed_in_film
 from .progress import Progress
 from .progress import report as announce
 from .taking.latent import samples_of
@@ -377,11 +378,11 @@ class SaveLatentVideo(io.ComfyNode):
         target = Target(
             filename_prefix, clip.frames, clip.height, clip.width, fps, audio, format, quality, write_mode, kind
         )
-        frames = clip.pictures(progress)
+        frames, beyond = clip.pictures(progress), _unheard(audio, retake, clip.frames, fps)
 
         def write(chunks: Iterable[Tensor], verdict: str) -> io.NodeOutput:
             def notes() -> str:
-                return "\n".join((_text(report), verdict, *clip.notes))
+                return "\n".join((_text(report), verdict, *clip.notes, *beyond))
 
             return target.write(cls, chunks, notes, lambda done: progress.check())
 
@@ -425,6 +426,13 @@ class Report(io.ComfyNode):
         named = (_text(reports.get(f"report_{number}")) for number in range(1, REPORTS + 1))
         lines = [line.strip() for text in named for line in text.splitlines() if line.strip()]
         return io.NodeOutput("\n".join(lines))
+
+
+def _unheard(audio: dict[str, Any] | None, retake: Retake | None, frames: int, fps: float) -> list[str]:
+    """As `unheard`, of a new track for a clip; the clip's own lies at its place in the video."""
+    if audio is None or retake is None or placed_in_film(audio) is not None:
+        return []
+    return unheard(to_track(audio), frames, frame_rate(fps), "for more, give Retake more frames")
 
 
 def _text(report: Any) -> str:

@@ -22,7 +22,7 @@ from ..graph.model_files import ModelNames, find_distilled, find_models, find_pu
 from ..settings import Settings
 from .application import Application
 from .audio_to_video import DISTILLED_RECIPE, FAMILY, chosen_loras, split_loras
-from .given_clip import SAID, SOUND, VIDEO, as_long, check_clip, has_sound, opened, rated, sized
+from .given_clip import SAID, SOUND, VIDEO, as_long, check_clip, cut_sound, has_sound, opened, rated, sized
 from .inputs import LORAS, CheckedRequest, input_model, lora_list
 from .video_inputs import (
     CANNY,
@@ -46,6 +46,7 @@ def settle(checked: CheckedRequest, paths: Mapping[str, Path], settings: Setting
     the input."""
     clip = opened(paths)
     request, said = as_long(checked, sized(rated(checked, clip), clip), clip)
+    said += cut_sound(checked, request, paths)
     sound = has_sound(paths)
     if not sound:  # there is nothing to be held to: the sound is made from noise alone, or there is none
         request = replace(request, audio_strength=0.0 if checked.own["generate_audio"] else 1.0)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...ltx.errors import InputError
+from ...ltx.given import unheard
+from ...ltx.media.audio import LONGEST, load_track
 from ...ltx.media.clip import Clip, is_silent, open_clip
 from ...ltx.media.rates import frame_rate
 from ...ltx.plan import round_frames
@@ -14,7 +16,7 @@ from ...ltx.request import AUTO, MAX_FRAMES, PARAMETERS, Request
 from .audio_to_video import about
 from .inputs import CheckedRequest
 
-VIDEO = "video_url"
+VIDEO, SOUND_FILE = "video_url", "audio_url"
 SOUND, SAID = "has_sound", "said"
 """What `settle` adds to a request's own inputs: whether there is a sound to keep or to begin with, and sentences for
 the report."""
@@ -36,7 +38,7 @@ def check_clip(field: str, path: Path) -> None:
 
 def has_sound(paths: Mapping[str, Path]) -> bool:
     """Whether there is sound: a file of its own, or the video's."""
-    return "audio_url" in paths or not is_silent(paths[VIDEO])
+    return SOUND_FILE in paths or not is_silent(paths[VIDEO])
 
 
 def rated(checked: CheckedRequest, clip: Clip) -> Request:
@@ -65,3 +67,19 @@ def as_long(checked: CheckedRequest, request: Request, clip: Clip) -> tuple[Requ
             longer = "set match_input_fps to false and fps to a lower value, or " + longer
         said = (f"video_url: only the first {frames} of its {count} frames are used; to use more, {longer}.",)
     return replace(request, num_frames=frames) if asks else request, said
+
+
+def cut_sound(checked: CheckedRequest, request: Request, paths: Mapping[str, Path]) -> tuple[str, ...]:
+    """A sentence if a sound of its own lasts longer than the video that is made. One that cannot be read is told by the
+    node that loads it."""
+    if SOUND_FILE not in paths:
+        return ()
+    try:
+        track = load_track(paths[SOUND_FILE], most=LONGEST)
+    except InputError:
+        return ()
+    frames, fps = round_frames(request.num_frames), frame_rate(request.fps)
+    remedy = "raise num_frames" if frames < MAX_FRAMES else "send the rest as further requests"
+    if checked.own["match_video_length"] and frames < MAX_FRAMES:
+        remedy = "set match_video_length to false and raise num_frames"
+    return tuple(f"{SOUND_FILE}: {said}." for said in unheard(track, frames, fps, f"to use more, {remedy}"))

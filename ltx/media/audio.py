@@ -23,6 +23,7 @@ from ..latents import TIME_SCALE
 from .container import film_start, frames_of_stream, open_media
 
 MAX_SECONDS = 600  # the longest video, 481 frames at 1 fps, needs less
+MARGIN = Fraction(1, 10)  # seconds by which a track of the same length may be longer: its codec adds some
 LONGEST = 2700  # seconds of a film that is made in windows: MAX_VALUES holds so much stereo at 48 kHz
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; a lower rate carries no usable sound, and nobody records at a higher one
 MAX_VALUES = 2**28  # samples times channels of one file: 1 GiB, ten minutes at 48 kHz in nine channels
@@ -203,6 +204,12 @@ def conditioning_track(track: Track, frames: int, fps: Fraction) -> Track:
     waveform = track.waveform[:, :samples].float()
     waveform = torch.nn.functional.pad(waveform, (0, samples - waveform.shape[1]))
     return Track(to_stereo(waveform, track.speakers), track.rate)
+
+
+def seconds_beyond(track: Track, frames: int, fps: Fraction) -> Fraction:
+    """How many seconds of a track are not used, because the video ends before; 0 if it is less than MARGIN."""
+    beyond = track.seconds - frames / fps
+    return beyond if beyond >= MARGIN else Fraction(0)
 
 
 def part_from(track: Track, frame: int, fps: Fraction) -> Track:

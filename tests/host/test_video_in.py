@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -142,6 +144,10 @@ def test_redub_in_a_mask(comfy: Comfy, models: TinyFiles, source: Path, mask: Pa
     video = commanded(tmp_path, request({"soften_pixels": 6}), given)
     frames = same(saved, video)
     assert len(frames) == FRAMES
+    for path in (saved, video):
+        with av.open(str(path)) as container:
+            notes = json.loads(container.metadata["comment"])["notes"]
+        assert "only the first 0.92 s of the audio's " in "\n".join(notes), path
     pictures = fitted(open_clip(source).pictures(Fraction(24), FRAMES), *SIZE)
     before = np.stack([picture.numpy() for picture in pictures]).astype(int)
     outside, inside = np.abs(frames - before)[:, :, :24], np.abs(frames - before)[:, 40:, 40:80]

@@ -242,6 +242,21 @@ def test_a_new_track_takes_the_place_of_the_sources(engine: Engine, media: dict[
     assert result.trace["s1/denoise_mask_audio"].max() == 0
 
 
+def test_a_track_longer_than_the_film_is_told(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
+    """One of 40 frames for a video of 25, and for one that is made as long as it."""
+
+    def said(**values: Any) -> list[str]:
+        files = files_of(tiny, tmp_path / "out.mp4", video=media["video"], mask=media["mask"], audio=media["voice"])
+        return [note for note in prepare(files, parse({**BASE, **values})).notes if "of the audio's" in note]
+
+    assert said() == [
+        "only the first 1.04 s of the audio's 1.69 s are used, because the video ends there: match_audio_length makes "
+        "the video as long"
+    ]
+    assert not said(match_audio_length=True)
+    assert not said(num_frames=41)
+
+
 @pytest.mark.parametrize("at", [0.0, 17 / 24])
 def test_a_film_goes_on_before_and_behind_the_source(engine: Engine, media: dict[str, Path], at: float) -> None:
     """Its frames stay where they fill whole latents; the sound goes on as well."""

@@ -245,6 +245,24 @@ def test_the_new_part_is_as_loud_as_what_is_kept() -> None:
     assert torch.equal(heard(levelled).waveform, levelled["waveform"][0])
 
 
+def test_a_new_track_longer_than_the_video_is_told() -> None:
+    """By Decode and Save; the clip's own sound lies at its place, and is as long as the clip."""
+    made, placed, _ = retake(
+        to_image_clip(frames(25), 24.0), end=0.5, audio={"waveform": torch.ones(1, 1, 96_000), "sample_rate": 48_000}
+    )
+
+    def told(sound: dict[str, Any] | None, given: Retake | None = made) -> list[str]:
+        return output._unheard(sound, given, 25, 24.0)
+
+    voice = {"waveform": torch.ones(1, 1, 96_000), "sample_rate": 48_000}
+    assert told(voice) == [
+        "only the first 1.04 s of the audio's 2.00 s are used, because the video ends there: for more, give Retake "
+        "more frames"
+    ]
+    assert not told(placed) and not told(None) and not told(voice, None)
+    assert not told({**voice, "waveform": voice["waveform"][..., :52_000]})
+
+
 def test_the_sound_of_another_part_is_refused() -> None:
     made, *_ = extended(extend="forward")
     sound = {"waveform": torch.zeros(1, 2, 48_000), "sample_rate": 48_000}

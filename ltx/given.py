@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,17 @@ class SourceVideo:
         if self.area is not None:
             inside = inside * self.area.cells(plan.frames, height, width)
         return torch.maximum(inside, beyond)
+
+    def told(self, plan: Plan) -> dict[str, Any]:
+        """What a stage is told of it beside its latent and its mask, as fields of `Conditions`."""
+        return {"kept_cells": self.edit.kept_cells, "filled": self.filled(plan)}
+
+    def filled(self, plan: Plan) -> tuple[int, int] | None:
+        """The first of the latent frames that the source fills and the one behind the last; None if the model makes no
+        more than these, or sees none of them."""
+        beyond = self._latents(plan)[1]
+        found = torch.nonzero(beyond == 0).flatten().tolist()
+        return (found[0], found[-1] + 1) if found and beyond.any() else None
 
     def weights(self, plan: Plan) -> Iterator[Tensor]:
         """How much of each decoded frame is used, float32 [H, W] in 0..1; the rest is the source's own picture."""

@@ -65,6 +65,11 @@ class WindowSize:
         """Latents of a window."""
         return (self.frames - 1) // TIME_SCALE + 1
 
+    @property
+    def joined(self) -> float:
+        """The share by which what a film adds to a given video is matched to it; with the default drift it is 1."""
+        return min(1.0, self.drift / DRIFT)
+
     @classmethod
     def parse(cls, value: Any) -> WindowSize | None:
         """The value of a request: true for the defaults, false or null for none, or an object with some of the fields.

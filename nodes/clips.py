@@ -293,7 +293,7 @@ class KeepClip(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id)
         pictures = retake.source.pictures(plan)
         clean = _encoded(video_vae, pictures, (width, height), plan.frames, progress)
-        told = {"clean": memory.to_graph(clean), "kept_cells": retake.source.edit.kept_cells}
+        told = {"clean": memory.to_graph(clean), **retake.source.told(plan)}
         return io.NodeOutput({**latent, MASK: mask, SOURCE: told})
 
 

@@ -135,7 +135,8 @@ class Conditions:
     images, encoded at the stage's size. mask: [1, 1, F, H, W], 0 for the cells that are kept and 1 for those that the
     model makes; without it every mask is 1. clean: [1, 128, F, H, W], what is kept: a given video, encoded at the
     stage's size, or without it the start latent. references: in the order of their tokens. kept_cells: one of
-    KEPT_CELLS, how the model is shown the kept cells of a latent frame of which a part is made."""
+    KEPT_CELLS, how the model is shown the kept cells of a latent frame of which a part is made. filled: the first of
+    the latent frames that a given video fills and the one behind the last, if the film goes on beyond it."""
 
     positive: TextContext
     audio: AudioCondition
@@ -145,6 +146,7 @@ class Conditions:
     clean: Tensor | None = None
     references: tuple[Reference, ...] = ()
     kept_cells: str = NOISY
+    filled: tuple[int, int] | None = None
 
     def streams(self, latent: Tensor) -> tuple[Stream, Stream]:
         """The tokens of picture and sound of a stage that starts at `latent`. Raises InputError as `video_stream`."""

@@ -25,6 +25,7 @@ from .steering import Steering
 
 AXES = (2, 3, 4)  # time, height and width
 LEAST = 1e-3  # deviation of a picture that holds something
+STRETCH = 1.25  # at most so much wider or narrower is the range of a latent's channel made
 DIFFERENT = 1.0  # deviations of a picture from its mean by which a place differs if something else is seen there
 
 
@@ -46,8 +47,9 @@ class WindowInputs:
     window alone, if it has another seed; section: the number of its section.
 
     anchor: how strongly a window is held to the first frame of its section, if that begins the film or is behind a hard
-    cut; drift: the share by which places of the picture that are as in the section's first window are pulled to it.
-    references: those beside this window.
+    cut; drift: the share by which places of the picture that are as in the section's first window are pulled to it;
+    joined: the share by which what the film adds to a given video is matched to it. references: those beside this
+    window.
     """
 
     window: Window
@@ -58,6 +60,7 @@ class WindowInputs:
     section: int = 0
     anchor: float = 0.0
     drift: float = 0.0
+    joined: float = 0.0
     references: tuple[Reference, ...] = ()
 
 
@@ -82,9 +85,8 @@ def window_inputs(
         positive = contexts[section] if contexts else None
         stream = numbers[section]
         seen = references[number] if references else ()
-        parts.append(
-            WindowInputs(window, sound, positive, stream, own.get(number), section, size.anchor, size.drift, seen)
-        )
+        shares = size.anchor, size.drift, size.joined
+        parts.append(WindowInputs(window, sound, positive, stream, own.get(number), section, *shares, seen))
     return parts
 
 
@@ -171,11 +173,11 @@ def sample_windows(
             sources[part.stream] = _advanced(sources[part.stream], start, own)
         sources[drawn_from] = result.noise
         counts[part.stream] += 1
+        video = _coloured(result.video, parts, number, whole, conditions, steering)
         if len(parts) == 1:
-            whole = result.video
+            whole = video
         else:
-            video = result.video.to(whole.device)  # a source video is not pulled: it has its own colours
-            whole[:, :, part.window.new] = video if own.clean is not None else _pulled(video, parts, number, whole)
+            whole[:, :, part.window.new] = video
     return whole, tuple(sounds), tuple(sources)
 
 
@@ -198,21 +200,84 @@ def _unchanged(place: Window, start: Tensor, conditions: Conditions, noise: Nois
     return Sampled(clean[:, :, place.given :], conditions.audio, _advanced(noise, start, conditions), clean[:, :, :1])
 
 
-def _pulled(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:
-    """The new latents of a window, pulled to the first window of its section by the window's share.
+def _coloured(
+    video: Tensor,
+    parts: Sequence[WindowInputs],
+    number: int,
+    whole: Tensor,
+    conditions: Conditions,
+    steering: Steering,
+) -> Tensor:
+    """The new latents of a window with the colours of the film's beginning, or of a given video. Those in which noise
+    is left stay as they are."""
+    video = video if len(parts) == 1 else video.to(whole.device)
+    if steering.sigmas[-1] > 0:
+        return video
+    if conditions.clean is None:
+        return _held(video, parts, number, whole)
+    return _joined(video, parts, number, conditions)
 
-    At each place of the picture the mean over time is compared. Where both differ by less than half of DIFFERENT, it is
-    drift, and the share acts fully; where they differ by more than all of it, nothing changes.
-    """
+
+def _held(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:
+    """The new latents of a window, pulled to the first window of its section by the window's share."""
     part = parts[number]
     first = next(n for n, other in enumerate(parts) if other.section == part.section)
     if not part.drift or first == number:
         return video
-    reference = whole[:, :, parts[first].window.new].to(video.device)
+    return _pulled(video, whole[:, :, parts[first].window.new], part.drift)
+
+
+def _joined(video: Tensor, parts: Sequence[WindowInputs], number: int, conditions: Conditions) -> Tensor:
+    """The new latents of a window, of which those beyond a given video are matched and then pulled to that video's
+    nearest ones by the window's shares, at most to as many of them as a window has. Those of another section stay.
+
+    The model and the VAE have their own idea of a colour, from the first new frame on; the given video has its own.
+    """
+    part = parts[number]
+    if conditions.filled is None or not part.joined:
+        return video
+    place, most, (first, stop) = part.window.new, part.window.length, conditions.filled
+    video = video.clone()
+    for begin, end, border, near in (
+        (place.start, min(place.stop, first), first, slice(first, min(stop, first + most))),
+        (max(place.start, stop), place.stop, stop - 1, slice(max(first, stop - most), stop)),
+    ):
+        beside = next(each for each in parts if each.window.new.start <= border < each.window.new.stop)
+        if begin < end and beside.section == part.section:
+            new, own = slice(begin - place.start, end - place.start), conditions.clean[:, :, near]
+            video[:, :, new] = _pulled(_matched(video[:, :, new], own, part.joined), own, part.drift)
+    return video
+
+
+def _matched(video: Tensor, reference: Tensor, share: float) -> Tensor:
+    """Latents whose channels get the mean and the deviation that they have in others, by a share.
+
+    Both are taken over time and picture, so that no place keeps a trace of what was seen there before. As in `_pulled`,
+    the share acts fully where the means differ by less than half of DIFFERENT, and not at all by more than all of it:
+    then something else is seen. A deviation changes by at most STRETCH.
+    """
+    reference = reference.to(video)
+    mean, wanted = (each.mean(AXES, keepdim=True) for each in (video, reference))
+    spread, deviation = (
+        (each - at).square().mean(AXES, keepdim=True).sqrt() for each, at in ((video, mean), (reference, wanted))
+    )
+    off = deviation.square().mean().sqrt().clamp(min=LEAST)
+    alike = (2 - 2 * (wanted - mean).square().mean().sqrt() / (DIFFERENT * off)).clamp(0, 1)
+    scale = (deviation / spread.clamp(min=LEAST)).clamp(1 / STRETCH, STRETCH)
+    return video.lerp((video - mean) * scale + wanted, share * alike)
+
+
+def _pulled(video: Tensor, reference: Tensor, share: float) -> Tensor:
+    """Latents, pulled to others by a share.
+
+    At each place of the picture the mean over time is compared. Where both differ by less than half of DIFFERENT, it is
+    drift, and the share acts fully; where they differ by more than all of it, nothing changes.
+    """
+    reference = reference.to(video)
     off = (reference - reference.mean(AXES, keepdim=True)).square().mean().sqrt().clamp(min=LEAST)
     change = reference.mean(2, keepdim=True) - video.mean(2, keepdim=True)
     alike = 2 - 2 * change.square().mean(1, keepdim=True).sqrt() / (DIFFERENT * off)
-    return video + part.drift * alike.clamp(0, 1) * change
+    return video + share * alike.clamp(0, 1) * change
 
 
 def _sampled(place: Window, *inputs: Any, **named: Any) -> Sampled:

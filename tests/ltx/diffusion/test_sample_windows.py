@@ -321,6 +321,75 @@ def test_a_section_drifts_from_its_own_beginning(model: nn.Module) -> None:
     assert torch.equal(pulled, same)
 
 
+def frames_with(seed: int, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Latents of which each has these means and deviations of its channels."""
+    noise = drawn(seed, 1, CHANNELS, LATENTS, HEIGHT, WIDTH)
+    noise = (noise - noise.mean((3, 4), keepdim=True)) / noise.std((3, 4), keepdim=True, correction=0)
+    return noise * deviation.view(1, -1, 1, 1, 1) + mean.view(1, -1, 1, 1, 1)
+
+
+MEANS, DEVIATIONS = drawn(8, CHANNELS), drawn(9, CHANNELS).abs() + 0.5
+ALONE = (Window(0, LATENTS),)
+
+
+def added(
+    change: float,
+    filled: tuple[int, int],
+    windows: Sequence[Window] = ALONE,
+    sigmas: Tensor = SIGMAS,
+    behind: int = LATENTS,
+    share: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is sampled beside a given video, its channels wider, and their means off by `change` of the usual deviation
+    → the film, what the windows made, and the given video. behind: the latent with which another section begins."""
+    clean = frames_with(10, MEANS, DEVIATIONS)
+    made = frames_with(11, MEANS + change * DEVIATIONS.square().mean().sqrt(), 1.1 * DEVIATIONS)
+    new = torch.ones(1, 1, LATENTS, HEIGHT, WIDTH)
+    new[:, :, slice(*filled)] = 0
+    made = torch.where(new > 0, made, clean)
+    film = [
+        replace(part, joined=share, section=int(part.window.new.start >= behind))
+        for part in parts(sounds(windows), windows)
+    ]
+
+    def kept(_: Any, number: int, *__: Any) -> Sampled:
+        return Sampled(made[:, :, windows[number].new], film[number].sound, Noise(1), made[:, :, :1])
+
+    given = replace(conditions(mask=new), clean=clean, filled=filled)
+    whole = sample_windows(None, zeros(), film, given, Steering(sigmas), [Noise(1)], keep=kept)[0]
+    return whole, made, clean
+
+
+@pytest.mark.parametrize("windows", [ALONE, WINDOWS], ids=["clip", "windows"])
+@pytest.mark.parametrize("filled", [(0, 5), (8, 11), (4, 7)])
+def test_what_is_added_to_a_video_has_its_colours(filled: tuple[int, int], windows: Sequence[Window]) -> None:
+    """Before it and behind it the channels have its means and deviations. Its own latents do not change."""
+    whole, made, clean = added(0.3, filled, windows)
+    assert torch.equal(whole[:, :, slice(*filled)], clean[:, :, slice(*filled)])
+    wanted = MEANS[None, :, None].expand(1, -1, LATENTS), DEVIATIONS[None, :, None].expand(1, -1, LATENTS)
+    torch.testing.assert_close((whole.mean((3, 4)), whole.std((3, 4), correction=0)), wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(made.mean((3, 4)), wanted[0], atol=0.1)
+    half, _, _ = added(0.3, filled, windows, share=0.5)
+    torch.testing.assert_close(half, (whole + made) / 2, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "how"),
+    [(1.1, {}), (0.3, {"share": 0.0}), (0.3, {"sigmas": torch.tensor([1.0, 0.8, 0.45])})],
+    ids=["something else is seen", "switched off", "noise is left"],
+)
+def test_what_is_added_to_a_video_stays_as_it_is(change: float, how: dict[str, Any]) -> None:
+    whole, made, _ = added(change, (0, 5), **how)
+    assert torch.equal(whole, made)
+
+
+def test_another_section_has_its_own_colours() -> None:
+    whole, made, _ = added(0.3, (0, 3), WINDOWS, behind=WINDOWS[2].new.start)
+    later = slice(WINDOWS[2].new.start, LATENTS)
+    assert torch.equal(whole[:, :, later], made[:, :, later])
+    assert not torch.allclose(whole[:, :, 3 : later.start], made[:, :, 3 : later.start], atol=0.1)
+
+
 def test_a_window_with_its_own_seed_leaves_the_others_theirs(model: nn.Module) -> None:
     film = [replace(part, own=1 if number == 2 else None) for number, part in enumerate(parts(sounds()))]
     traces = [Recorder() for _ in WINDOWS]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from .diffusion.conditioning import AudioCondition, TextContext
@@ -14,7 +15,7 @@ from .diffusion.sound import encode_audio, encode_mel, log_mel
 from .diffusion.speakers import Speaker
 from .job import Compute, Job
 from .media import preprocess
-from .media.audio import conditioning_track, part_from, soundtrack
+from .media.audio import Track, conditioning_track, part_from, soundtrack
 from .memory.forecast import EXPANDER, GEMMA
 from .memory.offload import Offload, offload_gemma
 from .prompt.contexts import ContextCache, fingerprint
@@ -171,8 +172,18 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
         latent = encode_audio(vae, part, window.frames, clip.fps)
         mask = None if job.source is None else job.source.sound_mask(window, clip.fps)
         place = clip.lead + window.first_frame, window.frames, clip.fps
-        speakers = tuple(Speaker.of(area, *place, voice) for area, voice in job.speakers)
-        found.append(AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength, mask, speakers))
+        speakers, silence = [], None
+        for area, voice in job.speakers:
+            silence = encode_audio(vae, Track(torch.zeros(1, 48000), 48000), window.frames, clip.fps)
+            speakers.append(Speaker.of(area, *place, voice))
+            if voice is not None:
+                own = part_from(voice, place[0], clip.fps)
+                if job.request.preprocess_audio:
+                    own = preprocess.preprocess(own)
+                speakers[-1] = replace(speakers[-1], voice=encode_audio(vae, own, window.frames, clip.fps))
+        found.append(
+            AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength, mask, tuple(speakers), silence)
+        )
         if trace is not None and not number:
             trace("source/audio_latent", latent)
     return tuple(found)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import latents
 from ..errors import InputError
 from .sight import Sight
-from .speakers import Speaker, at, hearing
+from .speakers import Speaker, at, shares
 from .tokens import joined
 
 TEXT_LENGTH = 1024  # tokens of a text context, with <bos> and padding
@@ -76,6 +76,7 @@ class AudioCondition:
     strength: float = 1.0
     mask: Tensor | None = None
     speakers: tuple[Speaker, ...] = ()
+    silence: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_strength("audio_strength", self.strength)
@@ -145,10 +146,15 @@ class Conditions:
         """The tokens of picture and sound of a stage that starts at `latent`. Raises InputError as `video_stream`."""
         fps, start = self.audio.fps, latent.float()
         video = video_stream(start, self.guides, fps, self.mask, clean=self.clean, references=self.references)
+        audio = audio_stream(self.audio)
         if self.audio.speakers:
-            heard = at(hearing(self.audio.speakers, start), video.positions, fps)
-            video = replace(video, hearing=heard[None, :, None])
-        return video, audio_stream(self.audio)
+            silence = self.audio.silence if self.audio.frozen else None
+            grid, voices = shares(self.audio.speakers, start, silence is not None)
+            video = replace(video, hearing=at(grid, video.positions, fps)[None])
+            if silence is not None:
+                others = [latents.patchify_audio(each).to(audio.latent) for each in (silence, *voices)]
+                audio = replace(audio, others=torch.cat(others))
+        return video, audio
 
 
 @dataclass(frozen=True)
@@ -173,6 +179,7 @@ class Stream:
     known: bool | None = None
     hearing: Tensor | None = None
     level: Tensor | None = None
+    others: Tensor | None = None
 
     @property
     def frozen(self) -> bool:
@@ -204,6 +211,7 @@ class Stream:
             mask=self.mask.to(device),
             marked=None if self.marked is None else self.marked.to(device),
             level=None if self.level is None else self.level.to(device),
+            others=None if self.others is None else self.others.to(device),
         )
 
 

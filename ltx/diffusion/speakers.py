@@ -34,6 +34,7 @@ class Speaker:
 
     area: Area
     power: Tensor | None = None
+    voice: Tensor | None = None
 
     @classmethod
     def of(cls, area: Area, first: int, frames: int, fps: Fraction, voice: Track | None = None) -> Speaker:
@@ -79,10 +80,33 @@ def hearing(speakers: Sequence[Speaker], latent: Tensor) -> Tensor:
     return found
 
 
+def shares(speakers: Sequence[Speaker], latent: Tensor, silence: bool) -> tuple[Tensor, list[Tensor]]:
+    """What each cell of a latent [1, 128, F, H, W] hears of each sound, and the sounds beside the whole one.
+
+    Without silence that is the whole sound alone, [F, H, W, 1], as `hearing` says. With it, a cell hears the voices of
+    its speakers, each by itself, and what is left of it hears silence: [F, H, W, 2 + voices], of the whole sound, of
+    silence and of each voice, 1 together.
+    """
+    if not silence:
+        return hearing(speakers, latent)[..., None], []
+    length, voices = frames_of(latent.shape[2]), [each.voice for each in speakers if each.voice is not None]
+    found = torch.zeros(*latent.shape[2:], 2 + len(voices))
+    number = 2
+    for each in speakers:
+        cells = each.area.cells(length, *pixel_size(latent))[0, 0]
+        place = 0
+        if each.voice is not None:
+            place, number = number, number + 1
+        found[..., place] = torch.maximum(found[..., place], cells)
+    found = found / found.sum(-1, keepdim=True).clamp(min=1)
+    found[..., 1] = 1 - found.sum(-1)
+    return found, voices
+
+
 def at(grid: Tensor, positions: Tensor, fps: Fraction) -> Tensor:
     """The values of a grid [F, H, W] at other tokens of the same clip, by the middle of their positions [1, 3, N, 2] →
     [N]."""
     seconds, rows, columns = (each.mean(-1) for each in positions[0])
     frames = (seconds * float(fps)).floor() / TIME_SCALE
     cells = (frames.ceil(), *((each / SPACE_SCALE).floor() for each in (rows, columns)))
-    return grid[tuple(each.long().clamp(0, size - 1) for each, size in zip(cells, grid.shape, strict=True))]
+    return grid[tuple(each.long().clamp(0, size - 1) for each, size in zip(cells, grid.shape[:3], strict=True))]

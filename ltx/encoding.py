@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Container
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from .diffusion.conditioning import AudioCondition, TextContext
@@ -15,7 +14,7 @@ from .diffusion.sound import encode_audio, encode_mel, log_mel
 from .diffusion.speakers import Speaker
 from .job import Compute, Job
 from .media import preprocess
-from .media.audio import Track, conditioning_track, part_from, soundtrack
+from .media.audio import conditioning_track, part_from, soundtrack
 from .memory.forecast import EXPANDER, GEMMA
 from .memory.offload import Offload, offload_gemma
 from .prompt.contexts import ContextCache, fingerprint
@@ -156,8 +155,13 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
     """Encodes the track, levelled if the request asks for it, as one clip for each window. The job's own track, which
     the file gets, does not change."""
     clip, track = job.plan, job.heard
+    areas = [area for area, _ in job.speakers]
+    voices = [None if voice is None else part_from(voice, clip.lead, clip.fps) for _, voice in job.speakers]
     if job.request.preprocess_audio:
-        track = preprocess.preprocess(soundtrack(track, clip.frames, clip.fps))
+        track, *voices = (
+            None if each is None else preprocess.preprocess(soundtrack(each, clip.frames, clip.fps))
+            for each in (track, *voices)
+        )
     vae = job.checkpoint.audio_encoder(compute.dtype, compute.device)
     found = []
     for number, window in enumerate(clip.windows):
@@ -171,19 +175,12 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
             inside("latent", encode_mel(vae, mel))  # before it is cut, as in the golden files
         latent = encode_audio(vae, part, window.frames, clip.fps)
         mask = None if job.source is None else job.source.sound_mask(window, clip.fps)
-        place = clip.lead + window.first_frame, window.frames, clip.fps
-        speakers, silence = [], None
-        for area, voice in job.speakers:
-            silence = encode_audio(vae, Track(torch.zeros(1, 48000), 48000), window.frames, clip.fps)
-            speakers.append(Speaker.of(area, *place, voice))
+        speakers = []
+        for area, voice in zip(areas, voices, strict=True):
             if voice is not None:
-                own = part_from(voice, place[0], clip.fps)
-                if job.request.preprocess_audio:
-                    own = preprocess.preprocess(own)
-                speakers[-1] = replace(speakers[-1], voice=encode_audio(vae, own, window.frames, clip.fps))
-        found.append(
-            AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength, mask, tuple(speakers), silence)
-        )
+                voice = encode_audio(vae, part_from(voice, window.first_frame, clip.fps), window.frames, clip.fps)
+            speakers.append(Speaker.of(area, clip.lead + window.first_frame, clip.fps, voice))
+        found.append(AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength, mask, tuple(speakers)))
         if trace is not None and not number:
             trace("source/audio_latent", latent)
     return tuple(found)

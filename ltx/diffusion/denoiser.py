@@ -81,13 +81,13 @@ class GuidedDenoiser:
             self.dtype,
         )
         x = replace(x, video=self.video.shown(x.video, self.noise, sigma))
-        sounds = x.map(lambda own: own.to(self.dtype))
-        if self.audio.others is not None:
-            sounds = replace(sounds, audio=torch.cat((sounds.audio, self.audio.others.to(self.dtype))))
+        shown = x.map(lambda own: own.to(self.dtype))
+        if self.audio.voices is not None:
+            shown = replace(shown, audio=torch.cat((shown.audio, self.audio.voices.to(self.dtype))))
         running = self.passes if guided else {"cond": self.passes["cond"]}
         results = velocities(
             self.model,
-            sounds,
+            shown,
             list(running.values()),
             self.positions,
             adaln,

@@ -15,6 +15,7 @@ from .extension import CONTEXT, DIRECTIONS
 
 PICTURE, SOUND, BOTH = RENEWALS = ("picture", "sound", "both")
 FIRST, ALL = STAGES = ("first", "both")
+NOISY, CLEAN = KEPT_CELLS = ("noisy", "clean")
 MOST_SECONDS, MOST_PIXELS, MOST_FACTOR = 2700.0, 256, 8  # of a film, of a seam, and of a reference's size and rate
 MOST_CONTEXT = 473  # frames: what the model was made for, without a latent of new ones
 SHOWN = 60  # characters of a wrong name or value in a message
@@ -32,7 +33,8 @@ class VideoEdit:
 
     extend: one of DIRECTIONS, if the whole source is kept and a new part is joined to one of its ends; context: how
     many of the source's frames at that end the model then sees. They are held wholly, unless there is a strength.
-    Raises InputError if a value is out of range, or `extend` comes with one that says what else is made anew.
+    kept_cells: one of KEPT_CELLS, how the model is shown what stays in a latent frame of which a part changes. Raises
+    InputError if a value is out of range, or `extend` comes with one that says what else is made anew.
     """
 
     renew: str | None = None
@@ -44,10 +46,13 @@ class VideoEdit:
     at: float = 0.0
     extend: str | None = None
     context: int = CONTEXT
+    kept_cells: str = NOISY
 
     def __post_init__(self) -> None:
         if self.renew is not None and self.renew not in RENEWALS:
             raise InputError(f"edit: renew is {_shown(self.renew)}; choose one of {', '.join(RENEWALS)}.")
+        if self.kept_cells not in KEPT_CELLS:
+            raise InputError(f"edit: kept_cells is {_shown(self.kept_cells)}; choose one of {', '.join(KEPT_CELLS)}.")
         most = {"strength": 1.0, "soften": MOST_SECONDS, "soften_pixels": MOST_PIXELS, "at": MOST_SECONDS}
         for name, limit in most.items():
             _check_number("edit", name, getattr(self, name), 0.0, limit)

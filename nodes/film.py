@@ -28,8 +28,9 @@ from .taking.sound import from_track, to_track
 CUTS, HERE = "ltx_a2v_cuts", "ltx_a2v_here"
 """The keys of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew; and, if
 only a part of the film is made here, the stretches between hard cuts that are, by their first latents."""
-CLEAN = "ltx_a2v_clean"
-"""The key of a LATENT for a source video, encoded at its size: what the noise mask keeps."""
+SOURCE = "ltx_a2v_source"
+"""The key of a LATENT for what a stage is told of a source video: fields of `Conditions`, with the video encoded at the
+latent's size, which is what the noise mask keeps."""
 FOLDER = "ltx_a2v_windows"  # in ComfyUI's output folder: its temp folder is emptied at each start
 
 IN_FILM = "ltx_a2v_in_film"

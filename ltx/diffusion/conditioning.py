@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import latents
+from ..edits import NOISY
 from ..errors import InputError
 from .sight import Sight
 from .speakers import Speaker, at, hearing
@@ -149,7 +150,8 @@ class Conditions:
     """Everything that a stage is conditioned on. negative: the negative prompt, needed if a CFG scale is not 1. guides:
     images, encoded at the stage's size. mask: [1, 1, F, H, W], 0 for the cells that are kept and 1 for those that the
     model makes; without it every mask is 1. clean: [1, 128, F, H, W], what is kept: a given video, encoded at the
-    stage's size, or without it the start latent. references: in the order of their tokens."""
+    stage's size, or without it the start latent. references: in the order of their tokens. kept_cells: one of
+    KEPT_CELLS, how the model is shown the kept cells of a latent frame of which a part is made."""
 
     positive: TextContext
     audio: AudioCondition
@@ -158,11 +160,13 @@ class Conditions:
     mask: Tensor | None = None
     clean: Tensor | None = None
     references: tuple[Reference, ...] = ()
+    kept_cells: str = NOISY
 
     def streams(self, latent: Tensor) -> tuple[Stream, Stream]:
         """The tokens of picture and sound of a stage that starts at `latent`. Raises InputError as `video_stream`."""
         fps, start = self.audio.fps, latent.float()
-        video = video_stream(start, self.guides, fps, self.mask, clean=self.clean, references=self.references)
+        given = {"clean": self.clean, "references": self.references, "kept_cells": self.kept_cells}
+        video = video_stream(start, self.guides, fps, self.mask, **given)
         if self.audio.speakers:
             heard = at(hearing(self.audio.speakers, start), video.positions, fps)
             video = replace(video, hearing=heard[None])
@@ -208,11 +212,12 @@ class Stream:
         return x * self.mask + self.clean * (1 - self.mask)
 
     def shown(self, x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """The tokens as the model is shown them at a step: kept ones that have a level are as noisy as it says."""
+        """The tokens as the model is shown them at a step: wholly or partly kept ones that have a higher level than
+        their mask get as much more noise. `x` has the share mask of a state that is made, and the rest is clean; so the
+        rest is what gets it."""
         if self.level is None:
             return x
-        level = self.level * sigma
-        return torch.where(self.level > self.mask, self.clean * (1 - level) + noise * level, x)
+        return torch.where(self.level > self.mask, x + (noise - self.clean) * ((self.level - self.mask) * sigma), x)
 
     def to(self, device: torch.device | str) -> Stream:
         """The same stream on a device. The positions stay where they are: they are embedded on the CPU, and only their
@@ -242,14 +247,16 @@ def video_stream(
     *,
     clean: Tensor | None = None,
     references: tuple[Reference, ...] = (),
+    kept_cells: str = NOISY,
 ) -> Stream:
     """The video's tokens: the grid of `latent` [1, 128, F, H, W], then the keyframes, then the references. A guide or
     a reference at strength 0 is ignored.
 
-    mask, clean: as in `Conditions`; a first image replaces both at its frame. Raises InputError if a guide, the mask or
-    the clean latent has another size than the latent, or a guide lies outside the clip.
+    mask, clean, kept_cells: as in `Conditions`; a first image replaces mask and clean at its frame. Raises InputError
+    if a guide, the mask or the clean latent has another size than the latent, or a guide lies outside the clip.
     """
     given = mask is not None
+    raised = given and kept_cells == NOISY
     clean, mask, keyframes = _grid(latent, guides, mask, clean)
     marked = torch.zeros_like(mask)
     marked[:, :, :1] = 1
@@ -273,15 +280,15 @@ def video_stream(
         joined(marks, 1),
         Sight.of(sizes[0], sum(sizes[1 : 1 + len(keyframes)]), seen),
         None if given or latent.shape[2] == 1 else False,
-        level=torch.cat((latents.patchify_video(_level(mask)), whole[:, sizes[0] :]), 1) if given else None,
+        level=torch.cat((latents.patchify_video(_level(mask)), whole[:, sizes[0] :]), 1) if raised else None,
     )
 
 
 def _level(mask: Tensor) -> Tensor:
-    """How noisy the model is shown each cell [1, 1, F, H, W]: as its mask says, but a kept cell is as noisy as the rest
-    of its latent frame. The official pipelines condition on whole frames alone. Beside clean cells of the same frame,
-    the trained miniature makes blurred ones (docs/benchmarks.md)."""
-    return torch.where(mask > 0, mask, mask.amax((3, 4), keepdim=True))
+    """How noisy the model is shown each cell [1, 1, F, H, W]: all cells of a latent frame as the one that may change
+    most. The official pipelines condition on whole frames alone. Beside clean cells of the same frame, the trained
+    miniature makes blurred ones (docs/benchmarks.md)."""
+    return mask.amax((3, 4), keepdim=True).expand_as(mask)
 
 
 def _grid(

@@ -153,7 +153,9 @@ def test_the_sound_is_put_where_the_clip_begins() -> None:
     assert placed["waveform"].shape == (1, 1, 28_800) and placed["waveform"][0, 0, :24_000].sum() == 0
 
 
-@pytest.mark.parametrize(("name", "value"), [("start", -1), ("strength", 2), ("renew", "all"), ("begin", 1e9)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("start", -1), ("strength", 2), ("renew", "all"), ("begin", 1e9), ("kept_cells", "gray")]
+)
 def test_values_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=name if name != "begin" else "at"):
         retake(to_image_clip(frames(25), 24.0), **{"end": 0.5, name: value})

@@ -1,7 +1,7 @@
 """Who speaks, in figures: whether a mouth follows the sound if its region hears it, and stands still if it does not.
 
-The miniature shows one face, and its mouth is in the lower half of the picture. With two voices, in turn or at once, the
-lower half has the first one, and the upper half, in which there is no mouth, the second one.
+The miniature shows one face, and its mouth is in the lower half of the picture. With two voices, in turn or at once,
+the lower half has the first one, and the upper half, in which there is no mouth, the second one.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Block(LTX2VideoTransformerBlock):
         # A table holds scale and shift for the direction to the video, scale and shift for the direction to the audio,
         # and the gate.
         looking, heard = video_ada.modulate(video_state, 1, 0), audio_ada.modulate(audio_state, 1, 0)
-        changes = [
+        change, *others = (
             _attention(
                 self.audio_to_video_attn,
                 looking,
@@ -133,10 +133,12 @@ class Block(LTX2VideoTransformerBlock):
                 key_positions=positions.cross_audio,
             )
             for number in range(sounds)
-        ]
-        change = changes[0]
+        )
         if positions.hearing is not None:
-            change = sum(each * share for each, share in zip(changes, positions.hearing.split(1, 2), strict=True))
+            share, *shares = positions.hearing.split(1, 2)
+            change = change * share
+            for other, share in zip(others, shares, strict=True):
+                change = change.addcmul(other, share)
         video[:joined].addcmul_(change, *ada(video_table[4:], of_video.gate).values)
         if audio_read:
             change = _attention(

@@ -180,7 +180,8 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
             if voice is not None:
                 voice = encode_audio(vae, part_from(voice, window.first_frame, clip.fps), window.frames, clip.fps)
             speakers.append(Speaker.of(area, clip.lead + window.first_frame, clip.fps, voice))
-        found.append(AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength, mask, tuple(speakers)))
+        settings = job.request.audio_strength, mask, tuple(speakers), clip.lead
+        found.append(AudioCondition(latent, window.frames, clip.fps, *settings))
         if trace is not None and not number:
             trace("source/audio_latent", latent)
     return tuple(found)

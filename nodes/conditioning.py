@@ -21,7 +21,7 @@ from ..ltx.models import V23, V25
 from ..ltx.windows import cut_windows
 from . import activations, files, memory
 from .audio import MOST_FRAMES, frames_input
-from .film import Cut, FilmSound, Retake, Timeline, check_clip, check_heard, heard
+from .film import Cut, FilmSound, Retake, Timeline, check_clip, check_heard, heard, placed_in_film
 from .progress import Progress, report
 from .taking.latent import samples_of
 from .taking.picture import others, to_picture
@@ -80,7 +80,8 @@ class AudioConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
         check_strength("audio_strength", strength)
-        track, rate = heard(audio), frame_rate(fps)
+        track, rate, placed = heard(audio), frame_rate(fps), placed_in_film(audio)
+        lead = placed.lead if placed else 0
         if retake is not None:
             retake.check("frames", frames, rate)
             check_heard(audio, retake)
@@ -89,12 +90,10 @@ class AudioConditioning(io.ComfyNode):
             check_clip("windows", windows, frames, rate)
             places = windows.windows
         cut = Cut(frames, rate, places) if windows is None else windows
-        sounds = [
-            AudioCondition(
-                latent, place.frames, rate, strength, None if retake is None else retake.source.sound_mask(place, rate)
-            )
-            for latent, place in zip(encode_windows(audio_vae, track, cut, progress), places, strict=True)
-        ]
+        sounds = []
+        for latent, place in zip(encode_windows(audio_vae, track, cut, progress), places, strict=True):
+            mask = None if retake is None else retake.source.sound_mask(place, rate)
+            sounds.append(AudioCondition(latent, place.frames, rate, strength, mask, lead=lead))
         return io.NodeOutput(sounds[0] if windows is None else FilmSound(windows, tuple(sounds)))
 
 

@@ -43,11 +43,13 @@ References = tuple[tuple[Reference, ...], ...]
 @dataclass(frozen=True)
 class InFilm:
     """Where a sound lies in a film. lead: the film's frames before those that the model makes, from which on it hears
-    the sound; fps: the film's; partly_kept: whether some of the sound stays and the rest is made anew."""
+    the sound; fps: the film's; partly_kept: whether some of the sound stays and the rest is made anew; begin: the
+    film's frame with which the sound begins, 0 or the lead."""
 
     lead: int
     fps: Fraction
     partly_kept: bool
+    begin: int = 0
 
 
 @dataclass(frozen=True)
@@ -219,13 +221,25 @@ def check_clip(field: str, cut: Cut | Timeline, frames: int, fps: Fraction) -> N
 def heard(audio: Any) -> Track:
     """AUDIO as the track that the model hears, from the first frame on that it makes. Raises InputError as
     `to_track`."""
-    track, placed = to_track(audio), audio.get(IN_FILM)
-    return part_from(track, placed.lead, placed.fps) if isinstance(placed, InFilm) else track
+    track, placed = to_track(audio), placed_in_film(audio)
+    return part_from(track, placed.lead - placed.begin, placed.fps) if placed else track
+
+
+def from_beginning(audio: Any) -> Track:
+    """AUDIO as a track that begins with the film. Raises InputError as `to_track`."""
+    track, placed = to_track(audio), placed_in_film(audio)
+    return delayed(track, placed.begin / placed.fps) if placed else track
+
+
+def placed_in_film(audio: Any) -> InFilm | None:
+    """Where AUDIO lies in a film; None if it does not say."""
+    placed = audio.get(IN_FILM)
+    return placed if isinstance(placed, InFilm) else None
 
 
 def check_heard(audio: Any, retake: Retake) -> None:
     """Raises InputError if the model would hear the beginning of a clip of which it sees the end."""
-    if retake.lead and not isinstance(audio.get(IN_FILM), InFilm):
+    if retake.lead and placed_in_film(audio) is None:
         raise InputError(
             "audio: it begins with the clip, but the model sees only the clip's end; connect the audio of Retake."
         )
@@ -233,14 +247,14 @@ def check_heard(audio: Any, retake: Retake) -> None:
 
 def prepared(track: Track, audio: Any) -> dict[str, Any]:
     """What was made of the sound that the model hears of AUDIO, as AUDIO."""
-    placed = audio.get(IN_FILM)
-    return {**from_track(track), **({IN_FILM: replace(placed, lead=0)} if isinstance(placed, InFilm) else {})}
+    placed = placed_in_film(audio)
+    return {**from_track(track), **({IN_FILM: replace(placed, begin=placed.lead)} if placed else {})}
 
 
 def is_partly_kept(audio: Any) -> bool:
     """Whether a part of AUDIO stays in the film, so that what is made beside it has to be as loud."""
-    placed = audio.get(IN_FILM)
-    return isinstance(placed, InFilm) and placed.partly_kept
+    placed = placed_in_film(audio)
+    return placed is not None and placed.partly_kept
 
 
 class FilmWindows:

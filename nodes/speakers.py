@@ -12,12 +12,12 @@ from torch import Tensor
 from ..ltx.diffusion.conditioning import VOICES_BESIDE, AudioCondition
 from ..ltx.diffusion.speakers import Speaker, check_region
 from ..ltx.errors import InputError
+from ..ltx.media.audio import part_from
 from . import memory
 from .conditioning import CONDITIONING, encode_windows
-from .film import FilmSound
+from .film import FilmSound, from_beginning
 from .progress import Progress
 from .taking.mask import to_area
-from .taking.sound import to_track
 from .types import AudioIO, AudioVaeIO
 from .widgets import aliases
 
@@ -67,11 +67,11 @@ class WhoSpeaks(io.ComfyNode):
         film, area = FilmSound.of(audio), to_area(mask)
         check_region("mask", area)
         voices = _voices(film, voice, audio_vae, Progress(cls.hidden.unique_id))
-        sounds = tuple(
-            replace(sound, speakers=(*sound.speakers, Speaker.of(area, place.first_frame, film.fps, own)))
-            for place, sound, own in zip(film.cut.windows, film.sounds, voices, strict=True)
-        )
-        return io.NodeOutput(replace(film, sounds=sounds) if isinstance(audio, FilmSound) else sounds[0])
+        sounds = []
+        for place, sound, own in zip(film.cut.windows, film.sounds, voices, strict=True):
+            speaker = Speaker.of(area, sound.lead + place.first_frame, film.fps, own)
+            sounds.append(replace(sound, speakers=(*sound.speakers, speaker)))
+        return io.NodeOutput(replace(film, sounds=tuple(sounds)) if isinstance(audio, FilmSound) else sounds[0])
 
 
 def _voices(
@@ -84,7 +84,8 @@ def _voices(
         raise InputError("audio_vae: it is not connected, and a voice needs it; connect the one of Load Model.")
     if not film.frozen:
         raise InputError(VOICES_BESIDE)
-    return list(encode_windows(audio_vae, to_track(voice), film.cut, progress))
+    track = part_from(from_beginning(voice), film.sounds[0].lead, film.fps)
+    return list(encode_windows(audio_vae, track, film.cut, progress))
 
 
 NODES = (WhoSpeaks,)

@@ -71,9 +71,10 @@ class AudioCondition:
 
     strength: 1 keeps the track as it is (frozen); with a lower value the model may change it. mask: [T] in place of
     1 - strength, for a track of which a part is kept: 0 for the latents that are, 1 for those that the model makes.
-    speakers: the regions of the picture that hear it; without any the whole picture does. Raises InputError if the
-    strength is out of range, the latent, the mask or a voice has another length than the clip, or there is a voice
-    beside a track that the model may change.
+    speakers: the regions of the picture that hear it; without any the whole picture does. lead: the frames of the film
+    before those that the model makes, for what is counted from the film's beginning. Raises InputError if the strength
+    is out of range, the latent, the mask or a voice has another length than the clip, or there is a voice beside a
+    track that the model may change.
     """
 
     latent: Tensor
@@ -82,6 +83,7 @@ class AudioCondition:
     strength: float = 1.0
     mask: Tensor | None = None
     speakers: tuple[Speaker, ...] = ()
+    lead: int = 0
 
     def __post_init__(self) -> None:
         check_strength("audio_strength", self.strength)

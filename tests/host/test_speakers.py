@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 from a2v.tests.host import graph
 from a2v.tests.host.comfy import Comfy, Prompt
 from a2v.tests.host.command import REQUEST
-from a2v.tests.host.test_video_in import SPEECH, commanded, files, made, request, same
+from a2v.tests.host.test_video_in import SPEECH, commanded, files, made, request, same, source, with_clip
 from a2v.tests.ltx.media.clips import write_clip
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 
+__all__ = ["source"]  # the fixture
 WIDTH, HEIGHT = 128, 64
 FILM = {"frames": 65, "windows": {"window_frames": 33, "overlap": 2}}
 
@@ -42,6 +44,18 @@ def cast(tmp_path: Path) -> Cast:
         picture = np.zeros((72, 32, 32, 3), np.uint8)
         found.voices.append(write_clip(tmp_path / f"voice-{number}.mp4", picture, kind="h264.mp4", sound=(tone, 0.0)))
     return found
+
+
+def turn(path: Path, number: int) -> Path:
+    """A voice that speaks in the first second of a video, or else behind it."""
+    times = np.arange(48_000 * 2) / 48_000
+    tone = 0.3 * np.sin(2 * np.pi * 300 * times) * ((times >= 1) == bool(number))
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(48_000)
+        file.writeframes((tone * 32767).astype("<i2").tobytes())
+    return path
 
 
 def usual(comfy: Comfy, models: TinyFiles, **more: Any) -> Prompt:
@@ -87,6 +101,26 @@ def test_each_hears_his_own_voice(comfy: Comfy, models: TinyFiles, cast: Cast, t
     given = {**files(models, audio=SPEECH), "speaker": cast.masks, "voice": cast.voices}
     frames = same(saved, commanded(tmp_path, asked, given))
     everybody = same(*[made(comfy, usual(comfy, models, **shape))] * 2)
+    assert (frames != everybody).any()
+
+
+def test_a_voice_begins_with_the_video_that_is_made_longer(
+    comfy: Comfy, models: TinyFiles, cast: Cast, source: Path, tmp_path: Path
+) -> None:
+    """The model sees the last 9 of 22 frames; voices are counted from the video's beginning, not from there."""
+    edit = {"extend": "forward", "context": 9, "renew": "picture"}
+
+    def prompt(voices: list[Path]) -> Prompt:
+        longer = with_clip(comfy, models, source, edit)
+        longer["sound"]["inputs"] |= {"audio": ["retake", 1], "retake": ["retake", 0]}
+        longer["save"]["inputs"]["audio"] = ["retake", 1]
+        return with_speakers(comfy, longer, cast.masks, voices)
+
+    voices = [turn(tmp_path / f"late-{number}.wav", number) for number in range(2)]
+    given = {**files(models, video=source, audio=source), "speaker": cast.masks, "voice": voices}
+    frames = same(made(comfy, prompt(voices)), commanded(tmp_path, request(edit, num_frames=25), given))
+    assert len(frames) == 22 + 16
+    everybody = same(*[made(comfy, prompt([]))] * 2)
     assert (frames != everybody).any()
 
 

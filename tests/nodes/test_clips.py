@@ -209,6 +209,20 @@ def test_a_clip_that_is_made_longer(direction: str, lead: int, tail: int, at: in
     assert torch.equal(model_hears, own[lead * 2000 :]), "from the first frame on that the model makes"
 
 
+@pytest.mark.parametrize("renew", ["picture", "both"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_time_beside_extend_changes_nothing(direction: str, renew: str) -> None:
+    """The workflow of a retake has one; who sets extend in it gets the longer clip, and reads that it did nothing."""
+    asked = {"extend": direction, "renew": renew, "strength": 0.5}
+    plain, _, told = extended(**asked)
+    timed, _, said = extended(start=0.2, end=0.4, soften=0.1, **asked)
+    assert said == f"{told}; extend keeps the whole video, so start, end and soften do nothing"
+    plan = plain.plan(64, 96)
+    assert timed.plan(64, 96) == plan
+    assert torch.equal(timed.source.mask(plan, (96, 64)), plain.source.mask(plan, (96, 64)))
+    assert torch.equal(timed.source.sound_weights(plan, 48_000), plain.source.sound_weights(plan, 48_000))
+
+
 def test_an_extension_shorter_than_a_latent_is_not_lost() -> None:
     """25 frames are also what a clip of 22 is rounded up to: without extend the film ends with the clip."""
     clip = to_image_clip(frames(22), 24.0)

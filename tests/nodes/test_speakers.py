@@ -18,7 +18,8 @@ from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.windows import WindowSize, cut_windows
 from a2v.nodes import memory
 from a2v.nodes.conditioning import AudioConditioning
-from a2v.nodes.film import Cut, FilmSound
+from a2v.nodes.film import IN_FILM, Cut, FilmSound, InFilm, prepared
+from a2v.nodes.film import heard as audible
 from a2v.nodes.speakers import WhoSpeaks
 from a2v.tests.nodes.test_steering import run
 from a2v.tests.tiny import write_tiny
@@ -82,6 +83,25 @@ def test_each_window_of_a_film_has_its_part(vae: memory.Handle) -> None:
     assert isinstance(made, FilmSound) and made.cut is film.cut
     assert [bool(heard(each).any()) for each in made.sounds] == [False, False, True]
     assert not heard(made.sounds[-1])[:-1].any() and (heard(made.sounds[-1])[-1] == 1).all()
+
+
+def test_a_voice_and_a_mask_begin_with_the_video(vae: memory.Handle) -> None:
+    """Of a clip that is made longer, what the model sees begins later: voice and mask are counted from the video's
+    first frame, also a voice that comes from Retake, and one that was levelled and begins where the model hears it."""
+    lead, count = 40, FRAMES + 40
+    spoken = voice(count / 24)
+    moving = torch.zeros(count, 8, 12)
+    moving[-8:] = 1
+    late = replace(sound(FRAMES), lead=lead)
+    rest = {**spoken, "waveform": spoken["waveform"][..., round(lead / 24 * 16000) :]}
+    (wanted,) = run(AudioConditioning, audio_vae=vae, audio=rest, frames=FRAMES, fps=24.0)
+    placed = {**spoken, IN_FILM: InFilm(lead, FPS, False)}
+    levelled = prepared(audible(placed), placed)
+    for given in (spoken, placed, levelled):
+        (found,) = run(WhoSpeaks, audio=late, mask=LEFT, voice=given, audio_vae=vae)
+        assert torch.equal(found.voices[0], wanted.latent)
+    (seen,) = run(WhoSpeaks, audio=late, mask=moving)
+    assert not heard(seen)[:-1].any() and (heard(seen)[-1] == 1).all()
 
 
 def test_a_mask_of_a_picture_without_transparency_is_refused() -> None:

@@ -18,10 +18,8 @@ import requests
 import torch
 from a2v.ltx.media import audio
 from a2v.tests.host.api import APP, CAMERA_FILE, LONG, SMALL, client_of, environment, write_published
-from a2v.tests.host.browser import Frontend
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.command import command_files, run_request
-from a2v.tests.host.draw_workflows import sent
 from a2v.tests.ltx.media.test_safety import write as write_classifier
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -245,36 +243,6 @@ def test_what_was_sent_once_goes(server: Comfy, client: Any, sound: str) -> None
     with pytest.raises(fal_client.FalClientHTTPError, match="sync_mode") as gone:
         handle.get()
     assert gone.value.status_code == 410
-
-
-DROP = """async text => {
-    await app.handleFile(new File([text], 'request.json', {type: 'application/json'}));
-    await new Promise(requestAnimationFrame);
-}"""
-
-
-def test_the_graph_of_a_request_opens_in_the_editor(
-    server: Comfy, client: Any, sound: str, picture: Path, chromium: str
-) -> None:
-    """The downloaded file dropped on the canvas: the frontend lays it out, and would queue the very same."""
-    arguments = {**SMALL, **CASES["all reports"], "audio_url": sound, "image_url": fal_client.encode_file(picture)}
-    handle = client.submit(APP, {**arguments, "seed": 38})
-    handle.get()
-    answer = requests.get(handle.response_url + "/workflow", timeout=10)
-    assert answer.headers["Content-Disposition"] == f'attachment; filename="{handle.request_id}.json"'
-    with Frontend(server.url, chromium) as frontend:
-        frontend.errors.clear()
-        frontend.page.evaluate(DROP, answer.text)
-        queued = frontend.prompt()
-        assert frontend.errors == []
-        places = [tuple(node["pos"]) for node in frontend.serialize()["nodes"]]
-    asked = sent(answer.json())
-    assert {key: node["class_type"] for key, node in queued.items()} == {
-        key: node["class_type"] for key, node in asked.items()
-    }
-    for key, node in asked.items():
-        assert {name: queued[key]["inputs"].get(name) for name in node["inputs"]} == node["inputs"], node["class_type"]
-    assert len(set(places)) == len(asked)
 
 
 def test_expiry_takes_what_the_api_made_and_nothing_else(tmp_path: Path, sound: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from .diffusion.conditioning import AudioCondition, TextContext
-from .diffusion.sound import encode_audio, encode_mel, log_mel
+from .diffusion.sound import beside, encode_mel, log_mel
 from .diffusion.speakers import Speaker
 from .job import Compute, Job
 from .media import preprocess
@@ -165,15 +165,15 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
     vae = job.checkpoint.audio_encoder(compute.dtype, compute.device)
     found = []
     for number, window in enumerate(clip.windows):
-        part = part_from(track, window.first_frame, clip.fps)
+        model_track = conditioning_track(part_from(track, window.first_frame, clip.fps), window.frames, clip.fps)
+        mel = log_mel(model_track)
+        whole = encode_mel(vae, mel)
         if trace is not None:
             inside = under(f"audio/window{number}" if number else "audio", trace)
-            model_track = conditioning_track(part, window.frames, clip.fps)
-            mel = log_mel(model_track)
             inside("waveform", model_track.waveform[None])
             inside("mel", mel)
-            inside("latent", encode_mel(vae, mel))  # before it is cut, as in the golden files
-        latent = encode_audio(vae, part, window.frames, clip.fps)
+            inside("latent", whole)  # before it is cut, as in the golden files
+        latent = beside(whole, window.frames, clip.fps)
         mask = None if job.source is None else job.source.sound_mask(window, clip.fps)
         speakers = []
         for area, voice in zip(areas, voices, strict=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from .diffusion.conditioning import AudioCondition, TextContext
-from .diffusion.sound import beside, encode_mel, log_mel
+from .diffusion.sound import beside, encode_audio, encode_mel, log_mel
 from .diffusion.speakers import Speaker
 from .job import Compute, Job
 from .media import preprocess
@@ -175,12 +175,18 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
             inside("latent", whole)  # before it is cut, as in the golden files
         latent = beside(whole, window.frames, clip.fps)
         mask = None if job.source is None else job.source.sound_mask(window, clip.fps)
-        speakers = []
-        for area, voice in zip(areas, voices, strict=True):
-            if voice is not None:
-                voice = encode_audio(vae, part_from(voice, window.first_frame, clip.fps), window.frames, clip.fps)
-            speakers.append(Speaker.of(area, clip.lead + window.first_frame, clip.fps, voice))
-        settings = job.request.audio_strength, mask, tuple(speakers), clip.lead
+        speakers = tuple(
+            Speaker.of(
+                area,
+                clip.lead + window.first_frame,
+                clip.fps,
+                None
+                if voice is None
+                else encode_audio(vae, part_from(voice, window.first_frame, clip.fps), window.frames, clip.fps),
+            )
+            for area, voice in zip(areas, voices, strict=True)
+        )
+        settings = job.request.audio_strength, mask, speakers, clip.lead
         found.append(AudioCondition(latent, window.frames, clip.fps, *settings))
         if trace is not None and not number:
             trace("source/audio_latent", latent)

@@ -11,7 +11,7 @@ from ...ltx.given import unheard
 from ...ltx.media.audio import LONGEST, load_track
 from ...ltx.media.clip import Clip, is_silent, open_clip
 from ...ltx.media.rates import frame_rate
-from ...ltx.plan import round_frames
+from ...ltx.plan import round_frames, snap_size
 from ...ltx.request import AUTO, MAX_FRAMES, PARAMETERS, Request
 from .audio_to_video import about
 from .inputs import CheckedRequest
@@ -50,8 +50,14 @@ def rated(checked: CheckedRequest, clip: Clip) -> Request:
 
 
 def sized(request: Request, clip: Clip) -> Request:
-    """The request with the video's size in place of `auto`."""
-    return replace(request, video_size=(clip.width, clip.height)) if request.video_size == AUTO else request
+    """The request with the video's size in place of `auto`, within the range of `video_size`."""
+    if request.video_size != AUTO:
+        return request
+    limits, size = PARAMETERS["video_size"], (clip.width, clip.height)
+    if max(size) > limits.maximum:
+        size = snap_size(*size, request.use_multiscale)
+    width, height = (int(min(max(side, limits.minimum), limits.maximum)) for side in size)
+    return replace(request, video_size=(width, height))
 
 
 def as_long(checked: CheckedRequest, request: Request, clip: Clip) -> tuple[Request, tuple[str, ...]]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from ...ltx.latents import SPACE_SCALE
+from ...ltx.plan import round_frames
 from ...ltx.request import Request
 from .graph import Graph, Prompt, is_link_from, read
 from .model_files import ModelNames
@@ -76,6 +78,8 @@ def compose(
     if not request.use_multiscale:
         _make_one_stage(graph)
     _write(graph, request, prefix)
+    for sentence in _said_of_rounding(request):
+        tell(graph, sentence)
     return graph.prompt
 
 
@@ -91,7 +95,9 @@ def _load(graph: Graph, request: Request, models: ModelNames, audio: str) -> Non
     )
     graph.inputs("LTXA2VLoadAudio")["audio"] = audio
     graph.inputs(FRAME_COUNT).update(
-        frame_rate=request.fps, match_audio_length=request.match_audio_length, num_frames=request.num_frames
+        frame_rate=request.fps,
+        match_audio_length=request.match_audio_length,
+        num_frames=round_frames(request.num_frames),
     )
     graph.inputs("LTXA2VPreprocessAudio")["enabled"] = request.preprocess_audio
     graph.inputs(AUDIO)["strength"] = request.audio_strength
@@ -101,7 +107,7 @@ def _load(graph: Graph, request: Request, models: ModelNames, audio: str) -> Non
         size["video_size"] = request.video_size
     else:
         size["video_size"] = CUSTOM
-        size["width"], size["height"] = request.video_size
+        size["width"], size["height"] = _in_steps(request.video_size)
     graph.inputs(EXPAND).update(prompt=request.prompt, enabled=request.enable_prompt_expansion)
     graph.inputs(ENCODE, NEGATIVE)["text"] = request.negative_prompt
     seed = request.seed % 2**64
@@ -109,6 +115,24 @@ def _load(graph: Graph, request: Request, models: ModelNames, audio: str) -> Non
     if seed > sys.maxsize:  # that node cannot hold it: the nodes behind it get the number itself
         graph.remove(graph.find("PrimitiveInt", "Seed"))
         graph.inputs("RandomNoise")["noise_seed"] = graph.inputs(EXPAND)["seed"] = seed
+
+
+def _in_steps(size: tuple[int, int]) -> tuple[int, int]:
+    """A size rounded up to the steps of its widgets, as the node rounds it, too. The editor rounds to the nearest step
+    when it opens a graph, and would make another video."""
+    width, height = (-(-side // SPACE_SCALE) * SPACE_SCALE for side in size)
+    return width, height
+
+
+def _said_of_rounding(request: Request) -> list[str]:
+    """What the report says of values that are rounded before the nodes see them."""
+    said, frames = [], round_frames(request.num_frames)
+    if not request.match_audio_length and frames != request.num_frames:
+        said.append(f"num_frames rounded up from {request.num_frames} to {frames}")
+    if not isinstance(request.video_size, str) and (found := _in_steps(request.video_size)) != request.video_size:
+        (width, height), (wide, high) = request.video_size, found
+        said.append(f"size changed from {width}×{height} to {wide}×{high}")
+    return said
 
 
 def _load_split(graph: Graph, models: ModelNames) -> None:
@@ -275,7 +299,9 @@ def _write(graph: Graph, request: Request, prefix: str) -> None:
 
 def tell(graph: Graph, said: list[Any] | str) -> None:
     """Adds a node's report, the output `said`, or a sentence to the file's. A further node joins those that the last
-    one has no room for."""
+    one has no room for. A sentence is a node, because the editor keeps no value of an input without a widget."""
+    if isinstance(said, str):
+        said = [graph.add("PrimitiveString", "Remark", value=said), 0]
     saver = graph.inputs(SAVE)
     reports = graph.prompt[saver["report"][0]]["inputs"]
     if len(reports) == MOST_REPORTS:

@@ -22,6 +22,10 @@ from .sight import Sight
 from .speakers import Speaker, at, hearing
 from .tokens import joined
 
+VOICES_BESIDE = (
+    "speakers: a voice of their own needs an audio that is kept as it is; set audio_strength to 1 and make no sound "
+    "anew, or leave the voices out."
+)
 TEXT_LENGTH = 1024  # tokens of a text context, with <bos> and padding
 
 
@@ -69,7 +73,8 @@ class AudioCondition:
     1 - strength, for a track of which a part is kept: 0 for the latents that are, 1 for those that the model makes.
     speakers: the regions of the picture that hear it; without any the whole picture does. lead: the frames of the film
     before those that the model makes, for what is counted from the film's beginning. Raises InputError if the strength
-    is out of range or the latent or the mask has another length than the clip.
+    is out of range, the latent, the mask or a voice has another length than the clip, or there is a voice beside a
+    track that the model may change.
     """
 
     latent: Tensor
@@ -90,11 +95,24 @@ class AudioCondition:
             )
         if self.mask is not None and tuple(self.mask.shape) != (wanted,):
             raise InputError(f"the mask of the audio is {list(self.mask.shape)}; {[wanted]} is needed for this clip.")
+        if self.voices and not self.frozen:
+            raise InputError(VOICES_BESIDE)
+        for voice in self.voices:
+            if voice.shape != self.latent.shape:
+                raise InputError(
+                    f"voice: it was encoded to {list(voice.shape)}, but the audio is {list(self.latent.shape)}: encode "
+                    "both for one clip."
+                )
 
     @property
     def frozen(self) -> bool:
         """Whether the track is kept as it is."""
         return self.strength == 1 if self.mask is None else not self.mask.any()
+
+    @property
+    def voices(self) -> tuple[Tensor, ...]:
+        """What speakers hear in place of the track."""
+        return tuple(each.voice for each in self.speakers if each.voice is not None)
 
     def made(self, latent: Tensor) -> AudioCondition:
         """The track that a stage made of it, frozen for the next stage."""
@@ -155,7 +173,7 @@ class Conditions:
         video = video_stream(start, self.guides, fps, self.mask, **given)
         if self.audio.speakers:
             heard = at(hearing(self.audio.speakers, start), video.positions, fps)
-            video = replace(video, hearing=heard[None, :, None])
+            video = replace(video, hearing=heard[None])
         return video, audio_stream(self.audio)
 
 
@@ -167,9 +185,10 @@ class Stream:
     marked: [1, N, 1], for the video: 1 for the tokens of latent frame 0, which stand for one frame where the others
     stand for eight. LTX-2.5 adds its keyframe vector to them. Appended tokens are not marked. sight: what groups of
     tokens see of each other, None if all see all. known: whether every token is kept, None if only the mask tells it,
-    for which the host waits where that is on a device. hearing: [1, N, 1] for the video, how much each token takes from
-    the sound, from 0 to 1; None if all take all. level: [1, N, 1], how noisy the model is shown each token, as a share
-    of sigma; None is the mask.
+    for which the host waits where that is on a device. hearing: [1, N, 1 + V] for the video, how much each token takes
+    from the sound and from each of V voices, from 0 to 1; None if all take all of the sound. level: [1, N, 1], how
+    noisy the model is shown each token, as a share of sigma; None is the mask. voices: [V, N, C] for the audio, which
+    are kept as they are.
     """
 
     latent: Tensor
@@ -181,6 +200,7 @@ class Stream:
     known: bool | None = None
     hearing: Tensor | None = None
     level: Tensor | None = None
+    voices: Tensor | None = None
 
     @property
     def frozen(self) -> bool:
@@ -213,6 +233,7 @@ class Stream:
             mask=self.mask.to(device),
             marked=None if self.marked is None else self.marked.to(device),
             level=None if self.level is None else self.level.to(device),
+            voices=None if self.voices is None else self.voices.to(device),
         )
 
 
@@ -322,7 +343,8 @@ def audio_stream(audio: AudioCondition) -> Stream:
     mask = torch.full_like(tokens[..., :1], 1 - audio.strength)
     if audio.mask is not None:
         mask = audio.mask.to(mask)[None, :, None]
-    return Stream(tokens, tokens, mask, latents.audio_positions(tokens.shape[1]), known=audio.frozen)
+    voices = joined([latents.patchify_audio(each).to(tokens) for each in audio.voices], 0) if audio.voices else None
+    return Stream(tokens, tokens, mask, latents.audio_positions(tokens.shape[1]), known=audio.frozen, voices=voices)
 
 
 def _pixels(latent: Tensor) -> str:

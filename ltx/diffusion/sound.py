@@ -112,7 +112,11 @@ def mel_bands() -> Tensor:
 def encode_audio(vae: Any, track: Track, frames: int, fps: Fraction) -> Tensor:
     """Encodes the sound beside `frames` of video → normalised latent, float32 [1, 8, T, 16], T =
     latents.audio_length."""
-    latent = encode_mel(vae, log_mel(conditioning_track(track, frames, fps)))
+    return beside(encode_mel(vae, log_mel(conditioning_track(track, frames, fps))), frames, fps)
+
+
+def beside(latent: Tensor, frames: int, fps: Fraction) -> Tensor:
+    """Cuts the encoder's whole output [1, 8, about T, 16] to what lies beside `frames` of video, [1, 8, T, 16]."""
     length = audio_length(frames, fps)
     if latent.shape[2] < length:  # this encoder rounds up, so only another encoder can give too few
         raise RuntimeError(

@@ -65,9 +65,21 @@ def test_rate_length_and_size(name: str, asked: dict[str, Any], expected: Any, c
     assert not request.match_audio_length
 
 
+@pytest.mark.parametrize(
+    ("sides", "expected"), [((48, 70), (64, 70)), ((5120, 2880), (1920, 1024)), ((6000, 100), (4096, 128))]
+)
+def test_a_size_that_the_graph_cannot_take_is_brought_into_its_range(
+    sides: tuple[int, int], expected: tuple[int, int], tmp_path: Path
+) -> None:
+    path = write_clip(tmp_path / "0c.mkv", [np.zeros((sides[1], sides[0], 3), np.uint8)] * 2, fps=Fraction(25))
+    assert settled("video-to-video", path, tmp_path)[1].request.video_size == expected
+
+
 def told(graph: Graph) -> list[str]:
-    """The sentences in the file's report that no node says."""
-    return [said for key in graph.all(REPORT) for said in graph.prompt[key]["inputs"].values() if isinstance(said, str)]
+    """The sentences about the video that are in the file's report before a node runs."""
+    joined = [link for key in graph.all(REPORT) for link in graph.prompt[key]["inputs"].values()]
+    remarks = [graph.prompt[key]["inputs"]["value"] for key in graph.all("PrimitiveString") if [key, 0] in joined]
+    return [said for said in remarks if said.startswith("video_url")]
 
 
 @pytest.mark.parametrize("name", ["video-to-video", "reference-video-to-video"])

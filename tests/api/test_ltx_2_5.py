@@ -322,7 +322,7 @@ def test_from_the_door_to_the_result(settings: Settings, database: Store, tmp_pa
             assert ended.result["video"].keys() == {"content_type", "file_name"} and ended.result.keys() == {"video"}
             (prompt,) = place.host.runs
             size = Graph(prompt).inputs("LTXA2VVideoSize")
-            assert (size["video_size"], size["width"], size["height"]) == ("custom", 1080, 1920)
+            assert (size["video_size"], size["width"], size["height"]) == ("custom", 1088, 1920)  # 1080 in steps of 32
             seed = place.request(ended.id).arguments["seed"]
             assert Graph(prompt).inputs("PrimitiveInt")["value"] == seed
 

@@ -73,6 +73,32 @@ FEATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("asked", "graph", "said"),
+    [
+        ({"num_frames": 20, "match_audio_length": False}, {"num_frames": 25}, ["num_frames rounded up from 20 to 25"]),
+        ({"num_frames": 20}, {"num_frames": 25}, []),  # it does not act
+        (
+            {"video_size": {"width": 1100, "height": 65}},
+            {"width": 1120, "height": 96},
+            ["size changed from 1100×65 to 1120×96"],
+        ),
+        ({"video_size": {"width": 4096, "height": 64}}, {"width": 4096, "height": 64}, []),
+    ],
+    ids=str,
+)
+def test_numbers_are_rounded_up_to_the_steps_of_their_widgets(
+    asked: dict[str, Any], graph: dict[str, int], said: list[str]
+) -> None:
+    """As their nodes do. The editor would round them to the nearest step, down as well, when it opens the graph."""
+    made = Graph(compose(parse({"prompt": "x", **asked}), MODELS, audio="a.wav", prefix="p"))
+    given = {**made.inputs("LTXA2VFrameCount"), **made.inputs("LTXA2VVideoSize")}
+    assert {name: given[name] for name in graph} == graph
+    remarks = made.all("PrimitiveString")
+    assert [made.prompt[key]["inputs"]["value"] for key in remarks] == said
+    assert all([key, 0] in made.inputs("LTXA2VReport").values() for key in remarks)
+
+
 def test_every_combination_hangs_together() -> None:
     for values in itertools.product(*FEATURES.values()):
         asked = dict(zip(FEATURES, values, strict=True))

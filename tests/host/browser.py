@@ -5,6 +5,7 @@ Only the server under test is reached: no other name resolves. One page for each
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -51,6 +52,13 @@ READY = """type => window.app?.vueAppReady && window.LiteGraph?.registered_node_
 LOAD = """async workflow => {
     await app.loadGraphData(workflow, true, true, null,
         {showMissingNodesDialog: false, showMissingModelsDialog: false});
+    await new Promise(requestAnimationFrame);
+}"""
+DROP = """async ([data, name, type]) => {
+    const {toast} = app.extensionManager;
+    (toast.dismissAll ?? toast.removeAll)();
+    const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+    await app.handleFile(new File([bytes], name, {type}));
     await new Promise(requestAnimationFrame);
 }"""
 MISSING = """() => app.graph.nodes
@@ -137,6 +145,12 @@ class Frontend:
         self.errors.clear()
         self.page.evaluate(LOAD, workflow)
         return self.page.evaluate(MISSING)
+
+    def drop(self, data: bytes, name: str, kind: str) -> None:
+        """Drops a file on the canvas. kind: what a browser says of it, such as video/mp4. `errors` and the messages on
+        the page start anew."""
+        self.errors.clear()
+        self.page.evaluate(DROP, [base64.b64encode(data).decode(), name, kind])
 
     def serialize(self) -> Workflow:
         """The open graph in UI form."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from a2v.ltx import __main__ as program
 from a2v.tests.host.comfy import ROOT
 from a2v.tests.tiny import TinyFiles
 from safetensors.torch import load_file
@@ -24,6 +25,13 @@ REQUEST = {
     ),
 }
 """What all requests of the parity tests have; what the endpoint adds is switched off."""
+
+
+class Said(NamedTuple):
+    """What the command wrote on standard output and on standard error."""
+
+    out: str
+    error: str
 
 
 def command_files(files: TinyFiles) -> dict[str, Path]:
@@ -51,13 +59,20 @@ def run_command(
 
 def run_request(
     folder: Path, request: Mapping[str, Any], files: Mapping[str, Path | list[Path] | None], *, fp8: bool = False
-) -> subprocess.CompletedProcess[str]:
+) -> Said:
     """Runs the command in float32 on the CPU with that request and no other parameter. files: as in `run_command`, with
-    the output; a list repeats an option. Returns what it said."""
+    the output; a list repeats an option.
+
+    It runs in this process, because a program of its own takes seconds to start; tests/ltx/test_command.py starts that.
+    """
     written = folder / "request.json"
     written.write_text(json.dumps(request), encoding="utf-8")
-    command = [sys.executable, "-m", "ltx", "--dtype", "float32", "--device", "cpu", *(["--fp8"] if fp8 else [])]
+    arguments = ["--dtype", "float32", "--device", "cpu", *(["--fp8"] if fp8 else [])]
     for name, path in {"request": written, **files}.items():
         for each in path if isinstance(path, list) else [path]:
-            command += [] if each is None else [f"--{name}", str(each)]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=240)
+            arguments += [] if each is None else [f"--{name}", str(each)]
+    out, error = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(error):
+        status = program.main(arguments)
+    assert status == 0, error.getvalue()
+    return Said(out.getvalue(), error.getvalue())

@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 import requests
 import torch
+from a2v.api.settings import SUBFOLDER
 from a2v.ltx.media import audio
-from a2v.tests.host.api import APP, CAMERA_FILE, LONG, SMALL, client_of, environment, write_published
-from a2v.tests.host.browser import Frontend
+from a2v.tests.host.api import APP, CAMERA_FILE, LONG, SMALL, client_of, environment
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.command import command_files, run_request
-from a2v.tests.host.draw_workflows import sent
 from a2v.tests.ltx.media.test_safety import write as write_classifier
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+OTHER = "other.mp4"
 
 
 @pytest.fixture(scope="module")
@@ -247,56 +247,42 @@ def test_what_was_sent_once_goes(server: Comfy, client: Any, sound: str) -> None
     assert gone.value.status_code == 410
 
 
-DROP = """async text => {
-    await app.handleFile(new File([text], 'request.json', {type: 'application/json'}));
-    await new Promise(requestAnimationFrame);
-}"""
-
-
-def test_the_graph_of_a_request_opens_in_the_editor(
-    server: Comfy, client: Any, sound: str, picture: Path, chromium: str
-) -> None:
-    """The downloaded file dropped on the canvas: the frontend lays it out, and would queue the very same."""
-    arguments = {**SMALL, **CASES["all reports"], "audio_url": sound, "image_url": fal_client.encode_file(picture)}
-    handle = client.submit(APP, {**arguments, "seed": 38})
+@pytest.fixture(scope="module")
+def later(
+    server: Comfy, client: Any, sound: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Comfy, str]]:
+    """What a server left, under another one that has no models and keeps nothing for long, and the id of a request.
+    Beside what the API made lies a file of somebody's."""
+    handle = client.submit(APP, {**SMALL, "audio_url": sound, "seed": 39})
     handle.get()
-    answer = requests.get(handle.response_url + "/workflow", timeout=10)
-    assert answer.headers["Content-Disposition"] == f'attachment; filename="{handle.request_id}.json"'
-    with Frontend(server.url, chromium) as frontend:
-        frontend.errors.clear()
-        frontend.page.evaluate(DROP, answer.text)
-        queued = frontend.prompt()
-        assert frontend.errors == []
-        places = [tuple(node["pos"]) for node in frontend.serialize()["nodes"]]
-    asked = sent(answer.json())
-    assert {key: node["class_type"] for key, node in queued.items()} == {
-        key: node["class_type"] for key, node in asked.items()
-    }
-    for key, node in asked.items():
-        assert {name: queued[key]["inputs"].get(name) for name in node["inputs"]} == node["inputs"], node["class_type"]
-    assert len(set(places)) == len(asked)
+    base, own = tmp_path_factory.mktemp("later"), Path("user", "__ltx_a2v")
+    folders = [Path(kind, SUBFOLDER) for kind in ("output", "input")]
+    for folder in (own, *folders):
+        shutil.copytree(server.base / folder, base / folder, ignore=shutil.ignore_patterns("requests.sqlite*"))
+    with sqlite3.connect(server.base / own / "requests.sqlite") as database:
+        database.backup(sqlite3.connect(base / own / "requests.sqlite"))
+    (base / "models").mkdir()
+    for folder in folders:
+        assert list((base / folder).iterdir())
+        (base / folder / OTHER).write_bytes(b"other")
+    with environment(LTX_A2V_EXPIRE_HOURS="0.00001", LTX_A2V_SAFETY="require"), Comfy(base) as comfy:
+        yield comfy, handle.request_id
 
 
-def test_expiry_takes_what_the_api_made_and_nothing_else(tmp_path: Path, sound: str) -> None:
-    write_published(tmp_path)
-    with Comfy(tmp_path) as comfy, client_of(comfy) as fal:
-        handle = fal.SyncClient(key="any").submit(APP, {**SMALL, "audio_url": sound})
-        handle.get()
-    others = [tmp_path / kind / "ltx_a2v_api" / "other.mp4" for kind in ("output", "input")]
-    for other in others:
-        other.write_bytes(b"other")
-    assert all(len(list(other.parent.iterdir())) == 2 for other in others)
-    with environment(LTX_A2V_EXPIRE_HOURS="0.00001"), Comfy(tmp_path) as comfy, client_of(comfy) as fal:
-        again = fal.SyncClient(key="any").get_handle(APP, handle.request_id)
-        until(lambda: all(list(other.parent.iterdir()) == [other] for other in others))
-        with pytest.raises(fal_client.FalClientHTTPError, match="deleted") as gone:
-            again.get()
-        assert gone.value.status_code == 410
+def test_expiry_takes_what_the_api_made_and_nothing_else(later: tuple[Comfy, str]) -> None:
+    comfy, request_id = later
+    folders = [comfy.base / kind / SUBFOLDER for kind in ("output", "input")]
+    until(lambda: all([path.name for path in folder.iterdir()] == [OTHER] for folder in folders))
+    with (
+        client_of(comfy) as fal,
+        pytest.raises(fal_client.FalClientHTTPError, match="deleted") as gone,
+    ):
+        fal.SyncClient(key="any").get_handle(APP, request_id).get()
+    assert gone.value.status_code == 410
 
 
-def test_without_models_a_submission_says_what_is_missing(tmp_path: Path, sound: str) -> None:
-    (tmp_path / "models").mkdir()
-    with environment(LTX_A2V_SAFETY="require"), Comfy(tmp_path) as comfy, client_of(comfy) as fal:
+def test_without_models_a_submission_says_what_is_missing(later: tuple[Comfy, str], sound: str) -> None:
+    with client_of(later[0]) as fal:
         with pytest.raises(fal_client.FalClientHTTPError) as missing:
             fal.SyncClient(key="any").submit(APP, {**SMALL, "audio_url": sound})
         assert missing.value.status_code == 424 and missing.value.error_type == "model_missing"

@@ -80,7 +80,12 @@ def run(client: Any, name: str, clip: Path, **asked: Any) -> dict[str, Any]:
     return client.subscribe(f"{FAMILY}/{name}", {**ASKED, "video_url": fal_client.encode_file(clip), **asked})
 
 
-@pytest.mark.parametrize("app", [each.id.removeprefix(f"{FAMILY}/") for each in FROM_VIDEO])
+APPS = [each.id.removeprefix(f"{FAMILY}/") for each in FROM_VIDEO]
+RUN = ("extend-video", "video-to-video/lora", "distilled/reference-video-to-video")
+"""Of these, what runs in the usual suite. tests/host/test_api_graphs.py submits all, and opens the graph of each."""
+
+
+@pytest.mark.parametrize("app", [pytest.param(app, marks=[pytest.mark.soak] * (app not in RUN)) for app in APPS])
 def test_each_application(client: Any, clips: dict[str, Path], tmp_path: Path, app: str) -> None:
     asked = {"loras": [{"path": CAMERA_FILE, "scale": 0.5}]} if app.endswith("/lora") else {}
     asked |= {"num_frames": 25, "num_context_frames": 9} if app.startswith("extend") else {}
@@ -234,7 +239,14 @@ def test_an_unknown_sibling_is_told_the_known_ones(server: Comfy, client: Any, c
     assert status == 404 and f"{FAMILY}/extend-video" in said
 
 
-@pytest.mark.parametrize("name", ["extend-video", "video-to-video", "reference-video-to-video"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "extend-video",
+        pytest.param("video-to-video", marks=pytest.mark.soak),
+        pytest.param("reference-video-to-video", marks=pytest.mark.soak),
+    ],
+)
 def test_the_javascript_client(client: Any, server: Comfy, clips: dict[str, Path], name: str) -> None:
     node, folder = install_client()
     data = fal_client.encode_file(clips["spoken"])

@@ -105,6 +105,7 @@ def test_one_of_two_servers_dies(base: Path, receiver: Outside) -> None:
         check_ends(fal, base, ids, receiver)
 
 
+@pytest.mark.soak  # tests/api/test_fetcher.py has the same without servers
 def test_a_server_that_dies_while_media_are_fetched(base: Path, receiver: Outside) -> None:
     receiver.files["/speech.opus"] = SPEECH.read_bytes()
     receiver.open.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator
 
@@ -29,13 +28,6 @@ TYPE = """text => {
 }"""
 # the workflow names models that a fresh server lacks, and the dialog that offers them looks them up
 QUIET = {"Comfy.Workflow.ShowMissingModelsWarning": False}
-DROP = """async ([data, name, type]) => {
-    const {toast} = app.extensionManager;
-    (toast.dismissAll ?? toast.removeAll)();
-    const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
-    await app.handleFile(new File([bytes], name, {type}));
-    await new Promise(requestAnimationFrame);
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +73,7 @@ def test_a_dropped_file_brings_its_graph_back(
     assert f"({path.suffix})" in file_format
     frontend.load(EMPTY)
     assert frontend.serialize()["nodes"] == []
-    frontend.page.evaluate(DROP, [base64.b64encode(path.read_bytes()).decode(), path.name, FORMATS[file_format]])
+    frontend.drop(path.read_bytes(), path.name, FORMATS[file_format])
     assert frontend.errors == [] and frontend.toasts() == 0
     found = frontend.serialize()
     assert sum(TEXT in (node.get("widgets_values") or ()) for node in found["nodes"]) == 1

@@ -140,7 +140,7 @@ def test_everything_at_once_is_the_command_bit_for_bit(
     own = {"camera-lora": camera, "image": picture}
     own |= {"trace": tmp_path / "trace.safetensors", "output": tmp_path / "out.mp4"}
     done = run_request(tmp_path, request, {**command_files(models), **own})
-    used = json.loads(done.stdout)
+    used = json.loads(done.out)
 
     written = " ".join(used["prompt"].split())
     assert written != "a woman speaks" and f"prompt: {written}" in report["notes"]
@@ -152,7 +152,7 @@ def test_everything_at_once_is_the_command_bit_for_bit(
     assert ours.rate == 48000 and torch.equal(ours.waveform, theirs.waveform)
 
     # What the command says of the input, the graph says too.
-    notes = [line.removeprefix("note: ") for line in done.stderr.splitlines() if line.startswith("note: ")]
+    notes = [line.removeprefix("note: ") for line in done.error.splitlines() if line.startswith("note: ")]
     for line in notes:
         assert any(line in note for note in report["notes"]), line
     assert any("size changed from 120×70 to 128×128" in note for note in report["notes"])

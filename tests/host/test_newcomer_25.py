@@ -40,7 +40,6 @@ WAYS = {
     "image_and_audio_25": Way({**QUALITY_RECIPE, "num_inference_steps": STEPS, "video_cfg_scale": GUIDANCE_WITH_IMAGE}),
     "distilled_fast_25": Way({"acceleration": "full"}, "distilled-2.5", "diffusion-vae-2.5"),
 }
-FAST = "distilled_fast_25"
 
 
 @pytest.fixture
@@ -54,7 +53,8 @@ def bare(comfy: Comfy) -> Iterator[Comfy]:
         path.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name != FAST)) for name in WAYS])
+@pytest.mark.soak  # each half is elsewhere: the page's words in test_newcomer.py, the frames in test_parity_25.py
+@pytest.mark.parametrize("name", WAYS)
 def test_from_the_template_to_the_commands_frames(name: str, bare: Comfy, chromium: str, tmp_path: Path) -> None:
     way = WAYS[name]
     (variant,) = (each for each in VARIANTS if each.name == name)

@@ -24,7 +24,7 @@ FILM = {"frames": 65, "windows": {"window_frames": 33, "overlap": 2}}
 
 @dataclass(frozen=True)
 class Cast:
-    """Two people: the mask of each, and the voice of each alone, which speak in turn."""
+    """Two people: the mask of each, and the voice of each alone."""
 
     masks: list[Path]
     voices: list[Path]
@@ -85,7 +85,7 @@ def with_speakers(comfy: Comfy, prompt: Prompt, masks: list[Path], voices: list[
                 "class_type": "LTXA2VLoadAudio",
                 "inputs": {"audio": comfy.upload(voices[number])},
             }
-            inputs["voice"] = [f"voice {number}", 0]
+            inputs |= {"voice": [f"voice {number}", 0], "audio_vae": ["model", 3]}
         prompt[f"speaker {number}"] = {"class_type": "LTXA2VSpeaker", "inputs": inputs}
         heard = [f"speaker {number}", 0]
     prompt["first"]["inputs"]["audio"] = heard
@@ -93,7 +93,7 @@ def with_speakers(comfy: Comfy, prompt: Prompt, masks: list[Path], voices: list[
 
 
 @pytest.mark.parametrize("film", [True, pytest.param(False, marks=pytest.mark.soak)])
-def test_two_speakers_hear_in_turn(comfy: Comfy, models: TinyFiles, cast: Cast, tmp_path: Path, film: bool) -> None:
+def test_each_hears_his_own_voice(comfy: Comfy, models: TinyFiles, cast: Cast, tmp_path: Path, film: bool) -> None:
     shape = FILM if film else {}
     saved = made(comfy, with_speakers(comfy, usual(comfy, models, **shape), cast.masks, cast.voices))
     cut = {"windows": {"frames": 33, "overlap": 2}} if film else {}
@@ -141,4 +141,5 @@ def test_a_white_mask_changes_nothing_and_a_black_one_is_refused(
 def test_the_node_says_that_it_is_an_experiment(comfy: Comfy) -> None:
     info = comfy.object_info()["LTXA2VSpeaker"]
     assert info["experimental"] is True and "experimental" in info["display_name"]
-    assert info["input"]["required"].keys() == {"audio", "mask"} and info["input"]["optional"].keys() == {"voice"}
+    assert info["input"]["required"].keys() == {"audio", "mask"}
+    assert info["input"]["optional"].keys() == {"voice", "audio_vae"}

@@ -125,6 +125,7 @@ SMALL, SMALL_CLIP = "small.png", "small.mp4"
 SOME_TIME = {"start": 0.1, "end": 0.3}  # of the small clip, to be made anew
 # of tests that take seconds a workflow; `make soak` has all
 SOME = ("first_and_last_image", "audio_regeneration", "song")
+DRAWN = (DEFAULT, SONG, RETAKE, "distilled_fast_25")  # they have all stages, and both versions' files
 
 each = pytest.mark.parametrize("name", BY_NAME)
 
@@ -423,7 +424,9 @@ def test_what_a_person_changes_is_there_again_once_saved_and_opened(face: str, f
 
 
 @pytest.mark.skipif(not DRAWN_HERE, reason="files are drawn with the frontend of requirements-dev.txt")
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, id=v.name, marks=[pytest.mark.soak] * (v.name not in DRAWN)) for v in VARIANTS]
+)
 def test_the_files_are_what_is_drawn(variant: Variant, frontend: Frontend) -> None:
     said = "run tests/host/draw_workflows.py"
     opened = draw(frontend, faces.opening(variant), opening_file(variant).stem)

@@ -23,6 +23,7 @@ WATCH = textwrap.dedent(
     pack = types.ModuleType("a2v"); pack.__path__ = [sys.argv[1]]; sys.modules["a2v"] = pack
     import torch
     torch.set_num_threads(1)
+    from a2v.benchmarks.films import Watch
     from a2v.ltx.diffusion.conditioning import TextContext
     from a2v.ltx.diffusion.kept import disk_needed
     from a2v.ltx.encoding import Prompts
@@ -30,27 +31,21 @@ WATCH = textwrap.dedent(
     from a2v.ltx.pipeline import run
     from a2v.ltx.request import parse
 
-    paths, request, told, phase = *map(json.loads, sys.argv[2:4]), [], ""
+    paths, request, watch, disk = *map(json.loads, sys.argv[2:4]), Watch(), []
     files = Files(**{k: Path(v) for k, v in paths.items()})
     text = TextContext(torch.zeros(1, 16, 64), torch.zeros(1, 16, 32))
     folder = Path(paths["output"] + ".windows")
 
-    def resident():
-        status = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
-
     def progress(name, done, total):
-        global phase
-        if name != phase:
-            told.append([phase, resident()])
-            if name == "decode":
-                told.append(["disk", sum(file.stat().st_size for file in folder.glob("*.safetensors"))])
-            phase = name
+        watch(name, done, total)
+        if name == "decode" and not disk:
+            disk.append(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
 
     run(files, parse(request), Compute(torch.float32), prompts=Prompts("", text, text), progress=progress)
     plan = prepare(files, parse(request)).plan
-    told += [["end", resident()], ["needed", disk_needed(plan.windows, *plan.sizes)], ["frames", plan.frames]]
-    print(json.dumps(told))
+    held = {stage: [held for _, held in windows] for stage, windows in watch.windows.items()}
+    needed = disk_needed(plan.windows, *plan.sizes)
+    print(json.dumps({"held": held, "disk": disk[0], "needed": needed, "frames": plan.frames}))
     """
 )
 
@@ -77,19 +72,14 @@ def test_memory_is_flat(tiny: TinyFiles, tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
     )  # fmt: skip
     found = json.loads(told.stdout.splitlines()[-1])
-    figures = dict(found)
-    stages = {
-        stage: [size for name, size in found if name.startswith(f"{stage} stage")] for stage in ("first", "second")
-    }
-    grown = {name: max(sizes) / sizes[1] - 1 for name, sizes in stages.items()}
-    print(f"resident memory {stages['first'][1] / 1024:.0f} MB, then {grown}; disk {figures['disk'] / 1e6:.1f} MB, ")
-    print(f"forecast {figures['needed'] / 1e6:.1f} MB; {len(stages['first'])} windows a stage")
-    assert figures["frames"] == MINUTES * 60 * 24 + 1 and len(stages["first"]) == len(stages["second"]) > 250
-    assert max(stages["first"]) < 1.05 * stages["first"][1]
-    assert max(stages["second"]) < 1.05 * stages["second"][1]
-    assert stages["second"][-1] < 1.05 * stages["first"][1] + figures["needed"] / 1024, (
-        "the latents of the whole beside it"
-    )
-    states = len(stages["first"]) * 2 * 6000
-    assert figures["needed"] < figures["disk"] < figures["needed"] + states
+    first, second = (found["held"][f"{stage} stage"] for stage in ("first", "second"))
+    grown = {name: max(sizes[1:]) / sizes[1] - 1 for name, sizes in (("first", first), ("second", second))}
+    print(f"{first[1] / 1e6:.0f} MB in the second window, then {grown}; disk {found['disk'] / 1e6:.1f} MB, ")
+    print(f"forecast {found['needed'] / 1e6:.1f} MB; {len(first)} windows a stage")
+    assert found["frames"] == MINUTES * 60 * 24 + 1 and len(first) == len(second) > 250
+    assert max(first) < 1.05 * first[1]
+    assert max(second) < 1.05 * second[1]
+    assert second[-1] < 1.05 * first[1] + found["needed"], "the latents of the whole beside it"
+    states = len(first) * 2 * 6000
+    assert found["needed"] < found["disk"] < found["needed"] + states
     assert not (tmp_path / "film.mp4.windows").exists()

@@ -7,7 +7,6 @@ the file says what a value must equal (strength 0 no image, gamma 1 Euler), and 
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import shutil
@@ -20,24 +19,22 @@ import av
 import numpy as np
 import pytest
 import torch
-from a2v.ltx import encoding, job, pipeline, sampling
-from a2v.ltx.diffusion.conditioning import TextContext
+from a2v.ltx import job, pipeline
 from a2v.ltx.errors import FlaggedError, InputError
 from a2v.ltx.job import Compute, Files
 from a2v.ltx.latents import patchify_video
 from a2v.ltx.media.formats import SUFFIXES
 from a2v.ltx.plan import plan
-from a2v.ltx.prompt.gemma import Gemma
 from a2v.ltx.request import PARAMETERS, SIZES, parse
 from a2v.ltx.trace import Recorder
-from a2v.ltx.weights.checkpoint import Checkpoint
 from a2v.tests.ltx.goldens import relative
+from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.ltx.media.clips import plain, write_clip
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.io import wavfile
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification
 
 BASE = {
@@ -401,40 +398,9 @@ def media(tiny: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     }
 
 
-def once(load: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """A method of Checkpoint that keeps what it loaded, by the file and the arguments."""
-    kept: dict[tuple[Any, ...], nn.Module] = {}
-
-    def loaded(checkpoint: Checkpoint, *arguments: Any) -> nn.Module:
-        key = (checkpoint.path, *arguments)
-        if key not in kept:
-            kept[key] = load(checkpoint, *arguments)
-        return kept[key]
-
-    return loaded
-
-
 @pytest.fixture(scope="module", autouse=True)
-def loaded_once() -> Iterator[None]:
-    """Parts that no run changes are loaded once, and a text is encoded once. The transformer,
-    into which LoRAs are merged, is loaded for each run."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((encoding, "load_gemma"), (sampling, "load_upscaler"), (job, "load_upscaler")):
-            patch.setattr(module, name, functools.cache(getattr(module, name)))
-        for part in ("blueprint", "connectors", "video_vae", "audio_vae", "vocoder"):
-            patch.setattr(Checkpoint, part, once(getattr(Checkpoint, part)))
-        encode, known = encoding.encode_text, {}
-
-        def encode_text(gemma: Gemma, connectors: nn.Module, words: str, trace: Recorder) -> TextContext:
-            if words not in known:
-                recorder = Recorder()
-                known[words] = encode(gemma, connectors, words, trace=recorder), recorder.tensors
-            context, traced = known[words]
-            for name, tensor in traced.items():
-                trace(name, tensor)
-            return context
-
-        patch.setattr(encoding, "encode_text", encode_text)
+def quick() -> Iterator[None]:
+    with loaded_once(texts=True):
         yield
 
 

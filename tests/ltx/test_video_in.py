@@ -29,6 +29,7 @@ from a2v.ltx.media.images import fit
 from a2v.ltx.media.masks import fitted
 from a2v.ltx.request import parse
 from a2v.ltx.trace import Recorder
+from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -39,6 +40,12 @@ BASE = {
     "prompt": "a woman speaks", "seed": 5, "num_inference_steps": 2, "use_multiscale": False,
     "enable_prompt_expansion": False, "enable_safety_checker": False,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 def film(path: Path, frames: int, size: tuple[int, int] = (WIDTH, HEIGHT), fps: int = 24, sound: bool = True) -> Path:
@@ -272,10 +279,16 @@ def test_a_film_goes_on_before_and_behind_the_source(engine: Engine, media: dict
     assert set(heard.tolist()) == {0, 1} and (heard[0] == 0) == (not first) and heard[-1] == 1
 
 
-@pytest.mark.parametrize("sound", [True, False])
+STRETCHES = (("forward", 9, 13, 9, 0), ("backward", 9, 0, 8, 14), ("forward", 0, 22, 0, 0), ("backward", 25, 0, 16, 6))
+
+
 @pytest.mark.parametrize(
-    ("direction", "asked", "lead", "context", "tail"),
-    [("forward", 9, 13, 9, 0), ("backward", 9, 0, 8, 14), ("forward", 0, 22, 0, 0), ("backward", 25, 0, 16, 6)],
+    ("direction", "asked", "lead", "context", "tail", "sound"),
+    [
+        pytest.param(*stretch, sound, marks=[pytest.mark.soak] * (not sound and number != 1))
+        for number, stretch in enumerate(STRETCHES)
+        for sound in (True, False)
+    ],
 )
 def test_a_video_that_is_made_longer_comes_back_whole(
     engine: Engine, media: dict[str, Path], direction: str, asked: int, lead: int, context: int, tail: int, sound: bool

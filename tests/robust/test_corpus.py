@@ -35,6 +35,13 @@ def worker(models: TinyFiles, tmp_path: Path) -> Iterator[Worker]:
         yield worker
 
 
+@pytest.fixture(scope="module")
+def shared(models: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """One process for both samples, whose memory nobody measures."""
+    with Worker(models, tmp_path_factory.mktemp("samples")) as worker:
+        yield worker
+
+
 def sample(every: list[Case], count: int, seed: int) -> list[Case]:
     """One of each kind, then others drawn; nothing that takes long."""
     dice = random.Random(seed)
@@ -77,12 +84,12 @@ def test_the_corpus_is_large_and_each_name_one_case() -> None:
     assert sum(case.expect != EITHER for case in EVERY) >= 500
 
 
-def test_a_sample_through_the_command(worker: Worker) -> None:
-    assert not problems(worker.try_case(case) for case in sample(EVERY, SAMPLE, 1))
+def test_a_sample_through_the_command(shared: Worker) -> None:
+    assert not problems(shared.try_case(case) for case in sample(EVERY, SAMPLE, 1))
 
 
-def test_a_sample_through_the_api(worker: Worker) -> None:
-    assert not problems((worker.try_case(case, "api") for case in sample(MEDIA, SAMPLE // 2, 2)), "api")
+def test_a_sample_through_the_api(shared: Worker) -> None:
+    assert not problems((shared.try_case(case, "api") for case in sample(MEDIA, SAMPLE // 2, 2)), "api")
 
 
 def grown(outcomes: list[Outcome]) -> int:

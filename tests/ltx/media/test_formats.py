@@ -266,7 +266,9 @@ def test_layouts(tmp_path: Path, name: str, layout: str) -> None:
 # GIF
 
 
-@pytest.mark.parametrize("fps", [24, 23.976, 29.97, 7.5, 50, 60, 1])
+@pytest.mark.parametrize(
+    "fps", [23.976, 50, 60, *(pytest.param(fps, marks=pytest.mark.soak) for fps in (24, 29.97, 7.5, 1))]
+)
 def test_gif(tmp_path: Path, fps: float) -> None:
     rate, track = frame_rate(fps), sound(2, 48000, 48000)
     made = write_video(tmp_path / "v.gif", clip(FRAMES).split(16), rate, track, format=GIF)

@@ -200,7 +200,7 @@ def _add_media(p: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="F",
-        help="the speaker's own voice, for each --speaker",
+        help="the speaker's own voice, which that mask hears in place of the audio; one for each --speaker",
     )
 
 

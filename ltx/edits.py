@@ -6,8 +6,8 @@ diffusion/masks.py turns an edit into the masks of tokens. This module only read
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .errors import InputError
@@ -15,7 +15,9 @@ from .extension import CONTEXT, DIRECTIONS
 
 PICTURE, SOUND, BOTH = RENEWALS = ("picture", "sound", "both")
 FIRST, ALL = STAGES = ("first", "both")
+NOISY, CLEAN = KEPT_CELLS = ("noisy", "clean")
 MOST_SECONDS, MOST_PIXELS, MOST_FACTOR = 2700.0, 256, 8  # of a film, of a seam, and of a reference's size and rate
+WITHIN = ("start", "end", "soften", "soften_pixels")  # fields that say which part of the source is made anew
 MOST_CONTEXT = 473  # frames: what the model was made for, without a latent of new ones
 SHOWN = 60  # characters of a wrong name or value in a message
 
@@ -32,7 +34,8 @@ class VideoEdit:
 
     extend: one of DIRECTIONS, if the whole source is kept and a new part is joined to one of its ends; context: how
     many of the source's frames at that end the model then sees. They are held wholly, unless there is a strength.
-    Raises InputError if a value is out of range, or `extend` comes with one that says what else is made anew.
+    kept_cells: one of KEPT_CELLS, how the model is shown what stays in a latent frame of which a part changes. Raises
+    InputError if a value is out of range, or `extend` comes with `at`.
     """
 
     renew: str | None = None
@@ -44,10 +47,13 @@ class VideoEdit:
     at: float = 0.0
     extend: str | None = None
     context: int = CONTEXT
+    kept_cells: str = NOISY
 
     def __post_init__(self) -> None:
         if self.renew is not None and self.renew not in RENEWALS:
             raise InputError(f"edit: renew is {_shown(self.renew)}; choose one of {', '.join(RENEWALS)}.")
+        if self.kept_cells not in KEPT_CELLS:
+            raise InputError(f"edit: kept_cells is {_shown(self.kept_cells)}; choose one of {', '.join(KEPT_CELLS)}.")
         most = {"strength": 1.0, "soften": MOST_SECONDS, "soften_pixels": MOST_PIXELS, "at": MOST_SECONDS}
         for name, limit in most.items():
             _check_number("edit", name, getattr(self, name), 0.0, limit)
@@ -55,7 +61,7 @@ class VideoEdit:
             if getattr(self, name) is not None:
                 _check_number("edit", name, getattr(self, name), 0.0, MOST_SECONDS)
         self._check_extension()
-        if self.ranged and not self.span[0] < self.span[1]:
+        if self.extend is None and self.ranged and not self.span[0] < self.span[1]:
             raise InputError(
                 f"edit: the renewed time ends at {self.end} s, but begins at {self.start or 0} s; give a later end."
             )
@@ -67,9 +73,15 @@ class VideoEdit:
             raise InputError(
                 f"edit: context is {_shown(self.context)}; give a whole number of frames from 0 to {MOST_CONTEXT}."
             )
-        for name in ("start", "end", "soften", "soften_pixels", "at"):
-            if self.extend is not None and getattr(self, name):
-                raise InputError(f"edit: extend keeps the whole video, so {name} does nothing; leave one of them out.")
+        if self.extend is not None and self.at:
+            raise InputError("edit: extend says where the video lies, so at does nothing; leave one of them out.")
+
+    def extending(self) -> tuple[VideoEdit, list[str]]:
+        """The edit without what `extend` makes meaningless, and a sentence for the report if there was any: a graph for
+        a retake has a time, and gets `extend` beside it."""
+        names = [name for name in WITHIN if getattr(self, name)]
+        said = f"extend keeps the whole video, so {_listed(names)} {'does' if len(names) == 1 else 'do'} nothing"
+        return replace(self, **dict.fromkeys(WITHIN[:2]), **dict.fromkeys(WITHIN[2:], 0.0)), [said] if names else []
 
     @property
     def ranged(self) -> bool:
@@ -132,6 +144,11 @@ def _check_number(name: str, field: str, value: Any, low: float, high: float) ->
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not low <= value <= high:
         raise InputError(f"{name}: {field} is {_shown(value)}; give a number from {low:g} to {high:g}.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = names or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _whole(value: Any) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from .diffusion.conditioning import AudioCondition, TextContext
-from .diffusion.sound import beside, encode_mel, log_mel
+from .diffusion.sound import beside, encode_audio, encode_mel, log_mel
 from .diffusion.speakers import Speaker
 from .job import Compute, Job
 from .media import preprocess
@@ -155,8 +155,13 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
     """Encodes the track, levelled if the request asks for it, as one clip for each window. The job's own track, which
     the file gets, does not change."""
     clip, track = job.plan, job.heard
+    areas = [area for area, _ in job.speakers]
+    voices = [None if voice is None else part_from(voice, clip.lead, clip.fps) for _, voice in job.speakers]
     if job.request.preprocess_audio:
-        track = preprocess.preprocess(soundtrack(track, clip.frames, clip.fps))
+        track, *voices = (
+            None if each is None else preprocess.preprocess(soundtrack(each, clip.frames, clip.fps))
+            for each in (track, *voices)
+        )
     vae = job.checkpoint.audio_encoder(compute.dtype, compute.device)
     found = []
     for number, window in enumerate(clip.windows):
@@ -170,9 +175,19 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
             inside("latent", whole)  # before it is cut, as in the golden files
         latent = beside(whole, window.frames, clip.fps)
         mask = None if job.source is None else job.source.sound_mask(window, clip.fps)
-        place = clip.lead + window.first_frame, window.frames, clip.fps
-        speakers = tuple(Speaker.of(area, *place, voice) for area, voice in job.speakers)
-        found.append(AudioCondition(latent, window.frames, clip.fps, job.request.audio_strength, mask, speakers))
+        speakers = tuple(
+            Speaker.of(
+                area,
+                clip.lead + window.first_frame,
+                clip.fps,
+                None
+                if voice is None
+                else encode_audio(vae, part_from(voice, window.first_frame, clip.fps), window.frames, clip.fps),
+            )
+            for area, voice in zip(areas, voices, strict=True)
+        )
+        settings = job.request.audio_strength, mask, speakers, clip.lead
+        found.append(AudioCondition(latent, window.frames, clip.fps, *settings))
         if trace is not None and not number:
             trace("source/audio_latent", latent)
     return tuple(found)

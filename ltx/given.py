@@ -303,8 +303,9 @@ def _extended(clip: Clip, edit: VideoEdit, area: Area | None, fps: Fraction, fra
         raise InputError("--mask: extend in edit keeps the whole video, so a mask does nothing; leave one of them out.")
     found = stretch_beside(clip.count(fps), frames, edit.context, edit.extend)
     until = math.inf if found.shown else float((found.begin + found.count) / fps)
+    edit, ignored = edit.extending()
     source = SourceVideo(clip, edit, None, found.begin / fps, until)
-    return Placed(source, found.frames, found.shown, found.lead, found.tail, (found.told(),))
+    return Placed(source, found.frames, found.shown, found.lead, found.tail, (found.told(), *ignored))
 
 
 def _decided(source: SourceVideo, seconds: Fraction, track: Track | None) -> SourceVideo:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from . import models
 from .diffusion.acceleration import LEVELS, full_strength
 from .diffusion.attention import TORCH, check_attention
+from .diffusion.conditioning import VOICES_BESIDE
 from .diffusion.decode import Tiling
 from .diffusion.kept import check_room, disk_needed
 from .diffusion.speakers import check_region, heard_by
@@ -171,7 +172,7 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     heard = part_from(track, given.lead, frame_rate(request.fps))
     planned = plan(request, heard, (given.size, *sizes), shown=given.shown, downscale=given.downscale)
     planned = replace(planned, lead=given.lead, tail=given.tail)
-    placed, speakers = _placed(files, request, planned, pictures), _speakers(files, request)
+    placed, speakers = _placed(files, request, planned, pictures), _speakers(files, request, given.source)
     _check_stages(files, request, planned)
     checkpoint = load_checkpoint(
         files.checkpoint, video_vae=files.video_vae, audio_vae=files.audio_vae, connectors=files.connectors
@@ -282,13 +283,16 @@ def _placed(
     return placed
 
 
-def _speakers(files: Files, request: Request) -> tuple[tuple[Area, Track | None], ...]:
-    """Opens the masks of the speakers and their voices. Raises InputError if there is not one voice for each."""
+def _speakers(files: Files, request: Request, source: SourceVideo | None) -> tuple[tuple[Area, Track | None], ...]:
+    """Opens the masks of the speakers and their voices. Raises InputError if there is not one voice for each, or the
+    model may change the sound beside them."""
     if files.voices and len(files.voices) != len(files.speakers):
         raise InputError(
             f"--voice: there are {len(files.voices)} voices for {len(files.speakers)} speakers; give one voice after "
             "each --speaker, or none."
         )
+    if files.voices and (request.audio_strength < 1 or (source is not None and source.sounds)):
+        raise InputError(VOICES_BESIDE)
     areas = [open_area(path) for path in files.speakers]
     for path, area in zip(files.speakers, areas, strict=True):
         check_region(f"--speaker: {path.name}", area)

@@ -53,7 +53,8 @@ def sample_stages(
         if transformer is not None:
             transformer.begin(number)
         own = seen[number]
-        conditions = Conditions(prompts.positive, sounds[0], negative, own.guides, own.mask, own.clean)
+        told = {} if job.source is None else {"kept_cells": job.source.edit.kept_cells}
+        conditions = Conditions(prompts.positive, sounds[0], negative, own.guides, own.mask, own.clean, **told)
         return sample_windows(
             None if transformer is None else transformer.model,
             latent,

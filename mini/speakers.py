@@ -1,7 +1,7 @@
 """Who speaks, in figures: whether a mouth follows the sound if its region hears it, and stands still if it does not.
 
-The miniature shows one face, and its mouth is in the lower half of the picture. With two voices that speak in turn, the
-lower half has the first one, and the upper half, in which there is no mouth, the second one.
+The miniature shows one face, and its mouth is in the lower half of the picture. With two voices, in turn or at once,
+the lower half has the first one, and the upper half, in which there is no mouth, the second one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import evaluate, readers, sizes, sound
 LOWER = np.arange(evaluate.SIDE)[:, None].repeat(evaluate.SIDE, 1) >= evaluate.SIDE // 2
 MASKS = {"the whole picture": (), "the lower half, with the mouth": (LOWER,), "the upper half": (~LOWER,)}
 TURN = 25  # the first frame of the second voice, where a latent begins
-ALL, TURNS = "the whole picture", "each half in its own turn"
+ALL, TURNS, ONCE = "the whole picture", "each half in its own turn", "each half its own voice, both at once"
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,15 @@ def table(weights: Path, count: int, seed: int, say: Callable[[str], None]) -> s
             video = evaluation.video(case.scene.prompt, mix, **more)
             for turn, frames in (("first", slice(0, TURN)), ("second", slice(TURN, None))):
                 note(f"{row}, {turn} voice", seen(video, case, motion, frames))
+        own, other = (
+            Track(sound.heard(each.track, evaluate.FRAMES, sizes.FRAME_RATE)[None], sizes.RATE)
+            for each in (case, cases[number - 1])
+        )
+        mix = Track((own.waveform + other.waveform) / 2, sizes.RATE)
+        for row, more in ((ALL, {}), (ONCE, {"speakers": (LOWER, ~LOWER), "voices": (own, other)})):
+            video = evaluation.video(case.scene.prompt, mix, **more)
+            note(f"{row}: the lower half's voice", seen(video, case, case.motion))
+            note(f"{row}: the other voice", seen(video, case, cases[number - 1].motion))
     lines = ["| what hears | correlation of mouth and sound | movement | as in the prompt |", "|---|---|---|---|"]
     return "\n".join([*lines, *(_line(row, figures) for row, figures in found.items())]) + "\n"
 

@@ -13,10 +13,12 @@ from torch import Tensor
 from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.encode import encode_video
 from ..ltx.edits import (
+    KEPT_CELLS,
     MOST_CONTEXT,
     MOST_FACTOR,
     MOST_PIXELS,
     MOST_SECONDS,
+    NOISY,
     PICTURE,
     RENEWALS,
     ReferenceUse,
@@ -33,7 +35,7 @@ from ..ltx.plan import round_frames
 from ..ltx.windows import LONGEST
 from . import activations, files, memory
 from .audio import frames_input
-from .film import CLEAN, FilmSound, References, Retake
+from .film import SOURCE, FilmSound, References, Retake
 from .progress import Progress, reported
 from .progress import report as announce
 from .taking.clip import to_clip, to_image_clip
@@ -188,6 +190,16 @@ class RetakeClip(io.ComfyNode):
                     tooltip="With extend: how many frames of the clip the model sees beside the new part.",
                     **ADVANCED,
                 ),
+                io.Combo.Input(
+                    "kept_cells",
+                    options=list(KEPT_CELLS),
+                    default=NOISY,
+                    optional=True,
+                    tooltip="With a mask: how the model is shown what stays beside it in the same frames. noisy: as "
+                    "noisy as the new part, which was sharper in tests; clean: without noise, the official pipelines' "
+                    "rule.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 RetakeIO.Output(
@@ -218,12 +230,16 @@ class RetakeClip(io.ComfyNode):
         audio: dict[str, Any] | None = None,
         extend: str = NO,
         context: int = CONTEXT,
+        kept_cells: str = NOISY,
     ) -> io.NodeOutput:
         files.choice("renew", renew, RENEWALS)
         files.choice("extend", extend, (NO, *DIRECTIONS))
+        files.choice("kept_cells", kept_cells, KEPT_CELLS)
         rate, frames = frame_rate(fps), round_frames(frames)
         direction = None if extend == NO else extend
-        edit = VideoEdit(renew, start or None, end or None, strength, soften, soften_pixels, begin, direction, context)
+        edit = VideoEdit(
+            renew, start or None, end or None, strength, soften, soften_pixels, begin, direction, context, kept_cells
+        )
         follows = frames == round_frames(shown_frames(clip, edit, rate))  # the film ends with the clip
         place = placed(clip, edit, None if mask is None else to_area(mask), rate, frames, follows)
         made = Retake(place.source, place.frames, rate, place.shown, place.lead, place.tail)
@@ -277,7 +293,8 @@ class KeepClip(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id)
         pictures = retake.source.pictures(plan)
         clean = _encoded(video_vae, pictures, (width, height), plan.frames, progress)
-        return io.NodeOutput({**latent, MASK: mask, CLEAN: memory.to_graph(clean)})
+        told = {"clean": memory.to_graph(clean), "kept_cells": retake.source.edit.kept_cells}
+        return io.NodeOutput({**latent, MASK: mask, SOURCE: told})
 
 
 class ReferenceConditioning(io.ComfyNode):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,14 +14,14 @@ from ..ltx.diffusion.encode import encode_image
 from ..ltx.diffusion.sound import encode_audio
 from ..ltx.errors import InputError
 from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames, pixel_size
-from ..ltx.media.audio import part_from
+from ..ltx.media.audio import Track, part_from
 from ..ltx.media.images import compress, fit, load_image
 from ..ltx.media.rates import frame_rate
 from ..ltx.models import V23, V25
 from ..ltx.windows import cut_windows
 from . import activations, files, memory
 from .audio import MOST_FRAMES, frames_input
-from .film import Cut, FilmSound, Retake, Timeline, check_clip, check_heard, heard
+from .film import Cut, FilmSound, Retake, Timeline, check_clip, check_heard, heard, placed_in_film
 from .progress import Progress, report
 from .taking.latent import samples_of
 from .taking.picture import others, to_picture
@@ -80,7 +80,8 @@ class AudioConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
         check_strength("audio_strength", strength)
-        track, rate = heard(audio), frame_rate(fps)
+        track, rate, placed = heard(audio), frame_rate(fps), placed_in_film(audio)
+        lead = placed.lead if placed else 0
         if retake is not None:
             retake.check("frames", frames, rate)
             check_heard(audio, retake)
@@ -88,19 +89,26 @@ class AudioConditioning(io.ComfyNode):
         if windows is not None:
             check_clip("windows", windows, frames, rate)
             places = windows.windows
-        progress(0, len(places))
-        (vae,) = memory.use(audio_vae)
+        cut = Cut(frames, rate, places) if windows is None else windows
         sounds = []
-        for number, place in enumerate(places):
-            if windows is None or windows.is_here(number):
-                part = part_from(track, place.first_frame, rate)
-                latent = memory.to_graph(encode_audio(vae, part, place.frames, rate))
-            else:  # that window is made elsewhere
-                latent = torch.zeros(1, AUDIO_CHANNELS, audio_length(place.frames, rate), AUDIO_BINS)
+        for latent, place in zip(encode_windows(audio_vae, track, cut, progress), places, strict=True):
             mask = None if retake is None else retake.source.sound_mask(place, rate)
-            sounds.append(AudioCondition(latent, place.frames, rate, strength, mask))
-            progress(len(sounds), len(places))
+            sounds.append(AudioCondition(latent, place.frames, rate, strength, mask, lead=lead))
         return io.NodeOutput(sounds[0] if windows is None else FilmSound(windows, tuple(sounds)))
+
+
+def encode_windows(audio_vae: memory.Handle, track: Track, cut: Cut, progress: Progress) -> Iterator[Tensor]:
+    """The sound beside each window of a film, encoded for it: [1, 8, T, 16]. One of a window that is made elsewhere is
+    not encoded."""
+    progress(0, len(cut.windows))
+    (vae,) = memory.use(audio_vae)
+    for number, place in enumerate(cut.windows):
+        if cut.is_here(number):
+            part = part_from(track, place.first_frame, cut.fps)
+            yield memory.to_graph(encode_audio(vae, part, place.frames, cut.fps))
+        else:
+            yield torch.zeros(1, AUDIO_CHANNELS, audio_length(place.frames, cut.fps), AUDIO_BINS)
+        progress(number + 1, len(cut.windows))
 
 
 LAST = -1

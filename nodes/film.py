@@ -29,8 +29,9 @@ CUTS, HERE, MADE = "ltx_a2v_cuts", "ltx_a2v_here", "ltx_a2v_made"
 """The keys of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew; and, if
 only a part of the film is made here, the stretches between hard cuts that are, by their first latents, and the files
 of parts that were made before."""
-CLEAN = "ltx_a2v_clean"
-"""The key of a LATENT for a source video, encoded at its size: what the noise mask keeps."""
+SOURCE = "ltx_a2v_source"
+"""The key of a LATENT for what a stage is told of a source video: fields of `Conditions`, with the video encoded at the
+latent's size, which is what the noise mask keeps."""
 FOLDER = "ltx_a2v_windows"  # in ComfyUI's output folder: its temp folder is emptied at each start
 
 IN_FILM = "ltx_a2v_in_film"
@@ -43,11 +44,13 @@ References = tuple[tuple[Reference, ...], ...]
 @dataclass(frozen=True)
 class InFilm:
     """Where a sound lies in a film. lead: the film's frames before those that the model makes, from which on it hears
-    the sound; fps: the film's; partly_kept: whether some of the sound stays and the rest is made anew."""
+    the sound; fps: the film's; partly_kept: whether some of the sound stays and the rest is made anew; begin: the
+    film's frame with which the sound begins, 0 or the lead."""
 
     lead: int
     fps: Fraction
     partly_kept: bool
+    begin: int = 0
 
 
 @dataclass(frozen=True)
@@ -219,13 +222,25 @@ def check_clip(field: str, cut: Cut | Timeline, frames: int, fps: Fraction) -> N
 def heard(audio: Any) -> Track:
     """AUDIO as the track that the model hears, from the first frame on that it makes. Raises InputError as
     `to_track`."""
-    track, placed = to_track(audio), audio.get(IN_FILM)
-    return part_from(track, placed.lead, placed.fps) if isinstance(placed, InFilm) else track
+    track, placed = to_track(audio), placed_in_film(audio)
+    return part_from(track, placed.lead - placed.begin, placed.fps) if placed else track
+
+
+def from_beginning(audio: Any) -> Track:
+    """AUDIO as a track that begins with the film. Raises InputError as `to_track`."""
+    track, placed = to_track(audio), placed_in_film(audio)
+    return delayed(track, placed.begin / placed.fps) if placed else track
+
+
+def placed_in_film(audio: Any) -> InFilm | None:
+    """Where AUDIO lies in a film; None if it does not say."""
+    placed = audio.get(IN_FILM)
+    return placed if isinstance(placed, InFilm) else None
 
 
 def check_heard(audio: Any, retake: Retake) -> None:
     """Raises InputError if the model would hear the beginning of a clip of which it sees the end."""
-    if retake.lead and not isinstance(audio.get(IN_FILM), InFilm):
+    if retake.lead and placed_in_film(audio) is None:
         raise InputError(
             "audio: it begins with the clip, but the model sees only the clip's end; connect the audio of Retake."
         )
@@ -233,14 +248,14 @@ def check_heard(audio: Any, retake: Retake) -> None:
 
 def prepared(track: Track, audio: Any) -> dict[str, Any]:
     """What was made of the sound that the model hears of AUDIO, as AUDIO."""
-    placed = audio.get(IN_FILM)
-    return {**from_track(track), **({IN_FILM: replace(placed, lead=0)} if isinstance(placed, InFilm) else {})}
+    placed = placed_in_film(audio)
+    return {**from_track(track), **({IN_FILM: replace(placed, begin=placed.lead)} if placed else {})}
 
 
 def is_partly_kept(audio: Any) -> bool:
     """Whether a part of AUDIO stays in the film, so that what is made beside it has to be as loud."""
-    placed = audio.get(IN_FILM)
-    return isinstance(placed, InFilm) and placed.partly_kept
+    placed = placed_in_film(audio)
+    return placed is not None and placed.partly_kept
 
 
 class FilmWindows:

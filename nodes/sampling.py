@@ -25,7 +25,7 @@ from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
 from . import activations, files, memory
 from .fetching import blocks_stay
-from .film import CLEAN, CUTS, HERE, MADE, FilmSound, FilmWindows, References
+from .film import CUTS, HERE, MADE, SOURCE, FilmSound, FilmWindows, References
 from .parts import join
 from .progress import Progress, StageProgress, reported
 from .taking.latent import MASK, mask_of, start_of
@@ -394,7 +394,7 @@ class Sampler(io.ComfyNode):
             )
         sources = to_streams(noise, latent, film.cut)
         source, kept = sources[0], FilmWindows()
-        conditions = Conditions(positive, film.sounds[0], negative, guides, mask, latent.get(CLEAN))
+        conditions = Conditions(positive, film.sounds[0], negative, guides, mask, **latent.get(SOURCE, {}))
         parts = film.parts(isinstance(source, Generated), references or ())
         denoised, sounds, streams = _sample(model, samples, film, parts, conditions, steering, sources, kept, progress)
         passes = steering.passes(film.frozen, still)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ltx.diffusion.conditioning import AudioCondition
+from ..ltx.diffusion.conditioning import VOICES_BESIDE, AudioCondition
 from ..ltx.diffusion.speakers import Speaker, check_region
-from .conditioning import CONDITIONING
-from .film import FilmSound
+from ..ltx.errors import InputError
+from ..ltx.media.audio import part_from
+from . import memory
+from .conditioning import CONDITIONING, encode_windows
+from .film import FilmSound, from_beginning
+from .progress import Progress
 from .taking.mask import to_area
-from .taking.sound import to_track
-from .types import AudioIO
+from .types import AudioIO, AudioVaeIO
 from .widgets import aliases
 
 
@@ -39,30 +43,49 @@ class WhoSpeaks(io.ComfyNode):
                 io.Audio.Input(
                     "voice",
                     optional=True,
-                    tooltip="This person alone, as long as the whole audio: the region then hears while this voice is "
-                    "loud beside the others. Without it the region always hears.",
+                    tooltip="This person alone, as long as the whole audio: the region hears this voice in place of "
+                    "the audio, also while others speak. It needs the audio VAE.",
+                ),
+                AudioVaeIO.Input(
+                    "audio_vae", optional=True, tooltip="From Load Model: encodes the voice. Not needed without one."
                 ),
             ],
             outputs=[
                 AudioIO.Output("heard", display_name="audio", tooltip="For the first sampler, or the next Speaker.")
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
-        cls, audio: AudioCondition | FilmSound, mask: Tensor, voice: dict[str, Any] | None = None
+        cls,
+        audio: AudioCondition | FilmSound,
+        mask: Tensor,
+        voice: dict[str, Any] | None = None,
+        audio_vae: memory.Handle | None = None,
     ) -> io.NodeOutput:
         film, area = FilmSound.of(audio), to_area(mask)
         check_region("mask", area)
-        track = None if voice is None else to_track(voice)
-        sounds = tuple(
-            replace(
-                sound,
-                speakers=(*sound.speakers, Speaker.of(area, place.first_frame, place.frames, film.fps, track)),
-            )
-            for place, sound in zip(film.cut.windows, film.sounds, strict=True)
-        )
-        return io.NodeOutput(replace(film, sounds=sounds) if isinstance(audio, FilmSound) else sounds[0])
+        voices = _voices(film, voice, audio_vae, Progress(cls.hidden.unique_id))
+        sounds = []
+        for place, sound, own in zip(film.cut.windows, film.sounds, voices, strict=True):
+            speaker = Speaker.of(area, sound.lead + place.first_frame, film.fps, own)
+            sounds.append(replace(sound, speakers=(*sound.speakers, speaker)))
+        return io.NodeOutput(replace(film, sounds=tuple(sounds)) if isinstance(audio, FilmSound) else sounds[0])
+
+
+def _voices(
+    film: FilmSound, voice: dict[str, Any] | None, audio_vae: memory.Handle | None, progress: Progress
+) -> Sequence[Tensor | None]:
+    """The voice beside each window, encoded as its sound is. Raises InputError if a voice cannot be heard."""
+    if voice is None:
+        return [None] * len(film.sounds)
+    if audio_vae is None:
+        raise InputError("audio_vae: it is not connected, and a voice needs it; connect the one of Load Model.")
+    if not film.frozen:
+        raise InputError(VOICES_BESIDE)
+    track = part_from(from_beginning(voice), film.sounds[0].lead, film.fps)
+    return list(encode_windows(audio_vae, track, film.cut, progress))
 
 
 NODES = (WhoSpeaks,)

@@ -32,14 +32,15 @@ COMPILED_FORMS = 64  # variants of the compiled block: passes with and without a
 class Rows(NamedTuple):
     """Flags for each row of a batch. They are flags because torch.compile treats numbers as sizes that may vary.
 
-    second_text: the row reads the second context. isolated: there is no attention between its streams; such rows come
-    last. skipped, skipped_audio: its video or audio self-attention is replaced by the value projection. skipped_audio
-    has one flag for each row with audio.
+    second_text, second_audio_text: the row reads the second context. isolated: there is no attention between its
+    streams; such rows come last. skipped, skipped_audio: its video or audio self-attention is replaced by the value
+    projection. Those of the audio have one flag for each row of the audio.
     """
 
     second_text: tuple[bool, ...]
     isolated: tuple[bool, ...]
     skipped: tuple[bool, ...]
+    second_audio_text: tuple[bool, ...]
     skipped_audio: tuple[bool, ...]
 
 
@@ -66,7 +67,8 @@ class Block(LTX2VideoTransformerBlock):
     ) -> tuple[Tensor, Tensor | None, Texts | None]:
         """Runs one block: video [R, N, D] and audio [R', T, D'] → both streams after it. The inputs do not change.
 
-        The first R' rows have audio. video_text, audio_text: one or two contexts, [1 or 2, M, D]. audio_read: whether a
+        The first rows have audio, each as many rows of it as there are sounds, of which the picture hears shares, and
+        one without them: R' in all. video_text, audio_text: one or two contexts, [1 or 2, M, D]. audio_read: whether a
         later block reads the audio. texts: the keys and values of these contexts, if they were kept; keep: whether to
         return them. views: what groups of video tokens see of each other; empty if all tokens see all.
         """
@@ -95,7 +97,7 @@ class Block(LTX2VideoTransformerBlock):
             else:
                 heard = texts[1]
             x = _modulated(self.audio_norm2, audio, audio_ada, 6, 7)
-            change = _attention(self.audio_attn2, x, pair=heard, second=rows.second_text[: len(rows.skipped_audio)])
+            change = _attention(self.audio_attn2, x, pair=heard, second=rows.second_audio_text)
             audio = audio_ada.gated(audio, change, 8)
         if not all(rows.isolated):
             joined = len([row for row in rows.isolated if not row])  # torch 2.6 cannot compile count()
@@ -116,29 +118,37 @@ class Block(LTX2VideoTransformerBlock):
         audio_table = self.audio_a2v_cross_attn_scale_shift_table
         video_ada = ada(video_table[:4], of_video.across, of_video.places)
         audio_ada = ada(audio_table[:4], of_audio.across, of_audio.places)
+        sounds = 1 if positions.hearing is None else positions.hearing.shape[2]
         video_state = _norm(self.audio_to_video_norm, video[:joined])
-        audio_state = _norm(self.video_to_audio_norm, audio[:joined])
+        audio_state = _norm(self.video_to_audio_norm, audio[: joined * sounds])
         # A table holds scale and shift for the direction to the video, scale and shift for the direction to the audio,
         # and the gate.
-        change = _attention(
-            self.audio_to_video_attn,
-            video_ada.modulate(video_state, 1, 0),
-            audio_ada.modulate(audio_state, 1, 0),
-            positions=positions.cross_video,
-            key_positions=positions.cross_audio,
+        looking, heard = video_ada.modulate(video_state, 1, 0), audio_ada.modulate(audio_state, 1, 0)
+        change, *others = (
+            _attention(
+                self.audio_to_video_attn,
+                looking,
+                heard[number::sounds],
+                positions=positions.cross_video,
+                key_positions=positions.cross_audio,
+            )
+            for number in range(sounds)
         )
         if positions.hearing is not None:
-            change = change * positions.hearing
+            share, *shares = positions.hearing.split(1, 2)
+            change = change * share
+            for other, share in zip(others, shares, strict=True):
+                change = change.addcmul(other, share)
         video[:joined].addcmul_(change, *ada(video_table[4:], of_video.gate).values)
         if audio_read:
             change = _attention(
                 self.video_to_audio_attn,
                 audio_ada.modulate(audio_state, 3, 2),
-                video_ada.modulate(video_state, 3, 2),
+                _for_each(video_ada.modulate(video_state, 3, 2), sounds),
                 positions=positions.cross_audio,
                 key_positions=positions.cross_video,
             )
-            audio[:joined].addcmul_(change, *ada(audio_table[4:], of_audio.gate).values)
+            audio[: joined * sounds].addcmul_(change, *ada(audio_table[4:], of_audio.gate).values)
 
 
 def adopt(model: LTX2VideoTransformer3DModel) -> None:
@@ -158,6 +168,11 @@ def compile_blocks(model: LTX2VideoTransformer3DModel, on: bool = True) -> None:
             block._compiled_call_impl = None
         elif block._compiled_call_impl is None:
             block.compile()
+
+
+def _for_each(x: Tensor, sounds: int) -> Tensor:
+    """Rows of the video [R, N, D] beside as many rows of the audio as each has sounds."""
+    return x if sounds == 1 else x.repeat_interleave(sounds, 0)
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:

@@ -16,11 +16,16 @@ import torch
 from torch import Tensor
 
 from .. import latents
+from ..edits import NOISY
 from ..errors import InputError
 from .sight import Sight
 from .speakers import Speaker, at, hearing
 from .tokens import joined
 
+VOICES_BESIDE = (
+    "speakers: a voice of their own needs an audio that is kept as it is; set audio_strength to 1 and make no sound "
+    "anew, or leave the voices out."
+)
 TEXT_LENGTH = 1024  # tokens of a text context, with <bos> and padding
 
 
@@ -66,8 +71,10 @@ class AudioCondition:
 
     strength: 1 keeps the track as it is (frozen); with a lower value the model may change it. mask: [T] in place of
     1 - strength, for a track of which a part is kept: 0 for the latents that are, 1 for those that the model makes.
-    speakers: the regions of the picture that hear it; without any the whole picture does. Raises InputError if the
-    strength is out of range or the latent or the mask has another length than the clip.
+    speakers: the regions of the picture that hear it; without any the whole picture does. lead: the frames of the film
+    before those that the model makes, for what is counted from the film's beginning. Raises InputError if the strength
+    is out of range, the latent, the mask or a voice has another length than the clip, or there is a voice beside a
+    track that the model may change.
     """
 
     latent: Tensor
@@ -76,6 +83,7 @@ class AudioCondition:
     strength: float = 1.0
     mask: Tensor | None = None
     speakers: tuple[Speaker, ...] = ()
+    lead: int = 0
 
     def __post_init__(self) -> None:
         check_strength("audio_strength", self.strength)
@@ -87,11 +95,24 @@ class AudioCondition:
             )
         if self.mask is not None and tuple(self.mask.shape) != (wanted,):
             raise InputError(f"the mask of the audio is {list(self.mask.shape)}; {[wanted]} is needed for this clip.")
+        if self.voices and not self.frozen:
+            raise InputError(VOICES_BESIDE)
+        for voice in self.voices:
+            if voice.shape != self.latent.shape:
+                raise InputError(
+                    f"voice: it was encoded to {list(voice.shape)}, but the audio is {list(self.latent.shape)}: encode "
+                    "both for one clip."
+                )
 
     @property
     def frozen(self) -> bool:
         """Whether the track is kept as it is."""
         return self.strength == 1 if self.mask is None else not self.mask.any()
+
+    @property
+    def voices(self) -> tuple[Tensor, ...]:
+        """What speakers hear in place of the track."""
+        return tuple(each.voice for each in self.speakers if each.voice is not None)
 
     def made(self, latent: Tensor) -> AudioCondition:
         """The track that a stage made of it, frozen for the next stage."""
@@ -131,7 +152,8 @@ class Conditions:
     """Everything that a stage is conditioned on. negative: the negative prompt, needed if a CFG scale is not 1. guides:
     images, encoded at the stage's size. mask: [1, 1, F, H, W], 0 for the cells that are kept and 1 for those that the
     model makes; without it every mask is 1. clean: [1, 128, F, H, W], what is kept: a given video, encoded at the
-    stage's size, or without it the start latent. references: in the order of their tokens."""
+    stage's size, or without it the start latent. references: in the order of their tokens. kept_cells: one of
+    KEPT_CELLS, how the model is shown the kept cells of a latent frame of which a part is made."""
 
     positive: TextContext
     audio: AudioCondition
@@ -140,14 +162,16 @@ class Conditions:
     mask: Tensor | None = None
     clean: Tensor | None = None
     references: tuple[Reference, ...] = ()
+    kept_cells: str = NOISY
 
     def streams(self, latent: Tensor) -> tuple[Stream, Stream]:
         """The tokens of picture and sound of a stage that starts at `latent`. Raises InputError as `video_stream`."""
         fps, start = self.audio.fps, latent.float()
-        video = video_stream(start, self.guides, fps, self.mask, clean=self.clean, references=self.references)
+        given = {"clean": self.clean, "references": self.references, "kept_cells": self.kept_cells}
+        video = video_stream(start, self.guides, fps, self.mask, **given)
         if self.audio.speakers:
             heard = at(hearing(self.audio.speakers, start), video.positions, fps)
-            video = replace(video, hearing=heard[None, :, None])
+            video = replace(video, hearing=heard[None])
         return video, audio_stream(self.audio)
 
 
@@ -159,9 +183,10 @@ class Stream:
     marked: [1, N, 1], for the video: 1 for the tokens of latent frame 0, which stand for one frame where the others
     stand for eight. LTX-2.5 adds its keyframe vector to them. Appended tokens are not marked. sight: what groups of
     tokens see of each other, None if all see all. known: whether every token is kept, None if only the mask tells it,
-    for which the host waits where that is on a device. hearing: [1, N, 1] for the video, how much each token takes from
-    the sound, from 0 to 1; None if all take all. level: [1, N, 1], how noisy the model is shown each token, as a share
-    of sigma; None is the mask.
+    for which the host waits where that is on a device. hearing: [1, N, 1 + V] for the video, how much each token takes
+    from the sound and from each of V voices, from 0 to 1; None if all take all of the sound. level: [1, N, 1], how
+    noisy the model is shown each token, as a share of sigma; None is the mask. voices: [V, N, C] for the audio, which
+    are kept as they are.
     """
 
     latent: Tensor
@@ -173,6 +198,7 @@ class Stream:
     known: bool | None = None
     hearing: Tensor | None = None
     level: Tensor | None = None
+    voices: Tensor | None = None
 
     @property
     def frozen(self) -> bool:
@@ -188,11 +214,12 @@ class Stream:
         return x * self.mask + self.clean * (1 - self.mask)
 
     def shown(self, x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """The tokens as the model is shown them at a step: kept ones that have a level are as noisy as it says."""
+        """The tokens as the model is shown them at a step: wholly or partly kept ones that have a higher level than
+        their mask get as much more noise. `x` has the share mask of a state that is made, and the rest is clean; so the
+        rest is what gets it."""
         if self.level is None:
             return x
-        level = self.level * sigma
-        return torch.where(self.level > self.mask, self.clean * (1 - level) + noise * level, x)
+        return torch.where(self.level > self.mask, x + (noise - self.clean) * ((self.level - self.mask) * sigma), x)
 
     def to(self, device: torch.device | str) -> Stream:
         """The same stream on a device. The positions stay where they are: they are embedded on the CPU, and only their
@@ -204,6 +231,7 @@ class Stream:
             mask=self.mask.to(device),
             marked=None if self.marked is None else self.marked.to(device),
             level=None if self.level is None else self.level.to(device),
+            voices=None if self.voices is None else self.voices.to(device),
         )
 
 
@@ -221,14 +249,16 @@ def video_stream(
     *,
     clean: Tensor | None = None,
     references: tuple[Reference, ...] = (),
+    kept_cells: str = NOISY,
 ) -> Stream:
     """The video's tokens: the grid of `latent` [1, 128, F, H, W], then the keyframes, then the references. A guide or
     a reference at strength 0 is ignored.
 
-    mask, clean: as in `Conditions`; a first image replaces both at its frame. Raises InputError if a guide, the mask or
-    the clean latent has another size than the latent, or a guide lies outside the clip.
+    mask, clean, kept_cells: as in `Conditions`; a first image replaces mask and clean at its frame. Raises InputError
+    if a guide, the mask or the clean latent has another size than the latent, or a guide lies outside the clip.
     """
     given = mask is not None
+    raised = given and kept_cells == NOISY
     clean, mask, keyframes = _grid(latent, guides, mask, clean)
     marked = torch.zeros_like(mask)
     marked[:, :, :1] = 1
@@ -252,15 +282,15 @@ def video_stream(
         joined(marks, 1),
         Sight.of(sizes[0], sum(sizes[1 : 1 + len(keyframes)]), seen),
         None if given or latent.shape[2] == 1 else False,
-        level=torch.cat((latents.patchify_video(_level(mask)), whole[:, sizes[0] :]), 1) if given else None,
+        level=torch.cat((latents.patchify_video(_level(mask)), whole[:, sizes[0] :]), 1) if raised else None,
     )
 
 
 def _level(mask: Tensor) -> Tensor:
-    """How noisy the model is shown each cell [1, 1, F, H, W]: as its mask says, but a kept cell is as noisy as the rest
-    of its latent frame. The official pipelines condition on whole frames alone. Beside clean cells of the same frame,
-    the trained miniature makes blurred ones (docs/benchmarks.md)."""
-    return torch.where(mask > 0, mask, mask.amax((3, 4), keepdim=True))
+    """How noisy the model is shown each cell [1, 1, F, H, W]: all cells of a latent frame as the one that may change
+    most. The official pipelines condition on whole frames alone. Beside clean cells of the same frame, the trained
+    miniature makes blurred ones (docs/benchmarks.md)."""
+    return mask.amax((3, 4), keepdim=True).expand_as(mask)
 
 
 def _grid(
@@ -311,7 +341,8 @@ def audio_stream(audio: AudioCondition) -> Stream:
     mask = torch.full_like(tokens[..., :1], 1 - audio.strength)
     if audio.mask is not None:
         mask = audio.mask.to(mask)[None, :, None]
-    return Stream(tokens, tokens, mask, latents.audio_positions(tokens.shape[1]), known=audio.frozen)
+    voices = joined([latents.patchify_audio(each).to(tokens) for each in audio.voices], 0) if audio.voices else None
+    return Stream(tokens, tokens, mask, latents.audio_positions(tokens.shape[1]), known=audio.frozen, voices=voices)
 
 
 def _pixels(latent: Tensor) -> str:

@@ -81,10 +81,13 @@ class GuidedDenoiser:
             self.dtype,
         )
         x = replace(x, video=self.video.shown(x.video, self.noise, sigma))
+        shown = x.map(lambda own: own.to(self.dtype))
+        if self.audio.voices is not None:
+            shown = replace(shown, audio=torch.cat((shown.audio, self.audio.voices.to(self.dtype))))
         running = self.passes if guided else {"cond": self.passes["cond"]}
         results = velocities(
             self.model,
-            x.map(lambda own: own.to(self.dtype)),
+            shown,
             list(running.values()),
             self.positions,
             adaln,

@@ -25,7 +25,8 @@ class Rotary:
     Split embeddings are [G, 1, heads, half], for G groups of equally many neighbours that share a position. The
     attention between the streams knows only times, so there the tokens of a latent frame are one group.
 
-    hearing: [1, N, 1], the share that each video token takes of what it hears; None if all take all.
+    hearing: [1, N, S], the share that each video token takes of each of S sounds; None if there is one, of which all
+    take all.
     """
 
     video: Pair

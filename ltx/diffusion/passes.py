@@ -24,27 +24,28 @@ GPU_SHARE = 0.5  # of the free memory; the rest is for fragmentation and for the
 CPU_CACHE = 32e6  # bytes
 TEXT_SHARE, TEXT_LEAST = 1 / 8, 64e6  # of the model's bytes, and bytes: what kept texts may take
 State = tuple[Tensor, Tensor | None]
-"""A pass between two blocks: video [1, N, D] and audio [1, T, D'], or None if nothing reads the audio."""
+"""A pass between two blocks: video [1, N, D] and its sounds [S, T, D'], or None if nothing reads the audio."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Passes that went through a block together. rows: their numbers; video [R, N, D], audio [R', T, D'] of the first
-    R' of them. The next block takes these tensors as they are if the passes are the same."""
+    """Passes that went through a block together. rows: their numbers; video [R, N, D], audio [R', T, D'] of the
+    first of them, each with S rows of it. The next block takes these tensors as they are if the passes are the same."""
 
     rows: tuple[int, ...]
     video: Tensor
     audio: Tensor | None
+    sounds: int = 1
 
     @classmethod
     def of(cls, rows: Sequence[int], state: Mapping[int, State]) -> Batch:
         videos, audios = zip(*(state[row] for row in rows), strict=True)
         heard = [audio for audio in audios if audio is not None]
-        return cls(tuple(rows), joined(videos, 0), joined(heard, 0) if heard else None)
+        return cls(tuple(rows), joined(videos, 0), joined(heard, 0) if heard else None, len(heard[0]) if heard else 1)
 
     def states(self) -> dict[int, State]:
         """The state of each pass, as views."""
-        audio = () if self.audio is None else self.audio.split(1)
+        audio = () if self.audio is None else self.audio.split(self.sounds)
         return dict(zip(self.rows, zip_longest(self.video.split(1), audio), strict=True))
 
 
@@ -238,7 +239,8 @@ def velocities(
     views: tuple[View, ...] = (),
     on_block: Callable[[], None] | None = None,
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Tokens → the velocities of each pass, video [1, N, C] and audio [1, T, C], in the model's dtype.
+    """Tokens, video [1, N, C] and sounds [S, T, C], → the velocities of each pass, video [1, N, C] and audio [1, T, C]
+    of the first sound, in the model's dtype. What the picture hears of each sound, `positions` says.
 
     audio_read: whether audio velocities are needed; otherwise they are None, and work that only serves them is left
     out. batched: whether the passes run as one batch, or else one after the other through each block. marked: [1, N,
@@ -286,7 +288,7 @@ def velocities(
         video = _project(video, levels.video, model.norm_out, model.scale_shift_table, model.proj_out)
         if audio_read:
             audio = _project(
-                audio, levels.audio, model.audio_norm_out, model.audio_scale_shift_table, model.audio_proj_out
+                audio[:1], levels.audio, model.audio_norm_out, model.audio_scale_shift_table, model.audio_proj_out
             )
         results.append((video, audio if audio_read else None))
     return results
@@ -305,7 +307,7 @@ def _run(
     views: tuple[View, ...],
 ) -> Batch:
     """Runs one block on a batch → the same passes after it."""
-    first, heard = passes[batch.rows[0]], 0 if batch.audio is None else len(batch.audio)
+    first, heard = passes[batch.rows[0]], 0 if batch.audio is None else len(batch.audio) // batch.sounds
     second = [not passes[row].same_text(first) for row in batch.rows]
     texts = [first, passes[batch.rows[second.index(True)]]] if any(second) else [first]
     key = (number, *(id(context) for text in texts for context in text.contexts))
@@ -319,7 +321,8 @@ def _run(
             tuple(second),
             tuple(passes[row].isolated for row in batch.rows),
             tuple(number in passes[row].perturbed for row in batch.rows),
-            tuple(number in passes[row].perturbed_audio for row in batch.rows[:heard]),
+            tuple(other for other in second[:heard] for _ in range(batch.sounds)),
+            tuple(number in passes[row].perturbed_audio for row in batch.rows[:heard] for _ in range(batch.sounds)),
         ),
         levels,
         positions,
@@ -330,7 +333,7 @@ def _run(
     )
     if pairs is not None:
         kept.put(key, pairs)
-    return Batch(batch.rows, video, audio)
+    return Batch(batch.rows, video, audio, batch.sounds)
 
 
 def _plus(a: State, b: State) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,19 @@ import pytest
 from a2v.tests.host import graph
 from a2v.tests.host.comfy import Comfy, Prompt
 from a2v.tests.host.command import REQUEST
-from a2v.tests.host.test_video_in import SPEECH, commanded, files, made, request, same
+from a2v.tests.host.test_video_in import SPEECH, commanded, files, made, request, same, source, with_clip
 from a2v.tests.ltx.media.clips import write_clip
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 
+__all__ = ["source"]  # the fixture
 WIDTH, HEIGHT = 128, 64
 FILM = {"frames": 65, "windows": {"window_frames": 33, "overlap": 2}}
 
 
 @dataclass(frozen=True)
 class Cast:
-    """Two people: the mask of each, and the voice of each alone, which speak in turn."""
+    """Two people: the mask of each, and the voice of each alone."""
 
     masks: list[Path]
     voices: list[Path]
@@ -42,6 +44,18 @@ def cast(tmp_path: Path) -> Cast:
         picture = np.zeros((72, 32, 32, 3), np.uint8)
         found.voices.append(write_clip(tmp_path / f"voice-{number}.mp4", picture, kind="h264.mp4", sound=(tone, 0.0)))
     return found
+
+
+def turn(path: Path, number: int) -> Path:
+    """A voice that speaks in the first second of a video, or else behind it."""
+    times = np.arange(48_000 * 2) / 48_000
+    tone = 0.3 * np.sin(2 * np.pi * 300 * times) * ((times >= 1) == bool(number))
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(48_000)
+        file.writeframes((tone * 32767).astype("<i2").tobytes())
+    return path
 
 
 def usual(comfy: Comfy, models: TinyFiles, **more: Any) -> Prompt:
@@ -71,7 +85,7 @@ def with_speakers(comfy: Comfy, prompt: Prompt, masks: list[Path], voices: list[
                 "class_type": "LTXA2VLoadAudio",
                 "inputs": {"audio": comfy.upload(voices[number])},
             }
-            inputs["voice"] = [f"voice {number}", 0]
+            inputs |= {"voice": [f"voice {number}", 0], "audio_vae": ["model", 3]}
         prompt[f"speaker {number}"] = {"class_type": "LTXA2VSpeaker", "inputs": inputs}
         heard = [f"speaker {number}", 0]
     prompt["first"]["inputs"]["audio"] = heard
@@ -79,7 +93,7 @@ def with_speakers(comfy: Comfy, prompt: Prompt, masks: list[Path], voices: list[
 
 
 @pytest.mark.parametrize("film", [True, pytest.param(False, marks=pytest.mark.soak)])
-def test_two_speakers_hear_in_turn(comfy: Comfy, models: TinyFiles, cast: Cast, tmp_path: Path, film: bool) -> None:
+def test_each_hears_his_own_voice(comfy: Comfy, models: TinyFiles, cast: Cast, tmp_path: Path, film: bool) -> None:
     shape = FILM if film else {}
     saved = made(comfy, with_speakers(comfy, usual(comfy, models, **shape), cast.masks, cast.voices))
     cut = {"windows": {"frames": 33, "overlap": 2}} if film else {}
@@ -87,6 +101,26 @@ def test_two_speakers_hear_in_turn(comfy: Comfy, models: TinyFiles, cast: Cast, 
     given = {**files(models, audio=SPEECH), "speaker": cast.masks, "voice": cast.voices}
     frames = same(saved, commanded(tmp_path, asked, given))
     everybody = same(*[made(comfy, usual(comfy, models, **shape))] * 2)
+    assert (frames != everybody).any()
+
+
+def test_a_voice_begins_with_the_video_that_is_made_longer(
+    comfy: Comfy, models: TinyFiles, cast: Cast, source: Path, tmp_path: Path
+) -> None:
+    """The model sees the last 9 of 22 frames; voices are counted from the video's beginning, not from there."""
+    edit = {"extend": "forward", "context": 9, "renew": "picture"}
+
+    def prompt(voices: list[Path]) -> Prompt:
+        longer = with_clip(comfy, models, source, edit)
+        longer["sound"]["inputs"] |= {"audio": ["retake", 1], "retake": ["retake", 0]}
+        longer["save"]["inputs"]["audio"] = ["retake", 1]
+        return with_speakers(comfy, longer, cast.masks, voices)
+
+    voices = [turn(tmp_path / f"late-{number}.wav", number) for number in range(2)]
+    given = {**files(models, video=source, audio=source), "speaker": cast.masks, "voice": voices}
+    frames = same(made(comfy, prompt(voices)), commanded(tmp_path, request(edit, num_frames=25), given))
+    assert len(frames) == 22 + 16
+    everybody = same(*[made(comfy, prompt([]))] * 2)
     assert (frames != everybody).any()
 
 
@@ -107,4 +141,5 @@ def test_a_white_mask_changes_nothing_and_a_black_one_is_refused(
 def test_the_node_says_that_it_is_an_experiment(comfy: Comfy) -> None:
     info = comfy.object_info()["LTXA2VSpeaker"]
     assert info["experimental"] is True and "experimental" in info["display_name"]
-    assert info["input"]["required"].keys() == {"audio", "mask"} and info["input"]["optional"].keys() == {"voice"}
+    assert info["input"]["required"].keys() == {"audio", "mask"}
+    assert info["input"]["optional"].keys() == {"voice", "audio_vae"}

@@ -58,10 +58,25 @@ def test_nothing_new(direction: str) -> None:
         ({"extend": "left"}, r"edit: extend is 'left'; choose one of forward, backward\."),
         ({"extend": "forward", "context": 474}, r"edit: context is 474; give a whole number of frames from 0 to 473\."),
         ({"extend": "forward", "context": 2.5}, r"edit: context is 2\.5; give a whole number .*"),
-        ({"extend": "forward", "start": 1}, r"edit: extend keeps the whole video, so start does nothing; leave .*"),
-        ({"extend": "backward", "at": 1}, r"edit: extend keeps the whole video, so at does nothing; leave .*"),
+        ({"extend": "backward", "at": 1}, r"edit: extend says where the video lies, so at does nothing; leave .*"),
     ],
 )
 def test_what_is_wrong(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=f"^{words}$"):
         VideoEdit.parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("within", "said"),
+    [
+        ({}, []),
+        ({"start": 1.0}, ["extend keeps the whole video, so start does nothing"]),
+        (
+            {"start": 3.0, "end": 2.0, "soften": 0.2},
+            ["extend keeps the whole video, so start, end and soften do nothing"],
+        ),
+    ],
+)
+def test_a_time_beside_it_is_told_and_does_nothing(within: dict[str, float], said: list[str]) -> None:
+    edit = VideoEdit.parse({"extend": "forward", "strength": 0.5, **within})
+    assert edit.extending() == (VideoEdit(extend="forward", strength=0.5), said)

@@ -227,6 +227,19 @@ def test_soft_edges_reach_the_model(engine: Engine, media: dict[str, Path]) -> N
     assert torch.allclose(cells, torch.tensor([1, 32 / 41, 0, 0]).expand(4, 2, 4))
 
 
+@pytest.mark.parametrize(("kept_cells", "least"), [("noisy", 1), ("clean", 0)])
+def test_how_kept_cells_are_shown_is_the_requests(
+    engine: Engine, media: dict[str, Path], kept_cells: str, least: float
+) -> None:
+    """In both stages; the result stays the source's there."""
+    edit = {"kept_cells": kept_cells}
+    result = engine({"edit": edit, "use_multiscale": True}, video=media["video"], mask=media["mask"])
+    for stage, sigma in (("s1", 1.0), ("s2", 0.909375)):
+        times = result.trace[f"{stage}/step0/call0/video_timesteps"]
+        assert times.min().item() == pytest.approx(least * sigma) and times.max().item() == pytest.approx(sigma)
+    assert torch.equal(result.frames[:, :, WIDTH // 2 :], source_frames(media["video"])[:, :, WIDTH // 2 :])
+
+
 def test_a_new_track_takes_the_place_of_the_sources(engine: Engine, media: dict[str, Path]) -> None:
     """The film keeps the length of the source; the file has the new track's own samples."""
     result = engine({}, video=media["video"], mask=media["mask"], audio=media["voice"])

@@ -153,7 +153,9 @@ def test_the_sound_is_put_where_the_clip_begins() -> None:
     assert placed["waveform"].shape == (1, 1, 28_800) and placed["waveform"][0, 0, :24_000].sum() == 0
 
 
-@pytest.mark.parametrize(("name", "value"), [("start", -1), ("strength", 2), ("renew", "all"), ("begin", 1e9)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("start", -1), ("strength", 2), ("renew", "all"), ("begin", 1e9), ("kept_cells", "gray")]
+)
 def test_values_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=name if name != "begin" else "at"):
         retake(to_image_clip(frames(25), 24.0), **{"end": 0.5, name: value})
@@ -205,6 +207,20 @@ def test_a_clip_that_is_made_longer(direction: str, lead: int, tail: int, at: in
     assert own.shape == (silence + 44_000,) and not own[:silence].any()
     model_hears = heard(placed).waveform[0]
     assert torch.equal(model_hears, own[lead * 2000 :]), "from the first frame on that the model makes"
+
+
+@pytest.mark.parametrize("renew", ["picture", "both"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_time_beside_extend_changes_nothing(direction: str, renew: str) -> None:
+    """The workflow of a retake has one; who sets extend in it gets the longer clip, and reads that it did nothing."""
+    asked = {"extend": direction, "renew": renew, "strength": 0.5}
+    plain, _, told = extended(**asked)
+    timed, _, said = extended(start=0.2, end=0.4, soften=0.1, **asked)
+    assert said == f"{told}; extend keeps the whole video, so start, end and soften do nothing"
+    plan = plain.plan(64, 96)
+    assert timed.plan(64, 96) == plan
+    assert torch.equal(timed.source.mask(plan, (96, 64)), plain.source.mask(plan, (96, 64)))
+    assert torch.equal(timed.source.sound_weights(plan, 48_000), plain.source.sound_weights(plan, 48_000))
 
 
 def test_an_extension_shorter_than_a_latent_is_not_lost() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -13,10 +14,15 @@ from a2v.ltx.diffusion.conditioning import AudioCondition
 from a2v.ltx.diffusion.speakers import hearing
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import CHANNELS, audio_length
+from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.windows import WindowSize, cut_windows
-from a2v.nodes.film import Cut, FilmSound
+from a2v.nodes import memory
+from a2v.nodes.conditioning import AudioConditioning
+from a2v.nodes.film import IN_FILM, Cut, FilmSound, InFilm, prepared
+from a2v.nodes.film import heard as audible
 from a2v.nodes.speakers import WhoSpeaks
 from a2v.tests.nodes.test_steering import run
+from a2v.tests.tiny import write_tiny
 from torch import Tensor
 
 FPS, FRAMES = Fraction(24), 65
@@ -27,37 +33,75 @@ def sound(frames: int) -> AudioCondition:
     return AudioCondition(torch.zeros(1, 8, audio_length(frames, FPS), 16), frames, FPS)
 
 
-def voice(first: float, last: float, frames: int = FRAMES) -> dict[str, object]:
-    """Noise between two shares of the whole, and silence elsewhere."""
-    samples = torch.randn(1, 2, round(frames / 24 * 16000), generator=torch.Generator().manual_seed(1)) * 0.1
-    place = torch.arange(samples.shape[2]) / samples.shape[2]
-    return {"waveform": samples * ((place >= first) & (place < last)), "sample_rate": 16000}
+def voice(seconds: float = 3.0) -> dict[str, object]:
+    samples = torch.randn(1, 2, round(seconds * 16000), generator=torch.Generator().manual_seed(1)) * 0.1
+    return {"waveform": samples, "sample_rate": 16000}
 
 
 def heard(condition: AudioCondition) -> Tensor:
+    """By latent, the shares of both halves: [F, 2, sounds]."""
     return hearing(condition.speakers, torch.zeros(1, CHANNELS, (condition.frames - 1) // 8 + 1, 1, 2))[:, 0]
 
 
-def test_two_nodes_in_a_row_are_two_speakers() -> None:
-    (one,) = run(WhoSpeaks, audio=sound(FRAMES), mask=LEFT, voice=voice(0, 0.5))
-    assert isinstance(one, AudioCondition) and (heard(one)[:, 0] == 1).all() and not heard(one)[:, 1].any()
-    (both,) = run(WhoSpeaks, audio=one, mask=1 - LEFT, voice=voice(0.5, 1))
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> memory.Handle:
+    files = write_tiny(tmp_path_factory.mktemp("speakers"))
+    return memory.hold_vae(load_checkpoint(files.checkpoint).audio_vae, "float32")
+
+
+def test_two_nodes_in_a_row_are_two_speakers(vae: memory.Handle) -> None:
+    """Each half hears its own voice, encoded as Audio Conditioning encodes a sound, or the whole sound."""
+    spoken = voice()
+    (one,) = run(WhoSpeaks, audio=sound(FRAMES), mask=LEFT, voice=spoken, audio_vae=vae)
+    assert isinstance(one, AudioCondition) and torch.equal(heard(one)[-1], torch.tensor([[0.0, 1], [0, 0]]))
+    (encoded,) = run(AudioConditioning, audio_vae=vae, audio=spoken, frames=FRAMES, fps=24.0)
+    assert torch.equal(one.voices[0], encoded.latent) and encoded.latent.any()
+    (both,) = run(WhoSpeaks, audio=one, mask=1 - LEFT)
     assert len(both.speakers) == 2 and torch.equal(both.latent, one.latent)
-    early, late = heard(both)[1:4], heard(both)[-3:]
-    assert (early[:, 0] == 1).all() and (early[:, 1] < 0.01).all()
-    assert (late[:, 1] == 1).all() and (late[:, 0] < 0.01).all()
+    assert torch.equal(heard(both)[-1], torch.tensor([[0.0, 1], [1, 0]]))
 
 
-def test_each_window_of_a_film_has_its_part() -> None:
+def test_a_voice_that_cannot_be_heard_is_refused_in_words(vae: memory.Handle) -> None:
+    with pytest.raises(InputError, match=r"^audio_vae: it is not connected, and a voice needs it"):
+        run(WhoSpeaks, audio=sound(FRAMES), mask=LEFT, voice=voice())
+    with pytest.raises(InputError, match=r"^speakers: a voice of their own needs an audio that is kept"):
+        run(WhoSpeaks, audio=replace(sound(FRAMES), strength=0.5), mask=LEFT, voice=voice(), audio_vae=vae)
+
+
+def test_each_window_of_a_film_has_its_part(vae: memory.Handle) -> None:
     windows = cut_windows(FRAMES, WindowSize(33, 2))
     assert len(windows) == 3
     film = FilmSound(Cut(FRAMES, FPS, windows), tuple(sound(window.frames) for window in windows))
     moving = torch.zeros(FRAMES, 8, 12)
     moving[-8:] = 1  # the last latent
     (made,) = run(WhoSpeaks, audio=film, mask=moving)
+    spoken = voice()
+    (talking,) = run(WhoSpeaks, audio=film, mask=LEFT, voice=spoken, audio_vae=vae)
+    (encoded,) = run(AudioConditioning, audio_vae=vae, audio=spoken, frames=FRAMES, fps=24.0, windows=film.cut)
+    for own, wanted in zip(talking.sounds, encoded.sounds, strict=True):
+        assert torch.equal(own.voices[0], wanted.latent)
     assert isinstance(made, FilmSound) and made.cut is film.cut
     assert [bool(heard(each).any()) for each in made.sounds] == [False, False, True]
     assert not heard(made.sounds[-1])[:-1].any() and (heard(made.sounds[-1])[-1] == 1).all()
+
+
+def test_a_voice_and_a_mask_begin_with_the_video(vae: memory.Handle) -> None:
+    """Of a clip that is made longer, what the model sees begins later: voice and mask are counted from the video's
+    first frame, also a voice that comes from Retake, and one that was levelled and begins where the model hears it."""
+    lead, count = 40, FRAMES + 40
+    spoken = voice(count / 24)
+    moving = torch.zeros(count, 8, 12)
+    moving[-8:] = 1
+    late = replace(sound(FRAMES), lead=lead)
+    rest = {**spoken, "waveform": spoken["waveform"][..., round(lead / 24 * 16000) :]}
+    (wanted,) = run(AudioConditioning, audio_vae=vae, audio=rest, frames=FRAMES, fps=24.0)
+    placed = {**spoken, IN_FILM: InFilm(lead, FPS, False)}
+    levelled = prepared(audible(placed), placed)
+    for given in (spoken, placed, levelled):
+        (found,) = run(WhoSpeaks, audio=late, mask=LEFT, voice=given, audio_vae=vae)
+        assert torch.equal(found.voices[0], wanted.latent)
+    (seen,) = run(WhoSpeaks, audio=late, mask=moving)
+    assert not heard(seen)[:-1].any() and (heard(seen)[-1] == 1).all()
 
 
 def test_a_mask_of_a_picture_without_transparency_is_refused() -> None:

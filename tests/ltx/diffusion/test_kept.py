@@ -29,7 +29,7 @@ FPS = Fraction(24)
 SOUND = AudioCondition(torch.zeros(1, 8, 9, 16), 9, FPS)
 CONDITIONS = Conditions(
     TextContext(torch.zeros(1, 4, 8), torch.zeros(1, 4, 4), 3),
-    replace(SOUND, mask=torch.zeros(9), speakers=(Speaker(Area(torch.ones(1, 2, 2)), torch.ones(2)),)),
+    replace(SOUND, mask=torch.zeros(9), speakers=(Speaker(Area(torch.ones(1, 2, 2)), SOUND.latent),)),
     TextContext(torch.ones(1, 4, 8), torch.zeros(1, 4, 4)),
     (Guide(torch.zeros(1, 128, 1, 1, 1), 0, 1.0),), torch.ones(1, 1, 2, 1, 1), torch.ones(1, 128, 2, 1, 1),
     (Reference(torch.zeros(1, 128, 1, 1, 1), 2, 2, 0.9, 0.5),),

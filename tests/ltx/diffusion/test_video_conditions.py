@@ -12,6 +12,7 @@ from a2v.ltx.diffusion.acceleration import Acceleration
 from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, Reference, TextContext, audio_stream, video_stream
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.samplers import Restart
+from a2v.ltx.edits import CLEAN, KEPT_CELLS, NOISY
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import CHANNELS, Noise, audio_length, patchify_video, video_positions
 from a2v.ltx.trace import Recorder
@@ -70,15 +71,16 @@ def region() -> Tensor:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("start", [1.0, 0.909375])
-def test_what_is_kept_comes_back_to_the_bit(model: nn.Module, sampler: str, start: float) -> None:
+@pytest.mark.parametrize(("start", "kept_cells"), [(1.0, NOISY), (1.0, CLEAN), (0.909375, NOISY)])
+def test_what_is_kept_comes_back_to_the_bit(model: nn.Module, sampler: str, start: float, kept_cells: str) -> None:
     """Picture and sound, in the first stage and in a second one that starts from another latent."""
     heard = torch.zeros(SOUND.latent.shape[2])
     heard[3:7] = 1
     sigmas = torch.tensor([start, 0.7, 0.5, 0.25, 0.0])
     latent = drawn(9, *SOURCE.shape) if start < 1 else torch.zeros_like(SOURCE)
     audio = replace(SOUND, mask=heard)
-    video, made, _ = sample(model, latent=latent, mask=region(), audio=audio, sigmas=sigmas, **SAMPLERS[sampler])
+    more = {"kept_cells": kept_cells, **SAMPLERS[sampler]}
+    video, made, _ = sample(model, latent=latent, mask=region(), audio=audio, sigmas=sigmas, **more)
     kept = (region() == 0).expand_as(video)
     assert torch.equal(video[kept], SOURCE[kept])
     assert (video - SOURCE)[~kept].abs().min() > 0 and video.isfinite().all()
@@ -104,13 +106,15 @@ def test_a_lower_mask_stays_nearer_to_the_source(model: nn.Module, sampler: str)
     assert distances[0] < distances[1] < distances[2]
 
 
-def test_kept_frames_have_timestep_0_and_the_stream_keeps_its_sigma(model: nn.Module) -> None:
-    """Kept cells of a frame that changes in part are as noisy as the new ones; the mask says what of them is kept."""
-    trace = Recorder()
-    sample(model, mask=region(), trace=trace)
+@pytest.mark.parametrize("kept_cells", KEPT_CELLS)
+def test_kept_frames_have_timestep_0_and_the_stream_keeps_its_sigma(model: nn.Module, kept_cells: str) -> None:
+    """All cells of a frame that changes in part are as noisy as its newest ones, unless they are asked to be clean; the
+    mask says what of them is kept."""
+    trace, levels = Recorder(), region()
+    if kept_cells == NOISY:
+        levels[:, :, 1] = 1
+    sample(model, mask=region(), kept_cells=kept_cells, trace=trace)
     assert torch.equal(trace.tensors["denoise_mask_video"], patchify_video(region()))
-    levels = region()
-    levels[:, :, 1, :, 2] = 1
     levels = patchify_video(levels)
     for step, sigma in enumerate((1.0, 0.7, 0.5, 0.25)):
         assert torch.allclose(trace.tensors[f"step{step}/call0/video_timesteps"], levels * sigma)
@@ -120,19 +124,25 @@ def test_kept_frames_have_timestep_0_and_the_stream_keeps_its_sigma(model: nn.Mo
 
 
 def test_the_model_is_shown_kept_cells_as_noisy_as_their_frame(model: nn.Module) -> None:
-    stream = video_stream(torch.zeros_like(SOURCE), (), FPS, region(), clean=SOURCE)
-    x, noise = (drawn(seed, *stream.clean.shape) for seed in (21, 22))
+    """What was made of a cell by a share m, and the clean rest of it, are both at the frame's level: with the noise of
+    the stage, (1 - sigma) · (m · made + (1 - m) · clean) + sigma · noise."""
+    start = torch.zeros_like(SOURCE)
+    stream = video_stream(start, (), FPS, region(), clean=SOURCE)
+    made, noise = (drawn(seed, *stream.clean.shape) for seed in (21, 22))
     sigma = 0.7
+    x = stream.blend((1 - sigma) * made + sigma * noise)
     shown = stream.shown(x, noise, torch.tensor(sigma))
-    beside = torch.zeros(GRID, dtype=torch.bool)
-    beside[1, :, 2] = True
-    beside = beside.flatten()
-    assert torch.equal(shown[:, ~beside], x[:, ~beside])
-    mixed = (1 - sigma) * stream.clean + sigma * noise
-    assert torch.allclose(shown[:, beside], mixed[:, beside], atol=1e-6)
+    changing = torch.zeros(GRID, dtype=torch.bool)
+    changing[1] = True
+    changing = changing.flatten()
+    assert torch.equal(shown[:, ~changing], stream.clean[:, ~changing])
+    mixed = (1 - sigma) * stream.blend(made) + sigma * noise
+    assert torch.allclose(shown[:, changing], mixed[:, changing], atol=1e-6)
+    official = video_stream(start, (), FPS, region(), clean=SOURCE, kept_cells=CLEAN)
+    assert torch.equal(official.shown(x, noise, torch.tensor(sigma)), x)
     whole = torch.zeros(1, 1, *GRID)
     whole[:, :, 1] = 1
-    by_time = video_stream(torch.zeros_like(SOURCE), (), FPS, whole, clean=SOURCE)
+    by_time = video_stream(start, (), FPS, whole, clean=SOURCE)
     assert torch.equal(by_time.level, by_time.mask) and torch.equal(by_time.shown(x, noise, torch.tensor(sigma)), x)
 
 

@@ -21,7 +21,7 @@ from ..ltx.media.safety import Watch
 from ..ltx.restoring import restored
 from . import activations, files, memory, safety
 from .destination import check_prefix
-from .film import CUTS, FilmWindows, Retake, placed_in_film
+from .film import CUTS, MADE, FilmWindows, Retake, placed_in_film
 from .progress import Progress
 from .progress import report as announce
 from .taking.latent import samples_of
@@ -393,7 +393,7 @@ class SaveLatentVideo(io.ComfyNode):
             return write(safety.stop_at_flag(watch, frames), safety.passed(watch))
         except safety.Flagged:
             if CUTS in latent:
-                FilmWindows().forget()  # what was flagged does not stay on the disk
+                FilmWindows().forget(latent.get(MADE, ()))  # what was flagged does not stay on the disk
             verdict = announce(cls, safety.flagged(watch, action))
             black = torch.zeros(1, clip.height, clip.width, 3, dtype=torch.uint8)
             return write((black for _ in range(clip.frames)), verdict)

@@ -25,7 +25,7 @@ from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
 from . import activations, files, memory
 from .fetching import blocks_stay
-from .film import CUTS, HERE, SOURCE, FilmSound, FilmWindows, References
+from .film import CUTS, HERE, MADE, SOURCE, FilmSound, FilmWindows, References
 from .parts import join
 from .progress import Progress, StageProgress, reported
 from .taking.latent import MASK, mask_of, start_of
@@ -423,6 +423,7 @@ class Sampler(io.ComfyNode):
             result[CUTS] = film.cut.hard
         if film.cut.here is not None:
             result[HERE] = film.cut.stretches
+            result[MADE] = tuple(part.path for part in film.cut.made)
         after = streams[0]
         following = after.native if isinstance(after, Generated) else NextNoise(after, streams)
         remembered = (*film.kept, *kept.paths)

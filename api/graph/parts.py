@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import astuple
+from itertools import accumulate
+from typing import Any
 
 from ...ltx.request import Request
-from .compose import AUDIO, FILM_PART, SAVE, SAVE_PART, WINDOW
+from ...ltx.timeline import Section, streams
+from .compose import AUDIO, FILM_PART, SAVE, SAVE_PART, TIMELINE, WINDOW
 from .graph import Graph, Prompt, sources
 
 
@@ -19,10 +24,12 @@ def possible_parts(request: Request) -> int:
     return 1 + sum(section.cut for section in request.sections[1:])
 
 
-def part_of(prompt: Prompt, number: int, count: int) -> tuple[Prompt, str]:
-    """The graph that makes and saves one part of a film, from 1, and the name that its file begins with.
+def part_of(prompt: Prompt, number: int, count: int, sections: Sequence[Section] = ()) -> tuple[Prompt, str]:
+    """The graph that makes and saves one part of a film, from 1, and the name that its file begins with. sections: of
+    the film's timeline.
 
-    The name is a hash of all that goes into the part, so that a part that was made is found again.
+    The name is a hash of all that goes into the part, so that a part that was made is found again, also for a film
+    whose other parts have other prompts or seeds.
     """
     graph = Graph(prompt)
     _insert(graph, number, count, "")
@@ -35,7 +42,32 @@ def part_of(prompt: Prompt, number: int, count: int) -> tuple[Prompt, str]:
         needed |= found
         waiting += found
     part = {key: graph.prompt[key] for key in sorted(needed)}
-    return part, hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:32]
+    told = [_without_timeline(part), _of_timeline(sections, number, count)]
+    return part, hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _without_timeline(part: Prompt) -> Prompt:
+    """The graph without the words of all sections."""
+    graph = Graph(part)
+    for key in graph.all(TIMELINE):
+        for name in ("timeline", "prompt"):
+            graph.prompt[key]["inputs"].pop(name)
+    return graph.prompt
+
+
+def _of_timeline(sections: Sequence[Section], number: int, count: int) -> list[Any]:
+    """What a part depends on: where all sections begin and which streams of noise they draw from, and all that its own
+    say. Where a part has several stretches between cuts, the sound's length decides which, so that all count as its
+    own."""
+    cuts = [place == 0 or section.cut for place, section in enumerate(sections)]
+    stretches = list(accumulate(map(int, cuts)))
+    apart = sum(cuts) == count
+    own = [
+        [place, *map(str, astuple(section))]
+        for place, (section, stretch) in enumerate(zip(sections, stretches, strict=True))
+        if stretch == number or not apart
+    ]
+    return [[[str(section.start), section.name, section.cut] for section in sections], streams(sections, 0)[0], own]
 
 
 def save_as(part: Prompt, prefix: str) -> Prompt:

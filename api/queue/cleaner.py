@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from ..database import rows
 from ..database.rows import StoredRequest
 from ..database.store import Store
-from ..files import owners, uploads
+from ..files import film_parts, owners, uploads
 from ..files.incoming import in_thread
 from ..files.results import result_file
 from ..settings import Settings
@@ -82,7 +82,8 @@ class Cleaner:
             await self._sweep(time.time() - SWEEP_SECONDS)
 
     async def _sweep(self, before: float) -> None:
-        """Deletes unfinished files of killed servers, and uploaded files without a row, which older versions left.
+        """Deletes unfinished files of killed servers, uploaded files without a row, which older versions left, and old
+        parts of films.
 
         In the input folder it deletes only files that rows name: servers with other databases may share that folder.
         """
@@ -92,6 +93,7 @@ class Cleaner:
         names = await in_thread(_names, folder, uploads.OURS, before)
         for start in range(0, len(names), STEP):
             await self._store.run(uploads.sweep, names[start : start + STEP], self._settings)
+        await in_thread(film_parts.sweep, self._settings)
 
 
 def _drop_inline(session: Session, now: float, settings: Settings) -> int:

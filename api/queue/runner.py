@@ -7,19 +7,20 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...ltx.diffusion.kept import limit
 from ...ltx.errors import InputError
 from ...ltx.request import Request
 from ..applications import Application
 from ..applications.inputs import Invalid
 from ..database import rows
 from ..database.rows import RUNNING, StoredRequest
-from ..files.results import CONTENT_TYPES, PART
+from ..files import film_parts
+from ..files.results import CONTENT_TYPES
 from ..graph.compose import FINAL_PROMPT, SAVE
 from ..graph.graph import Graph, Prompt
 from ..graph.model_files import ModelMissing
@@ -46,7 +47,6 @@ from .run_log import RunLog
 PARTS = 8
 """The most parts of a film. More would balance machines better, but each costs a run. The number is the same however
 many machines there are, so that a part that was made is found again."""
-PART_ENDING, PART_SECONDS = ".safetensors", 24 * 3600.0
 
 
 class Runner:
@@ -80,7 +80,7 @@ class Runner:
         prompt, asked = await self._prepare(request, application)
         host, parts, made = self._host, min(possible_parts(asked), PARTS), []
         if self._crew.size > 1 and parts > 1:
-            made = await self._make_parts(request, prompt, application, parts)
+            made = await self._make_parts(request, prompt, application, parts, asked)
             host, prompt = self._crew.home, joined(prompt, [f"{SUBFOLDER}/{name}" for name in made])
         log = RunLog(prompt, lambda line: self._journal.log(request.id, line))
 
@@ -99,8 +99,8 @@ class Runner:
         if outcome.error:
             raise node_failed(outcome.error, prompt, application)
         result = await self._collect(request, prompt, outcome, asked.seed, host)
-        for name in made:
-            await asyncio.to_thread((self._settings.output_folder / name).unlink, missing_ok=True)
+        if made and (request.sync_mode or not limit()):
+            await asyncio.to_thread(film_parts.drop, made, self._settings)
         return result
 
     def _note_start(self, request: StoredRequest) -> None:
@@ -113,13 +113,13 @@ class Runner:
         self._journal.note(request.id, change)
 
     async def _make_parts(
-        self, request: StoredRequest, prompt: Prompt, application: Application, count: int
+        self, request: StoredRequest, prompt: Prompt, application: Application, count: int, asked: Request
     ) -> list[str]:
         """Makes the parts of a film together with all lanes that are free. Returns the names of their files. Errors:
         RequestFailed."""
-        folder = self._settings.output_folder
-        await asyncio.to_thread(_sweep, folder)
-        film = self._crew.open([self._part(request, prompt, application, n, count) for n in range(1, count + 1)])
+        await asyncio.to_thread(film_parts.sweep, self._settings)
+        graphs = [part_of(prompt, number, count, asked.sections) for number in range(1, count + 1)]
+        film = self._crew.open([self._part(request, application, number, graphs) for number in range(1, count + 1)])
         lost = False
         try:
             while not film.is_over:
@@ -141,11 +141,12 @@ class Runner:
         return [part.file for part in film.parts]
 
     def _part(
-        self, request: StoredRequest, prompt: Prompt, application: Application, number: int, count: int
+        self, request: StoredRequest, application: Application, number: int, graphs: list[tuple[Prompt, str]]
     ) -> PartRun:
-        graph, name = part_of(prompt, number, count)
+        """A part to run. graphs: of all parts, with the names that their files begin with."""
+        graph, name = graphs[number - 1]
         graph = save_as(graph, f"{SUBFOLDER}/{name}")
-        before = f"Part {number} of {count}"
+        before = f"Part {number} of {len(graphs)}"
 
         def say(line: str, level: str = "INFO") -> None:
             self._journal.log(request.id, f"{before}: {line}", level)
@@ -164,9 +165,8 @@ class Runner:
             return node_failed(error.error, graph, application) if isinstance(error, Outcome) else error
 
         part = PartRun(graph, say, happened, judge)
-        there = sorted(self._settings.output_folder.glob(f"{name}*{PART_ENDING}"))
-        if there:  # of a run that was ended
-            part.file = there[0].name
+        part.file = film_parts.found(name, self._settings)
+        if part.file:  # for a film that was ended, or that has the same part
             say("made before")
         return part
 
@@ -223,14 +223,6 @@ class Runner:
             mib = self._settings.max_inline // MIB
             said = f"sync_mode: the result is larger than {mib} MiB, too large for a data URI; leave sync_mode off."
             raise refused(application.invalid_from(InputError(said)))
-
-
-def _sweep(folder: Path) -> None:
-    """Deletes parts of films that were made a day ago and never joined."""
-    for path in folder.glob(f"*{PART_ENDING}"):
-        with suppress(OSError):
-            if PART.fullmatch(path.name) and path.stat().st_mtime < time.time() - PART_SECONDS:
-                path.unlink()
 
 
 def _video(facts: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -10,18 +10,20 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from a2v.api.database.store import Store
+from a2v.api.files import film_parts
 from a2v.api.graph.compose import FILM_PART, SAVE, SAVE_PART, compose
 from a2v.api.graph.graph import Graph, Prompt
 from a2v.api.graph.parts import part_of, possible_parts
 from a2v.api.host import HostLost, NodeError, Outcome
 from a2v.api.queue.lane import Lane
-from a2v.api.queue.runner import PART_SECONDS
 from a2v.api.settings import Settings
 from a2v.api.ticking import Ticker
+from a2v.ltx.diffusion.kept import ROOM
 from a2v.ltx.request import parse
 from a2v.tests.api.stand_ins import BODY, NODES, Place, StandIn, working
 
@@ -99,7 +101,7 @@ def test_both_make_parts_and_the_head_joins_them(settings: Settings, database: S
         names = [Graph(run).inputs(SAVE_PART)["filename_prefix"] + "_00001_.safetensors" for run in pair.parts()]
         assert joined["part"] == 0 and sorted(joined["made"].splitlines()) == sorted(names)
         assert not Graph(ended.workflow).has(FILM_PART), "the graph that people get is the whole one"
-        assert pair.files() == [] and len(pair.place.files()) == 1
+        assert len(pair.files()) == 4 and len(pair.place.files()) == 5, "parts stay beside the result"
         lines = await pair.place.log_of(request_id)
         assert sum(line.endswith(": made") for line in lines) == 4
         assert any(line.endswith(": sent to worker") for line in lines) and "Part 1 of 4: Started" in lines
@@ -140,7 +142,7 @@ def test_a_lost_worker_s_part_goes_to_another(settings: Settings, database: Stor
         lines = await pair.place.log_of(request_id)
         assert any("worker did not finish it, another one will: its machine is gone" in line for line in lines)
         assert ended.error is None and sum(line.endswith(": made") for line in lines) == 4
-        assert ("its machine is gone", True) in pair.lost and pair.files() == []
+        assert ("its machine is gone", True) in pair.lost and len(pair.files()) == 4
 
     at(settings, database, visit)
 
@@ -201,29 +203,76 @@ def test_a_cancel_stops_both_and_what_was_made_is_taken_up(settings: Settings, d
         lines = await pair.place.log_of(again)
         assert sum(line.endswith(": made before") for line in lines) == 1
         assert sum(line.endswith(": made") for line in lines) == 3
-        assert f"ltx_a2v_api/{made}" in Graph(pair.films()[0]).inputs(FILM_PART)["made"] and pair.files() == []
+        assert f"ltx_a2v_api/{made}" in Graph(pair.films()[0]).inputs(FILM_PART)["made"] and len(pair.files()) == 4
 
     at(settings, database, visit)
 
 
-def test_parts_that_nobody_joined_go_a_day_later(settings: Settings, database: Store) -> None:
+@pytest.mark.parametrize(
+    ("asked", "again"),
+    [
+        ({"timeline": FILM["timeline"].replace(" d", " another")}, 1),
+        ({"timeline": FILM["timeline"].replace("[cut] d", "[cut, seed 5] d")}, 1),
+        ({"timeline": FILM["timeline"].replace(" c", " another")}, 1),  # its stretch has two sections
+        ({"timeline": FILM["timeline"].replace("0:20", "0:21")}, 4),  # parts begin elsewhere
+        ({"negative_prompt": "another"}, 4),
+    ],
+    ids=str,
+)
+def test_of_a_film_with_a_change_only_what_it_touches_is_made(
+    settings: Settings, database: Store, asked: dict[str, Any], again: int
+) -> None:
     async def visit(pair: Pair) -> None:
         pair.place.host.act = pair.worker.act = slowly
-        folder = settings.output_folder
-        folder.mkdir(parents=True, exist_ok=True)
-        names = {
-            "old": f"{'a' * 32}_00001_.safetensors",
-            "young": f"{'b' * 32}_00001_.safetensors",
-            "mine": "x.safetensors",
-        }
-        for name, file in names.items():
-            (folder / file).touch()
-            if name != "young":
-                os.utime(folder / file, (time.time() - PART_SECONDS - 60,) * 2)
-        await pair.place.end_of(await pair.place.submit(FILM))
-        assert pair.files() == sorted([names["young"], names["mine"]])
+        await pair.place.end_of(await pair.place.submit({**FILM, "seed": 3}))
+        request_id = await pair.place.submit({**FILM, "seed": 3, **asked})
+        assert (await pair.place.end_of(request_id)).error is None
+        lines = await pair.place.log_of(request_id)
+        assert sum(line.endswith(": made before") for line in lines) == 4 - again
+        assert sum(line.endswith(": made") for line in lines) == again
 
     at(settings, database, visit)
+
+
+@pytest.mark.parametrize("how", ["sent once", "no room"])
+def test_parts_that_may_not_stay_go(
+    settings: Settings, database: Store, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def visit(pair: Pair) -> None:
+        pair.place.host.act = pair.worker.act = slowly
+        await pair.place.end_of(await pair.place.submit({**FILM, "sync_mode": how == "sent once"}))
+        assert len(pair.parts()) == 4 and pair.files() == []
+
+    if how == "no room":
+        monkeypatch.setenv(ROOM, "0")
+    at(settings, database, visit)
+
+
+def test_parts_stay_as_long_as_windows_and_take_as_much_room(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = settings.output_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    ages = {f"{letter * 32}_00001_.safetensors": days for letter, days in (("a", 31), ("b", 29), ("c", 2), ("d", 0))}
+    ages["x.safetensors"] = 100  # somebody's
+    for name, days in ages.items():
+        (folder / name).write_bytes(bytes(1000))
+        os.utime(folder / name, (time.time() - days * film_parts.DAY,) * 2)
+
+    def left() -> str:
+        film_parts.sweep(settings)
+        return "".join(sorted(path.name[0] for path in folder.iterdir()))
+
+    assert left() == "bcdx"
+    monkeypatch.setenv(ROOM, "0.0000025")
+    assert left() == "cdx"
+    assert film_parts.found("c" * 32, settings) == "c" * 32 + "_00001_.safetensors" and not film_parts.found(
+        "b", settings
+    )
+    monkeypatch.setenv(ROOM, "0.0000015")
+    assert left() == "cx", "what is used counts as new"
+    film_parts.sweep(replace(settings, expire_hours=1e-9))
+    assert [path.name for path in folder.iterdir()] == ["x.safetensors"], "and no longer than results"
 
 
 def test_a_part_is_known_by_all_that_goes_into_it() -> None:
@@ -233,10 +282,22 @@ def test_a_part_is_known_by_all_that_goes_into_it() -> None:
     def made(prefix: str = "p", **changes: Any) -> Prompt:
         return compose(parse({**asked, **changes}), NODES, audio="a.wav", prefix=prefix)
 
-    graph, name = part_of(made(), 2, 4)
-    assert part_of(made("other"), 2, 4)[1] == name
-    others = [part_of(made(), 3, 4), part_of(made(), 2, 3), part_of(made(seed=4), 2, 4)]
+    def named(number: int = 2, count: int = 4, prefix: str = "p", **changes: Any) -> tuple[Prompt, str]:
+        return part_of(made(prefix, **changes), number, count, parse({**asked, **changes}).sections)
+
+    graph, name = named()
+    assert named(prefix="other")[1] == named(prompt="y")[1] == name
+    others = [named(3), named(count=3), named(seed=4), named(scheduler="ltx2")]
     assert name not in {other for _, other in others}
+    # a prompt that two sections share by its name is each one's own
+    named_alike = "0:00 verse: a\n0:10 [cut] b\n0:20 [cut] verse:"
+    before, after = (
+        [named(number, 3, timeline=text)[1] for number in (1, 2, 3)]
+        for text in (named_alike, named_alike.replace(": a", ": z"))
+    )
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True, False]
+    # nobody knows which cuts end the parts where there are more of them
+    assert named(2, 3)[1] != named(2, 3, timeline=FILM["timeline"].replace(" e", " z"))[1]
     kinds = {node["class_type"] for node in graph.values()}
     assert {"LTXA2VSampler", SAVE_PART, FILM_PART} <= kinds and not {SAVE, "LTXA2VReport", "PreviewAny"} & kinds
     assert possible_parts(parse(asked)) == 4

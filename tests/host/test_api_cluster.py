@@ -25,6 +25,10 @@ import requests
 from a2v.tests.host.api import APP, CAMERA_FILE, LONG, ROOT, SMALL, SPEECH, client_of, environment, write_published
 from a2v.tests.host.cluster import NO_TOKEN, TOKEN, Node, ray_start
 from a2v.tests.host.comfy import Comfy
+from a2v.tests.host.command import command_files, run_request
+from a2v.tests.tiny import TinyFiles
+
+from .test_api_features import check_same, download
 
 pytest.importorskip("ray")
 BRIDGE = ROOT / "api" / "cluster" / "bridge.py"
@@ -32,6 +36,19 @@ LOST = "did not finish it, another one will"
 MEDIUM = {**SMALL, "num_inference_steps": 50, "num_frames": 97}
 """A request of some seconds."""
 HEAD_SETTINGS = {**TOKEN, "LTX_A2V_LEASE_SECONDS": "6"}
+TIMELINE = "0:00 a man walks\n0:01.2 [cut] chorus: she dances\n0:02 rain\n0:03 [cut, seed 9] snow\n0:04 [cut] chorus:"
+FILM: dict[str, Any] = {
+    "prompt": "a woman speaks",
+    "video_size": {"width": 64, "height": 64},
+    "seed": 2**33 + 3,
+    "num_inference_steps": 8,
+    "enable_prompt_expansion": False,
+    "enable_safety_checker": False,
+    "video_output_type": "PRORES4444 (.mov)",
+    "timeline": TIMELINE,
+    "windows": {"frames": 33, "overlap": 2, "drift": 0.2, "seeds": {"3": 5}},
+}
+"""A film of 137 frames in four stretches between hard cuts, one of them with two sections."""
 
 
 @dataclass
@@ -67,14 +84,18 @@ def wait(condition: Callable[[], Any], seconds: float = 60) -> None:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    found = tmp_path_factory.mktemp("head"), tmp_path_factory.mktemp("worker")
-    for base in found:
-        write_published(base)
-    return found
+    return tmp_path_factory.mktemp("head"), tmp_path_factory.mktemp("worker")
 
 
 @pytest.fixture(scope="module")
-def pair(bases: tuple[Path, Path]) -> Iterator[Pair]:
+def files(bases: tuple[Path, Path]) -> TinyFiles:
+    """Both have the same models; those of the head."""
+    write_published(bases[1])
+    return write_published(bases[0])
+
+
+@pytest.fixture(scope="module")
+def pair(bases: tuple[Path, Path], files: TinyFiles) -> Iterator[Pair]:
     with environment(LTX_A2V_WORKER="1"):
         worker = Comfy(bases[1])
     with worker, ray_start({**TOKEN, "LTX_A2V_COMFYUI": str(worker.port)}) as node:
@@ -87,6 +108,10 @@ def pair(bases: tuple[Path, Path]) -> Iterator[Pair]:
 
 def results(base: Path) -> list[str]:
     return [path.name for path in (base / "output" / "ltx_a2v_api").iterdir() if not path.name.startswith(".")]
+
+
+def parts(base: Path) -> list[str]:
+    return [path.name for path in (base / "output" / "ltx_a2v_api").glob("*.safetensors")]
 
 
 def leftovers(base: Path) -> list[str]:
@@ -167,6 +192,55 @@ def test_the_head_is_no_worker_unless_asked(pair: Pair) -> None:
     assert "_raylet" not in Path(f"/proc/{pair.head.pid}/maps").read_text()
     assert pair.head.post("/ltx-a2v/worker/run", {}).status_code in (404, 405)
     assert requests.get(f"{pair.head.url}/ltx-a2v/worker", timeout=10).status_code == 404
+
+
+@pytest.mark.parametrize("strength", [1.0, pytest.param(0.5, marks=pytest.mark.soak)], ids=["sound", "renewed sound"])
+def test_a_film_of_two_machines_is_the_command_s_bit_for_bit(
+    pair: Pair, files: TinyFiles, tmp_path: Path, strength: float
+) -> None:
+    asked, sound = {**FILM, "audio_strength": strength}, fal_client.encode_file(SPEECH)
+    before = len(parts(pair.head.base))
+    handle = pair.client.submit(APP, {**asked, "audio_url": sound})
+    result = handle.get()
+    ours, theirs = download(result, tmp_path), tmp_path / "command.mov"
+    run_request(tmp_path, asked, {**command_files(files), "output": theirs})
+    assert result["video"]["num_frames"] == 137
+    check_same(ours, theirs)
+    lines = pair.logs(handle.request_id)
+    sent = [line for line in lines if line.startswith("Part ") and "sent to" in line]
+    made = [line for line in lines if line.startswith("Part ") and line.endswith(": made")]
+    assert len(made) == 4 and 1 <= len(sent) <= 3, "both worked on it"
+    there = sent[0].partition(":")[0]
+    assert any(line.startswith(f"{there}: First stage: window ") and ", step 8/8" in line for line in lines), lines
+    assert any(line == f"{there}: Save Film Part" for line in lines)
+    assert lines.count("Decode and Save") == 1 and any("were made in parts" in line for line in lines)
+    assert len(parts(pair.head.base)) == before + 4
+    wait(lambda: not leftovers(pair.worker.base), 10)
+    for server in (pair.head, pair.worker):
+        kept = list((server.base / "output" / "ltx_a2v_windows").glob("*.safetensors"))
+        assert not kept, "what is in the parts is not kept twice"
+
+    changed = {**asked, "timeline": TIMELINE.replace("rain", "fog")}
+    handle = pair.client.submit(APP, {**changed, "audio_url": sound})
+    ours = download(handle.get(), tmp_path)
+    run_request(tmp_path, changed, {**command_files(files), "output": theirs})
+    check_same(ours, theirs)
+    lines = pair.logs(handle.request_id)
+    assert [line for line in lines if line.endswith(": made")] == ["Part 2 of 4: made"]
+    assert sum(line.endswith(": made before") for line in lines) == 3
+    assert len(parts(pair.head.base)) == before + 5
+
+
+def test_a_mistake_in_a_part_ends_the_film_in_the_request_s_words(pair: Pair) -> None:
+    """The section is within the limits of a request, but behind the end of its sound."""
+    handle = pair.client.submit(
+        APP, {**FILM, "audio_url": fal_client.encode_file(SPEECH), "timeline": f"{TIMELINE}\n1:00 [cut] late"}
+    )
+    with pytest.raises(fal_client.FalClientHTTPError) as failed:
+        handle.get()
+    (problem,) = failed.value.message
+    assert problem["loc"] == ["body", "timeline"] and "begins after the end of the film" in problem["msg"]
+    wait(lambda: not leftovers(pair.worker.base), 10)
 
 
 def test_a_killed_worker_loses_nothing(pair: Pair) -> None:

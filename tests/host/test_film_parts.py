@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from a2v.ltx.media import audio
 from a2v.tests.host.comfy import Comfy, PromptRejected, Run
+from a2v.tests.ltx.media.test_safety import write as write_classifier
 from a2v.tests.tiny import TinyFiles
 
 from .test_films import film, frames, kept, texts, unkept
@@ -25,10 +27,10 @@ PART = {"film": ["windows", 0], "part": 0, "parts": 3, "made": ""}
 Prompt = dict[str, Any]
 
 
-def whole(models: TinyFiles, comfy: Comfy, strength: float = 1.0) -> Prompt:
+def whole(models: TinyFiles, comfy: Comfy, strength: float = 1.0, **more: Any) -> Prompt:
     guidance = {} if strength < 1 else None
     return film(models, comfy, seed=21, timeline=TIMELINE, windows=WINDOWS, audio_strength=strength, restart={},
-                audio_guidance=guidance)  # fmt: skip
+                audio_guidance=guidance, **more)  # fmt: skip
 
 
 def with_part(prompt: Prompt, **inputs: Any) -> Prompt:
@@ -77,6 +79,19 @@ def test_parts_make_the_same_film(comfy: Comfy, models: TinyFiles, unkept: None,
         assert torch.equal(ours.waveform, theirs.waveform)
     assert sampled == [set(), {"first", "second", "upscale"}], "only what is missing is made"
     assert "were made in parts" in texts(joined.events, "second")[-1]
+
+
+def test_no_part_stays_of_a_film_that_was_flagged(comfy: Comfy, models: TinyFiles, unkept: None) -> None:
+    made = saved(comfy.run(part(whole(models, comfy), 3)))
+    path, folder = comfy.base / "output" / made, comfy.base / "models" / "safety_checker"
+    write_classifier(folder / "bright")
+    try:
+        for threshold, stays in ((1.0, True), (0.01, False)):
+            safety = {"checker": "bright", "threshold": threshold, "action": "replace"}
+            done = comfy.run(with_part(whole(models, comfy, stream=True, safety=safety), made=made))
+            assert done.message is None and path.is_file() == stays
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_a_file_of_another_film_is_refused(comfy: Comfy, models: TinyFiles) -> None:

@@ -1,0 +1,52 @@
+"""Finished parts of films, in the results' folder. They stay for a while, so that a film of which one section was
+changed takes the others up."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from ...ltx.diffusion.kept import DAYS, limit, setting
+from ..settings import Settings
+from .results import PART
+
+DAY = 24 * 3600.0
+
+
+def found(name: str, settings: Settings) -> str:
+    """The file of the part whose name begins so, or "". It counts as new then."""
+    for path in _parts(settings.output_folder, name):
+        with suppress(OSError):
+            os.utime(path)
+            return path.name
+    return ""
+
+
+def sweep(settings: Settings) -> None:
+    """Deletes the parts that are older than the settings allow, and the oldest of those that take too much room. Raises
+    InputError if a setting is no number."""
+    sizes = {}
+    for path in _parts(settings.output_folder):
+        with suppress(OSError):
+            sizes[path] = path.stat()
+    before = time.time() - min(setting(DAYS) * DAY or math.inf, settings.expire_seconds or math.inf)
+    total, most = sum(each.st_size for each in sizes.values()), limit()
+    for path in sorted(sizes, key=lambda each: sizes[each].st_mtime):
+        if sizes[path].st_mtime >= before and total <= most:
+            break
+        with suppress(OSError):
+            path.unlink()
+            total -= sizes[path].st_size
+
+
+def drop(names: list[str], settings: Settings) -> None:
+    """Deletes parts."""
+    for name in names:
+        (settings.output_folder / name).unlink(missing_ok=True)
+
+
+def _parts(folder: Path, name: str = "") -> list[Path]:
+    return sorted(path for path in folder.glob(f"{name}*.safetensors") if PART.fullmatch(path.name))

@@ -76,10 +76,10 @@ def test_a_size_that_the_graph_cannot_take_is_brought_into_its_range(
 
 
 def told(graph: Graph) -> list[str]:
-    """The sentences about the video that are in the file's report before a node runs."""
+    """The sentences about the given files that are in the file's report before a node runs."""
     joined = [link for key in graph.all(REPORT) for link in graph.prompt[key]["inputs"].values()]
     remarks = [graph.prompt[key]["inputs"]["value"] for key in graph.all("PrimitiveString") if [key, 0] in joined]
-    return [said for said in remarks if said.startswith("video_url")]
+    return [said for said in remarks if said.startswith(("video_url", "audio_url"))]
 
 
 @pytest.mark.parametrize("name", ["video-to-video", "reference-video-to-video"])

@@ -1,15 +1,15 @@
 """Reads the pictures of a clip, a video file or a batch of images, at the times of another frame rate.
 
 Time 0 is the clip's first picture. Frames are decoded one after the other as they are asked for, so that memory does
-not grow with the clip. rgb.py makes pictures of decoded frames, and images.py fits them to a stage's size; audio.py
-reads the sound.
+not grow with the clip; seek.py begins shortly before the first one that is asked for. rgb.py makes pictures of decoded
+frames, and images.py fits them to a stage's size; audio.py reads the sound.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from .container import frames_of_stream, open_media, packets_of, picture_stream
 from .images import check_size, flat
 from .rates import frame_rate
 from .rgb import Deinterlacer, Developer, matrix_of
+from .seek import Doubt, Key, KeyFinder, Keys, frames_behind
 
 EXAMPLE = "MP4"  # a format to export to, for messages
 USUAL_RATE = Fraction(25)  # of a file that does not tell its rate, as FFmpeg assumes for raw video
@@ -74,7 +75,8 @@ class Clip(Protocol):
 
 @dataclass(frozen=True)
 class FileClip:
-    """A video file, as `Clip`. slack: half of the ticks that the file's times are rounded to, in seconds."""
+    """A video file, as `Clip`. slack: half of the ticks that the file's times are rounded to, in seconds. keys: where
+    decoding can begin; None if only at the beginning is certain."""
 
     path: Path
     name: str
@@ -84,6 +86,7 @@ class FileClip:
     seconds: Fraction
     slack: Fraction
     notes: tuple[str, ...] = ()
+    keys: Keys | None = field(default=None, repr=False)
 
     def count(self, fps: Fraction) -> int:
         return max(1, math.ceil((self.seconds - self.slack) * Fraction(fps)))
@@ -91,7 +94,26 @@ class FileClip:
     def pictures(
         self, fps: Fraction, frames: int, start: Fraction = Fraction(0), note: Callable[[str], None] | None = None
     ) -> Iterator[Tensor]:
-        note = note or (lambda text: None)
+        done, pair = 0, self.keys.before(start) if self.keys else None
+        if pair:
+            try:
+                for picture in self._read(fps, frames, start, note, pair):
+                    yield picture
+                    done += 1
+                return
+            except Doubt:  # what was yielded is right
+                pass
+        yield from self._read(fps, frames - done, start + done / Fraction(fps), note)
+
+    def _read(
+        self,
+        fps: Fraction,
+        frames: int,
+        start: Fraction,
+        note: Callable[[str], None] | None,
+        pair: tuple[Key, Key] | None = None,
+    ) -> Iterator[Tensor]:
+        """Yields the pictures, decoded from the beginning or from a pair of keyframes on. Raises Doubt with these."""
         with open_media(self.path, EXAMPLE) as container:
             stream = picture_stream(container)
             if stream is None:
@@ -99,7 +121,12 @@ class FileClip:
             stream.thread_type = "AUTO"
             develop = Developer(self.name, _aspect(stream))
             damaged: list[None] = []
-            timed = _timed(frames_of_stream(container, stream, lambda: damaged.append(None)), stream)
+            if pair:
+                decoded = frames_behind(container, stream, self.keys.zero, pair, lambda: damaged.append(None))
+            else:
+                decoded = frames_of_stream(container, stream, lambda: damaged.append(None))
+            timed = _timed(decoded, stream, self.keys.zero * self.keys.tick if pair else None)
+            timed = ((time, develop.settled(frame)) for time, frame in timed)
             shown, picture = None, None
             for frame in _chosen(timed, fps, frames, start, self.slack):
                 if frame is not shown:
@@ -107,7 +134,7 @@ class FileClip:
                 yield picture
             if shown is None:
                 raise InputError(f"{self.name}: no picture could be decoded; it is damaged: export it again.")
-            if damaged:
+            if damaged and note:
                 note(f"{self.name}: damaged parts of it were left out ({len(damaged)})")
 
 
@@ -177,7 +204,7 @@ def open_clip(path: str | Path) -> FileClip:
         fps, tick = _rate(stream), Fraction(stream.time_base)
         first = frame.pts if frame.pts is not None else frame.dts
     with open_media(path, EXAMPLE) as container:
-        end, missing = _end(container, picture_stream(container), fps)
+        end, missing, keys = _end(container, picture_stream(container), fps)
     seconds = max(end - (first or 0) * tick, 1 / fps)
     if missing > max(MISSING, 2 / fps):
         notes.append(f"it is cut short: its last {float(missing):.1f} s are missing")
@@ -185,7 +212,9 @@ def open_clip(path: str | Path) -> FileClip:
         notes.append(f"it is longer than {LONGEST // 60} minutes, of which only the first are read")
         seconds = Fraction(LONGEST)
     slack = tick / 2 if tick <= COARSEST else Fraction(0)
-    return FileClip(path, name, width, height, fps, seconds, slack, tuple(f"{name}: {note}" for note in notes))
+    notes = tuple(f"{name}: {note}" for note in notes)
+    known = None if first is None else Keys(first, tick, keys)
+    return FileClip(path, name, width, height, fps, seconds, slack, notes, known)
 
 
 def clip_track(path: str | Path) -> Track | None:
@@ -241,12 +270,15 @@ def _said_of(frame: Any, aspect: Fraction | None) -> Iterator[str]:
         yield f"its pixels are not square ({aspect.numerator}:{aspect.denominator}), and it was scaled"
 
 
-def _end(container: Any, stream: Any, fps: Fraction) -> tuple[Fraction, Fraction]:
-    """The end of the last picture in seconds, by the packets' times, and how much earlier than its header tells the
-    whole file ends."""
+def _end(container: Any, stream: Any, fps: Fraction) -> tuple[Fraction, Fraction, tuple[Key, ...]]:
+    """The end of the last picture in seconds, by the packets' times, how much earlier than its header tells the whole
+    file ends, and the keyframes."""
+    finder = KeyFinder(stream)
     ends = {stream.index: Fraction(0)}
     played = [each for each in container.streams if each.type in ("video", "audio") and each.time_base]
     for packet in packets_of(container, *played):
+        if packet.stream_index == stream.index and packet.size:
+            finder.see(packet)
         time = packet.pts if packet.pts is not None else packet.dts
         if time is None or not packet.size or packet.is_discard:
             continue
@@ -254,13 +286,14 @@ def _end(container: Any, stream: Any, fps: Fraction) -> tuple[Fraction, Fraction
         length = packet.duration * tick if packet.duration else 1 / fps if index == stream.index else Fraction(0)
         ends[index] = max(ends.get(index, Fraction(0)), time * tick + length)
     told = Fraction((container.duration or 0) + (container.start_time or 0), av.time_base)
-    return ends[stream.index], told - max(ends.values())
+    return ends[stream.index], told - max(ends.values()), tuple(finder.keys)
 
 
-def _timed(frames: Iterable[Any], stream: Any) -> Iterator[tuple[Fraction, Any]]:
-    """Yields (seconds from the first picture, frame), deinterlaced, in times that rise."""
+def _timed(frames: Iterable[Any], stream: Any, zero: Fraction | None = None) -> Iterator[tuple[Fraction, Any]]:
+    """Yields (seconds from the first picture, frame), deinterlaced, in times that rise. zero: the time of the first
+    picture, by default that of the first frame."""
     whole, rate, tick = Deinterlacer(), _rate(stream), Fraction(stream.time_base)
-    zero, last = None, None
+    last = None
 
     def with_times() -> Iterator[Any]:
         """Gives each frame a time: its own, or else one frame after the one before."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -66,7 +66,12 @@ def packets_of(container: Any, *streams: Any) -> Iterator[Any]:
 
 def frames_of_stream(container: Any, stream: Any, damaged: Callable[[], None] = lambda: None) -> Iterator[Any]:
     """Yields decoded frames. A damaged packet is skipped, after a call of `damaged`."""
-    for packet in packets_of(container, stream):
+    yield from frames_of_packets(packets_of(container, stream), damaged)
+
+
+def frames_of_packets(packets: Iterable[Any], damaged: Callable[[], None]) -> Iterator[Any]:
+    """Yields the frames that packets of one stream become, as `frames_of_stream`."""
+    for packet in packets:
         try:
             frames = packet.decode()
         except av.FFmpegError:

@@ -84,7 +84,8 @@ class Deinterlacer:
 class Developer:
     """Frames of one stream → uint8 RGB [H, W, 3]. name: the file, for messages; aspect: width / height of a pixel.
 
-    All pictures have the size of the first one. notes: what was converted, for the report.
+    All pictures have the size of the first frame that is settled or developed. notes: what was converted, for the
+    report.
     """
 
     def __init__(self, name: str, aspect: Fraction | None) -> None:
@@ -111,7 +112,8 @@ class Developer:
             pixels = (pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255
         return np.ascontiguousarray(upright(pixels.astype(np.uint8, copy=False), frame))
 
-    def _converter(self, frame: Any, wide: bool) -> Any:
+    def settled(self, frame: Any) -> Any:
+        """The frame, whose size all pictures have if it is the first one. Raises InputError if that is too large."""
         if self.size is None:
             width, height = frame.width, frame.height
             if self.aspect > 1:
@@ -120,6 +122,10 @@ class Developer:
                 height = max(1, round(height / self.aspect))
             check_size(self.name, width, height)
             self.size = width, height
+        return frame
+
+    def _converter(self, frame: Any, wide: bool) -> Any:
+        self.settled(frame)
         check_size(self.name, frame.width, frame.height)
         options = f"w={self.size[0]}:h={self.size[1]}:flags={FLAGS}"
         alpha = frame.format.name == "pal8" or any(part.is_alpha for part in frame.format.components)

@@ -29,6 +29,7 @@ KINDS: Mapping[str, tuple[str, str, str, dict[str, str]]] = {
     "ffv1_12bit.mkv": ("matroska", "ffv1", "gbrp12le", {}),
     "grey.mkv": ("matroska", "ffv1", "gray", {}),
     "png.mov": ("mov", "png", "rgb24", {}),
+    "h264.ts": ("mpegts", "libx264", "yuv420p", {"crf": "4"}),
     "h264.flv": ("flv", "libx264", "yuv420p", {"crf": "4"}),
 }
 

@@ -122,10 +122,10 @@ class FileClip:
             develop = Developer(self.name, _aspect(stream))
             damaged: list[None] = []
             if pair:
-                decoded = frames_behind(container, stream, self.keys.zero, pair, lambda: damaged.append(None))
+                decoded, zero = frames_behind(container, stream, self.keys.zero, pair), self.keys.zero * self.keys.tick
             else:
-                decoded = frames_of_stream(container, stream, lambda: damaged.append(None))
-            timed = _timed(decoded, stream, self.keys.zero * self.keys.tick if pair else None)
+                decoded, zero = frames_of_stream(container, stream, lambda: damaged.append(None)), None
+            timed = _timed(decoded, stream, zero)
             timed = ((time, develop.settled(frame)) for time, frame in timed)
             shown, picture = None, None
             for frame in _chosen(timed, fps, frames, start, self.slack):

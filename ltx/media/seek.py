@@ -9,9 +9,10 @@ the caller decodes from the beginning.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import dropwhile
 from operator import attrgetter
 from typing import Any
 
@@ -81,52 +82,47 @@ class KeyFinder:
             self.latest = time
 
 
-def frames_behind(
-    container: Any, stream: Any, zero: int, pair: tuple[Key, Key], damaged: Callable[[], None]
-) -> Iterator[Any]:
-    """Yields the decoded frames from the second of two keyframes on. zero: as in `Keys`; damaged: is called for each
-    damaged packet.
+def frames_behind(container: Any, stream: Any, zero: int, pair: tuple[Key, Key]) -> Iterator[Any]:
+    """Yields the decoded frames from the second of two keyframes on. zero: as in `Keys`.
 
     Raises Doubt, also after some frames, which then are right.
     """
     first = next(iter(frames_of_stream(container, stream)), None)
-    if first is None or first.pts != zero or first.interlaced_frame:
+    if first is None or first.pts != zero:
         raise Doubt
-    look, hurt = _look(first), []
-
-    def hit() -> None:
-        hurt.append(None)
-        damaged()
-
     begun, used = pair
-    frames = frames_of_packets(_packets(container, stream, begun), hit)
-
-    def following() -> Any:
-        frame = next(frames, None)
-        if frame is None or frame.pts is None or hurt or _look(frame) != look:
-            raise Doubt
-        return frame
-
-    frame = following()
-    while frame.pts < begun.time:  # it is decoded after the keyframe, but may need what is before it
-        frame = following()
-    _check(frame, begun)
-    while frame.pts < used.time:
-        before, frame = frame.pts, following()
-        if frame.pts <= before:
-            raise Doubt
-    _check(frame, used)
-    yield frame
+    frames = frames_of_packets(_packets(container, stream, begun), _doubt)
+    # These are decoded after the keyframe, but may need what is before it.
+    frames = dropwhile(lambda frame: frame.pts is not None and frame.pts < begun.time, frames)
+    frames, last = _plain(frames), None
     for frame in frames:
-        if frame.interlaced_frame:  # how it is deinterlaced depends on the frames before it
+        key = begun if last is None else used if frame.pts >= used.time else None
+        rises = last is None or frame.pts > last
+        if not rises or (key and not _is(frame, key)) or _look(frame) != _look(first):
+            raise Doubt
+        last = frame.pts
+        if key is used:
+            yield frame
+            yield from frames
+            return
+    raise Doubt
+
+
+def _is(frame: Any, key: Key) -> bool:
+    """Whether a frame is that keyframe. A picture that is refreshed little by little is marked so, but is not intra."""
+    return frame.pts == key.time and frame.key_frame and frame.pict_type == PictureType.I
+
+
+def _doubt() -> None:
+    raise Doubt
+
+
+def _plain(frames: Iterable[Any]) -> Iterator[Any]:
+    """The same frames. How damage looks, and how a frame is deinterlaced, depends on the frames before."""
+    for frame in frames:
+        if frame.pts is None or frame.is_corrupt or frame.interlaced_frame:
             raise Doubt
         yield frame
-
-
-def _check(frame: Any, key: Key) -> None:
-    """A picture that is refreshed little by little may be marked as a keyframe, too; its type is another."""
-    if frame.pts != key.time or not frame.key_frame or frame.pict_type != PictureType.I:
-        raise Doubt
 
 
 def _packets(container: Any, stream: Any, key: Key) -> Iterator[Any]:
@@ -149,4 +145,4 @@ def _packets(container: Any, stream: Any, key: Key) -> Iterator[Any]:
 
 def _look(frame: Any) -> tuple[Any, ...]:
     """What a decoder or a filter may have kept from earlier frames."""
-    return *LOOK(frame), matrix_of(frame), frame.interlaced_frame
+    return *LOOK(frame), matrix_of(frame)

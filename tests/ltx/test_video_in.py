@@ -27,6 +27,7 @@ from a2v.ltx.media.audio import Track
 from a2v.ltx.media.clip import open_clip
 from a2v.ltx.media.images import fit
 from a2v.ltx.media.masks import fitted
+from a2v.ltx.media.seek import Keys
 from a2v.ltx.request import parse
 from a2v.ltx.trace import Recorder
 from a2v.tests.ltx.loaded import loaded_once
@@ -48,13 +49,20 @@ def quick() -> Iterator[None]:
         yield
 
 
-def film(path: Path, frames: int, size: tuple[int, int] = (WIDTH, HEIGHT), fps: int = 24, sound: bool = True) -> Path:
-    """A video whose frames differ, with a tone that rises."""
+def film(
+    path: Path,
+    frames: int,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    fps: int = 24,
+    sound: bool = True,
+    group: int = 250,
+) -> Path:
+    """A video whose frames differ, with a tone that rises. group: frames from one keyframe to the next one."""
     noise = np.random.default_rng(frames)
     coarse = noise.integers(0, 256, (4, 8, 3), dtype=np.uint8)
     still = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "12", "g": str(group)})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         if sound:
             track = container.add_stream("aac", rate=48000, layout="stereo")
@@ -85,6 +93,7 @@ def media(tmp_path_factory: pytest.TempPathFactory, tiny: TinyFiles) -> dict[str
         "video": film(folder / "source.mp4", FRAMES),
         "odd": film(folder / "odd.mp4", 22),
         "mute": film(folder / "mute.mp4", FRAMES, sound=False),
+        "long": film(folder / "long.mp4", 121, (64, 64), group=24),
         "reference": film(folder / "reference.mp4", FRAMES, (96, 96)),
         "voice": film(folder / "voice.mp4", 40),
         "mask": folder / "mask.png",
@@ -421,6 +430,30 @@ def test_a_reference_in_windows_is_encoded_for_each(engine: Engine, media: dict[
     result = engine(values, audio=media["voice"], reference=media["reference"])
     tokens = [result.trace[f"s1/window{n}/clean_video"][:, 16:] for n in (0, 1)]
     assert [each.shape[1] for each in tokens] == [16, 16] and not torch.equal(*tokens)
+
+
+@pytest.mark.parametrize("named", ["video", "reference"])
+def test_a_late_second_is_sought_and_is_the_same(
+    engine: Engine, media: dict[str, Path], monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """A video that goes on from its end, and the later windows of a reference, as if all before were decoded."""
+    if named == "video":
+        values = {"num_frames": 25, "edit": {"extend": "forward", "context": 9, "renew": "picture"}}
+        given = {"video": media["long"]}
+    else:
+        values = {
+            "num_frames": 97, "match_audio_length": False, "video_size": {"width": 64, "height": 64},
+            "windows": {"frames": 49, "overlap": 1},
+        }  # fmt: skip
+        given = {"reference": media["long"], "audio": media["voice"]}
+    places, before = [], Keys.before
+    monkeypatch.setattr(Keys, "before", lambda *asked: places.append(before(*asked)) or places[-1])
+    found = engine(values, **given)
+    content = found.path.read_bytes()
+    assert any(places)
+    monkeypatch.setattr(Keys, "before", lambda *asked: None)
+    wanted = engine(values, **given)
+    assert torch.equal(found.frames, wanted.frames) and content == wanted.path.read_bytes()
 
 
 @pytest.mark.parametrize(

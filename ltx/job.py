@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from . import models
 from .diffusion.acceleration import LEVELS, full_strength
 from .diffusion.attention import TORCH, check_attention
-from .diffusion.conditioning import VOICES_BESIDE
 from .diffusion.decode import Tiling
 from .diffusion.kept import check_room, disk_needed
-from .diffusion.speakers import check_region, heard_by
+from .diffusion.speakers import check_region, check_voices, heard_by
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
 from .edits import ALL
 from .errors import InputError
@@ -291,8 +290,8 @@ def _speakers(files: Files, request: Request, source: SourceVideo | None) -> tup
             f"--voice: there are {len(files.voices)} voices for {len(files.speakers)} speakers; give one voice after "
             "each --speaker, or none."
         )
-    if files.voices and (request.audio_strength < 1 or (source is not None and source.sounds)):
-        raise InputError(VOICES_BESIDE)
+    if files.voices:
+        check_voices(request.audio_strength == 1 and not (source is not None and source.sounds))
     areas = [open_area(path) for path in files.speakers]
     for path, area in zip(files.speakers, areas, strict=True):
         check_region(f"--speaker: {path.name}", area)

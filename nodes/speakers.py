@@ -9,8 +9,8 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ltx.diffusion.conditioning import VOICES_BESIDE, AudioCondition
-from ..ltx.diffusion.speakers import Speaker, check_region
+from ..ltx.diffusion.conditioning import AudioCondition
+from ..ltx.diffusion.speakers import Speaker, check_region, check_voices
 from ..ltx.errors import InputError
 from ..ltx.media.audio import part_from
 from . import memory
@@ -82,8 +82,7 @@ def _voices(
         return [None] * len(film.sounds)
     if audio_vae is None:
         raise InputError("audio_vae: it is not connected, and a voice needs it; connect the one of Load Model.")
-    if not film.frozen:
-        raise InputError(VOICES_BESIDE)
+    check_voices(film.frozen)
     track = part_from(from_beginning(voice), film.sounds[0].lead, film.fps)
     return list(encode_windows(audio_vae, track, film.cut, progress))
 

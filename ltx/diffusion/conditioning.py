@@ -19,13 +19,9 @@ from .. import latents
 from ..edits import NOISY
 from ..errors import InputError
 from .sight import Sight
-from .speakers import Speaker, at, hearing
+from .speakers import Speaker, at, check_voices, hearing
 from .tokens import joined
 
-VOICES_BESIDE = (
-    "speakers: a voice of their own needs an audio that is kept as it is; set audio_strength to 1 and make no sound "
-    "anew, or leave the voices out."
-)
 TEXT_LENGTH = 1024  # tokens of a text context, with <bos> and padding
 
 
@@ -95,8 +91,8 @@ class AudioCondition:
             )
         if self.mask is not None and tuple(self.mask.shape) != (wanted,):
             raise InputError(f"the mask of the audio is {list(self.mask.shape)}; {[wanted]} is needed for this clip.")
-        if self.voices and not self.frozen:
-            raise InputError(VOICES_BESIDE)
+        if self.voices:
+            check_voices(self.frozen)
         for voice in self.voices:
             if voice.shape != self.latent.shape:
                 raise InputError(

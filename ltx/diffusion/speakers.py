@@ -44,6 +44,15 @@ def check_region(field: str, area: Area) -> None:
         raise InputError(f"{field}: it is black everywhere, so nobody would hear the sound; make the speaker white.")
 
 
+def check_voices(frozen: bool) -> None:
+    """Raises InputError if speakers have voices of their own beside a sound that the model may change."""
+    if not frozen:
+        raise InputError(
+            "speakers: a voice of their own needs an audio that is kept as it is; set audio_strength to 1 and make no "
+            "sound anew, or leave the voices out."
+        )
+
+
 def heard_by(speakers: int) -> list[str]:
     """The note for the report if only so many speakers hear the sound, and not the whole picture."""
     regions = "one region of the picture hears" if speakers == 1 else f"{speakers} regions of the picture hear"

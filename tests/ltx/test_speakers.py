@@ -53,6 +53,11 @@ def test_words_for_speakers(tiny: TinyFiles, media: dict[str, Path], tmp_path: P
         files = files_of(tiny, tmp_path / "out.mp4", audio=media["voice"], **given)
         with pytest.raises(InputError, match=sentence):
             prepare(files, parse({**BASE, **SIZE, "num_frames": 25}))
+    both = files_of(
+        tiny, tmp_path / "out.mp4", audio=media["voice"], speakers=(media["mask"],), voices=(media["voice"],)
+    )
+    with pytest.raises(InputError, match=r"^speakers: a voice of their own needs an audio that is kept as it is; "):
+        prepare(both, parse({**BASE, **SIZE, "num_frames": 25, "audio_strength": 0.5}))
 
 
 def test_the_flags_for_speakers() -> None:

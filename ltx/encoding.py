@@ -175,17 +175,10 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
             inside("latent", whole)  # before it is cut, as in the golden files
         latent = beside(whole, window.frames, clip.fps)
         mask = None if job.source is None else job.source.sound_mask(window, clip.fps)
-        speakers = tuple(
-            Speaker.of(
-                area,
-                clip.lead + window.first_frame,
-                clip.fps,
-                None
-                if voice is None
-                else encode_audio(vae, part_from(voice, window.first_frame, clip.fps), window.frames, clip.fps),
-            )
-            for area, voice in zip(areas, voices, strict=True)
-        )
+        parts = (None if voice is None else part_from(voice, window.first_frame, clip.fps) for voice in voices)
+        spoken = [None if own is None else encode_audio(vae, own, window.frames, clip.fps) for own in parts]
+        first = clip.lead + window.first_frame
+        speakers = tuple(Speaker.of(area, first, clip.fps, own) for area, own in zip(areas, spoken, strict=True))
         settings = job.request.audio_strength, mask, speakers, clip.lead
         found.append(AudioCondition(latent, window.frames, clip.fps, *settings))
         if trace is not None and not number:

@@ -195,9 +195,9 @@ class RetakeClip(io.ComfyNode):
                     options=list(KEPT_CELLS),
                     default=NOISY,
                     optional=True,
-                    tooltip="With a mask: how the model is shown what stays beside it in the same frames. noisy: as "
-                    "noisy as the new part, which was sharper in tests; clean: without noise, the official pipelines' "
-                    "rule.",
+                    tooltip="It matters with a mask. noisy shows the model what stays in a frame as noisy as the new "
+                    "part beside it, which was sharper in tests; clean shows it without noise, as the official "
+                    "pipelines do.",
                     **ADVANCED,
                 ),
             ],

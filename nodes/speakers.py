@@ -47,7 +47,9 @@ class WhoSpeaks(io.ComfyNode):
                     "the audio, also while others speak. It needs the audio VAE.",
                 ),
                 AudioVaeIO.Input(
-                    "audio_vae", optional=True, tooltip="From Load Model: encodes the voice. Not needed without one."
+                    "audio_vae",
+                    optional=True,
+                    tooltip="From Load Model. It encodes the voice; without a voice you need not connect it.",
                 ),
             ],
             outputs=[

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         s.add_argument("--scale", type=float, default=1.0, help="of all budgets; 1 is ten hours of a core")
         s.add_argument("--seconds", nargs="+", default=[], metavar="STAGE=S", help="a stage's budget over all runs")
         s.add_argument("--rate", nargs="+", default=[], metavar="STAGE=R", help="a stage's learning rate")
-        s.add_argument("--clips", type=int, default=2000, help="how many clips are encoded, if the budget allows")
+        s.add_argument("--clips", type=int, default=3000, help="how many clips are encoded, if the budget allows")
         s.add_argument("--rows", type=int, default=24, help="clips in a step of the transformer")
     e = sub.add_parser("evaluate", help="measure an exported set and write the table")
     e.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of an exported set")

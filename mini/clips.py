@@ -1,14 +1,15 @@
 """The clips the miniature is trained on: what is seen, the sentence that says so, and the pixels.
 
-A scene is a talking face, five bars or a bouncing ball, of a named colour on a named ground. What moves in it is given
-from outside, one row a frame: the mouth's opening, the bars' heights, the ball's height. Everything is drawn by its
-signed distance with an edge one pixel wide, so a frame of any size, or a window of one, shows the same picture. Sound
-is sound.py's business.
+A scene is a talking face, two faces of which one talks, five bars or a bouncing ball, of named colours on a named
+ground. What moves in it is given from outside, one row a frame: the mouth's opening, width and teeth, the heights of
+the bars or of the ball. Everything is drawn by its signed distance with an edge one pixel wide, so a frame of any size,
+or a window of one, shows the same picture. Sound is sound.py's business.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,12 +33,22 @@ GROUNDS = {
 }
 SHAPES = ("round", "square", "triangular")
 PLACES = ("left", "center", "right")
-KINDS = ("face", "bars", "ball")
+SIZES = {"large": 0.3125, "small": 0.225}  # a head's radius, in short sides
+HAIR = {"": None, "ginger": (176, 84, 30), "blond": (226, 200, 140)}
+HATS = {"": None, "cap": (206, 168, 100), "top hat": (176, 36, 110)}
+PATTERNS = ("", "striped", "dotted")  # of the ground; plain without a word
+KINDS = ("face", "pair", "bars", "ball")
+SHARES = (0.6, 0.2, 0.1, 0.1)  # of the kinds
+EXTRA = 0.35  # share of faces with hair, with a hat, that are small; of grounds with a pattern
 BARS = 5
-MOUTH, EYE, PUPIL = (48, 12, 22), (250, 250, 250), (16, 16, 20)
+MOUTH, TEETH, EYE, PUPIL = (48, 12, 22), (244, 244, 236), (250, 250, 250), (16, 16, 20)
+PERIOD = 0.25  # short sides from one stripe or dot to the next
+LIGHTER = 0.22  # what a pattern adds to its ground, of the way to white
 SHIFT = 0.16  # of the short side: how far left and right are from the centre
+APART, PAIR = 0.25, 0.205  # of two faces: how far each is from the centre, and its radius
 CLOSED, OPEN = 0.05, 0.40  # half height of a mouth, in the head's radii
-MOUTH_WIDTH, MOUTH_LOW = 0.40, 0.42  # half its width, and its middle below the head's
+MOUTH_WIDTH, MOUTH_LOW = 0.40, 0.42  # half its width where none is given, and its middle below the head's
+NARROWEST, WIDEST = 0.18, 0.46  # half its width at 0 and at 1
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,8 @@ class Scene:
     """What one clip shows. x, y: the subject's centre, in short sides from the frame's; radius: in short sides.
 
     sway: amplitude of the head's slow movement; zoom: how much larger the last frame is than the first, as a factor.
+    A pair has the face of `colour` and `shape` on the left, that of `colour2` and `shape2` on the right; `place` is
+    where the one that talks is.
     """
 
     kind: str = "face"
@@ -58,16 +71,53 @@ class Scene:
     sway: float = 0.0
     phase: float = 0.0
     zoom: float = 1.0
+    size: str = "large"
+    hair: str = ""
+    hat: str = ""
+    pattern: str = ""
+    colour2: str = ""
+    shape2: str = ""
 
     @property
     def prompt(self) -> str:
         """The plain sentence for this scene."""
+        ground = self.behind
         if self.kind == "bars":
-            return f"{self.colour} bars move with the music on a {self.ground} background"
+            return f"{self.colour} bars move with the music on a {ground}"
         if self.kind == "ball":
-            return f"{article(self.colour)} {self.colour} ball bounces on the beat on a {self.ground} background"
-        what = f"{article(self.colour)} {self.colour} {self.shape} face"
-        return f"{what} on the {self.place} is talking on a {self.ground} background"
+            return f"{article(self.colour)} {self.colour} ball bounces on the beat on a {ground}"
+        if self.kind == "pair":
+            left, right = self.both
+            return f"{left} face on the left {self.acts[0]}, {right} face on the right {self.acts[1]}, on a {ground}"
+        return f"{self.subject}{self.worn} on the {self.place} is talking on a {ground}"
+
+    @property
+    def behind(self) -> str:
+        return f"{self.pattern} {self.ground} background".lstrip()
+
+    @property
+    def subject(self) -> str:
+        words = ([self.size] if self.size != "large" else []) + [self.colour, self.shape, "face"]
+        return f"{article(words[0])} {' '.join(words)}"
+
+    @property
+    def worn(self) -> str:
+        """What the head has, behind a space; nothing if it is bare."""
+        things = [f"{self.hair} hair"] if self.hair else []
+        things += [f"a {self.hat}"] if self.hat else []
+        return f" with {' and '.join(things)}" if things else ""
+
+    @property
+    def both(self) -> tuple[str, str]:
+        """Colour and shape of a pair's faces, with their articles."""
+        return (
+            f"{article(self.colour)} {self.colour} {self.shape}",
+            f"{article(self.colour2)} {self.colour2} {self.shape2}",
+        )
+
+    @property
+    def acts(self) -> tuple[str, str]:
+        return ("talks", "listens") if self.place == "left" else ("listens", "talks")
 
 
 def article(word: str) -> str:
@@ -76,41 +126,69 @@ def article(word: str) -> str:
 
 def random_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     """A scene of any words: most are faces. Position, size and sway vary within what the words allow."""
-    kind = kind or str(rng.choice(KINDS, p=(0.7, 0.15, 0.15)))
-    place = str(rng.choice(PLACES)) if kind == "face" else "center"
-    x = (PLACES.index(place) - 1) * SHIFT if kind == "face" else 0.0
+    kind = kind or str(rng.choice(KINDS, p=SHARES))
+    face = kind == "face"
+    place = str(rng.choice(PLACES)) if face else str(rng.choice(("left", "right"))) if kind == "pair" else "center"
+    x = (PLACES.index(place) - 1) * SHIFT if face else 0.0
+    size = "small" if face and rng.random() < EXTRA else "large"
+    colour, colour2 = (str(c) for c in rng.choice(list(COLOURS), 2, replace=False))
+    radius = PAIR if kind == "pair" else SIZES[size]
     return Scene(
         kind=kind,
-        colour=str(rng.choice(list(COLOURS))),
+        colour=colour,
         ground=str(rng.choice(list(GROUNDS))),
-        shape=str(rng.choice(SHAPES)) if kind == "face" else "round",
+        shape=str(rng.choice(SHAPES)) if kind in ("face", "pair") else "round",
         place=place,
         x=x + float(rng.uniform(-0.01, 0.01)),
         y=float(rng.uniform(-0.01, 0.01)),
-        radius=float(rng.uniform(0.305, 0.32)),
+        radius=radius * float(rng.uniform(0.976, 1.024)),
         sway=float(rng.uniform(0.0, 0.015)),
         phase=float(rng.uniform(0, 2 * math.pi)),
+        size=size,
+        hair=_some(rng, HAIR) if face else "",
+        hat=_some(rng, HATS) if face else "",
+        pattern=_some(rng, PATTERNS),
+        colour2=colour2 if kind == "pair" else "",
+        shape2=str(rng.choice(SHAPES)) if kind == "pair" else "",
     )
+
+
+def plain(scene: Scene) -> Scene:
+    """The same scene without what only some have: a large bare head before a plain ground."""
+    radius = scene.radius * SIZES["large"] / SIZES[scene.size] if scene.kind == "face" else scene.radius
+    return replace(scene, size="large", radius=radius, hair="", hat="", pattern="")
+
+
+def _some(rng: np.random.Generator, words: Iterable[str]) -> str:
+    """One of the words in EXTRA of all cases, "" else."""
+    return str(rng.choice([word for word in words if word])) if rng.random() < EXTRA else ""
 
 
 def worded(scene: Scene, rng: np.random.Generator) -> str:
     """One of several ways to say what the scene shows."""
-    c, g = scene.colour, scene.ground
+    c, g, behind = scene.colour, f"{scene.pattern} {scene.ground}".lstrip(), scene.behind
     if scene.kind == "bars":
-        ways = (scene.prompt, f"five {c} bars follow the sound, {g} background", f"{c} bars of a music display on {g}")
+        ways = (scene.prompt, f"five {c} bars follow the sound, {behind}", f"{c} bars of a music display on {g}")
     elif scene.kind == "ball":
         ways = (
             scene.prompt,
-            f"a bouncing {c} ball, {g} background",
+            f"a bouncing {c} ball, {behind}",
             f"{article(c)} {c} ball jumps with the beat on {g}",
         )
-    else:
-        s, p = scene.shape, scene.place
+    elif scene.kind == "pair":
+        (left, right), (one, other) = scene.both, scene.acts
         ways = (
             scene.prompt,
-            f"a talking {s} {c} face, {p}, {g} background",
-            f"on the {p} {article(c)} {c} {s} face speaks, the background is {g}",
-            f"{article(c)} {c} {s} face speaks on the {p} of a {g} background",
+            f"the left face {one}, the right one {other}, {left} face and {right} one, {behind}",
+            f"on the left {left} face {one}, on the right {right} face {other}, the background is {g}",
+        )
+    else:
+        s, p, size, worn = scene.shape, scene.place, "small " if scene.size == "small" else "", scene.worn
+        ways = (
+            scene.prompt,
+            f"a talking {size}{s} {c} face{worn}, {p}, {behind}",
+            f"on the {p} {article(size or c)} {size}{c} {s} face{worn} speaks, the background is {g}",
+            f"{article(size or c)} {size}{c} {s} face{worn} speaks on the {p} of a {behind}",
         )
     way = ways[0] if rng.random() < 0.4 else str(rng.choice(ways[1:]))
     return way if rng.random() < 0.5 else way[0].upper() + way[1:] + "."
@@ -136,41 +214,83 @@ def render(
 ) -> np.ndarray:
     """Frames [start, stop) of the clip as float32 [T, H, W, 3] in 0..1.
 
-    motion: [frames] or [frames, BARS] in 0..1. size: width and height of the frame; window: x, y, width and height of
-    the part of it that is wanted, all of it by default.
+    motion: in 0..1; of a face [frames], its mouth's opening, or [frames, 3], with its width and its teeth; of a pair
+    [frames, 2, 3], left and right; of a ball [frames]; of bars [frames, BARS]. size: width and height of the frame;
+    window: x, y, width and height of the part of it that is wanted, all of it by default.
     """
     width, height = size
     left, top, w, h = window or (0, 0, width, height)
     unit = float(min(size))
     frames = len(motion)
     x, y, r = (v[start:stop, None, None] for v in head(scene, frames, fps))
+    zoom = r / scene.radius
     motion = motion[start:stop].astype(np.float32)
     px = ((np.arange(left, left + w, dtype=np.float32) + 0.5) - width / 2)[None, None, :] / unit
     py = ((np.arange(top, top + h, dtype=np.float32) + 0.5) - height / 2)[None, :, None] / unit
     image = np.empty((len(motion), h, w, 3), np.float32)
     image[:] = np.float32(GROUNDS[scene.ground]) / 255
     brush = _Brush(image, unit)
-    colour = COLOURS[scene.colour]
+    if scene.pattern:
+        tint = tuple(round(v + LIGHTER * (255 - v)) for v in GROUNDS[scene.ground])
+        brush.paint(_pattern(scene.pattern, px / zoom, py / zoom) * zoom, tint)
     if scene.kind == "face":
-        dx, dy = (px - x) / r, (py - y) / r  # in radii of the head
-        brush.paint(shape(scene.shape, dx, dy) * r, colour)
-        low = 0.16 if scene.shape == "triangular" else 0.0
-        for side in (-1, 1):
-            eye = dx - side * (0.24 if low else 0.34)
-            brush.paint(_ellipse(eye, dy + 0.26 - low, 0.17, 0.19) * r, EYE)
-            brush.paint(_ellipse(eye, dy + 0.24 - low, 0.085, 0.095) * r, PUPIL)
-        opening = (CLOSED + (OPEN - CLOSED) * motion)[:, None, None]
-        brush.paint(_ellipse(dx, dy - MOUTH_LOW, MOUTH_WIDTH, opening) * r, MOUTH)
+        _face(brush, scene, (px - x) / r, (py - y) / r, r, mouths(motion))
+    elif scene.kind == "pair":
+        right = replace(scene, colour=scene.colour2, shape=scene.shape2)
+        for number, (one, side) in enumerate(((scene, -1), (right, 1))):
+            _face(brush, one, (px - x - side * APART * zoom) / r, (py - y) / r, r, motion[:, number])
     elif scene.kind == "bars":
         for bar in range(BARS):
             tall = (0.05 + 0.65 * motion[:, bar])[:, None, None]
             cx = (bar - (BARS - 1) / 2) * 0.17
-            brush.paint(_box(px - cx, py - (0.38 - tall / 2), 0.055, tall / 2, 0.02), colour)
+            brush.paint(_box(px - cx, py - (0.38 - tall / 2), 0.055, tall / 2, 0.02), COLOURS[scene.colour])
     else:
         brush.paint(0.40 - py + 0 * px + 0 * motion[:, None, None], (200, 200, 200))
         up = motion[:, None, None] * 0.5
-        brush.paint((_ellipse(px - scene.x, py - (0.40 - 0.15 - up), 0.15, 0.15)), colour)
+        brush.paint((_ellipse(px - scene.x, py - (0.40 - 0.15 - up), 0.15, 0.15)), COLOURS[scene.colour])
     return image
+
+
+def mouths(motion: np.ndarray) -> np.ndarray:
+    """Openings [frames] → [frames, 3] with MOUTH_WIDTH and no teeth; [frames, 3] stays."""
+    if motion.ndim == 2:
+        return motion
+    wide = np.full_like(motion, (MOUTH_WIDTH - NARROWEST) / (WIDEST - NARROWEST))
+    return np.stack([motion, wide, np.zeros_like(motion)], 1)
+
+
+def _face(brush: _Brush, scene: Scene, dx: np.ndarray, dy: np.ndarray, r: np.ndarray, mouth: np.ndarray) -> None:
+    """One head. dx, dy: from its centre, in its radii r; mouth [frames, 3]."""
+    if scene.hair:  # behind the head, so that its outline stays
+        around = np.maximum(shape(scene.shape, dx / 1.16, dy / 1.16) * 1.16, dy + 0.05)
+        brush.paint(around * r, HAIR[scene.hair])
+    brush.paint(shape(scene.shape, dx, dy) * r, COLOURS[scene.colour])
+    if scene.hat == "cap":
+        dome = np.maximum(_ellipse(dx, dy + 0.86, 0.62, 0.46), dy + 0.86)
+        brush.paint(np.minimum(dome, _box(dx - 0.5, dy + 0.88, 0.52, 0.07, 0.04)) * r, HATS["cap"])
+    elif scene.hat:
+        tall = _box(dx, dy + 1.16, 0.42, 0.30, 0.03)
+        brush.paint(np.minimum(tall, _box(dx, dy + 0.88, 0.78, 0.07, 0.04)) * r, HATS["top hat"])
+    low = 0.16 if scene.shape == "triangular" else 0.0
+    for side in (-1, 1):
+        eye = dx - side * (0.24 if low else 0.34)
+        brush.paint(_ellipse(eye, dy + 0.26 - low, 0.17, 0.19) * r, EYE)
+        brush.paint(_ellipse(eye, dy + 0.24 - low, 0.085, 0.095) * r, PUPIL)
+    opening, width, teeth = (mouth[:, i, None, None] for i in range(3))
+    high, wide = CLOSED + (OPEN - CLOSED) * opening, NARROWEST + (WIDEST - NARROWEST) * width
+    lips = _ellipse(dx, dy - MOUTH_LOW, wide, high)
+    brush.paint(lips * r, MOUTH)
+    # The upper teeth: what of the mouth is above a line, which comes down from the upper lip.
+    line = dy - MOUTH_LOW + high - 1.1 * high * teeth
+    brush.paint(np.maximum(lips + 0.03, line) * r, TEETH)
+
+
+def _pattern(name: str, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Signed distance, in short sides, to a ground's stripes or dots."""
+    if name == "striped":
+        return np.abs((dx + 0 * dy) % PERIOD - PERIOD / 2) - 0.24 * PERIOD
+    u, v = dx % PERIOD - PERIOD / 2, dy % PERIOD - PERIOD / 2
+    return np.sqrt(u * u + v * v) - 0.27 * PERIOD
 
 
 class _Brush:
@@ -212,7 +332,27 @@ def random_motion(rng: np.random.Generator, scene: Scene, frames: int, fps: floa
         return np.stack([_syllables(rng, frames, fps) for _ in range(BARS)], 1)
     if scene.kind == "ball":
         return bounce(np.arange(frames) / fps + rng.uniform(0, 1), float(rng.uniform(0.35, 0.7)))
-    return _syllables(rng, frames, fps)
+    return two(scene, _talk(rng, frames, fps), _talk(rng, frames, fps) * (rng.random() < 0.5))
+
+
+def two(scene: Scene, talks: np.ndarray, other: np.ndarray | float = 0.0) -> np.ndarray:
+    """A face's motion [frames, 3] as the scene's own: of a pair [frames, 2, 3], for the one that talks."""
+    if scene.kind != "pair":
+        return talks
+    rest = np.broadcast_to(np.asarray(other, talks.dtype), talks.shape)
+    return np.stack([talks, rest] if scene.place == "left" else [rest, talks], 1)
+
+
+def _talk(rng: np.random.Generator, frames: int, fps: float) -> np.ndarray:
+    """[frames, 3]: openings of random syllables, widths and teeth of their own."""
+    t, at, knots = np.arange(frames) / fps, -0.2, []
+    while at < frames / fps + 0.2:
+        teeth = rng.random() < 0.25
+        knots.append((at, 0.9 if teeth else rng.uniform(0, 1), float(teeth)))
+        at += rng.uniform(0.06, 0.25)
+    times, widths, teeth = np.array(knots).T
+    opening = _syllables(rng, frames, fps)
+    return np.stack([opening, np.interp(t, times, widths), np.interp(t, times, teeth)], 1).astype(np.float32)
 
 
 def bounce(seconds: np.ndarray, beat: float) -> np.ndarray:

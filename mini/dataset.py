@@ -22,7 +22,7 @@ from ..ltx.diffusion.sound import encode_audio
 from ..ltx.latents import normalize_video
 from ..ltx.media.audio import Track
 from . import clips, sizes, sound
-from .training import write
+from .training import fast, write
 
 SHARD = 16
 SMALL, LARGE = (64, 64), (128, 128)
@@ -31,11 +31,13 @@ HELD_OUT = 7  # every so many combinations of words is never trained on
 
 @dataclass(frozen=True)
 class Plan:
-    """clips: how many; frames: of each; large: the share that is also encoded at full size; zoom, sway: the camera."""
+    """clips: how many; frames: of each; long: every so many shards has clips of about twice that length, 0 for none;
+    large: the share that is also encoded at full size; zoom, still: the camera."""
 
     name: str = "clips"
-    clips: int = 2000
+    clips: int = 3000
     frames: int = 49
+    long: int = 5
     large: float = 0.3
     zoom: tuple[float, float] = (1.0, 1.0)
     still: bool = False
@@ -65,7 +67,7 @@ def to_pixels(video: np.ndarray) -> Tensor:
 @torch.no_grad()
 def encode(vae: nn.Module, video: np.ndarray) -> Tensor:
     """[T, H, W, 3] in 0..1 → normalised living latents [LIVE, F, h, w]."""
-    with torch.autocast(vae.device.type, torch.bfloat16):
+    with fast(vae.device.type):
         raw = vae.encode(to_pixels(video).to(vae.device)).latent_dist.mode()
     return normalize_video(vae, raw)[0, : sizes.LIVE].cpu()
 
@@ -107,19 +109,20 @@ def build(
         if shard and until():
             break
         rng = np.random.default_rng((plan.seed, shard, 11))
+        frames = 2 * plan.frames - 1 if plan.long and shard % plan.long == plan.long - 1 else plan.frames
         tensors: dict[str, Tensor] = {}
         notes = []
         for number in range(SHARD):
             scene = draw(rng, plan)
-            track, motion = sound.accompany(rng, scene, plan.frames, fps)
+            track, motion = sound.accompany(rng, scene, frames, fps)
             large = rng.random() < plan.large
             for name, size in (("small", SMALL), *((("large", LARGE),) if large else ())):
                 video = clips.render(scene, motion, fps, size)
                 tensors[f"{number}.{name}"] = encode(vae, video).half()
-                # What an end image is: the last frame of a clip, encoded by itself; of half the clip, too.
-                for end in (plan.frames, half(plan.frames)):
+                # What an end image is: the last frame of a clip, encoded by itself; of a part of the clip, too.
+                for end in lengths(frames):
                     tensors[f"{number}.{name}.end{end}"] = encode(vae, video[end - 1 : end]).half()
-            tensors[f"{number}.audio"] = sound_latent(audio_vae, track, plan.frames, fps).half()
+            tensors[f"{number}.audio"] = sound_latent(audio_vae, track, frames, fps).half()
             notes.append({"scene": asdict(scene), "prompts": [clips.worded(scene, rng) for _ in range(4)]})
         write(path, tensors, {"clips": json.dumps(notes)})
         sys.stdout.write(f"{plan.name} {shard + 1}/{-(-plan.clips // SHARD)}\n")
@@ -127,9 +130,15 @@ def build(
     return SHARD * len(list(place.glob("*.safetensors")))
 
 
-def half(frames: int) -> int:
-    """About half as many, again 8k+1."""
-    return (frames - 1) // 16 * 8 + 1
+SHORTEST = 25  # frames
+
+
+def lengths(frames: int) -> tuple[int, ...]:
+    """What a clip is trained at: its own length, about half of it, again 8k+1, and so on; none below SHORTEST."""
+    found = [frames]
+    while (half := (found[-1] - 1) // 16 * 8 + 1) >= SHORTEST:
+        found.append(half)
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,10 @@ class Clip:
     latents: dict[str, Tensor]
     ends: dict[tuple[str, int], Tensor]
     audio: Tensor
+
+    @property
+    def frames(self) -> int:
+        return max(frame for _, frame in self.ends)
 
 
 def load(folder: Path, name: str = "clips") -> list[Clip]:

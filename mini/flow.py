@@ -1,9 +1,10 @@
 """The transformer's training: flow matching on both streams, under every condition that the pack can set.
 
-A row of a batch has its own noise level, its tokens their own share of it: none for a first or an end image, none for
-a sound that is given. Captions are dropped for CFG; in some steps the streams do not hear each other, for modality
-guidance. Contexts are 96 tokens long for most of the time and stand for the 1024 that the pack uses; they are 1024 long
-at the end.
+A row of a batch has its own noise level, its tokens their own share of it: none for a first or an end image, a part of
+a clip that is kept, or a sound that is given. Captions are dropped for CFG; in some steps the streams do not hear each
+other, for modality guidance. A few rows have another clip's caption or sound: a model that doubts both needs guidance,
+as the published one does. Contexts are 96 tokens long for most of the time and stand for the 1024 that the pack uses;
+they are 1024 long at the end.
 
 diffusers' forward is used as it is, but for the gates of the attention between streams: those see the other stream's
 noise level, as in ltx/diffusion/transformer.py.
@@ -32,6 +33,9 @@ from .training import Options, Stage
 SHORT = 3 * sizes.REGISTERS  # tokens of a context, for most of the training
 FPS = Fraction(24)
 FIRST, LAST, GIVEN, DROPPED, EMPTY, ISOLATED = 0.3, 0.2, 0.85, 0.12, 0.5, 0.1  # shares
+KEPT = 0.15  # share of rows that keep a part of the clip: its beginning, its end, or all but a region
+MISLED = 0.08  # share of rows with another clip's caption, and of rows with another clip's sound
+LENGTHS = (0.2, 0.4, 0.4)  # shares of clips at twice the usual length, at that, and shorter
 AUDIO_WEIGHT = 0.1
 MOVING = 4.0
 RAMP = 0.6  # share of the budget until registers weigh what they do in the pack
@@ -102,14 +106,36 @@ def emphasis(grid: Tensor) -> Tensor:
     return patchify_video(weight.expand(1, -1, grid.shape[2], -1, -1)) / (1 + MOVING)
 
 
+def _shares(count: int) -> list[float]:
+    """LENGTHS for that many lengths, the longest first."""
+    own = [*LENGTHS[-count:]] if count < len(LENGTHS) else [*LENGTHS, *[0.0] * (count - len(LENGTHS))]
+    return [share / sum(own) for share in own]
+
+
+def kept(rng: np.random.Generator, shape: tuple[int, int, int]) -> Tensor:
+    """Which tokens of [F, h, w] an edit keeps: those before or after a frame, or those outside a box. [F · h · w]."""
+    places = torch.zeros(shape, dtype=torch.bool)
+    way = rng.integers(3)
+    if way < 2:
+        cut = int(rng.integers(1, shape[0]))
+        places[slice(0, cut) if way else slice(cut, None)] = True
+    else:
+        low, left = (int(rng.integers(0, n)) for n in shape[1:])
+        high, right = int(rng.integers(low + 1, shape[1] + 1)), int(rng.integers(left + 1, shape[2] + 1))
+        places[:] = True
+        places[:, low:high, left:right] = False
+    return places.flatten()
+
+
 def make_batch(
     clips: list[dataset.Clip], rng: np.random.Generator, generator: torch.Generator, rows: int, size: str
 ) -> Batch:
     """Random clips of one size and length, noised, under random conditions."""
     having = [clip for clip in clips if size in clip.latents]
+    most = max(clip.frames for clip in having)
+    frames = int(rng.choice(dataset.lengths(most), p=_shares(len(dataset.lengths(most)))))
+    having = [clip for clip in having if frames in dataset.lengths(clip.frames)]
     chosen = [having[i] for i in rng.integers(0, len(having), rows)]
-    whole = 8 * (chosen[0].latents[size].shape[1] - 1) + 1
-    frames = whole if rng.random() < 0.5 else dataset.half(whole)
     count = (frames - 1) // 8 + 1
     grid = torch.stack([clip.latents[size][:, :count] for clip in chosen])
     shape = tuple(grid.shape[2:])
@@ -120,6 +146,8 @@ def make_batch(
     first = torch.rand(rows, generator=generator) < FIRST
     firm = torch.where(torch.rand(rows, generator=generator) < 0.8, 0.0, torch.rand(rows, generator=generator))
     mask[first, :per_frame] = firm[first, None, None]
+    for row in np.flatnonzero(rng.random(rows) < KEPT):
+        mask[row, torch.nonzero(kept(rng, shape))[:, 0]] = 0
     if rng.random() < LAST:
         ends = patchify_video(torch.stack([clip.ends[size, frames] for clip in chosen]))
         clean = torch.cat([clean, ends], 1)
@@ -127,7 +155,9 @@ def make_batch(
         mask = torch.cat([mask, torch.zeros(rows, per_frame, 1)], 1)
         places = torch.cat([places, video_positions((1, *shape[1:]), FPS, frames - 1)], 2)
     length = audio_length(frames, FPS)
-    heard = patchify_audio(torch.stack([clip.audio[:, :length] for clip in chosen]))
+    other = rng.permutation(rows)
+    sounds = [other[i] if rng.random() < MISLED else i for i in range(rows)]
+    heard = patchify_audio(torch.stack([chosen[i].audio[:, :length] for i in sounds]))
     given = torch.rand(rows, generator=generator) < GIVEN
     sigma = levels(generator, rows)
     own = torch.where(torch.rand(rows, generator=generator) < 0.5, sigma, levels(generator, rows))
@@ -139,10 +169,11 @@ def make_batch(
     noisy = clean * (1 - share) + noise * share
     audio_share = audio_sigma[:, None, None].expand(-1, length, 1)
     texts = []
-    for clip in chosen:
+    for number, clip in enumerate(chosen):
         dropped = rng.random() < DROPPED
-        kept = str(rng.choice(clip.prompts))
-        texts.append(("" if rng.random() < EMPTY else NEGATIVE_PROMPT) if dropped else kept)
+        said = chosen[other[number]] if rng.random() < MISLED else clip
+        own = str(rng.choice(said.prompts))
+        texts.append(("" if rng.random() < EMPTY else NEGATIVE_PROMPT) if dropped else own)
     return Batch(
         _wide(noisy),
         torch.cat([heard[..., :0], heard * (1 - audio_share) + hiss * audio_share], -1),

@@ -18,10 +18,16 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, from the r
 ITERATIONS = 5
 
 
+def quick(device: str) -> torch.dtype:
+    """bfloat16, or float32 on a processor without it, where bfloat16 takes a hundred times as long."""
+    native = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
 def orthogonalized(matrix: Tensor) -> Tensor:
     """The nearest matrix whose singular values are all about 1, by Newton and Schulz's iteration."""
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16()
+    x = matrix.to(quick(matrix.device.type))
     flat = x.shape[0] > x.shape[1]
     x = x.mT if flat else x
     x = x / (x.norm() + 1e-7)

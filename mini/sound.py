@@ -1,34 +1,35 @@
 """The clips' sound: speech from synthesizers, music and beats by code; and what a scene's movement takes from it.
 
-Speech wants espeak-ng or flite in PATH; without either a clear error names them. Movement is measured on the sound as
+Speech comes from voices.py. Movement is measured on the sound as
 the pack hands it to the model, levelled: what a picture does can be told from what the model hears.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
 from fractions import Fraction
-from pathlib import Path
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..ltx.diffusion.sound import resample
-from ..ltx.errors import InputError
-from ..ltx.media.audio import Track, conditioning_track, load_track
+from ..ltx.media.audio import Track, conditioning_track
 from ..ltx.media.preprocess import preprocess
+from . import clips, voices
 from .clips import BARS, Scene, bounce
+
+Sounds = tuple[tuple[float, int], ...]
 
 RATE = 16_000
 FULL = 0.3  # effective value, of a levelled track, at which a mouth is wide open
 QUIET, LOUD = -44.0, -20.0  # dBFS in a band: where a bar begins to rise, where it stands full
 WINDOW = 0.16  # seconds, under a Hann window
+SPAN = 0.12  # seconds, the same for the shapes of a mouth
+WIDTHS = np.array([0.55, 0.45, 0.95, 0.0, 0.9], np.float32)  # of a mouth by viseme, 0 to 1
 MUSIC = -15.0  # dB, of a song's music against its voice
 BANDS = (60.0, 250.0, 600.0, 1400.0, 3200.0, 7600.0)  # Hz: the bars' edges
-ESPEAK = ("en-us", "en-gb", "en-gb-scotland", "de", "es", "it", "fr-fr", "pt", "nl")
+ESPEAK = ("en-us", "en", "en-gb-scotland", "de", "es", "it", "fr", "pt", "nl")
 ESPEAK_KINDS = ("", "+m2", "+m5", "+m7", "+f2", "+f3", "+f5")
 FLITE = ("kal16", "awb", "rms", "slt")
 HELD_OUT = ("awb", "+f5", "+m7")  # heard only in evaluation
@@ -51,38 +52,59 @@ def sentence(rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def synthesizers() -> tuple[str, ...]:
-    return tuple(name for name in ("espeak-ng", "flite") if shutil.which(name))
-
-
 def speech(rng: np.random.Generator, seconds: float, held_out: bool = False) -> Track:
     """Synthetic speech of that length. held_out: by a voice that training never hears. Errors: no synthesizer."""
-    found = synthesizers()
-    if not found:
-        raise InputError("speech: neither espeak-ng nor flite is installed; run `apt-get install espeak-ng flite`.")
-    blocks, length = [], round(seconds * RATE)
-    while sum(map(len, blocks)) < length:
-        blocks.append(_spoken(rng, str(rng.choice(found)), held_out))
-        blocks.append(np.zeros(round(float(rng.uniform(0, 0.3)) * RATE), np.float32))
-    return Track(torch.from_numpy(np.concatenate(blocks)[:length])[None].contiguous(), RATE)
+    return utterance(rng, seconds, held_out)[0]
 
 
-def _spoken(rng: np.random.Generator, program: str, held_out: bool) -> np.ndarray:
-    with tempfile.TemporaryDirectory(prefix="mini-") as folder:
-        file = Path(folder) / "speech.wav"
-        if program == "flite":
-            voice = str(rng.choice([v for v in FLITE if (v in HELD_OUT) == held_out]))
-            command = ["flite", "-voice", voice, "-t", sentence(rng), "-o", str(file)]
-        else:
-            kinds = [k for k in ESPEAK_KINDS if (k in HELD_OUT) == held_out]
-            voice = str(rng.choice(ESPEAK)) + str(rng.choice(kinds))
-            speed, pitch = str(rng.integers(120, 200)), str(rng.integers(20, 80))
-            command = ["espeak-ng", "-v", voice, "-s", speed, "-p", pitch, "-w", str(file), sentence(rng)]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-        track = load_track(file)
-    wave = resample(track.waveform.mean(0, keepdim=True), track.rate, RATE)[0].numpy()
+def utterance(rng: np.random.Generator, seconds: float, held_out: bool = False) -> tuple[Track, Sounds]:
+    """The same with its sounds: the beginning of each in seconds, and its viseme."""
+    found = voices.required()
+    blocks, sounds, at, length = [], [], 0, round(seconds * RATE)
+    while at < length:
+        wave, own = _spoken(rng, str(rng.choice(found)), held_out)
+        pause = np.zeros(round(float(rng.uniform(0, 0.3)) * RATE), np.float32)
+        sounds += [(at / RATE + begins, viseme) for begins, viseme in own]
+        sounds.append(((at + len(wave)) / RATE, voices.CLOSED))
+        blocks += [wave, pause]
+        at += len(wave) + len(pause)
+    return Track(torch.from_numpy(np.concatenate(blocks)[:length])[None].contiguous(), RATE), tuple(sounds)
+
+
+def _spoken(rng: np.random.Generator, program: str, held_out: bool) -> tuple[np.ndarray, Sounds]:
+    """A sentence without the silence around it, mono at RATE, and its sounds."""
+    if program == "flite":
+        said = voices.flite(sentence(rng), str(rng.choice([v for v in FLITE if (v in HELD_OUT) == held_out])))
+    else:
+        kinds = [k for k in ESPEAK_KINDS if (k in HELD_OUT) == held_out]
+        voice = str(rng.choice(ESPEAK)) + str(rng.choice(kinds))
+        said = voices.espeak(sentence(rng), voice, int(rng.integers(120, 200)), int(rng.integers(20, 80)))
+    wave = resample(torch.from_numpy(said.wave)[None], said.rate, RATE)[0].numpy()
     heard = np.flatnonzero(np.abs(wave) > 1e-3)
-    return wave[heard[0] : heard[-1] + 1] if len(heard) else wave
+    first, last = (int(heard[0]), int(heard[-1]) + 1) if len(heard) else (0, len(wave))
+    return wave[first:last], tuple((max(0.0, begins - first / RATE), viseme) for begins, viseme in said.sounds)
+
+
+def visemes(sounds: Sounds, frames: int, fps: float) -> np.ndarray:
+    """[frames, 5]: the share of each viseme around the middle of each frame, under a Hann window of SPAN seconds."""
+    fine = 1000  # steps a second
+    steps = np.zeros((round(frames / fps * fine) + 1, len(voices.VISEMES)), np.float32)
+    begins = [0, *(min(len(steps), round(at * fine)) for at, _ in sounds), len(steps)]
+    for (start, stop), viseme in zip(pairwise(begins), (voices.CLOSED, *(v for _, v in sounds)), strict=True):
+        steps[start:stop] = 0
+        steps[start:stop, viseme] = 1
+    window = np.hanning(round(SPAN * fine) + 2)[1:-1]
+    half = len(window) // 2
+    padded = np.pad(steps, ((half, half), (0, 0)), mode="edge")
+    middles = ((np.arange(frames) + 0.5) / fps * fine).astype(int)
+    return np.stack([window @ padded[m : m + len(window)] for m in middles]) / window.sum()
+
+
+def mouth(opening: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Loudness [frames] and visemes [frames, 5] → [frames, 3]: a mouth's opening, width and teeth. Lips close for a
+    sound that is made with closed lips, and at no sound."""
+    width, teeth = shares @ WIDTHS, shares[:, voices.TEETH]
+    return np.stack([opening * (1 - shares[:, voices.CLOSED]), width, teeth], 1).astype(np.float32)
 
 
 def music(rng: np.random.Generator, seconds: float) -> Track:
@@ -179,5 +201,10 @@ def accompany(
     if scene.kind == "bars":
         track = music(rng, seconds)
         return track, bands(heard(track, frames, fps), frames, fps)
-    track = speech(rng, seconds, held_out)
-    return track, envelope(heard(track, frames, fps), frames, fps)
+    track, sounds = utterance(rng, seconds, held_out)
+    return track, clips.two(scene, talk(track, sounds, frames, fps))
+
+
+def talk(track: Track, sounds: Sounds, frames: int, fps: float) -> np.ndarray:
+    """What a mouth does beside that track: [frames, 3]."""
+    return mouth(envelope(heard(track, frames, fps), frames, fps), visemes(sounds, frames, fps))

@@ -27,6 +27,22 @@ WORDS = (
     "sound display ball bounces bouncing jumps beat left center right middle side that this video picture shape head "
     "mouth camera moves closer static still"
 )
+# Words that came later are rows behind the others' embeddings, which stay as transformers were trained on them.
+LATER = (
+    "large",
+    "small",
+    "striped",
+    "dotted",
+    "ginger",
+    "blond",
+    "hair",
+    "cap",
+    "top",
+    "hat",
+    "talks",
+    "listens",
+    "one",
+)
 CHAT = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{% if m['content'] is string %}"
     "{{ m['content'] }}{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<start_of_image>{% else %}"
@@ -36,17 +52,17 @@ CHAT = (
 EDGE, PATCH = 56, 14  # of the vision tower's pictures
 
 
-def vocabulary() -> list[str]:
-    """The words that are one token each."""
+def vocabulary(later: bool = True) -> list[str]:
+    """The words that are one token each. later: with those that came later, at the end."""
     named = [*clips.COLOURS, *clips.GROUNDS, *clips.SHAPES, *clips.PLACES, *WORDS.split()]
-    return list(dict.fromkeys([*named, *re.findall(r"[a-z0-9]+", NEGATIVE_PROMPT)]))
+    return list(dict.fromkeys([*named, *re.findall(r"[a-z0-9]+", NEGATIVE_PROMPT), *(LATER if later else ())]))
 
 
-def tokenizer() -> Tokenizer:
+def tokenizer(later: bool = True) -> Tokenizer:
     """Gemma's scheme, byte-fallback BPE over ▁-joined text, with the merges that spell the words."""
     tokens = [*SPECIAL, *(f"<0x{i:02X}>" for i in range(256)), "▁", *map(chr, range(33, 127))]
     merges: dict[tuple[str, str], None] = {}
-    for word in vocabulary():
+    for word in vocabulary(later):
         merges |= {(("▁" + word)[:i], word[i - 1]): None for i in range(1, len(word) + 1)}
     tokens += dict.fromkeys(left + right for left, right in merges)
     numbers = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
@@ -65,7 +81,7 @@ def write_gemma(folder: Path, seed: int = 0) -> Path:
     """The text encoder's folder, as transformers and the pack read it, in bfloat16."""
     folder.mkdir(parents=True, exist_ok=True)
     words = tokenizer()
-    size = -(-words.get_vocab_size() // 64) * 64
+    size, first = (-(-each.get_vocab_size() // 64) * 64 for each in (words, tokenizer(later=False)))
     width = sizes.GEMMA_WIDTH
     config = Gemma3Config(
         text_config={
@@ -76,7 +92,7 @@ def write_gemma(folder: Path, seed: int = 0) -> Path:
             "head_dim": 16,
             "intermediate_size": 2 * width,
             "query_pre_attn_scalar": 16,
-            "vocab_size": size,
+            "vocab_size": first,
             "max_position_embeddings": 131072,
             "sliding_window": 1024,
         },
@@ -103,6 +119,8 @@ def write_gemma(folder: Path, seed: int = 0) -> Path:
         for name, p in model.named_parameters():
             if p.ndim > 1:  # wide enough that layers say something of their own beside the embeddings
                 p.normal_(0, p.shape[-1] ** -0.5 if "embed_tokens" not in name else 1.0 / width**0.5)
+        model.resize_token_embeddings(size, mean_resizing=False)
+        model.get_input_embeddings().weight[first:].normal_(0, 1.0 / width**0.5)
     model.to(torch.bfloat16).save_pretrained(folder)
     words.save(str(folder / "tokenizer.json"))
     images = {"boi_token": SPECIAL[6], "eoi_token": SPECIAL[7], "image_token": SPECIAL[8]}

@@ -59,7 +59,7 @@ class Settings:
     rates: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"
-    clips: int = 2000
+    clips: int = 3000
     rows: int = 24
 
     def seconds(self, stage: str) -> float:
@@ -179,7 +179,7 @@ def stage(settings: Settings, name: str) -> Stage | None:
     if name == "upscaler":
         return adapters.train_upscaler(folder, options, clips, vaes(settings)[0], earlier(settings, "upscaler"))
     changes = {"zoom": (1.2, 1.5)} if name == "dolly_in" else {"still": True}
-    own = encoded(settings, name, large=0.0, **changes)
+    own = encoded(settings, name, large=0.0, long=0, **changes)
     return adapters.train_camera(name, folder, options, model(settings), own, gemma(settings))
 
 

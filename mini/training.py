@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .muon import Muon
+from .muon import Muon, quick
 
 SAVE_SECONDS, LOG_SECONDS = 60.0, 15.0
 
@@ -169,6 +169,11 @@ def write(path: Path, tensors: dict[str, Tensor], meta: dict[str, str] | None = 
     part = path.with_suffix(".part")
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, metadata=meta)
     os.replace(part, path)
+
+
+def fast(device: str) -> torch.autocast:
+    """Within, the device computes in `quick`'s type."""
+    return torch.autocast(device, torch.bfloat16, enabled=quick(device) == torch.bfloat16)
 
 
 def read_average(folder: Path, name: str) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import clips, linear_start
 from .sizes import LIVE, module
-from .training import Options, Stage
+from .training import Options, Stage, fast
 
 #     frames, window, size of the whole frame (width, height); the share of steps
 MENU = (
@@ -96,7 +96,7 @@ def train(folder: Path, options: Options, begin: nn.Module | None = None) -> Sta
     begun = (folder / "vae.state.safetensors").is_file()
     vae = module("vae") if begun else begin or fresh(options.seed)
     stage = Stage("vae", vae.to(options.device), folder, options, plain=("encoder.conv_in", "decoder.conv_out"))
-    fast = torch.autocast(options.device, torch.bfloat16)
+    quick = fast(options.device)
     frozen = "settled" in stage.extra  # kept, so that a larger budget does not move the latents again
     for _ in stage.steps():
         x = batch(stage.rng).to(options.device)
@@ -104,10 +104,10 @@ def train(folder: Path, options: Options, begin: nn.Module | None = None) -> Sta
             settle(stage)
             frozen = True
             stage.extra["settled"] = torch.ones(())
-        with fast, torch.set_grad_enabled(not frozen):
+        with quick, torch.set_grad_enabled(not frozen):
             moments = vae.encode(x).latent_dist.parameters
             mean = moments[:, : moments.shape[1] // 2].float()
-        with fast:
+        with quick:
             z = mean
             if stage.share > 0.7:  # what a sampled latent will be off by
                 z = z + 0.05 * torch.randn_like(z[:, :LIVE].sum(1, keepdim=True).expand_as(z)) * (z != 0)

@@ -1,9 +1,9 @@
 """The clips the miniature is trained on: what is seen, the sentence that says so, and the pixels.
 
-A scene is a talking face, two faces of which one talks, five bars or a bouncing ball, of named colours on a named
-ground. What moves in it is given from outside, one row a frame: the mouth's opening, width and teeth, the heights of
-the bars or of the ball. Everything is drawn by its signed distance with an edge one pixel wide, so a frame of any size,
-or a window of one, shows the same picture. Sound is sound.py's business.
+A scene is a talking face, two faces of which one or both talk, five bars or a bouncing ball, of named colours on a
+named ground. What moves in it is given from outside, one row a frame: the mouth's opening, width and teeth, the heights
+of the bars or of the ball. Everything is drawn by its signed distance with an edge one pixel wide, so a frame of any
+size, or a window of one, shows the same picture. Sound is sound.py's business.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ GROUNDS = {
 }
 SHAPES = ("round", "square", "triangular")
 PLACES = ("left", "center", "right")
+SPEAKERS = ("left", "right", "both")  # of a pair
 SIZES = {"large": 0.3125, "small": 0.225}  # a head's radius, in short sides
 HAIR = {"": None, "ginger": (176, 84, 30), "blond": (226, 200, 140)}
 HATS = {"": None, "cap": (206, 168, 100), "top hat": (176, 36, 110)}
@@ -57,7 +58,7 @@ class Scene:
 
     sway: amplitude of the head's slow movement; zoom: how much larger the last frame is than the first, as a factor.
     A pair has the face of `colour` and `shape` on the left, that of `colour2` and `shape2` on the right; `place` is
-    where the one that talks is.
+    where the one that talks is, or "both".
     """
 
     kind: str = "face"
@@ -117,7 +118,7 @@ class Scene:
 
     @property
     def acts(self) -> tuple[str, str]:
-        return ("talks", "listens") if self.place == "left" else ("listens", "talks")
+        return tuple("talks" if self.place in (side, "both") else "listens" for side in ("left", "right"))
 
 
 def article(word: str) -> str:
@@ -128,7 +129,7 @@ def random_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     """A scene of any words: most are faces. Position, size and sway vary within what the words allow."""
     kind = kind or str(rng.choice(KINDS, p=SHARES))
     face = kind == "face"
-    place = str(rng.choice(PLACES)) if face else str(rng.choice(("left", "right"))) if kind == "pair" else "center"
+    place = str(rng.choice(PLACES)) if face else str(rng.choice(SPEAKERS)) if kind == "pair" else "center"
     x = (PLACES.index(place) - 1) * SHIFT if face else 0.0
     size = "small" if face and rng.random() < EXTRA else "large"
     colour, colour2 = (str(c) for c in rng.choice(list(COLOURS), 2, replace=False))
@@ -336,11 +337,11 @@ def random_motion(rng: np.random.Generator, scene: Scene, frames: int, fps: floa
 
 
 def two(scene: Scene, talks: np.ndarray, other: np.ndarray | float = 0.0) -> np.ndarray:
-    """A face's motion [frames, 3] as the scene's own: of a pair [frames, 2, 3], for the one that talks."""
+    """A face's motion [frames, 3] as the scene's own: of a pair [frames, 2, 3], for those that talk."""
     if scene.kind != "pair":
         return talks
     rest = np.broadcast_to(np.asarray(other, talks.dtype), talks.shape)
-    return np.stack([talks, rest] if scene.place == "left" else [rest, talks], 1)
+    return np.stack([talks if act == "talks" else rest for act in scene.acts], 1)
 
 
 def _talk(rng: np.random.Generator, frames: int, fps: float) -> np.ndarray:

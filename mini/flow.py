@@ -314,6 +314,8 @@ def train(
     """begin: weights to start from, where there is no state yet."""
     torch.manual_seed(options.seed)
     stage = Stage("transformer", (begin or Model()).to(options.device), folder, options, plain=PLAIN)
+    if begin is not None:  # it reads prompts already
+        stage.extra.setdefault("ramp", torch.ones(()))
     prompts = Prompts(gemma)
     both = any("large" in clip.latents for clip in clips)
     for _ in stage.steps():

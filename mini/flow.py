@@ -3,7 +3,7 @@
 A row of a batch has its own noise level, its tokens their own share of it: none for a first or an end image, a part of
 a clip that is kept, or a sound that is given. Captions are dropped for CFG; in some steps the streams do not hear each
 other, for modality guidance. A few rows have another clip's caption or sound: a model that doubts both needs guidance,
-as the published one does. Contexts are 96 tokens long for most of the time and stand for the 1024 that the pack uses;
+as the published one does. Contexts are 64 tokens long for most of the time and stand for the 1024 that the pack uses;
 they are 1024 long at the end.
 
 diffusers' forward is used as it is, but for the gates of the attention between streams: those see the other stream's
@@ -30,7 +30,7 @@ from . import dataset, sizes
 from .text import Prompts
 from .training import Options, Stage
 
-SHORT = 3 * sizes.REGISTERS  # tokens of a context, for most of the training
+SHORT = 2 * sizes.REGISTERS  # tokens of a context, for most of the training: the longest caption has thirty
 FPS = Fraction(24)
 FIRST, LAST, GIVEN, DROPPED, EMPTY, ISOLATED = 0.3, 0.2, 0.85, 0.12, 0.5, 0.1  # shares
 KEPT = 0.15  # share of rows that keep a part of the clip: its beginning, its end, or all but a region

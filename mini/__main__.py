@@ -39,6 +39,10 @@ def pairs(values: list[str]) -> dict[str, float]:
     return found
 
 
+def tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python mini", description="A miniature of LTX-2.3: training, files, evaluation.")
     p.add_argument("--threads", type=int, metavar="N", help="of torch; default: its own choice")
@@ -93,10 +97,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "speakers":
             from a2v.mini import speakers
 
-            said = speakers.table(
-                arguments.weights, arguments.clips, arguments.seed, lambda text: sys.stderr.write(f"{text}\n") and None
-            )
-            sys.stdout.write(said)
+            for table in (speakers.table, speakers.two_faces):
+                said = table(arguments.weights, arguments.clips, arguments.seed, tell)
+                sys.stdout.write(f"{said}\n")
             return 0
         given = {"folder": arguments.folder, "earlier": arguments.earlier, "seed": arguments.seed}
         given["device"] = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")

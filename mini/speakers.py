@@ -1,20 +1,21 @@
 """Who speaks, in figures: whether a mouth follows the sound if its region hears it, and stands still if it does not.
 
-The miniature shows one face, and its mouth is in the lower half of the picture. With two voices, in turn or at once,
-the lower half has the first one, and the upper half, in which there is no mouth, the second one.
+First with one face, whose mouth is in the lower half of the picture: with two voices, in turn or at once, the lower
+half has the first one, and the upper half, in which there is no mouth, the second one. Then with two faces, left and
+right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..ltx.media.audio import Track
-from . import evaluate, readers, sizes, sound
+from . import clips, dataset, evaluate, readers, sizes, sound
 
 LOWER = np.arange(evaluate.SIDE)[:, None].repeat(evaluate.SIDE, 1) >= evaluate.SIDE // 2
 MASKS = {"the whole picture": (), "the lower half, with the mouth": (LOWER,), "the upper half": (~LOWER,)}
@@ -47,6 +48,86 @@ def in_turn(first: Track, second: Track) -> tuple[Track, Track]:
     waves = torch.stack([sound.heard(each, evaluate.FRAMES, sizes.FRAME_RATE)[:length] for each in (first, second)])
     early = torch.arange(waves.shape[1]) < TURN / sizes.FRAME_RATE * sizes.RATE
     return Track(waves[:1] * early, sizes.RATE), Track(waves[1:] * ~early, sizes.RATE)
+
+
+LEFT = np.arange(evaluate.SIDE)[None].repeat(evaluate.SIDE, 0) < evaluate.SIDE // 2
+SIDES = (slice(0, evaluate.SIDE // 2), slice(evaluate.SIDE // 2, None))  # columns of the left and of the right face
+ONE, OTHER = "its own", "the other one's"
+
+
+@dataclass(frozen=True)
+class Duet:
+    """Two faces with a voice each, and what each of their mouths would do by it: [frames]."""
+
+    scene: clips.Scene
+    tracks: tuple[Track, Track]
+    motions: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def mix(self) -> Track:
+        return Track(sum(track.waveform for track in self.tracks) / 2, sizes.RATE)
+
+
+def duets(count: int, seed: int) -> list[Duet]:
+    """Held-out pairs with held-out voices."""
+    rng, made = np.random.default_rng((seed, 97)), []
+    while len(made) < count:
+        scene = replace(clips.random_scene(rng, "pair"), pattern="")
+        if not dataset.held_out(scene):
+            continue
+        tracks, motions = [], []
+        for _ in SIDES:
+            track, sounds = sound.utterance(rng, evaluate.FRAMES / sizes.FRAME_RATE, held_out=True)
+            tracks.append(Track(sound.heard(track, evaluate.FRAMES, sizes.FRAME_RATE)[None], sizes.RATE))
+            motions.append(sound.talk(track, sounds, evaluate.FRAMES, sizes.FRAME_RATE)[:, 0])
+        made.append(Duet(scene, tuple(tracks), tuple(motions)))
+    return made
+
+
+def pairs(evaluation: evaluate.Evaluation, made: Sequence[Duet]) -> dict[str, list[tuple[float, float]]]:
+    """By row: the correlation of a mouth with a sound, and its movement as the standard deviation of its opening, of
+    each clip."""
+    found: dict[str, list[tuple[float, float]]] = {}
+
+    def note(row: str, mouth: np.ndarray, motion: np.ndarray) -> None:
+        found.setdefault(row, []).append((readers.correlation(mouth, motion), float(mouth.std())))
+
+    for duet in made:
+        left, right = (replace(duet.scene, place=place).prompt for place in ("left", "right"))
+        both = replace(duet.scene, place="both").prompt
+        track, motion = duet.tracks[0], duet.motions[0]
+        for side, prompt in enumerate((left, right)):
+            mouths = _mouths(evaluation.video(prompt, track))
+            note("one voice, the prompt says who talks: the one that talks", mouths[side], motion)
+            note("one voice, the prompt says who talks: the one that listens", mouths[1 - side], motion)
+        for side, mask in enumerate((LEFT, ~LEFT)):
+            mouths = _mouths(evaluation.video(both, track, speakers=(mask,)))
+            note("one voice, the mask says who hears it: the one inside", mouths[side], motion)
+            note("one voice, the mask says who hears it: the one outside", mouths[1 - side], motion)
+        for how, more in (("no mask", {}), ("two masks", {"speakers": (LEFT, ~LEFT), "voices": duet.tracks})):
+            mouths = _mouths(evaluation.video(both, duet.mix, **more))
+            for side in range(2):
+                note(f"two voices at once, {how}: a mouth and {ONE}", mouths[side], duet.motions[side])
+                note(f"two voices at once, {how}: a mouth and {OTHER}", mouths[side], duet.motions[1 - side])
+    return found
+
+
+def _mouths(video: np.ndarray) -> list[np.ndarray]:
+    return [readers.mouth(video[:, :, columns]) for columns in SIDES]
+
+
+def two_faces(weights: Path, count: int, seed: int, say: Callable[[str], None]) -> str:
+    """Measures that many held-out pairs and returns the table as Markdown. say: is told each figure."""
+    evaluation = evaluate.Evaluation(weights, seed, say=lambda text: None)
+    found = pairs(evaluation, duets(count, seed))
+    most = np.mean([movement for _, movement in next(iter(found.values()))])
+    lines = ["| what a mouth follows | correlation | movement |", "|---|---|---|"]
+    for row, figures in found.items():
+        values = np.array(figures)
+        spread = f"{values[:, 0].min():.2f} … {values[:, 0].max():.2f}"
+        lines.append(f"| {row} | {values[:, 0].mean():.3f} ({spread}) | {values[:, 1].mean() / most:.0%} |")
+        say(lines[-1])
+    return "\n".join(lines) + "\n"
 
 
 def table(weights: Path, count: int, seed: int, say: Callable[[str], None]) -> str:

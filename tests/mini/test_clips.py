@@ -48,10 +48,7 @@ def test_every_sentence_names_what_is_seen() -> None:
         if scene.kind == "pair":
             assert {scene.shape, scene.colour2, scene.shape2} <= words
             acts = re.findall("talks|listens", said)  # the left one is named first
-            assert (
-                acts
-                == {"left": ["talks", "listens"], "right": ["listens", "talks"], "both": ["talks"] * 2}[scene.place]
-            )
+            assert acts == ["talks" if scene.place in (side, "both") else "listens" for side in ("left", "right")]
 
 
 def test_a_loud_tone_opens_the_mouth_and_silence_closes_it() -> None:

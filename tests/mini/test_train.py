@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from a2v.mini import audio_vae, evaluate, export, flow, sizes, sound, train, video_vae
+from a2v.mini import audio_vae, evaluate, export, flow, sizes, train, video_vae, voices
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(not sound.synthesizers(), reason="no espeak-ng or flite here")
+@pytest.mark.skipif(not voices.synthesizers(), reason="no espeak-ng or flite here")
 def test_every_stage_trains_and_the_set_makes_a_video(begun: Path, tmp_path: Path) -> None:
     settings = train.Settings(tmp_path / "run", begun, scale=1e-9, clips=16, rows=2)
     train.run(settings)

@@ -20,7 +20,7 @@ sys.modules.setdefault("a2v", alias)
 
 import torch
 from a2v.ltx.errors import InputError
-from a2v.mini import train
+from a2v.mini import figures, train
 
 WEIGHTS = ROOT / "mini" / "weights"
 
@@ -71,7 +71,8 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--clips", type=int, default=8)
     e.add_argument("--prompts", type=int, default=50)
     e.add_argument("--seed", type=int, default=0)
-    e.add_argument("--all", action="store_true", help="every scheduler, restart setting and acceleration level, too")
+    e.add_argument("--only", nargs="+", default=[], metavar="PART", help=f"of {', '.join(figures.PARTS)}")
+    e.add_argument("--all", action="store_true", help="every setting that acts on sampling, too, which takes hours")
     w = sub.add_parser("speakers", help="measure who speaks: a mouth that hears the sound, and one that does not")
     w.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of an exported set")
     w.add_argument("--clips", type=int, default=8)
@@ -85,10 +86,11 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(arguments.threads)
     try:
         if arguments.command == "evaluate":
-            from a2v.mini import evaluate
-
-            table = evaluate.table(
-                arguments.weights, arguments.clips, arguments.prompts, arguments.seed, everything=arguments.all
+            if unknown := set(arguments.only) - set(figures.PARTS):
+                raise InputError(f"{', '.join(sorted(unknown))}: no such part; there are {', '.join(figures.PARTS)}.")
+            usual = [part for part in figures.PARTS if arguments.all or part != figures.LONGEST]
+            table = figures.table(
+                arguments.weights, arguments.clips, arguments.prompts, arguments.seed, arguments.only or usual, tell
             )
             if arguments.to:
                 arguments.to.write_text(table, encoding="utf-8")

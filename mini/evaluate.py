@@ -1,30 +1,33 @@
-"""What the miniature can do, in figures: clips made by the pack's own headless run, read back from their pixels.
+"""Clips made by the pack's own headless run, and their figures, read back from their pixels.
 
 Scenes are combinations of words that training never saw, voices are ones it never heard, and there is the pack's sample
-of speech. Every figure stands beside the bound that it should keep; one that is not kept says so.
+of speech. figures.py makes the table.
 """
 
 from __future__ import annotations
 
-import datetime
-import sys
+import json
+import math
 import tempfile
 import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..ltx.diffusion import steering
 from ..ltx.job import Compute, Files
 from ..ltx.media.audio import Track, load_track
 from ..ltx.pipeline import run
-from ..ltx.request import parse
-from . import clips, dataset, readers, sizes, sound
+from ..ltx.request import PARAMETERS, parse
+from . import clips, dataset, readers, sizes, sound, voices
 
 SIDE, FRAMES = 128, 49
 SPEECH = Path(__file__).resolve().parent.parent / "assets" / "speech.opus"
@@ -35,28 +38,42 @@ BASE = {
     "enable_prompt_expansion": False,  # the small text encoder cannot write
     "enable_safety_checker": False,
 }
+SAMPLE = 4  # every so many faces speak the pack's sample
+CLEAR, OPEN = 0.6, 0.25  # share of a viseme, and opening, from which on a frame shows what it is
+STILL = 0.01  # deviation of an opening below which a mouth does not move
+Figures = dict[str, float]
+"""Of one clip, by name; NaN where it has none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """One held-out clip: what is to be seen and heard, and what the generator itself would show."""
+    """One held-out clip: what is to be seen and heard, and what the generator itself would show.
+
+    motion: of a face or a pair the opening of the mouth that talks, [frames]; of bars [frames, BARS]; of a ball
+    [frames]. mouth: [frames, 3], and shares: of each viseme [frames, 5], where they are known; number: its place among
+    its like, which its noise is drawn by.
+    """
 
     scene: clips.Scene
     track: Track
     motion: np.ndarray
     video: np.ndarray
+    mouth: np.ndarray | None = None
+    shares: np.ndarray | None = None
+    number: int = 0
 
 
 @dataclass
 class Evaluation:
-    """Runs requests on one exported set, each at most once, and keeps the lines of the table."""
+    """Runs requests on one exported set, each at most once, and keeps the figures of each."""
 
     weights: Path
     seed: int = 0
-    say: Callable[[str], None] = lambda text: sys.stderr.write(text + "\n") and None
-    lines: list[tuple[str, str, str, str]] = field(default_factory=list)
+    say: Callable[[str], None] = lambda text: None
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="mini-evaluate-")))
     made: int = 0
+    known: dict[tuple[int, str, str], Figures] = field(default_factory=dict)
+    judged: list[Case] = field(default_factory=list)  # whose figures are known
 
     def video(
         self,
@@ -71,9 +88,7 @@ class Evaluation:
     ) -> np.ndarray:
         """The clip that the pack makes: float [T, H, W, 3] in 0..1. speakers: masks [H, W] of who hears the sound, and
         the voice of each."""
-        self.made += 1
-        name = self.folder / f"{self.made:04d}"
-        kept: dict[str, Tensor] = {}
+        name = self._name()
         images = []
         for what, picture in (("first", first), ("last", last)):
             path = name.with_name(f"{name.name}-{what}.png")
@@ -85,29 +100,64 @@ class Evaluation:
             Image.fromarray((mask * 255.0).astype(np.uint8)).save(path)
         heard = [save_wave(path.with_suffix(".wav"), voice) for path, voice in zip(masks, voices, strict=False)]
         lora = {None: None, "dolly_in": sizes.FILES["dolly_in"], "static": sizes.FILES["static"]}[camera]
+        return self._run(
+            name,
+            {**BASE, "prompt": prompt, "camera_lora": camera or "none", **request},
+            camera_lora=self.weights / lora if lora else None,
+            audio=save_wave(name.with_suffix(".wav"), track),
+            image=images[0],
+            end_image=images[1],
+            speakers=tuple(masks),
+            voices=tuple(heard),
+        )[0]
+
+    def sound(self, prompt: str, track: Track | None, source: Path | None = None, **request: Any) -> Track:
+        """The sound that the pack makes beside a clip, or beside a given video, whose picture stays as it is."""
+        name = self._name()
+        audio = None if track is None else save_wave(name.with_suffix(".wav"), track)
+        base = {**BASE} if source is None else {k: v for k, v in BASE.items() if k.startswith("enable_")}
+        return self._run(name, {**base, "prompt": prompt, **request}, audio=audio, video=source)[1]
+
+    def _name(self) -> Path:
+        self.made += 1
+        return self.folder / f"{self.made:04d}"
+
+    def _run(self, name: Path, request: dict[str, Any], **given: Any) -> tuple[np.ndarray, Track]:
+        """Picture and sound of a request, whose files are deleted. restart: of the request, the share and the times of
+        restart sampling, which a node offers and a request does not."""
+        kept: dict[str, Tensor] = {}
         files = Files(
             checkpoint=self.weights / sizes.FILES["checkpoint"],
             text_encoder=self.weights / sizes.FILES["gemma"],
             upscaler=self.weights / sizes.FILES["upscaler"],
             distill_lora=self.weights / sizes.FILES["distilled"],
-            camera_lora=self.weights / lora if lora else None,
-            audio=save_wave(name.with_suffix(".wav"), track),
             output=name.with_suffix(".mp4"),
-            image=images[0],
-            end_image=images[1],
-            speakers=tuple(masks),
-            voices=tuple(heard),
+            **given,
         )
-        asked = parse({**BASE, "prompt": prompt, "seed": self.seed, "camera_lora": camera or "none", **request})
-        run(files, asked, Compute(torch.float32), trace=lambda key, tensor: kept.__setitem__(key, tensor))
+        restart = partial(steering.Restart, *request.pop("restart", ()))
+        asked = parse({"seed": self.seed, **request})
+        with patch.object(steering, "Restart", restart):
+            run(files, asked, Compute(torch.float32), trace=lambda key, tensor: kept.__setitem__(key, tensor))
+        track = load_track(files.output)
         for leftover in self.folder.glob(f"{name.name}*"):
             leftover.unlink()
         frames = next(v for k, v in kept.items() if k.startswith("final/") and v.ndim == 4 and v.shape[-1] == 3)
-        return frames.numpy().astype(np.float32) / 255
+        return frames.numpy().astype(np.float32) / 255, track
 
-    def line(self, what: str, value: str, bound: str = "", met: bool | None = None) -> None:
-        self.lines.append((what, value, bound, "" if met is None else "yes" if met else "not yet"))
-        self.say(f"{what}: {value}")
+    def figures(self, case: Case, read: Callable[[np.ndarray], Figures], images: str = "", **request: Any) -> Figures:
+        """What `read` finds in the clip of that case; a request that was made before is not made again. images: whether
+        the clip gets its drawn "first" picture, or "both"."""
+        asked = {k: v for k, v in request.items() if k not in PARAMETERS or PARAMETERS[k].default != v}
+        key = (id(case), getattr(read, "func", read).__name__, json.dumps([images, asked], sort_keys=True))
+        if key not in self.known:
+            first, last = case.video[0] if images else None, case.video[-1] if images == "both" else None
+            seed = 1000 * self.seed + case.number
+            video = self.video(case.scene.prompt, case.track, first, last, **{"seed": seed, **asked})
+            self.known[key] = read(video)
+            self.judged.append(case)  # so that its id is not another one's later
+            told = ", ".join(f"{name} {value:.3f}" for name, value in self.known[key].items())
+            self.say(f"{case.number} {images} {asked or 'defaults'}: {told}")
+        return self.known[key]
 
 
 def save_wave(path: Path, track: Track) -> Path:
@@ -121,108 +171,90 @@ def save_wave(path: Path, track: Track) -> Path:
     return path
 
 
-def cases(count: int, seed: int, frames: int = FRAMES) -> list[Case]:
-    """Held-out faces with held-out voices; every fourth speaks the pack's sample instead."""
-    rng = np.random.default_rng((seed, 99))
-    fps, found = sizes.FRAME_RATE, []
+def cases(count: int, seed: int, frames: int = FRAMES, kind: str = "face", extras: bool = False) -> list[Case]:
+    """Held-out scenes with held-out sounds; every fourth face speaks the pack's sample instead, of which only the
+    loudness is known. extras: with hair, hats, small heads and patterns, too."""
+    rng, found = np.random.default_rng((seed, 99)), []
     while len(found) < count:
-        scene = clips.random_scene(rng, "face")
-        if not dataset.held_out(scene):
-            continue
-        if len(found) % 4 == 3:
-            whole = load_track(SPEECH)
-            start = int(rng.integers(0, max(1, whole.waveform.shape[1] - int(frames / fps * whole.rate))))
-            track = Track(whole.waveform[:, start:].contiguous(), whole.rate)
-        else:
-            track = sound.speech(rng, frames / fps, held_out=True)
-        motion = sound.envelope(sound.heard(track, frames, fps), frames, fps)
-        found.append(Case(scene, track, motion, clips.render(scene, motion, fps, (SIDE, SIDE))))
+        scene = clips.random_scene(rng, kind)
+        if dataset.held_out(scene):
+            scene = scene if extras else clips.plain(scene)
+            found.append(_case(rng, scene, frames, len(found)))
     return found
 
 
-def agreement(evaluation: Evaluation, found: list[Case], **request: Any) -> tuple[float, float, list[int]]:
-    """Mean correlation of mouths with their own sound at the best lag, with another clip's, and the lags."""
-    motions = [readers.mouth(evaluation.video(c.scene.prompt, c.track, **request)) for c in found]
-    own = [readers.lagged(m, c.motion) for m, c in zip(motions, found, strict=True)]
-    others = [readers.correlation(m, found[(i + 1) % len(found)].motion) for i, m in enumerate(motions)]
-    return float(np.mean([c for c, _ in own])), float(np.mean(others)), [lag for _, lag in own]
+def _case(rng: np.random.Generator, scene: clips.Scene, frames: int, number: int) -> Case:
+    fps, mouth, shares = sizes.FRAME_RATE, None, None
+    if scene.kind in ("bars", "ball"):
+        track, motion = sound.accompany(rng, scene, frames, fps, held_out=True)
+        return Case(scene, track, motion, clips.render(scene, motion, fps, (SIDE, SIDE)), number=number)
+    if scene.kind == "face" and number % SAMPLE == SAMPLE - 1:
+        whole = load_track(SPEECH)
+        start = int(rng.integers(0, max(1, whole.waveform.shape[1] - int(frames / fps * whole.rate))))
+        track = Track(whole.waveform[:, start:].contiguous(), whole.rate)
+        mouth = clips.mouths(sound.envelope(sound.heard(track, frames, fps), frames, fps))
+    else:
+        track, sounds = sound.utterance(rng, frames / fps, held_out=True)
+        mouth, shares = sound.talk(track, sounds, frames, fps), sound.visemes(sounds, frames, fps)
+    video = clips.render(scene, clips.two(scene, mouth), fps, (SIDE, SIDE))
+    return Case(scene, track, mouth[:, 0], video, mouth, shares, number)
 
 
-def adherence(evaluation: Evaluation, count: int, seed: int, **request: Any) -> float:
-    """Share of held-out prompts whose colour and shape are both seen."""
-    rng, right, done = np.random.default_rng((seed, 98)), 0, 0
-    track = load_track(SPEECH)
-    while done < count:
-        scene = clips.random_scene(rng, "face")
-        if not dataset.held_out(scene):
-            continue
-        done += 1
-        seen = readers.words(evaluation.video(scene.prompt, track, num_frames=25, **request))
-        right += seen["colour"] == scene.colour and seen["shape"] == scene.shape
-    return right / count
+def accuracy(shapes: np.ndarray, case: Case) -> float:
+    """Share of the frames with a clear viseme in which mouths [T, 3] show that one; NaN where visemes are not known."""
+    if case.shares is None:
+        return math.nan
+    shares, motion = case.shares[: len(shapes)], case.motion[: len(shapes)]
+    true = shares.argmax(1)
+    clear = (shares.max(1) >= CLEAR) & ((true == voices.CLOSED) | (motion >= OPEN))
+    return float((readers.shown(shapes)[clear] == true[clear]).mean()) if clear.any() else math.nan
 
 
-def table(weights: Path, count: int, prompts: int, seed: int = 0, everything: bool = False) -> str:
-    """Measures all of it and returns the page."""
-    evaluation = Evaluation(weights, seed)
-    found = cases(count, seed)
-    own, other, lags = agreement(evaluation, found)
-    late = max(map(abs, lags))
-    evaluation.line("audio–motion correlation, best lag", f"{own:.4f}", "≥ 0.8", own >= 0.8)
-    evaluation.line("its lags, frames", f"{min(lags)} … {max(lags)}", "at most 1", late <= 1)
-    evaluation.line("the same with another clip's sound", f"{other:.3f}", "≤ 0.2", other <= 0.2)
-    weak = agreement(evaluation, found, video_modality_scale=1)[0]
-    evaluation.line("correlation, modality guidance 1", f"{weak:.4f}", "below that at 3", weak < own)
-
-    starts, ends, nothing = [], [], []
-    for case in found[: max(2, count // 2)]:
-        video = evaluation.video(case.scene.prompt, case.track, case.video[0], case.video[-1])
-        starts.append(readers.psnr(video[0], case.video[0]))
-        ends.append(readers.psnr(video[-1], case.video[-1]))
-        elsewhere = found[0].scene.prompt
-        unlike = evaluation.video(elsewhere, case.track, case.video[0], image_strength=0)
-        nothing.append(readers.psnr(unlike[0], case.video[0]))
-    first, last = float(np.mean(starts)), float(np.mean(ends))
-    evaluation.line("first image, PSNR of frame 0", f"{first:.1f} dB", "≥ 28 dB", first >= 28)
-    evaluation.line("end image, PSNR of the last frame", f"{last:.1f} dB", "≥ 24 dB", last >= 24)
-    # Strength 0 leaves the image out of the request altogether; the figure is for comparison.
-    evaluation.line("image at strength 0, PSNR of frame 0", f"{float(np.mean(nothing)):.1f} dB", "no resemblance")
-
-    right = adherence(evaluation, prompts, seed)
-    evaluation.line("prompts followed, CFG 3", f"{right:.0%}", "≥ 90 %", right >= 0.9)
-    loose = adherence(evaluation, prompts, seed, video_cfg_scale=1)
-    evaluation.line("prompts followed, CFG 1", f"{loose:.0%}", "below that at CFG 3", loose < right)
-
-    scores: dict[bool, list[float]] = {True: [], False: []}
-    for case in found[: max(2, count // 2)]:
-        for two in scores:
-            video = evaluation.video(case.scene.prompt, case.track, case.video[0], use_multiscale=two)
-            scores[two].append(readers.psnr(video, case.video[: len(video)]))
-    two, one = (float(np.mean(scores[k])) for k in (True, False))
-    evaluation.line(
-        "PSNR against the generator, two passes", f"{two:.1f} dB", f"above one pass, {one:.1f} dB", two > one
-    )
-
-    if everything:
-        for scheduler in ("beta", "ltx2", "linear_quadratic"):
-            for restart in (True, False):
-                got = agreement(evaluation, found, scheduler=scheduler, use_restart_sampling=restart)[0]
-                evaluation.line(f"correlation, {scheduler}, restart {'on' if restart else 'off'}", f"{got:.3f}")
-        for level in ("regular", "high", "full"):
-            got = agreement(evaluation, found, acceleration=level)[0]
-            evaluation.line(f"correlation, acceleration {level}", f"{got:.3f}", "within 0.05", abs(got - own) <= 0.05)
-    return page(evaluation.lines, count, prompts, seed)
+def seen(case: Case, other: Case, video: np.ndarray) -> Figures:
+    """The figures of a face that is to speak the case's sound. other: another clip, for the sound that it does not."""
+    shapes, drawn = readers.mouths(video), case.video[: len(video)]
+    opening, frames = shapes[:, 0], len(video)
+    return {
+        "correlation": readers.correlation(opening, case.motion[:frames]),
+        "lag": float(readers.lagged(opening, case.motion[:frames])[1]),
+        "other": readers.correlation(opening, other.motion[:frames]),
+        "visemes": accuracy(shapes, case),
+        "shuffled": accuracy(shapes, other),
+        "sharpness": readers.sharpness(video, drawn),
+        "flicker": readers.flicker(video, drawn),
+        "drift": float(readers.drift(readers.colours(video)).max()),
+        "psnr": readers.psnr(video, drawn),
+    }
 
 
-def page(lines: list[tuple[str, str, str, str]], count: int, prompts: int, seed: int) -> str:
-    """The table as Markdown."""
-    day = datetime.date.today().isoformat()
-    rows = [
-        "| figure | value | bound | kept |",
-        "|---|---|---|---|",
-        *("| " + " | ".join(line) + " |" for line in lines),
-    ]
-    head = (
-        f"Miniature, {day}, seed {seed}: {count} held-out clips of {FRAMES} frames at {SIDE}×{SIDE}, {prompts} prompts."
-    )
-    return head + "\n\n" + "\n".join(rows) + "\n"
+def kept(case: Case, video: np.ndarray) -> Figures:
+    """How well a clip keeps the images that it was given: PSNR of its first and its last frame, in dB, and how far its
+    colours ever are from those of the first image, of 255."""
+    given = readers.colours(case.video)[:1]
+    away = readers.drift(np.concatenate([given, readers.colours(video)]))
+    return {
+        "first": readers.psnr(video[0], case.video[0]),
+        "last": readers.psnr(video[-1], case.video[len(video) - 1]),
+        "colours": float(away.max()),
+    }
+
+
+def named(scene: clips.Scene, video: np.ndarray) -> Figures:
+    """For each word of the scene, whether it is seen: 1 or 0; and the share of them."""
+    words = readers.words(video, scene.kind)
+    found = {name: float(word == getattr(scene, name)) for name, word in words.items()}
+    return {**found, "all words": float(np.mean(list(found.values())))}
+
+
+def talking(case: Case, video: np.ndarray) -> Figures:
+    """Of a pair: whether the right face talks, how well it follows the sound, and how much the other one moves, in its
+    movement (NaN if both talk, or none)."""
+    mouths = [readers.mouth(half) for half in readers.halves(video)]
+    talks = [mouth for mouth, act in zip(mouths, case.scene.acts, strict=True) if act == "talks"]
+    rests = [mouth for mouth, act in zip(mouths, case.scene.acts, strict=True) if act != "talks"]
+    moves = float(talks[0].std())
+    return {
+        "right one": float(readers.talker(video) == case.scene.place),
+        "correlation": float(np.mean([readers.correlation(mouth, case.motion[: len(mouth)]) for mouth in talks])),
+        "the other's movement": float(rests[0].std()) / moves if rests and moves > STILL else math.nan,
+    }

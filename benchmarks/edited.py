@@ -96,7 +96,7 @@ def mask_of(scene: clips.Scene, frames: int, grown: float) -> np.ndarray:
     at, found = np.arange(SIDE) + 0.5 - SIDE / 2, np.zeros((SIDE, SIDE), bool)
     places = (each * SIDE for each in clips.head(scene, frames, sizes.FRAME_RATE))
     for x, y, radius in zip(*places, strict=True):
-        wide, high = clips.MOUTH_WIDTH * radius + grown, clips.OPEN * radius + grown
+        wide, high = clips.WIDEST * radius + grown, clips.OPEN * radius + grown
         found |= ((at[None] - x) / wide) ** 2 + ((at[:, None] - y - clips.MOUTH_LOW * radius) / high) ** 2 <= 1
     return found
 
@@ -111,7 +111,7 @@ def redub(folder: str, number: int, grown: float = GROWN, **request: Any) -> Fig
     voice = evaluate.save_wave(place / "voice.wav", other.track)
     made = make(place, case.scene.prompt, request, video=source, mask=place / "mask.png", audio=voice)
     given, mouth = read(source), made.mouth
-    wanted = clips.render(case.scene, other.motion, sizes.FRAME_RATE, (SIDE, SIDE))
+    wanted = clips.render(case.scene, other.mouth, sizes.FRAME_RATE, (SIDE, SIDE))
 
     def outside(video: np.ndarray) -> float:
         return readers.psnr(video[:, ~mask] / 255, given[:, ~mask] / 255)

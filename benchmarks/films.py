@@ -150,7 +150,7 @@ def _scenes(draw: np.random.Generator, count: int) -> list[clips.Scene]:
     """Faces of held-out words, each of another colour."""
     found: list[clips.Scene] = []
     while len(found) < count:
-        scene = clips.random_scene(draw, "face")
+        scene = clips.plain(clips.random_scene(draw, "face"))
         if dataset.held_out(scene) and scene.colour not in {each.colour for each in found}:
             found.append(scene)
     return found

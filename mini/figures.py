@@ -316,19 +316,20 @@ def _alike(made: Track, case: Case, other: Case) -> Figures:
     return {
         "mouth": readers.correlation(loudness, case.motion),
         "loudness": readers.correlation(loudness, given),
-        "spectrum": _apart(made, case.track),
-        "elsewhere": _apart(other.track, case.track),
+        "spectrum": _apart(_mel(made), _mel(case.track)),
+        "elsewhere": _apart(_mel(other.track), _mel(case.track)),
     }
 
 
-def _apart(one: Track, other: Track) -> float:
-    a, b = (
-        log_mel(Track(sound.heard(track, FRAMES, sizes.FRAME_RATE)[None], sizes.RATE))[0].mean(0)
-        for track in (one, other)
-    )
+def _mel(track: Track) -> torch.Tensor:
+    """Log-mel of what the model hears: [T, 64]."""
+    return log_mel(Track(sound.heard(track, FRAMES, sizes.FRAME_RATE)[None], sizes.RATE))[0].mean(0)
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """How far two log-mels are from each other, in dB, each at its own mean."""
+    a, b = (each[: min(len(one), len(other))] for each in (one, other))
     a, b = ((each - each.max()).clamp(min=QUIET) for each in (a, b))
-    n = min(len(a), len(b))
-    a, b = a[:n], b[:n]
     return 20 / math.log(10) * float(((a - a.mean()) - (b - b.mean())).abs().mean())
 
 

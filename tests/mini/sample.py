@@ -5,7 +5,6 @@ test_sample.py asserts them on the pack as it is, and test_mutants.py that they 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -30,9 +29,10 @@ WORDS: float | None = 0.3  # of all words of the prompts
 COLOUR: float | None = 0.7  # of the prompts, whose colour is seen
 RIGHT: float | None = None  # of the pairs, in which the right one talks
 
-# What the pack made of the sample with these weights, and how far the rounding of another machine moves it. Bounds tell
-# good from bad; these tell one way to compute from another.
-FIGURES: dict[str, tuple[float, float]] = {}
+# What the pack made of the sample with these weights: bounds tell good from bad, and these tell one way to compute from
+# another. A failing check says all that it found. New weights get new figures here.
+FIGURES: dict[str, dict[str, float]] = {}
+ROUNDING = {"correlation": 3e-4, "sharpness": 3e-4, "flicker": 0.003, "psnr": 0.002, "first": 0.005, "colours": 0.02}
 
 ready = [
     pytest.mark.skipif(not (WEIGHTS / sizes.FILES["checkpoint"]).is_file(), reason="no weights in mini/weights"),
@@ -111,8 +111,7 @@ def check_pairs(evaluation: Evaluation) -> None:
 
 
 def check_figures(part: str, got: dict[str, float]) -> None:
-    """The figures of a part are those of the pack as it is."""
-    for name, (expected, rounding) in FIGURES.items():
-        where, _, figure = name.partition(": ")
-        if where == part:
-            assert math.isclose(got[figure], expected, rel_tol=0, abs_tol=rounding), (name, got[figure], expected)
+    """The figures of a part are those of the pack as it is, but for what another machine rounds otherwise."""
+    known = FIGURES.get(part, {})
+    wrong = [name for name, value in known.items() if abs(got[name] - value) > ROUNDING[name]]
+    assert not wrong, f"{part}, {', '.join(wrong)}: {got}"

@@ -28,7 +28,7 @@ def test_a_drawn_clip_is_read_as_it_is() -> None:
     found = speakers.seen(case.video, case, case.motion)
     assert found.correlation > 0.95 and found.movement == pytest.approx(1) and found.same
     still = np.repeat(case.video[:1], len(case.video), 0)
-    assert speakers.seen(still, case, case.motion).movement == pytest.approx(0, abs=1e-6)
+    assert speakers.seen(still, case, case.motion).movement == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.skipif(not (WEIGHTS / sizes.FILES["checkpoint"]).is_file(), reason="no weights in mini/weights")

@@ -143,7 +143,11 @@ def train_upscaler(
     )
     for _ in stage.steps():
         chosen = [having[i] for i in stage.rng.integers(0, len(having), 8)]
-        small, large = (torch.stack([c.latents[s] for c in chosen]).to(options.device) for s in ("small", "large"))
+        count = min(clip.latents["small"].shape[1] for clip in chosen)
+        small, large = (
+            torch.stack([clip.latents[size][:, :count] for clip in chosen]).to(options.device)
+            for size in ("small", "large")
+        )
         raw = F.pad(small * std + mean, (0, 0, 0, 0, 0, 0, 0, sizes.LATENT - sizes.LIVE))
         made = (stage.module(raw)[:, : sizes.LIVE] - mean) / std
         stage.update((made - large).square().mean())

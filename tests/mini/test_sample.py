@@ -17,6 +17,8 @@ def evaluation() -> Evaluation:
     return Evaluation(sample.WEIGHTS)
 
 
-@pytest.mark.parametrize("check", [sample.check_faces, sample.check_images, sample.check_words, sample.check_pairs])
+@pytest.mark.parametrize(
+    "check", [sample.check_faces, sample.check_images, sample.check_words, sample.check_pairs, sample.check_clip]
+)
 def test_the_pack_keeps_the_sample(check: Callable[[Evaluation], None], evaluation: Evaluation) -> None:
     check(evaluation)

@@ -1,4 +1,4 @@
-"""Makes tests/mini/sample.png anew for the weights in mini/weights, and says what changes the clip how far.
+"""Makes tests/mini/sample.safetensors anew for the weights in mini/weights, and says what changes the clip how far.
 
 `.venv/bin/python tests/mini/draw_sample.py`. With `away`, it only says how far the clip is that this process makes.
 """
@@ -18,11 +18,9 @@ alias = types.ModuleType("a2v")
 alias.__path__ = [str(ROOT)]
 sys.modules.setdefault("a2v", alias)
 
-import numpy as np
 import pytest
 from a2v.mini.evaluate import Evaluation
 from a2v.tests.mini import sample, test_mutants
-from PIL import Image
 
 # What of the processor may be used: other sums in another order, as on another machine.
 MACHINES = {
@@ -33,8 +31,7 @@ MACHINES = {
 
 def main(only_away: bool) -> None:
     if not only_away:
-        small = sample.thumbnails(Evaluation(sample.WEIGHTS))
-        Image.fromarray((small + 0.5).clip(0, 255).astype(np.uint8)).save(sample.CLIP, optimize=True)
+        sample.keep(Evaluation(sample.WEIGHTS))
     sys.stdout.write(f"{sample.away(Evaluation(sample.WEIGHTS)):.4f}\n")
     if only_away:
         return

@@ -15,7 +15,7 @@ from a2v.ltx.media.audio import load_track
 from a2v.mini import clips, evaluate, sizes, voices
 from a2v.mini.evaluate import Evaluation, Figures
 from a2v.mini.figures import means
-from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "mini" / "weights"
 SEED = 1
@@ -35,9 +35,10 @@ RIGHT: float | None = None  # of the pairs, in which the right one talks
 # One clip as the pack made it with these weights, thumbnails of its frames: bounds tell good from bad, and this tells
 # one way to compute from another. `python tests/mini/draw_sample.py` makes it again for new weights, and says how much
 # other instructions of the processor and the mutants change.
-CLIP = Path(__file__).with_name("sample.png")
+CLIP = Path(__file__).with_name("sample.safetensors")
+FINE = 100  # parts of a 255th in that file: an image's bytes would hide the smallest of the mutants
 SCENE = clips.Scene(colour="orange", ground="teal", shape="square", hat="cap", pattern="dotted")
-NEAR = 1.0  # of 255, root mean square: less is the processor's rounding
+NEAR = 0.03  # of 255, root mean square: less is the processor's rounding
 CELL = 8  # pixels of a thumbnail's pixel
 
 ready = [
@@ -126,10 +127,14 @@ def thumbnails(evaluation: Evaluation) -> np.ndarray:
     return small.reshape(-1, side, 3)
 
 
+def keep(evaluation: Evaluation) -> None:
+    """Writes the file."""
+    save_file({"thumbnails": (thumbnails(evaluation) * FINE).round().astype(np.int16)}, CLIP)
+
+
 def away(evaluation: Evaluation) -> float:
     """How far the clip is from the one that is kept: root mean square, of 255."""
-    with Image.open(CLIP) as kept:
-        known = np.asarray(kept.convert("RGB"), np.float32)
+    known = load_file(CLIP)["thumbnails"] / FINE
     return float(np.sqrt(((thumbnails(evaluation) - known) ** 2).mean()))
 
 

@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         s.add_argument("--seconds", nargs="+", default=[], metavar="STAGE=S", help="a stage's budget over all runs")
         s.add_argument("--rate", nargs="+", default=[], metavar="STAGE=R", help="a stage's learning rate")
         s.add_argument("--clips", type=int, default=3000, help="how many clips are encoded, if the budget allows")
+        s.add_argument("--keep-latents", action="store_true", help="train the VAE's decoder alone: latents stay valid")
         s.add_argument("--rows", type=int, default=24, help="clips in a step of the transformer")
     e = sub.add_parser("evaluate", help="measure an exported set and write the table")
     e.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of an exported set")
@@ -117,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
             rates=pairs(arguments.rate),
             clips=arguments.clips,
             rows=arguments.rows,
+            keep_latents=arguments.keep_latents,
         )
         train.run(settings, tuple(arguments.stages) or tuple(train.BUDGETS))
     except InputError as error:

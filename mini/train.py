@@ -50,7 +50,8 @@ PARTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
 
 @dataclass(frozen=True)
 class Settings:
-    """folder: of states; earlier: an exported set to start from; scale: of all budgets; budgets, rates: by stage."""
+    """folder: of states; earlier: an exported set to start from; scale: of all budgets; budgets, rates: by stage;
+    keep_latents: the VAE's encoder is not trained."""
 
     folder: Path
     earlier: Path | None = None
@@ -60,6 +61,7 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     clips: int = 3000
+    keep_latents: bool = False
     rows: int = 24
 
     def seconds(self, stage: str) -> float:
@@ -162,7 +164,7 @@ def stage(settings: Settings, name: str) -> Stage | None:
     """Runs one stage to the end of its budget."""
     folder, options = settings.folder, settings.options(name) if name != "clips" else None
     if name == "vae":
-        return video_vae.train(folder, options, earlier(settings, "vae"))
+        return video_vae.train(folder, options, earlier(settings, "vae"), settings.keep_latents)
     if name == "audio_vae":
         return audio_vae.train_vae(folder, options, earlier(settings, "audio_vae"))
     if name == "vocoder":

@@ -91,12 +91,14 @@ def settle(stage: Stage) -> None:
             p.copy_(stage.mean[name])
 
 
-def train(folder: Path, options: Options, begin: nn.Module | None = None) -> Stage:
-    """begin: weights to start from, where there is no state yet."""
+def train(folder: Path, options: Options, begin: nn.Module | None = None, keep: bool = False) -> Stage:
+    """begin: weights to start from, where there is no state yet; keep: the encoder stays as it is from the start."""
     begun = (folder / "vae.state.safetensors").is_file()
     vae = module("vae") if begun else begin or fresh(options.seed)
     stage = Stage("vae", vae.to(options.device), folder, options, plain=("encoder.conv_in", "decoder.conv_out"))
     quick = fast(options.device)
+    if keep:
+        stage.extra.setdefault("settled", torch.ones(()))
     frozen = "settled" in stage.extra  # kept, so that a larger budget does not move the latents again
     for _ in stage.steps():
         x = batch(stage.rng).to(options.device)

@@ -66,3 +66,13 @@ def test_settings_are_checked_before_anything_runs() -> None:
     assert settings.options("vae").seconds == 10 and settings.options("vae").rate == 1e-5
     assert settings.options("transformer").seconds == train.BUDGETS["transformer"] / 2
     assert isinstance(settings.options("distilled"), flow.FlowOptions)
+
+
+@pytest.mark.soak
+def test_latents_stay_where_they_are_to_be_kept(begun: Path, tmp_path: Path) -> None:
+    settings = train.Settings(tmp_path / "run", begun, budgets={"vae": 1e-9}, keep_latents=True)
+    before = {name: p.clone() for name, p in train.trained(settings, "vae").named_parameters()}
+    train.stage(settings, "vae")
+    after = dict(train.trained(settings, "vae").named_parameters())
+    moved = {name.split(".")[0] for name, p in after.items() if not torch.equal(p, before[name])}
+    assert moved == {"decoder"}

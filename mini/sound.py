@@ -131,14 +131,12 @@ def music(rng: np.random.Generator, seconds: float) -> Track:
     return Track(torch.from_numpy(out.astype(np.float32))[None] * 0.4, RATE)
 
 
-def song(rng: np.random.Generator, seconds: float, held_out: bool = False) -> tuple[Track, Sounds]:
-    """Spoken verses over `music`, which is MUSIC quieter: what moves a mouth, as the training had it, in a song. With
-    the verses' sounds, as of `utterance`."""
-    verses, sounds = utterance(rng, seconds, held_out)
-    voice = verses.waveform
+def song(rng: np.random.Generator, seconds: float, held_out: bool = False) -> Track:
+    """Spoken verses over `music`, which is MUSIC quieter: what moves a mouth, as the training had it, in a song."""
+    voice = speech(rng, seconds, held_out).waveform
     band = music(rng, seconds).waveform
     power = voice.square().mean() / band.square().mean()
-    return Track(voice + band * power.sqrt() * 10 ** (MUSIC / 20), RATE), sounds
+    return Track(voice + band * power.sqrt() * 10 ** (MUSIC / 20), RATE)
 
 
 def beats(rng: np.random.Generator, seconds: float) -> tuple[Track, float, float]:

@@ -36,9 +36,10 @@ def test_cases_are_held_out_and_plain_unless_asked_otherwise() -> None:
     plain, dressed = evaluate.cases(6, 0), evaluate.cases(6, 0, extras=True)
     assert all(dataset.held_out(case.scene) and case.scene == clips.plain(case.scene) for case in plain)
     assert any(case.scene != clips.plain(case.scene) for case in dressed)
-    assert [case.shares is None for case in plain] == [False, False, False, True, False, False]
-    assert [case.number for case in plain] == list(range(6))
-    for case in plain:
+    assert [case.shares is None for case in dressed] == [False, False, False, True, False, False]
+    assert [case.number for case in plain] == list(range(6)) and all(case.shares is None for case in plain)
+    assert all(np.ptp(case.mouth[:, 1:], 0).max() == 0 for case in plain)
+    for case in (*plain, *dressed):
         np.testing.assert_array_equal(case.mouth[:, 0], case.motion)
         assert case.video.shape == (evaluate.FRAMES, evaluate.SIDE, evaluate.SIDE, 3)
 

@@ -34,8 +34,8 @@ def test_a_drawn_clip_is_read_as_it_is() -> None:
 @pytest.mark.skipif(not (WEIGHTS / sizes.FILES["checkpoint"]).is_file(), reason="no weights in mini/weights")
 @pytest.mark.timeout(900)
 def test_a_mouth_follows_where_it_hears() -> None:
-    """The first of the clips in docs/lip-sync.md."""
-    (case,) = evaluate.cases(1, seed=0)
+    """The fourth of the clips in docs/lip-sync.md: the pack's sample of speech, the same with every synthesizer."""
+    case = evaluate.cases(4, seed=0)[3]
     evaluation = evaluate.Evaluation(WEIGHTS, say=lambda text: None)
     there, elsewhere = (
         speakers.seen(evaluation.video(case.scene.prompt, case.track, speakers=(mask,)), case, case.motion)

@@ -107,9 +107,9 @@ def emphasis(grid: Tensor) -> Tensor:
 
 
 def _shares(count: int) -> list[float]:
-    """LENGTHS for that many lengths, the longest first."""
-    own = [*LENGTHS[-count:]] if count < len(LENGTHS) else [*LENGTHS, *[0.0] * (count - len(LENGTHS))]
-    return [share / sum(own) for share in own]
+    """LENGTHS for that many lengths, the longest first; what is longer than they know is not drawn."""
+    own = LENGTHS[-count:]
+    return [0.0] * (count - len(own)) + [share / sum(own) for share in own]
 
 
 def kept(rng: np.random.Generator, shape: tuple[int, int, int]) -> Tensor:

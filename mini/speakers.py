@@ -21,6 +21,9 @@ LOWER = np.arange(evaluate.SIDE)[:, None].repeat(evaluate.SIDE, 1) >= evaluate.S
 MASKS = {"the whole picture": (), "the lower half, with the mouth": (LOWER,), "the upper half": (~LOWER,)}
 TURN = 25  # the first frame of the second voice, where a latent begins
 ALL, TURNS, ONCE = "the whole picture", "each half in its own turn", "each half its own voice, both at once"
+LEFT = np.arange(evaluate.SIDE)[None].repeat(evaluate.SIDE, 0) < evaluate.SIDE // 2
+SIDES = (slice(0, evaluate.SIDE // 2), slice(evaluate.SIDE // 2, None))  # columns of the left and of the right face
+ONE, OTHER = "its own", "the other one's"
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,6 @@ def in_turn(first: Track, second: Track) -> tuple[Track, Track]:
     waves = torch.stack([sound.heard(each, evaluate.FRAMES, sizes.FRAME_RATE)[:length] for each in (first, second)])
     early = torch.arange(waves.shape[1]) < TURN / sizes.FRAME_RATE * sizes.RATE
     return Track(waves[:1] * early, sizes.RATE), Track(waves[1:] * ~early, sizes.RATE)
-
-
-LEFT = np.arange(evaluate.SIDE)[None].repeat(evaluate.SIDE, 0) < evaluate.SIDE // 2
-SIDES = (slice(0, evaluate.SIDE // 2), slice(evaluate.SIDE // 2, None))  # columns of the left and of the right face
-ONE, OTHER = "its own", "the other one's"
 
 
 @dataclass(frozen=True)
@@ -84,13 +82,32 @@ def duets(count: int, seed: int) -> list[Duet]:
     return made
 
 
-def pairs(evaluation: evaluate.Evaluation, made: Sequence[Duet]) -> dict[str, list[tuple[float, float]]]:
-    """By row: the correlation of a mouth with a sound, and its movement as the standard deviation of its opening, of
-    each clip."""
-    found: dict[str, list[tuple[float, float]]] = {}
+Follows = tuple[float, float]
+"""The correlation of a mouth with a sound, and its movement: the standard deviation of its opening."""
+
+
+def at_once(evaluation: evaluate.Evaluation, made: Sequence[Duet], masked: bool = True) -> dict[str, list[Follows]]:
+    """What each mouth follows of ONE and of OTHER while both voices speak. masked: each face hears its own alone."""
+    found: dict[str, list[Follows]] = {ONE: [], OTHER: []}
+    for duet in made:
+        more = {"speakers": (LEFT, ~LEFT), "voices": duet.tracks} if masked else {}
+        mouths = _mouths(evaluation.video(replace(duet.scene, place="both").prompt, duet.mix, **more))
+        for side, mouth in enumerate(mouths):
+            found[ONE].append(_follows(mouth, duet.motions[side]))
+            found[OTHER].append(_follows(mouth, duet.motions[1 - side]))
+    return found
+
+
+def _follows(mouth: np.ndarray, motion: np.ndarray) -> Follows:
+    return readers.correlation(mouth, motion), float(mouth.std())
+
+
+def pairs(evaluation: evaluate.Evaluation, made: Sequence[Duet]) -> dict[str, list[Follows]]:
+    """By row, of each clip."""
+    found: dict[str, list[Follows]] = {}
 
     def note(row: str, mouth: np.ndarray, motion: np.ndarray) -> None:
-        found.setdefault(row, []).append((readers.correlation(mouth, motion), float(mouth.std())))
+        found.setdefault(row, []).append(_follows(mouth, motion))
 
     for duet in made:
         left, right = (replace(duet.scene, place=place).prompt for place in ("left", "right"))
@@ -104,11 +121,9 @@ def pairs(evaluation: evaluate.Evaluation, made: Sequence[Duet]) -> dict[str, li
             mouths = _mouths(evaluation.video(both, track, speakers=(mask,)))
             note("one voice, the mask says who hears it: the one inside", mouths[side], motion)
             note("one voice, the mask says who hears it: the one outside", mouths[1 - side], motion)
-        for how, more in (("no mask", {}), ("two masks", {"speakers": (LEFT, ~LEFT), "voices": duet.tracks})):
-            mouths = _mouths(evaluation.video(both, duet.mix, **more))
-            for side in range(2):
-                note(f"two voices at once, {how}: a mouth and {ONE}", mouths[side], duet.motions[side])
-                note(f"two voices at once, {how}: a mouth and {OTHER}", mouths[side], duet.motions[1 - side])
+    for how, masked in (("no mask", False), ("two masks", True)):
+        for which, figures in at_once(evaluation, made, masked).items():
+            found[f"two voices at once, {how}: a mouth and {which}"] = figures
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.weights.lora import applied, load_lora
 from a2v.mini import adapters, dataset, export, flow, sizes, text
+from a2v.mini.training import Options
 
 PROMPT = "a red round face on the left is talking on a navy background"
 
@@ -74,3 +76,16 @@ def test_the_teacher_is_guided_as_the_pack_guides(batch: flow.Batch, prompts: te
     guidance = Guidance(cfg=adapters.CFG, stg=0, rescale=adapters.RESCALE, modality=adapters.MODALITY)
     wanted = guidance.combine(cond=cond, uncond=uncond, isolated=alone)
     torch.testing.assert_close(one.video - velocity * 0.6, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_upscaler_learns_on_clips_of_both_lengths(tmp_path: Path) -> None:
+    def clip(frames: int) -> dataset.Clip:
+        count = (frames - 1) // 8 + 1
+        latents = {name: torch.randn(sizes.LIVE, count, n, n) for name, n in (("small", 2), ("large", 4))}
+        ends = {(name, frames): torch.zeros(sizes.LIVE, 1, n, n) for name, n in (("small", 2), ("large", 4))}
+        return dataset.Clip(("a face",), latents, ends, torch.zeros(8, 51, 16))
+
+    vae = types.SimpleNamespace(latents_mean=torch.zeros(sizes.LATENT), latents_std=torch.ones(sizes.LATENT))
+    options = Options(seconds=1e-9)
+    stage = adapters.train_upscaler(tmp_path, options, [clip(49), clip(97)], vae)
+    assert stage.step == 1

@@ -109,6 +109,54 @@ def test_a_batch_keeps_what_is_given_and_noises_the_rest(clips: list[dataset.Cli
     assert all(count > 3 for count in seen.values()), seen
 
 
+def test_some_rows_are_misled_and_some_keep_a_part() -> None:
+    """Captions and sounds of other clips, and tokens without noise, each in about the share that is wanted. Everything
+    of a clip is its number, so that a row tells what it is made of."""
+    made = []
+    for number in range(6):
+        full = {size: torch.full((sizes.LIVE, 7, n, n), float(number)) for size, n in (("small", 2), ("large", 4))}
+        ends = {(size, frames): full[size][:, :1] for size in full for frames in (49, 25)}
+        made.append(dataset.Clip((str(number),), full, ends, torch.full((8, 51, 16), float(number))))
+    rows, steps, seen = 8, 80, {"caption": 0, "sound": 0, "kept": 0}
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        batch = flow.make_batch(made, np.random.default_rng(step), generator, rows, "small")
+        share = batch.video_sigma[:, None, None] * batch.video_mask
+        clean = batch.video[..., : sizes.LIVE] - share * batch.video_target
+        heard = batch.audio - batch.audio_sigma[:, None, None] * batch.audio_mask * batch.audio_target
+        tokens = clean.shape[1] - (4 if clean.shape[1] in (32, 20) else 0)  # without an end image
+        for row, said in enumerate(batch.texts):
+            own = round(float(clean[row].mean()))
+            seen["caption"] += said.isdigit() and int(said) != own
+            seen["sound"] += round(float(heard[row].mean())) != own
+            seen["kept"] += int((batch.video_mask[row, 4:tokens] == 0).any())
+    shares = {name: count / (rows * steps) for name, count in seen.items()}
+    assert 0.4 * flow.MISLED < shares["caption"] < 1.2 * flow.MISLED, shares
+    assert 0.4 * flow.MISLED < shares["sound"] < 1.2 * flow.MISLED, shares
+    assert 0.6 * flow.KEPT < shares["kept"] < 1.3 * flow.KEPT, shares
+
+
+def test_what_an_edit_keeps_is_a_time_or_all_but_a_box() -> None:
+    rng, shape, ways = np.random.default_rng(0), (7, 2, 4), {"before": 0, "after": 0, "beside": 0}
+    for _ in range(300):
+        places = flow.kept(rng, shape).reshape(shape)
+        whole = places.flatten(1)
+        if (whole.all(1) | ~whole.any(1)).all() and 0 < int(whole[:, 0].sum()) < shape[0]:
+            ways["before" if whole[0, 0] else "after"] += 1
+        else:
+            assert (places == places[:1]).all()
+            box = ~places[0]
+            assert torch.equal(box, box.any(1)[:, None] & box.any(0)[None])
+            ways["beside"] += 1
+    assert min(ways.values()) > 50, ways
+
+
+def test_clips_are_trained_at_parts_of_their_length() -> None:
+    assert dataset.lengths(97) == (97, 49, 25) and dataset.lengths(49) == (49, 25) and dataset.lengths(17) == (17,)
+    assert flow._shares(3) == pytest.approx([0.2, 0.4, 0.4]) and flow._shares(2) == [0.5, 0.5]
+    assert flow._shares(4) == pytest.approx([0, 0.2, 0.4, 0.4])
+
+
 def test_training_learns_and_a_killed_run_goes_on_where_it_was(
     clips: list[dataset.Clip], gemma: Path, tmp_path: Path
 ) -> None:

@@ -99,7 +99,7 @@ def test_the_page_has_every_setting_and_each_is_a_request(monkeypatch: pytest.Mo
     bench = figures.Bench(Drawing(Path("nowhere")), 2, 2)
     bench.evaluation.drawn = {case.scene.prompt: case for case in bench.faces}
     page = figures.of_settings(bench).page()
-    for name in (*figures.SETTINGS, *figures.IMAGES, *figures.SOUNDS):
+    for name in (*figures.SETTINGS, *figures.STAGES, *figures.IMAGES, *figures.SOUNDS):
         assert f"| {name} |" in page
     assert "**" not in page  # nothing differs from itself
     rows = [line.count("|") for line in page.splitlines() if line.startswith("|")]

@@ -38,7 +38,7 @@ class Plan:
     clips: int = 3000
     frames: int = 49
     long: int = 5
-    large: float = 0.3
+    large: float = 0.6
     zoom: tuple[float, float] = (1.0, 1.0)
     still: bool = False
     seed: int = 0

@@ -7,7 +7,7 @@ as the published one does. Contexts are 64 tokens long for most of the time and 
 they are 1024 long at the end.
 
 diffusers' forward is used as it is, but for the gates of the attention between streams: those see the other stream's
-noise level, as in ltx/diffusion/transformer.py.
+noise level, as in ltx/diffusion/modulation.py.
 """
 
 from __future__ import annotations
@@ -301,7 +301,7 @@ class FlowOptions(Options):
 
     rate: float = 2e-3
     rows: int = 24
-    large: float = 0.3
+    large: float = 0.5
     full: float = 0.05  # share of the budget, at the end, with contexts of full length
 
 
@@ -322,7 +322,7 @@ def train(
         rng, generator = stage.rng, torch.Generator().manual_seed(options.seed * 7919 + stage.step)
         long = stage.share > 1 - options.full
         size = "large" if both and rng.random() < options.large else "small"
-        rows = max(2, options.rows // ((3 if size == "large" else 1) * (4 if long else 1)))
+        rows = max(2, options.rows // ((2 if size == "large" else 1) * (4 if long else 1)))
         batch = on(make_batch(clips, rng, generator, rows, size), options.device)
         # Kept, so that a larger budget does not make registers light again.
         reached = stage.extra.get("ramp", torch.zeros(()))

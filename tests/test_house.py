@@ -99,6 +99,15 @@ def test_the_walks_name_files_that_exist() -> None:
     assert [name for name in names if not any(f"/{path}".endswith(f"/{name}") for path in there)] == []
 
 
+def test_sources_name_files_that_exist() -> None:
+    """In docstrings and comments, too, which no import checks."""
+    rooms = ("ltx", "nodes", "api", "mini", "benchmarks", "tests")
+    named = re.compile(rf"\b(?:{'|'.join(rooms)})(?:/\w+)+\.py\b")
+    found = {(file, name) for room in rooms for file in files(room) for name in named.findall(file.read_text())}
+    assert len(found) > 50
+    assert [(str(file.relative_to(ROOT)), name) for file, name in found if not (ROOT / name).exists()] == []
+
+
 def test_a_circle_is_found() -> None:
     a, b, c = map(Path, "abc")
     assert circle({a: {b}, b: {c}, c: {b}}) == [b, c, b] and circle({a: {b, c}, b: {c}}) == []

@@ -50,7 +50,7 @@ class Case:
     """One held-out clip: what is to be seen and heard, and what the generator itself would show.
 
     motion: of a face or a pair the opening of the mouth that talks, [frames]; of bars [frames, BARS]; of a ball
-    [frames]. mouth: [frames, 3], and shares: of each viseme [frames, 5], where they are known; number: its place among
+    [frames]. mouth: [frames, 3], and shares: of each viseme [frames, 5], of those that speak; number: its place among
     its like, which its noise is drawn by.
     """
 
@@ -172,39 +172,42 @@ def save_wave(path: Path, track: Track) -> Path:
 
 
 def cases(count: int, seed: int, frames: int = FRAMES, kind: str = "face", extras: bool = False) -> list[Case]:
-    """Held-out scenes with held-out sounds; every fourth face speaks the pack's sample instead, of which only the
-    loudness is known. extras: with hair, hats, small heads and patterns, and mouths that are shaped by their sounds.
-    Without them it is the world that the weights in mini/weights learned, and a mouth follows the loudness alone."""
+    """Held-out scenes with held-out sounds; every fourth face speaks the pack's sample instead. extras: with hair,
+    hats, small heads and patterns."""
     rng, found = np.random.default_rng((seed, 99)), []
     while len(found) < count:
         scene = clips.random_scene(rng, kind)
         if dataset.held_out(scene):
             scene = scene if extras else clips.plain(scene)
-            found.append(_case(rng, scene, frames, len(found), shaped=extras))
+            found.append(_case(rng, scene, frames, len(found)))
     return found
 
 
-def _case(rng: np.random.Generator, scene: clips.Scene, frames: int, number: int, shaped: bool) -> Case:
-    fps, mouth, shares = sizes.FRAME_RATE, None, None
+def spoken() -> tuple[Track, sound.Sounds]:
+    """The pack's own speech and its sounds, as flite told them when it was made."""
+    told = json.loads(SPEECH.with_suffix(".json").read_text(encoding="utf-8"))
+    return load_track(SPEECH), voices.of_ends(told["phonemes"])
+
+
+def _case(rng: np.random.Generator, scene: clips.Scene, frames: int, number: int) -> Case:
+    fps = sizes.FRAME_RATE
     if scene.kind in ("bars", "ball"):
         track, motion = sound.accompany(rng, scene, frames, fps, held_out=True)
         return Case(scene, track, motion, clips.render(scene, motion, fps, (SIDE, SIDE)), number=number)
     if scene.kind == "face" and number % SAMPLE == SAMPLE - 1:
-        whole = load_track(SPEECH)
+        whole, known = spoken()
         start = int(rng.integers(0, max(1, whole.waveform.shape[1] - int(frames / fps * whole.rate))))
         track = Track(whole.waveform[:, start:].contiguous(), whole.rate)
+        sounds = tuple((max(0.0, begins - start / whole.rate), viseme) for begins, viseme in known)
     else:
         track, sounds = sound.utterance(rng, frames / fps, held_out=True)
-        if shaped:
-            mouth, shares = sound.talk(track, sounds, frames, fps), sound.visemes(sounds, frames, fps)
-    if mouth is None:
-        mouth = clips.mouths(sound.envelope(sound.heard(track, frames, fps), frames, fps))
+    mouth, shares = sound.talk(track, sounds, frames, fps), sound.visemes(sounds, frames, fps)
     video = clips.render(scene, clips.two(scene, mouth), fps, (SIDE, SIDE))
     return Case(scene, track, mouth[:, 0], video, mouth, shares, number)
 
 
 def accuracy(shapes: np.ndarray, case: Case) -> float:
-    """Share of the frames with a clear viseme in which mouths [T, 3] show that one; NaN where visemes are not known."""
+    """Share of the frames with a clear viseme in which mouths [T, 3] show that one; NaN if no frame has one."""
     if case.shares is None:
         return math.nan
     shares, motion = case.shares[: len(shapes)], case.motion[: len(shapes)]

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -138,8 +139,11 @@ def flite(text: str, voice: str) -> Spoken:
         command = ["flite", "-voice", voice, "-psdur", "-t", text, "-o", str(file)]
         told = subprocess.run(command, check=True, capture_output=True, timeout=60, text=True).stdout
         track = load_track(file)
-    begins, sounds = 0.0, []
-    for name, end in re.findall(r"(\S+):([\d.]+)", told):
-        sounds.append((begins, of_arpabet(name)))
-        begins = float(end)
-    return Spoken(track.waveform.mean(0).numpy(), track.rate, tuple(sounds))
+    ends = [(name, float(end)) for name, end in re.findall(r"(\S+):([\d.]+)", told)]
+    return Spoken(track.waveform.mean(0).numpy(), track.rate, of_ends(ends))
+
+
+def of_ends(told: Sequence[tuple[str, float]]) -> tuple[tuple[float, int], ...]:
+    """Phonemes with the seconds at which they end, as flite tells them → the beginnings of visemes."""
+    begins = (0.0, *(end for _, end in told))
+    return tuple((begin, of_arpabet(name)) for begin, (name, _) in zip(begins, told, strict=False))

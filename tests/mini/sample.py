@@ -17,8 +17,7 @@ from a2v.mini.evaluate import Evaluation, Figures
 from a2v.mini.figures import means
 from safetensors.numpy import load_file, save_file
 
-MINI = Path(__file__).resolve().parents[2] / "mini"
-WEIGHTS, NEXT = MINI / "weights", MINI / "next"  # of plain faces; of the whole world, in training
+WEIGHTS = Path(__file__).resolve().parents[2] / "mini" / "weights"
 SEED = 1
 FACES, IMAGES, PROMPTS, DUETS = 3, 2, 4, 1  # clips of each kind
 
@@ -28,9 +27,9 @@ OTHER = 0.2  # correlation with another clip's sound
 FIRST = 27.0  # dB, of frame 0 and the image
 COLOURS = 12.0  # of 255: how far face and ground go from the image's
 WORDS = 0.9  # of all words of the prompts
-VISEMES, SHUFFLED = 0.45, 0.35  # of the set in training: of the own sound, and of another clip's
-OWN, FOREIGN = 0.5, 0.2  # of the same: correlation of a mouth with its own voice while two speak, each behind its
-# mask; and with the other one, beyond what the voices have in common
+VISEMES, SHUFFLED = 0.45, 0.35  # of the own sound, and of another clip's
+OWN, FOREIGN = 0.5, 0.2  # correlation of a mouth with its own voice while two speak, each behind its mask; and with
+# the other one, beyond what the voices have in common
 
 # One clip as the pack made it with these weights, thumbnails of its frames: bounds tell good from bad, and this tells
 # one way to compute from another. `python tests/mini/draw_sample.py` makes it again for new weights, and says how much
@@ -50,9 +49,7 @@ ready = [
 
 @cache
 def cases(count: int, extras: bool, frames: int = evaluate.FRAMES) -> list[evaluate.Case]:
-    """Faces without the pack's own speech, whose visemes are not known."""
-    drawn = evaluate.cases(2 * count, SEED, frames, extras=extras)
-    return [case for case in drawn if case.number % evaluate.SAMPLE != evaluate.SAMPLE - 1][:count]
+    return evaluate.cases(count, SEED, frames, extras=extras)
 
 
 def faces(evaluation: Evaluation, extras: bool) -> dict[str, float]:

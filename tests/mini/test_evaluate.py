@@ -5,6 +5,7 @@ Whether the miniature keeps its bounds is test_sample.py's question.
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from a2v.ltx.diffusion.sound import resample
 from a2v.ltx.request import parse
-from a2v.mini import clips, dataset, evaluate, figures, voices
+from a2v.mini import clips, dataset, evaluate, figures, readers, voices
 from a2v.mini.evaluate import Case, Evaluation
 from a2v.mini.figures import Estimate
 
@@ -36,9 +38,8 @@ def test_cases_are_held_out_and_plain_unless_asked_otherwise() -> None:
     plain, dressed = evaluate.cases(6, 0), evaluate.cases(6, 0, extras=True)
     assert all(dataset.held_out(case.scene) and case.scene == clips.plain(case.scene) for case in plain)
     assert any(case.scene != clips.plain(case.scene) for case in dressed)
-    assert [case.shares is None for case in dressed] == [False, False, False, True, False, False]
-    assert [case.number for case in plain] == list(range(6)) and all(case.shares is None for case in plain)
-    assert all(np.ptp(case.mouth[:, 1:], 0).max() == 0 for case in plain)
+    assert [case.number for case in plain] == list(range(6))
+    assert all(np.ptp(case.mouth[:, 1:], 0).max() > 0.3 for case in (*plain, *dressed))
     for case in (*plain, *dressed):
         np.testing.assert_array_equal(case.mouth[:, 0], case.motion)
         assert case.video.shape == (evaluate.FRAMES, evaluate.SIDE, evaluate.SIDE, 3)
@@ -49,6 +50,18 @@ def test_cases_are_held_out_and_plain_unless_asked_otherwise() -> None:
 def test_cases_of_other_kinds(kind: str) -> None:
     for case in evaluate.cases(2, 0, 17, kind, extras=True):
         assert case.scene.kind == kind and len(case.video) == len(case.motion) == 17
+
+
+@pytest.mark.skipif("flite" not in voices.synthesizers(), reason="no flite here")
+def test_the_sounds_of_the_pack_s_own_speech_are_known() -> None:
+    """flite says the same again, at the same times: that was cut by the codec, and is 1 ms longer."""
+    told = json.loads(evaluate.SPEECH.with_suffix(".json").read_text())
+    track, sounds = evaluate.spoken()
+    again = voices.flite(told["text"], told["voice"])
+    assert again.sounds == sounds and len(sounds) > 50
+    wave = resample(track.waveform.mean(0, keepdim=True), track.rate, again.rate)[0].numpy()
+    length = min(len(wave), len(again.wave))
+    assert length / again.rate > 5.5 and readers.correlation(wave[:length], again.wave[:length]) > 0.85
 
 
 @spoken

@@ -81,7 +81,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Material:
-    """What a film is made of: a face for each section, the sound, and its loudness at each frame."""
+    """What a film is made of: a face for each section, the sound, and the mouth's opening at each frame."""
 
     asked: Film
     scenes: list[clips.Scene]
@@ -93,9 +93,8 @@ class Material:
         draw = np.random.default_rng((asked.seed, 99))
         frames = round(asked.minutes * MINUTE / 8) * 8 + 1
         scenes = _scenes(draw, asked.sections)
-        track = (sound.song if asked.sung else sound.speech)(draw, frames / sizes.FRAME_RATE, held_out=True)
-        motion = sound.envelope(sound.heard(track, frames, sizes.FRAME_RATE), frames, sizes.FRAME_RATE)
-        return cls(asked, scenes, track, motion)
+        track, sounds = (sound.song if asked.sung else sound.utterance)(draw, frames / sizes.FRAME_RATE, held_out=True)
+        return cls(asked, scenes, track, sound.talk(track, sounds, frames, sizes.FRAME_RATE)[:, 0])
 
     def request(self) -> Request:
         values = {**evaluate.BASE, "prompt": self.scenes[0].prompt, "seed": self.asked.seed}

@@ -52,13 +52,9 @@ def sentence(rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def speech(rng: np.random.Generator, seconds: float, held_out: bool = False) -> Track:
-    """Synthetic speech of that length. held_out: by a voice that training never hears. Errors: no synthesizer."""
-    return utterance(rng, seconds, held_out)[0]
-
-
 def utterance(rng: np.random.Generator, seconds: float, held_out: bool = False) -> tuple[Track, Sounds]:
-    """The same with its sounds: the beginning of each in seconds, and its viseme."""
+    """Synthetic speech of that length and its sounds: the beginning of each in seconds, and its viseme. held_out: by a
+    voice that training never hears. Errors: no synthesizer."""
     found = voices.required()
     blocks, sounds, at, length = [], [], 0, round(seconds * RATE)
     while at < length:
@@ -131,12 +127,13 @@ def music(rng: np.random.Generator, seconds: float) -> Track:
     return Track(torch.from_numpy(out.astype(np.float32))[None] * 0.4, RATE)
 
 
-def song(rng: np.random.Generator, seconds: float, held_out: bool = False) -> Track:
+def song(rng: np.random.Generator, seconds: float, held_out: bool = False) -> tuple[Track, Sounds]:
     """Spoken verses over `music`, which is MUSIC quieter: what moves a mouth, as the training had it, in a song."""
-    voice = speech(rng, seconds, held_out).waveform
+    spoken, sounds = utterance(rng, seconds, held_out)
+    voice = spoken.waveform
     band = music(rng, seconds).waveform
     power = voice.square().mean() / band.square().mean()
-    return Track(voice + band * power.sqrt() * 10 ** (MUSIC / 20), RATE)
+    return Track(voice + band * power.sqrt() * 10 ** (MUSIC / 20), RATE), sounds
 
 
 def beats(rng: np.random.Generator, seconds: float) -> tuple[Track, float, float]:

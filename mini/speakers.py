@@ -161,8 +161,7 @@ def table(weights: Path, count: int, seed: int, say: Callable[[str], None]) -> s
             note(row, seen(video, case, case.motion))
         voices = in_turn(case.track, cases[number - 1].track)
         mix = Track(voices[0].waveform + voices[1].waveform, sizes.RATE)
-        heard = sound.heard(mix, evaluate.FRAMES, sizes.FRAME_RATE)
-        motion = sound.envelope(heard, evaluate.FRAMES, sizes.FRAME_RATE)
+        motion = np.concatenate([case.motion[:TURN], cases[number - 1].motion[TURN:]])
         for row, more in ((ALL, {}), (TURNS, {"speakers": (LOWER, ~LOWER), "voices": voices})):
             video = evaluation.video(case.scene.prompt, mix, **more)
             for turn, frames in (("first", slice(0, TURN)), ("second", slice(TURN, None))):

@@ -76,7 +76,7 @@ def test_a_ball_is_on_the_floor_at_every_beat() -> None:
 def test_without_a_synthesizer_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="apt-get install espeak-ng flite"):
-        sound.speech(np.random.default_rng(0), 1.0)
+        sound.utterance(np.random.default_rng(0), 1.0)
 
 
 @pytest.mark.skipif(not voices.synthesizers(), reason="no espeak-ng or flite here")

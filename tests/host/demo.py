@@ -41,7 +41,7 @@ SPEECH = ROOT / "assets" / "speech.opus"
 WEIGHTS = ROOT / "mini" / "weights"
 SIZE = 128  # pixels a side: what the miniature was trained on
 POSITIVE = "Positive prompt"  # title of the node that takes it
-PROMPT = "a green round face on the center is talking on a navy background"
+PROMPT = "a pink square face on the center is talking on a navy background"
 FOLDERS = {
     "checkpoint": "checkpoints",
     "upscaler": "latent_upscale_models",

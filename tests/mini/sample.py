@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "mini" / "weights"
 SEED = 1
-FACES, IMAGES, PROMPTS, DUETS = 3, 2, 4, 1  # clips of each kind
+FACES, IMAGES, PROMPTS, DUETS, PAIRS = 3, 2, 4, 1, 3  # clips of each kind
 
 # Bounds of the means over these few clips. docs/mini.md and docs/mini-figures.md have the means of more clips.
 CORRELATION = 0.85
@@ -92,6 +92,14 @@ def check_words(evaluation: Evaluation) -> None:
     drawn = cases(PROMPTS, extras=False, frames=25)
     got = _mean([evaluation.figures(case, partial(evaluate.named, case.scene), num_frames=25) for case in drawn])
     assert got["all words"] >= WORDS, got
+
+
+def check_talker(evaluation: Evaluation) -> None:
+    """Of two faces that one talks whom the prompt names, and both are as it says."""
+    drawn = evaluate.cases(PAIRS, SEED, kind="pair", extras=True)
+    right = _mean([evaluation.figures(case, partial(evaluate.talking, case)) for case in drawn])["right one"]
+    words = _mean([evaluation.figures(case, partial(evaluate.named, case.scene)) for case in drawn])["all words"]
+    assert right == 1 and words >= WORDS, (right, words)
 
 
 def check_voices(evaluation: Evaluation) -> None:

@@ -24,6 +24,7 @@ def evaluation() -> Evaluation:
         sample.check_visemes,
         sample.check_images,
         sample.check_words,
+        sample.check_talker,
         sample.check_voices,
         sample.check_clip,
     ],

@@ -26,9 +26,11 @@ class Drawing(Evaluation):
     """Makes no clip, but hands out the drawn one; counts how many were asked for."""
 
     drawn: dict[str, Case]
+    asked: list[dict[str, Any]]
 
     def video(self, prompt: str, *given: Any, **request: Any) -> np.ndarray:
         self.made += 1
+        self.asked = [*getattr(self, "asked", ()), request]
         parse({**evaluate.BASE, "prompt": prompt, **{k: v for k, v in request.items() if k != "restart"}})
         return self.drawn[prompt].video[: request.get("num_frames", evaluate.FRAMES)]
 
@@ -117,6 +119,18 @@ def test_the_page_has_every_setting_and_each_is_a_request(monkeypatch: pytest.Mo
     assert "**" not in page  # nothing differs from itself
     rows = [line.count("|") for line in page.splitlines() if line.startswith("|")]
     assert set(rows) == {len(figures.METRICS) + 2}
+
+
+@spoken
+def test_what_guides_the_first_stage_is_judged_in_one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On MORE clips, each with the default's guidance and without one of its terms."""
+    monkeypatch.setattr(evaluate, "seen", lambda case, other, video: dict.fromkeys(figures.METRICS, float(case.number)))
+    bench = figures.Bench(Drawing(Path("nowhere")), 1, 1)
+    bench.evaluation.drawn = {case.scene.prompt: case for case in evaluate.cases(figures.MORE, 0, extras=True)}
+    figures.of_guidance(bench)
+    asked = bench.evaluation.asked
+    assert len(asked) == 5 * figures.MORE and all(request["use_multiscale"] is False for request in asked)
+    assert sum(len(request) == 2 for request in asked) == figures.MORE  # the default's: its seed and one stage alone
 
 
 def test_an_interval_is_that_of_students_t() -> None:

@@ -99,3 +99,13 @@ def test_an_utterance_is_as_long_as_asked_and_repeats() -> None:
     again, same = sound.utterance(np.random.default_rng(3), 2.0)
     assert track.waveform.shape == (1, 2 * sound.RATE) and sounds == same
     np.testing.assert_array_equal(track.waveform, again.waveform)
+
+
+@pytest.mark.skipif(not here, reason="no espeak-ng or flite here")
+def test_a_song_has_the_sounds_of_its_voice_before_a_quieter_band() -> None:
+    """The band changes no time of the voice, and MUSIC says how loud it is."""
+    (spoken, sounds), (sung, same) = (make(np.random.default_rng(4), 3.0) for make in (sound.utterance, sound.song))
+    assert same == sounds and len(sounds) > 10
+    band = sung.waveform - spoken.waveform
+    power = spoken.waveform.square().mean() / band.square().mean()
+    assert float(10 * power.log10()) == pytest.approx(-sound.MUSIC, abs=0.01)

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -257,3 +258,13 @@ def test_the_version_of_a_folder_is_told_by_its_switches(
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text(json.dumps({"cross_attn_mod": True, **switches}))
     assert load_checkpoint(tmp_path).version == version
+
+
+@pytest.mark.parametrize("name", PARTS.values())
+def test_loading_draws_no_random_numbers(tiny: TinyFiles, name: str) -> None:
+    """Every value comes from the file, so random ones would only take time, and move the caller's generator."""
+    checkpoint = load_checkpoint(tiny.checkpoint)
+    before = torch.get_rng_state()
+    with patch.object(torch.Tensor, "uniform_", side_effect=AssertionError("random values")):
+        getattr(checkpoint, name)(torch.float32)
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,7 +1,7 @@
 """The transformer's training: flow matching on both streams, under every condition that the pack can set.
 
 A row of a batch has its own noise level, its tokens their own share of it: none for a first or an end image, a part of
-a clip that is kept, or a sound that is given. Captions are dropped for CFG; in some steps the streams do not hear each
+a clip that is kept, a sound that is given, or a whole picture whose sound is to be made. Captions are dropped for CFG; in some steps the streams do not hear each
 other, for modality guidance. A few rows have another clip's caption or sound: a model that doubts both needs guidance,
 as the published one does. Contexts are 64 tokens long for most of the time and stand for the 1024 that the pack uses;
 they are 1024 long at the end.
@@ -32,12 +32,13 @@ from .training import Options, Stage
 
 SHORT = 2 * sizes.REGISTERS  # tokens of a context, for most of the training: the longest caption has thirty
 FPS = Fraction(24)
-FIRST, LAST, GIVEN, DROPPED, EMPTY, ISOLATED = 0.3, 0.2, 0.85, 0.12, 0.5, 0.1  # shares
+FIRST, LAST, GIVEN, DROPPED, EMPTY, ISOLATED = 0.3, 0.2, 0.75, 0.12, 0.5, 0.1  # shares
+SHOWN = 0.5  # share of the rows without a given sound that have the whole picture, to make its sound
 KEPT = 0.15  # share of rows that keep a part of the clip: its beginning, its end, or all but a region
 MISLED = 0.08  # share of rows with another clip's caption, and of rows with another clip's sound
 LENGTHS = (0.2, 0.4, 0.4)  # shares of clips at twice the usual length, at that, and shorter
-AUDIO_WEIGHT = 0.1
-MOVING = 4.0
+AUDIO_WEIGHT = 0.2
+MOVING = 6.0
 RAMP = 0.6  # share of the budget until registers weigh what they do in the pack
 
 
@@ -162,6 +163,8 @@ def make_batch(
     sigma = levels(generator, rows)
     own = torch.where(torch.rand(rows, generator=generator) < 0.5, sigma, levels(generator, rows))
     audio_sigma = torch.where(given, torch.zeros(rows), own)
+    shown = ~given & (torch.rand(rows, generator=generator) < SHOWN)
+    sigma, mask[shown] = torch.where(shown, torch.zeros(rows), sigma), 0
     noise = torch.randn(clean.shape, generator=generator)
     hiss = torch.randn(heard.shape, generator=generator)
     share = sigma[:, None, None] * mask

@@ -110,14 +110,14 @@ def test_a_batch_keeps_what_is_given_and_noises_the_rest(clips: list[dataset.Cli
 
 
 def test_some_rows_are_misled_and_some_keep_a_part() -> None:
-    """Captions and sounds of other clips, and tokens without noise, each in about the share that is wanted. Everything
-    of a clip is its number, so that a row tells what it is made of."""
+    """Captions and sounds of other clips, tokens without noise, and whole pictures whose sound is to be made, each in
+    about the share that is wanted. Everything of a clip is its number, so that a row tells what it is made of."""
     made = []
     for number in range(6):
         full = {size: torch.full((sizes.LIVE, 7, n, n), float(number)) for size, n in (("small", 2), ("large", 4))}
         ends = {(size, frames): full[size][:, :1] for size in full for frames in (49, 25)}
         made.append(dataset.Clip((str(number),), full, ends, torch.full((8, 51, 16), float(number))))
-    rows, steps, seen = 8, 80, {"caption": 0, "sound": 0, "kept": 0}
+    rows, steps, seen = 8, 80, {"caption": 0, "sound": 0, "kept": 0, "shown": 0}
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
         batch = flow.make_batch(made, np.random.default_rng(step), generator, rows, "small")
@@ -129,11 +129,16 @@ def test_some_rows_are_misled_and_some_keep_a_part() -> None:
             own = round(float(clean[row].mean()))
             seen["caption"] += said.isdigit() and int(said) != own
             seen["sound"] += round(float(heard[row].mean())) != own
-            seen["kept"] += int((batch.video_mask[row, 4:tokens] == 0).any())
+            if shown := float(batch.video_sigma[row]) == 0:
+                assert not batch.video_mask[row].any() and float(batch.audio_sigma[row]) > 0
+            seen["shown"] += shown
+            seen["kept"] += int(not shown and (batch.video_mask[row, 4:tokens] == 0).any())
     shares = {name: count / (rows * steps) for name, count in seen.items()}
     assert 0.4 * flow.MISLED < shares["caption"] < 1.2 * flow.MISLED, shares
     assert 0.4 * flow.MISLED < shares["sound"] < 1.2 * flow.MISLED, shares
     assert 0.6 * flow.KEPT < shares["kept"] < 1.3 * flow.KEPT, shares
+    shown = (1 - flow.GIVEN) * flow.SHOWN
+    assert 0.6 * shown < shares["shown"] < 1.4 * shown, shares
 
 
 def test_what_an_edit_keeps_is_a_time_or_all_but_a_box() -> None:

@@ -1,10 +1,10 @@
 """The transformer's training: flow matching on both streams, under every condition that the pack can set.
 
 A row of a batch has its own noise level, its tokens their own share of it: none for a first or an end image, a part of
-a clip that is kept, a sound that is given, or a whole picture whose sound is to be made. Captions are dropped for CFG; in some steps the streams do not hear each
-other, for modality guidance. A few rows have another clip's caption or sound: a model that doubts both needs guidance,
-as the published one does. Contexts are 64 tokens long for most of the time and stand for the 1024 that the pack uses;
-they are 1024 long at the end.
+a clip that is kept, a sound that is given, or a whole picture whose sound is to be made. Captions are dropped for CFG;
+in some steps the streams do not hear each other, for modality guidance. A few rows have another clip's caption or
+sound: a model that doubts both needs guidance, as the published one does. Contexts are 64 tokens long for most of the
+time and stand for the 1024 that the pack uses; they are 1024 long at the end.
 
 diffusers' forward is used as it is, but for the gates of the attention between streams: those see the other stream's
 noise level, as in ltx/diffusion/modulation.py.

@@ -9,6 +9,7 @@ decoded here. Pickle files are not read.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -51,6 +52,11 @@ WANTED_UPSCALER = " or ".join(MODELS[each.upscaler].name for each in GENERATIONS
 ENCODER, DECODER, STATISTICS = "encoder", "decoder", "statistics"
 WITHOUT = {"": (), ENCODER: (DECODER,), DECODER: (ENCODER,), STATISTICS: (ENCODER, DECODER)}
 """What is left out of a VAE of which only so much is wanted. The statistics of its latents always stay."""
+REMEMBERED = 4
+"""Sets of files that were inspected and are remembered, because it takes seconds to build all parts of a model, and a
+server makes many jobs of one set."""
+_INSPECTED: dict[tuple[object, ...], nn.Module] = {}
+_INSPECTION = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -226,14 +232,35 @@ class Checkpoint:
     def inspect(self, projection: bool = True) -> nn.Module:
         """Opens every part as loading does, but neither casts nor moves it, so that only headers are read.
 
-        projection: as for `check`. Returns the transformer. Raises InputError for whatever loading would refuse.
+        projection: as for `check`. Returns the transformer on the meta device. Files that were inspected and have not
+        changed since are not inspected again. Raises InputError for whatever loading would refuse.
         """
         self.check(projection)
-        awaited = CONNECTORS if not projection and self.awaits_projection else None
-        transformer, *_ = [self._open(part) for part in PARTS if part not in (VIDEO_VAE, awaited)]
-        self._open(VIDEO_VAE, ENCODER)
-        self._open_decoder()
-        return transformer
+        key = self._identity(projection)
+        with _INSPECTION:
+            if (known := _INSPECTED.pop(key, None)) is None:
+                awaited = CONNECTORS if not projection and self.awaits_projection else None
+                known, *_ = [self._open(part) for part in PARTS if part not in (VIDEO_VAE, awaited)]
+                self._open(VIDEO_VAE, ENCODER)
+                self._open_decoder()
+                known = known.to("meta")  # so that no file stays mapped
+            if key is not None:
+                _INSPECTED[key] = known  # it is the last one to be forgotten
+                while len(_INSPECTED) > REMEMBERED:
+                    del _INSPECTED[next(iter(_INSPECTED))]
+        return known
+
+    def _identity(self, projection: bool) -> tuple[object, ...] | None:
+        """What tells the files of one inspection: path, size, date and inode of each. None for a folder, whose own date
+        does not tell what has changed in it, and if a file is gone."""
+        files = [file.path for file in (self.file, *self.files.values(), self.encoder) if file is not None]
+        try:
+            found = [
+                (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino) for path in files if (stat := path.stat())
+            ]
+        except OSError:
+            return None
+        return None if self.folder else (projection, *self.files, *found)
 
     def _load(self, part: Part, dtype: torch.dtype | None, device: torch.device | str, half: str = "") -> nn.Module:
         return place(self._open(part, half), dtype, device)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
+from a2v.ltx.errors import InputError
 from a2v.ltx.weights import checkpoint as reader
 from a2v.ltx.weights import configs
 from a2v.ltx.weights.checkpoint import load_checkpoint, load_upscaler
 from a2v.tests.tiny import TinyFiles, write_tiny
 from safetensors.torch import save_file
+from torch import nn
 
 PARTS = {
     "transformer": "transformer",
@@ -268,3 +271,30 @@ def test_loading_draws_no_random_numbers(tiny: TinyFiles, name: str) -> None:
     with patch.object(torch.Tensor, "uniform_", side_effect=AssertionError("random values")):
         getattr(checkpoint, name)(torch.float32)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_set_is_inspected_once_until_a_file_changes(tmp_path: Path) -> None:
+    files = write_tiny(tmp_path)
+    opened: list[str] = []
+    own = reader.Checkpoint._open
+
+    def noting(self: reader.Checkpoint, part: reader.Part, half: str = "") -> nn.Module:
+        opened.append(part.name)
+        return own(self, part, half)
+
+    def look(projection: bool = True) -> tuple[nn.Module, int]:
+        opened.clear()
+        return load_checkpoint(files.checkpoint).inspect(projection), len(opened)
+
+    with patch.object(reader.Checkpoint, "_open", noting):
+        first, parts = look()
+        again, more = look()
+        assert parts > 4 and more == 0 and again is first
+        assert {parameter.device.type for parameter in first.parameters()} == {"meta"}
+        assert look(projection=False)[1] == parts
+        stat = files.checkpoint.stat()
+        os.utime(files.checkpoint, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+        assert look()[1] == parts
+        files.checkpoint.write_bytes(files.checkpoint.read_bytes().replace(b".patchify_proj.", b".patchify_prox."))
+        with pytest.raises(InputError, match="proj_in"):
+            look()

@@ -38,7 +38,7 @@ KEPT = 0.15  # share of rows that keep a part of the clip: its beginning, its en
 MISLED = 0.08  # share of rows with another clip's caption, and of rows with another clip's sound
 LENGTHS = (0.2, 0.4, 0.4)  # shares of clips at twice the usual length, at that, and shorter
 AUDIO_WEIGHT = 0.2
-MOVING = 6.0
+MOVING = 4.0
 RAMP = 0.6  # share of the budget until registers weigh what they do in the pack
 
 

@@ -6,6 +6,7 @@ would hide ComfyUI's own `nodes.py`.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import types
@@ -35,6 +36,12 @@ LONG = ("tests/robust/", "tests/host/", "tests/mini/", "tests/ltx/test_", "tests
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))  # the order is stable otherwise
+
+
+def pytest_collection_finish() -> None:
+    """Takes what is imported out of every later garbage collection: a tenth of the processor time of the tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ def follow(text: str, folder: Path) -> int:
     return len(steps)
 
 
+@pytest.mark.soak
 def test_the_recipes_lead_to_tests_that_pass(tmp_path: Path) -> None:
     if not (ROOT / ".host" / "comfyui").is_dir():
         pytest.skip("no ComfyUI: run `make setup`")

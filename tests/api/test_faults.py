@@ -165,7 +165,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetcher, "RETRY_SECONDS", 0.1)
 
 
-@pytest.mark.parametrize("name", LIVES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.soak] * (n != "fetches")) for n in LIVES])
 def test_a_disk_that_is_full_for_a_moment_costs_nothing(tmp_path: Path, name: str, hasty: None) -> None:
     """At every fourth write; at each one, and locked, in the soak tests."""
     count = live(tmp_path / "without", name, 0, 0, FULL)

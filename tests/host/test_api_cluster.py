@@ -194,7 +194,8 @@ def test_the_head_is_no_worker_unless_asked(pair: Pair) -> None:
     assert requests.get(f"{pair.head.url}/ltx-a2v/worker", timeout=10).status_code == 404
 
 
-@pytest.mark.parametrize("strength", [1.0, pytest.param(0.5, marks=pytest.mark.soak)], ids=["sound", "renewed sound"])
+@pytest.mark.soak
+@pytest.mark.parametrize("strength", [1.0, 0.5], ids=["sound", "renewed sound"])
 def test_a_film_of_two_machines_is_the_command_s_bit_for_bit(
     pair: Pair, files: TinyFiles, tmp_path: Path, strength: float
 ) -> None:

@@ -38,11 +38,12 @@ def logged(handle: Any) -> list[str]:
     return [line["message"] for line in getattr(handle.status(with_logs=True), "logs", [])]
 
 
+@pytest.mark.soak  # test_films.py has graphs of films, tests/api/test_workflow.py the graphs of requests
 @pytest.mark.parametrize(
     "asked",
     [
         {"timeline": TIMELINE, "windows": {**WINDOWS, "drift": 0.2, "seeds": {"3": -4}}, "image_url": True},
-        pytest.param({"windows": WINDOWS, "audio_strength": 0.6}, marks=pytest.mark.soak),
+        {"windows": WINDOWS, "audio_strength": 0.6},
     ],
     ids=["a timeline", "renewed sound"],
 )

@@ -81,7 +81,7 @@ def run(client: Any, name: str, clip: Path, **asked: Any) -> dict[str, Any]:
 
 
 APPS = [each.id.removeprefix(f"{FAMILY}/") for each in FROM_VIDEO]
-RUN = ("extend-video", "video-to-video/lora", "distilled/reference-video-to-video")
+RUN = ("extend-video", "distilled/reference-video-to-video")
 """Of these, what runs in the usual suite. tests/host/test_api_graphs.py submits all, and opens the graph of each."""
 
 
@@ -133,7 +133,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]] = {
 }
 
 
-LONGER = ("another take", "longer")  # cases of `make soak`: tests/host/test_video_in.py has them as graphs
+LONGER = ("another take", "longer", "earlier, with an image")  # test_video_in.py has extensions as graphs
 
 
 @pytest.mark.parametrize(

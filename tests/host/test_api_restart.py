@@ -97,6 +97,7 @@ def test_two_servers_share_the_work_and_do_not_rob_each_other(base: Path, receiv
     assert sum(counts) == 8 and min(counts) >= 2
 
 
+@pytest.mark.soak
 def test_one_of_two_servers_dies(base: Path, receiver: Outside) -> None:
     with Comfy(base) as first, Comfy(base) as second, client_of(first) as fal:
         ids = submit(fal, 6, receiver, steps=30)

@@ -99,6 +99,7 @@ def test_our_sockets_have_their_colours_in_both_renderings(comfy: Comfy, fronten
     assert len(ours) > 8 and all(canvas and canvas.lower() == style.strip().lower() for canvas, style in found)
 
 
+@pytest.mark.soak
 @later_renderings
 @each_stage
 def test_every_stage_fits_the_window(variant: Variant, nodes2: bool, frontend: Frontend) -> None:
@@ -120,8 +121,9 @@ def square(comfy: Comfy, tmp_path_factory: pytest.TempPathFactory) -> str:
     return comfy.upload(path)
 
 
+@pytest.mark.soak
 @later_renderings
-@pytest.mark.parametrize("face", ["opening", pytest.param("all nodes", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("face", ["opening", "all nodes"])
 @pytest.mark.parametrize("variant", [v for v in variants(FULL[0]) if v.id in FULL[::2]])
 def test_a_square_result_fits_its_node(
     variant: Variant, face: str, nodes2: bool, frontend: Frontend, comfy: Comfy, models: TinyFiles, square: str

@@ -62,6 +62,7 @@ def test_upload_lands_in_the_input_folder(comfy: Comfy, tmp_path: Path) -> None:
     assert (comfy.base / "input" / comfy.upload(file)).read_bytes() == b"some bytes"
 
 
+@pytest.mark.soak
 def test_the_server_is_gone_after_stop(tmp_path: Path) -> None:
     with Comfy(tmp_path, pack=None) as server:
         group = server.pid
@@ -80,6 +81,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
         Comfy(tmp_path, host=tmp_path)
 
 
+@pytest.mark.soak
 def test_a_pack_that_does_not_load_is_told_at_once(tmp_path: Path) -> None:
     pack = tmp_path / "broken"
     pack.mkdir()

@@ -104,6 +104,7 @@ def test_each_hears_his_own_voice(comfy: Comfy, models: TinyFiles, cast: Cast, t
     assert (frames != everybody).any()
 
 
+@pytest.mark.soak  # tests/ltx/test_speakers.py has voices and windows
 def test_a_voice_begins_with_the_video_that_is_made_longer(
     comfy: Comfy, models: TinyFiles, cast: Cast, source: Path, tmp_path: Path
 ) -> None:

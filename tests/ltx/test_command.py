@@ -634,6 +634,7 @@ def test_fp8_stays_close(traced: Callable, tiny: TinyFiles) -> None:
     assert 1e-3 < relative(ours, theirs) < 0.05
 
 
+@pytest.mark.soak
 def test_fp8_halves_the_forecast(run: Run, tmp_path: Path) -> None:
     """Of a transformer whose blocks are most of it."""
     wide, sizes = write_tiny(tmp_path, layers=3, heads=4, head_dim=64), []

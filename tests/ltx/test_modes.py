@@ -131,7 +131,9 @@ def assert_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Non
 @pytest.mark.parametrize(  # each mode rounds alike in all
     "name", [pytest.param(name, marks=[pytest.mark.soak] * (name != RUNS[0])) for name in RUNS]
 )
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(  # without bfloat16 in the processor, half a minute each
+    "mode", [pytest.param(mode, marks=[pytest.mark.soak] * (mode == "fp8 in bfloat16")) for mode in MODES]
+)
 def test_what_rounds_stays_within_its_bound(oracle: Path, tmp_path: Path, name: str, mode: str) -> None:
     golden, bound = Golden(oracle, name), MODES[mode]
     files = bound.write(golden.files(tmp_path / "out.mp4"), tmp_path)

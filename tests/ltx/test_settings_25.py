@@ -123,7 +123,7 @@ def test_a_kept_prompt_needs_no_gemma(
     assert torch.equal(Run(kept, None, num_inference_steps=1).latent, first.latent)
 
 
-@pytest.mark.parametrize("distilled", [False, True], ids=["dev", "distilled"])
+@pytest.mark.parametrize("distilled", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["dev", "distilled"])
 def test_a_film_in_windows(files: Files, prompts: Prompts, tmp_path: Path, distilled: bool) -> None:
     """Each window is a clip of its own, also for the keyframe vector; an ended run goes on to the same frames."""
     output = replace(files, output=tmp_path / "film.mp4")

@@ -432,7 +432,7 @@ def test_a_reference_in_windows_is_encoded_for_each(engine: Engine, media: dict[
     assert [each.shape[1] for each in tokens] == [16, 16] and not torch.equal(*tokens)
 
 
-@pytest.mark.parametrize("named", ["video", "reference"])
+@pytest.mark.parametrize("named", ["video", pytest.param("reference", marks=pytest.mark.soak)])
 def test_a_late_second_is_sought_and_is_the_same(
     engine: Engine, media: dict[str, Path], monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:

@@ -81,7 +81,7 @@ SMALL = (wrong_stg_block, swapped_gates, noisy_frozen_sound, restart_for_all)
 @pytest.mark.parametrize(
     ("mutant", "check"),
     [
-        (late_sound, sample.check_faces),
+        pytest.param(late_sound, sample.check_faces, marks=pytest.mark.soak),
         *((mutant, sample.check_clip) for mutant in (late_sound, *SMALL)),
     ],
     ids=lambda value: value.__name__,

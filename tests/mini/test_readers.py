@@ -30,7 +30,7 @@ def faces(seed: int, count: int, frames: int = 49) -> list[tuple[clips.Scene, np
     return found
 
 
-@pytest.mark.parametrize("look", ["sharp", "half the size", "blurred"])
+@pytest.mark.parametrize("look", [pytest.param("sharp", marks=pytest.mark.soak), "half the size", "blurred"])
 def test_every_word_is_read_back(look: str) -> None:
     rng, wrong = np.random.default_rng(4), []
     for scene, _, video in faces(4, 24, 9):

@@ -46,6 +46,7 @@ def test_every_stage_trains_and_the_set_makes_a_video(begun: Path, tmp_path: Pat
         assert video.shape == (9, 128, 128, 3) and video.std() > 0
 
 
+@pytest.mark.soak
 def test_the_linear_start_is_a_code_already(begun: Path) -> None:
     """From few crops; the real start takes 400 and reaches 20 dB."""
 

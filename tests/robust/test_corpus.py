@@ -18,7 +18,7 @@ from a2v.tests.tiny import TinyFiles, write_tiny
 
 LONGEST = 10  # s of CPU time for one case
 GROWTH = 64 * 2**20  # bytes over a whole corpus; one leaked file of the larger ones is more
-SAMPLE = 60
+SAMPLE = 40
 EVERY = cases(tuple(PARAMETERS))
 MEDIA = [case for case in EVERY if case.field in ("audio", "image") and case.kind != "long"]
 """What fits into a request's body; the long ones are gigabytes."""

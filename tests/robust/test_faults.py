@@ -7,6 +7,7 @@ and the first stage, and failures inside the writer, are tests/ltx/test_command.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import re
 import shutil
@@ -114,13 +115,13 @@ CALLS = (
     (lora.Merger, "set", 0), (sample_windows, "sample", 0), (sampling, "upscale", 0),
     (lora.Merger, "set", 1), (sample_windows, "sample", 1), (pipeline, "to_uint8", 0),
 )  # fmt: skip
-SOAK = ("compress 0", "encode_image 1", "set 0", "upscale 0", "sample 1")  # another of these has the same in memory
+USUAL = ("load_track 0", "encode_text 1", "sample 0", "to_uint8 0")  # a sound, prompts, a model, a clip in memory
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        pytest.param(*each, id=(name := f"{each[1]} {each[2]}"), marks=[pytest.mark.soak] * (name in SOAK))
+        pytest.param(*each, id=(name := f"{each[1]} {each[2]}"), marks=[pytest.mark.soak] * (name not in USUAL))
         for each in CALLS
     ],
 )
@@ -277,6 +278,7 @@ def check_signal(stage: str, number: int, tiny: TinyFiles, media: Path, main: Ma
     assert os.listdir(folder) == ["out.mp4"]
 
 
+@pytest.mark.soak  # a signal while it samples: tests/ltx/test_command.py
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 def test_killed_while_the_file_is_written(tiny: TinyFiles, media: Path, main: Main, tmp_path: Path) -> None:
     check_signal("writing", signal.SIGKILL, tiny, media, main, tmp_path)
@@ -311,8 +313,15 @@ def test_a_signal_at_every_stage(
     check_signal(stage, getattr(signal, name), tiny, media, main, tmp_path)
 
 
-@pytest.mark.parametrize("field", ("distill_lora", "checkpoint"))
-@pytest.mark.parametrize("value", (float("nan"), float("inf")))
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("checkpoint", math.nan),
+        ("distill_lora", math.inf),
+        pytest.param("checkpoint", math.inf, marks=pytest.mark.soak),
+        pytest.param("distill_lora", math.nan, marks=pytest.mark.soak),
+    ],
+)
 def test_weights_that_are_no_numbers(field: str, value: float, tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
     """A damaged weight makes no black video: one sentence, and no file."""
     output = tmp_path / "output" / "out.mp4"

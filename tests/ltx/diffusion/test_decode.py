@@ -280,7 +280,7 @@ def test_what_fits_one_tile_is_untiled_bit_for_bit(vae: torch.nn.Module) -> None
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.soak)], ids=str)
 def test_the_decoder_is_diffusers_own_to_the_bit_in_less_memory(checkpoint: Path, dtype: torch.dtype) -> None:
     original, ours = (load_checkpoint(checkpoint).video_vae(dtype=dtype) for _ in range(2))
     decode.slim(ours)

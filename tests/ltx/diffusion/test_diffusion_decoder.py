@@ -131,6 +131,7 @@ def test_a_long_clip_runs_its_first_stages_in_parts(
     assert max(lengths) < 20
 
 
+@pytest.mark.soak
 def test_only_what_a_tile_needs_is_moved(model: nn.Module, randn: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """A film's latent stays where it is. What is taken of it is, to the bit, a part of all of it."""
     from a2v.ltx.diffusion.diffusion_decoder import DiffusionTiles  # older versions of diffusers do not have it

@@ -19,6 +19,7 @@ LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="p
 ENCODER = 300  # bytes a pixel: 200 frames of 1.5, which x264 looks ahead and refers back to, and chunks on their way
 
 
+@pytest.mark.soak  # tests/ltx/diffusion has the parts of it
 @LINUX
 def test_a_long_clip_takes_what_a_short_one_takes(tmp_path: Path) -> None:
     short, long = taken(tmp_path, 128, 192, vae_width=8)

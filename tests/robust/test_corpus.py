@@ -18,7 +18,7 @@ from a2v.tests.tiny import TinyFiles, write_tiny
 
 LONGEST = 10  # s of CPU time for one case
 GROWTH = 64 * 2**20  # bytes over a whole corpus; one leaked file of the larger ones is more
-SAMPLE = 40
+SAMPLE = 60
 EVERY = cases(tuple(PARAMETERS))
 MEDIA = [case for case in EVERY if case.field in ("audio", "image") and case.kind != "long"]
 """What fits into a request's body; the long ones are gigabytes."""
@@ -48,7 +48,7 @@ def sample(every: list[Case], count: int, seed: int) -> list[Case]:
     short = [case for case in every if case.kind != "long"]
     shuffled = dice.sample(short, len(short))
     kinds = list({(case.field, case.kind): case for case in shuffled}.values())
-    return kinds + [case for case in shuffled if case not in kinds][: count - len(kinds)]
+    return kinds + [case for case in shuffled if case not in kinds][: max(0, count - len(kinds))]
 
 
 def problems(outcomes: Iterable[Outcome], way: str = "command") -> list[str]:

@@ -143,7 +143,7 @@ def test_a_film_is_read_as_it_was_drawn() -> None:
     assert drifted["ground"] == pytest.approx(12, abs=1.5) and drifted["join"] > 2 * found["join"]
 
 
-@pytest.mark.soak  # four minutes of the miniature; its parts have tests of their own
+@pytest.mark.soak
 @pytest.mark.skipif(not SPEAKS, reason="nothing here can speak")
 @pytest.mark.timeout(900)
 def test_edits(take) -> None:

@@ -154,7 +154,7 @@ def test_redub_in_a_mask(comfy: Comfy, models: TinyFiles, source: Path, mask: Pa
     assert outside.mean() < 3 < 10 < inside.mean()
 
 
-@pytest.mark.soak  # over HTTP: test_api_from_video.py
+@pytest.mark.soak  # its numbers: tests/ltx/test_goldens_video_in.py
 def test_a_time_and_its_sound_anew(comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Path) -> None:
     edit = {"renew": "both", "start": 0.3, "end": 0.6, "soften": 0.1}
     prompt = renewed(with_clip(comfy, models, source, edit, audio_strength=0.9999, audio_guidance={}))

@@ -54,7 +54,7 @@ WITHOUT = {"": (), ENCODER: (DECODER,), DECODER: (ENCODER,), STATISTICS: (ENCODE
 """What is left out of a VAE of which only so much is wanted. The statistics of its latents always stay."""
 REMEMBERED = 4
 """Sets of files that were inspected and are remembered, because it takes seconds to build all parts of a model, and a
-server makes many jobs of one set."""
+program that runs the pipeline makes many jobs of one set."""
 _INSPECTED: dict[tuple[object, ...], nn.Module] = {}
 _INSPECTION = threading.Lock()
 

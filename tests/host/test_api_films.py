@@ -38,7 +38,7 @@ def logged(handle: Any) -> list[str]:
     return [line["message"] for line in getattr(handle.status(with_logs=True), "logs", [])]
 
 
-@pytest.mark.soak  # test_films.py has graphs of films, tests/api/test_workflow.py the graphs of requests
+@pytest.mark.soak  # the graph of a film: test_films.py
 @pytest.mark.parametrize(
     "asked",
     [

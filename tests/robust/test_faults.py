@@ -278,7 +278,6 @@ def check_signal(stage: str, number: int, tiny: TinyFiles, media: Path, main: Ma
     assert os.listdir(folder) == ["out.mp4"]
 
 
-@pytest.mark.soak  # a signal while it samples: tests/ltx/test_command.py
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 def test_killed_while_the_file_is_written(tiny: TinyFiles, media: Path, main: Main, tmp_path: Path) -> None:
     check_signal("writing", signal.SIGKILL, tiny, media, main, tmp_path)

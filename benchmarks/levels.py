@@ -76,9 +76,8 @@ def levels(folder: Path, small: bool = False, rounds: int = 3) -> Table:
                 say(f"  levels, {model}, round {number + 1}")
                 for name in names:
                     asked = {**values, "acceleration": name}
-                    answer = side(
-                        "whole", files=paths, values=asked, layers=layers, save=kept[name], names=[LATENT, FRAMES]
-                    )
+                    wanted = {"save": kept[name], "names": [LATENT, FRAMES], "count": True}
+                    answer = side("whole", files=paths, values=asked, layers=layers, **wanted)
                     times[name].append(answer["sampling"])
                     runs[name] = answer["runs"]
         exact = load_file(kept["none"])

@@ -82,26 +82,33 @@ class Kept:
 
 
 def whole(
-    files: dict[str, str], values: dict[str, Any], layers: int, save: str | None = None, names: tuple[str, ...] = ()
+    files: dict[str, str],
+    values: dict[str, Any],
+    layers: int,
+    save: str | None = None,
+    names: tuple[str, ...] = (),
+    count: bool = False,
 ) -> dict[str, Any]:
     """Runs the whole job, from files to a file. save: a file for the tensors of its trace with these `names`.
 
-    "sampling": seconds from the first stage's start to the second one's end, if there is a trace. "runs": block runs of
-    both stages, counted as calls of `Block`, because the job loads the model itself.
+    "sampling": seconds from the first stage's start to the second one's end, if there is a trace. count: count the
+    "runs", block runs of both stages, too. They are calls of `Block`, because the job loads the model itself; counting
+    slows every module down.
     """
     paths = Files(**{name: Path(path) for name, path in files.items()})
     kept: Callable | None = Kept(*names) if save else None
     runs = 0
 
-    def count(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def add(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         nonlocal runs
         runs += rows(arguments) if isinstance(module, Block) else 0
 
-    counting = register_module_forward_pre_hook(count)
+    counting = register_module_forward_pre_hook(add) if count else None
     start = time.perf_counter()
     result = pipeline.run(paths, parse(values), Compute(torch.float32), stg_blocks=(stg_block(layers),), trace=kept)
     seconds = time.perf_counter() - start
-    counting.remove()
+    if counting is not None:
+        counting.remove()
     facts = {
         "run": seconds,
         "runs": runs,

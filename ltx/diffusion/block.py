@@ -32,9 +32,9 @@ COMPILED_FORMS = 64  # variants of the compiled block: passes with and without a
 class Rows(NamedTuple):
     """Flags for each row of a batch. They are flags because torch.compile treats numbers as sizes that may vary.
 
-    second_text, second_audio_text: the row reads the second context. isolated: there is no attention between its
-    streams; such rows come last. skipped, skipped_audio: its video or audio self-attention is replaced by the value
-    projection. Those of the audio have one flag for each row of the audio.
+    second_text, second_audio_text: the row reads the second context; such rows come after those of the first one.
+    isolated: there is no attention between its streams; such rows come last. skipped, skipped_audio: its video or audio
+    self-attention is replaced by the value projection. Those of the audio have one flag for each row of the audio.
     """
 
     second_text: tuple[bool, ...]
@@ -204,31 +204,51 @@ def _attention(
     context; the pair is then of one or two contexts. skipped: flags of the rows that take the value projection instead
     of attention. views: as for `Block`.
     """
-    value = attention.to_v(x if context is None else context) if pair is None else pair[1]
-    if skipped and all(skipped):
-        attended = value
-    else:
-        kept = _without_skipped(x, skipped)
-        query = _rotate(attention, attention.norm_q, attention.to_q(kept), positions)
-        if pair is None:
-            key = kept if context is None else context
-            key = _rotate(attention, attention.norm_k, attention.to_k(key), key_positions or positions)
-        else:
-            key = pair[0]
-        values = _without_skipped(value, skipped).unflatten(2, (attention.heads, -1))
-        if len(second) > 1:
-            key, values = (torch.cat([t[-1:] if other else t[:1] for other in second]) for t in (key, values))
-        attended = _attend(attention.processor, query, key, values, views)
-        attended = attended.flatten(2, 3).to(query.dtype)
-        if any(skipped):
-            attended_rows = iter(attended.split(1))
-            attended = torch.cat(
-                [row if skip else next(attended_rows) for row, skip in zip(value.split(1), skipped, strict=True)]
-            )
+    gates = None
     if attention.to_gate_logits is not None:
-        gates = 2.0 * torch.sigmoid(attention.to_gate_logits(x))
-        attended = (attended.unflatten(2, (attention.heads, -1)) * gates.unsqueeze(-1)).flatten(2, 3)
-    return attention.to_out[0](attended)
+        gates = 2.0 * torch.sigmoid(attention.to_gate_logits(x)).unsqueeze(-1)
+    if pair is not None:
+        query = _rotate(attention, attention.norm_q, attention.to_q(x), positions)
+        return attention.to_out[0](_gated(_read(attention, query, pair, second), gates))
+    value = attention.to_v(x if context is None else context).unflatten(2, (attention.heads, -1))
+    if skipped and all(skipped):
+        return attention.to_out[0](_gated([value], gates))
+    kept = _without_skipped(x, skipped)
+    query = _rotate(attention, attention.norm_q, attention.to_q(kept), positions)
+    key = kept if context is None else context
+    key = _rotate(attention, attention.norm_k, attention.to_k(key), key_positions or positions)
+    attended = [_attend(attention.processor, query, key, _without_skipped(value, skipped), views)]
+    if any(skipped):
+        rows = iter(attended[0].split(1))
+        attended = [row if skip else next(rows) for row, skip in zip(value.split(1), skipped, strict=True)]
+    return attention.to_out[0](_gated(attended, gates))
+
+
+def _read(attention: Any, query: Tensor, pair: Pair, second: tuple[bool, ...]) -> list[Tensor]:
+    """What the rows [R, N, heads, d] read in their contexts, a tensor for each context. The rows of one context are one
+    long row, so that its keys and values are not repeated."""
+    values = pair[1].unflatten(2, (attention.heads, -1))
+    others = len([row for row in second if row])  # as for `joined`
+    parts = query.split([len(second) - others, others]) if others else (query,)
+    read = []
+    for number, part in enumerate(parts):
+        context = slice(number, number + 1)
+        row = _attend(attention.processor, part.flatten(0, 1)[None], pair[0][context], values[context], ())
+        read.append(row.reshape(part.shape))
+    return read
+
+
+def _gated(parts: list[Tensor], gates: Tensor | None) -> Tensor:
+    """Rows [r, N, heads, d] of attention, one part after the other, times their gates [R, N, heads, 1], if there are
+    any → [R, N, D], in the memory of a single part."""
+    if gates is None or torch.compiler.is_compiling():
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return (whole if gates is None else whole * gates).flatten(2)
+    sizes = [len(part) for part in parts]
+    whole = parts[0] if len(parts) == 1 else parts[0].new_empty(sum(sizes), *parts[0].shape[1:])
+    for part, own, gate in zip(parts, whole.split(sizes), gates.split(sizes), strict=True):
+        torch.mul(part, gate, out=own)
+    return whole.flatten(2)
 
 
 def _attend(processor: Any, query: Tensor, key: Tensor, value: Tensor, views: tuple[View, ...]) -> Tensor:
@@ -236,7 +256,7 @@ def _attend(processor: Any, query: Tensor, key: Tensor, value: Tensor, views: tu
 
     def dispatch(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
         backend = processor._attention_backend
-        return dispatch_attention_fn(
+        attended = dispatch_attention_fn(
             query,
             key,
             value,
@@ -244,6 +264,7 @@ def _attend(processor: Any, query: Tensor, key: Tensor, value: Tensor, views: tu
             backend=backend if bias is None else taking_weights(backend),
             parallel_config=processor._parallel_config,
         )
+        return attended.to(query.dtype)
 
     return attend_in_groups(views, query, key, value, dispatch) if views else dispatch(query, key, value)
 

@@ -101,8 +101,13 @@ class Order:
 
     @classmethod
     def of(cls, passes: Sequence[Pass]) -> Order:
-        """Orders the passes. Isolated passes come last, because their rows may have no audio."""
-        rows = tuple(sorted(range(len(passes)), key=lambda number: passes[number].isolated))
+        """Orders the passes. Isolated passes come last, because their rows may have no audio, and passes of the first
+        one's text beside them, because rows of one text stand together."""
+
+        def rank(number: int) -> tuple[bool, bool]:
+            return passes[number].isolated, passes[number].same_text(passes[0])
+
+        rows = tuple(sorted(range(len(passes)), key=rank))
         follows: dict[int, tuple[int, int]] = {}
         for place, number in enumerate(rows):
             for leader in rows[:place]:
@@ -276,7 +281,7 @@ def velocities(
             state |= after.states()
         if number == 0 and reuse is not None:
             heads = order.after_first_block(state)
-            if reuse.spares(heads[order.rows[0]][0] - video_in, len(passes)):
+            if reuse.spares(heads[0][0] - video_in, len(passes)):
                 state = reuse.finished(heads)
                 break
     else:
@@ -307,21 +312,22 @@ def _run(
     views: tuple[View, ...],
 ) -> Batch:
     """Runs one block on a batch → the same passes after it."""
-    first, heard = passes[batch.rows[0]], 0 if batch.audio is None else len(batch.audio) // batch.sounds
-    second = [not passes[row].same_text(first) for row in batch.rows]
-    texts = [first, passes[batch.rows[second.index(True)]]] if any(second) else [first]
-    key = (number, *(id(context) for text in texts for context in text.contexts))
+    heard = 0 if batch.audio is None else len(batch.audio) // batch.sounds
+    read = [passes[row].video_context for row in batch.rows], [passes[row].audio_context for row in batch.rows]
+    texts = tuple(list({id(context): context for context in stream}.values()) for stream in read)
+    second, second_audio = ([context is not stream[0] for context in stream] for stream in read)
+    key = (number, *(tuple(map(id, text)) for text in texts))
     known = None if kept is None else kept.get(key, heard > 0)
     video, audio, pairs = block(
         batch.video,
         batch.audio,
-        contexts.stacked([text.video_context for text in texts]),
-        contexts.stacked([text.audio_context for text in texts]) if heard else None,
+        contexts.stacked(texts[0]),
+        contexts.stacked(texts[1]) if heard else None,
         Rows(
             tuple(second),
             tuple(passes[row].isolated for row in batch.rows),
             tuple(number in passes[row].perturbed for row in batch.rows),
-            tuple(other for other in second[:heard] for _ in range(batch.sounds)),
+            tuple(other for other in second_audio[:heard] for _ in range(batch.sounds)),
             tuple(number in passes[row].perturbed_audio for row in batch.rows[:heard] for _ in range(batch.sounds)),
         ),
         levels,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ WITHOUT = {"": (), ENCODER: (DECODER,), DECODER: (ENCODER,), STATISTICS: (ENCODE
 REMEMBERED = 4
 """Sets of files that were inspected and are remembered, because it takes seconds to build all parts of a model, and a
 program that runs the pipeline makes many jobs of one set."""
-_INSPECTED: dict[tuple[object, ...], nn.Module] = {}
+_INSPECTED: dict[tuple[object, ...], None] = {}  # the last one that was asked for stands at the end
 _INSPECTION = threading.Lock()
 
 
@@ -72,6 +71,10 @@ class Checkpoint:
     file: WeightFile | None = field(default=None, repr=False)  # None for a diffusers folder
     files: Mapping[str, WeightFile] = field(default_factory=dict, repr=False)
     encoder: WeightFile | None = field(default=None, repr=False)
+    _opened: dict[tuple[Part, str], nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _found: dict[tuple[Part, str], dict[str, Source]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def folder(self) -> bool:
@@ -146,6 +149,11 @@ class Checkpoint:
 
     def _sources(self, part: Part, half: str = "") -> dict[str, Source]:
         """Maps diffusers' names to where each tensor is. half: what is wanted of a VAE, a key of WITHOUT."""
+        if (part, half) not in self._found:
+            self._found[part, half] = self._find(part, half)
+        return self._found[part, half]
+
+    def _find(self, part: Part, half: str) -> dict[str, Source]:
         if half == DECODER and (file := self._diffusion_file()) is not None:
             return diffusion_vae.decoder_sources(file, VIDEO_VAE.prefixes[0])
         found: dict[str, Source] = {}
@@ -232,23 +240,25 @@ class Checkpoint:
     def inspect(self, projection: bool = True) -> nn.Module:
         """Opens every part as loading does, but neither casts nor moves it, so that only headers are read.
 
-        projection: as for `check`. Returns the transformer on the meta device. Files that were inspected and have not
-        changed since are not inspected again. Raises InputError for whatever loading would refuse.
+        projection: as for `check`. Returns the transformer, whose tensors map the file. What was opened here is not
+        built again when it is loaded. Of files that were inspected and have not changed since, only the transformer is
+        opened. Raises InputError for whatever loading would refuse.
         """
         self.check(projection)
         key = self._identity(projection)
         with _INSPECTION:
-            if (known := _INSPECTED.pop(key, None)) is None:
+            if key is None or key not in _INSPECTED:
                 awaited = CONNECTORS if not projection and self.awaits_projection else None
-                known, *_ = [self._open(part) for part in PARTS if part not in (VIDEO_VAE, awaited)]
-                self._open(VIDEO_VAE, ENCODER)
-                self._open_decoder()
-                known = known.to("meta")  # so that no file stays mapped
+                whole = [(part, "") for part in PARTS if part not in (VIDEO_VAE, awaited)]
+                for part, half in (*whole, (VIDEO_VAE, ENCODER), (VIDEO_VAE, DECODER)):
+                    self._opened[part, half] = self._open(part, half)
+            transformer = self._opened[TRANSFORMER, ""] = self._open(TRANSFORMER)
             if key is not None:
-                _INSPECTED[key] = known  # it is the last one to be forgotten
+                _INSPECTED.pop(key, None)
+                _INSPECTED[key] = None
                 while len(_INSPECTED) > REMEMBERED:
                     del _INSPECTED[next(iter(_INSPECTED))]
-        return known
+        return transformer
 
     def _identity(self, projection: bool) -> tuple[object, ...] | None:
         """What tells the files of one inspection: path, size, date and inode of each. None for a folder, whose own date
@@ -266,7 +276,12 @@ class Checkpoint:
         return place(self._open(part, half), dtype, device)
 
     def _open(self, part: Part, half: str = "") -> nn.Module:
-        """Builds a part from tensors that map their files. half: what is wanted of a VAE, a key of WITHOUT."""
+        """Builds a part from tensors that map their files, or gives the one that was inspected. half: what is wanted
+        of a VAE, a key of WITHOUT."""
+        if (opened := self._opened.pop((part, half), None)) is not None:
+            return opened
+        if part is VIDEO_VAE and half == DECODER and self.decoder_apart:
+            return self._open_diffusion_decoder()
         if self._in_folder(part):
             module, path, wanted = self._from_folder(part), self.path / part.folder, WANTED_FOLDER
             _keep(module, half)
@@ -319,25 +334,17 @@ class Checkpoint:
 
         A quantized parameter is decoded to float32.
         """
-        return self._weight(TRANSFORMER, self._transformer_sources, name)
+        return self._weight(TRANSFORMER, name)
 
     def connectors_weight(self, name: str) -> Tensor:
         """Reads a parameter of the text connectors, as `transformer_weight` does."""
-        return self._weight(CONNECTORS, self._connectors_sources, name)
+        return self._weight(CONNECTORS, name)
 
-    def _weight(self, part: Part, sources: Mapping[str, Source], name: str) -> Tensor:
+    def _weight(self, part: Part, name: str) -> Tensor:
         if self._in_folder(part):
             return folder_tensor(self.path / part.folder, name, part.name)
-        tensor = sources[name].get()
+        tensor = self._sources(part)[name].get()
         return tensor.decode() if isinstance(tensor, Stored) else tensor
-
-    @cached_property
-    def _transformer_sources(self) -> dict[str, Source]:
-        return self._sources(TRANSFORMER)
-
-    @cached_property
-    def _connectors_sources(self) -> dict[str, Source]:
-        return self._sources(CONNECTORS)
 
     def connectors(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LTX2TextConnectors:
         return self._load(CONNECTORS, dtype, device)
@@ -359,16 +366,13 @@ class Checkpoint:
     def video_decoder(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> nn.Module:
         """The half of the video VAE that decodes: AutoencoderKLLTX2Video or LTX2VideoDiffusionDecoderModel. It has the
         statistics of the latents, too."""
-        return place(self._open_decoder(), dtype, device)
+        return self._load(VIDEO_VAE, dtype, device, DECODER)
 
     def video_statistics(self) -> AutoencoderKLLTX2Video:
         """The video VAE with nothing but the statistics of its latents, on the CPU."""
         return self._load(VIDEO_VAE, None, "cpu", STATISTICS)
 
-    def _open_decoder(self) -> nn.Module:
-        """Builds the half of the video VAE that decodes."""
-        if self._diffusion_file() is None:
-            return self._open(VIDEO_VAE, DECODER)
+    def _open_diffusion_decoder(self) -> nn.Module:
         from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoDiffusionDecoderModel as Decoder
 
         sources, name = self._sources(VIDEO_VAE, DECODER), "diffusion decoder"

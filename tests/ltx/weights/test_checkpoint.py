@@ -275,22 +275,30 @@ def test_loading_draws_no_random_numbers(tiny: TinyFiles, name: str) -> None:
 
 def test_a_set_is_inspected_once_until_a_file_changes(tmp_path: Path) -> None:
     files = write_tiny(tmp_path)
-    opened: list[str] = []
-    own = reader.Checkpoint._open
+    built: list[str] = []
+    own = reader.build
 
-    def noting(self: reader.Checkpoint, part: reader.Part, half: str = "") -> nn.Module:
-        opened.append(part.name)
-        return own(self, part, half)
+    def noting(cls: type, arguments: Callable, path: Path, part: str, *rest: object) -> nn.Module:
+        built.append(part)
+        return own(cls, arguments, path, part, *rest)
 
-    def look(projection: bool = True) -> tuple[nn.Module, int]:
-        opened.clear()
-        return load_checkpoint(files.checkpoint).inspect(projection), len(opened)
+    def look(projection: bool = True) -> tuple[reader.Checkpoint, int]:
+        built.clear()
+        checkpoint = load_checkpoint(files.checkpoint)
+        checkpoint.inspect(projection)
+        return checkpoint, len(built)
 
-    with patch.object(reader.Checkpoint, "_open", noting):
+    with patch.object(reader, "build", noting):
         first, parts = look()
+        for load in (first.transformer, first.connectors, first.audio_vae, first.vocoder):
+            load(torch.float32)
+        for half in (first.video_encoder, first.video_decoder):
+            half(torch.float32)
+        assert parts == len(built) == 6, "what was inspected is built again when it is loaded"
+        assert next(first.transformer().parameters()) is not next(first.transformer().parameters())
         again, more = look()
-        assert parts > 4 and more == 0 and again is first
-        assert {parameter.device.type for parameter in first.parameters()} == {"meta"}
+        again.transformer(torch.float32)
+        assert more == len(built) == 1
         assert look(projection=False)[1] == parts
         stat = files.checkpoint.stat()
         os.utime(files.checkpoint, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))

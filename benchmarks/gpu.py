@@ -182,7 +182,8 @@ def prepare(
 ) -> None:
     """Makes the model compute in one of the ways of `Compute`. It stays so, and fp8 rounds its weights for good."""
     from a2v.ltx.diffusion.attention import attend_by
-    from a2v.ltx.diffusion.block import adopt, compile_blocks
+    from a2v.ltx.diffusion.block import adopt
+    from a2v.ltx.diffusion.compiled import compile_blocks
     from a2v.ltx.diffusion.kernels import fuse
     from a2v.ltx.weights.quantized import quantize, quicken
 

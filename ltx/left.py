@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 from .windows import Window
 
+COMPILING = "compiling"  # what progress says of a step that compiles the transformer's blocks
+
 
 class TimeLeft:
     """Told when windows begin and go on, it says how many seconds are left.
@@ -28,13 +30,14 @@ class TimeLeft:
         """The window of that number begins, from 0."""
         self._place, self._share, self._last = (stage, window), 0.0, self.clock()
 
-    def step(self, done: int, total: int) -> float | None:
+    def step(self, done: int, total: int, usual: bool = True) -> float | None:
         """The window that began last has done so many of its steps. Returns the seconds that are left, None if that
-        cannot be known yet."""
+        cannot be known yet. usual: whether later steps take as long as this one; a step that compiled does not."""
         stage, window = self._place
         now, share = self.clock(), done / max(total, 1)
-        self._spent[stage][0] += now - self._last
-        self._spent[stage][1] += self.costs[stage][window] * (share - self._share)
+        if usual:
+            self._spent[stage][0] += now - self._last
+            self._spent[stage][1] += self.costs[stage][window] * (share - self._share)
         self._share, self._last = share, now
         return self.left()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .diffusion.attention import attend_by
-from .diffusion.block import compile_blocks
+from .diffusion.compiled import compile_blocks
 from .diffusion.conditioning import AudioCondition, Conditions, TextContext
 from .diffusion.kept import KeptWindows, limit
 from .diffusion.kernels import fuse
@@ -22,7 +22,7 @@ from .encoding import OnProgress, Prompts
 from .errors import InputError
 from .job import Compute, Job
 from .latents import CHANNELS, Noise, pixel_frames, video_shape
-from .left import TimeLeft, cost
+from .left import COMPILING, TimeLeft, cost
 from .memory.offload import offload_transformer
 from .prompt.contexts import fingerprint
 from .seen import Seen
@@ -31,6 +31,8 @@ from .weights.checkpoint import load_upscaler
 from .weights.lora import Merger
 from .weights.quantized import quicken
 from .windows import hard_cuts
+
+CODE = "compiled"  # the folder of compiled blocks in that of encoded prompts
 
 
 def sample_stages(
@@ -94,6 +96,7 @@ class Observer:
         self.trace, self._say, self._windows, self._two = trace, say, len(job.plan.windows), job.plan.two_stages
         self._left = left if self._windows > 1 else None
         self._time_left = TimeLeft(_costs(job))
+        self._steps = [steering.steps for steering in job.steering]
 
     def hooks(self, stage: int, window: int) -> Hooks:
         """The hooks of a window in the stage of that number. A clip of one window has no word about it."""
@@ -103,14 +106,23 @@ class Observer:
             name += f", window {window + 1} of {self._windows}"
             place += f"/window{window}"
         self._time_left.begin(stage, window)
+        before, compiling = 0, False  # the steps done; whether this one compiles
 
         def on_step(done: int, total: int, x0: Any) -> None:
+            nonlocal before, compiling
             self._say(name, done, total)
-            seconds = self._time_left.step(done, total)
+            seconds = self._time_left.step(done, total, usual=not compiling)
+            before, compiling = done, False
             if self._left is not None and seconds is not None:
                 self._left(seconds)
 
-        return Hooks(on_step, trace=under(place, self.trace))
+        def on_compile() -> None:
+            nonlocal compiling
+            if not compiling:  # a step compiles several forms of the block
+                self._say(f"{name}, {COMPILING}", before, self._steps[stage])
+            compiling = True
+
+        return Hooks(on_step, trace=under(place, self.trace), on_compile=on_compile)
 
 
 class _Transformer:
@@ -129,7 +141,7 @@ class _Transformer:
         if compute.fused:
             fuse(self.model)
         if compute.compiled:
-            compile_blocks(self.model)
+            compile_blocks(self.model, folder=job.files.contexts and job.files.contexts / CODE)
 
     def begin(self, stage: int) -> None:
         """Merges the LoRAs of that stage, if those of another one are merged."""

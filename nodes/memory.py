@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import comfy.model_management as management
+import folder_paths
 import torch
 from torch import Tensor, nn
 
 from ..ltx.classes import give_classes
 from ..ltx.diffusion.acceleration import EXACT, Acceleration
 from ..ltx.diffusion.attention import TORCH, attend_by
-from ..ltx.diffusion.block import compile_blocks
+from ..ltx.diffusion.compiled import compile_blocks
 from ..ltx.diffusion.kernels import fuse
 from ..ltx.errors import InputError
 from ..ltx.models import V23
@@ -39,6 +40,7 @@ from .merging import Pairs, Patcher, merges
 if TYPE_CHECKING:
     from typing import Self
 
+CODE = "__ltx_a2v_compiled"  # the folder of compiled blocks in ComfyUI's user folder, which serves no such name
 DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
 MODEL_DTYPES = (*DTYPES, "fp8")
 """The dtypes of the transformer and of Gemma. fp8 keeps the blocks' weights in 8 bits and computes as auto does."""
@@ -246,7 +248,7 @@ class Model(Adapted):
         attend_by(self.module, self.attention)
         fuse(self.module, self.fused)
         quicken(self.module, self.fast_products)
-        compile_blocks(self.module, self.compiled)
+        compile_blocks(self.module, self.compiled, Path(folder_paths.get_user_directory(), CODE))
 
 
 def hold(module: nn.Module, device: torch.device, offload: torch.device) -> Any:

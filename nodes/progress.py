@@ -18,7 +18,7 @@ from torch import Tensor
 from ..ltx.diffusion.sample import grid
 from ..ltx.diffusion.samplers import Hooks
 from ..ltx.diffusion.tokens import Tokens
-from ..ltx.left import TimeLeft, told
+from ..ltx.left import COMPILING, TimeLeft, told
 from ..ltx.windows import Window
 from .server import running_server
 
@@ -53,8 +53,8 @@ class Progress:
 
 class StageProgress:
     """The progress of a stage over the windows of a film: the bar counts the steps of all windows that are sampled
-    here, and the node shows the window and the time left. A clip of one window has the bar alone. here: the numbers of
-    these windows, None for all."""
+    here, and the node shows the window and the time left. A clip of one window has the bar alone. In a step that
+    compiles blocks the node says so. here: the numbers of these windows, None for all."""
 
     def __init__(
         self, progress: Progress, windows: Sequence[Window], steps: int, here: Collection[int] | None = None
@@ -68,16 +68,28 @@ class StageProgress:
         """The hooks of a window. like: a latent of its size."""
         position = self._here.index(number)
         self._left.begin(0, position)
+        place = f"window {number + 1} of {self._windows}"
+        compiling = False  # whether this step compiles
 
         def on_step(done: int, total: int, x0: Tokens) -> None:
-            seconds = self._left.step(done, total)
+            nonlocal compiling
+            seconds = self._left.step(done, total, usual=not compiling)
             if self._windows > 1:  # before the bar, whose line in the API's log has the window
-                place = f"window {number + 1} of {self._windows}"
                 text = place if seconds is None else f"{place}, {told(seconds)}"
                 show_text(self._progress.node_id, text, window=f"{place}, step {done}/{total}")
+            elif compiling:
+                show_text(self._progress.node_id, "compiled")
+            compiling = False
             self._progress(position * total + done, len(self._here) * total, preview(grid(x0.video, like)))
 
-        return Hooks(on_step, self._progress.check)
+        def on_compile() -> None:
+            nonlocal compiling
+            if not compiling:  # a step compiles several forms of the block
+                text = f"{place}, {COMPILING}" if self._windows > 1 else COMPILING
+                show_text(self._progress.node_id, text)
+            compiling = True
+
+        return Hooks(on_step, self._progress.check, on_compile=on_compile)
 
 
 def show_text(node_id: str, text: str, window: str = "") -> None:

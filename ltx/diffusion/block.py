@@ -26,7 +26,6 @@ from .sight import View, attend_in_groups
 Texts = tuple[Pair, Pair | None]
 """What the streams attend to in a text: keys [1 or 2, M, heads, d] and values [1 or 2, M, D] of the video and of the
 audio. Two texts stand in one tensor."""
-COMPILED_FORMS = 64  # variants of the compiled block: passes with and without audio, STG passes, last block, sizes
 
 
 class Rows(NamedTuple):
@@ -154,20 +153,6 @@ class Block(LTX2VideoTransformerBlock):
 def adopt(model: LTX2VideoTransformer3DModel) -> None:
     """Gives the model's blocks the forward of `Block`. A second call changes nothing."""
     give_classes(model.transformer_blocks, {LTX2VideoTransformerBlock: Block})
-
-
-def compile_blocks(model: LTX2VideoTransformer3DModel, on: bool = True) -> None:
-    """Compiles the repeated block with torch.compile, once for all blocks, when it first runs. `on` False undoes it."""
-    adopt(model)
-    if on:
-        config = torch._dynamo.config
-        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch 2.6's name
-        setattr(config, limit, max(getattr(config, limit), COMPILED_FORMS))
-    for block in model.transformer_blocks:
-        if not on:
-            block._compiled_call_impl = None
-        elif block._compiled_call_impl is None:
-            block.compile()
 
 
 def _for_each(x: Tensor, sounds: int) -> Tensor:

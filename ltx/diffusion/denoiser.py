@@ -4,12 +4,14 @@ the result by the masks."""
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from .block import adopt
+from .compiled import is_compiled, telling
 from .conditioning import Conditions, Stream
 from .guidance import Guidance, needed
 from .modulation import Levels, modulation, rotary
@@ -85,20 +87,22 @@ class GuidedDenoiser:
         if self.audio.voices is not None:
             shown = replace(shown, audio=torch.cat((shown.audio, self.audio.voices.to(self.dtype))))
         running = self.passes if guided else {"cond": self.passes["cond"]}
-        results = velocities(
-            self.model,
-            shown,
-            list(running.values()),
-            self.positions,
-            adaln,
-            audio_read=not self.frozen,
-            batched=self.batched,
-            reuse=self.reuse if reused else None,
-            marked=self.video.marked,
-            texts=self.texts,
-            views=self.views,
-            on_block=self.hooks.on_block,
-        )
+        told = self.hooks.on_compile is not None and is_compiled(self.model.transformer_blocks[0])
+        with telling(self.hooks.on_compile) if told else nullcontext():
+            results = velocities(
+                self.model,
+                shown,
+                list(running.values()),
+                self.positions,
+                adaln,
+                audio_read=not self.frozen,
+                batched=self.batched,
+                reuse=self.reuse if reused else None,
+                marked=self.video.marked,
+                texts=self.texts,
+                views=self.views,
+                on_block=self.hooks.on_block,
+            )
         times = self.masks * sigma
         predictions = {
             name: Tokens(

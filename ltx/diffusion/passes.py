@@ -15,6 +15,7 @@ from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3
 from torch import Tensor, nn
 
 from .block import Pair, Rows, Texts
+from .compiled import is_compiled, with_any_sizes
 from .conditioning import TEXT_LENGTH
 from .modulation import Modulation, Modulations, Rotary, ada
 from .sight import View
@@ -253,6 +254,8 @@ def velocities(
     are kept. views: as for `Block`. on_block is called before each block and may raise to stop.
     """
     blocks, order = model.transformer_blocks, Order.of(passes)
+    if is_compiled(blocks[0]):
+        with_any_sizes(levels, positions, views)
     video_in, audio_in = model.proj_in(x.video), model.audio_proj_in(x.audio)
     vector = getattr(model, "keyframes_abs_pos_embedding", None)
     if vector is not None and marked is not None:

@@ -34,12 +34,13 @@ class Hooks:
 
     on_step: called after each step with (steps done, all steps, the denoiser's x0). on_block: called before each block
     of the transformer. trace: called with the tensors `step{k}/{in,x0,out,noise}_{video,audio}`; this x0 is the one
-    that the step used.
+    that the step used. on_compile: called within a step whenever a block begins to be compiled.
     """
 
     on_step: Callable[[int, int, Tokens], None] | None = None
     on_block: Callable[[], None] | None = None
     trace: Trace | None = None
+    on_compile: Callable[[], None] | None = None
 
     def stepped(
         self,

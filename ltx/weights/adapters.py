@@ -188,12 +188,16 @@ class Edit(nn.Module):
         return filled(self.adapter, values).change(weight)
 
 
-def combine(weight: Tensor, terms: Iterable[tuple[Callable[[Tensor], Tensor], float]]) -> Tensor:
-    """Returns W + sum of factor * change(W) for terms (change, factor), in float32 on the device of `weight`."""
+def combine(weight: Tensor, terms: Iterable[tuple[Callable[[Tensor], Tensor], float | Tensor]]) -> Tensor:
+    """Returns W + sum of factor * change(W) for terms (change, factor), in float32 on the device of `weight`. A factor
+    is a number or a tensor []."""
     weight = weight.float()
     total = weight.clone()
     for change, factor in terms:
-        total.add_(change(weight), alpha=factor)
+        if isinstance(factor, Tensor):
+            total.addcmul_(change(weight), factor)
+        else:
+            total.add_(change(weight), alpha=factor)
     return total
 
 

@@ -24,7 +24,7 @@ NEEDED = {"int8": (7, 5), "fp8": (8, 9), "nvfp4": (10, 0), "mxfp8": (10, 0)}
 
 
 def float8_product(x: Tensor, weight: Tensor, scale: float | Tensor, bias: Tensor | None) -> Tensor | None:
-    """weight: float8 [out, in]; scale: of all values, or float32 [out].
+    """weight: float8 [out, in]; scale: of all values, as a number or float32 [], or float32 [out].
 
     The input gets a scale per row from its own values. A file's own scale for the input was measured with other inputs:
     larger ones, for instance with a LoRA, would be cut off. Where torch multiplies only with one scale for all rows, as
@@ -34,12 +34,15 @@ def float8_product(x: Tensor, weight: Tensor, scale: float | Tensor, bias: Tenso
     if weight.dtype != torch.float8_e4m3fn or x.dtype not in HALVES or not aligned or not card_has("fp8", x.device):
         return None
     by_rows = x.dtype == torch.bfloat16 and rows_have_scales(x.device)
-    if not by_rows and isinstance(scale, Tensor):
+    each = isinstance(scale, Tensor) and scale.ndim == 1
+    if not by_rows and each:
         return None
     top = x.abs().amax(1, keepdim=True) if by_rows else x.abs().amax()
     factor = (top.float() / TOP).clamp_min(TINY)
     rounded = (x / factor).clamp_(-TOP, TOP).to(torch.float8_e4m3fn)
-    if not isinstance(scale, Tensor):
+    if isinstance(scale, Tensor) and not each:
+        scale = torch.ones((1, len(weight)) if by_rows else (), device=x.device) * scale
+    elif not each:
         scale = torch.full((1, len(weight)) if by_rows else (), scale, device=x.device)
     scale = scale.view(1, -1) if by_rows else scale
     return torch._scaled_mm(rounded, weight.t(), scale_a=factor, scale_b=scale, bias=bias, out_dtype=x.dtype)

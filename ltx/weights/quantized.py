@@ -64,6 +64,8 @@ class Float8:
 
     def product(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor | None:
         scale = self.factor if self.scales is None else floats(self.scales, data.device)
+        if torch.compiler.is_compiling() and self.scales is None and self.scale is not None:
+            scale = self.scale  # as for the factors of branches
         return float8_product(x, data.view(self.dtype), scale, bias)
 
 
@@ -129,10 +131,12 @@ class Branch(nn.Module):
         self.down = Leaf(down)
         self.up = Leaf(up)
 
-    def forward(self, x: Tensor, y: Tensor, scale: float) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
         """Adds it, times `scale`, to the layer's output `y` [..., out], in place and as part of the product: in all the
-        output is read and written once."""
+        output is read and written once. A scale that is a tensor [] multiplies what lies between the two products."""
         inner = self.down(lambda down: F.linear(x, down), x.device, x.dtype).flatten(0, -2)
+        if isinstance(scale, Tensor):
+            inner, scale = inner * scale, 1.0
         self.up(lambda up: y.view(-1, y.shape[-1]).addmm_(inner, up.t(), alpha=scale), x.device, x.dtype)
         return y
 
@@ -154,7 +158,8 @@ class QuantizedLinear(nn.Linear):
     """An nn.Linear over a stored weight. branches: changes with their factors.
 
     The branches are not submodules: the code that sets them also moves them to a device. If a branch is on another
-    device than the input, it is copied at each call.
+    device than the input, it is copied at each call. Compiled code reads the factors as tensors: a number would be a
+    constant of it, and every strength would be compiled anew.
     """
 
     def __init__(self, stored: Stored, bias: nn.Parameter | None) -> None:
@@ -163,8 +168,24 @@ class QuantizedLinear(nn.Linear):
         self.coding = stored.coding
         self.weight = nn.Parameter(stored.data, requires_grad=False)
         self.bias = bias
-        self.branches: tuple[tuple[Beside, float], ...] = ()
+        self.branches = ()
         self.fast = False  # whether the product may be computed in the weight's own format
+
+    @property
+    def branches(self) -> tuple[tuple[Beside, float], ...]:
+        return self._branches
+
+    @branches.setter
+    def branches(self, branches: tuple[tuple[Beside, float], ...]) -> None:
+        self._branches = branches
+        # on the CPU, whose numbers any device reads without a copy
+        self._factors = tuple(torch.tensor(scale, device="cpu") for _, scale in branches)
+
+    def _beside(self) -> list[tuple[Beside, float | Tensor]]:
+        """The branches with their factors as the caller reads them, as numbers or as tensors []."""
+        if not torch.compiler.is_compiling():
+            return list(self._branches)
+        return [(branch, scale) for (branch, _), scale in zip(self._branches, self._factors, strict=True)]
 
     def decoded(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Decodes the weight [out, in], without its branches."""
@@ -180,7 +201,8 @@ class QuantizedLinear(nn.Linear):
     def compute(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., in] → [..., out]. The bytes and the bias must be on the device of x."""
         coding, bias = self.coding_on(x.device), None if bias is None else bias.to(x.dtype)
-        edits = [(edit, scale) for edit, scale in self.branches if isinstance(edit, Edit)]
+        branches = self._beside()
+        edits = [(edit, scale) for edit, scale in branches if isinstance(edit, Edit)]
         y = coding.product(x.flatten(0, -2), data, bias) if self.fast and not edits else None
         if y is not None:
             y = y.view(*x.shape[:-1], self.out_features)
@@ -188,7 +210,7 @@ class QuantizedLinear(nn.Linear):
             y = F.linear(x, combine(coding.decode(data, torch.float32), edits).to(x.dtype), bias)
         else:
             y = F.linear(x, coding.decode(data, x.dtype), bias)
-        for branch, scale in self.branches:
+        for branch, scale in branches:
             if isinstance(branch, Branch):
                 y = branch(x, y, scale)
         return y

@@ -51,6 +51,18 @@ def test_windows_that_were_kept_take_no_time(clock: Clock) -> None:
     assert left.step(2, 2) == pytest.approx(4)
 
 
+def test_a_step_that_compiled_says_nothing_about_the_others(clock: Clock) -> None:
+    left = TimeLeft([[1.0, 1.0], [2.0, 2.0]], clock)
+    left.begin(0, 0)
+    clock.now += 60
+    assert left.step(1, 4, usual=False) is None, "nothing else is known yet"
+    clock.now += 5
+    assert left.step(2, 4) == pytest.approx(10 + 20 + 80)
+    left.begin(1, 0)
+    clock.now += 90
+    assert left.step(1, 2, usual=False) == pytest.approx(20 + 40), "by the first stage's speed"
+
+
 def test_what_a_window_costs() -> None:
     assert cost(Window(0, 16), (64, 32), 15, 4) == 4 * cost(Window(0, 16), (64, 32), 15, 1) == 16 * 64 * 32 * 60
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from functools import partialmethod
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from a2v.ltx.diffusion import denoiser, schedules
 from a2v.ltx.diffusion.acceleration import LEVELS, Acceleration, full_strength
-from a2v.ltx.diffusion.block import compile_blocks
 from a2v.ltx.diffusion.conditioning import AudioCondition, TextContext
 from a2v.ltx.diffusion.guidance import NONE, Guidance
 from a2v.ltx.diffusion.passes import Reuse
@@ -22,7 +19,7 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.latents import CHANNELS, Noise, audio_length
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx import stage
-from a2v.tests.tiny import TinyFiles, write_tiny
+from a2v.tests.tiny import TinyFiles
 from torch import Tensor, nn
 
 GUIDANCE = Guidance(3, 1, 0.7, 3)
@@ -146,23 +143,3 @@ def test_refusals() -> None:
     for wrong in ({"guided": 1.1}, {"guided": -0.1}, {"reuse": float("nan")}, {"reuse": -1}):
         with pytest.raises(InputError):
             Acceleration(**wrong)
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.soak)])
-def test_compiled_blocks(tmp_path: Path, off: Callable, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    """torch.compile of the block, whole; the perturbed pass comes out as without it. Code is made by inductor alone."""
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
-    files = write_tiny(tmp_path, seed=3, layers=1, connector_layers=1)
-    model = load_checkpoint(files.checkpoint).transformer(torch.float32)
-    one = {"sigmas": torch.tensor([1.0, 0.0])}
-    plain = sample(model, LEVELS["none"], **one)
-    compile_blocks(model)
-    torch._dynamo.reset()
-    counters = torch._dynamo.utils.counters
-    counters.clear()
-    error = off(sample(model, LEVELS["none"], **one), plain)
-    assert error < 1e-5 and (error > 0 or backend == "eager")
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
-    compile_blocks(model, False)
-    assert torch.equal(sample(model, LEVELS["none"], **one), plain)

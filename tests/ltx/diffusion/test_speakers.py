@@ -10,7 +10,8 @@ from functools import partialmethod
 
 import pytest
 import torch
-from a2v.ltx.diffusion.block import Block, adopt, compile_blocks
+from a2v.ltx.diffusion.block import Block, adopt
+from a2v.ltx.diffusion.compiled import compile_blocks
 from a2v.ltx.diffusion.conditioning import Conditions, Guide, Reference
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.modulation import Levels, modulation, rotary

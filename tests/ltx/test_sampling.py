@@ -1,0 +1,69 @@
+"""What the command's progress says of a step that compiles the transformer's blocks."""
+
+from __future__ import annotations
+
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from a2v.ltx import left
+from a2v.ltx.__main__ import Bars
+from a2v.ltx.diffusion.steering import Steering
+from a2v.ltx.sampling import Observer
+from a2v.ltx.windows import Window
+
+STEERING = Steering(torch.linspace(1, 0, 5))  # four steps
+
+
+def job(windows: int) -> SimpleNamespace:
+    plan = SimpleNamespace(
+        windows=[Window(number, 1) for number in range(windows)], two_stages=True, sizes=[(32, 32), (64, 64)]
+    )
+    return SimpleNamespace(plan=plan, steering=(STEERING, STEERING), keeps_sound=True, keeps_picture=False)
+
+
+def test_a_stage_says_that_it_compiles() -> None:
+    said: list[tuple[str, int, int]] = []
+    observer = Observer(job(1), None, lambda *phase: said.append(phase), None)
+    hooks = observer.hooks(0, 0)
+    hooks.on_compile()
+    hooks.on_compile()
+    hooks.on_step(1, 4, None)
+    hooks.on_step(2, 4, None)
+    hooks.on_compile()
+    hooks.on_step(3, 4, None)
+    assert said == [
+        ("first stage, compiling", 0, 4),
+        ("first stage", 1, 4),
+        ("first stage", 2, 4),
+        ("first stage, compiling", 2, 4),
+        ("first stage", 3, 4),
+    ]
+    observer.hooks(1, 0).on_compile()
+    assert said[-1] == ("second stage, compiling", 0, 4)
+
+
+def test_the_time_that_is_left_is_that_of_usual_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = [0.0], []
+    monkeypatch.setattr(left.TimeLeft.__init__, "__defaults__", (lambda: now[0],))
+    hooks = Observer(job(2), None, lambda *_: None, told.append).hooks(0, 0)
+    hooks.on_compile()
+    now[0] = 60
+    hooks.on_step(1, 4, None)
+    assert told == []
+    now[0] = 62
+    hooks.on_step(2, 4, None)
+    assert told == [pytest.approx(2 * (2 + 4) + 4 * 2 * 8)], "a window of the second stage costs four times as much"
+
+
+def test_the_line_is_the_stage_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    bars = Bars()
+    for phase in (("first stage, compiling", 0, 4), ("first stage", 1, 4), ("decode", 0, 1)):
+        bars(*phase)
+    bars.close()
+    assert "first stage, compiling:   0%" in screen.getvalue()
+    assert screen.getvalue().count("\n") == 2, "one line for the stage, one for the decoding"

@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--stg-blocks", type=int, nargs="+", default=[], metavar="N", help="blocks that STG perturbs")
     _add_computing(p)
-    p.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep encoded prompts here, for later runs")
+    p.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep encoded prompts and compiled blocks here")
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     p.add_argument("--trace", type=Path, metavar="FILE.safetensors", help="write the run's tensors")
     p.add_argument(
@@ -162,7 +162,7 @@ def _add_computing(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="multiply fp8, int8, NVFP4 and MXFP8 weights in their own format where the card can; not exact",
     )
-    p.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks")
+    p.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks; pays in long films")
     p.add_argument("--fused", action="store_true", help="Triton kernels for norms and rotations; not yet measured")
     p.add_argument("--attention", choices=BACKENDS, default=TORCH, help="what computes attention; sage is not exact")
     p.add_argument(

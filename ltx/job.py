@@ -63,7 +63,7 @@ class Files:
     video_vae: Path | None = None  # this and the next two are for parts that the checkpoint does not have
     audio_vae: Path | None = None
     connectors: Path | None = None
-    contexts: Path | None = None  # a folder that keeps encoded prompts
+    contexts: Path | None = None  # a folder that keeps encoded prompts and compiled blocks
     expander: Path | None = None  # the model that writes prompts, instead of the text encoder
     sections: Path | None = None  # the folder of the images that a timeline names
     video: Path | None = None  # the source, of which a part is made anew

@@ -118,10 +118,11 @@ def test_a_form_is_compiled_once_and_serves_all_sizes(files: TinyFiles) -> None:
 @pytest.mark.timeout(900)
 def test_more_forms(files: TinyFiles) -> None:
     counted = Counted(transformer(files), transformer(files))
-    assert counted(images=(IMAGE, END), guidance=GUIDED) == (1, 0), "an end image: each token has its own time"
-    assert counted(images=(FAINT, (16, 0.9)), guidance=GUIDED, size=LARGE) == (0, 0)
+    assert counted(images=(IMAGE,), guidance=GUIDED) == (1, 0)
+    assert counted(images=(FAINT, END), guidance=GUIDED, size=LARGE) == (0, 0), "more levels, and a keyframe's tokens"
     assert counted(strength=0.5, guidance=GUIDED) == (1, 0), "the sound is made, too"
     assert counted(strength=0.7, guidance=GUIDED, size=LARGE) == (0, 0)
+    assert counted(strength=0.5, images=(IMAGE,), size=LARGE) == (1, 0)
 
 
 @pytest.mark.usefixtures("eager")

@@ -90,7 +90,8 @@ class _Meter(Rehearsal):
             return result
         if name == "copy_" or "out" in kwargs:  # the target is only written
             given = _tensors(args[1:] if name == "copy_" else args)
-        self.cost.add(given, made, _flops(name, given) if name in PRODUCTS else 0)
+        kind = name.removesuffix("_")  # in place or not
+        self.cost.add(given, made, _flops(kind, given) if kind in PRODUCTS else 0)
         return result
 
     def _is_there(self, tensor: Tensor) -> bool:

@@ -49,6 +49,7 @@ STEPS = 15
 LARGE = {"layers": 48, "heads": 32, "head_dim": 128}
 LITTLE = {"layers": 3, "heads": 2, "head_dim": 16}
 SPREAD = 0.02  # deviation of the random weights, which keeps activations near unit size
+STRENGTH = 0.5  # of a LoRA, as the distilled one has it in the second stage
 CLOSE = {torch.bfloat16: 0.2, torch.float32: 1e-5}
 """Largest relative L2 of a guided step against float32 on the same weights. Measured in bfloat16: ours 0.07, the
 official code 0.12. Two sides in bfloat16 are too far apart (0.13) to say anything about each other."""
@@ -172,6 +173,23 @@ def widened(model: nn.Module) -> nn.Module:
     return model
 
 
+def random_pair(layer: nn.Linear, rank: int, kind: torch.dtype | None = None) -> nn.Module:
+    """A LoRA pair of this rank, or of the layer's smaller side, on its device. kind: its dtype, by default `dtype()`.
+    It changes the weight by a twentieth or so."""
+    from a2v.ltx.weights.adapters import LowRank
+    from a2v.ltx.weights.quantized import beside
+
+    place = layer.weight.device
+    rank = min(rank, layer.in_features, layer.out_features)
+    shapes = (rank, layer.in_features), (layer.out_features, rank)
+    down, up = (torch.empty(shape, dtype=kind or dtype(), device=place) for shape in shapes)
+    if place.type != "meta":
+        generator = torch.Generator(place).manual_seed(rank)
+        down.normal_(0, SPREAD, generator=generator)
+        up.normal_(0, 0.05 / rank**0.5, generator=generator)
+    return beside(LowRank(down, up, 1.0))
+
+
 def prepare(
     model: nn.Module,
     fp8: bool = False,
@@ -179,16 +197,21 @@ def prepare(
     fused: bool = False,
     compiled: bool = False,
     attention: str | None = None,
+    rank: int = 0,
 ) -> None:
-    """Makes the model compute in one of the ways of `Compute`. It stays so, and fp8 rounds its weights for good."""
+    """Makes the model compute in one of the ways of `Compute`. It stays so, and fp8 rounds its weights for good. rank:
+    of a LoRA on all quantized layers, as the published distilled one is; 0 for none."""
     from a2v.ltx.diffusion.attention import attend_by
     from a2v.ltx.diffusion.block import adopt, compile_blocks
     from a2v.ltx.diffusion.kernels import fuse
-    from a2v.ltx.weights.quantized import quantize, quicken
+    from a2v.ltx.weights.quantized import QuantizedLinear, quantize, quicken
 
     adopt(model)
     if fp8:
         quantize(model, on=model.proj_in.weight.device, to=model.proj_in.weight.device)
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLinear):
+            layer.branches = ((random_pair(layer, rank), STRENGTH),) if rank else ()
     quicken(model, fast)
     fuse(model, fused)
     if attention is not None:

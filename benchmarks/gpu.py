@@ -3,8 +3,9 @@ clip with frozen audio. Our side runs exactly and at each acceleration level, th
 measures seconds per step and peak memory. Before, both sides compute a step that is compared with float32.
 
 It reads no checkpoint, because both sides make the same weights from the names of the parameters. It needs CUDA with
-45 GB of memory, because one model at a time is there. `python benchmarks --small gpu` runs all of it at a toy size on a
-CPU.
+45 GB of memory, because one model at a time is there, and 20 GB of host memory for offloading. By the times that were
+measured on an H200 and the eight models that are built it takes about seven minutes there. `python benchmarks --small
+gpu` runs all of it at a toy size on a CPU.
 
 The device machine has torch, transformers and einops, but not diffusers, PyAV and the peers. Run this once in the root
 of the repository:
@@ -219,6 +220,26 @@ def prepare(
     compile_blocks(model, compiled)
 
 
+def offloaded(model: nn.Module, on: bool) -> AbstractContextManager[Any]:
+    """Inside `with`, the model's blocks wait in host memory, if `on`; afterwards they are on the device again."""
+    if not on:
+        return contextlib.nullcontext()
+    from a2v.ltx.memory.offload import offload_transformer
+
+    place = model.proj_in.weight.device
+
+    @contextlib.contextmanager
+    def waiting() -> Iterator[None]:
+        model.transformer_blocks.to("cpu")
+        try:
+            with offload_transformer(model, place):
+                yield
+        finally:
+            model.transformer_blocks.to(place)
+
+    return waiting()
+
+
 @torch.inference_mode()
 def ours(
     size: dict[str, Any],
@@ -231,10 +252,12 @@ def ours(
     measured: Measure = clock,
     exact: bool = False,
     how: dict[str, Any] | None = None,
+    offload: bool = False,
 ) -> dict[str, Any]:
     """Runs both stages at a level. save: run only one exact guided step to sigma 0 and write its latent there. image:
     whether there is a first image. room: as for `sample`. exact: in float32, which the model stays in. how: as for
-    `prepare`."""
+    `prepare`; a compiled model runs a step of both stages before, "start" is its seconds beyond those of a step.
+    offload: whether the blocks wait in host memory."""
     from a2v.ltx.diffusion.acceleration import LEVELS
     from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
     from a2v.ltx.diffusion.guidance import Guidance
@@ -260,15 +283,23 @@ def ours(
         latent, _, _ = sample(model, blank, guided, steering, Noise(1), device=place, room=room)
         save_file({"latent": latent.float().cpu().contiguous()}, save)
         return {}
-    with measured(len(sigmas) - 1) as one:
-        steering = Steering(sigmas, guidance, acceleration=LEVELS[level])
-        latent, after, noise = sample(model, blank, guided, steering, Noise(1), device=place, room=room)
-    guides = tuple(Guide(doubled(guide.latent), 0, 1.0) for guide in guides)
-    with measured(len(REFINE) - 1) as two:
-        refine = Steering(torch.tensor(REFINE))
-        last = Conditions(positive, after, guides=guides)
-        sample(model, doubled(latent), last, refine, noise, device=place, room=room)
-    return both(one, two, len(sigmas) - 1)
+    larger = tuple(Guide(doubled(guide.latent), 0, 1.0) for guide in guides)
+
+    def stages(sigmas: Tensor, refine: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+        with measured(len(sigmas) - 1) as one:
+            steering = Steering(sigmas, guidance, acceleration=LEVELS[level])
+            latent, after, noise = sample(model, blank, guided, steering, Noise(1), device=place, room=room)
+        with measured(len(refine) - 1) as two:
+            last = Conditions(positive, after, guides=larger)
+            sample(model, doubled(latent), last, Steering(refine), noise, device=place, room=room)
+        return one, two
+
+    refine = torch.tensor(REFINE)
+    with offloaded(model, offload):
+        early = stages(sigmas[-2:], refine[-2:]) if (how or {}).get("compiled") else ()
+        one, two = stages(sigmas, refine)
+    start = sum(step["step"] for step in early) - (one["step"] + two["step"] if early else 0.0)
+    return {**both(one, two, len(sigmas) - 1), "start": max(start, 0.0)}
 
 
 def doubled(latent: Tensor) -> Tensor:
@@ -367,6 +398,38 @@ def official(
     with measured(len(REFINE) - 1) as two:
         one_stage(whole, refine, plain, noise_scale=REFINE[0], initial_video_latent=doubled(latent).to(kind))
     return both(one, two, steps)
+
+
+@cache
+def decoder(channels: int) -> nn.Module:
+    """The video VAE with random weights. channels: of its last block, 128 in the published one."""
+    from a2v.ltx.weights.configs import video_vae_config
+    from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
+
+    with torch.device("meta"):
+        vae = AutoencoderKLLTX2Video(**video_vae_config({"decoder_base_channels": channels}, "a benchmark"))
+    vae = randomise(vae, None, None)
+    vae.latents_mean.zero_()
+    vae.latents_std.fill_(1)
+    return vae
+
+
+@torch.inference_mode()
+def decode(size: dict[str, Any], clip: list[int], steps: int, tiled: bool) -> dict[str, Any]:
+    """Decodes a clip, in tiles or as one: the seconds of the second of two runs, and the peak above the weights."""
+    from a2v.ltx.diffusion.decode import Tiling, decode_video
+    from a2v.ltx.latents import CHANNELS, video_shape
+
+    vae, whole = decoder(4 * size["heads"]), Clip(*clip)
+    shape = video_shape(whole.frames, whole.height, whole.width)
+    latent = torch.randn(1, CHANNELS, *shape, generator=torch.Generator().manual_seed(4))
+    weights = sum(parameter.nbytes for parameter in vae.parameters())
+    for _ in range(2):  # the first run chooses the convolutions' algorithms
+        with clock(1) as found:
+            frames = sum(len(part) for part in decode_video(vae, latent, Tiling() if tiled else None))
+    if frames != whole.frames:
+        raise AssertionError(f"{frames} frames were decoded, not {whole.frames}")
+    return {"stages": found["step"], "allocated": max(found.get("allocated", 0) - weights, 0)}
 
 
 def check(ours: float, official: float, kind: torch.dtype | None = None) -> None:

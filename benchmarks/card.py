@@ -1,4 +1,4 @@
-"""The parts of the benchmark on a GPU, and their table. gpu.py computes each part, in a process of its own.
+"""The parts of the benchmark on a GPU, and their table. gpu.py computes each part, those of one model in one process.
 
 Each finished part is kept in benchmarks/results/gpu.parts.json until the table is whole, so that a run that was cut
 goes on. Where $OUT is set, as on the device machine, the file is there as well.
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from a2v.benchmarks.cost import LORA_SHARE
 from a2v.benchmarks.gpu import CLIP, LARGE, LITTLE, STEPS, TOY, check, device, dtype
+from a2v.benchmarks.layers import RANK
 from a2v.benchmarks.measure import MISSING, RESULTS, Ratio, Table, middle, sides, version
 from a2v.benchmarks.parts import Parts, Result, code
 from a2v.ltx.diffusion.attention import BACKENDS, MATH, TORCH, check_attention
@@ -20,25 +22,29 @@ from a2v.ltx.errors import InputError
 from safetensors.torch import load_file
 
 LEVELS = ("none", "regular", "high", "full")
-WANTED = {"none": "≤ 0.85", "regular": "≤ 0.65", "high": "≤ 0.45"}
+FAST = "fp8, fast products"
+TILED, WHOLE = DECODING = ("decoding, in tiles", "decoding, as one tile")
+FIGURES = ("first", "second", "stages")
+WANTED: dict[str, tuple[float, ...]] = {"none": (0.55, 0.85, 0.60), "regular": (0.65,), "high": (0.45,), FAST: (0.45,)}
+"""The largest ratios to the official code: of the first stage, of the second one, and of both."""
 COLUMNS = (
     "transformer",
     "first stage, per step",
     "ratio",
-    "wanted",
     "second stage, per step",
-    "2 stages",
     "ratio",
+    "2 stages, or decoding",
+    "ratio",
+    "ratios wanted",
+    "kept",
+    "until the first step",
     "peak",
 )
 
 
 def ways() -> dict[str, dict[str, Any]]:
-    """Name → how our side computes there, at level none: see `gpu.prepare`. What this machine cannot do is left out."""
-    found: dict[str, dict[str, Any]] = {
-        "fp8, decoded": {"fp8": True},
-        "fp8, fast products": {"fp8": True, "fast": True},
-    }
+    """Name → how our side computes there, at level none: see `gpu.ours`. What this machine cannot do is left out."""
+    found: dict[str, dict[str, Any]] = {}
     for name in BACKENDS.keys() - {TORCH, MATH}:
         try:
             check_attention(name, device(), dtype())
@@ -47,7 +53,19 @@ def ways() -> dict[str, dict[str, Any]]:
         found[f"attention {name}"] = {"attention": name}
     if torch.cuda.is_available():
         found |= {"fused kernels": {"fused": True}, "torch.compile": {"compiled": True}}
-    return dict(sorted(found.items()))
+    return {name: {"how": how} for name, how in sorted(found.items())} | in_fp8()
+
+
+def in_fp8() -> dict[str, dict[str, Any]]:
+    """The ways whose model is rounded for good. The blocks wait in host memory last, because that moves all of them."""
+    lora = {"fp8": True, "rank": RANK}
+    return {
+        "fp8, decoded": {"how": {"fp8": True}},
+        f"fp8, LoRA of rank {RANK}": {"how": lora},
+        FAST: {"how": {"fp8": True, "fast": True}},
+        f"{FAST}, LoRA of rank {RANK}": {"how": {**lora, "fast": True}},
+        "fp8, offload": {"how": {"fp8": True}, "offload": True},
+    }
 
 
 def identity(job: dict[str, Any], rounds: int) -> dict[str, Any]:
@@ -76,14 +94,14 @@ def gpu(folder: Path, small: bool = False, rounds: int = 2) -> Table | None:
 
 
 def _errors(job: dict[str, Any], folder: Path, log: Path) -> Result:
-    """The errors of a guided step of both sides against float32 on the same weights. One model at a time is there."""
+    """The errors of a guided step of both sides against float32 on the same weights. One model at a time is there; ours
+    is widened to float32 in its place."""
     files = {name: str(folder / f"{name}.safetensors") for name in ("exact", "ours", "official")}
-    for name, file in files.items():
-        with sides("gpu", log=log) as (side,):
-            if name == "official":
-                side("official", **job, save=file)
-            else:
-                side("ours", **job, level="none", save=file, exact=name == "exact")
+    with sides("gpu", log=log) as (side,):
+        for name in ("ours", "exact"):
+            side("ours", **job, level="none", save=files[name], exact=name == "exact")
+    with sides("gpu", log=log) as (side,):
+        side("official", **job, save=files["official"])
     truth, *others = (load_file(file)["latent"] for file in files.values())
     return {
         name: float((latent - truth).norm() / truth.norm())
@@ -92,7 +110,8 @@ def _errors(job: dict[str, Any], folder: Path, log: Path) -> Result:
 
 
 def _measured(parts: Parts, job: dict[str, Any], rounds: int, log: Path) -> dict[str, list[Result]]:
-    """The runs of each row by its name: the official side and our levels in turns, then our other ways, once each."""
+    """The runs of each row by its name: the official side and our levels in turns, our other ways once each. A process
+    builds one model; what leaves it as it is follows the levels there."""
     found: dict[str, list[Result]] = {name: [] for name in ("official", *LEVELS)}
 
     def all_of(number: int, calls: dict[str, tuple[str, dict[str, Any]]]) -> None:
@@ -103,11 +122,14 @@ def _measured(parts: Parts, job: dict[str, Any], rounds: int, log: Path) -> dict
                 run: Callable[[], Result] = lambda f=function, a=arguments: started[0](f, **job, **a)  # noqa: E731
                 found.setdefault(name, []).append(parts.get(f"{name}, round {number + 1}", run))
 
+    every = {name: ("ours", {"level": "none", **how}) for name, how in ways().items()}
+    rounded = {name: every.pop(name) for name in in_fp8()}
     for number in range(rounds):
         all_of(number, {"official": ("official", {})})
-        all_of(number, {level: ("ours", {"level": level}) for level in LEVELS})
-    for name, how in ways().items():
-        all_of(0, {name: ("ours", {"level": "none", "how": how})})
+        calls = {level: ("ours", {"level": level}) for level in LEVELS}
+        all_of(number, calls | (every if number == 0 else {}))
+    all_of(0, rounded)
+    all_of(0, {name: ("decode", {"tiled": name == TILED}) for name in DECODING})
     return found
 
 
@@ -115,30 +137,41 @@ def _table(found: dict[str, list[Result]], errors: Result, size: dict[str, Any],
     base, rows = found["official"], []
     numbers: dict[str, float] = {"error": errors["ours"], "official error": errors["official"]}
     for name, runs in found.items():
+        peak = f"{max(r['allocated'] for r in runs) / 1e9:.1f} GB" if runs[0]["allocated"] else MISSING
+        if name in DECODING:
+            seconds = f"{middle([r['stages'] for r in runs])} s"
+            rows.append((f"ours, {name}", *(MISSING,) * 4, seconds, *(MISSING,) * 4, peak))
+            numbers[f"{name} seconds"] = runs[0]["stages"]
+            continue
         # The time of a step is the mean of all steps, because a level leaves work out in some of them.
-        first, stages = (
-            Ratio([r[key] for r in runs], [r[key] for r in base[: len(runs)]]) for key in ("first", "stages")
-        )
-        ours = name != "official"
+        ratios = [Ratio([r[key] for r in runs], [r[key] for r in base[: len(runs)]]) for key in FIGURES]
+        ours, wanted = name != "official", WANTED.get(name, ())
+        kept = ["yes" if ratio.median <= most else "no" for ratio, most in zip(ratios, wanted, strict=False)]
+        spent = [f"{middle([r[key] for r in runs], digits)} s" for key, digits in zip(FIGURES, (3, 3, 1), strict=True)]
+        shown = [text for time, ratio in zip(spent, ratios, strict=True) for text in (time, str(ratio))]
+        start = max(r.get("start", 0) for r in runs)
         rows.append(
             (
                 f"ours, {name}" if ours else "official, eager",
-                f"{middle([r['first'] for r in runs], 3)} s",
-                str(first) if ours else MISSING,
-                WANTED.get(name, MISSING),
-                f"{middle([r['second'] for r in runs], 3)} s",
-                f"{middle([r['stages'] for r in runs], 1)} s",
-                str(stages) if ours else MISSING,
-                f"{max(r['allocated'] for r in runs) / 1e9:.1f} GB" if runs[0]["allocated"] else MISSING,
+                *(shown if ours else (text for time in spent for text in (time, MISSING))),
+                ", ".join(f"≤ {most:.2f}" for most in wanted) or MISSING,
+                ", ".join(kept) or MISSING,
+                f"{start:.0f} s" if start >= 1 else MISSING,
+                peak,
             )
         )
-        numbers |= {f"{name} first": first.median, f"{name} stages": stages.median}
+        numbers |= {f"{name} {key}": ratio.median for key, ratio in zip(FIGURES, ratios, strict=True)}
+    lora = found[f"fp8, LoRA of rank {RANK}"][0], found["fp8, decoded"][0]
+    numbers["LoRA on fp8, share"] = max(lora[0][key] / lora[1][key] - 1 for key in ("first", "second"))
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     notes = (
         f"{name}; {clip.width}×{clip.height}×{clip.frames}, {steps} + 3 steps, {size['layers']} blocks, random "
         f"weights in {str(dtype()).removeprefix('torch.')}, frozen audio; `full` takes the 8 distilled steps, and the "
-        "rows below it are at level none, run once; the first steps of torch.compile include compiling. The peak is "
-        "allocated memory with the weights, without upscaler, text encoder and decoder. The guided x0 of a step "
+        "rows below it are at level none, run once. Measured; the ratios wanted are those of the first stage, of the "
+        "second one and of both. What torch.compile needs until its first steps is not in the time of a step. The peak "
+        "is allocated memory with the weights, without upscaler, text encoder and decoder, and that of decoding is "
+        "without the decoder's weights. A LoRA on decoded fp8 weights adds at most "
+        f"{numbers['LoRA on fp8, share']:.0%} to a step; wanted is at most {LORA_SHARE:.0%}. The guided x0 of a step "
         f"differs by {errors['ours']:.1e} from the same in float32, that of the official code with the rules of its "
         f"version 1.2 by {errors['official']:.1e}.",
     )

@@ -7,10 +7,10 @@ which reads each input once and writes its result once; a view is free.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -20,11 +20,29 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-CARDS = {  # dense bfloat16 products with float32 sums, FLOP/s; memory, bytes/s; from the makers' data sheets
-    "H100": (989e12, 3.35e12),
-    "H200": (989e12, 4.8e12),
-    "RTX 5090": (209.5e12, 1.79e12),
-    "RTX 4090": (165.2e12, 1.008e12),
+HALF, FP8, INT8, FP4 = "bf16", "fp8", "int8", "nvfp4"
+"""What matrix units multiply: both factors in this format."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card by its maker's data sheet. products: dense ones with sums in 32 bits, FLOP/s by their format; memory:
+    bytes/s; room: bytes; link: bytes/s from the host, one way, of 16 lanes of PCI Express."""
+
+    products: Mapping[str, float]
+    memory: float
+    room: float
+    link: float
+
+
+PCIE_4, PCIE_5 = 31.5e9, 63e9
+CARDS = {
+    "H100": Card({HALF: 989e12, FP8: 1979e12, INT8: 1979e12}, 3.35e12, 80 * 2**30, PCIE_5),
+    "H200": Card({HALF: 989e12, FP8: 1979e12, INT8: 1979e12}, 4.8e12, 141e9, PCIE_5),
+    "RTX 5090": Card({HALF: 209.5e12, FP8: 419e12, INT8: 838e12, FP4: 1676e12}, 1.79e12, 32 * 2**30, PCIE_5),
+    "RTX 4090": Card({HALF: 165.2e12, FP8: 330.3e12, INT8: 660.6e12}, 1.008e12, 24 * 2**30, PCIE_4),
+    "RTX 5080": Card({HALF: 112.6e12, FP8: 225.1e12, INT8: 450.2e12, FP4: 900.4e12}, 0.96e12, 16 * 2**30, PCIE_5),
+    "RTX 4070": Card({HALF: 58.3e12, FP8: 116.6e12, INT8: 233.2e12}, 0.504e12, 12 * 2**30, PCIE_4),
 }
 DEVICE = torch.device("meta")
 """What stands for the GPU: code that is counted names it as its device."""
@@ -50,21 +68,42 @@ class Cost:
     waits: float = 0
     seconds: tuple[float, ...] = (0.0,) * len(CARDS)
 
-    def add(self, given: list[Tensor], made: list[Tensor], flops: float = 0) -> None:
-        """Counts one operation."""
+    def add(self, given: list[Tensor], made: list[Tensor], flops: float = 0, kind: str = HALF) -> None:
+        """Counts one operation. kind: the format of its products; a card that lacks it takes for ever."""
         moved = sum(read(tensor) for tensor in {id(t): t for t in given}.values()) + sum(map(read, made))
         self.flops += flops
         self.bytes += moved
         self.launches += 1
         each = zip(self.seconds, CARDS.values(), strict=True)
-        self.seconds = tuple(before + max(flops / products, moved / memory) for before, (products, memory) in each)
+        self.seconds = tuple(
+            before + max(flops / card.products[kind] if kind in card.products else inf, moved / card.memory)
+            for before, card in each
+        )
+
+    def plus(self, other: Cost, times: float = 1.0) -> Cost:
+        """This and `times` the other one."""
+        names = ("flops", "bytes", "launches", "waits")
+        numbers = (getattr(self, name) + times * getattr(other, name) for name in names)
+        each = zip(self.seconds, other.seconds, strict=True)
+        return Cost(*numbers, tuple(own + times * further for own, further in each))
 
     def per(self, steps: int, before: Cost) -> Cost:
         """What came after `before`, by step."""
-        names = ("flops", "bytes", "launches", "waits")
-        numbers = ((getattr(self, name) - getattr(before, name)) / steps for name in names)
-        each = zip(self.seconds, before.seconds, strict=True)
-        return Cost(*numbers, tuple((after - start) / steps for after, start in each))
+        return Cost().plus(self, 1 / steps).plus(before, -1 / steps)
+
+
+Call = tuple[int, int, int, bool]
+"""A call of a linear layer: tokens, width of the input, width of the output, whether it has a bias."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of one stage. peak: the most bytes alive at once beside the weights; calls: how often each linear layer of
+    the blocks is called, by what its cost depends on."""
+
+    cost: Cost
+    peak: int
+    calls: Mapping[Call, float] = field(default_factory=dict)
 
 
 class _Meter(Rehearsal):
@@ -90,7 +129,8 @@ class _Meter(Rehearsal):
             return result
         if name == "copy_" or "out" in kwargs:  # the target is only written
             given = _tensors(args[1:] if name == "copy_" else args)
-        self.cost.add(given, made, _flops(name, given) if name in PRODUCTS else 0)
+        kind = name.removesuffix("_")  # in place or not
+        self.cost.add(given, made, _flops(kind, given) if kind in PRODUCTS else 0)
         return result
 
     def _is_there(self, tensor: Tensor) -> bool:

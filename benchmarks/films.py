@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ BLOCK = 240  # frames that are compared with the ones before them at a time
 CORNER = 8  # pixels of the ground at the upper left
 SINGLE = 121  # frames of a clip without windows
 LEAST = 0.8  # of a minute's correlation
-WANTED = {"correlation": f"≥ {LEAST}", "drift": "≤ 8", "join": "≤ 2", "words": "all"}
+WANTED = {"correlation": f"≥ {LEAST}", "drift": "≤ 8", "join": "≤ 2", "words": "≥ 100 %"}
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,19 @@ def table(found: dict[str, dict[str, Any]]) -> Table:
         for key, value in {**figures, "minutes": min(figures["minutes"])}.items()
         if isinstance(value, float | int)
     }
-    return Table("Films in windows", columns, rows, notes, numbers)
+    return Table("Films in windows", columns, rows, notes, numbers).judged(of_rows(numbers, list(found)))
+
+
+def of_rows(numbers: Mapping[str, float], films: Sequence[str]) -> list[list[float]]:
+    """The figures for which something is wanted, of all films, in the order of the rows."""
+
+    def each(name: str, factor: float = 1.0) -> list[float]:
+        return [factor * numbers[f"{film}: {name}"] for film in films]
+
+    grown = [
+        100 * max(numbers.get(f"{film}: {stage} stage, grown", 0.0) for stage in ("first", "second")) for film in films
+    ]
+    return [each("minutes"), each("lag"), each("ground"), each("face"), each("join"), each("words", 100), grown]
 
 
 def pace(figures: dict[str, Any], stage: str) -> str:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 KINDS = {
     "fp8, a scale for all values": "float8",
     "fp8, a scale a row": "float8_rows",
+    "fp8 E5M2, a scale for all values": "float8_e5m2",
     "int8, a scale for all values": "int8",
     "int8, a scale a row": "int8_rows",
     "int8, rotated (ConvRot)": "convrot",
@@ -38,10 +39,13 @@ KINDS = {
     "NVFP4": "nvfp4",
     "GGUF Q8_0": "Q8_0",
     "GGUF Q5_1": "Q5_1",
+    "GGUF Q5_0": "Q5_0",
+    "GGUF Q4_1": "Q4_1",
     "GGUF Q4_0": "Q4_0",
 }
 WIDTH = 4096  # of the published model
-GGUF = ("Q8_0", "Q5_1", "Q4_0")
+GGUF = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+SMALLEST = ("MXFP8", "NVFP4")
 
 
 def encoded(weight: Tensor, kind: str) -> Stored:
@@ -51,6 +55,9 @@ def encoded(weight: Tensor, kind: str) -> Stored:
     if kind == "float8_rows":
         scale = weight.abs().amax(1, keepdim=True) / 448
         return float8((weight / scale).to(torch.float8_e4m3fn), scale)
+    if kind == "float8_e5m2":
+        scale = weight.abs().amax() / torch.finfo(torch.float8_e5m2).max
+        return float8((weight / scale).to(torch.float8_e5m2), scale)
     if kind in GGUF:
         import gguf
 
@@ -107,7 +114,8 @@ def write(source: Path, target: Path, kind: str) -> None:
     if kind in GGUF:
         layouts.write_gguf(source, target, kind)
     elif kind.startswith("float8"):
-        layouts.write_fp8(source, target, "rows" if kind == "float8_rows" else "scaled_fp8")
+        dtype = torch.float8_e5m2 if kind == "float8_e5m2" else torch.float8_e4m3fn
+        layouts.write_fp8(source, target, "rows" if kind == "float8_rows" else "scaled_fp8", dtype=dtype)
     else:
         layouts.write_blocks(source, target, kind, spare=False)
 
@@ -135,7 +143,7 @@ def of_clips(folder: Path, steps: int, kinds: dict[str, str]) -> dict[str, tuple
 
 def formats(folder: Path, small: bool = False) -> Table:
     heads = {"heads": 2, "head_dim": 128} if small else {key: LARGE[key] for key in ("heads", "head_dim")}
-    kinds = dict(list(KINDS.items())[5:7]) if small else KINDS
+    kinds = {name: KINDS[name] for name in SMALLEST} if small else KINDS
     blocks, clips = of_blocks({"layers": 1, **heads}), of_clips(folder, 2 if small else 15, kinds)
     rows, numbers = [], {}
     for name, (bits, weight, block) in blocks.items():
@@ -153,6 +161,8 @@ def formats(folder: Path, small: bool = False) -> Table:
         "weights differ more from format to format. The miniature's layers are 128 and 64 wide, so its rotation turns "
         "64 columns and not 256, and each of its 5 blocks counts for more than one of 48. All linear layers of its "
         "blocks are rounded, while the official files leave some blocks in 16 bits.",
+        "fp8 is E4M3 where nothing else is said. The K kinds of GGUF (Q6_K to Q2_K) are read, but not measured here, "
+        "because the gguf package cannot write them.",
         "These are errors of the weights alone: every format is decoded and multiplied in the model's dtype. Fast "
         "products (`--fast-products`) round the inputs of the layers, too.",
     )

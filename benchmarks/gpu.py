@@ -3,8 +3,9 @@ clip with frozen audio. Our side runs exactly and at each acceleration level, th
 measures seconds per step and peak memory. Before, both sides compute a step that is compared with float32.
 
 It reads no checkpoint, because both sides make the same weights from the names of the parameters. It needs CUDA with
-45 GB of memory, because one model at a time is there. `python benchmarks --small gpu` runs all of it at a toy size on a
-CPU.
+45 GB of memory, because one model at a time is there, and 20 GB of host memory for offloading. By the times that were
+measured on an H200 and the eight models that are built it takes about seven minutes there. `python benchmarks --small
+gpu` runs all of it at a toy size on a CPU.
 
 The device machine has torch, transformers and einops, but not diffusers, PyAV and the peers. Run this once in the root
 of the repository:
@@ -49,6 +50,7 @@ STEPS = 15
 LARGE = {"layers": 48, "heads": 32, "head_dim": 128}
 LITTLE = {"layers": 3, "heads": 2, "head_dim": 16}
 SPREAD = 0.02  # deviation of the random weights, which keeps activations near unit size
+STRENGTH = 0.5  # of a LoRA, as the distilled one has it in the second stage
 CLOSE = {torch.bfloat16: 0.2, torch.float32: 1e-5}
 """Largest relative L2 of a guided step against float32 on the same weights. Measured in bfloat16: ours 0.07, the
 official code 0.12. Two sides in bfloat16 are too far apart (0.13) to say anything about each other."""
@@ -172,6 +174,23 @@ def widened(model: nn.Module) -> nn.Module:
     return model
 
 
+def random_pair(layer: nn.Linear, rank: int, kind: torch.dtype | None = None) -> nn.Module:
+    """A LoRA pair of this rank, or of the layer's smaller side, on its device. kind: its dtype, by default `dtype()`.
+    It changes the weight by a twentieth or so."""
+    from a2v.ltx.weights.adapters import LowRank
+    from a2v.ltx.weights.quantized import beside
+
+    place = layer.weight.device
+    rank = min(rank, layer.in_features, layer.out_features)
+    shapes = (rank, layer.in_features), (layer.out_features, rank)
+    down, up = (torch.empty(shape, dtype=kind or dtype(), device=place) for shape in shapes)
+    if place.type != "meta":
+        generator = torch.Generator(place).manual_seed(rank)
+        down.normal_(0, SPREAD, generator=generator)
+        up.normal_(0, 0.05 / rank**0.5, generator=generator)
+    return beside(LowRank(down, up, 1.0))
+
+
 def prepare(
     model: nn.Module,
     fp8: bool = False,
@@ -179,22 +198,47 @@ def prepare(
     fused: bool = False,
     compiled: bool = False,
     attention: str | None = None,
+    rank: int = 0,
 ) -> None:
-    """Makes the model compute in one of the ways of `Compute`. It stays so, and fp8 rounds its weights for good."""
+    """Makes the model compute in one of the ways of `Compute`. It stays so, and fp8 rounds its weights for good. rank:
+    of a LoRA on all quantized layers, as the published distilled one is; 0 for none."""
     from a2v.ltx.diffusion.attention import attend_by
     from a2v.ltx.diffusion.block import adopt
     from a2v.ltx.diffusion.compiled import compile_blocks
     from a2v.ltx.diffusion.kernels import fuse
-    from a2v.ltx.weights.quantized import quantize, quicken
+    from a2v.ltx.weights.quantized import QuantizedLinear, quantize, quicken
 
     adopt(model)
     if fp8:
         quantize(model, on=model.proj_in.weight.device, to=model.proj_in.weight.device)
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLinear):
+            layer.branches = ((random_pair(layer, rank), STRENGTH),) if rank else ()
     quicken(model, fast)
     fuse(model, fused)
     if attention is not None:
         attend_by(model, attention)
     compile_blocks(model, compiled)
+
+
+def offloaded(model: nn.Module, on: bool) -> AbstractContextManager[Any]:
+    """Inside `with`, the model's blocks wait in host memory, if `on`; afterwards they are on the device again."""
+    if not on:
+        return contextlib.nullcontext()
+    from a2v.ltx.memory.offload import offload_transformer
+
+    place = model.proj_in.weight.device
+
+    @contextlib.contextmanager
+    def waiting() -> Iterator[None]:
+        model.transformer_blocks.to("cpu")
+        try:
+            with offload_transformer(model, place):
+                yield
+        finally:
+            model.transformer_blocks.to(place)
+
+    return waiting()
 
 
 @torch.inference_mode()
@@ -209,10 +253,12 @@ def ours(
     measured: Measure = clock,
     exact: bool = False,
     how: dict[str, Any] | None = None,
+    offload: bool = False,
 ) -> dict[str, Any]:
     """Runs both stages at a level. save: run only one exact guided step to sigma 0 and write its latent there. image:
     whether there is a first image. room: as for `sample`. exact: in float32, which the model stays in. how: as for
-    `prepare`."""
+    `prepare`; a compiled model runs a step of both stages before, "start" is its seconds beyond those of a step.
+    offload: whether the blocks wait in host memory."""
     from a2v.ltx.diffusion.acceleration import LEVELS
     from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
     from a2v.ltx.diffusion.guidance import Guidance
@@ -238,15 +284,23 @@ def ours(
         latent, _, _ = sample(model, blank, guided, steering, Noise(1), device=place, room=room)
         save_file({"latent": latent.float().cpu().contiguous()}, save)
         return {}
-    with measured(len(sigmas) - 1) as one:
-        steering = Steering(sigmas, guidance, acceleration=LEVELS[level])
-        latent, after, noise = sample(model, blank, guided, steering, Noise(1), device=place, room=room)
-    guides = tuple(Guide(doubled(guide.latent), 0, 1.0) for guide in guides)
-    with measured(len(REFINE) - 1) as two:
-        refine = Steering(torch.tensor(REFINE))
-        last = Conditions(positive, after, guides=guides)
-        sample(model, doubled(latent), last, refine, noise, device=place, room=room)
-    return both(one, two, len(sigmas) - 1)
+    larger = tuple(Guide(doubled(guide.latent), 0, 1.0) for guide in guides)
+
+    def stages(sigmas: Tensor, refine: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+        with measured(len(sigmas) - 1) as one:
+            steering = Steering(sigmas, guidance, acceleration=LEVELS[level])
+            latent, after, noise = sample(model, blank, guided, steering, Noise(1), device=place, room=room)
+        with measured(len(refine) - 1) as two:
+            last = Conditions(positive, after, guides=larger)
+            sample(model, doubled(latent), last, Steering(refine), noise, device=place, room=room)
+        return one, two
+
+    refine = torch.tensor(REFINE)
+    with offloaded(model, offload):
+        early = stages(sigmas[-2:], refine[-2:]) if (how or {}).get("compiled") else ()
+        one, two = stages(sigmas, refine)
+    start = sum(step["step"] for step in early) - (one["step"] + two["step"] if early else 0.0)
+    return {**both(one, two, len(sigmas) - 1), "start": max(start, 0.0)}
 
 
 def doubled(latent: Tensor) -> Tensor:
@@ -345,6 +399,38 @@ def official(
     with measured(len(REFINE) - 1) as two:
         one_stage(whole, refine, plain, noise_scale=REFINE[0], initial_video_latent=doubled(latent).to(kind))
     return both(one, two, steps)
+
+
+@cache
+def decoder(channels: int) -> nn.Module:
+    """The video VAE with random weights. channels: of its last block, 128 in the published one."""
+    from a2v.ltx.weights.configs import video_vae_config
+    from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
+
+    with torch.device("meta"):
+        vae = AutoencoderKLLTX2Video(**video_vae_config({"decoder_base_channels": channels}, "a benchmark"))
+    vae = randomise(vae, None, None)
+    vae.latents_mean.zero_()
+    vae.latents_std.fill_(1)
+    return vae
+
+
+@torch.inference_mode()
+def decode(size: dict[str, Any], clip: list[int], steps: int, tiled: bool) -> dict[str, Any]:
+    """Decodes a clip, in tiles or as one: the seconds of the second of two runs, and the peak above the weights."""
+    from a2v.ltx.diffusion.decode import Tiling, decode_video
+    from a2v.ltx.latents import CHANNELS, video_shape
+
+    vae, whole = decoder(4 * size["heads"]), Clip(*clip)
+    shape = video_shape(whole.frames, whole.height, whole.width)
+    latent = torch.randn(1, CHANNELS, *shape, generator=torch.Generator().manual_seed(4))
+    weights = sum(parameter.nbytes for parameter in vae.parameters())
+    for _ in range(2):  # the first run chooses the convolutions' algorithms
+        with clock(1) as found:
+            frames = sum(len(part) for part in decode_video(vae, latent, Tiling() if tiled else None))
+    if frames != whole.frames:
+        raise AssertionError(f"{frames} frames were decoded, not {whole.frames}")
+    return {"stages": found["step"], "allocated": max(found.get("allocated", 0) - weights, 0)}
 
 
 def check(ours: float, official: float, kind: torch.dtype | None = None) -> None:

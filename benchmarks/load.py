@@ -106,4 +106,5 @@ def load(folder: Path, small: bool = False, rounds: int = 5) -> Table:
         "resident": median(grown),
     }
     columns = ("loading", "this pack", "raw read", "ratio", "wanted")
-    return Table("Loading against reading the same bytes", columns, tuple(rows), notes, numbers)
+    table = Table("Loading against reading the same bytes", columns, tuple(rows), notes, numbers)
+    return table.judged((number,) for number in numbers.values())

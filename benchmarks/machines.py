@@ -95,4 +95,5 @@ def machines(folder: Path, small: bool = False, rounds: int = 3) -> Table | None
         "rest: prompts are encoded on both, and the head joins and decodes.",
     )
     numbers = {"two machines / one": ratio.median, "parts of the worker": float(sum(parts))}
-    return Table("A film on two machines", ("what", "found", "wanted"), rows, notes, numbers)
+    table = Table("A film on two machines", ("what", "found", "wanted"), rows, notes, numbers)
+    return table.judged([(ratio.median,)])

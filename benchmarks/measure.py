@@ -8,14 +8,16 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import operator
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -144,10 +146,27 @@ class Table:
         if any(len(row) != len(self.columns) for row in self.rows):
             raise ValueError(f"{self.title}: a row does not have {len(self.columns)} cells")
 
+    def judged(self, found: Iterable[Sequence[float]]) -> Table:
+        """The table with a column `kept` behind `wanted`. found: the values of each row for which something is wanted,
+        in the unit of its bound and in the order of the rows; all values of a row have to be within it."""
+        at, given = self.columns.index("wanted"), iter(found)
+        cells = [MISSING if row[at] in ("", MISSING) else kept(next(given), row[at]) for row in self.rows]
+        if next(given, None) is not None:
+            raise ValueError(f"{self.title}: there are more figures than wanted ones")
+        rows = [(*row[: at + 1], cell, *row[at + 1 :]) for row, cell in zip(self.rows, cells, strict=True)]
+        return replace(self, columns=(*self.columns[: at + 1], "kept", *self.columns[at + 1 :]), rows=tuple(rows))
+
     def markdown(self) -> str:
         lines = [" | ".join(self.columns), " | ".join(["---"] + ["---:"] * (len(self.columns) - 1))]
         lines += [" | ".join(row) for row in self.rows]
         return "\n".join([f"| {line} |" for line in lines] + [""] + [f"{note}" for note in self.notes])
+
+
+def kept(values: Sequence[float], wanted: str) -> str:
+    """Whether all values are within a bound like `≤ 0.80`, `< 2 %` or `0`."""
+    sign, bound = re.match(r"([≤≥<]?) ?(-?[\d.]+(?:e-?\d+)?)", wanted).groups()
+    meets = {"≤": operator.le, "≥": operator.ge, "<": operator.lt, "": operator.eq}[sign]
+    return "yes" if all(meets(value, float(bound)) for value in values) else "no"
 
 
 def machine() -> str:
@@ -194,9 +213,10 @@ INTRODUCTION = """\
 
 `make bench` measures these figures and writes this page; `make bench ARGS="peer encode"` measures some of them.
 Nothing is downloaded, because the models have random weights. The two sides run in turns (A B A B …), each in its own
-process, with the same number of threads. A ratio is the median over pairs of runs, with the extremes in brackets. If
-it is below 1, this pack is faster or smaller. Memory is the peak of resident memory without the memory of the
-imports.
+process, with the same number of threads. A ratio of times or of memory is the median over pairs of runs, with the
+extremes in brackets; below 1, this pack is faster or smaller. Where a column says speed or speed-up, more is faster.
+Memory is the peak of resident memory without the memory of the imports. `kept` says whether a figure is as wanted. Each
+table says whether it is measured, or counted without a GPU.
 """
 
 

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "load": "load",
     "encode": "encode",
     "cost": "cost",
+    "weights": "weights",
     "formats": "formats",
     "films": "films",
     "edits": "edits",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from a2v.benchmarks import files as made
@@ -19,6 +20,7 @@ SIZES = (Clip(9, 256, 256), Clip(49, 256, 256), Clip(121, 256, 256), Clip(241, 2
 SMALL = Clip(9, 128, 128)
 EXACT = 1e-5  # relative L2 in float32; equal algorithms differ by less
 MB = 1e-6
+WANTED = {"step": "≤ 0.60", "whole": "≤ 0.62", "memory": "≤ 0.90", "runs": "≤ 0.8542", "error": f"≤ {EXACT:.0e}"}
 
 
 class Differs(AssertionError):
@@ -110,14 +112,14 @@ def peer(folder: Path, small: bool = False, rounds: int = 3, again: int = 2) -> 
 
     tokens, full = f"{clip.tokens} tokens", f"{whole.width}×{whole.height}×{whole.frames}, {steps} + 3 steps"
     rows = (
-        row(f"a guided step of 4 passes, {tokens}: time", step_time, "s", 1, "≤ 0.80"),
+        row(f"a guided step of 4 passes, {tokens}: time", step_time, "s", 1, WANTED["step"]),
         row("… processor time", step_cpu, "s", 1, MISSING),
-        row("… peak memory", step_memory, "MB", MB, "≤ 0.90"),
-        row(f"the whole job, {full}: time", whole_time, "s", 1, "≤ 0.80"),
-        row("… peak memory", whole_memory, "MB", MB, "≤ 0.90"),
-        ("block runs per guided step", *(f"{n:g}" for n in counted), f"{counted[0] / counted[1]:.3f}", "≤ 0.854"),
-        ("latent after a guided step: relative error", f"{step_off:.1e}", MISSING, MISSING, f"≤ {EXACT:.0e}"),
-        ("final latent of the whole job: relative error", f"{whole_off:.1e}", MISSING, MISSING, f"≤ {EXACT:.0e}"),
+        row("… peak memory", step_memory, "MB", MB, WANTED["memory"]),
+        row(f"the whole job, {full}: time", whole_time, "s", 1, WANTED["whole"]),
+        row("… peak memory", whole_memory, "MB", MB, WANTED["memory"]),
+        ("block runs per guided step", *(f"{n:g}" for n in counted), f"{counted[0] / counted[1]:.3f}", WANTED["runs"]),
+        ("latent after a guided step: relative error", f"{step_off:.1e}", MISSING, MISSING, WANTED["error"]),
+        ("final latent of the whole job: relative error", f"{whole_off:.1e}", MISSING, MISSING, WANTED["error"]),
     )
     notes = (
         f"Both sides use one checkpoint of {layers} narrow blocks with random weights in float32. There are {rounds} "
@@ -141,7 +143,15 @@ def peer(folder: Path, small: bool = False, rounds: int = 3, again: int = 2) -> 
         "whole error": whole_off,
     }
     columns = ("what", "this pack", "ltx-pipelines 1.0.0", "ratio", "wanted")
-    return Table("Against ltx-pipelines 1.0.0, on a CPU", columns, rows, notes, numbers)
+    table = Table("Against ltx-pipelines 1.0.0, on a CPU", columns, rows, notes, numbers)
+    return table.judged(of_rows(numbers))
+
+
+def of_rows(numbers: Mapping[str, float]) -> list[tuple[float, ...]]:
+    """The figures for which something is wanted, in the order of the rows."""
+    runs = numbers["our block runs"] / numbers["official block runs"]
+    names = ("step time", "step memory", "whole time", "whole memory")
+    return [*((numbers[name],) for name in names), (runs,), (numbers["step error"],), (numbers["whole error"],)]
 
 
 def growth(folder: Path, small: bool = False, rounds: int = 2) -> Table:
@@ -177,6 +187,7 @@ def growth(folder: Path, small: bool = False, rounds: int = 2) -> Table:
     columns = ("first stage", "tokens", "ms per step: ours", "official", "ms per token: ours", "official", "ratio",
                "MB above the weights: ours", "official")  # fmt: skip
     notes = (
-        "The fastest run of a guided step of 4 passes at each size. The first size includes the start of both sides.",
+        "The times are the fastest runs of a guided step of 4 passes at each size, where the table above has medians; "
+        "the ratio is the median over pairs of runs. The first size includes the start of both sides.",
     )
     return Table("How a guided step grows with frames and size", columns, tuple(rows), notes, numbers)

@@ -63,9 +63,12 @@ def write_fp8(
     style: str = "official",
     keep: Callable[[str], bool] = lambda name: True,
     strip: str = "",
+    dtype: torch.dtype = torch.float8_e4m3fn,
 ) -> Tensors:
     """style: official (weight_scale, input_scale, a list in the header; the first block stays as it is), marked (the
-    same, told by comfy_quant tensors), scaled_fp8 (scale_weight and a marker), plain (cast), rows (a scale a row)."""
+    same, told by comfy_quant tensors), scaled_fp8 (scale_weight and a marker), plain (cast), rows (a scale a row).
+    dtype: of the values, another one than float8_e4m3fn for scaled_fp8, plain and rows."""
+    top = torch.finfo(dtype).max
     tensors, metadata = read(source)
     written: Tensors = {}
     meaning: Tensors = {}
@@ -74,10 +77,10 @@ def write_fp8(
         if style == "plain":
             scale = torch.ones(())
         elif style == "rows":
-            scale = weight.abs().amax(dim=1, keepdim=True) / 448
+            scale = weight.abs().amax(dim=1, keepdim=True) / top
         else:
-            scale = weight.abs().amax() / 448
-        values = written[f"{layer}.weight"] = (weight / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+            scale = weight.abs().amax() / top
+        values = written[f"{layer}.weight"] = (weight / scale).clamp(-top, top).to(dtype)
         meaning[name] = values.float() * scale
         if style in ("official", "marked"):
             written[layer + ".weight_scale"], written[layer + ".input_scale"] = scale, torch.tensor(0.0157)
@@ -88,7 +91,7 @@ def write_fp8(
         elif style in ("scaled_fp8", "rows"):
             written[layer + ".scale_weight"] = scale
     if style == "scaled_fp8":
-        written[("" if strip == PREFIX else PREFIX) + "scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+        written[("" if strip == PREFIX else PREFIX) + "scaled_fp8"] = torch.zeros(2, dtype=dtype)
     if style == "official":
         metadata = {**metadata, "_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
     save_file(written, target, metadata)

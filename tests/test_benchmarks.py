@@ -274,9 +274,10 @@ def test_gpu_at_a_toy_size_on_a_cpu(take, peers: None) -> None:
     table = take("gpu", "card")
     assert table.numbers["error"] <= table.numbers["official error"] or not torch.cuda.is_available()
     assert max(table.numbers["error"], table.numbers["official error"]) < gpu.CLOSE[gpu.dtype()]
-    ours = (*LEVELS, *card.ways())
+    ours = (*LEVELS, *card.ways(), *card.DECODING)
     assert [row[0] for row in table.rows] == ["official, eager", *(f"ours, {name}" for name in ours)]
-    assert {"fp8, decoded", "fp8, fast products"} <= set(ours)
+    assert {"fp8, decoded", "fp8, fast products", "fp8, LoRA of rank 384", "fp8, offload"} <= set(ours)
+    assert min(table.numbers[f"{name} seconds"] for name in card.DECODING) > 0
 
 
 @pytest.mark.soak
@@ -308,11 +309,12 @@ def test_a_cut_run_on_a_gpu_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     calls: list[tuple[str, str]] = []
     left = [0]
 
-    def side(function: str, save: str | None = None, level: str = "", how: object = None, **_: object) -> dict:
+    def side(function: str, save: str | None = None, level: str = "", **named: object) -> dict:
         if left[0] == 0:
             raise measure.SideError("cut")
         left[0] -= 1
-        calls.append((function, f"{level}{how or ''}{Path(save).stem if save else ''}"))
+        more = {name: value for name, value in named.items() if name in ("how", "offload", "tiled")}
+        calls.append((function, f"{level}{more or ''}{Path(save).stem if save else ''}"))
         if save:
             save_file({"latent": torch.ones(1)}, save)
         return {"first": 1.0, "second": 2.0, "stages": 3.0 + len(calls), "allocated": 4}
@@ -329,7 +331,8 @@ def test_a_cut_run_on_a_gpu_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             table = card.gpu(tmp_path, small=True)
         except measure.SideError:
             cuts += 1
-    assert len(calls) == len(set(calls)) == 3 + 1 + len(LEVELS) + len(card.ways()) and cuts == (len(calls) - 1) // 3
+    parts = 3 + 1 + len(LEVELS) + len(card.ways()) + len(card.DECODING)
+    assert len(calls) == len(set(calls)) == parts and cuts == (parts - 1) // 3
     assert not list(tmp_path.glob("*.json"))
     left[0] = -1
     whole = card.gpu(tmp_path, small=True)

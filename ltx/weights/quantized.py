@@ -2,10 +2,11 @@
 call.
 
 The bytes are a parameter of dtype uint8, so casting the module casts biases and norms and leaves the bytes unchanged.
-Decoding computes in float32 and rounds once to the input's dtype. A LoRA pair on such a layer is a branch beside the
-weight, y += s·(x·Aᵀ)·Bᵀ. Other kinds of change (adapters.py) are added to the decoded weight at each call, in float32,
-because they have no cheap form beside the layer. Merging into the stored weight would round to the quantized grid, and
-each change of strength would rewrite the weight.
+Decoding computes in float32 and rounds once to the input's dtype. A LoRA pair on such a layer is a branch: where the
+input has many tokens, s·B·A is added to the decoded weight, as merging into a 16-bit file does; where it has few, it is
+a product beside the weight, y += s·(x·Aᵀ)·Bᵀ. Other kinds of change (adapters.py) are added to the decoded weight in
+float32, because they have no cheap form beside the layer. Merging into the stored weight would round to the quantized
+grid, and each change of strength would rewrite the weight.
 
 With `fast`, a card that has such arithmetic multiplies in the weight's own format instead (products.py), which also
 rounds the input. It is off unless somebody asks for it, because it changes the numbers.
@@ -13,6 +14,7 @@ rounds the input. It is off unless somebody asks for it, because it changes the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -141,6 +143,28 @@ class Branch(nn.Module):
         return y
 
 
+Pairs = Sequence[tuple[Branch, float | Tensor]]
+
+
+def join(weight: Tensor, pairs: Pairs) -> Tensor:
+    """Adds the sum of s·B·A of all pairs to a decoded weight [out, in], in place, in one product: the sum is computed
+    in float32 and rounded once."""
+    # Products and clones are copies, because ComfyUI may fetch a later tensor into an earlier one's memory.
+    downs = [branch.down(lambda down, s=scale: down * s, weight.device, weight.dtype) for branch, scale in pairs]
+    if len(pairs) == 1:
+        return pairs[0][0].up(lambda up: weight.addmm_(up, downs[0]), weight.device, weight.dtype)
+    ups = [branch.up(torch.clone, weight.device, weight.dtype) for branch, _ in pairs]
+    return weight.addmm_(torch.cat(ups, 1), torch.cat(downs))
+
+
+def joining_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
+    """Whether a pair costs fewer FLOPs in the weight [outputs, inputs] than beside it. Its rank does not matter.
+
+    Compiled code always joins: a bound on the tokens would compile a block anew for each side of it.
+    """
+    return torch.compiler.is_compiling() or tokens * (inputs + outputs) > inputs * outputs
+
+
 Beside = Branch | Edit
 """A change beside a quantized weight: of the layer's output, or of its decoded weight."""
 
@@ -203,16 +227,18 @@ class QuantizedLinear(nn.Linear):
         coding, bias = self.coding_on(x.device), None if bias is None else bias.to(x.dtype)
         branches = self._beside()
         edits = [(edit, scale) for edit, scale in branches if isinstance(edit, Edit)]
+        pairs = [(branch, scale) for branch, scale in branches if isinstance(branch, Branch)]
         y = coding.product(x.flatten(0, -2), data, bias) if self.fast and not edits else None
         if y is not None:
             y = y.view(*x.shape[:-1], self.out_features)
-        elif edits:
-            y = F.linear(x, combine(coding.decode(data, torch.float32), edits).to(x.dtype), bias)
         else:
-            y = F.linear(x, coding.decode(data, x.dtype), bias)
-        for branch, scale in branches:
-            if isinstance(branch, Branch):
-                y = branch(x, y, scale)
+            weight = coding.decode(data, torch.float32 if edits else x.dtype)
+            weight = combine(weight, edits).to(x.dtype) if edits else weight
+            if pairs and joining_is_cheaper(x.numel() // self.in_features, self.in_features, self.out_features):
+                weight, pairs = join(weight, pairs), []
+            y = F.linear(x, weight, bias)
+        for branch, scale in pairs:
+            y = branch(x, y, scale)
         return y
 
     def extra_repr(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,4 +123,5 @@ def telling(on_compile: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        handler.remove_start_callback(begin)
+        with suppress(ValueError):  # torch._dynamo.reset() removes it, too
+            handler.remove_start_callback(begin)

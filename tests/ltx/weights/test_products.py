@@ -156,6 +156,27 @@ def test_compiled(randn: Callable) -> None:
     torch.testing.assert_close(torch.compile(q, fullgraph=True, backend="aot_eager")(x), q(x))
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype", "bound"),
+    [("branch", torch.bfloat16, 1e-2), ("branch", torch.float32, 1e-6), ("edit", torch.float32, 1e-6)],
+)
+def test_scales_and_strengths_are_no_constants_of_compiled_code(
+    randn: Callable, kind: str, dtype: torch.dtype, bound: float
+) -> None:
+    """Layers that differ in them share one graph, with fp8 products, which take bfloat16, and without."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    compiled = torch.compile(lambda q, x: q(x), fullgraph=True, backend="eager")
+    for size in (1.0, 3.0, 7.0):
+        q, x = layer_of(to_float8(size * randn(48, 256)), None), randn(5, 256).to(dtype)
+        change = Branch(randn(4, 256), randn(48, 4)) if kind == "branch" else beside(Full(randn(48, 256)))
+        q.branches = ((change, size / 8),)
+        quicken(q)
+        assert relative(compiled(q, x).float(), q(x).float()) < bound
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def test_what_a_card_must_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
     for capability, kinds in (((7, 5), {"int8"}), ((8, 9), {"int8", "fp8"}), ((10, 0), set(products.NEEDED))):

@@ -124,7 +124,7 @@ def test_the_sampler_obeys(model: memory.Model, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(activations, "sampling_memory", lambda *a: activations.Sampling(0, stay))
     start = torch.zeros(1, 128, 2, 2, 2)
     with pytest.raises(KeyboardInterrupt):
-        sampling._sample(replace(asked, weights=""), start, film, [], None, steering, (object(),), None, None)
+        sampling._sample(replace(asked, weights=""), start, film, [], None, steering, (object(),), None, None, [])
     assert seen == [({BACKENDS[MATH].name}, {True}, {int(stay)})] and watched() == {0}
 
 

@@ -109,8 +109,8 @@ CASTABLE = {
     ScaledLinear: FetchingScaledLinear,
     Leaf: FetchingLeaf,
 }
-"""torch's layer → ComfyUI's layer, which fetches its weights to the input's device. Embedding is not among them: the
-token ids are Gemma's first input and are put on the device of the embeddings."""
+"""torch's layer → ComfyUI's layer, which fetches its weights to the input's device if they are not there. Embedding is
+not among them: the token ids are Gemma's first input and are put on the device of the embeddings."""
 
 
 def parts_of(block: nn.Module) -> list[nn.Module]:
@@ -133,7 +133,7 @@ def overlaps(device: torch.device) -> bool:
     return device.type == "cuda" and getattr(management, "NUM_STREAMS", 1) > 0
 
 
-class Lane:
+class CopyStream:
     """A stream for copies beside the one on which a CUDA device computes."""
 
     def __init__(self, device: torch.device) -> None:
@@ -156,26 +156,26 @@ class Lane:
 
 
 @dataclass(eq=False)
-class _Guest:
-    """The waiting weights of a block. homes: for each its layer, its name there, the parameter in host memory, and its
-    place on the device. free: the event after which nothing reads the memory of the places any more. begun: whether the
-    copies were asked for."""
+class _Fetch:
+    """One copy of a block's waiting weights. weights: for each its layer, its name there, the parameter in host memory,
+    and its place on the device. free: the event after which nothing reads the memory of the places any more. begun:
+    whether the device was asked to copy them."""
 
     number: int
     free: Any = None
     begun: bool = False
-    homes: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = field(default_factory=list)
+    weights: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = field(default_factory=list)
 
     def copy(self) -> None:
-        for _, _, parameter, place in self.homes:
+        for _, _, parameter, place in self.weights:
             _copy(parameter, place)
 
-    def enter(self) -> None:
-        for part, name, _, place in self.homes:
+    def put(self) -> None:
+        for part, name, _, place in self.weights:
             part._parameters[name] = place
 
-    def leave(self) -> None:
-        for part, name, parameter, _ in self.homes:
+    def put_back(self) -> None:
+        for part, name, parameter, _ in self.weights:
             part._parameters[name] = parameter
 
 
@@ -199,24 +199,24 @@ class _Stay:
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
         self.blocks, self.device = blocks, device
-        self.lane = Lane(device) if overlaps(device) else None
-        self.now: _Guest | None = None
-        self.coming: _Guest | None = None
+        self.stream = CopyStream(device) if overlaps(device) else None
+        self.now: _Fetch | None = None
+        self.coming: _Fetch | None = None
 
     def begin(self, number: int) -> None:
         """Before each call of a block."""
         if self.now is not None and self.now.number == number:
             return
-        guest = self._arrived(number)
-        self._leave()
-        if guest is None:
-            guest = self._invite(number)
-            guest.copy()
-        guest.enter()
-        self.now = guest
-        if self.lane is not None and number + 1 < len(self.blocks):
-            self.coming = self._invite(number + 1)
-            self.coming.free = self.lane.mark()
+        fetch = self._take(number)
+        self._drop()
+        if fetch is None:
+            fetch = self._reserve(number)
+            fetch.copy()
+        fetch.put()
+        self.now = fetch
+        if self.stream is not None and number + 1 < len(self.blocks):
+            self.coming = self._reserve(number + 1)
+            self.coming.free = self.stream.mark()
 
     def end(self) -> None:
         """After each call of a block. Only now, when the device has something to compute, the next block's weights are
@@ -224,32 +224,32 @@ class _Stay:
         coming = self.coming
         if coming is not None and not coming.begun:
             coming.begun = True
-            self.lane.copy(coming.copy, coming.free)
+            self.stream.copy(coming.copy, coming.free)
 
     def close(self) -> None:
-        self._arrived(None)
-        self._leave()
+        self._take(None)
+        self._drop()
 
-    def _invite(self, number: int) -> _Guest:
-        guest = _Guest(number)
+    def _reserve(self, number: int) -> _Fetch:
+        fetch = _Fetch(number)
         for part in parts_of(self.blocks[number]):
             for name, parameter in part._parameters.items() if hasattr(part, "comfy_cast_weights") else ():
                 if parameter is not None and parameter.device != self.device:
-                    guest.homes.append((part, name, parameter, _place(parameter, self.device)))
-        return guest
+                    fetch.weights.append((part, name, parameter, _place(parameter, self.device)))
+        return fetch
 
-    def _arrived(self, number: int | None) -> _Guest | None:
-        """What was coming, if it is that block. Otherwise it is dropped, and nothing gets its memory while the lane
-        writes there."""
-        guest, self.coming = self.coming, None
-        if guest is None or not guest.begun:
+    def _take(self, number: int | None) -> _Fetch | None:
+        """What was coming, if it is that block. Otherwise it is dropped, and nothing gets its memory while the
+        stream writes there."""
+        fetch, self.coming = self.coming, None
+        if fetch is None or not fetch.begun:
             return None
-        self.lane.join()
-        return guest if guest.number == number else None
+        self.stream.join()
+        return fetch if fetch.number == number else None
 
-    def _leave(self) -> None:
+    def _drop(self) -> None:
         if self.now is not None:
-            self.now.leave()
+            self.now.put_back()
         self.now = None
 
 

@@ -216,18 +216,18 @@ def test_only_cuda_copies_while_it_computes_and_not_if_the_user_forbids_it(monke
     assert not fetching.overlaps(torch.device("cuda", 0))
 
 
-class LateLane:
+class LateStream:
     """In place of a stream that copies as late as it may: when what is computed next waits for it.
 
-    events: what was asked for, in order; computing adds the number of each block that begins.
+    events: what was asked for, in order, with the number of each block that was computed.
     """
 
-    made: LateLane
+    made: LateStream
 
     def __init__(self, device: torch.device) -> None:
         self.events: list[Any] = []
         self.waiting: list[Callable[[], None]] = []
-        LateLane.made = self
+        LateStream.made = self
 
     def mark(self) -> int:
         self.events.append("mark")
@@ -246,11 +246,11 @@ class LateLane:
 
 
 @pytest.fixture
-def lane(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], None]:
-    """Copies run beside the computing, and the memory that they take is what was reserved for them. Called with the
-    model, it makes the lane tell of its blocks."""
+def copies(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], None]:
+    """Copies run beside the computing, and they take no more memory than was reserved for them. Called with the model,
+    it makes the stream's list tell of the blocks as well."""
     monkeypatch.setattr(fetching, "overlaps", lambda device: True)
-    monkeypatch.setattr(fetching, "Lane", LateLane)
+    monkeypatch.setattr(fetching, "CopyStream", LateStream)
 
     def watch(module: nn.Module) -> None:
         room, there = fetching.stay_memory(module.transformer_blocks, DEVICE), weakref.WeakSet()
@@ -263,7 +263,7 @@ def lane(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], None]:
 
         monkeypatch.setattr(fetching, "_place", counted)
         for number, block in enumerate(module.transformer_blocks):
-            block.register_forward_hook(lambda *_, number=number: LateLane.made.events.append(number), prepend=True)
+            block.register_forward_hook(lambda *_, number=number: LateStream.made.events.append(number), prepend=True)
 
     return watch
 
@@ -273,7 +273,7 @@ def test_the_next_block_comes_while_one_computes(
     files: TinyFiles,
     name: str,
     in_part: Callable,
-    lane: Callable,
+    copies: Callable,
     fetched: Counter[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -290,7 +290,7 @@ def test_the_next_block_comes_while_one_computes(
     model = held(files, name)
     with simulated():
         module = in_part(model)
-        lane(module)
+        copies(module)
         before = {id(p): p.device for p in module.parameters()}
         blocks = [each for each in module.transformer_blocks.modules() if hasattr(each, "comfy_cast_weights")]
         waiting = [layer.weight for layer in blocks if not isinstance(layer.weight, Elsewhere)]
@@ -301,22 +301,22 @@ def test_the_next_block_comes_while_one_computes(
         assert not any(fetched[id(layer)] for layer in blocks)
         # The STG pass begins as a copy of the conditional one at block 1, so three passes run in block 0.
         step = ["mark", 0, "copy", 0, 0, "join", "mark", 1, "copy", 1, 1, 1, "join", 2, 2, 2, 2]
-        assert LateLane.made.events == step * 2
+        assert LateStream.made.events == step * 2
         assert {id(p): p.device for p in module.parameters()} == before
         model.patcher.detach()
 
 
-def test_a_run_that_ends_waits_for_copies(files: TinyFiles, in_part: Callable, lane: Callable) -> None:
+def test_a_run_that_ends_waits_for_copies(files: TinyFiles, in_part: Callable, copies: Callable) -> None:
     """Otherwise their memory would be given away while they write there."""
     model = held(files, "fp8.safetensors")
     with simulated():
         module = in_part(model)
-        lane(module)
+        copies(module)
         before = {id(p): p.device for p in module.parameters()}
         with pytest.raises(KeyboardInterrupt), fetching.blocks_stay(module.transformer_blocks, DEVICE):
             module.transformer_blocks[1].register_forward_pre_hook(lambda *_: _raise(), prepend=True)
             one_step(module, DEVICE, 0.0)
-        assert LateLane.made.events == ["mark", 0, "copy", 0, 0, "join"] and not LateLane.made.waiting
+        assert LateStream.made.events == ["mark", 0, "copy", 0, 0, "join"] and not LateStream.made.waiting
         assert {id(p): p.device for p in module.parameters()} == before
         model.patcher.detach()
 

@@ -22,10 +22,14 @@ from ..ltx.diffusion.passes import batch_memory
 from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
 from ..ltx.memory.work import clip_encoding, decoding, image_encoding, one_step, upscaling
-from .fetching import largest
+from .fetching import stay_memory
 from .memory import Model
 
 KEYFRAMES = 2  # images at later frames for which a batch has room
+REPEATED = (
+    "ComfyUI pages the weights, and the passes of a step are too large to run together, so each pass fetches what is "
+    "not on the card; a smaller size, fewer frames or ComfyUI's --disable-dynamic-vram avoid that"
+)
 FOUR_PASSES = Guidance(cfg=3.0, stg=1.0, modality=3.0)
 TEXT_MEMORY = 5e9
 """Bytes for Gemma over 1024 tokens with all hidden states, and for its embeddings, which `settle` moves."""
@@ -34,10 +38,17 @@ TEXT_MEMORY = 5e9
 @dataclass(frozen=True)
 class Sampling:
     """How a stage is placed. room: bytes of activations to keep free beside the weights. stay: whether a block's
-    waiting weights stay on the device while its passes run (fetching.py)."""
+    waiting weights stay on the device while its passes run (fetching.py). repeated: whether each pass of a step fetches
+    the waiting weights again."""
 
     room: int
     stay: bool = False
+    repeated: bool = False
+
+    @property
+    def notes(self) -> list[str]:
+        """What a report says of it."""
+        return [REPEATED] if self.repeated else []
 
 
 def sampling_memory(model: Model, latent: Tensor, passes: int, reference: Reference | None = None) -> Sampling:
@@ -62,11 +73,9 @@ def sampling_memory(model: Model, latent: Tensor, passes: int, reference: Refere
     batch = max(single, batch_memory(module, tokens, passes))
     if batch <= total / 2:
         return Sampling(batch)
-    # A compiled block takes its weights as they were when it was compiled, and newer ComfyUIs can page them themselves.
-    paged = getattr(model.patcher, "is_dynamic", bool)()
-    if model.compiled or paged:
-        return Sampling(single)
-    return Sampling(single + largest(module.transformer_blocks), stay=True)
+    if getattr(model.patcher, "is_dynamic", bool)():  # a newer ComfyUI, which then pages the weights and patches itself
+        return Sampling(single, repeated=True)
+    return Sampling(single + stay_memory(module.transformer_blocks, device), stay=True)
 
 
 def _step_memory(module: nn.Module, latent: Tensor, reference: Reference | None = None) -> int:

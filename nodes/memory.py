@@ -2,8 +2,9 @@
 
 ComfyUI moves a model's weights between host memory and the device when this or another pack needs room. Weights that do
 not fit stay in host memory. ComfyUI's own layers can compute nevertheless, because they fetch their weights when they
-are called. `hold` gives diffusers' and transformers' layers ComfyUI's classes, which do that (fetching.py). LoRAs are
-merged by merging.py; activations.py tells what a computation takes beside the weights.
+are called. `hold` gives diffusers' and transformers' layers ComfyUI's classes, which do that (fetching.py); where the
+weights are resident, they compute as before. LoRAs are merged by merging.py; activations.py tells what a computation
+takes beside the weights.
 
 No global object here holds a model: handles travel through the graph, and ComfyUI's cache frees them.
 """

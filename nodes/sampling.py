@@ -396,10 +396,13 @@ class Sampler(io.ComfyNode):
         source, kept = sources[0], FilmWindows()
         conditions = Conditions(positive, film.sounds[0], negative, guides, mask, **latent.get(SOURCE, {}))
         parts = film.parts(isinstance(source, Generated), references or ())
-        denoised, sounds, streams = _sample(model, samples, film, parts, conditions, steering, sources, kept, progress)
+        placing: list[str] = []
+        denoised, sounds, streams = _sample(
+            model, samples, film, parts, conditions, steering, sources, kept, progress, placing
+        )
         passes = steering.passes(film.frozen, still)
         steps = f"seed {source.seed}, {steering.steps} steps of {steering.sampler}, {passes} passes each"
-        notes = [f"{steps}, with LTX-{model.version}"]
+        notes = [f"{steps}, with LTX-{model.version}", *placing]
         if steering.sampler != sampler and (restart or gradient_estimation_gamma):
             notes.append(INERT)
         if isinstance(source, Generated):
@@ -441,9 +444,10 @@ def _sample(
     sources: tuple[NoiseSource, ...],
     kept: FilmWindows,
     progress: Progress,
+    placing: list[str],
 ) -> tuple[Tensor, tuple[AudioCondition, ...], tuple[NoiseSource, ...]]:
     """Samples a stage, window after window, and takes up the parts that were made before. samples: the start of the
-    whole, which does not change."""
+    whole, which does not change. placing: gets what the report says of the model's weights."""
     windows, generated = film.cut.windows, isinstance(sources[0], Generated)
     if generated and film.cut.here is not None:
         raise InputError(
@@ -461,6 +465,7 @@ def _sample(
     largest = max(seen, key=lambda each: each.latent.numel(), default=None)
     passes = steering.passes(film.frozen)
     placed = activations.sampling_memory(model, samples[:, :, film.cut.longest.whole], passes, largest)
+    placing += placed.notes
     (module,) = memory.use(model, memory_required=placed.room)
     model.compute_so()
     with blocks_stay(module.transformer_blocks, module.device, placed.stay):

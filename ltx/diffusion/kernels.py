@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import cache
 
 import torch
 from diffusers.models.normalization import RMSNorm
@@ -28,13 +29,18 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 def fuse(model: nn.Module, on: bool = True) -> None:
     """Makes the kernels take over in a model's blocks. `on` False undoes it. Without Triton they stay off, and the log
-    says so."""
+    says so once a process."""
     if on and triton is None:
-        logging.warning("LTX A2V: Triton is not installed here, so the fused kernels stay off: pip install triton.")
+        _tell_that_they_stay_off()
         return
     for module in model.modules():
         if isinstance(module, (nn.RMSNorm, RMSNorm)):
             module.fused = on
+
+
+@cache
+def _tell_that_they_stay_off() -> None:
+    logging.warning("LTX A2V: Triton is not installed here, so the fused kernels stay off: pip install triton.")
 
 
 def fuses(norm: nn.Module, x: Tensor) -> bool:

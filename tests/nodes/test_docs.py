@@ -157,7 +157,7 @@ def test_the_table_of_parameters_names_inputs_that_the_nodes_have() -> None:
 def test_the_readme_names_flags_and_targets_that_exist() -> None:
     parsers = (parser(), doctor.parser(), download.parser())
     flags = {option for each in parsers for action in each._actions for option in action.option_strings}
-    foreign = {"--lowvram", "--disable-metadata"}  # ComfyUI's own
+    foreign = {"--lowvram", "--disable-metadata", "--disable-dynamic-vram"}  # ComfyUI's own
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", README)) <= flags | foreign
     for action in parser()._actions:
         assert not action.required or action.option_strings[0] in README

@@ -5,10 +5,12 @@ The device is simulated (devices.py), and ComfyUI itself loads the model in part
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import partialmethod
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 import comfy.model_management as management
 import comfy.ops
 from a2v.ltx.diffusion import passes
+from a2v.ltx.diffusion.block import compile_blocks
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.sample import sample
@@ -116,9 +119,9 @@ def test_each_layer_that_waits_is_fetched_once_a_step(
         copied: Counter[int] = Counter()
         copy = fetching._copy
 
-        def counted(parameter: Tensor, device: torch.device) -> Tensor:
+        def counted(parameter: Tensor, place: Tensor) -> None:
             copied[id(parameter)] += 1
-            return copy(parameter, device)
+            copy(parameter, place)
 
         fetching._copy = counted
         try:
@@ -180,9 +183,213 @@ def test_room_is_asked_for_only_where_weights_wait(files: TinyFiles, monkeypatch
     free = passes.batch_memory(model.module, tokens, 4)
     assert passes.GPU_SHARE * free > 4 * passes.working_set(model.module, tokens), "the step would not batch"
     monkeypatch.setattr(activations, "batch_memory", lambda *a: total[0])
-    blocks = model.module.transformer_blocks
-    assert activations.sampling_memory(model, latent, 4) == activations.Sampling(
-        single.room + fetching.largest(blocks), True
-    )
-    assert activations.sampling_memory(replace(model, compiled=True), latent, 4) == single
+    sizes = [sum(p.nbytes for p in block.parameters()) for block in model.module.transformer_blocks]
+    staying = activations.Sampling(single.room + max(sizes), True)
+    assert activations.sampling_memory(model, latent, 4) == staying and not staying.notes
+    assert activations.sampling_memory(replace(model, compiled=True), latent, 4) == staying
     assert activations.sampling_memory(model, latent, 1) == single
+    monkeypatch.setattr(fetching, "overlaps", lambda device: True)  # then the next block is there, too
+    assert activations.sampling_memory(model, latent, 4) == activations.Sampling(single.room + 2 * max(sizes), True)
+
+
+def test_where_comfyui_pages_the_weights_the_report_says_what_it_costs(
+    files: TinyFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer ComfyUI fetches and patches there itself."""
+    model, latent = held(files, "fp8.safetensors"), torch.zeros(1, 128, 2, 2, 3)
+    monkeypatch.setattr(model.patcher, "is_dynamic", lambda: True, raising=False)
+    monkeypatch.setattr(management, "get_total_memory", lambda *a: model.get_ram_usage())
+    monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
+    monkeypatch.setattr(activations, "_step_memory", lambda *a: 1000)
+    monkeypatch.setattr(activations, "batch_memory", lambda *a: model.get_ram_usage())
+    placed = activations.sampling_memory(model, latent, 4)
+    assert placed == activations.Sampling(1000, repeated=True) and placed.notes == [activations.REPEATED]
+    monkeypatch.setattr(activations, "batch_memory", lambda *a: 2000)  # they run as one batch
+    assert activations.sampling_memory(model, latent, 4) == activations.Sampling(2000)
+
+
+def test_only_cuda_copies_while_it_computes_and_not_if_the_user_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(management, "NUM_STREAMS", 2, raising=False)
+    assert fetching.overlaps(torch.device("cuda", 0))
+    assert not any(map(fetching.overlaps, (CPU, DEVICE, torch.device("mps"))))
+    monkeypatch.setattr(management, "NUM_STREAMS", 0)  # --disable-async-offload
+    assert not fetching.overlaps(torch.device("cuda", 0))
+
+
+class LateStream:
+    """In place of a stream that copies as late as it may: when what is computed next waits for it.
+
+    events: what was asked for, in order, with the number of each block that was computed.
+    """
+
+    made: LateStream
+
+    def __init__(self, device: torch.device) -> None:
+        self.events: list[Any] = []
+        self.waiting: list[Callable[[], None]] = []
+        LateStream.made = self
+
+    def mark(self) -> int:
+        self.events.append("mark")
+        return len(self.events)
+
+    def copy(self, copies: Callable[[], None], after: int) -> None:
+        assert self.events[after - 1] == "mark"
+        self.events.append("copy")
+        self.waiting.append(copies)
+
+    def join(self) -> None:
+        self.events.append("join")
+        for copies in self.waiting:
+            copies()
+        self.waiting.clear()
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], None]:
+    """Copies run beside the computing, and they take no more memory than was reserved for them. Called with the model,
+    it makes the stream's list tell of the blocks as well."""
+    monkeypatch.setattr(fetching, "overlaps", lambda device: True)
+    monkeypatch.setattr(fetching, "CopyStream", LateStream)
+
+    def watch(module: nn.Module) -> None:
+        room, there = fetching.stay_memory(module.transformer_blocks, DEVICE), weakref.WeakSet()
+        place = fetching._place
+
+        def counted(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+            there.add(made := place(parameter, device))
+            assert sum(each.nbytes for each in there) <= room
+            return made
+
+        monkeypatch.setattr(fetching, "_place", counted)
+        for number, block in enumerate(module.transformer_blocks):
+            block.register_forward_hook(lambda *_, number=number: LateStream.made.events.append(number), prepend=True)
+
+    return watch
+
+
+@pytest.mark.parametrize("name", ["ltx-2.3-tiny.safetensors", "fp8.safetensors"])
+def test_the_next_block_comes_while_one_computes(
+    files: TinyFiles,
+    name: str,
+    in_part: Callable,
+    copies: Callable,
+    fetched: Counter[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each layer once a step, and a block's weights are waited for before it reads them."""
+    expected = one_step(load_checkpoint(files.checkpoint.with_name(name)).transformer(torch.float32), CPU, 0.0)
+    copied: Counter[int] = Counter()
+    copy = fetching._copy
+
+    def counted(parameter: Tensor, place: Tensor) -> None:
+        copied[id(parameter)] += 1
+        copy(parameter, place)
+
+    monkeypatch.setattr(fetching, "_copy", counted)
+    model = held(files, name)
+    with simulated():
+        module = in_part(model)
+        copies(module)
+        before = {id(p): p.device for p in module.parameters()}
+        blocks = [each for each in module.transformer_blocks.modules() if hasattr(each, "comfy_cast_weights")]
+        waiting = [layer.weight for layer in blocks if not isinstance(layer.weight, Elsewhere)]
+        with fetching.blocks_stay(module.transformer_blocks, DEVICE):
+            for steps in (1, 2):
+                assert torch.equal(one_step(module, DEVICE, 0.0), expected)
+                assert waiting and {copied[id(weight)] for weight in waiting} == {steps}
+        assert not any(fetched[id(layer)] for layer in blocks)
+        # The STG pass begins as a copy of the conditional one at block 1, so three passes run in block 0.
+        step = ["mark", 0, "copy", 0, 0, "join", "mark", 1, "copy", 1, 1, 1, "join", 2, 2, 2, 2]
+        assert LateStream.made.events == step * 2
+        assert {id(p): p.device for p in module.parameters()} == before
+        model.patcher.detach()
+
+
+def test_a_run_that_ends_waits_for_copies(files: TinyFiles, in_part: Callable, copies: Callable) -> None:
+    """Otherwise their memory would be given away while they write there."""
+    model = held(files, "fp8.safetensors")
+    with simulated():
+        module = in_part(model)
+        copies(module)
+        before = {id(p): p.device for p in module.parameters()}
+        with pytest.raises(KeyboardInterrupt), fetching.blocks_stay(module.transformer_blocks, DEVICE):
+            module.transformer_blocks[1].register_forward_pre_hook(lambda *_: _raise(), prepend=True)
+            one_step(module, DEVICE, 0.0)
+        assert LateStream.made.events == ["mark", 0, "copy", 0, 0, "join"] and not LateStream.made.waiting
+        assert {id(p): p.device for p in module.parameters()} == before
+        model.patcher.detach()
+
+
+@pytest.mark.timeout(600)
+def test_a_compiled_block_stays_too(files: TinyFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code takes the weights that are there when it is called, and is not compiled again for them.
+
+    Compiled code knows no simulated device. So every weight waits here for the CPU under another name.
+    """
+    other_name = torch.device("cpu", 0)
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    module = load_checkpoint(files.checkpoint).transformer(torch.float32)
+    memory.hold(module, CPU, CPU)
+    expected = one_step(module, CPU, 0.0)
+    torch._dynamo.reset()
+    compile_blocks(module)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    assert torch.equal(one_step(module, CPU, 0.0), expected)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    copied: Counter[int] = Counter()
+    copy = fetching._copy
+
+    def counted(parameter: Tensor, place: Tensor) -> None:
+        copied[id(parameter)] += 1
+        copy(parameter, place)
+
+    monkeypatch.setattr(fetching, "_copy", counted)
+    layers = [each for each in module.transformer_blocks.modules() if hasattr(each, "comfy_cast_weights")]
+    weights = [layer.weight for layer in layers]
+    with fetching.blocks_stay(module.transformer_blocks, other_name):
+        for steps in (1, 2):
+            assert torch.equal(one_step(module, CPU, 0.0), expected)
+            assert weights and {copied[id(weight)] for weight in weights} == {steps}
+    assert counters["stats"]["unique_graphs"] == graphs
+    with torch.no_grad():
+        weights[0].data.mul_(2)
+    assert not torch.equal(one_step(module, CPU, 0.0), expected), "the compiled code kept a weight"
+    compile_blocks(module, False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("pinned", [False, True])
+def test_on_cuda_the_numbers_are_the_same_and_two_blocks_are_there(
+    pinned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wide blocks, so that copies and products overlap."""
+    monkeypatch.setattr(management, "NUM_STREAMS", 2, raising=False)
+    device = torch.device("cuda", torch.cuda.current_device())
+    blocks = [nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(4))) for _ in range(8)]
+    model = nn.ModuleList(blocks).requires_grad_(False)
+    if pinned:
+        model._apply(lambda weight: weight.pin_memory())
+    memory.hold(model, device, CPU)
+    x = torch.randn(4096, 2048, device=device) / 8
+
+    def step() -> Tensor:
+        y = x
+        for block in model:
+            for _ in range(3):
+                y = torch.nn.functional.normalize(block(y))
+        return y
+
+    expected = step()
+    size = fetching.stay_memory(model, device)
+    assert size == 2 * 4 * 2048 * 2048 * 4
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with fetching.blocks_stay(model, device):
+        for _ in range(3):
+            assert torch.equal(step(), expected)
+    assert torch.cuda.max_memory_allocated() - before < size + 8 * x.nbytes
+    assert all(weight.device == CPU for weight in model.parameters())

@@ -121,10 +121,12 @@ def test_the_sampler_obeys(model: memory.Model, monkeypatch: pytest.MonkeyPatch,
     film = type("Film", (), {"cut": _cut(), "frozen": True})()
     steering = type("S", (), {"steps": 1, "passes": lambda self, frozen: 4})()
     monkeypatch.setattr(sampling, "StageProgress", lambda *a: None)
-    monkeypatch.setattr(activations, "sampling_memory", lambda *a: activations.Sampling(0, stay))
+    monkeypatch.setattr(activations, "sampling_memory", lambda *a: activations.Sampling(0, stay, repeated=not stay))
     start = torch.zeros(1, 128, 2, 2, 2)
+    told: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        sampling._sample(replace(asked, weights=""), start, film, [], None, steering, (object(),), None, None)
+        sampling._sample(replace(asked, weights=""), start, film, [], None, steering, (object(),), None, None, told)
+    assert told == ([] if stay else [activations.REPEATED])
     assert seen == [({BACKENDS[MATH].name}, {True}, {int(stay)})] and watched() == {0}
 
 

@@ -14,7 +14,8 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 
 import comfy.model_management as management
 import folder_paths
-from a2v.ltx.diffusion.decode import Tiling, decode_video
+from a2v.ltx.diffusion.decode import decode_video
+from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.errors import InputError
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.nodes import activations, memory, output

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from a2v.ltx.diffusion.conditioning import AudioCondition
-from a2v.ltx.diffusion.decode import Tiling, decode_video
+from a2v.ltx.diffusion.decode import decode_video
 from a2v.ltx.diffusion.guidance import NONE
+from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.errors import InputError
 from a2v.ltx.job import Compute, Job
 from a2v.ltx.memory.encoder import text_encoder

@@ -92,7 +92,8 @@ class Tiling:
 
     def choices(self, latent: tuple[int, int, int]) -> list[Tiling]:
         """Sizes for a latent with that grid where this tiling's are open: those first that decode least of the clip
-        twice, the whole clip before all others. Overlaps stay as they are. Raises ValueError if nothing is open."""
+        twice, the whole clip before all others. Overlaps stay as they are, but at most half a tile. Raises ValueError
+        if nothing is open."""
         if not self.open:
             raise ValueError("the tiling has no open size")
         times = [2] if self.frames else _sizes(latent[0], self.frame_overlap // TIME_SCALE)
@@ -101,6 +102,7 @@ class Tiling:
             self.closed(Tiling(max(2, time) * TIME_SCALE, 0, max(2, side) * SPACE_SCALE, 0))
             for time, side in product(times, sides)
         ]
+        found.append(self.closed(USUAL))  # so that no choice shares more than the usual tiles, if these fit
         return sorted(found, key=lambda tiling: (written(latent, tiling), tile_count(latent, tiling)))
 
     def _sized(self, frames: int, pixels: int) -> Tiling:

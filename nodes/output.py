@@ -392,7 +392,7 @@ class SaveLatentVideo(io.ComfyNode):
 
         def write(chunks: Iterable[Tensor], verdict: str) -> io.NodeOutput:
             def notes() -> str:
-                return "\n".join((_text(report), verdict, *clip.notes, *beyond))
+                return "\n".join((_text(report), *clip.notes, verdict, *beyond))
 
             return target.write(cls, chunks, notes, lambda done: progress.check())
 
@@ -404,6 +404,7 @@ class SaveLatentVideo(io.ComfyNode):
         except safety.Flagged:
             if CUTS in latent:
                 FilmWindows().forget(latent.get(MADE, ()))  # what was flagged does not stay on the disk
+            clip.told.clear()  # the black frames are not decoded
             verdict = announce(cls, safety.flagged(watch, action))
             black = torch.zeros(1, clip.height, clip.width, 3, dtype=torch.uint8)
             return write((black for _ in range(clip.frames)), verdict)

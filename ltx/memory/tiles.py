@@ -24,8 +24,9 @@ SHARE = 4
 """On a CPU a clip is decoded whole if this takes at most one part in SHARE of the free memory. The system and all other
 programs need the same memory, and whoever takes too much of it is ended without a message."""
 HELD = 4 * 2**30
-"""The most bytes of frames that a chosen tile may hold for the encoder, whatever the length of the film. They are in
-host memory beside the models that wait there; 4 GiB are 121 frames of 1920 × 1088 and 481 of 1024 × 576."""
+"""The most bytes of frames that a chosen tile may hold for the encoder, whatever the length of the film: enough for 121
+frames of 1920 × 1088 and for 481 of 1024 × 576. They are in host memory, beside the models that wait there. Only the
+usual tiles of a larger picture hold more."""
 NEAR = 0.8
 """A tiling is not rehearsed if less than this part of its need, judged by a rehearsed one and the sizes, is too
 much."""

@@ -15,11 +15,12 @@ import torch
 from a2v.benchmarks.work import Clip, stg_block
 from a2v.ltx.diffusion import schedules
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions
-from a2v.ltx.diffusion.decode import Tiling, decode_video, to_uint8
+from a2v.ltx.diffusion.decode import decode_video, to_uint8
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.sound import encode_audio
 from a2v.ltx.diffusion.steering import Steering
+from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.diffusion.upscale import upscale
 from a2v.ltx.latents import CHANNELS, Noise, video_shape
 from a2v.ltx.media.audio import load_track, soundtrack

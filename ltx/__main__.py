@@ -67,8 +67,9 @@ from tqdm import tqdm  # noqa: E402
 from .characters import check_name  # noqa: E402
 from .diffusion.attention import BACKENDS, TORCH  # noqa: E402
 from .diffusion.kept import AS_FAR_AS_IT_IS, KeptWindows  # noqa: E402
+from .diffusion.tiling import Tiling  # noqa: E402
 from .errors import FlaggedError, InputError  # noqa: E402
-from .job import AUTO, BLOCKS, OFFLOAD, Compute, Files  # noqa: E402
+from .job import AUTO, BLOCKS, OFFLOAD, TILING, Compute, Files  # noqa: E402
 from .left import told  # noqa: E402
 from .media.formats import SUFFIXES  # noqa: E402
 from .pipeline import Result, run  # noqa: E402
@@ -167,6 +168,20 @@ def _add_computing(p: argparse.ArgumentParser) -> None:
     p.add_argument("--attention", choices=BACKENDS, default=TORCH, help="what computes attention; sage is not exact")
     p.add_argument(
         "--offload", choices=OFFLOAD, default=AUTO, help="keep blocks in host memory; default: if the GPU is too small"
+    )
+    p.add_argument(
+        "--tile-size",
+        type=int,
+        default=TILING.pixels,
+        metavar="PIXELS",
+        help="long side of the tiles that are decoded; default 0: by the free memory",
+    )
+    p.add_argument(
+        "--tile-frames",
+        type=int,
+        default=TILING.frames,
+        metavar="N",
+        help="frames of the tiles that are decoded; default 0: by the free memory",
     )
 
 
@@ -311,7 +326,8 @@ def files_of(arguments: argparse.Namespace) -> Files:
 
 
 def compute_of(arguments: argparse.Namespace) -> Compute:
-    """The device and the way to compute. Raises InputError if there is no GPU for --device cuda or --offload blocks."""
+    """The device and the way to compute. Raises InputError if there is no GPU for --device cuda or --offload blocks, or
+    a tile cannot have that size."""
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device: cuda is not available here; use --device cpu.")
@@ -324,6 +340,7 @@ def compute_of(arguments: argparse.Namespace) -> Compute:
         arguments.fp8,
         arguments.compile,
         arguments.offload,
+        Tiling.of(arguments.tile_frames, arguments.tile_size),
         attention=arguments.attention,
         fused=arguments.fused,
         fast_products=arguments.fast_products,

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from . import models
 from .diffusion.acceleration import LEVELS, full_strength
 from .diffusion.attention import TORCH, check_attention
-from .diffusion.decode import Tiling
 from .diffusion.kept import check_room, disk_needed
 from .diffusion.speakers import check_region, check_voices, heard_by
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
+from .diffusion.tiling import Tiling
 from .edits import ALL
 from .errors import InputError
 from .given import Given, ReferenceVideo, SourceVideo, delayed, open_videos
@@ -37,7 +37,7 @@ from .weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from .weights.lora import Lora, Match, load_lora, match
 from .weights.names import OF_CONNECTORS
 
-TILING = Tiling()
+TILING = Tiling.of(frames=0, pixels=0)  # both sizes are chosen by the free memory
 AUTO, NEVER, BLOCKS = OFFLOAD = ("auto", "none", "blocks")
 Strengths = tuple[tuple[Lora, float], ...]
 """LoRAs and the strength of each."""
@@ -80,7 +80,8 @@ class Compute:
 
     dtype: the compute dtype; None means the dtype of the files. fp8: whether the transformer and Gemma are stored in
     float8; they compute in `dtype`. compiled: whether torch.compile compiles the transformer's block. offload: one of
-    OFFLOAD, for a GPU. tiling: the decoder's tiles, None for the clip as one tile. attention: one of BACKENDS.
+    OFFLOAD, for a GPU. tiling: the decoder's tiles, None for the clip as one tile; open sizes are chosen by the free
+    memory. attention: one of BACKENDS.
     fused: whether Triton kernels take over normalisation, modulation and rotation. fast_products: whether quantized
     weights are multiplied in their own formats where the device can. Raises InputError if offload is another value or
     the attention cannot be computed so.

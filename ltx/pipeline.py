@@ -28,6 +28,8 @@ from .media.probe import VideoFile
 from .media.safety import Watch, load_checker
 from .media.video import write_video
 from .memory.forecast import EXPANDER, GEMMA, TRANSFORMER, Forecast, estimate
+from .memory.free import free_memory
+from .memory.tiles import choose
 from .report import describe
 from .request import Request
 from .restoring import resounded, restored
@@ -78,14 +80,14 @@ def run(
     latent, sounds, noise = sample_stages(job, compute, prompts, sounds, seen, kept, offload, observer)
     job, short = _as_far_as_it_is(job, latent)
     track = _track(job, compute, sounds, trace)
-    retried: list[str] = []  # only the last note counts
+    told: dict[str, str] = {}
     notes = [*prompts.notes, *notes, *short, *kept.notes()]
 
     def report() -> dict[str, Any]:
         written = [prompt for prompt, _ in prompts.sections][: len(job.plan.sections)]
-        return describe(job, prompts.prompt, [*notes, *retried[-1:]], written)
+        return describe(job, prompts.prompt, [*notes, *told.values()], written)
 
-    frames = _decoded(job, compute, latent, noise, trace, say, retried)
+    frames = _decoded(job, compute, latent, noise, trace, say, told)
     try:
         video = write_video(
             files.output,
@@ -192,12 +194,20 @@ def _decoded(
     noise: Noise,
     trace: Trace | None,
     say: OnProgress,
-    retried: list[str],
+    told: dict[str, str],
 ) -> Iterator[Tensor]:
-    """Decodes the latent → uint8 frames. retried: gets a note each time the tiles become smaller."""
+    """Decodes the latent → uint8 frames. told: gets the notes for the report, of which the last of each kind counts:
+    the tiles, and that memory ran out."""
+    grid, device = tuple(latent.shape[2:]), torch.device(compute.device)
+    room = free_memory(device) if compute.tiling is not None and compute.tiling.open else 0
     decoder = job.checkpoint.video_decoder(compute.dtype, compute.device)
-    decode = partial(decode_video, decoder, latent, compute.tiling, noise=noise)
-    decoded = decode(lambda done, total: say("decode", done, total), on_retry=retried.append)
+    tiling = compute.tiling and choose(decoder, grid, compute.tiling, device.type, room)
+    decode = partial(decode_video, decoder, latent, tiling, noise=noise)
+    decoded = decode(
+        lambda done, total: say("decode", done, total),
+        on_tiles=lambda sentence: told.update(tiles=sentence),
+        on_retry=lambda note: told.update(retried=note),
+    )
     if trace is not None and diffuses(decoder):
         trace("final/frames_u8_chunked", torch.cat([to_uint8(chunk) for chunk in decode(continued=True)]))
     frames = _frames(decoded, trace)

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx.diffusion.conditioning import AudioCondition, Reference
-from ..ltx.diffusion.decode import Tiling
 from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.diffusion.passes import batch_memory
+from ..ltx.diffusion.tiling import Tiling
 from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
-from ..ltx.memory.work import clip_encoding, decoding, image_encoding, one_step, upscaling
+from ..ltx.memory.tiles import choose, needed
+from ..ltx.memory.work import clip_encoding, image_encoding, one_step, upscaling
 from .fetching import stay_memory
-from .memory import Model
+from .memory import Handle, Model, obtainable
 
 KEYFRAMES = 2  # images at later frames for which a batch has room
 REPEATED = (
@@ -95,7 +96,17 @@ def _step_memory(module: nn.Module, latent: Tensor, reference: Reference | None 
 
 def decoding_memory(module: nn.Module, latent: Tensor, tiling: Tiling) -> int:
     """Bytes for decoding the largest tile of `latent` [1, C, F, H, W] with the video VAE."""
-    return _room(module, lambda twin, on: decoding(twin, tuple(latent.shape[2:]), tiling, on)[0])
+    on = module.device.type
+    return 0 if on == "cpu" else needed(module, tuple(latent.shape[2:]), tiling, on)[0]
+
+
+def fitting_tiles(decoder: Handle, latent: Tensor, tiling: Tiling) -> Tiling:
+    """The tiling for decoding `latent` [1, C, F, H, W], with its open sizes chosen by the memory of the decoder's
+    device."""
+    if not tiling.open:
+        return tiling
+    module, device = decoder.module, decoder.module.device
+    return choose(module, tuple(latent.shape[2:]), tiling, device.type, obtainable(device))
 
 
 def encoding_memory(module: nn.Module, height: int, width: int) -> int:

@@ -29,6 +29,7 @@ from ..ltx.diffusion.attention import TORCH, attend_by
 from ..ltx.diffusion.compiled import compile_blocks
 from ..ltx.diffusion.kernels import fuse
 from ..ltx.errors import InputError
+from ..ltx.memory.free import free_memory
 from ..ltx.models import V23
 from ..ltx.prompt.contexts import fingerprint
 from ..ltx.prompt.gemma import Gemma, check_gemma
@@ -280,6 +281,16 @@ def use(*handles: Handle, memory_required: float = 0) -> list[nn.Module]:
         if isinstance(handle, (Adapted, TextEncoder)):
             handle.attach()
     return [handle.module for handle in handles]
+
+
+def obtainable(device: torch.device) -> int:
+    """Bytes that activations and one model may take on a device if all other models leave it, as they do when ComfyUI
+    needs their room. So it is the same in the first and in each later run of a graph. On a CPU no model leaves."""
+    if device.type == "cpu":
+        return free_memory(device)
+    models = [loaded for loaded in management.current_loaded_models if loaded.device == device and loaded.model]
+    taken = sum(loaded.model_loaded_memory() for loaded in models)
+    return int(management.get_free_memory(device) + taken - management.extra_reserved_memory())
 
 
 def settle(module: nn.Module, device: torch.device) -> None:

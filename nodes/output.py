@@ -12,8 +12,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ltx.diffusion.decode import Tiling, decode_video, to_uint8
+from ..ltx.diffusion.decode import decode_video, to_uint8
+from ..ltx.diffusion.tiling import Tiling
 from ..ltx.given import unheard
+from ..ltx.job import TILING
 from ..ltx.latents import Noise, NoiseSource, pixel_frames, pixel_size
 from ..ltx.media.formats import FORMATS, choose
 from ..ltx.media.rates import frame_rate
@@ -38,20 +40,20 @@ FOLDERS = ("output", "temp")  # ComfyUI's folders for a saved file
 
 
 def _tiling_inputs() -> list[io.Input]:
-    usual = Tiling()
     return [
         io.Int.Input(
             "tile_size",
-            default=usual.pixels,
-            min=64,
+            default=TILING.pixels,
+            min=0,
             max=8192,
             step=32,
-            tooltip="Long side of a tile in pixels. It is halved if memory runs out.",
+            tooltip="Long side of a tile in pixels, from 64 on. 0: by the free memory, the whole frame if it fits. It "
+            "is halved if memory runs out.",
             **ADVANCED,
         ),
         io.Int.Input(
             "tile_overlap",
-            default=usual.pixel_overlap,
+            default=TILING.pixel_overlap,
             min=0,
             max=4096,
             step=32,
@@ -60,16 +62,17 @@ def _tiling_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "tile_frames",
-            default=usual.frames,
-            min=16,
+            default=TILING.frames,
+            min=0,
             max=8192,
             step=8,
-            tooltip="Frames of a tile. They are halved if memory runs out.",
+            tooltip="Frames of a tile, from 16 on. 0: by the free memory, the whole clip if it fits. They are halved "
+            "if memory runs out.",
             **ADVANCED,
         ),
         io.Int.Input(
             "tile_frame_overlap",
-            default=usual.frame_overlap,
+            default=TILING.frame_overlap,
             min=0,
             max=4096,
             step=8,
@@ -106,7 +109,12 @@ class _Decoder:
     width: int
     noise: NoiseSource
     retake: Retake | None = None
-    notes: list[str] = field(default_factory=list)  # a note if memory ran out and the tiles became smaller
+    told: dict[str, str] = field(default_factory=dict)
+    """Notes for the report, the last of each kind: the tiles, and that memory ran out and they became smaller."""
+
+    @property
+    def notes(self) -> list[str]:
+        return list(self.told.values())
 
     def chunks(self, progress: Progress) -> Iterator[Tensor]:
         """Decodes and yields the frames, float32 [n, H, W, 3] in 0..1, some at a time."""
@@ -117,6 +125,7 @@ class _Decoder:
             progress,
             noise=self.noise,
             on_retry=self._retry,
+            on_tiles=lambda sentence: self.told.update(tiles=sentence),
             free=management.soft_empty_cache,
         )
 
@@ -129,7 +138,7 @@ class _Decoder:
 
     def _retry(self, note: str) -> None:
         logging.warning("LTX A2V: %s", note)
-        self.notes[:] = [note]  # each note replaces the previous one
+        self.told["retried"] = note
 
 
 def _decoder(
@@ -150,6 +159,7 @@ def _decoder(
         retake.check("latent", frames)
         frames = retake.plan(height, width).written
     decoder = video_vae.decoder
+    tiling = activations.fitting_tiles(decoder, samples, tiling)
     (vae,) = memory.use(decoder, memory_required=activations.decoding_memory(decoder.module, samples, tiling))
     source = Noise(0) if noise is None else to_noise(noise, {"samples": samples})
     return _Decoder(vae, samples, tiling, frames, height, width, source, retake)
@@ -162,8 +172,8 @@ class Decode(io.ComfyNode):
             node_id="LTXA2VDecode",
             display_name="LTX A2V Decode",
             category=OUTPUT,
-            description="Decodes a latent to frames, in tiles that overlap in space and time and are blended. Smaller "
-            "tiles take less memory. A clip that fits into one tile is decoded whole.",
+            description="Decodes a latent to frames: whole if the free memory allows it, else in tiles that overlap in "
+            "space and time and are blended. Smaller tiles take less memory.",
             inputs=[
                 VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
                 io.Latent.Input("latent", tooltip="From the last sampler."),
@@ -382,7 +392,7 @@ class SaveLatentVideo(io.ComfyNode):
 
         def write(chunks: Iterable[Tensor], verdict: str) -> io.NodeOutput:
             def notes() -> str:
-                return "\n".join((_text(report), verdict, *clip.notes, *beyond))
+                return "\n".join((_text(report), *clip.notes, verdict, *beyond))
 
             return target.write(cls, chunks, notes, lambda done: progress.check())
 
@@ -394,6 +404,7 @@ class SaveLatentVideo(io.ComfyNode):
         except safety.Flagged:
             if CUTS in latent:
                 FilmWindows().forget(latent.get(MADE, ()))  # what was flagged does not stay on the disk
+            clip.told.clear()  # the black frames are not decoded
             verdict = announce(cls, safety.flagged(watch, action))
             black = torch.zeros(1, clip.height, clip.width, 3, dtype=torch.uint8)
             return write((black for _ in range(clip.frames)), verdict)

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,84 +26,11 @@ from torch import Tensor, nn
 
 from ..classes import give_classes
 from ..errors import InputError
-from ..latents import SPACE_SCALE, TIME_SCALE, Noise, denormalize_video, frames_of
+from ..latents import Noise, denormalize_video
+from .tiling import CHUNK, USUAL, Span, Tiling, in_words, spans, volume
 
 if TYPE_CHECKING:
     from .diffusion_decoder import DiffusionTiles
-
-CHUNK = 8  # frames that are yielded at a time
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Size and overlap of a tile in frames and in pixels. The defaults are those of ltx-pipelines 1.2.
-
-    A spatial tile has the proportions of the frame, and its long side has `pixels`, as in ltx-core. Both sides are then
-    cut about equally often, and no tile is larger than the given size. Raises InputError if a size or an overlap cannot
-    be used.
-    """
-
-    frames: int = 80
-    frame_overlap: int = 24
-    pixels: int = 768
-    pixel_overlap: int = 64
-
-    def __post_init__(self) -> None:
-        for name, size, overlap, unit in (
-            ("frames", self.frames, self.frame_overlap, TIME_SCALE),
-            ("pixels", self.pixels, self.pixel_overlap, SPACE_SCALE),
-        ):
-            if size < 2 * unit or size % unit:
-                raise InputError(f"The tile size of {size} {name} must be a multiple of {unit}, at least {2 * unit}.")
-            if not 0 <= overlap < size or overlap % unit:
-                raise InputError(
-                    f"The tile overlap of {overlap} {name} must be a multiple of {unit}, below the tile's {size}."
-                )
-
-    @classmethod
-    def whole(cls, latent: Tensor) -> Tiling:
-        """A tiling with one tile for the whole latent [1, C, F, H, W]."""
-        return cls()._sized(max(2, latent.shape[2]) * TIME_SCALE, max(2, *latent.shape[3:]) * SPACE_SCALE)
-
-    def smaller(self, latent: Tensor) -> Tiling | None:
-        """The next smaller tiling for that latent, None if there is no smaller one.
-
-        It halves the pixels of the long side and the frames in turns. The overlap stays the same, but at most half a
-        tile.
-        """
-        whole = Tiling.whole(latent)
-        frames, pixels = min(self.frames, whole.frames), min(self.pixels, whole.pixels)  # a tile's real size
-        can_shorten, can_narrow = frames > 2 * TIME_SCALE, pixels > 2 * SPACE_SCALE
-        if can_narrow and (not can_shorten or pixels * Tiling.frames >= frames * Tiling.pixels):
-            pixels = max(2, pixels // 2 // SPACE_SCALE) * SPACE_SCALE
-        elif can_shorten:
-            frames = max(2, frames // 2 // TIME_SCALE) * TIME_SCALE
-        else:
-            return None
-        return self._sized(frames, pixels)
-
-    def _sized(self, frames: int, pixels: int) -> Tiling:
-        half = frames // 2 // TIME_SCALE * TIME_SCALE, pixels // 2 // SPACE_SCALE * SPACE_SCALE
-        return Tiling(frames, min(self.frame_overlap, half[0]), pixels, min(self.pixel_overlap, half[1]))
-
-    def __str__(self) -> str:
-        return f"{self.pixels} px and {self.frames} frames"
-
-
-@dataclass(frozen=True)
-class _Span:
-    """One tile along one axis. latents: the range that it reads; skip: decoded samples to drop at its start; samples:
-    the range of frames or pixels that it writes, with their weight."""
-
-    latents: slice
-    skip: int
-    samples: slice
-    weight: Tensor | None  # float32 [samples]; the weights of all tiles add up to 1. None if there is one tile
-
-    @property
-    def own(self) -> slice:
-        """The latents that the written samples stand for."""
-        return slice(self.latents.start + self.skip, self.latents.stop)
 
 
 def free_cached_memory() -> None:
@@ -116,12 +42,13 @@ def free_cached_memory() -> None:
 def decode_video(
     vae: Any,
     latent: Tensor,
-    tiling: Tiling | None = Tiling(),
+    tiling: Tiling | None = USUAL,
     on_tile: Callable[[int, int], None] | None = None,
     *,
     noise: Noise | None = None,
     continued: bool = False,
     on_retry: Callable[[str], None] | None = None,
+    on_tiles: Callable[[str], None] | None = None,
     free: Callable[[], None] = free_cached_memory,
 ) -> Iterator[Tensor]:
     """Normalised latent [1, 128, F, H, W] → float32 frames [n, H*32, W*32, 3] in 0..1, in order, on the CPU.
@@ -132,36 +59,31 @@ def decode_video(
     neighbourhood.py. Tiles are blended in float32 on the CPU, because the device then needs room for a single tile, and
     the frames' readers (video.py, ComfyUI's IMAGE) work on the CPU. `on_tile(done, total)` is called after each tile
     and may raise. If memory runs out, `free()` is called and the tiles get smaller; `on_retry(note)` gets a note for
-    the report, which replaces the previous note. Raises InputError if the latent has another shape or if even the
-    smallest tile does not fit.
+    the report, which replaces the previous note. `on_tiles(sentence)` gets the tiles in words for the report, and again
+    if they get smaller. Raises InputError if the latent has another shape or if even the smallest tile does not fit,
+    and ValueError for an open tiling.
     """
     if latent.ndim != 5 or latent.shape[0] != 1:
         raise InputError(f"The video latent must be [1, channels, frames, height, width], not {list(latent.shape)}.")
     tiles = clip_tiles(vae, latent, noise or Noise(0), continued)
-    requested, tiling = tiling, tiling or Tiling.whole(latent)
-    times, rows, columns = _spans(*latent.shape[2:], requested)
+    grid, requested, tiling = tuple(latent.shape[2:]), tiling, tiling or Tiling.whole(latent)
+    times, rows, columns = spans(grid, requested)
     height, width = rows[-1].samples.stop, columns[-1].samples.stop
-    done, yielded = 0, 0  # decoded tiles; yielded frames
+    yielded, tally = 0, _Tally(grid, on_tile, on_tiles)
+    tally.plan(tiling, times, rows, columns)
     held, held_weight = torch.zeros(0, height, width, 3), torch.zeros(0)  # the next frames, not final, and their weight
-
-    def tile_done() -> None:
-        nonlocal done
-        done += 1
-        if on_tile is not None:
-            on_tile(done, total)
 
     while times:
         time, following = times[0], times[1] if times[1:] else None
-        total = done + len(times) * len(rows) * len(columns)
-        frames = _row_of_tiles(tiles, time, rows, columns, yielded, held, tile_done)
+        frames = _row_of_tiles(tiles, time, rows, columns, yielded, held, tally.tile_done)
         if frames is None:
             free()
             tiling = _smaller(tiling, latent)
             if on_retry is not None:
                 first = requested or Tiling.whole(latent)
                 on_retry(f"decoded in tiles of {tiling}: {first.pixels} and {first.frames} did not fit")
-            start = time.own.start
-            times, rows, columns = _spans(*latent.shape[2:], tiling, start, 1 - held_weight)
+            times, rows, columns = spans(grid, tiling, time.own.start, 1 - held_weight)
+            tally.plan(tiling, times, rows, columns)
             continue
         times = times[1:]
         count = (following.samples.start if following else time.samples.stop) - yielded
@@ -173,6 +95,36 @@ def decode_video(
             yield chunk.add(1).div_(2).clamp_(0, 1)
         yielded += count
         del frames, chunk  # frees the memory before the next tile needs it
+
+
+class _Tally:
+    """Counts the tiles of a clip that are decoded, and tells them. latent: the clip's grid; on_tile, on_tiles: as in
+    `decode_video`."""
+
+    def __init__(
+        self,
+        latent: tuple[int, int, int],
+        on_tile: Callable[[int, int], None] | None,
+        on_tiles: Callable[[str], None] | None,
+    ) -> None:
+        self.latent, self.on_tile, self.on_tiles = latent, on_tile, on_tiles
+        self.done, self.total = 0, 0
+        self.written = 0  # pixels of all frames that the decoded tiles wrote
+        self.first: Tiling | None = None  # the tiling of the first tile that was decoded
+
+    def plan(self, tiling: Tiling, *axes: list[Span]) -> None:
+        """Counts the tiles that are still to be decoded. axes: their spans in time, height and width."""
+        self.first = self.first if self.done and self.first is not None else tiling
+        self.total = self.done + math.prod(map(len, axes))
+        if self.on_tiles is not None:
+            self.on_tiles(in_words(self.latent, self.first, self.total, self.written + volume(*axes)))
+
+    def tile_done(self, *tile: Span) -> None:
+        """Counts a tile. tile: its spans in time, height and width."""
+        self.done += 1
+        self.written += volume(*([span] for span in tile))
+        if self.on_tile is not None:
+            self.on_tile(self.done, self.total)
 
 
 def _smaller(tiling: Tiling, latent: Tensor) -> Tiling:
@@ -222,12 +174,12 @@ def clip_tiles(vae: Any, latent: Tensor, noise: Noise, continued: bool = False) 
 
 def _row_of_tiles(
     tiles: ConvolutionTiles | DiffusionTiles,
-    time: _Span,
-    rows: list[_Span],
-    columns: list[_Span],
+    time: Span,
+    rows: list[Span],
+    columns: list[Span],
     yielded: int,
     held: Tensor,
-    tile_done: Callable[[], None],
+    tile_done: Callable[[Span, Span, Span], None],
 ) -> Tensor | None:
     """The frames from `yielded` to the end of one time tile, with the held ones added; None if memory ran out."""
     frames = None
@@ -246,7 +198,7 @@ def _row_of_tiles(
                 raise
             return None  # this also frees the tensors that the error's traceback holds
         del tile
-        tile_done()
+        tile_done(time, row, column)
     return frames
 
 
@@ -299,88 +251,3 @@ def slim(vae: Any) -> None:
 
     if isinstance(vae, nn.Module):
         give_classes(vae.modules(), {LTX2VideoResnetBlock3d: ResnetBlock}, plain)
-
-
-def largest_tile(latent: tuple[int, int, int], tiling: Tiling | None) -> tuple[slice, slice, slice]:
-    """The decoder's largest tile, for a latent with that grid: its part of time, height and width."""
-    largest = (max(axis, key=lambda span: span.latents.stop - span.latents.start) for axis in _spans(*latent, tiling))
-    return tuple(span.own for span in largest)
-
-
-def held_frames(latent: tuple[int, int, int], tiling: Tiling | None) -> int:
-    """Number of whole float32 frames on the CPU while a tile is decoded: the frames of its time tile, those held from
-    the previous one, and the chunk that the reader has."""
-    times = [span.samples for span in _spans(*latent, tiling)[0]]
-    shared = max((one.stop - following.start for one, following in pairwise(times)), default=0)
-    return max(span.stop - span.start for span in times) + shared + (CHUNK if len(times) > 1 else 0)
-
-
-def _spans(
-    frames: int, height: int, width: int, tiling: Tiling | None, start: int = 0, missing: Tensor | None = None
-) -> tuple[list[_Span], ...]:
-    """Tiles along time, height and width for a latent of that shape; in time they begin at latent `start`.
-
-    missing: the weights that the first frames still need, if an earlier tiling has decoded them in part.
-    """
-    if tiling is None:
-        return _time_spans(frames, frames, 0), _space_spans(height, height, 0), _space_spans(width, width, 0)
-    size, overlap = tiling.pixels // SPACE_SCALE, tiling.pixel_overlap // SPACE_SCALE
-    sides = [
-        _space_spans(side, max(2, overlap + 1, round(size * side / max(height, width))), overlap)
-        for side in (height, width)
-    ]
-    length, shared = tiling.frames // TIME_SCALE, tiling.frame_overlap // TIME_SCALE
-    return _time_spans(frames, length, shared, start, missing), *sides
-
-
-def _space_spans(length: int, size: int, overlap: int) -> list[_Span]:
-    cuts = _cut(length, size, overlap)
-    samples = [slice(a * SPACE_SCALE, b * SPACE_SCALE) for a, b in cuts]
-    weights = _weights(samples)
-    return [_Span(slice(a, b), 0, s, w) for (a, b), s, w in zip(cuts, samples, weights, strict=True)]
-
-
-def _time_spans(length: int, size: int, overlap: int, start: int = 0, missing: Tensor | None = None) -> list[_Span]:
-    """As in space, but a tile inside the clip also reads the latent before it and drops the frame of that latent."""
-    cuts = [(start + a, start + b) for a, b in _cut(length - start, size, overlap)]
-    samples = [slice(frames_of(a), frames_of(b)) for a, b in cuts]
-    weights = _weights(samples)
-    if missing is not None and len(missing):
-        weights = [torch.ones(s.stop - s.start) if w is None else w for s, w in zip(samples, weights, strict=True)]
-        for s, weight in zip(samples, weights, strict=True):
-            shared = missing[s.start - samples[0].start :][: len(weight)]
-            weight[: len(shared)] *= shared
-    return [
-        _Span(slice(max(0, a - 1), b), int(a > 0), s, w) for (a, b), s, w in zip(cuts, samples, weights, strict=True)
-    ]
-
-
-def _cut(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
-    """Cuts [0, length) into pieces of `size` that overlap by `overlap`; the last piece may be shorter."""
-    if length <= size:
-        return [(0, length)]
-    stride = size - overlap
-    count = math.ceil((length - overlap) / stride)
-    return [(i * stride, min(i * stride + size, length)) for i in range(count)]
-
-
-def _weights(samples: list[slice]) -> list[Tensor] | list[None]:
-    """Weights of the tiles along one axis: 1 where there is one tile, a linear ramp where two overlap. They add up to
-    1.
-
-    A linear ramp was best when measured. Smoother ramps give less weight to the samples next to a cut, but their RMS
-    error is 2 to 4 % larger: the errors of two tiles are independent, and an even mix averages them.
-    """
-    if len(samples) == 1:
-        return [None]
-    weights = [torch.ones(s.stop - s.start) for s in samples]
-    for (one, following), (falling, rising) in zip(pairwise(samples), pairwise(weights), strict=True):
-        overlap = one.stop - following.start
-        ramp = torch.arange(1, overlap + 1) / (overlap + 1)
-        falling[len(falling) - overlap :] *= 1 - ramp
-        rising[:overlap] *= ramp
-    # The sum is 1 already, except where an overlap is more than half a tile and three tiles meet.
-    total = torch.zeros(samples[-1].stop)
-    for s, weight in zip(samples, weights, strict=True):
-        total[s] += weight
-    return [weight / total[s] for s, weight in zip(samples, weights, strict=True)]

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.conditioning import AudioCondition
-from ..diffusion.decode import Tiling
 from ..diffusion.guidance import NONE
 from ..diffusion.kept import disk_needed, limit
 from ..diffusion.passes import kept_texts
 from ..diffusion.sound import decode_audio, encode_mel
+from ..diffusion.tiling import Tiling, tile_count
 from ..diffusion.upscale import PIECE
 from ..edits import ALL
 from ..job import BLOCKS, NEVER, Compute, Job, Picture
@@ -33,7 +33,8 @@ from ..windows import Window
 from .encoder import encode_longest, expander, text_encoder, write_longest
 from .free import free_memory
 from .rehearsal import META, blueprint, bytes_of, peak, weights
-from .work import clip_encoding, decoding, image_encoding, one_step, upscaling
+from .tiles import choose, needed
+from .work import clip_encoding, image_encoding, one_step, upscaling
 
 EXPANDER, GEMMA, TRANSFORMER = "expander", "Gemma", "transformer"  # the models whose blocks can wait in host memory
 OFFLOADED = "blocks wait in host memory"
@@ -348,19 +349,20 @@ class _Planner:
         return tuple(found)
 
     def decode(self, vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling | None) -> Tiling | None:
-        """Adds the decode phase. The tiles get smaller until it fits, as they do in the decoder itself. Returns the
-        tiling."""
+        """Adds the decode phase. Open sizes are chosen; the tiles get smaller until it fits, as they do in the decoder
+        itself. Returns the tiling."""
         clip, models = torch.empty(1, CHANNELS, *latent, device=META), (Resident.of("video VAE", vae),)
-        requested = tiling
+        requested = None if tiling is None or tiling.open else tiling
+        tiling = tiling and choose(vae, latent, tiling, self.device, self.room)
         while True:
-            work, host = decoding(vae, latent, tiling, self.device)
+            work, host = needed(vae, latent, tiling, self.device)
             on_host = self.device == "cpu"
             phase = Phase("decode", models, work + host if on_host else work, host=0 if on_host else host)
             following = (tiling or Tiling.whole(clip)).smaller(clip)
             if self._fits(phase) or following is None:
                 break
             tiling = following
-        remedy = "" if tiling == requested else f"in tiles of {tiling}"
+        remedy = "" if tiling == requested or tile_count(latent, tiling) == 1 else f"in tiles of {tiling}"
         self.phases.append(replace(phase, remedy=remedy, fits=self._fits(phase)))
         return tiling
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.conditioning import TEXT_LENGTH, AudioCondition, Conditions, Guide, Reference, TextContext
-from ..diffusion.decode import Tiling, clip_tiles, held_frames, largest_tile
+from ..diffusion.decode import clip_tiles
 from ..diffusion.encode import encode_image, encode_video
 from ..diffusion.guidance import NONE, Guidance
 from ..diffusion.sample import sample
 from ..diffusion.steering import Steering
+from ..diffusion.tiling import Tiling, held_frames, largest_tile
 from ..diffusion.upscale import upscale
 from ..latents import CHANNELS, SPACE_SCALE, Noise, frames_of, pixel_frames
 from .rehearsal import META, peak

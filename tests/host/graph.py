@@ -219,7 +219,7 @@ def audio_to_video(
              vocoder=["model", 4], audio=["audio", 0])  # fmt: skip
         track = ["track", 0]
         reports.append(["track", 1])
-    tiles = {"tile_size": 768, "tile_overlap": 64, "tile_frames": 80, "tile_frame_overlap": 24}
+    tiles = {"tile_size": 0, "tile_overlap": 64, "tile_frames": 0, "tile_frame_overlap": 24}
     source = {"video_vae": ["model", 2], "latent": [last, 0], **tiles}
     check = {"checker": "first found", "threshold": 0.5, "action": "replace", **(safety or {})}
     target = {"fps": ["frames", 1], "filename_prefix": prefix, "audio": track, "format": "X264 (.mp4)"}

@@ -28,6 +28,7 @@ from a2v.ltx import pipeline
 from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.encoding import Prompts
 from a2v.ltx.job import Compute, Files
+from a2v.ltx.memory import forecast
 from a2v.ltx.request import PARAMETERS, Request
 from a2v.tests import layouts
 from a2v.tests.ltx.goldens import relative
@@ -353,11 +354,46 @@ def test_smaller_tiles_are_told_in_the_file(run: Run, monkeypatch: pytest.Monkey
         return decode(self, *given, **more)
 
     monkeypatch.setattr(AutoencoderKLLTX2Video, "decode", cramped)
-    done = run({**SMALL, "num_frames": 97})
+    done = run({**SMALL, "num_frames": 97}, tile_size=64, tile_frames=80)
     assert done.status == 0, done.error
     (note,) = re.findall(r"note: (decoded in tiles of .*)", done.error)
+    (tiles,) = re.findall(r"note: (decoded in 3 tiles of at most 80 frames and 64 pixels; .*)", done.error)
     with av.open(str(done.folder / "out.mp4")) as container:
-        assert note in json.loads(container.metadata["comment"])["notes"]
+        notes = json.loads(container.metadata["comment"])["notes"]
+    assert notes[-2:] == [tiles, note]
+
+
+def test_the_tiles_are_those_of_the_forecast(
+    run: Run, quick: None, job: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chosen by the free memory, or as the flags say; the report tells them, with and without a forecast."""
+    forecasts: list[forecast.Forecast] = []
+    unannounced, fitting = job[0], pipeline._fitting
+
+    def announced(given: Job, compute: Compute, announce: None) -> Any:
+        return fitting(given, compute, forecasts.append)
+
+    def decoded(free: int, **flags: int) -> tuple[str, str]:
+        for module in (forecast, pipeline):
+            monkeypatch.setattr(module, "free_memory", lambda device: free)
+        notes = []
+        for wanted in (fitting, announced):
+            monkeypatch.setattr(pipeline, "_fitting", wanted)
+            done = run({**SMALL, "num_frames": 97}, **flags)
+            assert done.status == 0 and job[0] is unannounced, done.error
+            notes += re.findall(r"^note: (decoded .*)$", done.error, re.M)
+        assert len(notes) == 2 and notes[0] == notes[1]
+        return str(forecasts[-1].phases[-1]).rpartition(": ")[2], notes[0]
+
+    assert decoded(2**40) == ("fits", "decoded whole")
+    two = "decoded in 2 tiles of at most 80 frames and 64 pixels; 25 % of the clip twice"
+    assert decoded(2**40, tile_frames=80) == ("in tiles of 64 px and 80 frames", two)
+    assert decoded(1 << 40, tile_frames=80, tile_size=64) == ("fits", two)
+    told, note = decoded(1)
+    assert told == "in tiles of 64 px and 16 frames, and may not fit even so"
+    assert "tiles of at most 16 frames and 64 pixels" in note
+    refused = run(SMALL, tile_size=80)
+    assert refused.status == 2 and "The tile size of 80 pixels must be a multiple of 32" in refused.last
 
 
 def pixels(path: Path) -> np.ndarray:

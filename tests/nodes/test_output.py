@@ -14,7 +14,8 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 
 import comfy.model_management as management
 import folder_paths
-from a2v.ltx.diffusion.decode import Tiling, decode_video
+from a2v.ltx.diffusion.decode import decode_video
+from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.errors import InputError
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.nodes import activations, memory, output
@@ -130,6 +131,71 @@ def test_on_a_gpu_room_is_asked_for_what_computing_takes(
     halved = activations.decoding_memory(handle.module, latent, Tiling(80, 24, 384, 64))
     assert 0.2 < halved / whole < 0.3
     assert activations.encoding_memory(handle.module, 576, 1024) > 4 * 3 * 576 * 1024
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The sentences on the tiles that were logged, and forgets them."""
+    found = [record.getMessage() for record in caplog.records if "decoded" in record.getMessage()]
+    caplog.clear()
+    return [message.removeprefix("LTX A2V: ") for message in found]
+
+
+def test_open_sizes_are_chosen_by_the_free_memory(
+    handle: memory.Handle,
+    latent: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The defaults of a new node; the values that older graphs have stored decode as ever."""
+    caplog.set_level("INFO")
+    samples = latent["samples"]
+
+    def frames(*values: int) -> torch.Tensor:
+        return as_run(output.Decode).execute(handle, latent, *values).args[0]
+
+    inputs = {each.id: each for each in output.Decode.define_schema().inputs}
+    usual = [inputs[name].default for name in ("tile_size", "tile_overlap", "tile_frames", "tile_frame_overlap")]
+    assert usual == [0, 64, 0, 24]
+    whole = torch.cat(list(decode_video(handle.module, samples, None)))
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**40)
+    assert torch.equal(frames(*usual), whole) and told(caplog) == ["decoded whole"]
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1)
+    tiled = torch.cat(list(decode_video(handle.module, samples, Tiling(16, 8, 64, 32))))
+    assert torch.equal(frames(*usual), tiled) and not torch.equal(tiled, whole)
+    assert told(caplog) == ["decoded in 2 tiles of at most 9 frames and 64 pixels; 33 % of the clip twice"]
+    assert torch.equal(frames(768, 64, 80, 24), whole)  # whatever is free
+    assert torch.equal(frames(64, 32, 80, 24), tiled)
+
+
+def test_what_can_be_had_is_the_same_whatever_is_loaded(
+    handle: memory.Handle, latent: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models that ComfyUI can unload count as free, so that the first and the second run of a graph choose alike."""
+    cuda = torch.device("cuda")
+    total, reserve = 24 * 2**30, 2**29
+    monkeypatch.setattr(management, "extra_reserved_memory", lambda: reserve)
+    for sizes in ((), (5 * 2**30, 7 * 2**30)):
+        loaded = [
+            SimpleNamespace(device=cuda, model=handle.patcher, model_loaded_memory=lambda size=size: size)
+            for size in sizes
+        ]
+        elsewhere = SimpleNamespace(device=torch.device("cpu"), model=handle.patcher, model_loaded_memory=lambda: 2**40)
+        gone = SimpleNamespace(device=cuda, model=None, model_loaded_memory=None)
+        monkeypatch.setattr(management, "current_loaded_models", [*loaded, elsewhere, gone])
+        free = total - sum(sizes)
+        monkeypatch.setattr(management, "get_free_memory", lambda device, free=free: free)
+        assert memory.obtainable(cuda) == total - reserve
+
+
+def test_a_gpu_gets_room_for_the_tiles_that_were_chosen(handle: memory.Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+    latent = torch.zeros(1, 128, 16, 18, 32)
+    monkeypatch.setattr(handle.module, "compute_device", torch.device("cuda"))
+    whole = activations.decoding_memory(handle.module, latent, Tiling.whole(latent))
+    for room in (16 * whole, whole):
+        monkeypatch.setattr(activations, "obtainable", lambda device, room=room: room)
+        chosen = activations.fitting_tiles(handle, latent, Tiling.of(0, 0))
+        assert activations.decoding_memory(handle.module, latent, chosen) + handle.patcher.model_size() <= room
+        assert (chosen == Tiling.whole(latent)) == (room > whole)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")

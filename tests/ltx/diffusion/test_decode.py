@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from a2v.ltx.diffusion import decode
-from a2v.ltx.diffusion.decode import Tiling, decode_video, to_uint8
+from a2v.ltx.diffusion.decode import decode_video, to_uint8
+from a2v.ltx.diffusion.tiling import Tiling, spans
 from a2v.ltx.errors import InputError
 from a2v.ltx.memory.rehearsal import peak
 from a2v.ltx.weights.checkpoint import load_checkpoint
@@ -342,7 +343,7 @@ def test_what_has_left_is_neither_changed_nor_decoded_again(
     start, stop = (0, 0) if not whole else (8 * whole - 7, 8 * whole + 1)
     assert torch.equal(frames[:start], before[:start]) and torch.equal(frames[stop:], after[stop:])
     assert not torch.equal(before[stop:], after[stop:])
-    times, rows, columns = decode._spans(4, 3, 7, first.smaller(latent))
+    times, rows, columns = spans((4, 3, 7), first.smaller(latent))
     assert len(failing.calls) == at + (len(times) - whole) * len(rows) * len(columns)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from a2v.ltx.diffusion.decode import Tiling, decode_video
+from a2v.ltx.diffusion.decode import decode_video
+from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.latents import Noise, denormalize_video
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.tiny25 import Decoder, write_tiny25

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from a2v.ltx.diffusion.conditioning import AudioCondition
-from a2v.ltx.diffusion.decode import Tiling, decode_video
+from a2v.ltx.diffusion.decode import decode_video
 from a2v.ltx.diffusion.guidance import NONE
+from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.errors import InputError
 from a2v.ltx.job import Compute, Job
 from a2v.ltx.memory.encoder import text_encoder
@@ -217,7 +218,7 @@ def test_what_does_not_fit_is_made_to(folder: Path, wide: TinyFiles) -> None:
         "encode text", "encode sound", "first stage", "upscale", "second stage", "decode",
     ]  # fmt: skip
     assert all(phase.fits and not phase.remedy and not phase.offloaded for phase in ample.phases)
-    assert ample.tiling == Tiling() and not ample.offloaded("transformer")
+    assert ample.tiling == Tiling(128, 24, 512, 64) and not ample.offloaded("transformer")  # whole
     assert on_gpu(1e12) == ample  # to the byte
     sampling = phase_of(on_gpu(1e12, job=alone), "sample")
     apart = phase_of(on_gpu(sampling.peak - 1, job=alone), "sample")
@@ -234,6 +235,9 @@ def test_what_does_not_fit_is_made_to(folder: Path, wide: TinyFiles) -> None:
     small = on_gpu(phase_of(ample, "decode").peak * 0.7, job=alone)
     assert small.tiling.pixels * small.tiling.frames < 768 * 80 and phase_of(small, "decode").fits
     assert f"in tiles of {small.tiling}" in str(small)
+    given = estimate(alone, Compute(torch.bfloat16, "cuda", tiling=Tiling()), int(1e12))
+    assert given.tiling == Tiling() and not phase_of(given, "decode").remedy
+    assert phase_of(given, "decode").work < phase_of(ample, "decode").work
     none = on_gpu(1e6, job=alone)
     assert not phase_of(none, "decode").fits and "may not fit even so" in str(none)
     with pytest.raises(InputError, match="offload"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from a2v.ltx.diffusion.decode import Tiling
+from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.latents import video_shape
 from a2v.ltx.media.probe import probe
 from a2v.ltx.memory.work import decoding

@@ -28,7 +28,8 @@ from .memory import Model
 KEYFRAMES = 2  # images at later frames for which a batch has room
 FOUR_PASSES = Guidance(cfg=3.0, stg=1.0, modality=3.0)
 TEXT_MEMORY = 5e9
-"""Bytes for Gemma over 1024 tokens with all hidden states, and for its embeddings, which `settle` moves."""
+"""Bytes for the texts that take one walk through Gemma with all hidden states, for a layer that stays meanwhile, and
+for its embeddings, which `settle` moves."""
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,8 @@ def _devices() -> Iterator[Line]:
 
 def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     """One line for each model that the pack can use, and one for each unusable file whose name looks like one."""
+    import torch
+
     from ..media.safety import find_checker, load_checker
     from ..memory.rehearsal import blueprint
     from ..prompt.gemma import check_gemma
@@ -225,11 +227,12 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     for path in _unique(_transformer_files(places)):
         transformer = None
         try:
-            checkpoint = _checkpoint(path, places)
-            if checkpoint.lacking(projection=False):
-                found.transformers.append(checkpoint)
-                transformer = blueprint(checkpoint.transformer)
-            transformer = checkpoint.inspect(projection=False)
+            with torch.inference_mode():  # as in a job: a rehearsal takes no views of other tensors
+                checkpoint = _checkpoint(path, places)
+                if checkpoint.lacking(projection=False):
+                    found.transformers.append(checkpoint)
+                    transformer = blueprint(checkpoint.transformer)
+                transformer = checkpoint.inspect(projection=False)
         except Exception as error:  # a broken file may raise anything, and the other files are still checked
             if "ltx" in path.name.lower():
                 yield None, f"cannot be used: {_reason(error)}"
@@ -429,7 +432,8 @@ def _fits(found: Found) -> Iterator[Line]:
     )
     device = _device().type
     compute = Compute(torch.bfloat16 if device == "cuda" else torch.float32, device)
-    forecast = estimate(prepare(files, request), compute)
+    with torch.inference_mode():
+        forecast = estimate(prepare(files, request), compute)
     head, *_ = forecast.lines()
     yield True, f"the default request with {checkpoint.path.name} on {head.removeprefix('memory on ')}"
     yield from ((phase.fits, str(phase)) for phase in forecast.phases)

@@ -156,12 +156,12 @@ def test_a_checkpoint_in_parts_is_put_together(placed: TinyFiles, tmp_path: Path
 
 WRITERS: dict[str, Callable[[Path, Path], object]] = {
     "fp8": lambda source, path: layouts.write_fp8(source, path, "plain"),
-    "fp8, in part bf16": layouts.write_fp8,
+    "fp8, in part in bf16": layouts.write_fp8,
     "fp8 by rows": lambda source, path: layouts.write_fp8(source, path, "rows"),
     "int8": lambda source, path: layouts.write_blocks(source, path, "int8", spare=False),
-    "int8 rotated, in part bf16": lambda source, path: layouts.write_blocks(source, path, "convrot"),
+    "int8 rotated, in part in bf16": lambda source, path: layouts.write_blocks(source, path, "convrot"),
     "MXFP8": lambda source, path: layouts.write_blocks(source, path, "mxfp8", spare=False),
-    "NVFP4, in part bf16": lambda source, path: layouts.write_blocks(source, path, "nvfp4"),
+    "NVFP4, in part in bf16": lambda source, path: layouts.write_blocks(source, path, "nvfp4"),
 }
 CARDS = {"Turing": (7, 5), "Ada": (8, 9), "Blackwell": (12, 0)}
 ABLE = {"fp8": ("Ada", "Blackwell"), "int8": ("Turing", "Ada", "Blackwell")}  # the others: the newest card alone
@@ -235,7 +235,8 @@ def test_a_transformer_alone_says_its_format_too(
     assert lines[lines.index(told_so) - 1] == line_with(lines, alone.name)
     assert f"GGUF {kind} is decoded at each call: " in told_so
     card("Blackwell")
-    opened = blueprint(load_checkpoint(alone).transformer)
+    with torch.inference_mode():
+        opened = blueprint(load_checkpoint(alone).transformer)
     assert doctor._format_of(opened, GPU).endswith(f"GGUF {kind} is decoded at each call: no card has such products")
 
 
@@ -244,7 +245,7 @@ def test_the_format_stands_below_its_checkpoint(placed: TinyFiles, tmp_path: Pat
     layouts.write_fp8(whole, whole.with_name("ltx-fp8.safetensors"))
     status, lines = told(tmp_path)
     assert status == 0, lines
-    for path, name in ((whole, "bf16"), (whole.with_name("ltx-fp8.safetensors"), "fp8, in part bf16")):
+    for path, name in ((whole, "bf16"), (whole.with_name("ltx-fp8.safetensors"), "fp8, in part in bf16")):
         below = lines[lines.index(line_with(lines, f"checkpoint {path}")) + 1]
         assert below.startswith(f"{doctor.NOTE}its transformer is in {name}")
 

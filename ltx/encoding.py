@@ -133,8 +133,8 @@ class _TextEncoder:
         return self.cache.expansion(prompt, seed, image, identity, write)
 
     def encode(self, texts: Sequence[str], trace: Trace | None, say: Callable[[int], None]) -> Iterator[TextContext]:
-        """The contexts of texts, in order; those in the job's folder are on the CPU. say: is called with the number of
-        texts that are done."""
+        """The contexts of texts, in order; those in the job's folder are on the CPU. say: is called after each layer
+        with the share of the work that is done, as a number of texts."""
         identity = "" if self.cache is None else self._identity()
         kept = [None if self.cache is None else self.cache.context(text, identity) for text in texts]
         traces = [under(f"prompt/{number}", trace) for number in range(len(texts))]

@@ -240,9 +240,9 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     counts: Counter[int] = Counter()
     copy = fetching._copy
 
-    def counted(parameter: Tensor, device: torch.device) -> Tensor:
+    def counted(parameter: Tensor, *where: Any) -> Any:
         counts[id(parameter)] += 1
-        return copy(parameter, device)
+        return copy(parameter, *where)
 
     monkeypatch.setattr(fetching, "_copy", counted)
     monkeypatch.setattr(memory, "use", lambda *_, **__: [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from .prompt.contexts import ContextCache, fingerprint
 from .prompt.expand import Expansion, expand
 from .prompt.expander import load_expander
 from .prompt.gemma import Gemma, load_gemma
-from .prompt.text import encode_text
+from .prompt.text import encode_texts
 from .trace import Trace, under
 from .weights.lora import Merger
 
@@ -48,6 +48,7 @@ def encode_prompts(
 ) -> Prompts:
     """Encodes the prompts of a request, after expanding the positive one if the request asks for it.
 
+    The texts take Gemma's layers together (prompt/text.py), and `say` is called after each, where it may end the job.
     Gemma and the connectors are freed afterwards. Contexts in the job's folder are not computed again, and Gemma is not
     loaded if all of them are there. An expander is freed before Gemma is loaded. offloaded: which of GEMMA and EXPANDER
     has layers that wait in host memory.
@@ -60,15 +61,14 @@ def encode_prompts(
             written = [encoder.expand(each, lambda done, all_, _: say("expand prompt", done, all_)) for each in asked]
             prompts = [expansion.prompt for expansion in written]
             notes += dict.fromkeys(expansion.reason for expansion in written if expansion.reason)
-        texts = [*(("prompt", prompt) for prompt in prompts), ("negative prompt", job.request.negative_prompt)]
+        texts = [*prompts, job.request.negative_prompt]
+        device = "cpu" if sections else compute.device  # there may be many
         say("encode text", 0, len(texts))
-        contexts = []
-        for number, (name, text) in enumerate(texts):
-            context = encoder.encode(text, under(f"prompt/{number}", trace))
-            contexts.append(context.to("cpu") if sections else context)  # there may be many
+        made = encoder.encode(texts, trace, lambda done: say("encode text", done, len(texts)))
+        contexts = [context.to(device) for context in made]
+        for name, context in zip((*("prompt" for _ in prompts), "negative prompt"), contexts, strict=True):
             if context.truncated:
                 notes.append(f"the {name} is longer than 1024 tokens and was cut")
-            say("encode text", number + 1, len(texts))
     used = dict(zip(asked, zip(prompts, contexts[:-1], strict=True), strict=True))
     of_sections = tuple(used[section.prompt] for section in sections)
     return Prompts(prompts[0], contexts[0], contexts[-1], tuple(notes), of_sections)
@@ -132,23 +132,37 @@ class _TextEncoder:
             seed, identity = 0, f"{self.fingerprint(files.expander)} greedy"
         return self.cache.expansion(prompt, seed, image, identity, write)
 
-    def encode(self, text: str, trace: Trace | None) -> TextContext:
-        def encode() -> TextContext:
-            return encode_text(self.gemma, self.connectors, text, trace=trace)
+    def encode(self, texts: Sequence[str], trace: Trace | None, say: Callable[[int], None]) -> Iterator[TextContext]:
+        """The contexts of texts, in order; those in the job's folder are on the CPU. say: is called after each layer
+        with the share of the work that is done, as a number of texts."""
+        identity = "" if self.cache is None else self._identity()
+        kept = [None if self.cache is None else self.cache.context(text, identity) for text in texts]
+        traces = [under(f"prompt/{number}", trace) for number in range(len(texts))]
+        missing = [number for number, context in enumerate(kept) if context is None]
+        before = len(texts) - len(missing)
+        say(before)
 
-        if self.cache is None:
-            context = encode()
-        else:
-            files = self.job.files
-            used = [files.text_encoder, files.checkpoint, *([files.connectors] if files.connectors else [])]
-            loras = self.job.connector_loras
-            used += [lora.path for lora, _ in loras]
-            identity = self.fingerprint(*used) + (f" {[strength for _, strength in loras]}" if loras else "")
-            context = self.cache.context(text, identity, encode, self.compute.device)
-        if trace is not None:
-            trace("video_enc", context.video)
-            trace("audio_enc", context.audio)
-        return context
+        def told(done: int, total: int) -> None:
+            say(before + done * len(missing) // total)
+
+        asked, watched = ([each[number] for number in missing] for each in (texts, traces))
+        made = encode_texts(self.gemma, self.connectors, asked, watched, told) if missing else iter(())
+        for text, context, own in zip(texts, kept, traces, strict=True):
+            if context is None:
+                context = next(made)
+                if self.cache is not None:
+                    self.cache.keep(text, identity, context)
+            elif own is not None:
+                own("video_enc", context.video)
+                own("audio_enc", context.audio)
+            yield context
+
+    def _identity(self) -> str:
+        """Of all files that a context is computed with, and of how."""
+        files, loras = self.job.files, self.job.connector_loras
+        used = [files.text_encoder, files.checkpoint, *([files.connectors] if files.connectors else [])]
+        used += [lora.path for lora, _ in loras]
+        return self.fingerprint(*used) + (f" {[strength for _, strength in loras]}" if loras else "")
 
 
 def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[AudioCondition, ...]:

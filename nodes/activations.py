@@ -33,7 +33,8 @@ REPEATED = (
 )
 FOUR_PASSES = Guidance(cfg=3.0, stg=1.0, modality=3.0)
 TEXT_MEMORY = 5e9
-"""Bytes for Gemma over 1024 tokens with all hidden states, and for its embeddings, which `settle` moves."""
+"""Bytes for the texts that take one walk through Gemma with all hidden states, for a layer that stays meanwhile, and
+for its embeddings, which `settle` moves."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ back to an earlier text does not load Gemma onto the device again.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from ..ltx.media.images import compress
 from ..ltx.prompt.contexts import Recent, image_digest
 from ..ltx.prompt.expand import Expansion, expand
 from ..ltx.prompt.expander import GEMMA_4, check_expander, load_expander
-from ..ltx.prompt.text import encode_text
+from ..ltx.prompt.text import OnLayer, encode_texts
 from . import activations, files, memory
+from .fetching import blocks_stay
 from .loaders import gemma_names, gemma_path
 from .progress import INTERRUPTS, Progress, show_text, shown
 from .taking.picture import to_picture
@@ -65,24 +67,35 @@ class TextEncode(io.ComfyNode):
         check_text("text", text)
         progress = Progress(cls.hidden.unique_id)
         progress(0, 1)
-        context = encoded(text_encoder, text)
+        (context,) = encoded(text_encoder, [text], progress)
         progress(1, 1)
         return io.NodeOutput(context)
 
 
-def encoded(text_encoder: memory.TextEncoder, text: str) -> TextContext:
-    """The context of a text, which is not computed again if this encoder had the text lately."""
-    key = ("context", text.strip())
-    context = _recent.get(text_encoder, key)
-    if context is None:
+def encoded(text_encoder: memory.TextEncoder, texts: Sequence[str], on_layer: OnLayer) -> list[TextContext]:
+    """The contexts of texts, of which none is computed again that this encoder had lately. The others take Gemma's
+    layers together, and `on_layer` is called after each."""
+    keys = [("context", text.strip()) for text in texts]
+    found = {key: _recent.get(text_encoder, key) for key in keys}
+    missing = [key for key, context in found.items() if context is None]
+    if missing:
         memory.use(text_encoder, memory_required=activations.TEXT_MEMORY)
-        context = encode_text(text_encoder.gemma, text_encoder.connectors.module, text)
-        context = replace(context, video=memory.to_graph(context.video), audio=memory.to_graph(context.audio))
-        _recent.put(text_encoder, key, context)
-    if context.truncated:
-        logging.warning("The prompt has %d tokens; the %d after the first %d are left out.", context.tokens,
-                        context.tokens - TEXT_LENGTH, TEXT_LENGTH)  # fmt: skip
-    return context
+        gemma = text_encoder.gemma
+        made = encode_texts(gemma, text_encoder.connectors.module, [text for _, text in missing], on_layer=on_layer)
+        # Newer ComfyUIs can page the weights themselves.
+        together = len(missing) > 1 and not getattr(text_encoder.patcher, "is_dynamic", bool)()
+        with blocks_stay(gemma.model.model.language_model.layers, gemma.model.device, together):
+            for key, context in zip(missing, made, strict=True):
+                found[key] = replace(
+                    context, video=memory.to_graph(context.video), audio=memory.to_graph(context.audio)
+                )
+                _recent.put(text_encoder, key, found[key])
+    contexts = [found[key] for key in keys]
+    for context in contexts:
+        if context.truncated:
+            logging.warning("The prompt has %d tokens; the %d after the first %d are left out.", context.tokens,
+                            context.tokens - TEXT_LENGTH, TEXT_LENGTH)  # fmt: skip
+    return contexts
 
 
 def expander_input() -> io.Input:

@@ -253,10 +253,8 @@ class SectionTimeline(io.ComfyNode):
                 written = writer.write(each)
                 used[each] = written.prompt
                 notes += filter(None, [written.reason])
-        contexts = {}
-        for number, each in enumerate(asked):
-            progress(number, len(asked))
-            contexts[each] = text.encoded(text_encoder, used[each])
+        progress(0, len(asked))
+        contexts = dict(zip(asked, text.encoded(text_encoder, [used[each] for each in asked], progress), strict=True))
         progress(len(asked), len(asked))
         made = Timeline(sections, tuple(contexts[section.prompt] for section in sections), frames, rate)
         lines = [f"{section}: {text.line(used[section.prompt])}" for section in sections]

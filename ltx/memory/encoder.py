@@ -19,7 +19,7 @@ from ..diffusion.conditioning import TEXT_LENGTH
 from ..errors import InputError
 from ..prompt.encoder_file import LANGUAGE, folders, rename
 from ..prompt.expand import GREEDY_TOKENS, NEW_TOKENS
-from ..prompt.text import encode_text
+from ..prompt.text import WALK, encode_texts
 from .rehearsal import CPU, META
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -123,11 +123,12 @@ def write_longest(language: nn.Module) -> tuple[Tensor, ...]:
 
 
 def encode_longest(language: nn.Module, connectors: nn.Module, path: Path) -> None:
-    """Encodes a prompt that fills the whole context. The rehearsal runs it."""
+    """Encodes as many prompts that fill the whole context as one walk takes. The rehearsal runs it."""
 
     def tokenizer(*_: object, **__: object) -> SimpleNamespace:
         return SimpleNamespace(input_ids=[3] * (TEXT_LENGTH - 1))
 
     tokenizer.bos_token_id = 2
     model = SimpleNamespace(device=CPU, model=SimpleNamespace(language_model=language))
-    encode_text(SimpleNamespace(model=model, tokenizer=tokenizer, path=path), connectors, "")
+    gemma = SimpleNamespace(model=model, tokenizer=tokenizer, path=path)
+    list(encode_texts(gemma, connectors, [""] * (WALK // TEXT_LENGTH)))

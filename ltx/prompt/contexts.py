@@ -13,7 +13,6 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -62,21 +61,16 @@ class ContextCache:
     def __init__(self, folder: str | Path, limit: int = LIMIT) -> None:
         self.folder, self.limit = Path(folder), limit
 
-    def context(
-        self, text: str, identity: str, encode: Callable[[], TextContext], device: torch.device | str = "cpu"
-    ) -> TextContext:
-        """Returns the context of a text on `device`, from the cache or from `encode`, whose result is then kept.
+    def context(self, text: str, identity: str) -> TextContext | None:
+        """The context of a text as it is kept, on the CPU; None if it is not there, so that Gemma has to be loaded."""
+        data = self._read(self._path("safetensors", identity, text.strip()))
+        return None if data is None else _parse_context(data)
 
-        Load Gemma inside `encode`, so that it is not loaded for a cached text.
-        """
-        path = self._path("safetensors", identity, text.strip())
-        data = self._read(path)
-        context = None if data is None else _parse_context(data)
-        if context is None:
-            context = encode()
-            tensors = {"video": context.video, "audio": context.audio, "tokens": torch.tensor(context.tokens)}
-            self._write(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
-        return replace(context, video=context.video.to(device), audio=context.audio.to(device))
+    def keep(self, text: str, identity: str, context: TextContext) -> None:
+        """Keeps the context of a text."""
+        tensors = {"video": context.video, "audio": context.audio, "tokens": torch.tensor(context.tokens)}
+        stored = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        self._write(self._path("safetensors", identity, text.strip()), stored)
 
     def expansion(
         self, prompt: str, seed: int, image: Tensor | None, identity: str, write: Callable[[], Expansion]

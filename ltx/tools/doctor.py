@@ -20,6 +20,9 @@ from ..errors import InputError
 from ..models import MODELS, PACK, Published, size
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from ..weights.checkpoint import Checkpoint
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -31,8 +34,16 @@ Line = tuple[bool | None, str]
 OK, BAD, NOTE = "ok     ", "WRONG  ", "       "
 # Bytes of the published weights in bfloat16: the transformer, one of its 48 blocks, and the text encoder.
 TRANSFORMER, BLOCK, TEXT = 37_980_000_000, 770_000_000, 30_700_000_000
-SHARES = (("bf16", 1.0), ("fp8 or int8", 0.5), ("NVFP4", 0.45))
-"""Formats and the size of published weights in them, in proportion to bfloat16; NVFP4 leaves some blocks in 16 bits."""
+SHARES = (
+    ("bf16", 1.0, 1.0),
+    ("GGUF Q8_0", 8.5 / 16, 0.5),
+    ("MXFP8", 8.25 / 16, 0.5),
+    ("fp8 or int8", 0.5, 0.5),
+    ("NVFP4", 0.45, 0.45),
+    ("GGUF Q4_K", 4.5 / 16, 0.45),
+)
+"""Formats and the size of the published transformer and text encoder in them, in proportion to bfloat16. NVFP4 leaves
+some blocks in 16 bits. Of the text encoder there is neither MXFP8 nor GGUF: the nearest format stands for it."""
 SMALLER = (("dev", "small"), ("dev-2.5", "2.5-small"))
 """A published checkpoint, and the set for small cards in place of its own."""
 
@@ -205,17 +216,23 @@ def _devices() -> Iterator[Line]:
 
 def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     """One line for each model that the pack can use, and one for each unusable file whose name looks like one."""
+    import torch
+
     from ..media.safety import find_checker, load_checker
+    from ..memory.rehearsal import blueprint
     from ..prompt.gemma import check_gemma
     from ..weights.checkpoint import load_upscaler
     from ..weights.lora import load_lora, match
 
     for path in _unique(_transformer_files(places)):
+        transformer = None
         try:
-            checkpoint = _checkpoint(path, places)
-            if checkpoint.lacking(projection=False):
-                found.transformers.append(checkpoint)
-            checkpoint.inspect(projection=False)
+            with torch.inference_mode():  # as in a job: a rehearsal takes no views of other tensors
+                checkpoint = _checkpoint(path, places)
+                if checkpoint.lacking(projection=False):
+                    found.transformers.append(checkpoint)
+                    transformer = blueprint(checkpoint.transformer)
+                transformer = checkpoint.inspect(projection=False)
         except Exception as error:  # a broken file may raise anything, and the other files are still checked
             if "ltx" in path.name.lower():
                 yield None, f"cannot be used: {_reason(error)}"
@@ -223,6 +240,8 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
             found.checkpoints.append(checkpoint)
             beside = [f"{part} from {file.path.name}" for part, file in checkpoint.files.items()]
             yield True, f"checkpoint {path} ({_size_of(path)})" + "".join(f", {part}" for part in beside)
+        if transformer is not None:
+            yield None, _format_of(transformer, _device())
 
     def opened(
         paths: Iterable[Path], what: str, into: list[Path], read: Callable[[Path], object], named: str = ""
@@ -263,6 +282,32 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     if not checkers:
         known = MODELS["safety-checker"]
         yield None, f"no safety checker: clips are not checked; python -m ltx download safety-checker gets {known.page}"
+
+
+def _device() -> torch.device:
+    """Where a job computes by default."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _format_of(transformer: nn.Module, device: torch.device) -> str:
+    """In which formats the weights of a transformer's blocks are, and whether a device multiplies in them."""
+    from ..weights.products import obstacle
+    from ..weights.quantized import formats_of
+
+    formats = formats_of(transformer)
+    first, *others = (each.name for each in formats)
+    said = [f"its transformer is in {first}" + (f", in part in {' and '.join(others)}" if others else "")]
+    ways: dict[str, list[str]] = {}
+    for each in formats:
+        if each.quantized:
+            on_cpu = "a job on a CPU computes in float32"
+            ways.setdefault(on_cpu if device.type == "cpu" else obstacle(each, device), []).append(each.name)
+    for reason, names in ways.items():
+        way = f"decoded at each call: {reason}" if reason else "multiplied as stored with --fast-products, else decoded"
+        said.append(f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {way}")
+    return "; ".join(said)
 
 
 def _encoders(places: Mapping[str, list[Path]]) -> Iterator[Path]:
@@ -385,26 +430,25 @@ def _fits(found: Found) -> Iterator[Line]:
         distill_lora=None if distilled else found.distilled_lora,
         **named,
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device().type
     compute = Compute(torch.bfloat16 if device == "cuda" else torch.float32, device)
-    forecast = estimate(prepare(files, request), compute)
+    with torch.inference_mode():
+        forecast = estimate(prepare(files, request), compute)
     head, *_ = forecast.lines()
     yield True, f"the default request with {checkpoint.path.name} on {head.removeprefix('memory on ')}"
     yield from ((phase.fits, str(phase)) for phase in forecast.phases)
     if not all(phase.fits for phase in forecast.phases):
-        yield False, "use a smaller size, fewer frames, fp8, int8, NVFP4 or GGUF files, or dtype fp8 (--fp8)"
+        yield False, "use a smaller size, fewer frames, fp8, int8, MXFP8, NVFP4 or GGUF files, or dtype fp8 (--fp8)"
 
 
 def _known_sizes() -> Iterator[Line]:
     """Compares the published weights with the device, if files are missing and cannot be measured."""
-    import torch
-
     from ..memory.free import free_memory
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device().type
     free, host = free_memory(device), free_memory("cpu")
-    for name, share in SHARES:
-        whole, blocks = share * max(TRANSFORMER, TEXT), 2 * share * BLOCK
+    for name, share, text in SHARES:
+        whole, blocks = max(share * TRANSFORMER, text * TEXT), 2 * share * BLOCK
         if whole < free:
             state = f"fit on {device} with {size(free)} free, without the memory that computing takes"
         elif device == "cuda" and whole < host and 4 * blocks < free:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .nvfp4 import tiled, unswizzle
-from .products import mxfp8_product
+from .products import EXPONENTS, Format, mxfp8_product
 from .quantized import Stored
 
 BLOCK = 32  # neighbours in a row that share a scale; rows and columns are padded to multiples of this number
@@ -27,6 +27,7 @@ class MXFP8:
 
     scales: Tensor = field(repr=False)
     shape: tuple[int, int]
+    format = Format("MXFP8", "mxfp8")
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [R, C] → weight [out, in], rounded once to `dtype`."""
@@ -39,10 +40,9 @@ class MXFP8:
     def product(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor | None:
         padding = data.shape[1] - x.shape[1]
         x = F.pad(x, (0, padding)) if padding else x
-        exponents = getattr(torch, "float8_e8m0fnu", None)
-        if exponents is None:  # torch before 2.7
+        if EXPONENTS is None:
             return None
-        y = mxfp8_product(x, data.view(torch.float8_e4m3fn), self.scales.view(exponents), bias)
+        y = mxfp8_product(x, data.view(torch.float8_e4m3fn), self.scales.view(EXPONENTS), bias)
         return y if y is None or y.shape[1] == self.shape[0] else y[:, : self.shape[0]].contiguous()
 
 

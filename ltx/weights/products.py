@@ -8,6 +8,7 @@ package. Then the layer decodes its weight.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
@@ -21,6 +22,36 @@ ALIGNED = 16  # the sides of a matrix that the units for 8 bits take are multipl
 TINY = 2.0**-100  # keeps the scale of an input of zeros above 0
 NEEDED = {"int8": (7, 5), "fp8": (8, 9), "nvfp4": (10, 0), "mxfp8": (10, 0)}
 """The compute capability from which NVIDIA's cards have the format's arithmetic."""
+KITCHEN = {"int8": "int8_linear", "nvfp4": "scaled_mm_nvfp4", "mxfp8": "scaled_mm_mxfp8"}
+"""comfy-kitchen's product in each format that torch does not multiply in itself."""
+EXPONENTS = getattr(torch, "float8_e8m0fnu", None)  # the dtype of MXFP8's scales; torch before 2.7 has none
+
+
+@dataclass(frozen=True)
+class Format:
+    """The format of a stored weight. name: for people; arithmetic: a key of NEEDED, "" if no card multiplies in it;
+    quantized: whether it is decoded otherwise; by_rows: whether each row has a scale."""
+
+    name: str
+    arithmetic: str = ""
+    quantized: bool = True
+    by_rows: bool = False
+
+
+def obstacle(stored: Format, device: torch.device) -> str:
+    """Why a device decodes quantized weights of a format with bfloat16 inputs, in words; "" if it multiplies in it."""
+    kind = stored.arithmetic
+    if not kind:
+        return "no card has such products"
+    if not card_has(kind, device):
+        return f"such products need a card by NVIDIA of compute capability {'.'.join(map(str, NEEDED[kind]))} or more"
+    if kind == "mxfp8" and EXPONENTS is None:
+        return "such products need torch 2.7 or newer"
+    if kind in KITCHEN and kitchen(KITCHEN[kind]) is None:
+        return "such products need comfy-kitchen with a kernel for this card: pip install comfy-kitchen"
+    if stored.by_rows and kind == "fp8" and not rows_have_scales(device):
+        return "this torch has no products with a scale for each row"
+    return ""
 
 
 def float8_product(x: Tensor, weight: Tensor, scale: float | Tensor, bias: Tensor | None) -> Tensor | None:
@@ -50,7 +81,7 @@ def float8_product(x: Tensor, weight: Tensor, scale: float | Tensor, bias: Tenso
 
 def int8_product(x: Tensor, weight: Tensor, scales: Tensor, group: int, bias: Tensor | None) -> Tensor | None:
     """weight: int8 [out, in]; scales: float32 [1] or [out]; group: columns that are rotated together, 0 for none."""
-    kitchen = _kitchen("int8", "int8_linear", x)
+    kitchen = _kitchen("int8", x)
     if kitchen is None:
         return None
     return kitchen.int8_linear(x, weight, scales, bias, x.dtype, convrot=bool(group), convrot_groupsize=group or 256)
@@ -59,7 +90,7 @@ def int8_product(x: Tensor, weight: Tensor, scales: Tensor, group: int, bias: Te
 def nvfp4_product(x: Tensor, packed: Tensor, scales: Tensor, scale: float, bias: Tensor | None) -> Tensor | None:
     """packed: uint8 [R, C / 2]; scales: float8 of its blocks, in tiles; scale: of all values. The padding of the result
     is not removed."""
-    kitchen = _kitchen("nvfp4", "scaled_mm_nvfp4", x)
+    kitchen = _kitchen("nvfp4", x)
     if kitchen is None:
         return None
     factor = (x.abs().amax().float() / NVFP4_TOP).clamp_min(TINY)
@@ -72,7 +103,7 @@ def nvfp4_product(x: Tensor, packed: Tensor, scales: Tensor, scale: float, bias:
 def mxfp8_product(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor | None:
     """weight: float8 [R, C]; scales: of its blocks, as powers of two, in tiles. The padding of the result is not
     removed."""
-    kitchen = _kitchen("mxfp8", "scaled_mm_mxfp8", x)
+    kitchen = _kitchen("mxfp8", x)
     if kitchen is None:
         return None
     rounded, blocks = kitchen.quantize_mxfp8(x, pad_32x=True)
@@ -108,9 +139,9 @@ def rows_have_scales(device: torch.device) -> bool:
     return True
 
 
-def _kitchen(kind: str, function: str, x: Tensor) -> ModuleType | None:
+def _kitchen(kind: str, x: Tensor) -> ModuleType | None:
     """comfy-kitchen, if it computes such products of `x` on this card with a kernel of its own."""
-    return kitchen(function) if x.dtype in HALVES and card_has(kind, x.device) else None
+    return kitchen(KITCHEN[kind]) if x.dtype in HALVES and card_has(kind, x.device) else None
 
 
 @cache

@@ -14,6 +14,7 @@ rounds the input. It is off unless somebody asks for it, because it changes the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -23,9 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import Adapter, Edit, Leaf, LowRank, combine
-from .products import float8_product
+from .products import Format, float8_product
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+PLAIN_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+BLOCKS = "transformer_blocks."
 PLAIN = ("proj_in", "audio_proj_in")
 """Layers that are decoded when they are loaded, because the sampler reads the compute dtype from proj_in's weight."""
 
@@ -38,6 +41,7 @@ class Coding(Protocol):
     """
 
     scales: Tensor | None
+    format: Format
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [out, bytes of a row] → weight [out, in] in `dtype`, on the device of `data`."""
@@ -56,6 +60,12 @@ class Float8:
     scale: Tensor | None = field(default=None, repr=False)
     scales: Tensor | None = field(default=None, repr=False)
     factor: float = field(default=1.0, repr=False)
+
+    @property
+    def format(self) -> Format:
+        if self.dtype != FLOAT8[0]:
+            return Format("fp8 (e5m2)")
+        return Format("fp8", "fp8") if self.scales is None else Format("fp8 by rows", "fp8", by_rows=True)
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         values = data.view(self.dtype).to(dtype)  # exact, because both formats fit into bfloat16, float16 and float32
@@ -269,6 +279,18 @@ def quicken(module: nn.Module, on: bool = True) -> None:
             layer.fast = on
 
 
+def formats_of(module: nn.Module, prefix: str = BLOCKS) -> list[Format]:
+    """The formats of the linear layers below `prefix`, the one of most values first."""
+    values: Counter[Format] = Counter()
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear) and name.startswith(prefix):
+            kind = layer.weight.dtype
+            plain = Format(PLAIN_NAMES.get(kind, str(kind)), quantized=False)
+            stored = layer.coding.format if isinstance(layer, QuantizedLinear) else plain
+            values[stored] += layer.out_features * layer.in_features
+    return [stored for stored, _ in values.most_common()]
+
+
 def weight_shape(module: nn.Module, name: str) -> torch.Size | None:
     """Returns the shape of a parameter by its name, or None if there is no such parameter. For a quantized weight it is
     the shape of the decoded values."""
@@ -293,7 +315,7 @@ def quantize(
     module: nn.Module,
     on: torch.device | str = "cpu",
     to: torch.device | str = "cpu",
-    prefix: str = "transformer_blocks.",
+    prefix: str = BLOCKS,
 ) -> None:
     """Rounds the weight of every linear layer below `prefix` to fp8, one layer after the other; biases do not change.
 

@@ -11,6 +11,7 @@ import pytest
 from a2v.ltx import encoding, job, sampling
 from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.prompt.gemma import Gemma
+from a2v.ltx.prompt.text import OnLayer
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import Checkpoint
 from torch import nn
@@ -45,20 +46,24 @@ def loaded_once(*, texts: bool = False) -> Iterator[None]:
             patch.setattr(Checkpoint, part, once(getattr(Checkpoint, part)))
         if texts:
             patch.setattr(encoding, "load_gemma", functools.cache(encoding.load_gemma))
-            patch.setattr(encoding, "encode_text", encoded_once(encoding.encode_text))
+            patch.setattr(encoding, "encode_texts", encoded_once(encoding.encode_texts))
         yield
 
 
-def encoded_once(encode: Callable[..., TextContext]) -> Callable[..., TextContext]:
+def encoded_once(encode: Callable[..., Iterator[TextContext]]) -> Callable[..., Iterator[TextContext]]:
     known: dict[str, tuple[TextContext, dict[str, Any]]] = {}
 
-    def encode_text(gemma: Gemma, connectors: nn.Module, words: str, trace: Recorder) -> TextContext:
-        if words not in known:
-            recorder = Recorder()
-            known[words] = encode(gemma, connectors, words, trace=recorder), recorder.tensors
-        context, traced = known[words]
-        for name, tensor in traced.items():
-            trace(name, tensor)
-        return context
+    def encode_texts(
+        gemma: Gemma, connectors: nn.Module, texts: list[str], traces: list[Recorder], on_layer: OnLayer
+    ) -> Iterator[TextContext]:
+        for words, trace in zip(texts, traces, strict=True):
+            if words not in known:
+                recorder = Recorder()
+                (context,) = encode(gemma, connectors, [words], [recorder], on_layer)
+                known[words] = context, recorder.tensors
+            context, traced = known[words]
+            for name, tensor in traced.items():
+                trace(name, tensor)
+            yield context
 
-    return encode_text
+    return encode_texts

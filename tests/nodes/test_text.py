@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.prompt.text import encode_text
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.quantized import QuantizedLinear, ScaledLinear
-from a2v.nodes import loaders, memory, text
+from a2v.nodes import fetching, loaders, memory, text, windows
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_gemma_file, write_tiny
 from a2v.tests.tiny_chat import write_chat_gemma
@@ -219,6 +220,85 @@ def test_a_single_file_in_part(single: Path, files: TinyFiles, share: float) -> 
         patcher.detach()
     for name, tensor in gemma.model.state_dict().items():
         assert not isinstance(tensor, Elsewhere) and torch.equal(tensor, before[name]), name
+
+
+def in_part(single: Path, files: TinyFiles) -> memory.TextEncoder:
+    """A text encoder of which a third is on the simulated device."""
+    gemma, theirs = load_gemma(single, torch.float32), load_checkpoint(files.checkpoint).connectors(torch.float32)
+    patcher, waiting = memory.hold(gemma.model, DEVICE, CPU), memory.hold(theirs, DEVICE, CPU)
+    encoder = memory.TextEncoder(patcher, gemma, memory.Adapted(waiting, waiting))
+    patcher.partially_load(DEVICE, int(patcher.model_size() / 3))
+    waiting.partially_load(DEVICE, 2 * waiting.model_size())
+    for each in encoder.get_models():
+        memory.settle(each.model, DEVICE)
+    return encoder
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often each weight was brought to the device to stay, by its id. What was loaded stays as it was loaded."""
+    counts: Counter[int] = Counter()
+    copy = fetching._copy
+
+    def counted(parameter: Tensor, *where: Any) -> Any:
+        counts[id(parameter)] += 1
+        return copy(parameter, *where)
+
+    monkeypatch.setattr(fetching, "_copy", counted)
+    monkeypatch.setattr(memory, "use", lambda *_, **__: [])
+    return counts
+
+
+def test_several_texts_fetch_a_layer_that_waits_once(single: Path, files: TinyFiles, copied: Counter[int]) -> None:
+    texts = (PROMPT, "a man", f" {PROMPT} ", "")
+    plain = load_gemma(single, torch.float32)
+    theirs = load_checkpoint(files.checkpoint).connectors(torch.float32)
+    expected = [encode_text(plain, theirs, each) for each in texts]
+    with simulated():
+        encoder, told = in_part(single, files), []
+        layers = encoder.gemma.model.model.language_model.layers
+        before = {id(p): p.device for p in encoder.module.parameters()}
+        waiting = [
+            m for m in layers.modules() if hasattr(m, "comfy_cast_weights") and not isinstance(m.weight, Elsewhere)
+        ]
+        assert waiting
+        found = text.encoded(encoder, texts, lambda *each: told.append(each))
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours.video, theirs.video) and torch.equal(ours.audio, theirs.audio)
+        assert {copied[id(layer.weight)] for layer in waiting} == {1} and max(copied.values()) == 1
+        assert found[2] is found[0], "a text that came twice was encoded twice"
+        assert told == [(done, 3 * len(layers) + 3) for done in range(1, 3 * len(layers) + 4)]
+        assert {id(p): p.device for p in encoder.module.parameters()} == before, "not everything is back at its place"
+        copied.clear()
+        assert text.encoded(encoder, texts, lambda *_: pytest.fail("encoded again"))[1] is found[1]
+        text.encoded(encoder, ["one more"], lambda *_: None)
+        assert not copied, "one text needs no layer twice"
+        encoder.patcher.detach()
+
+
+def test_an_interrupt_ends_the_walk_within_a_layer(single: Path, files: TinyFiles, copied: Counter[int]) -> None:
+    with simulated():
+        encoder = in_part(single, files)
+        before = {id(p): p.device for p in encoder.module.parameters()}
+        told = []
+
+        def interrupt(*each: int) -> None:
+            told.append(each)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            text.encoded(encoder, [PROMPT, "a man"], interrupt)
+        assert len(told) == 1 and {id(p): p.device for p in encoder.module.parameters()} == before
+        encoder.patcher.detach()
+
+
+def test_the_sections_of_a_timeline_are_encoded_together(encoder: memory.TextEncoder, brought: list[Any]) -> None:
+    lines = "0:00 a woman\n0:01 a man\n0:02 a woman"
+    timeline, first, *_ = run(windows.SectionTimeline, encoder, "", lines, 97, 24.0, 0, False)
+    assert len(brought) == 1 and timeline.contexts[0] is timeline.contexts[2] is first
+    for context, prompt in zip(timeline.contexts, ("a woman", "a man", "a woman"), strict=True):
+        expected = encode_text(encoder.gemma, encoder.connectors.module, prompt)
+        assert torch.equal(context.video, expected.video)
 
 
 def test_whole_in_comfyuis_layers(single: Path, files: TinyFiles) -> None:

@@ -32,6 +32,7 @@ from a2v.ltx.job import Compute, Files
 from a2v.ltx.media.formats import FORMATS
 from a2v.ltx.media.probe import probe
 from a2v.ltx.media.video import write_video
+from a2v.ltx.prompt import text as prompt_text
 from a2v.ltx.request import parse
 from a2v.ltx.weights import lora
 from a2v.tests.ltx.test_command import arguments, start, write_wav
@@ -110,12 +111,12 @@ def held() -> int:
 
 
 CALLS = (
-    (job, "load_track", 0), (job, "compress", 0), (encoding, "load_gemma", 0), (encoding, "encode_text", 1),
+    (job, "load_track", 0), (job, "compress", 0), (encoding, "load_gemma", 0), (prompt_text, "connect", 1),
     (encoding, "encode_mel", 0), (seen, "encode_image", 1),
     (lora.Merger, "set", 0), (sample_windows, "sample", 0), (sampling, "upscale", 0),
     (lora.Merger, "set", 1), (sample_windows, "sample", 1), (pipeline, "to_uint8", 0),
 )  # fmt: skip
-USUAL = ("load_track 0", "encode_text 1", "sample 0", "to_uint8 0")  # a sound, prompts, a model, a clip in memory
+USUAL = ("load_track 0", "connect 1", "sample 0", "to_uint8 0")  # a sound, prompts, a model, a clip in memory
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,15 @@ def same(one: TextContext, other: TextContext) -> bool:
     return torch.equal(one.video, other.video) and torch.equal(one.audio, other.audio) and one.tokens == other.tokens
 
 
+def kept(cache: ContextCache, text: str, identity: str, make: Callable[[], TextContext]) -> TextContext:
+    """A text's context, from the cache or else made and kept, as a job does it."""
+    context = cache.context(text, identity)
+    if context is None:
+        context = make()
+        cache.keep(text, identity, context)
+    return context
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> ContextCache:
     return ContextCache(tmp_path / "contexts")
@@ -48,12 +57,12 @@ def cache(tmp_path: Path) -> ContextCache:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_context_comes_back_as_it_was(cache: ContextCache, dtype: torch.dtype) -> None:
     make = Maker(dtype)
-    first = cache.context(PROMPT, "id", make)
+    first = kept(cache, PROMPT, "id", make)
     for text in (PROMPT, f"\n {PROMPT} "):
-        again = ContextCache(cache.folder).context(text, "id", make)
+        again = kept(ContextCache(cache.folder), text, "id", make)
         assert same(first, again) and again.video.dtype == dtype and make.calls == 1
-    assert not same(cache.context("a man", "id", make), first)
-    assert not same(cache.context(PROMPT, "other files", make), first)
+    assert not same(kept(cache, "a man", "id", make), first)
+    assert not same(kept(cache, PROMPT, "other files", make), first)
     assert make.calls == 3
     assert sorted(p.suffix for p in cache.folder.iterdir()) == [".safetensors"] * 3
 
@@ -68,7 +77,7 @@ def test_a_real_prompt_without_gemma(tiny_default: TinyFiles, cache: ContextCach
         return encode_text(gemma, load_checkpoint(tiny_default.checkpoint).connectors(torch.bfloat16), PROMPT)
 
     identity = fingerprint(tiny_default.gemma, tiny_default.checkpoint, dtype=torch.bfloat16)
-    contexts = [cache.context(PROMPT, identity, encode) for _ in range(3)]
+    contexts = [kept(cache, PROMPT, identity, encode) for _ in range(3)]
     assert loads == ["gemma"]
     assert all(same(each, contexts[0]) for each in contexts) and same(contexts[1], encode())
 
@@ -122,12 +131,12 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_entry_is_made_again(cache: ContextCache, damage: str) -> None:
     make = Maker()
-    cache.context(PROMPT, "id", make)
+    kept(cache, PROMPT, "id", make)
     (entry,) = cache.folder.iterdir()
     DAMAGE[damage](entry)
-    second = cache.context(PROMPT, "id", make)
+    second = kept(cache, PROMPT, "id", make)
     assert make.calls == 2 and list(cache.folder.iterdir()) == [entry]
-    assert same(cache.context(PROMPT, "id", make), second) and make.calls == 2
+    assert same(kept(cache, PROMPT, "id", make), second) and make.calls == 2
 
 
 @pytest.mark.parametrize("wrong", ["length", "rank", "integers", "missing"])
@@ -135,14 +144,14 @@ def test_an_entry_of_something_else_is_made_again(cache: ContextCache, wrong: st
     from safetensors.torch import load_file, save_file
 
     make = Maker()
-    cache.context(PROMPT, "id", make)
+    kept(cache, PROMPT, "id", make)
     (entry,) = cache.folder.iterdir()
     tensors = load_file(entry)
     video = tensors.pop("video")
     if wrong != "missing":
         tensors["video"] = {"length": video[:, :5], "rank": video[0], "integers": video.long()}[wrong].contiguous()
     save_file(tensors, entry)
-    cache.context(PROMPT, "id", make)
+    kept(cache, PROMPT, "id", make)
     assert make.calls == 2
 
 
@@ -152,23 +161,23 @@ def test_the_ones_used_longest_ago_go(tmp_path: Path) -> None:
     entries = {}
     for i, text in enumerate("abc"):
         before = set(tmp_path.iterdir())
-        cache.context(text, "id", make)
+        kept(cache, text, "id", make)
         (entries[text],) = set(tmp_path.iterdir()) - before
         os.utime(entries[text], ns=(i * 10**9, i * 10**9))
-    cache.context("a", "id", make)  # used now
+    kept(cache, "a", "id", make)  # used now
     assert make.calls == 3
-    cache.context("d", "id", make)
+    kept(cache, "d", "id", make)
     assert entries["a"].exists() and not entries["b"].exists() and entries["c"].exists()
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= cache.limit
     small = ContextCache(tmp_path, limit=size // 2)
-    small.context("e", "id", make)
+    kept(small, "e", "id", make)
     assert make.calls == 5 and len(list(tmp_path.iterdir())) == 3, "too large to be kept, and nothing went for it"
 
 
 def test_only_its_own_files_go(tmp_path: Path) -> None:
     other = tmp_path / "notes.txt"
     other.write_bytes(b"x" * 10**6)
-    ContextCache(tmp_path, limit=4 * TEXT_LENGTH * 7).context(PROMPT, "id", Maker())
+    kept(ContextCache(tmp_path, limit=4 * TEXT_LENGTH * 7), PROMPT, "id", Maker())
     assert other.exists() and len(list(tmp_path.iterdir())) == 2
 
 
@@ -187,7 +196,7 @@ def test_what_cannot_be_kept_does_not_stop_a_run(
         monkeypatch.setattr(os, "replace", full)
     make = Maker()
     with caplog.at_level(logging.WARNING):
-        first = ContextCache(folder).context(PROMPT, "id", make)
+        first = kept(ContextCache(folder), PROMPT, "id", make)
     assert make.calls == 1 and first.tokens == 8
     assert any("cannot be kept" in r.message and str(folder) in r.message for r in caplog.records)
     assert folder.is_file() or not list(folder.iterdir()), "something half-written is left"
@@ -198,12 +207,12 @@ def test_an_encoder_that_fails_leaves_nothing(cache: ContextCache) -> None:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        cache.context(PROMPT, "id", fail)
+        kept(cache, PROMPT, "id", fail)
     assert not cache.folder.exists()
 
 
 def test_prompts_are_not_readable_by_others(cache: ContextCache) -> None:
-    cache.context(PROMPT, "id", Maker())
+    kept(cache, PROMPT, "id", Maker())
     (entry,) = cache.folder.iterdir()
     if os.name == "posix":
         assert not stat.S_IMODE(entry.stat().st_mode) & 0o077

@@ -8,14 +8,19 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from a2v.ltx import models, versions
+from a2v.ltx.memory.rehearsal import blueprint
 from a2v.ltx.models import MODELS
 from a2v.ltx.tools import doctor
+from a2v.ltx.weights import products
+from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.tests import layouts
 from a2v.tests.tiny import TinyFiles
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -91,7 +96,7 @@ def test_what_is_missing_is_named_with_size_folder_and_source(
     assert (sum("terms" in line for line in lines) == 1) == model.terms
     small = f'python -m ltx download small --models "{tmp_path / "models"}" gets a set of 42.7 GB'
     assert any(small in line for line in lines) == (key == "dev")
-    assert sum("published weights" in line for line in lines) == len(doctor.SHARES) == 3
+    assert sum("published weights" in line for line in lines) == len(doctor.SHARES) == 6
 
 
 def test_a_file_cut_short_does_not_count_and_says_why(placed: TinyFiles, tmp_path: Path) -> None:
@@ -145,6 +150,116 @@ def test_a_checkpoint_in_parts_is_put_together(placed: TinyFiles, tmp_path: Path
     status, lines = told(tmp_path)
     assert status == 0, lines
     assert "video_vae from ltx-video-vae.safetensors" in line_with(lines, "checkpoint " + str(placed.checkpoint))
+
+
+# The formats of weights.
+
+WRITERS: dict[str, Callable[[Path, Path], object]] = {
+    "fp8": lambda source, path: layouts.write_fp8(source, path, "plain"),
+    "fp8, in part in bf16": layouts.write_fp8,
+    "fp8 by rows": lambda source, path: layouts.write_fp8(source, path, "rows"),
+    "int8": lambda source, path: layouts.write_blocks(source, path, "int8", spare=False),
+    "int8 rotated, in part in bf16": lambda source, path: layouts.write_blocks(source, path, "convrot"),
+    "MXFP8": lambda source, path: layouts.write_blocks(source, path, "mxfp8", spare=False),
+    "NVFP4, in part in bf16": lambda source, path: layouts.write_blocks(source, path, "nvfp4"),
+}
+CARDS = {"Turing": (7, 5), "Ada": (8, 9), "Blackwell": (12, 0)}
+ABLE = {"fp8": ("Ada", "Blackwell"), "int8": ("Turing", "Ada", "Blackwell")}  # the others: the newest card alone
+GPU = torch.device("cuda")
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """(its name, whether comfy-kitchen has kernels for it) → from now on the machine has that card."""
+
+    def put(name: str, kitchen: bool = True) -> None:
+        has = {kind: CARDS[name] >= needed for kind, needed in products.NEEDED.items()}
+        monkeypatch.setattr(products, "card_has", lambda kind, device: has[kind])
+        monkeypatch.setattr(products, "kitchen", lambda function: object() if kitchen else None)
+        monkeypatch.setattr(products, "rows_have_scales", lambda device: True)
+
+    return put
+
+
+@pytest.mark.parametrize("told_so", WRITERS)
+def test_the_format_of_a_transformer_is_told(
+    tiny_default: TinyFiles, tmp_path: Path, card: Callable[..., None], told_so: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = told_so.split()[0].strip(",")
+    if kind != "fp8":
+        pytest.importorskip("comfy_kitchen")
+        if not layouts.can_write({"int8": "convrot" if "rotated" in told_so else "int8"}.get(kind, kind.lower())):
+            pytest.skip("this comfy-kitchen does not write it")
+    WRITERS[told_so](tiny_default.checkpoint, tmp_path / "small.safetensors")
+    transformer = load_checkpoint(tmp_path / "small.safetensors").inspect()
+    head, name = f"its transformer is in {told_so}; ", told_so.partition(",")[0]
+    on_cpu = doctor._format_of(transformer, torch.device("cpu"))
+    assert on_cpu == f"{head}{name} is decoded at each call: a job on a CPU computes in float32"
+    for each in CARDS:
+        card(each)
+        said = doctor._format_of(transformer, GPU)
+        if each in ABLE.get(kind, ("Blackwell",)):
+            assert said == f"{head}{name} is multiplied as stored with --fast-products, else decoded"
+        else:
+            needed = ".".join(map(str, products.NEEDED[kind.lower()]))
+            assert said.startswith(f"{head}{name} is decoded at each call: ") and f"capability {needed} or more" in said
+    card("Blackwell", kitchen=False)
+    assert ("pip install comfy-kitchen" in doctor._format_of(transformer, GPU)) == (kind != "fp8")
+    card("Blackwell")
+    monkeypatch.setattr(products, "rows_have_scales", lambda device: False)
+    assert ("a scale for each row" in doctor._format_of(transformer, GPU)) == ("by rows" in told_so)
+    monkeypatch.setattr(products, "EXPONENTS", None)
+    assert ("torch 2.7" in doctor._format_of(transformer, GPU)) == (kind == "MXFP8")
+
+
+def test_weights_without_a_format_are_multiplied_as_they_are(tiny_default: TinyFiles, card: Callable) -> None:
+    card("Blackwell")
+    transformer = load_checkpoint(tiny_default.checkpoint).inspect()
+    assert doctor._format_of(transformer, GPU) == "its transformer is in bf16"
+    assert doctor._format_of(transformer.float(), GPU) == "its transformer is in fp32"
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_a_transformer_alone_says_its_format_too(
+    placed: TinyFiles, tmp_path: Path, kind: str, card: Callable[..., None]
+) -> None:
+    """A GGUF file, which lacks all other parts."""
+    pytest.importorskip("gguf")
+    alone = tmp_path / "models" / "diffusion_models" / "ltx-alone.gguf"
+    alone.parent.mkdir()
+    layouts.write_gguf(placed.checkpoint, alone, kind)
+    placed.checkpoint.unlink()
+    _, lines = told(tmp_path)
+    assert "cannot be used" in line_with(lines, alone.name)
+    told_so = line_with(lines, f"its transformer is in GGUF {kind}")
+    assert lines[lines.index(told_so) - 1] == line_with(lines, alone.name)
+    assert f"GGUF {kind} is decoded at each call: " in told_so
+    card("Blackwell")
+    with torch.inference_mode():
+        opened = blueprint(load_checkpoint(alone).transformer)
+    assert doctor._format_of(opened, GPU).endswith(f"GGUF {kind} is decoded at each call: no card has such products")
+
+
+def test_the_format_stands_below_its_checkpoint(placed: TinyFiles, tmp_path: Path) -> None:
+    whole = placed.checkpoint
+    layouts.write_fp8(whole, whole.with_name("ltx-fp8.safetensors"))
+    status, lines = told(tmp_path)
+    assert status == 0, lines
+    for path, name in ((whole, "bf16"), (whole.with_name("ltx-fp8.safetensors"), "fp8, in part in bf16")):
+        below = lines[lines.index(line_with(lines, f"checkpoint {path}")) + 1]
+        assert below.startswith(f"{doctor.NOTE}its transformer is in {name}")
+
+
+def test_what_would_fit_names_every_format_that_is_read() -> None:
+    names = " ".join(name for name, *_ in doctor.SHARES)
+    assert all(word in names for word in ("bf16", "fp8", "int8", "MXFP8", "NVFP4", "GGUF"))
+    shares = [share for _, share, _ in doctor.SHARES]
+    assert shares == sorted(shares, reverse=True) and shares[0] == 1
+    for name, share, _ in doctor.SHARES:  # the blocks of the formats as they are defined, against 16 bits
+        if name.startswith("GGUF"):
+            gguf = pytest.importorskip("gguf")
+            values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.split()[1]]]
+            assert share == 8 * size / values / 16
 
 
 def test_folders_of_extra_model_paths_are_looked_into(placed: TinyFiles, tmp_path: Path) -> None:

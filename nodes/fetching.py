@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..ltx.memory.rehearsal import bytes_of
 from ..ltx.weights.adapters import Leaf
-from ..ltx.weights.quantized import QuantizedLinear, ScaledLinear
+from ..ltx.weights.quantized import QuantizedLinear, ScaledLinear, parts_of
 
 
 class FetchingLinear(QuantizedLinear, comfy.ops.CastWeightBiasOp):
@@ -74,13 +74,6 @@ token ids are Gemma's first input and are put on the device of the embeddings.""
 
 Home = list[tuple[nn.Module, str, nn.Parameter]]
 """For each parameter that was fetched: its layer, its name there, and the parameter in host memory."""
-
-
-def parts_of(block: nn.Module) -> list[nn.Module]:
-    """A block's modules, and the changes of LoRAs beside its quantized layers."""
-    modules = list(block.modules())
-    layers = (module for module in modules if isinstance(module, QuantizedLinear))
-    return [*modules, *(part for layer in layers for branch, _ in layer.branches for part in branch.modules())]
 
 
 def largest(blocks: Iterable[nn.Module]) -> int:

@@ -21,7 +21,7 @@ from ..diffusion.conditioning import AudioCondition
 from ..diffusion.decode import Tiling
 from ..diffusion.guidance import NONE
 from ..diffusion.kept import disk_needed, limit
-from ..diffusion.passes import batch_memory, batch_room, beside_passes, kept_texts, run_as_batch
+from ..diffusion.passes import batch_memory, batch_room, beside_passes, kept_texts, run_as_batch, working_set
 from ..diffusion.sound import decode_audio, encode_mel
 from ..diffusion.upscale import PIECE
 from ..edits import ALL
@@ -139,11 +139,18 @@ class Step:
     rehearse: Callable[[bool], int]
 
     def room(self, free: float) -> float:
-        """Bytes that the passes may take as one batch, with so many free beside the weights."""
-        return batch_room(self.device, max(free, 0))
+        """Bytes that the passes may take as one batch, with so many free beside the weights. It is too little for
+        them if the rehearsed batch does not fit into a GPU."""
+        room = batch_room(self.device, max(free, 0))
+        if self.device.type == "cpu" or not self._as_batch(room) or self.rehearse(True) <= free:
+            return room
+        return self.passes * working_set(self.model, self.tokens)
 
     def batched(self, free: float) -> bool:
-        return run_as_batch(self.model, self.tokens, self.passes, self.room(free))
+        return self._as_batch(self.room(free))
+
+    def _as_batch(self, room: float) -> bool:
+        return run_as_batch(self.model, self.tokens, self.passes, room)
 
     def work(self, free: float) -> int:
         """Bytes of a step with so many free beside the weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from .diffusion.speakers import Speaker
 from .job import Compute, Job
 from .media import preprocess
 from .media.audio import conditioning_track, part_from, soundtrack
-from .memory.forecast import EXPANDER, GEMMA
+from .memory.forecast import EXPANDER, GEMMA, Forecast
 from .memory.offload import Offload, offload_gemma
 from .prompt.contexts import ContextCache, fingerprint
 from .prompt.expand import Expansion, expand
@@ -44,18 +44,18 @@ class Prompts:
 
 
 def encode_prompts(
-    job: Job, compute: Compute, trace: Trace | None, say: OnProgress, offloaded: Container[str] = ()
+    job: Job, compute: Compute, trace: Trace | None, say: OnProgress, forecast: Forecast | None = None
 ) -> Prompts:
     """Encodes the prompts of a request, after expanding the positive one if the request asks for it.
 
     The texts take Gemma's layers together (prompt/text.py), and `say` is called after each, where it may end the job.
     Gemma and the connectors are freed afterwards. Contexts in the job's folder are not computed again, and Gemma is not
-    loaded if all of them are there. An expander is freed before Gemma is loaded. offloaded: which of GEMMA and EXPANDER
-    has layers that wait in host memory.
+    loaded if all of them are there. An expander is freed before Gemma is loaded. forecast: says where the layers of
+    both wait; None to have them whole on the device.
     """
     sections = job.plan.sections
     asked = list(dict.fromkeys(section.prompt for section in sections)) or [job.request.prompt]
-    with _TextEncoder(job, compute, offloaded) as encoder:
+    with _TextEncoder(job, compute, forecast) as encoder:
         prompts, notes = asked, []
         if job.request.enable_prompt_expansion:
             written = [encoder.expand(each, lambda done, all_, _: say("expand prompt", done, all_)) for each in asked]
@@ -77,8 +77,8 @@ def encode_prompts(
 class _TextEncoder:
     """Gemma and the connectors of a job, with its folder of contexts. They are loaded when they are first needed."""
 
-    def __init__(self, job: Job, compute: Compute, offloaded: Container[str]) -> None:
-        self.job, self.compute, self.offloaded = job, compute, offloaded
+    def __init__(self, job: Job, compute: Compute, forecast: Forecast | None) -> None:
+        self.job, self.compute, self.forecast = job, compute, forecast
         self.waiting: list[Offload] = []
         self.cache = ContextCache(job.files.contexts) if job.files.contexts is not None else None
         dtype = f"{compute.dtype} fp8" if compute.fp8 else compute.dtype
@@ -93,14 +93,15 @@ class _TextEncoder:
 
     @functools.cached_property
     def gemma(self) -> Gemma:
-        return self._loaded(load_gemma, self.job.files.text_encoder, GEMMA in self.offloaded)
+        return self._loaded(load_gemma, self.job.files.text_encoder, GEMMA)
 
-    def _loaded(self, load: Callable[..., Gemma], path: Path, offload: bool) -> Gemma:
+    def _loaded(self, load: Callable[..., Gemma], path: Path, name: str) -> Gemma:
         compute = self.compute
+        placement = None if self.forecast is None else self.forecast.offloaded(name)
         fp8 = {"fp8": compute.device} if compute.fp8 else {}
-        loaded = load(path, compute.dtype, "cpu" if offload else compute.device, **fp8)
-        if offload:
-            self.waiting.append(offload_gemma(loaded.model, compute.device))
+        loaded = load(path, compute.dtype, compute.device if placement is None else "cpu", **fp8)
+        if placement is not None:
+            self.waiting.append(offload_gemma(loaded.model, compute.device, placement))
         return loaded
 
     @functools.cached_property
@@ -117,7 +118,7 @@ class _TextEncoder:
         def write() -> Expansion:
             if files.expander is None:
                 return expand(self.gemma, prompt, seed=request.seed, image=image, on_token=on_token)
-            gemma = self._loaded(load_expander, files.expander, EXPANDER in self.offloaded)
+            gemma = self._loaded(load_expander, files.expander, EXPANDER)
             try:
                 return expand(gemma, prompt, seed=0, image=image, greedy=True, on_token=on_token)
             finally:

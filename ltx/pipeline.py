@@ -27,7 +27,7 @@ from .media.audio import Track, soundtrack
 from .media.probe import VideoFile
 from .media.safety import Watch, load_checker
 from .media.video import write_video
-from .memory.forecast import EXPANDER, GEMMA, TRANSFORMER, Forecast, estimate
+from .memory.forecast import Forecast, estimate
 from .memory.free import free_memory
 from .memory.tiles import choose
 from .report import describe
@@ -70,14 +70,14 @@ def run(
     kept = KeptWindows.beside(files.output, resume)
     job = prepare(files, _resumed(request, kept) if resume else request, stg_blocks)
     checker = load_checker(files.safety_checker) if request.enable_safety_checker and files.safety_checker else None
-    compute, offloaded = _fitting(job, compute, announce)
+    compute, forecast = _fitting(job, compute, announce)
 
-    prompts = prompts or encode_prompts(job, compute, trace, say, offloaded)
+    prompts = prompts or encode_prompts(job, compute, trace, say, forecast)
     sounds = encode_sound(job, compute, trace)
     seen = encode_pictures(job, compute, trace, say)
     notes = _begun(job, kept)
-    observer, offload = Observer(job, trace, say, left), TRANSFORMER in offloaded
-    latent, sounds, noise = sample_stages(job, compute, prompts, sounds, seen, kept, offload, observer)
+    observer = Observer(job, trace, say, left)
+    latent, sounds, noise = sample_stages(job, compute, prompts, sounds, seen, kept, forecast, observer)
     job, short = _as_far_as_it_is(job, latent)
     track = _track(job, compute, sounds, trace)
     told: dict[str, str] = {}
@@ -153,16 +153,17 @@ def _as_far_as_it_is(job: Job, latent: Tensor) -> tuple[Job, list[str]]:
     return replace(job, plan=shorter), [note]
 
 
-def _fitting(job: Job, compute: Compute, announce: Callable[[Forecast], None] | None) -> tuple[Compute, frozenset[str]]:
-    """Makes the job fit into memory. Returns `compute` with tiles that fit, and the names of the models whose blocks
-    wait in host memory."""
+def _fitting(
+    job: Job, compute: Compute, announce: Callable[[Forecast], None] | None
+) -> tuple[Compute, Forecast | None]:
+    """Makes the job fit into memory. Returns `compute` with tiles that fit, and the forecast, which says where blocks
+    wait; None where nobody asks and there is no GPU."""
     if announce is None and torch.device(compute.device).type != "cuda":
-        return compute, frozenset()
+        return compute, None
     forecast = estimate(job, compute)
     if announce is not None:
         announce(forecast)
-    offloaded = frozenset(name for name in (EXPANDER, GEMMA, TRANSFORMER) if forecast.offloaded(name))
-    return replace(compute, tiling=forecast.tiling), offloaded
+    return replace(compute, tiling=forecast.tiling), forecast
 
 
 def _track(job: Job, compute: Compute, sounds: tuple[AudioCondition, ...], trace: Trace | None) -> Track | None:

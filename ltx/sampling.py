@@ -23,7 +23,8 @@ from .errors import InputError
 from .job import Compute, Job
 from .latents import CHANNELS, Noise, pixel_frames, video_shape
 from .left import COMPILING, TimeLeft, cost
-from .memory.offload import offload_transformer
+from .memory.forecast import TRANSFORMER, Forecast
+from .memory.offload import Placement, free_pinned, offload_transformer
 from .prompt.contexts import fingerprint
 from .seen import Seen
 from .trace import Trace, under
@@ -42,14 +43,16 @@ def sample_stages(
     sounds: tuple[AudioCondition, ...],
     seen: tuple[Seen, ...],
     kept: KeptWindows,
-    offload: bool,
+    forecast: Forecast | None,
     observer: Observer,
 ) -> tuple[Tensor, tuple[AudioCondition, ...], Noise]:
     """Samples both stages, or the only one → the video latent and the resulting sound of each window. The transformer
     is freed afterwards. If nothing but what is kept is wanted, the latent ends where that ends, and it is the first
-    stage's if the second has no window. Raises InputError if there is no window at all."""
+    stage's if the second has no window. forecast: says where the transformer's blocks wait, and how a step's passes
+    run; None to have it whole on the device. Raises InputError if there is no window at all."""
     clip, trace, contexts = job.plan, observer.trace, [context for _, context in prompts.sections]
-    transformer = None if kept.only else _Transformer(job, compute, offload)
+    placement = None if forecast is None else forecast.offloaded(TRANSFORMER)
+    transformer = None if kept.only else _Transformer(job, compute, placement)
 
     def stage(number: int, latent: Tensor, noises: tuple[Noise, ...], negative: TextContext | None = None) -> Any:
         if transformer is not None:
@@ -67,6 +70,7 @@ def sample_stages(
             device=compute.device,
             hooks=partial(observer.hooks, number),
             keep=_keep(job, compute, kept, number),
+            room=None if forecast is None else forecast.room(number),
         )
 
     seeds = noise_seeds(clip.sections, job.request.seed, job.request.windows)
@@ -128,14 +132,14 @@ class Observer:
 class _Transformer:
     """The transformer of a job with the LoRAs of the stage that began last."""
 
-    def __init__(self, job: Job, compute: Compute, offload: bool) -> None:
+    def __init__(self, job: Job, compute: Compute, placement: Placement | None) -> None:
         checkpoint, device = job.checkpoint, compute.device
         self.loras, self.begun = job.loras, 0
-        self.model = checkpoint.transformer(compute.dtype, "cpu" if offload else device, compute.fp8, device)
+        self.model = checkpoint.transformer(compute.dtype, device if placement is None else "cpu", compute.fp8, device)
         # It also merges into blocks in host memory. A LoRA may be for the text connectors alone.
         self.merger = Merger(self.model, checkpoint.transformer_weight, device, optional=True)
         self.merger.set(job.loras[0])
-        self.waiting = offload_transformer(self.model, device) if offload else None
+        self.waiting = None if placement is None else offload_transformer(self.model, device, placement)
         attend_by(self.model, compute.attention)
         quicken(self.model, compute.fast_products)
         if compute.fused:
@@ -153,8 +157,11 @@ class _Transformer:
         self.begun = stage
 
     def release(self) -> None:
+        """Frees the model."""
         if self.waiting is not None:
             self.waiting.release()
+        self.model = self.merger = self.waiting = None
+        free_pinned()
 
 
 def _upscaled(job: Job, compute: Compute, latent: Tensor, trace: Trace | None) -> Tensor:

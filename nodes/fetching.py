@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..ltx.memory.rehearsal import bytes_of
 from ..ltx.weights.adapters import Leaf
-from ..ltx.weights.quantized import QuantizedLinear, ScaledLinear
+from ..ltx.weights.quantized import QuantizedLinear, ScaledLinear, parts_of
 
 
 def resident(layer: nn.Module, device: torch.device, dtype: torch.dtype, bias_dtype: torch.dtype) -> bool:
@@ -111,13 +111,6 @@ CASTABLE = {
 }
 """torch's layer → ComfyUI's layer, which fetches its weights to the input's device if they are not there. Embedding is
 not among them: the token ids are Gemma's first input and are put on the device of the embeddings."""
-
-
-def parts_of(block: nn.Module) -> list[nn.Module]:
-    """A block's modules, and the changes of LoRAs beside its quantized layers."""
-    modules = list(block.modules())
-    layers = (module for module in modules if isinstance(module, QuantizedLinear))
-    return [*modules, *(part for layer in layers for branch, _ in layer.branches for part in branch.modules())]
 
 
 def stay_memory(blocks: Iterable[nn.Module], device: torch.device) -> int:

@@ -15,7 +15,7 @@ from .compiled import is_compiled, telling
 from .conditioning import Conditions, Stream
 from .guidance import Guidance, needed
 from .modulation import Levels, modulation, rotary
-from .passes import KeptTexts, Pass, Reuse, static_texts, text_limit, velocities, working_set
+from .passes import KeptTexts, Pass, Reuse, beside_passes, run_as_batch, static_texts, text_limit, velocities
 from .samplers import UNWATCHED, Hooks
 from .steering import Steering
 from .tokens import Tokens
@@ -59,12 +59,11 @@ class GuidedDenoiser:
         self.masks, self.heard = Tokens(level[..., 0], audio.mask[..., 0]), audio.mask.max()
         self.levels = Levels.of(self.masks.video), Levels.of(self.masks.audio)
         tokens = self.masks.video.shape[1] + self.masks.audio.shape[1]
-        batch = len(self.passes) * working_set(model, tokens)
-        self.batched = batch < room
+        step = model, tokens, len(self.passes), room
+        self.batched = run_as_batch(*step)
         if texts is None:
             # On a CPU, `room` is about its caches.
-            left = math.inf if self.device.type == "cpu" else room - batch if self.batched else room
-            texts = min(text_limit(model), left)
+            texts = min(text_limit(model), math.inf if self.device.type == "cpu" else beside_passes(*step))
         self.texts = KeptTexts(texts) if static_texts(model) else None
         sigmas, acceleration = steering.sigmas, steering.acceleration
         self.unguided = acceleration.guided_above(sigmas)

@@ -165,18 +165,33 @@ def working_set(model: LTX2VideoTransformer3DModel, tokens: int) -> float:
     return 12.0 * tokens * width * model.proj_in.weight.element_size()
 
 
-def batch_room(device: torch.device) -> float:
+def batch_room(device: torch.device, free: float | None = None) -> float:
     """Bytes that the passes of a step may take as one batch: a share of a GPU's free memory, or the size of a CPU's
     caches. Measured on a CPU, a batch of four is twice as fast if it stays in the cache, and 7 % slower if it does not.
+
+    free: bytes that are free on the device beside the weights, by default measured now.
     """
-    if device.type == "cuda":
+    if device.type != "cuda":
+        return CPU_CACHE
+    if free is None:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + cached)
-    return CPU_CACHE
+        free = torch.cuda.mem_get_info(device)[0] + cached
+    return GPU_SHARE * free
+
+
+def run_as_batch(model: LTX2VideoTransformer3DModel, tokens: int, passes: int, room: float) -> bool:
+    """Whether so many passes of `tokens` run as one batch. room: see `batch_room`. The denoiser and the forecast both
+    ask here."""
+    return passes * working_set(model, tokens) < room
+
+
+def beside_passes(model: LTX2VideoTransformer3DModel, tokens: int, passes: int, room: float) -> float:
+    """Bytes of `room` that a step leaves for the kept keys and values of texts."""
+    return room - passes * working_set(model, tokens) if run_as_batch(model, tokens, passes, room) else room
 
 
 def batch_memory(model: LTX2VideoTransformer3DModel, tokens: int, passes: int) -> int:
-    """Bytes that must be free on a GPU so that `batch_room` lets so many passes of `tokens` run as one batch."""
+    """Bytes that must be free on a GPU so that so many passes of `tokens` run as one batch."""
     return int(passes * working_set(model, tokens) / GPU_SHARE) + 1
 
 

@@ -119,6 +119,7 @@ def keep_nothing(make: Callable[[], Sampled], *_: Any) -> Sampled:
     return make()
 
 
+# long: what a stage needs, by name
 def sample_windows(
     model: nn.Module | None,
     latent: Tensor,
@@ -131,6 +132,7 @@ def sample_windows(
     hooks: Callable[[int], Hooks] = lambda number: UNWATCHED,
     keep: Keep = keep_nothing,
     only: Container[int] | None = None,
+    room: float | None = None,
 ) -> tuple[Tensor, tuple[AudioCondition, ...], tuple[NoiseSource, ...]]:
     """Samples a stage of a whole clip → its video latent, float32 [1, 128, F, H, W], the sound of each window for the
     next stage (frozen), and the streams of noise for the next stage.
@@ -140,8 +142,8 @@ def sample_windows(
     positive context by windows that have none of their own. noises: the streams of noise that the parts draw from, each
     in the order of its windows. hooks: those of each window, by its number. If `keep` raises NotKept, the stage ends,
     and what is before that window is returned. only: the numbers of the windows to be sampled, by default all; the
-    latents of others and their sound stay as they are. A part of a film begins behind a hard cut. Raises InputError as
-    `sample`.
+    latents of others and their sound stay as they are. A part of a film begins behind a hard cut. room: as for
+    `sample`. Raises InputError as `sample`.
     """
     whole, sounds, sources = latent, [], list(noises)
     counts = [0] * len(sources)  # windows that were sampled from each stream
@@ -157,7 +159,7 @@ def sample_windows(
         own = conditions_of(part, conditions, whole, anchors.get(part.section))
         make = partial(
             _sampled, part.window, model, start, own, steering, noise,
-            device=device, hooks=hooks(number), window=counts[part.stream],
+            device=device, hooks=hooks(number), window=counts[part.stream], room=room,
         )  # fmt: skip
         if len(parts) > 1 and _kept_whole(part.window, own):
             make = partial(_unchanged, part.window, start, own, noise)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from ..diffusion.conditioning import AudioCondition
 from ..diffusion.guidance import NONE
 from ..diffusion.kept import disk_needed, limit
-from ..diffusion.passes import kept_texts
+from ..diffusion.passes import batch_memory, batch_room, beside_passes, kept_texts, run_as_batch, working_set
 from ..diffusion.sound import decode_audio, encode_mel
 from ..diffusion.tiling import Tiling, tile_count
 from ..diffusion.upscale import PIECE
@@ -32,61 +34,136 @@ from ..weights.quantized import QuantizedLinear, weight_shape
 from ..windows import Window
 from .encoder import encode_longest, expander, text_encoder, write_longest
 from .free import free_memory
-from .rehearsal import META, blueprint, bytes_of, peak, weights
+from .offload import Placement, on_device, pins, residents, waiting
+from .rehearsal import META, blueprint, bytes_of, peak, rehearsed, weights
 from .tiles import choose, needed
-from .work import clip_encoding, image_encoding, one_step, upscaling
+from .work import clip_encoding, image_encoding, one_step, step_size, upscaling
 
 EXPANDER, GEMMA, TRANSFORMER = "expander", "Gemma", "transformer"  # the models whose blocks can wait in host memory
-OFFLOADED = "blocks wait in host memory"
+OUTSIDE = -1  # stands for the number of a block
+SPARE = 0.1
+"""Share of the free memory that resident blocks leave beside the step: a forecast is within 10 % of what is measured,
+and the kernels' workspaces and the gaps of an allocator are not in it."""
 
 
 @dataclass(frozen=True)
 class Resident:
-    """A model in memory. size: bytes of its weights; blocks: bytes of each block that can be fetched by itself."""
+    """A model in memory. size: bytes of its weights; blocks: bytes of each block that can be fetched by itself;
+    repeated: whether its blocks are called so often that page-locking them takes less time than it saves."""
 
     name: str
     size: int
     blocks: tuple[int, ...] = ()
+    repeated: bool = True
 
     @classmethod
     def of(cls, name: str, module: nn.Module, blocks: Iterable[nn.Module] = ()) -> Resident:
         return cls(name, weights(module), tuple(weights(block) for block in blocks))
 
-    @property
-    def offloaded(self) -> int:
-        """Bytes on the device while the blocks wait in host memory: one block computes and the next one is copied."""
-        return self.size - sum(self.blocks) + sum(sorted(self.blocks)[-2:])
+    def beside(self, blocks: dict[int, int]) -> Resident:
+        """This model with more bytes in its blocks, by their numbers, and OUTSIDE of them."""
+        sizes = (size + blocks.get(number, 0) for number, size in enumerate(self.blocks))
+        return replace(self, size=self.size + sum(blocks.values()), blocks=tuple(sizes))
+
+    def offloaded(self, resident: int = 0) -> int:
+        """Bytes on the device while the blocks, except so many that stay, wait in host memory."""
+        return self.size - sum(self.blocks) + on_device(self.blocks, resident)
+
+    def waiting(self, resident: int = 0) -> int:
+        """Bytes of the blocks that wait in host memory if so many stay on the device."""
+        return sum(self.blocks[number] for number in waiting(len(self.blocks), resident))
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of a job. models: those in memory at once; work: peak bytes of activations; remedy: the change that makes
-    the phase fit, "" if it needs none; offloaded: whether blocks wait in host memory; host: bytes of host memory in
-    addition to the device; fits: whether the phase fits into the device's free memory."""
+    """A phase of a job.
+
+    models: those in memory at once; work: peak bytes of activations; remedy: the change that makes the phase fit, "" if
+    it needs none; offloaded: where the blocks of its models are, None if all are on the device; host: bytes of host
+    memory in addition to the device; fits: whether the phase fits into the device's free memory. passes: of a guided
+    step, 0 if the phase has none; batched: whether they run as one batch; room: bytes that a step's passes may take as
+    one, None if the phase is no stage.
+    """
 
     name: str
     models: tuple[Resident, ...]
     work: int
     remedy: str = ""
-    offloaded: bool = False
+    offloaded: Placement | None = None
     host: int = 0
     fits: bool = True
+    passes: int = 0
+    batched: bool = False
+    room: float | None = None
 
     @property
     def weights(self) -> int:
-        return sum(model.offloaded if self.offloaded else model.size for model in self.models)
+        if self.offloaded is None:
+            return sum(model.size for model in self.models)
+        return sum(model.offloaded(self.offloaded.resident) if model.blocks else model.size for model in self.models)
 
     @property
     def peak(self) -> int:
         return self.weights + self.work
 
+    @property
+    def _placed(self) -> str:
+        """Where the blocks of an offloaded phase are, in words."""
+        if self.offloaded is None:
+            return ""
+        total = sum(len(model.blocks) for model in self.models)
+        stay = self.offloaded.resident
+        locked = "pinned once" if self.offloaded.pinned else "pinned at each fetch"
+        kept = f"{stay} stay on the device" if stay != 1 else "1 stays on the device"
+        return f"{total - stay} of {total} blocks wait in host memory, {locked}; {kept}"
+
     def __str__(self) -> str:
         models = " + ".join(f"{model.name} {readable(model.size)}" for model in self.models)
-        state = self.remedy or ("fits" if self.fits else "does not fit")
-        if self.remedy and not self.fits:
+        state = self._placed or self.remedy or ("fits" if self.fits else "does not fit")
+        if (self._placed or self.remedy) and not self.fits:
             state += ", and may not fit even so"
+        order = f", {self.passes} passes {'in one batch' if self.batched else 'one by one'}" if self.passes > 1 else ""
         beside = f" and {readable(self.host)} of host memory" if self.host else ""
-        return f"{self.name}: {models}, computing {readable(self.work)}: {readable(self.peak)}{beside}: {state}"
+        return f"{self.name}: {models}, computing {readable(self.work)}{order}: {readable(self.peak)}{beside}: {state}"
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What a step of a stage takes. rehearse: whether the passes run as one batch → peak bytes; tokens: of both
+    streams; passes: of a guided step; kept: bytes of the texts' keys and values that are kept where there is room."""
+
+    model: nn.Module
+    device: torch.device
+    tokens: int
+    passes: int
+    kept: int
+    rehearse: Callable[[bool], int]
+
+    def room(self, free: float) -> float:
+        """Bytes that the passes may take as one batch, with so many free beside the weights. It is too little for
+        them if the rehearsed batch does not fit into a GPU."""
+        room = batch_room(self.device, max(free, 0))
+        if self.device.type == "cpu" or not self._as_batch(room) or self.rehearse(True) <= free:
+            return room
+        return self.passes * working_set(self.model, self.tokens)
+
+    def batched(self, free: float) -> bool:
+        return self._as_batch(self.room(free))
+
+    def _as_batch(self, room: float) -> bool:
+        return run_as_batch(self.model, self.tokens, self.passes, room)
+
+    def work(self, free: float) -> int:
+        """Bytes of a step with so many free beside the weights."""
+        left = beside_passes(self.model, self.tokens, self.passes, self.room(free))
+        kept = self.kept if self.device.type == "cpu" else min(self.kept, int(left))
+        return self.rehearse(self.batched(free)) + kept
+
+    def needed(self, free: float) -> int:
+        """Bytes that must stay free so that a step runs as with so many free bytes, and keeps all its texts."""
+        batched = self.batched(free)
+        work = self.rehearse(batched) + self.kept
+        return max(work, batch_memory(self.model, self.tokens, self.passes)) if batched else work
 
 
 @dataclass(frozen=True)
@@ -104,9 +181,15 @@ class Forecast:
     def peak(self) -> int:
         return max(phase.peak for phase in self.phases)
 
-    def offloaded(self, name: str) -> bool:
-        """Whether the blocks of the model of that name wait in host memory. This holds in all phases or in none."""
-        return any(phase.offloaded and any(name == model.name for model in phase.models) for phase in self.phases)
+    def offloaded(self, name: str) -> Placement | None:
+        """Where the blocks of the model of that name wait, None if it is whole on the device. This is the same in all
+        phases."""
+        found = (phase for phase in self.phases if any(name == model.name for model in phase.models))
+        return next((phase.offloaded for phase in found if phase.offloaded is not None), None)
+
+    def room(self, stage: int) -> float | None:
+        """Bytes that the passes of a step may take as one batch in the stage of that number."""
+        return [phase.room for phase in self.phases if phase.room is not None][stage]
 
     def lines(self) -> list[str]:
         """Lines for the terminal and for doctor: a header, then one line for each phase, in order."""
@@ -118,12 +201,13 @@ class Forecast:
         return "\n".join(self.lines())
 
 
-def estimate(job: Job, compute: Compute, free: int | None = None) -> Forecast:
-    """Forecasts the memory of each phase of `pipeline.run` from file headers alone. free: bytes that the job may use,
-    by default measured on the device. Raises InputError as loading the parts does."""
+def estimate(job: Job, compute: Compute, free: int | None = None, host: int | None = None) -> Forecast:
+    """Forecasts the memory of each phase of `pipeline.run` from file headers alone. free: bytes that the job may use on
+    the device, host: in host memory; by default they are measured. Raises InputError as loading the parts does."""
     device = torch.device(compute.device)
     room = free_memory(device) if free is None else free
-    planner = _Planner(device.type, room, compute.offload)
+    host = free_memory("cpu") if host is None else host
+    planner = _Planner(device.type, room, compute.offload, host)
     measured = _Measured(job, compute, planner)
     measured.encoding()
     measured.sampling()
@@ -167,8 +251,12 @@ class _Measured:
             add("expand prompt", (Resident(EXPANDER, size, blocks),), writing)
         connectors = blueprint(lambda: job.checkpoint.connectors(dtype))
         size, blocks, language = text_encoder(job.files.text_encoder, dtype, self.compute.fp8)
+        gemma = Resident(GEMMA, size, blocks, repeated=False)  # each layer is called once a prompt
+        if job.files.expander is None and job.request.enable_prompt_expansion:
+            gemma = replace(gemma, repeated=True)  # and once a token
+            add("expand prompt", (gemma,), peak(lambda: write_longest(language), self.on))
         work = peak(lambda: encode_longest(language, connectors, job.files.text_encoder), self.on)
-        add("encode text", (Resident(GEMMA, size, blocks), Resident.of("connectors", connectors)), work)
+        add("encode text", (gemma, Resident.of("connectors", connectors)), work)
 
         mel = MEL_FRAMES_PER_LATENT * self.sound
         audio_vae = self.part(job.checkpoint.audio_encoder)
@@ -205,7 +293,7 @@ class _Measured:
         fp8 = {"fp8": True} if self.compute.fp8 else {}
         model = blueprint(lambda: job.checkpoint.transformer(dtype, **fp8))
         transformer = Resident.of(TRANSFORMER, model, model.transformer_blocks)
-        models = (transformer, *self._mapped_loras())
+        models = (transformer.beside(self._branches(model)), *self._mapped_loras())
         merging, editing = self._changing(model)
         kept = self._kept(model)
         model.transformer_blocks = model.transformer_blocks[:3]  # three blocks are enough to reach a step's peak
@@ -218,7 +306,7 @@ class _Measured:
             piece = video_shape(self.clip.frames, *self.first)
             piece = (min(piece[0], PIECE), *piece[1:]) if len(self.clip.windows) > 1 else piece
             work = upscaling(upsampler, vae, piece, self.on) + self._whole(self.first, self.full)
-            self.planner.add("upscale", (transformer, Resident.of("upscaler", upsampler)), work)
+            self.planner.add("upscale", (models[0], Resident.of("upscaler", upsampler)), work)
             self._stage("second stage", models, model, self.full, merging, editing, kept[1], guided=False)
 
     def _kept(self, model: nn.Module) -> tuple[int, int]:
@@ -244,6 +332,19 @@ class _Measured:
                 editing.append(size)
         return max(merging), max(editing)
 
+    def _branches(self, model: nn.Module) -> dict[int, int]:
+        """Bytes that LoRAs beside quantized layers take on a GPU, by the number of the block. On a CPU they map their
+        file (`_mapped_loras`)."""
+        found: dict[int, int] = {}
+        if self.on == "cpu":
+            return found
+        for name, adapter in ((n, a) for fit, *_ in self.job.fits for n, a in fit.changes.items()):
+            owner = name.rpartition(".")[0]
+            if isinstance(model.get_submodule(owner), QuantizedLinear):
+                number = int(owner.split(".")[1]) if owner.startswith("transformer_blocks.") else OUTSIDE
+                found[number] = found.get(number, 0) + bytes_of(tensors(adapter))
+        return found
+
     def _stage(
         self,
         name: str,
@@ -257,29 +358,31 @@ class _Measured:
     ) -> None:
         clip, job = self.clip, self.job
         steering, frozen = job.steering[0], (job.keeps_sound, job.keeps_picture)
+        reference, attention = self._reference(size, guided or not clip.two_stages)
+        images = [not image.frame for image in self._at_once()]
 
-        def step(room: float) -> int:
-            def work() -> None:
-                reference, attention = self._reference(size, guided or not clip.two_stages)
-                sound = torch.zeros(1, AUDIO_CHANNELS, self.sound, AUDIO_BINS)
-                one_step(
-                    model,
-                    torch.zeros(1, CHANNELS, *video_shape(self.frames, *size)),
-                    AudioCondition(sound, self.frames, clip.fps, job.request.audio_strength),
-                    steering.acting(*frozen) if guided else (NONE, NONE),
-                    images=[not image.frame for image in self._at_once()],
-                    reference=reference,
-                    attention=attention,
-                    room=room,
-                )
+        def given(step: Callable[..., Any], **room: float) -> Any:
+            sound = torch.zeros(1, AUDIO_CHANNELS, self.sound, AUDIO_BINS)
+            return step(
+                model,
+                torch.zeros(1, CHANNELS, *video_shape(self.frames, *size)),
+                AudioCondition(sound, self.frames, clip.fps, job.request.audio_strength),
+                steering.acting(*frozen) if guided else (NONE, NONE),
+                images=images,
+                reference=reference,
+                attention=attention,
+                **room,
+            )
 
-            return max(merging, peak(work, self.on) + editing) + self._whole(size)
+        @cache
+        def rehearse(batched: bool) -> int:
+            work = peak(lambda: given(one_step, room=math.inf if batched else 0.0), self.on)
+            return max(merging, work + editing) + self._whole(size)
 
-        one_by_one = step(0.0)
-        batched = step(math.inf) if guided and self.on != "cpu" else one_by_one
-        # A GPU keeps less of the texts if it is short of memory.
-        smaller = one_by_one + kept if self.on == "cpu" else one_by_one
-        self.planner.add(name, models, batched + kept, smaller=smaller)
+        with rehearsed(self.on):
+            tokens, passes = given(step_size)
+        device = torch.device(self.compute.device)
+        self.planner.add(name, models, Step(model, device, tokens, passes, kept, rehearse))
 
     def _at_once(self) -> list[Picture]:
         """The images of the window that has most of them."""
@@ -320,33 +423,57 @@ class _Measured:
 
 
 class _Planner:
-    """Collects phases and makes them fit into `room` bytes of a device, with the means that each phase has."""
+    """Collects phases and makes them fit into `room` bytes of a device, with the means that each phase has. host: bytes
+    of host memory, where blocks can wait."""
 
-    def __init__(self, device: str, room: int, offload: str) -> None:
-        self.device, self.room, self.offload = device, room, offload
+    def __init__(self, device: str, room: int, offload: str, host: int) -> None:
+        self.device, self.room, self.offload, self.host = device, room, offload, host
         self.phases: list[Phase] = []
+        self.steps: dict[str, Step] = {}  # by the name of the phase
 
-    def add(self, name: str, models: tuple[Resident, ...], work: int, smaller: int | None = None) -> None:
-        """Adds a phase. smaller: the work in bytes if the passes of a step run one by one."""
-        phase = Phase(name, models, work)
-        if smaller is not None and smaller < work and not self._fits(phase):
-            phase = replace(phase, work=smaller, remedy="guidance passes one by one")
+    def add(self, name: str, models: tuple[Resident, ...], work: int | Step) -> None:
+        """Adds a phase. work: bytes, or the step of a stage."""
+        if isinstance(work, Step):
+            self.steps[name], work = work, 0
+        phase = self._computing(Phase(name, models, work))
         can_offload = self.device != "cpu" and self.offload != NEVER and any(model.blocks for model in models)
-        if can_offload and (self.offload == BLOCKS or not self._fits(phase)):
-            phase = replace(phase, offloaded=True, remedy=OFFLOADED)
-            if smaller is not None and smaller < work:
-                phase = replace(phase, work=work if self._fits(replace(phase, work=work)) else smaller)
-        self.phases.append(replace(phase, fits=self._fits(phase)))
+        if can_offload and (self.offload == BLOCKS or not phase.fits):
+            phase = self._computing(replace(phase, offloaded=Placement()))
+        self.phases.append(phase)
 
     def settled(self) -> tuple[Phase, ...]:
-        """The final phases. A model that is offloaded in one phase is offloaded in all, because it is placed once."""
+        """The final phases. A model is placed once, so a model that is offloaded in one phase is offloaded in all, and
+        as many blocks stay on the device as fit beside each phase."""
         offloaded = {model.name for phase in self.phases if phase.offloaded for model in phase.models if model.blocks}
+        placed = {name: self._placement(name) for name in offloaded}
         found = []
         for phase in self.phases:
-            if not phase.offloaded and any(model.name in offloaded for model in phase.models):
-                phase = replace(phase, offloaded=True, remedy=OFFLOADED)
-            found.append(replace(phase, fits=self._fits(phase)))
+            own = next((placed[model.name] for model in phase.models if model.name in placed), None)
+            found.append(phase if own is None else self._computing(replace(phase, offloaded=own)))
         return tuple(found)
+
+    def _placement(self, name: str) -> Placement:
+        """Where the blocks of a model wait. Whoever asks for `--offload blocks` wants the device free: none stays."""
+        having = [(phase, model) for phase in self.phases for model in phase.models if model.name == name]
+        stay = 0 if self.offload == BLOCKS else min(self._staying(*each) for each in having)
+        locked = self.device == "cuda" and any(model.repeated for _, model in having)
+        return Placement(stay, locked and pins(having[0][1].waiting(stay), self.host))
+
+    def _staying(self, phase: Phase, model: Resident) -> int:
+        """The number of the model's blocks that fit beside the phase. The passes of a step come first: as one batch
+        they save a tenth of each step, and a block that waits costs no time while others compute."""
+        rest = replace(phase, offloaded=Placement()).weights - on_device(model.blocks, 0)
+        step, left = self.steps.get(phase.name), self.room - rest
+        needed = phase.work if step is None else step.needed(left - on_device(model.blocks, 0))
+        return residents(model.blocks, left - needed - SPARE * self.room)
+
+    def _computing(self, phase: Phase) -> Phase:
+        """A phase with the work of its step, and whether it fits."""
+        step, free = self.steps.get(phase.name), self.room - phase.weights
+        if step is not None:
+            batched, room, passes = step.batched(free), step.room(free), step.passes
+            phase = replace(phase, work=step.work(free), passes=passes, batched=batched, room=room)
+        return replace(phase, fits=self._fits(phase))
 
     def decode(self, vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling | None) -> Tiling | None:
         """Adds the decode phase. Open sizes are chosen; the tiles get smaller until it fits, as they do in the decoder

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..diffusion.conditioning import TEXT_LENGTH, AudioCondition, Conditions, Guide, Reference, TextContext
 from ..diffusion.decode import clip_tiles
 from ..diffusion.encode import encode_image, encode_video
-from ..diffusion.guidance import NONE, Guidance
+from ..diffusion.guidance import NONE, Guidance, needed
 from ..diffusion.sample import sample
 from ..diffusion.steering import Steering
 from ..diffusion.tiling import Tiling, held_frames, largest_tile
@@ -43,6 +43,21 @@ def upscaling(upsampler: nn.Module, vae: nn.Module, latent: tuple[int, int, int]
     return peak(lambda: upscale(upsampler, vae, torch.zeros(1, CHANNELS, *latent)), on)
 
 
+def step_size(
+    model: nn.Module,
+    latent: Tensor,
+    audio: AudioCondition,
+    guidance: tuple[Guidance, Guidance] = (NONE, NONE),
+    *,
+    images: Iterable[bool] = (),
+    reference: Tensor | None = None,
+    attention: float = 1.0,
+) -> tuple[int, int]:
+    """The tokens of both streams in the step of `one_step`, and the number of its passes."""
+    streams = _conditions(model, latent, audio, images, reference, attention).streams(latent)
+    return sum(stream.mask.shape[1] for stream in streams), 1 + sum(needed(*guidance))
+
+
 def one_step(
     model: nn.Module,
     latent: Tensor,
@@ -60,6 +75,19 @@ def one_step(
     it, seen with that attention. room: bytes that the passes may take as one batch. No text is kept for the next step:
     a forecast adds `kept_texts`.
     """
+    conditions = _conditions(model, latent, audio, images, reference, attention)
+    steering = Steering(torch.tensor([1.0, 0.0]), *(replace(each, stg_blocks=(1,)) for each in guidance))
+    sample(model, latent, conditions, steering, Noise(0), room=room, texts=0)
+
+
+def _conditions(
+    model: nn.Module,
+    latent: Tensor,
+    audio: AudioCondition,
+    images: Iterable[bool],
+    reference: Tensor | None,
+    attention: float,
+) -> Conditions:
     widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
 
     def text() -> TextContext:
@@ -68,7 +96,5 @@ def one_step(
     still = torch.zeros(1, CHANNELS, 1, *latent.shape[3:])
     last = pixel_frames(latent) - 1
     guides = tuple(Guide(still, 0 if first else last, 0.9) for first in images)
-    steering = Steering(torch.tensor([1.0, 0.0]), *(replace(each, stg_blocks=(1,)) for each in guidance))
     references = () if reference is None else (Reference(reference, attention=attention),)
-    conditions = Conditions(text(), audio, text(), guides, references=references)
-    sample(model, latent, conditions, steering, Noise(0), room=room, texts=0)
+    return Conditions(text(), audio, text(), guides, references=references)

@@ -246,7 +246,7 @@ def applied(
 
 def _write(parameter: nn.Parameter, value: Tensor) -> None:
     value = value.to(parameter.device, parameter.dtype)
-    if parameter.device.type == "cpu":
+    if parameter.device.type == "cpu" and not parameter.is_pinned():
         parameter.data = value  # never written in place: the memory may be the checkpoint's map, which `original` reads
     else:
         parameter.data.copy_(value)

@@ -271,6 +271,13 @@ def layer_of(stored: Stored, bias: nn.Parameter | None) -> QuantizedLinear:
     return (QuantizedLinear if stored.coding.scales is None else ScaledLinear)(stored, bias)
 
 
+def parts_of(module: nn.Module) -> list[nn.Module]:
+    """The modules of a model or a block, and the changes of LoRAs beside its quantized layers."""
+    modules = list(module.modules())
+    layers = (part for part in modules if isinstance(part, QuantizedLinear))
+    return [*modules, *(part for layer in layers for branch, _ in layer.branches for part in branch.modules())]
+
+
 def quicken(module: nn.Module, on: bool = True) -> None:
     """Lets the quantized layers of a module multiply in their weights' own formats, where the card can. `on` False
     undoes it."""

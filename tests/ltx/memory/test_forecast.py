@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import wave
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from a2v.ltx.diffusion import sample as engine
 from a2v.ltx.diffusion.conditioning import AudioCondition
 from a2v.ltx.diffusion.decode import decode_video
+from a2v.ltx.diffusion.denoiser import GuidedDenoiser
 from a2v.ltx.diffusion.guidance import NONE
+from a2v.ltx.diffusion.passes import CPU_CACHE, batch_room, working_set
 from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.errors import InputError
 from a2v.ltx.job import Compute, Job
+from a2v.ltx.latents import audio_length, video_shape
 from a2v.ltx.memory.encoder import text_encoder
-from a2v.ltx.memory.forecast import Forecast, Phase, Resident, estimate
+from a2v.ltx.memory.forecast import Forecast, Phase, Resident, Step, _Measured, _Planner, estimate
+from a2v.ltx.memory.offload import Placement
 from a2v.ltx.memory.rehearsal import SMALL, blueprint, bytes_of, peak, weights
 from a2v.ltx.memory.work import clip_encoding, one_step
 from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.ltx.weights.quantized import QuantizedLinear
 from a2v.tests.ltx.measure import GUIDANCE, job_of, run
 from a2v.tests.ltx.media.clips import plain, write_clip
 from a2v.tests.tiny import TinyFiles, write_tiny
@@ -124,7 +132,7 @@ def test_the_estimate_is_what_is_allocated_on_a_gpu(folder: Path, wide: TinyFile
             model = job.checkpoint.transformer(torch.bfloat16, "cuda")
             latent = torch.zeros(1, 128, 9, 16, 16)
             audio = AudioCondition(torch.zeros(1, 8, 68, 16), 65, job.plan.fps)
-            one_step(model, latent, audio, (GUIDANCE, NONE))
+            one_step(model, latent, audio, (GUIDANCE, NONE), room=batch_room(torch.device("cuda")))
     took = torch.cuda.max_memory_allocated() - before
     assert abs(phase_of(forecast, phase).peak / took - 1) <= WITHIN
 
@@ -221,17 +229,20 @@ def test_what_does_not_fit_is_made_to(folder: Path, wide: TinyFiles) -> None:
     assert ample.tiling == Tiling(128, 24, 512, 64) and not ample.offloaded("transformer")  # whole
     assert on_gpu(1e12) == ample  # to the byte
     sampling = phase_of(on_gpu(1e12, job=alone), "sample")
+    assert sampling.batched and "4 passes in one batch: " in str(sampling)
     apart = phase_of(on_gpu(sampling.peak - 1, job=alone), "sample")
-    assert apart.remedy == "guidance passes one by one" and apart.work < 0.8 * sampling.work
+    assert apart.fits and not apart.offloaded and not apart.batched and apart.work < 0.8 * sampling.work
+    assert "4 passes one by one: " in str(apart)
 
     transformer = sampling.models[0]
     tight = on_gpu(transformer.size)
     assert tight.offloaded("transformer") and phase_of(tight, "second stage").offloaded
-    assert phase_of(tight, "first stage").weights == transformer.offloaded < transformer.size
+    stay = tight.offloaded("transformer").resident
+    assert phase_of(tight, "first stage").weights == transformer.offloaded(stay) < transformer.size
     assert "blocks wait in host memory" in str(tight)
     assert not on_gpu(transformer.size, "none", alone).offloaded("transformer")
 
-    assert on_gpu(1e12, "blocks", alone).offloaded("Gemma")
+    assert on_gpu(1e12, "blocks", alone).offloaded("Gemma") == Placement(), "who asks for it wants the device free"
     small = on_gpu(phase_of(ample, "decode").peak * 0.7, job=alone)
     assert small.tiling.pixels * small.tiling.frames < 768 * 80 and phase_of(small, "decode").fits
     assert f"in tiles of {small.tiling}" in str(small)
@@ -268,5 +279,173 @@ def test_given_videos_are_counted(folder: Path, tiny: TinyFiles) -> None:
 
 
 def test_what_an_offloaded_model_takes_is_the_rest_and_the_two_largest_blocks() -> None:
-    assert Resident("x", 100, (10, 30, 20)).offloaded == 40 + 50
-    assert Resident("x", 100).offloaded == 100
+    assert Resident("x", 100, (10, 30, 20)).offloaded() == 40 + 50
+    assert Resident("x", 100).offloaded() == 100
+    model = Resident("x", 100, (10, 30, 20, 5, 5))  # of which the second, the fourth and the fifth wait
+    assert model.offloaded(2) == 30 + (10 + 20) + (30 + 5) and model.waiting(2) == 30 + 5 + 5
+
+
+@pytest.fixture(scope="module")
+def deep(folder: Path) -> Job:
+    """A job in one stage, without LoRAs, of eight blocks that are large beside a step."""
+    files = write_tiny(folder / "deep", layers=8, heads=8, head_dim=64)
+    job = described(folder, files, "bfloat16", num_frames=17, video_size=(256, 256), use_multiscale=False)
+    job["files"]["distill_lora"] = None
+    return job_of(job)
+
+
+@pytest.fixture(scope="module")
+def stage(deep: Job) -> tuple[tuple[Resident, ...], Step]:
+    """The models of its stage and what a step takes, which are the same whatever is free."""
+    planner = _Planner("cuda", 2**62, "auto", 2**62)
+    _Measured(deep, Compute(torch.bfloat16, "cuda"), planner).sampling()
+    return planner.phases[0].models, planner.steps["sample"]
+
+
+def planned(stage: tuple[tuple[Resident, ...], Step], free: float, offload: str = "auto") -> Phase:
+    planner = _Planner("cuda", int(free), offload, 2**62)
+    planner.add("sample", *stage)
+    return planner.settled()[0]
+
+
+class Asked:
+    """A step of a job's stage, with sizes but no numbers, on a GPU that is not there."""
+
+    def __init__(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[GuidedDenoiser] = []
+        self.model = blueprint(lambda: job.checkpoint.transformer(torch.bfloat16))
+        self.plan, self.guidance = job.plan, job.steering[0].acting(job.keeps_sound, job.keeps_picture)
+
+        def watched(*given: Any) -> GuidedDenoiser:
+            self.seen.append(GuidedDenoiser(*given))
+            return self.seen[-1]
+
+        monkeypatch.setattr(engine, "GuidedDenoiser", watched)
+
+    def __call__(self, room: float) -> tuple[bool, int]:
+        """Whether the denoiser runs its passes as a batch with that room, and the peak bytes of the step."""
+
+        def work() -> None:
+            frames, grid = self.plan.frames, video_shape(self.plan.frames, self.plan.height, self.plan.width)
+            sound = torch.zeros(1, 8, audio_length(frames, self.plan.fps), 16)
+            audio = AudioCondition(sound, frames, self.plan.fps)
+            one_step(self.model, torch.zeros(1, 128, *grid), audio, self.guidance, room=room)
+
+        taken = peak(work, "cuda")
+        return self.seen[-1].batched, taken
+
+
+def tokens_of(job: Job) -> int:
+    shape = video_shape(job.plan.frames, job.plan.height, job.plan.width)
+    return math.prod(shape) + audio_length(job.plan.frames, job.plan.fps)
+
+
+def test_the_forecast_batches_where_the_denoiser_does(
+    deep: Job, stage: tuple[tuple[Resident, ...], Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over free memory from less than a block to plenty, and the bytes are those of the step that runs."""
+    asked = Asked(deep, monkeypatch)
+    single, batch = asked(0.0), asked(1e15)
+    assert not single[0] and batch[0] and single[1] < 0.7 * batch[1]
+    rows, whole = 4 * working_set(asked.model, tokens_of(deep)), weights(asked.model)
+    masks = asked.seen[-1].masks
+    assert tokens_of(deep) == masks.video.shape[1] + masks.audio.shape[1]
+    found = set()
+    for free in (
+        *(share * whole for share in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)),
+        *(whole + share * rows for share in (0.5, 1, 1.99, 2.01, 4)),
+    ):
+        phase = planned(stage, free)
+        beside = int(free) - phase.weights
+        assert phase.passes == 4 and phase.room <= batch_room(torch.device("cuda"), max(0, beside))
+        assert phase.batched == (rows < beside / 2 and batch[1] <= beside) == asked(phase.room)[0], free
+        assert phase.work == (batch if phase.batched else single)[1], free
+        found.add((phase.batched, phase.offloaded is not None))
+    assert len(found) == 4, "each way is met, with blocks in host memory and without"
+    forecast = estimate(deep, Compute(torch.bfloat16, "cuda"), int(0.5 * whole), 2**62)
+    assert phase_of(forecast, "sample") == planned(stage, 0.5 * whole) and forecast.room(0) is not None
+    here = phase_of(estimate(deep, Compute(torch.bfloat16)), "sample")
+    assert here.room == CPU_CACHE and here.batched == (rows < CPU_CACHE)
+
+
+def test_as_many_blocks_stay_as_fit_beside_the_step(deep: Job, stage: tuple[tuple[Resident, ...], Step]) -> None:
+    """A tenth of the free memory is left for what a forecast does not count, and half of the rest for a batch."""
+    ample = planned(stage, 1e12)
+    model = ample.models[0]
+    block, rest = model.blocks[0], model.size - sum(model.blocks)
+    rows = 4 * working_set(stage[1].model, tokens_of(deep))
+    assert set(model.blocks) == {block} and len(model.blocks) == 8 and ample.offloaded is None
+    counts = []
+    for free in range(int(rest + 2 * block), int(model.size + ample.work), int(block / 7)):
+        phase = planned(stage, free)
+        if phase.offloaded is None:
+            assert phase.peak <= free
+            continue
+        stay = phase.offloaded.resident
+        needed = max(phase.work, 2 * rows + 1) if phase.batched else phase.work
+        room = (0.9 * free - rest - needed) / block
+        # Two of those that wait are on the device; if only two wait, all are.
+        assert stay == (8 if room >= 8 else max(0, min(5, math.floor(room) - 2))), free
+        assert phase.weights == rest + min(8, stay + 2) * block
+        assert phase.fits == (phase.peak <= free)
+        counts.append(stay)
+    assert counts[0] == 0 and set(counts) == {0, 1, 2, 3}, counts
+    assert planned(stage, 1e12, "blocks").offloaded == Placement(0, True)
+
+
+def test_what_is_said_of_blocks_that_wait(stage: tuple[tuple[Resident, ...], Step]) -> None:
+    """Page-locked where the host has room. Gemma is read once a prompt, which locking its pages would not repay, and
+    once a token where it writes the prompt."""
+    model = stage[0][0]
+
+    def told(host: float, resident: Resident = model, offload: str = "blocks") -> Phase:
+        planner = _Planner("cuda", int(0.95 * model.size), offload, int(host))
+        planner.add("sample", (resident,), stage[1])
+        return planner.settled()[0]
+
+    waiting = model.waiting()
+    assert waiting == sum(model.blocks)
+    plenty, short = told(waiting / 0.75 + 1), told(waiting / 0.75 - 1)
+    assert "8 of 8 blocks wait in host memory, pinned once; 0 stay on the device" in str(plenty)
+    assert "8 of 8 blocks wait in host memory, pinned at each fetch; 0 stay on the device" in str(short)
+    some = told(2**40, offload="auto")
+    stay = some.offloaded.resident
+    assert 0 < stay < 8 and f"{8 - stay} of 8 blocks wait in host memory, pinned once; {stay} stay" in str(some)
+    assert not told(2**40, replace(model, repeated=False)).offloaded.pinned
+
+
+def test_gemma_s_layers_are_page_locked_if_it_writes_the_prompt(folder: Path, tiny: TinyFiles) -> None:
+    """It then calls each of them once a token, and otherwise once a prompt."""
+
+    def told(expands: bool) -> Forecast:
+        job = job_of(described(folder, tiny, enable_prompt_expansion=expands, use_multiscale=False))
+        return estimate(job, Compute(torch.bfloat16, "cuda", offload="blocks"), 2**40, 2**40)
+
+    reads, writes = told(False), told(True)
+    assert not reads.offloaded("Gemma").pinned and reads.offloaded("transformer").pinned
+    assert writes.offloaded("Gemma").pinned
+    assert [phase.name for phase in writes.phases] == ["expand prompt", *(phase.name for phase in reads.phases)]
+
+
+def test_loras_beside_quantized_blocks_are_counted_with_them(folder: Path, tiny: TinyFiles) -> None:
+    """On a GPU; on a CPU they map their file."""
+    job = job_of(described(folder, tiny, "bfloat16"))
+
+    def of(fp8: bool, device: str = "cuda") -> Resident:
+        planner = _Planner(device, 2**62, "auto", 2**62)
+        _Measured(job, Compute(torch.bfloat16, device, fp8=fp8), planner).sampling()
+        return planner.phases[0].models[0]
+
+    model = blueprint(lambda: job.checkpoint.transformer(torch.bfloat16, fp8=True))
+    beside = [0] * len(model.transformer_blocks)
+    for name, adapter in job.fits[0][0].changes.items():
+        owner = name.removesuffix(".weight")
+        if isinstance(model.get_submodule(owner), QuantizedLinear):
+            beside[int(owner.split(".")[1])] += adapter.down.nbytes + adapter.up.nbytes
+    plain, found = [weights(block) for block in model.transformer_blocks], of(True)
+    assert min(beside) > 0
+    assert found.blocks == tuple(map(sum, zip(plain, beside, strict=True)))
+    assert found.size == weights(model) + sum(beside)
+    assert of(True, "cpu").blocks == tuple(plain)
+    whole = blueprint(lambda: job.checkpoint.transformer(torch.bfloat16))
+    assert of(False).size == weights(whole)

@@ -216,32 +216,12 @@ def _devices() -> Iterator[Line]:
 
 def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     """One line for each model that the pack can use, and one for each unusable file whose name looks like one."""
-    import torch
-
     from ..media.safety import find_checker, load_checker
-    from ..memory.rehearsal import blueprint
     from ..prompt.gemma import check_gemma
     from ..weights.checkpoint import load_upscaler
     from ..weights.lora import load_lora, match
 
-    for path in _unique(_transformer_files(places)):
-        transformer = None
-        try:
-            with torch.inference_mode():  # as in a job: a rehearsal takes no views of other tensors
-                checkpoint = _checkpoint(path, places)
-                if checkpoint.lacking(projection=False):
-                    found.transformers.append(checkpoint)
-                    transformer = blueprint(checkpoint.transformer)
-                transformer = checkpoint.inspect(projection=False)
-        except Exception as error:  # a broken file may raise anything, and the other files are still checked
-            if "ltx" in path.name.lower():
-                yield None, f"cannot be used: {_reason(error)}"
-        else:
-            found.checkpoints.append(checkpoint)
-            beside = [f"{part} from {file.path.name}" for part, file in checkpoint.files.items()]
-            yield True, f"checkpoint {path} ({_size_of(path)})" + "".join(f", {part}" for part in beside)
-        if transformer is not None:
-            yield None, _format_of(transformer, _device())
+    yield from _checkpoints(places, found)
 
     def opened(
         paths: Iterable[Path], what: str, into: list[Path], read: Callable[[Path], object], named: str = ""
@@ -282,6 +262,33 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     if not checkers:
         known = MODELS["safety-checker"]
         yield None, f"no safety checker: clips are not checked; python -m ltx download safety-checker gets {known.page}"
+
+
+def _checkpoints(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
+    """The lines of the files with a transformer; below each its format."""
+    import torch
+
+    from ..memory.rehearsal import blueprint
+
+    for path in _unique(_transformer_files(places)):
+        transformer = None
+        try:
+            with torch.inference_mode():  # as in a job: a rehearsal takes no views of other tensors
+                checkpoint = _checkpoint(path, places)
+                if checkpoint.lacking(projection=False):
+                    found.transformers.append(checkpoint)
+                    transformer = blueprint(checkpoint.transformer)
+                transformer = checkpoint.inspect(projection=False)
+        except Exception as error:  # a broken file may raise anything, and the other files are still checked
+            if "ltx" not in path.name.lower():
+                continue
+            yield None, f"cannot be used: {_reason(error)}"
+        else:
+            found.checkpoints.append(checkpoint)
+            beside = [f"{part} from {file.path.name}" for part, file in checkpoint.files.items()]
+            yield True, f"checkpoint {path} ({_size_of(path)})" + "".join(f", {part}" for part in beside)
+        if transformer is not None:
+            yield None, _format_of(transformer, _device())
 
 
 def _device() -> torch.device:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..foreign import check_kind
-from .products import Format
+from .products import WeightFormat
 from .quantized import Stored
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -30,8 +30,8 @@ class Blocks:
     scales = None
 
     @property
-    def format(self) -> Format:
-        return Format(f"GGUF {self.kind}")
+    def format(self) -> WeightFormat:
+        return WeightFormat(f"GGUF {self.kind}")
 
     def product(self, x: Tensor, data: Tensor, bias: Tensor | None) -> None:
         """No card multiplies with such blocks."""

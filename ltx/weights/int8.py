@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .products import Format, int8_product
+from .products import WeightFormat, int8_product
 from .quantized import Stored, as_bytes, floats
 
 ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
@@ -30,8 +30,8 @@ class Int8:
     group: int = 0
 
     @property
-    def format(self) -> Format:
-        return Format("int8 rotated" if self.group else "int8", "int8")
+    def format(self) -> WeightFormat:
+        return WeightFormat("int8 rotated" if self.group else "int8", "int8")
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [out, in], the integers' bytes → weight [out, in], rounded once to `dtype`."""

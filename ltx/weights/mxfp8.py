@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .nvfp4 import tiled, unswizzle
-from .products import EXPONENTS, Format, mxfp8_product
+from .products import EXPONENTS, WeightFormat, mxfp8_product
 from .quantized import Stored
 
 BLOCK = 32  # neighbours in a row that share a scale; rows and columns are padded to multiples of this number
@@ -27,7 +27,7 @@ class MXFP8:
 
     scales: Tensor = field(repr=False)
     shape: tuple[int, int]
-    format = Format("MXFP8", "mxfp8")
+    format = WeightFormat("MXFP8", "mxfp8")
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [R, C] → weight [out, in], rounded once to `dtype`."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .products import Format, nvfp4_product
+from .products import WeightFormat, nvfp4_product
 from .quantized import Stored
 
 BLOCK = 16  # neighbours in a row that share a scale; rows and columns are padded to multiples of this number
@@ -33,7 +33,7 @@ class NVFP4:
     scale: Tensor = field(repr=False)
     shape: tuple[int, int]
     factor: float = field(default=1.0, repr=False)
-    format = Format("NVFP4", "nvfp4")
+    format = WeightFormat("NVFP4", "nvfp4")
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [R, C / 2], the first of two values in the upper bits → weight [out, in], rounded once to `dtype`."""

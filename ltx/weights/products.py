@@ -28,7 +28,7 @@ EXPONENTS = getattr(torch, "float8_e8m0fnu", None)  # the dtype of MXFP8's scale
 
 
 @dataclass(frozen=True)
-class Format:
+class WeightFormat:
     """The format of a stored weight. name: for people; arithmetic: a key of NEEDED, "" if no card multiplies in it;
     quantized: whether it is decoded otherwise; by_rows: whether each row has a scale."""
 
@@ -38,7 +38,7 @@ class Format:
     by_rows: bool = False
 
 
-def obstacle(stored: Format, device: torch.device) -> str:
+def obstacle(stored: WeightFormat, device: torch.device) -> str:
     """Why a device decodes quantized weights of a format with bfloat16 inputs, in words; "" if it multiplies in it."""
     kind = stored.arithmetic
     if not kind:

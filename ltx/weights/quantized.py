@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import Adapter, Edit, Leaf, LowRank, combine
-from .products import Format, float8_product
+from .products import WeightFormat, float8_product
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 PLAIN_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -41,7 +41,7 @@ class Coding(Protocol):
     """
 
     scales: Tensor | None
-    format: Format
+    format: WeightFormat
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [out, bytes of a row] → weight [out, in] in `dtype`, on the device of `data`."""
@@ -62,10 +62,10 @@ class Float8:
     factor: float = field(default=1.0, repr=False)
 
     @property
-    def format(self) -> Format:
+    def format(self) -> WeightFormat:
         if self.dtype != FLOAT8[0]:
-            return Format("fp8 (e5m2)")
-        return Format("fp8", "fp8") if self.scales is None else Format("fp8 by rows", "fp8", by_rows=True)
+            return WeightFormat("fp8 (e5m2)")
+        return WeightFormat("fp8", "fp8") if self.scales is None else WeightFormat("fp8 by rows", "fp8", by_rows=True)
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         values = data.view(self.dtype).to(dtype)  # exact, because both formats fit into bfloat16, float16 and float32
@@ -286,13 +286,13 @@ def quicken(module: nn.Module, on: bool = True) -> None:
             layer.fast = on
 
 
-def formats_of(module: nn.Module, prefix: str = BLOCKS) -> list[Format]:
+def formats_of(module: nn.Module, prefix: str = BLOCKS) -> list[WeightFormat]:
     """The formats of the linear layers below `prefix`, the one of most values first."""
-    values: Counter[Format] = Counter()
+    values: Counter[WeightFormat] = Counter()
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear) and name.startswith(prefix):
             kind = layer.weight.dtype
-            plain = Format(PLAIN_NAMES.get(kind, str(kind)), quantized=False)
+            plain = WeightFormat(PLAIN_NAMES.get(kind, str(kind)), quantized=False)
             stored = layer.coding.format if isinstance(layer, QuantizedLinear) else plain
             values[stored] += layer.out_features * layer.in_features
     return [stored for stored, _ in values.most_common()]

@@ -22,7 +22,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 import comfy.model_management as management
 import comfy.ops
 from a2v.ltx.diffusion import passes
-from a2v.ltx.diffusion.block import compile_blocks
+from a2v.ltx.diffusion.compiled import compile_blocks
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.sample import sample

@@ -167,7 +167,7 @@ def _add_computing(p: argparse.ArgumentParser) -> None:
     p.add_argument("--fused", action="store_true", help="Triton kernels for norms and rotations; not yet measured")
     p.add_argument("--attention", choices=BACKENDS, default=TORCH, help="what computes attention; sage is not exact")
     p.add_argument(
-        "--offload", choices=OFFLOAD, default=AUTO, help="keep blocks in host memory; default: if the GPU is too small"
+        "--offload", choices=OFFLOAD, default=AUTO, help="blocks: all wait in host memory; auto: those that do not fit"
     )
     p.add_argument(
         "--tile-size",

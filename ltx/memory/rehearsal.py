@@ -160,16 +160,7 @@ def peak(work: Callable[[], object], on: str = "cpu") -> int:
 def blueprint(load: Callable[[], nn.Module]) -> nn.Module:
     """The module that `load` returns, with sizes but no numbers. Only headers are read, and nothing is converted."""
     with rehearsed():
-        module = load()
-        # A part that was inspected outside of inference mode has parameters whose data is now of that mode, and torch
-        # makes no views of such.
-        anew: dict[int, nn.Parameter] = {}  # a parameter that two modules share stays shared
-        for part in module.modules():
-            for name, parameter in part.named_parameters(recurse=False):
-                if not parameter.is_inference():
-                    anew.setdefault(id(parameter), nn.Parameter(parameter.data, requires_grad=False))
-                    setattr(part, name, anew[id(parameter)])
-        return module
+        return load()
 
 
 def twin(module: nn.Module, dtype: torch.dtype | None = None, **changes: object) -> nn.Module:

@@ -184,7 +184,7 @@ def _cells(step: Step) -> tuple[str, ...]:
         f"{one.flops / 1e12:.0f}",
         f"{one.bytes / 1e9:.0f}",
         f"{one.launches:,.0f}",
-        f"{one.waits:g}" if one.waits else MISSING,
+        f"{one.waits:.0f}" if one.waits else MISSING,
         f"{step.peak / 1e9:.1f} GB",
         *(f"{seconds[card]:.3f} s" for card in SHOWN),
     )

@@ -130,12 +130,9 @@ def in_format(layers: Layers, small: bool = False) -> dict[str, Step]:
 
 def weights_of(layers: Layers, size: dict[str, Any]) -> tuple[int, int]:
     """Bytes of the transformer's weights with such layers in its blocks: of all blocks, and of what is outside them."""
-    with counting():
-        model = gpu.our_model(**size)
-        blocks, whole = model.transformer_blocks, Layers()
-        found = len(blocks) * layers.bytes(blocks[0]), whole.bytes(model) - whole.bytes(blocks)
-    gpu.our_model.cache_clear()
-    return found
+    model, whole = gpu.our_model(**{**size, "layers": 1}), Layers()  # all blocks are alike
+    block = model.transformer_blocks
+    return size["layers"] * layers.bytes(block), whole.bytes(model) - whole.bytes(block)
 
 
 def lora_share(small: bool = False) -> list[float]:
@@ -187,7 +184,7 @@ def _cells(step: Step) -> tuple[str, ...]:
         f"{one.flops / 1e12:.0f}",
         f"{one.bytes / 1e9:.0f}",
         f"{one.launches:,.0f}",
-        f"{one.waits:g}" if one.waits else MISSING,
+        f"{one.waits:.0f}" if one.waits else MISSING,
         f"{step.peak / 1e9:.1f} GB",
         *(f"{seconds[card]:.3f} s" for card in SHOWN),
     )

@@ -120,13 +120,13 @@ NOTES = (
     "has no IC-LoRA, so a reference is not among the tasks.",
     "Where a retake's seam is above its bound, the drawn clip changes as much at that place: the mouth moves there. "
     "Inside a mask the miniature is less sharp than elsewhere. The kept cells of such a frame are shown to the model "
-    "as noisy as the new ones, because no frame of its training was clean in a part: clean ones gave 17.0 dB in place "
-    "of 21.2 and a correlation of 0.78 in place of 0.84 (four clips, without guidance). One stage and a mask 24 pixels "
-    "wider are no better, and strength 0.3 keeps the old words.",
-    "The new part of an extension is matched to the colours of the clip. Without that, one face, a green one, was off "
-    "by 10.4 and 11.9 of 255. A round trip of the drawn clip through the VAE is off by 5.3 and 7.0; the rest is the "
-    "miniature's: it makes that green darker in every clip, from the first new frame on, also in a single one that "
-    "begins with the clip's own picture, with and without guidance, rescale and restart.",
+    "as noisy as the new ones, because no frame of its training was clean in a part: with the earlier weights, clean "
+    "ones gave 17.0 dB in place of 21.2 and a correlation of 0.78 in place of 0.84 (four clips, without guidance). One "
+    "stage and a mask 24 pixels wider are no better, and strength 0.3 keeps the old words.",
+    "The new part of an extension is matched to the colours of the clip. Without that, with the earlier weights, one "
+    "face, a green one, was off by 10.4 and 11.9 of 255. A round trip of the drawn clip through the VAE was off by 5.3 "
+    "and 7.0; the rest was the miniature's: it made that green darker in every clip, from the first new frame on, also "
+    "in a single one that begins with the clip's own picture, with and without guidance, rescale and restart.",
 )
 
 

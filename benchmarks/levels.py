@@ -106,9 +106,9 @@ def levels(folder: Path, small: bool = False, rounds: int = 3) -> Table:
         "are those of both stages, as a share of the block runs of `none`. Latent and frames are compared with those "
         "of `none`.",
         "A model with random weights changes the video differently in every step, so `high` finds nothing to reuse "
-        "there and saves no more than `regular`; it is made for trained weights. But the miniature is so small that "
-        "most of its time goes into starting each operation. So read the errors and block runs of the miniature, and "
-        "the times of the other model.",
+        "there: it runs as many blocks as `regular`, and where their speed-ups differ, the machine's speed did. It is "
+        "made for trained weights. But the miniature is so small that most of its time goes into starting each "
+        "operation. So read the errors and block runs of the miniature, and the times of the other model.",
     )
     columns = ("model and level", "block runs", "sampling", "speed-up", "final latent, relative L2", "frames, PSNR")
     return Table("Acceleration levels", columns, tuple(rows), notes, numbers)

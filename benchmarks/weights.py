@@ -62,7 +62,8 @@ def weights(folder: Path, small: bool = False) -> Table:
         f"the link has 16 lanes. {RESERVE / 1e9:g} GB of each card are left to the driver and the screen.",
         "All linear layers of the blocks are in the format; the official fp8 and NVFP4 files leave four blocks in 16 "
         "bits. `decoded` is what the pack does by itself: the weight is decoded at each call and multiplied in 16 "
-        "bits. Decoding costs time, so a small format gains only where 16 bits do not fit. Fast products "
+        "bits. Decoding costs time, so a small format gains room and fewer copies, and no speed where copies are "
+        "hidden. Fast products "
         "(`--fast-products`) replace decoding and the 16-bit product by rounding the input and a product in the "
         "format. They are counted without compiling, which merges the passes over memory that round the input.",
         ", ".join(f"{name}: {_sheet(card)}" for name, card in CARDS.items()) + ".",

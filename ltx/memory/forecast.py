@@ -208,7 +208,7 @@ def estimate(job: Job, compute: Compute, free: int | None = None, host: int | No
     room = free_memory(device) if free is None else free
     host = free_memory("cpu") if host is None else host
     planner = _Planner(device.type, room, compute.offload, host)
-    measured = _Measured(job, compute, planner)
+    measured = _Measured(replace(job, checkpoint=job.checkpoint.unopened()), compute, planner)
     measured.encoding()
     measured.sampling()
     tiling = measured.decoding()

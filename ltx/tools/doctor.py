@@ -277,7 +277,7 @@ def _checkpoints(places: Mapping[str, list[Path]], found: Found) -> Iterator[Lin
                 checkpoint = _checkpoint(path, places)
                 if checkpoint.lacking(projection=False):
                     found.transformers.append(checkpoint)
-                    transformer = blueprint(checkpoint.transformer)
+                    transformer = blueprint(checkpoint.unopened().transformer)
                 transformer = checkpoint.inspect(projection=False)
         except Exception as error:  # a broken file may raise anything, and the other files are still checked
             if "ltx" not in path.name.lower():

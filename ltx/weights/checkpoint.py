@@ -71,7 +71,9 @@ class Checkpoint:
     file: WeightFile | None = field(default=None, repr=False)  # None for a diffusers folder
     files: Mapping[str, WeightFile] = field(default_factory=dict, repr=False)
     encoder: WeightFile | None = field(default=None, repr=False)
-    _opened: dict[tuple[Part, str], nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _opened: dict[tuple[Part, str, bool], nn.Module] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     _found: dict[tuple[Part, str], dict[str, Source]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -135,6 +137,10 @@ class Checkpoint:
     def with_text_encoder(self, path: Path) -> Checkpoint:
         """The same checkpoint, whose text projection may come from the text encoder's file `path`."""
         return replace(self, encoder=_projection(path))
+
+    def unopened(self) -> Checkpoint:
+        """The same files with nothing built, for a rehearsal, which makes what it builds useless for a job."""
+        return replace(self)
 
     def _files(self, part: Part) -> list[WeightFile]:
         """The files that may hold a part, in the order in which they are searched."""
@@ -251,8 +257,8 @@ class Checkpoint:
                 awaited = CONNECTORS if not projection and self.awaits_projection else None
                 whole = [(part, "") for part in PARTS if part not in (VIDEO_VAE, awaited)]
                 for part, half in (*whole, (VIDEO_VAE, ENCODER), (VIDEO_VAE, DECODER)):
-                    self._opened[part, half] = self._open(part, half)
-            transformer = self._opened[TRANSFORMER, ""] = self._open(TRANSFORMER)
+                    self._opened[_place(part, half)] = self._open(part, half)
+            transformer = self._opened[_place(TRANSFORMER)] = self._open(TRANSFORMER)
             if key is not None:
                 _INSPECTED.pop(key, None)
                 _INSPECTED[key] = None
@@ -278,7 +284,7 @@ class Checkpoint:
     def _open(self, part: Part, half: str = "") -> nn.Module:
         """Builds a part from tensors that map their files, or gives the one that was inspected. half: what is wanted
         of a VAE, a key of WITHOUT."""
-        if (opened := self._opened.pop((part, half), None)) is not None:
+        if (opened := self._opened.pop(_place(part, half), None)) is not None:
             return opened
         if part is VIDEO_VAE and half == DECODER and self.decoder_apart:
             return self._open_diffusion_decoder()
@@ -397,6 +403,11 @@ class Checkpoint:
 
     def vocoder(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LTX2VocoderWithBWE:
         return self._load(VOCODER, dtype, device)
+
+
+def _place(part: Part, half: str = "") -> tuple[Part, str, bool]:
+    """Where an opened part is kept. One that was built outside of inference mode cannot be cast inside of it."""
+    return part, half, torch.is_inference_mode_enabled()
 
 
 def _keep(module: nn.Module, half: str) -> None:

@@ -1,6 +1,6 @@
 """Products in a weight's own format, on cards that have such arithmetic: the input is rounded to that format, too.
 
-That saves the decoding and the 16-bit product, and it costs exactness. torch computes the products of fp8;
+That replaces the decoding and the 16-bit product, and it costs exactness. torch computes the products of fp8;
 comfy-kitchen, which ComfyUI brings along, those of the other formats. Each function takes x [M, in] and gives [M, out],
 or None where the product cannot be computed so: in float32, which asks for exactness, on another device, or without the
 package. Then the layer decodes its weight.

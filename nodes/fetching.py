@@ -126,7 +126,7 @@ def overlaps(device: torch.device) -> bool:
     return device.type == "cuda" and getattr(management, "NUM_STREAMS", 1) > 0
 
 
-class CopyStream:
+class SideStream:
     """A stream for copies beside the one on which a CUDA device computes."""
 
     def __init__(self, device: torch.device) -> None:
@@ -192,7 +192,7 @@ class _Stay:
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
         self.blocks, self.device = blocks, device
-        self.stream = CopyStream(device) if overlaps(device) else None
+        self.stream = SideStream(device) if overlaps(device) else None
         self.now: _Fetch | None = None
         self.coming: _Fetch | None = None
 

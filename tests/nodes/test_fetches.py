@@ -250,7 +250,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], None]:
     """Copies run beside the computing, and they take no more memory than was reserved for them. Called with the model,
     it makes the stream's list tell of the blocks as well."""
     monkeypatch.setattr(fetching, "overlaps", lambda device: True)
-    monkeypatch.setattr(fetching, "CopyStream", LateStream)
+    monkeypatch.setattr(fetching, "SideStream", LateStream)
 
     def watch(module: nn.Module) -> None:
         room, there = fetching.stay_memory(module.transformer_blocks, DEVICE), weakref.WeakSet()

@@ -20,7 +20,7 @@ from packaging.version import Version
 from PIL import Image
 
 LEAST = 0.5  # zoom at which a person can read
-FULL = ("first_and_last_image", "audio_regeneration", "song", "retake")  # they have the largest stages
+FULL = ("first_and_last_image", "song")  # they have the largest stages
 ENTERED = ("song",)  # of these, whose stages are entered in the usual suite
 COLOURS = """types => types.map(type => [app.canvas.default_connection_color_byType[type],
     getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`)])"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ PARTS = (
     *("inspect", "blueprint", "connectors", "video_encoder", "video_decoder", "video_statistics"),
     *("audio_encoder", "audio_decoder", "vocoder"),
 )
-"""Methods of Checkpoint. The transformer, into which LoRAs are merged, is loaded for each run."""
+"""Methods of Checkpoint."""
 
 
 def once(load: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -35,6 +36,12 @@ def once(load: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return loaded
 
 
+def copied(load: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The same for the transformer, into which LoRAs are merged: each run gets a copy of what was loaded."""
+    loaded = once(load)
+    return lambda *arguments, **named: copy.deepcopy(loaded(*arguments, **named))
+
+
 @contextmanager
 def loaded_once(*, texts: bool = False) -> Iterator[None]:
     """Meanwhile each part is loaded once. texts: the text encoder too, and each text is encoded once."""
@@ -43,6 +50,7 @@ def loaded_once(*, texts: bool = False) -> Iterator[None]:
             patch.setattr(module, "load_upscaler", functools.cache(module.load_upscaler))
         for part in PARTS:
             patch.setattr(Checkpoint, part, once(getattr(Checkpoint, part)))
+        patch.setattr(Checkpoint, "transformer", copied(Checkpoint.transformer))
         if texts:
             patch.setattr(encoding, "load_gemma", functools.cache(encoding.load_gemma))
             patch.setattr(encoding, "encode_text", encoded_once(encoding.encode_text))

@@ -774,6 +774,7 @@ def test_the_program_itself(tiny: TinyFiles, media: Path, tmp_path: Path) -> Non
     assert stream_facts(folder / "out.mp4")[:4] == (64, 64, 9, 24.0)
 
 
+@pytest.mark.soak  # test_refused_in_one_sentence has the sentences
 def test_the_program_refuses(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
     """Status 2 with one line from a shell's point of view, too: no library adds one of its own."""
     folder = tmp_path / "output"

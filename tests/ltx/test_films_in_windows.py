@@ -205,7 +205,7 @@ def test_an_ended_run_goes_on(make: Callable[..., Made], tmp_path: Path) -> None
         ({"video_quality": "low"}, 2),
         ({"distill_lora_second_pass_scale": 0.4}, 4),
         pytest.param({"distill_lora_first_pass_scale": 0.3}, 8, marks=pytest.mark.soak),
-        ({"seed": 22}, 8),
+        pytest.param({"seed": 22}, 8, marks=pytest.mark.soak),
     ],
     ids=str,
 )

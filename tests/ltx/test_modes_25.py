@@ -81,6 +81,7 @@ def test_gemma_4_in_float8_computes_as_its_rounded_weights(oracle: Path) -> None
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.soak  # test_modes.py has it of 2.3
 def test_offloaded_blocks_give_the_same(oracle: Path, tmp_path: Path) -> None:
     """On a simulated device; the text encoder's layers wait in host memory, too."""
     golden, seen, begin = Golden25(oracle, RUN, tmp_path), [], offload.Offload._enter

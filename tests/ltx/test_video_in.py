@@ -294,7 +294,7 @@ STRETCHES = (("forward", 9, 13, 9, 0), ("backward", 9, 0, 8, 14), ("forward", 0,
 @pytest.mark.parametrize(
     ("direction", "asked", "lead", "context", "tail", "sound"),
     [
-        pytest.param(*stretch, sound, marks=[pytest.mark.soak] * (not sound and number != 1))
+        pytest.param(*stretch, sound, marks=[pytest.mark.soak] * (sound == (number == 1) or number == 0))
         for number, stretch in enumerate(STRETCHES)
         for sound in (True, False)
     ],
@@ -409,7 +409,7 @@ def test_keyframes_at_any_frames(engine: Engine, media: dict[str, Path]) -> None
 KEYS = ((0, 1.0), (5, 0.5), (12, 1.0), (24, 0.8))
 
 
-@pytest.mark.parametrize("stages", ["first", "both"])
+@pytest.mark.parametrize("stages", ["first", pytest.param("both", marks=pytest.mark.soak)])
 def test_a_reference_and_its_lora(engine: Engine, media: dict[str, Path], stages: str) -> None:
     """The size grows to the reference's grid; tokens and LoRA are there in the first stage, or in both."""
     values = {

@@ -26,8 +26,16 @@ def evaluation() -> Evaluation:
         sample.check_words,
         sample.check_talker,
         sample.check_voices,
-        sample.check_clip,
     ],
 )
-def test_the_pack_keeps_the_sample(check: Callable[[Evaluation], None], evaluation: Evaluation) -> None:
-    check(evaluation)
+@pytest.mark.parametrize(
+    "counts", [sample.FEW, pytest.param(sample.MANY, marks=pytest.mark.soak)], ids=["few", "many"]
+)
+def test_the_pack_keeps_the_sample(
+    check: Callable[[Evaluation, sample.Counts], None], counts: sample.Counts, evaluation: Evaluation
+) -> None:
+    check(evaluation, counts)
+
+
+def test_the_clip_is_the_one_that_is_kept(evaluation: Evaluation) -> None:
+    sample.check_clip(evaluation)

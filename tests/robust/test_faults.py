@@ -278,11 +278,6 @@ def check_signal(stage: str, number: int, tiny: TinyFiles, media: Path, main: Ma
     assert os.listdir(folder) == ["out.mp4"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
-def test_killed_while_the_file_is_written(tiny: TinyFiles, media: Path, main: Main, tmp_path: Path) -> None:
-    check_signal("writing", signal.SIGKILL, tiny, media, main, tmp_path)
-
-
 def test_an_interrupt_while_the_encoder_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ThreadPoolExecutor loses a thread that is starting then, and does not wait for it: it must write nothing."""
     real, started = threading.Thread.start, []

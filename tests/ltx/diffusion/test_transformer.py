@@ -183,7 +183,7 @@ def test_passes_together_are_the_passes_alone(
             assert off(ours.video, expected.video) < 1e-6
 
 
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("batched", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_a_guided_step_runs_164_blocks_of_192(deep: TinyFiles, off: Callable, randn: Callable, batched: bool) -> None:
     """One call of a block on one row counts one; the same step by diffusers' own forward has the same numbers."""
     run = Case(load_checkpoint(deep.checkpoint).transformer(torch.float32), randn)

@@ -273,6 +273,7 @@ def bridge(address: str, until: str, environment: dict[str, str]) -> dict[str, A
     raise AssertionError("it ended without a word")
 
 
+@pytest.mark.soak  # tests/api/test_cluster.py has it without Ray
 def test_a_cluster_without_a_token_is_refused() -> None:
     """Of one machine, but Ray listens on all of its addresses; a token on this side alone protects nothing."""
     with ray_start({**NO_TOKEN, "LTX_A2V_COMFYUI": "9"}) as node:

@@ -86,6 +86,7 @@ def test_what_webhooks_alone_need_switches_off_webhooks_alone(
     assert_one_line(log, "no webhooks are sent: ", told)
 
 
+@pytest.mark.soak  # tests/api/test_database.py has the damage, and the tests above what is off alone
 def test_a_damaged_database_switches_off_the_api_alone(tmp_path: Path) -> None:
     database = tmp_path / "user" / "__ltx_a2v" / "requests.sqlite"
     database.parent.mkdir(parents=True)

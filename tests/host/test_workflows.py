@@ -194,7 +194,7 @@ def installed(name: str, comfy_base: Path, tiny_25: dict[str, Path]) -> Iterator
 
 @pytest.fixture(scope="module")
 def frontend(comfy: Comfy, chromium: str, sound: str) -> Iterator[Frontend]:
-    with Frontend(comfy.url, chromium) as opened:
+    with Frontend(comfy.url, chromium, width=1280, height=800) as opened:  # a large page is slow to draw
         yield opened
 
 

@@ -31,6 +31,7 @@ from a2v.ltx.job import Compute, Files
 from a2v.ltx.request import PARAMETERS, Request
 from a2v.tests import layouts
 from a2v.tests.ltx.goldens import relative
+from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.tiny import TinyFiles, write_tiny
 from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
 from PIL import Image
@@ -78,6 +79,12 @@ def write_encoded(path: Path, codec: str, layout: str, rate: int, seconds: float
                 container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
             container.mux(video.encode(None))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -399,7 +399,7 @@ def test_refused_before_sampling(make: Callable[..., Made], monkeypatch: pytest.
 
 def track(seconds: float) -> Track:
     """Silence of so few samples that 45 minutes are looked through in a moment."""
-    return Track(torch.zeros(1, 1).expand(2, round(seconds * 8000)), 8000)
+    return Track(torch.zeros(1, 1).expand(2, round(seconds * 1000)), 1000)
 
 
 def test_the_audio_sets_the_length() -> None:

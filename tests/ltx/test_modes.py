@@ -7,7 +7,7 @@ at least: a mode that does nothing would pass otherwise. torch.compile is anothe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from a2v.ltx.memory import offload
 from a2v.ltx.request import parse
 from a2v.ltx.trace import Recorder
 from a2v.tests import layouts
+from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from torch import Tensor, nn
 
@@ -32,6 +33,12 @@ VIDEO = r"s[12]/step\d+/((in|x0|out)_video|call\d/.*)|up/.*|final/video_latent"
 TEXT = r"prompt/[01]/(video|audio)_enc"
 MEDIA = r"audio/latent|cond/\d/latent"
 EXACT = Compute(torch.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 def as_it_is(files: Files, folder: Path) -> Files:

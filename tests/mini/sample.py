@@ -75,9 +75,7 @@ def pairs(counts: Counts, extras: bool) -> list[tuple[evaluate.Case, evaluate.Ca
 
 def faces(evaluation: Evaluation, counts: Counts, extras: bool) -> dict[str, float]:
     """Figures of speaking faces, made from words and sound alone."""
-    found = [
-        evaluation.figures(case, partial(evaluate.seen, case, other)) for case, other in pairs(counts, extras)
-    ]
+    found = [evaluation.figures(case, partial(evaluate.seen, case, other)) for case, other in pairs(counts, extras)]
     return _mean(found)
 
 

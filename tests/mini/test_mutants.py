@@ -5,7 +5,7 @@ A mutant replaces the code that decides one thing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,18 @@ import torch
 from a2v.ltx import encoding
 from a2v.ltx.diffusion import denoiser, guidance, samplers
 from a2v.mini.evaluate import Evaluation
+from a2v.tests.ltx.loaded import loaded_once
 
 from . import sample
 
 pytestmark = sample.ready
 Mutant = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 def late_sound(patch: pytest.MonkeyPatch) -> None:

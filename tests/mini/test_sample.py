@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from a2v.mini.evaluate import Evaluation
+from a2v.tests.ltx.loaded import loaded_once
 
 from . import sample
 
 pytestmark = sample.ready
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +35,7 @@ def evaluation() -> Evaluation:
         sample.check_voices,
     ],
 )
-@pytest.mark.parametrize(
-    "counts", [sample.FEW, pytest.param(sample.MANY, marks=pytest.mark.soak)], ids=["few", "many"]
-)
+@pytest.mark.parametrize("counts", [sample.FEW, pytest.param(sample.MANY, marks=pytest.mark.soak)], ids=["few", "many"])
 def test_the_pack_keeps_the_sample(
     check: Callable[[Evaluation, sample.Counts], None], counts: sample.Counts, evaluation: Evaluation
 ) -> None:

@@ -161,7 +161,8 @@ def test_goldens(oracle: Path, off: Callable, name: str, step: str) -> None:
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     """As many blocks as the real model has, narrow ones."""
-    return write_tiny(tmp_path_factory.mktemp("deep"), seed=5, layers=48, heads=2, head_dim=16, connector_layers=1)
+    sizes = {"layers": 48, "heads": 2, "head_dim": 16, "connector_layers": 1, "vae_width": 4}
+    return write_tiny(tmp_path_factory.mktemp("deep"), seed=5, **sizes)
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -38,7 +38,8 @@ def no_grad():
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     """Rows of 512 and 256 values: GGUF's larger blocks hold 256."""
-    return write_tiny(tmp_path_factory.mktemp("wide"), layers=2, heads=4, head_dim=128, connector_layers=1, vae_width=4, gemma_layers=1)
+    sizes = {"layers": 2, "heads": 4, "head_dim": 128, "connector_layers": 1, "vae_width": 4, "gemma_layers": 1}
+    return write_tiny(tmp_path_factory.mktemp("wide"), **sizes)
 
 
 def quantized(module: nn.Module) -> dict[str, QuantizedLinear]:

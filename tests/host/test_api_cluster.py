@@ -244,6 +244,7 @@ def test_a_mistake_in_a_part_ends_the_film_in_the_request_s_words(pair: Pair) ->
     wait(lambda: not leftovers(pair.worker.base), 10)
 
 
+@pytest.mark.soak  # tests/api/test_crew.py loses workers without Ray
 def test_a_killed_worker_loses_nothing(pair: Pair) -> None:
     """Last: the worker is gone after it."""
     sound = fal_client.encode_file(SPEECH)

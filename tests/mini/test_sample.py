@@ -11,6 +11,8 @@ from a2v.tests.ltx.loaded import loaded_once
 from . import sample
 
 pytestmark = sample.ready
+USUAL = (sample.check_faces, sample.check_images, sample.check_words, sample.check_voices)
+CHECKS = (*USUAL, sample.check_visemes, sample.check_talker)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,17 +27,13 @@ def evaluation() -> Evaluation:
 
 
 @pytest.mark.parametrize(
-    "check",
+    ("counts", "check"),
     [
-        sample.check_faces,
-        sample.check_visemes,
-        sample.check_images,
-        sample.check_words,
-        sample.check_talker,
-        sample.check_voices,
+        pytest.param(counts, check, id=f"{name}-{check.__name__}", marks=[pytest.mark.soak] * (check not in usual))
+        for name, counts, usual in (("few", sample.FEW, USUAL), ("many", sample.MANY, ()))
+        for check in CHECKS
     ],
 )
-@pytest.mark.parametrize("counts", [sample.FEW, pytest.param(sample.MANY, marks=pytest.mark.soak)], ids=["few", "many"])
 def test_the_pack_keeps_the_sample(
     check: Callable[[Evaluation, sample.Counts], None], counts: sample.Counts, evaluation: Evaluation
 ) -> None:

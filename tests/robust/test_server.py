@@ -109,6 +109,7 @@ def listen(comfy: Comfy, count: int, folder: Path) -> dict[str, int]:
     return outcomes
 
 
+@pytest.mark.soak  # test_corpus.py has them through the command and the API
 def test_strangers_files(comfy: Comfy, tmp_path: Path) -> None:
     outcomes = listen(comfy, 20, tmp_path)  # one of each kind
     assert min(outcomes.values()) > 3

@@ -329,7 +329,7 @@ def retiled(vae: torch.nn.Module) -> tuple[torch.Tensor, Tiling, torch.Tensor, t
     return latent, first, decoded(vae, latent, first), decoded(vae, latent, second)
 
 
-@pytest.mark.parametrize("at", [1, 5, 12])
+@pytest.mark.parametrize("at", [1, 5, pytest.param(12, marks=pytest.mark.soak)])
 def test_what_has_left_is_neither_changed_nor_decoded_again(
     vae: torch.nn.Module, retiled: tuple[torch.Tensor, Tiling, torch.Tensor, torch.Tensor], at: int
 ) -> None:

@@ -133,7 +133,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]] = {
 }
 
 
-LONGER = ("another take", "longer")  # cases of `make soak`: tests/host/test_video_in.py has them as graphs
+LONGER = ("another take", "longer", "earlier, with an image")  # of `make soak`: test_video_in.py has them as graphs
 
 
 @pytest.mark.parametrize(

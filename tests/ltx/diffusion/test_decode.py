@@ -196,7 +196,7 @@ def test_tiles_halve_in_pixels_and_in_frames_by_turns() -> None:
 
 
 def test_the_note_says_what_was_asked_and_what_was_done() -> None:
-    vae, notes = Cramped((31, 16, 24), 12 * 8 * 6), []
+    vae, notes = Cramped((31, 4, 24), 12 * 4 * 6), []
     for _ in decode_video(vae, vae.latent(), Tiling(), on_retry=notes.append):
         pass
     assert notes == [

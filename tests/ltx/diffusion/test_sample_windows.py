@@ -22,7 +22,6 @@ from a2v.ltx.latents import CHANNELS, Noise, audio_length, frames_of, unpatchify
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.windows import Border, Window, WindowSize, cut_windows
-from a2v.tests.tiny import TinyFiles
 from torch import Tensor, nn
 
 FPS = Fraction(24)
@@ -46,8 +45,10 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def model(tiny_default: TinyFiles) -> nn.Module:
-    return load_checkpoint(tiny_default.checkpoint).transformer(torch.float32, "cpu")
+def model(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    """Of two blocks: what windows share does not depend on how many there are."""
+    files = write_tiny(tmp_path_factory.mktemp("tiny"), layers=2, vae_width=4, gemma_layers=1)
+    return load_checkpoint(files.checkpoint).transformer(torch.float32, "cpu")
 
 
 def drawn(seed: int, *shape: int) -> Tensor:

@@ -22,6 +22,7 @@ from a2v.ltx.latents import CHANNELS, Noise, audio_length, frames_of, unpatchify
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.windows import Border, Window, WindowSize, cut_windows
+from a2v.tests.tiny import write_tiny
 from torch import Tensor, nn
 
 FPS = Fraction(24)

@@ -18,6 +18,7 @@ from a2v.ltx.latents import CHANNELS, Noise, audio_length, patchify_video, video
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx import stage
+from a2v.tests.tiny import write_tiny
 from torch import Tensor, nn
 
 FPS, FRAMES, GRID = Fraction(24), 17, (3, 2, 3)

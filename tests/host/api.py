@@ -27,7 +27,7 @@ CAMERA_FILE = MODELS["dolly-in"].name
 SMALL: dict[str, Any] = {
     "prompt": "a person speaks",
     "video_size": {"width": 64, "height": 64},
-    "num_inference_steps": 3,
+    "num_inference_steps": 8,
     "match_audio_length": False,
     "num_frames": 9,
     "enable_prompt_expansion": False,

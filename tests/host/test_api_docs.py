@@ -34,7 +34,7 @@ PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 ADDRESS, KEY, UPLOAD = "127.0.0.1:8188", "local", "http://127.0.0.1:8188/fal/cdn/files/…"
 PROMPT = '"prompt": "A woman speaks to the camera"'
-QUICK = f'{PROMPT}, "video_size": {{"width": 64, "height": 64}}, "num_inference_steps": 3'
+QUICK = f'{PROMPT}, "video_size": {{"width": 64, "height": 64}}, "num_inference_steps": 8'
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def place(tmp_path: Path) -> Path:
             if node["class_type"] == "LTXA2VVideoSize":
                 node["inputs"] |= {"video_size": "custom", "width": 64, "height": 64}
             elif node["class_type"] == "LTXA2VScheduler":
-                node["inputs"]["steps"] = 3
+                node["inputs"]["steps"] = 8
             elif node["class_type"] == "LTXA2VTextEncoderLoader":
                 node["inputs"]["folder"] = MODELS["gemma"].name  # the tiny one is a folder
         (graphs / path.name).write_text(json.dumps(graph))

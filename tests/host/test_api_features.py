@@ -132,7 +132,7 @@ def test_a_request_is_the_command_bit_for_bit(
         "negative_prompt": "static",
         "video_size": "auto",
         "seed": 2**33 + 3,
-        "num_inference_steps": 3,
+        "num_inference_steps": 8,
         "num_frames": 17,
         "match_audio_length": False,
         "camera_lora": "dolly_in",

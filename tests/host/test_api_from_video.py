@@ -34,7 +34,7 @@ UNION = MODELS["union-control"].name
 ASKED = {
     "prompt": "a person speaks",
     "video_size": {"width": 128, "height": 128},
-    "num_inference_steps": 3,
+    "num_inference_steps": 8,
     "enable_prompt_expansion": False,
     "seed": 7,
 }

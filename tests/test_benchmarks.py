@@ -352,6 +352,7 @@ def test_parts_of_another_card_or_code_are_not_gone_on_with(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.soak
 def test_gpu_says_that_there_is_none(tmp_path: Path) -> None:
     before = measure.DOCUMENT.read_bytes()
     done = subprocess.run([sys.executable, ROOT / "benchmarks", "gpu"], cwd=tmp_path, capture_output=True, text=True)

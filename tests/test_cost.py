@@ -30,6 +30,7 @@ def test_the_counts_of_a_step(
     assert 48 / BLOCKS * one.bytes <= bound  # it counts the embeddings of the positions four times
 
 
+@pytest.mark.soak
 def test_the_host_waits_for_no_step() -> None:
     """It waits where a stage starts, as often for many steps as for one."""
     size = {**cost.SMALL, "heads": 8, "head_dim": 64}  # latents so large that they are on the device

@@ -176,6 +176,7 @@ def occupy(pair: Pair, sound: str, arguments: dict[str, Any]) -> tuple[Any, Any]
     return both if pair.ran_there(second.request_id) else (second, first)
 
 
+@pytest.mark.soak  # tests/api/test_crew.py has it without Ray, and a mistake in a part
 def test_cancel_reaches_a_worker(pair: Pair) -> None:
     here, there = occupy(pair, fal_client.encode_file(SPEECH), LONG)
     there.cancel()
@@ -232,6 +233,7 @@ def test_a_film_of_two_machines_is_the_command_s_bit_for_bit(
     assert len(parts(pair.head.base)) == before + 5
 
 
+@pytest.mark.soak
 def test_a_mistake_in_a_part_ends_the_film_in_the_request_s_words(pair: Pair) -> None:
     """The section is within the limits of a request, but behind the end of its sound."""
     handle = pair.client.submit(

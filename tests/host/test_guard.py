@@ -71,6 +71,7 @@ def test_comfyui_starts_and_one_line_says_what_to_install(tmp_path: Path, packag
     ],
     ids=["too old", None],
 )
+@pytest.mark.soak  # doctor has it, and the test above what is off
 def test_what_webhooks_alone_need_switches_off_webhooks_alone(
     tmp_path: Path, version: str | None, told: list[str]
 ) -> None:

@@ -210,7 +210,8 @@ def test_in_a_block_a_tokens_own_weight_counts(model: nn.Module, randn) -> None:
     assert (whole[0] - video).abs().amin(2).max() > 0 and torch.equal(part[1], whole[1])
 
 
-@pytest.mark.parametrize("voices", [pytest.param(0, marks=pytest.mark.soak), 2])
+@pytest.mark.soak  # test_acceleration.py compiles blocks
+@pytest.mark.parametrize("voices", [0, 2])
 def test_a_guided_step_hears_alike_in_one_batch_and_compiled(
     tmp_path: Path, voices: int, randn: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

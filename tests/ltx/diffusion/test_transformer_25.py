@@ -75,7 +75,8 @@ def test_each_difference_shows(tmp_path: Path, off: Callable, randn: Callable) -
         assert off(ours.video, video) > 1e-3, name
 
 
-@pytest.mark.parametrize("batched", [pytest.param(False, marks=pytest.mark.soak), True])
+@pytest.mark.soak  # test_transformer.py counts them of 2.3
+@pytest.mark.parametrize("batched", [False, True])
 def test_a_guided_step_runs_164_blocks_of_192(tmp_path: Path, randn: Callable, batched: bool) -> None:
     """As with 2.3: one call of a block on one row counts one."""
     files = write_tiny25(tmp_path, layers=48, heads=2, head_dim=16, connector_layers=1, vae_width=4)

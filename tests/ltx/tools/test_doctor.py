@@ -219,7 +219,9 @@ def command(shadow: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("name", ["torch", pytest.param("diffusers", marks=pytest.mark.soak), "yaml"])
+@pytest.mark.parametrize(
+    "name", ["torch", *(pytest.param(name, marks=pytest.mark.soak) for name in ("diffusers", "yaml"))]
+)
 def test_a_broken_package_is_a_line(placed: TinyFiles, tmp_path: Path, name: str) -> None:
     (tmp_path / "extra_model_paths.yaml").write_text("{}")
     done = command(broken(tmp_path / "shadow", name), "doctor", "--models", str(tmp_path / "models"))

@@ -203,9 +203,9 @@ def test_the_text_encoder_s_bytes_are_those_of_its_file(wide: TinyFiles) -> None
     (wide.gemma / "broken.safetensors").unlink()
 
 
-def test_what_does_not_fit_is_made_to(folder: Path, tiny: TinyFiles) -> None:
+def test_what_does_not_fit_is_made_to(folder: Path, wide: TinyFiles) -> None:
     job, alone = (
-        job_of(described(folder, tiny, num_frames=121, video_size=(512, 384), use_multiscale=both))
+        job_of(described(folder, wide, num_frames=121, video_size=(512, 384), use_multiscale=both))
         for both in (True, False)
     )
 

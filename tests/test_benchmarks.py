@@ -122,6 +122,7 @@ def test_minutes_end_with_their_section() -> None:
     assert found == [(0, 0, 1440), (1, 1441, 2881), (2, 2881, 4321), (3, 5000, 5100)]
 
 
+@pytest.mark.soak  # tests/mini/test_readers.py has the readers
 def test_a_film_is_read_as_it_was_drawn() -> None:
     """A mouth that follows and one that does not, a jump at a join, and a colour that drifts."""
     from a2v.benchmarks import films
@@ -170,6 +171,7 @@ def test_edits_of_all_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert missed <= {row[0] for row in kept["rows"] if row[-1] == "no"}
 
 
+@pytest.mark.soak
 def test_the_mask_of_a_mouth_has_all_that_it_moves() -> None:
     from a2v.benchmarks import edited
     from a2v.mini import clips
@@ -260,6 +262,7 @@ def test_machines(take) -> None:
     assert numbers["parts of the worker"] >= 1 and numbers["two machines / one"] > 0
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg on this machine")
 def test_encode(take) -> None:
     """At the same settings both files have about the same quality and size."""
@@ -352,6 +355,7 @@ def test_parts_of_another_card_or_code_are_not_gone_on_with(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.soak
 def test_gpu_says_that_there_is_none(tmp_path: Path) -> None:
     before = measure.DOCUMENT.read_bytes()
     done = subprocess.run([sys.executable, ROOT / "benchmarks", "gpu"], cwd=tmp_path, capture_output=True, text=True)

@@ -167,10 +167,10 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.soak] * (n != "fetches")) for n in LIVES])
 def test_a_disk_that_is_full_for_a_moment_costs_nothing(tmp_path: Path, name: str, hasty: None) -> None:
-    """At every fourth write; at each one, and locked, in the soak tests."""
+    """At every eighth write; at each one, and locked, in the soak tests."""
     count = live(tmp_path / "without", name, 0, 0, FULL)
     assert count >= 6
-    for first in range(1, count + 1, 4):
+    for first in range(1, count + 1, 8):
         live(tmp_path / f"at {first}", name, first, 3, FULL)
 
 

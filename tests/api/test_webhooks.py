@@ -44,10 +44,10 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits a hundredth as long, so that ten tries fit into a test."""
-    monkeypatch.setattr(webhooks, "FIRST_WAIT", 0.05)
-    monkeypatch.setattr(webhooks, "LONGEST_WAIT", 0.1)
-    monkeypatch.setattr(webhooks, "IDLE_SECONDS", 0.1)
+    """Waits a thousandth as long, so that ten tries fit into a test."""
+    monkeypatch.setattr(webhooks, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(webhooks, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(webhooks, "IDLE_SECONDS", 0.02)
 
 
 def row(store: Store, request_id: str = "r-1") -> Delivery:

@@ -89,7 +89,7 @@ def write_published(base: Path, **sizes: int | str) -> TinyFiles:
 def write_published_25(base: Path, scratch: Path) -> dict[str, Path]:
     """The tiny LTX-2.5 in the server's model folders, under the published names: paths by the models' keys. scratch: an
     empty folder."""
-    written = write_tiny25(scratch)
+    written = write_tiny25(scratch, vae_width=4)
     placed = {}
     for key, field in PLACED_25.items():
         placed[key] = base / "models" / MODELS[key].folder / MODELS[key].name
@@ -163,7 +163,7 @@ class Outside:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://localhost:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def bodies(self) -> list[dict[str, Any]]:

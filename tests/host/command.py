@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from a2v.ltx import __main__ as program
 from a2v.tests.host.comfy import ROOT
+from a2v.tests.ltx.goldens import unforeseen
 from a2v.tests.tiny import TinyFiles
 from safetensors.torch import load_file
 
@@ -73,6 +74,6 @@ def run_request(
             arguments += [] if each is None else [f"--{name}", str(each)]
     out, error = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(error):
-        status = program.main(arguments)
+        status = program.main(arguments, unforeseen)
     assert status == 0, error.getvalue()
     return Said(out.getvalue(), error.getvalue())

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from a2v.tests.host.api import SPEECH, environment, write_published
 from a2v.tests.host.comfy import ROOT, Comfy, write_models
+from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.tiny import TinyFiles
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    """For the command, which runs in this process beside the server (command.py)."""
+    with loaded_once():
+        yield
 
 
 @pytest.fixture(scope="session")

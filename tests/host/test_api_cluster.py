@@ -176,6 +176,7 @@ def occupy(pair: Pair, sound: str, arguments: dict[str, Any]) -> tuple[Any, Any]
     return both if pair.ran_there(second.request_id) else (second, first)
 
 
+@pytest.mark.soak  # tests/api/test_crew.py has it without Ray, and a mistake in a part
 def test_cancel_reaches_a_worker(pair: Pair) -> None:
     here, there = occupy(pair, fal_client.encode_file(SPEECH), LONG)
     there.cancel()
@@ -232,6 +233,7 @@ def test_a_film_of_two_machines_is_the_command_s_bit_for_bit(
     assert len(parts(pair.head.base)) == before + 5
 
 
+@pytest.mark.soak
 def test_a_mistake_in_a_part_ends_the_film_in_the_request_s_words(pair: Pair) -> None:
     """The section is within the limits of a request, but behind the end of its sound."""
     handle = pair.client.submit(
@@ -244,6 +246,7 @@ def test_a_mistake_in_a_part_ends_the_film_in_the_request_s_words(pair: Pair) ->
     wait(lambda: not leftovers(pair.worker.base), 10)
 
 
+@pytest.mark.soak  # tests/api/test_crew.py loses workers without Ray
 def test_a_killed_worker_loses_nothing(pair: Pair) -> None:
     """Last: the worker is gone after it."""
     sound = fal_client.encode_file(SPEECH)
@@ -273,6 +276,7 @@ def bridge(address: str, until: str, environment: dict[str, str]) -> dict[str, A
     raise AssertionError("it ended without a word")
 
 
+@pytest.mark.soak  # tests/api/test_cluster.py has it without Ray
 def test_a_cluster_without_a_token_is_refused() -> None:
     """Of one machine, but Ray listens on all of its addresses; a token on this side alone protects nothing."""
     with ray_start({**NO_TOKEN, "LTX_A2V_COMFYUI": "9"}) as node:

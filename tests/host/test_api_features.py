@@ -99,10 +99,11 @@ DISTILLED_RECIPE = {"acceleration": "full", "use_restart_sampling": False}
             {"camera_lora": "dolly_in", "camera_lora_scale": 0.7},
         ),
         ("distilled/audio-to-video", {}, DISTILLED_RECIPE),
-        (
+        pytest.param(
             "distilled/audio-to-video/lora",
             {"loras": [{"path": CAMERA_FILE}]},
             {"camera_lora": "dolly_in", **DISTILLED_RECIPE},
+            marks=pytest.mark.soak,
         ),
     ],
 )
@@ -269,6 +270,7 @@ def later(
         yield comfy, handle.request_id
 
 
+@pytest.mark.soak  # tests/api/test_endpoint.py has it without a server
 def test_expiry_takes_what_the_api_made_and_nothing_else(later: tuple[Comfy, str]) -> None:
     comfy, request_id = later
     folders = [comfy.base / kind / SUBFOLDER for kind in ("output", "input")]
@@ -281,6 +283,7 @@ def test_expiry_takes_what_the_api_made_and_nothing_else(later: tuple[Comfy, str
     assert gone.value.status_code == 410
 
 
+@pytest.mark.soak  # test_api_25.py has it of the other version
 def test_without_models_a_submission_says_what_is_missing(later: tuple[Comfy, str], sound: str) -> None:
     with client_of(later[0]) as fal:
         with pytest.raises(fal_client.FalClientHTTPError) as missing:

@@ -81,7 +81,7 @@ def run(client: Any, name: str, clip: Path, **asked: Any) -> dict[str, Any]:
 
 
 APPS = [each.id.removeprefix(f"{FAMILY}/") for each in FROM_VIDEO]
-RUN = ("extend-video", "distilled/reference-video-to-video")
+RUN = ("distilled/reference-video-to-video",)
 """Of these, what runs in the usual suite. tests/host/test_api_graphs.py submits all, and opens the graph of each."""
 
 
@@ -133,7 +133,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]] = {
 }
 
 
-LONGER = ("another take", "longer")  # cases of `make soak`: tests/host/test_video_in.py has them as graphs
+LONGER = ("another take", "longer", "earlier, with an image")  # of `make soak`: test_video_in.py has them as graphs
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,10 @@ def test_without_new_sound_the_clip_s_own_is_kept(client: Any, clips: dict[str, 
     assert (kept.waveform[0, :samples] - own.waveform[0, :samples]).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize(("direction", "own"), [("forward", slice(0, COUNT)), ("backward", slice(-COUNT, None))])
+@pytest.mark.parametrize(
+    ("direction", "own"),
+    [("forward", slice(0, COUNT)), pytest.param("backward", slice(-COUNT, None), marks=pytest.mark.soak)],
+)
 def test_a_video_that_is_made_longer_comes_back_whole(
     client: Any, clips: dict[str, Path], tmp_path: Path, direction: str, own: slice
 ) -> None:
@@ -239,14 +242,8 @@ def test_an_unknown_sibling_is_told_the_known_ones(server: Comfy, client: Any, c
     assert status == 404 and f"{FAMILY}/extend-video" in said
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "extend-video",
-        pytest.param("video-to-video", marks=pytest.mark.soak),
-        pytest.param("reference-video-to-video", marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.soak  # the client itself: test_api_js.py
+@pytest.mark.parametrize("name", ["extend-video", "video-to-video", "reference-video-to-video"])
 def test_the_javascript_client(client: Any, server: Comfy, clips: dict[str, Path], name: str) -> None:
     node, folder = install_client()
     data = fal_client.encode_file(clips["spoken"])

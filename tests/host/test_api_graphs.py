@@ -167,7 +167,13 @@ def check_seen(seen: dict[str, Any], asked: Prompt) -> None:
             assert value in choices or name in links or is_file, (shown["title"], name)
 
 
-@pytest.mark.parametrize("case", CASES)
+OPENED = (*(case for case in CASES if case not in APPLICATIONS), APP, RUN, "local/ltx-2.5-22b/distilled/audio-to-video")
+"""Of these, what the usual suite opens: what is asked beside the defaults, the most nodes, and both versions."""
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.soak] * (case not in OPENED)) for case in CASES]
+)
 def test_the_graph_opens_in_the_editor_and_would_be_queued_as_it_is(
     client: Any, media: dict[str, str], frontend: Frontend, info: dict[str, Any], case: str
 ) -> None:

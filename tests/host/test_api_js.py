@@ -51,16 +51,22 @@ def others() -> Iterator[Outside]:
         yield found
 
 
-@pytest.fixture(scope="module", params=["proxy", "middleware"])
-def call(request: pytest.FixtureRequest, server: Comfy, node: str) -> Call:
+def caller(server: Comfy, node: str, way: str) -> Call:
+    """The client on that server, whose address it gets as `proxy` or by its `middleware`."""
+
     def run(what: str, **arguments: Any) -> dict[str, Any]:
         text = json.dumps({"app": APP, **arguments})
-        command = [node, str(SOURCES / "client.mjs"), server.url, request.param, what, text]
+        command = [node, str(SOURCES / "client.mjs"), server.url, way, what, text]
         done = subprocess.run(command, cwd=INSTALLED, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
     return run
+
+
+@pytest.fixture(scope="module", params=["proxy", pytest.param("middleware", marks=pytest.mark.soak)])
+def call(request: pytest.FixtureRequest, server: Comfy, node: str) -> Call:
+    return caller(server, node, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +94,12 @@ def test_subscribe(call: Call, small: dict[str, Any], mode: str) -> None:
 def test_run(call: Call, small: dict[str, Any]) -> None:
     value = call("run", input=small)["value"]
     assert value["data"]["seed"] == 7 and len(value["requestId"]) == 36
+
+
+def test_by_its_middleware(server: Comfy, node: str, small: dict[str, Any]) -> None:
+    """One call of the other way, of which the soak tests have all."""
+    value = caller(server, node, "middleware")("poll", input=small)["value"]
+    assert value["data"]["seed"] == 7 and value["data"]["video"]["num_frames"] == 9
 
 
 def test_submit_status_cancel_result(call: Call, small: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ TYPE = "text => app.graph.nodes.find(node => node.isSubgraphNode()).widgets[0].v
 def frontend(comfy: Comfy, chromium: str) -> Iterator[Frontend]:
     for file in INPUTS:
         comfy.upload(file)
-    with Frontend(comfy.url, chromium) as opened:
+    with Frontend(comfy.url, chromium, width=1280, height=800) as opened:  # a large page is slow to draw
         yield opened
 
 

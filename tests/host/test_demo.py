@@ -61,6 +61,7 @@ def test_a_bad_file_is_one_sentence_and_status_2(
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.soak  # tests/ltx/test_command.py has a signal to the command
 def test_an_interrupt_stops_server_and_demo(tone: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, SCRIPT, tmp_path / "demo"],

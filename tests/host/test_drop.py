@@ -34,7 +34,7 @@ QUIET = {"Comfy.Workflow.ShowMissingModelsWarning": False}
 def frontend(comfy: Comfy, chromium: str) -> Iterator[Frontend]:
     for file in INPUTS:
         comfy.upload(file)
-    with Frontend(comfy.url, chromium, settings=QUIET) as opened:
+    with Frontend(comfy.url, chromium, width=1280, height=800, settings=QUIET) as opened:
         yield opened
 
 

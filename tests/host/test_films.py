@@ -135,6 +135,7 @@ def texts(events: list[Event], node: str) -> list[str]:
     return [event.data["text"] for event in events if event.type == "ltx_a2v_text" and event.data["node"] == node]
 
 
+@pytest.mark.soak  # test_api_films.py cancels one and goes on
 def test_an_interrupted_film_goes_on_from_its_last_window(comfy: Comfy, models: TinyFiles, unkept: None) -> None:
     """Cancel in the second stage's third window, and the same graph again gives the film that was never cancelled."""
     prompt = film(models, comfy, steps=3)

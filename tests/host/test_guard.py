@@ -71,6 +71,7 @@ def test_comfyui_starts_and_one_line_says_what_to_install(tmp_path: Path, packag
     ],
     ids=["too old", None],
 )
+@pytest.mark.soak  # doctor has it, and the test above what is off
 def test_what_webhooks_alone_need_switches_off_webhooks_alone(
     tmp_path: Path, version: str | None, told: list[str]
 ) -> None:
@@ -86,6 +87,7 @@ def test_what_webhooks_alone_need_switches_off_webhooks_alone(
     assert_one_line(log, "no webhooks are sent: ", told)
 
 
+@pytest.mark.soak  # tests/api/test_database.py has the damage, and the tests above what is off alone
 def test_a_damaged_database_switches_off_the_api_alone(tmp_path: Path) -> None:
     database = tmp_path / "user" / "__ltx_a2v" / "requests.sqlite"
     database.parent.mkdir(parents=True)

@@ -34,8 +34,8 @@ CHANGES = {  # what a small computer needs: fewer pixels, frames and steps, and 
     "width": 128,
     "height": 128,
     "length from the audio": False,
-    "frames": 17,
-    "steps": 8,
+    "frames": 9,
+    "steps": 3,
     "let Gemma write it out": False,
     "text encoder": MODELS["gemma"].name,  # the miniature's is a folder, as the original is
 }
@@ -158,12 +158,12 @@ def test_from_the_template_to_the_video(fresh: Comfy) -> None:
         (video,) = [item for output in entry["outputs"].values() for item in output.get("images", ())
                     if item["type"] == "output"]  # fmt: skip
         with av.open(str(fresh.path(video))) as file:
-            assert sum(1 for _ in file.decode(video=0)) == 17 and file.streams.audio
+            assert sum(1 for _ in file.decode(video=0)) == 9 and file.streams.audio
         page.evaluate("() => app.canvas.centerOnNode(app.graph.nodes.find(n => n.type === 'SaveVideo'))")
         page.locator(f"video[src*='{video['filename']}']").wait_for(state="attached")  # the node plays it
         # the report stays, and with it and the video nothing covers anything
         shown = "() => app.graph.nodes.find(node => node.title === 'Report').widgets.map(widget => widget.value).join()"
-        assert "17 frames" in page.evaluate(shown)
+        assert "9 frames" in page.evaluate(shown)
         page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         page.wait_for_timeout(1000)
         assert look(frontend).wrong == []

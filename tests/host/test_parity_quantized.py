@@ -35,14 +35,14 @@ CASES = {
     "fp8 made by the loaders": Case(fp8=True),
     "GGUF Q4_K": Case("wide-Q4_K.gguf"),
 }
-SHORT = 2  # so many of them in `make test`, which have every kind of storage
+SHORT = 1  # so many of them in `make test`; tests/nodes/test_memory.py has GGUF
 
 
 @pytest.fixture(scope="module")
 def wide(comfy_base: Path, models: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyFiles]:
     """The session's files, with a transformer of 256 values a row, of which a block of GGUF's Q4_K takes all, and its
     LoRA. Beside it are the quantized files of CASES, in the server's folders while these tests run."""
-    written = write_tiny(tmp_path_factory.mktemp("wide"), heads=8, head_dim=32)
+    written = write_tiny(tmp_path_factory.mktemp("wide"), heads=8, head_dim=32, vae_width=4)
     folder = comfy_base / "models"
     plain, alone = folder / "checkpoints" / "wide.safetensors", folder / "diffusion_models"
     alone.mkdir(exist_ok=True)

@@ -124,8 +124,9 @@ FRAMES = 9
 SMALL, SMALL_CLIP = "small.png", "small.mp4"
 SOME_TIME = {"start": 0.1, "end": 0.3}  # of the small clip, to be made anew
 # of tests that take seconds a workflow; `make soak` has all
-SOME = ("first_and_last_image", "audio_regeneration", "song")
-DRAWN = (DEFAULT, SONG, RETAKE, "distilled_fast_25")  # they have all stages, and both versions' files
+SOME = ("first_and_last_image", "song")
+DRAWN = (DEFAULT, "distilled_fast_25")  # they have all stages, and both versions' files
+LIKE = ("camera_move", "image_and_audio_25", "audio_to_video_25")  # others have all that they have
 
 each = pytest.mark.parametrize("name", BY_NAME)
 
@@ -194,7 +195,7 @@ def installed(name: str, comfy_base: Path, tiny_25: dict[str, Path]) -> Iterator
 
 @pytest.fixture(scope="module")
 def frontend(comfy: Comfy, chromium: str, sound: str) -> Iterator[Frontend]:
-    with Frontend(comfy.url, chromium) as opened:
+    with Frontend(comfy.url, chromium, width=1280, height=800) as opened:  # a large page is slow to draw
         yield opened
 
 
@@ -390,8 +391,14 @@ def named(prompt: Prompt) -> dict[str, dict[str, Any]]:
     }
 
 
-@each
-@pytest.mark.parametrize("face", ["opening", "all nodes"])
+@pytest.mark.parametrize(
+    ("name", "face"),
+    [
+        pytest.param(name, face, marks=[pytest.mark.soak] * (face == "all nodes" and name not in DRAWN))
+        for name in BY_NAME
+        for face in ("opening", "all nodes")
+    ],
+)
 def test_the_frontend_gives_back_the_file_and_queues_the_api_form(name: str, face: str, frontend: Frontend) -> None:
     path = (opening_file if face == "opening" else all_nodes_file)(BY_NAME[name])
     ui, api = export(frontend, FACES[name][face])
@@ -413,7 +420,7 @@ def test_the_frontend_gives_back_the_file_and_queues_the_api_form(name: str, fac
     assert found == wanted
 
 
-@pytest.mark.parametrize("face", ["opening", "all nodes"])
+@pytest.mark.parametrize("face", ["opening", pytest.param("all nodes", marks=pytest.mark.soak)])
 def test_what_a_person_changes_is_there_again_once_saved_and_opened(face: str, frontend: Frontend) -> None:
     frontend.load(FACES[DEFAULT][face])
     frontend.page.evaluate(CHANGE_PROMPT, "a cat sings")
@@ -511,7 +518,7 @@ def test_the_second_stage_can_be_bypassed(frontend: Frontend) -> None:
     assert decode["latent"] == [first, 0]
 
 
-@pytest.mark.parametrize("face", ["opening", "all nodes"])
+@pytest.mark.parametrize("face", ["opening", pytest.param("all nodes", marks=pytest.mark.soak)])
 def test_a_song_goes_without_its_picture(
     face: str, frontend: Frontend, comfy: Comfy, models: TinyFiles, sound: str
 ) -> None:
@@ -594,7 +601,7 @@ def check_progress(prompt: Prompt, run: Run) -> None:
     ] == []
 
 
-@each
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name in LIKE)) for name in BY_NAME])
 @pytest.mark.usefixtures("installed")
 def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: str) -> None:
     prompt = quick(name, models, sound)

@@ -38,7 +38,7 @@ def _write(factory: pytest.TempPathFactory, name: str) -> TinyFiles:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     """A whole set of files, for tests that do not change them."""
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    return write_tiny(tmp_path_factory.mktemp("tiny"), vae_width=4)  # decoding is a third of a small run otherwise
 
 
 @pytest.fixture(scope="session")

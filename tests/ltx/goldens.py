@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from a2v.ltx import __main__ as program
+from a2v.ltx import pipeline
 from a2v.ltx.job import Files
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -44,6 +45,11 @@ def apart(frames: Tensor, expected: Tensor, levels: int = 0) -> float:
     """The share of a video's values that are more than so many levels of 255 from what they should be."""
     assert frames.shape == expected.shape and frames.dtype == expected.dtype
     return ((frames.int() - expected.int()).abs() > levels).float().mean().item()
+
+
+def unforeseen(*given: Any, announce: object, **more: Any) -> pipeline.Result:
+    """The command's job without the forecast of memory, which takes as long as all else; test_forecast.py has it."""
+    return pipeline.run(*given, **more)
 
 
 class Golden:
@@ -134,7 +140,7 @@ class Golden:
         out, error = io.StringIO(), io.StringIO()
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            status = program.main([str(word) for word in command])
+            status = program.main([str(word) for word in command], unforeseen)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         assert status == 0, error.getvalue()

@@ -32,6 +32,7 @@ from a2v.ltx.memory import forecast
 from a2v.ltx.request import PARAMETERS, Request
 from a2v.tests import layouts
 from a2v.tests.ltx.goldens import relative
+from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.tiny import TinyFiles, write_tiny
 from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
 from PIL import Image
@@ -79,6 +80,12 @@ def write_encoded(path: Path, codec: str, layout: str, rate: int, seconds: float
                 container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
             container.mux(video.encode(None))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -810,6 +817,7 @@ def test_the_program_itself(tiny: TinyFiles, media: Path, tmp_path: Path) -> Non
     assert stream_facts(folder / "out.mp4")[:4] == (64, 64, 9, 24.0)
 
 
+@pytest.mark.soak  # test_refused_in_one_sentence has the sentences
 def test_the_program_refuses(tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
     """Status 2 with one line from a shell's point of view, too: no library adds one of its own."""
     folder = tmp_path / "output"

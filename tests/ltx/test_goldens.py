@@ -5,14 +5,22 @@ Skipped by name where the golden files are not; test_pipeline.py covers the same
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import pytest
 import torch
+from a2v.tests.ltx.loaded import loaded_once
 from einops import reduce
 
 from .goldens import LIMIT, RUNS, TIGHT, Golden, apart, relative, worst
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 class Run(Golden):

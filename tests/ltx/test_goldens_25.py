@@ -8,17 +8,25 @@ golden files are not.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from a2v.ltx import encoding
 from a2v.ltx.diffusion import sound
+from a2v.tests.ltx.loaded import loaded_once
 
 from .goldens import RUNS_25, Golden25, apart, worst
 
 EXACT = 5e-6
 """Half of what is asked for; 2e-6 to 4e-6 was measured."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 class Run(Golden25):

@@ -5,17 +5,25 @@ Skipped by name where the golden files are not; test_video_in.py covers the same
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from a2v.ltx.job import Files
+from a2v.tests.ltx.loaded import loaded_once
 
 from .goldens import Golden, apart, relative, worst
 
 RUNS = ("retake_video_a2vid", "retake_both", "iclora_frozen_audio", "a2v_reference", "iclora_official")
 CLOSE = 1e-5
 """What issue 22 asks of every prediction, step and final latent."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 class VideoIn(Golden):

@@ -7,7 +7,7 @@ at least: a mode that does nothing would pass otherwise. torch.compile is anothe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from a2v.ltx.memory import offload
 from a2v.ltx.request import parse
 from a2v.ltx.trace import Recorder
 from a2v.tests import layouts
+from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from torch import Tensor, nn
 
@@ -32,6 +33,12 @@ VIDEO = r"s[12]/step\d+/((in|x0|out)_video|call\d/.*)|up/.*|final/video_latent"
 TEXT = r"prompt/[01]/(video|audio)_enc"
 MEDIA = r"audio/latent|cond/\d/latent"
 EXACT = Compute(torch.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 def as_it_is(files: Files, folder: Path) -> Files:
@@ -171,7 +178,7 @@ def test_offloaded_blocks_give_the_same(oracle: Path, tmp_path: Path, resident: 
     assert_same(golden.trace, resident(RUNS[0]))
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name != RUNS[0])) for name in RUNS])
 def test_passes_one_by_one(
     oracle: Path, tmp_path: Path, name: str, resident: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

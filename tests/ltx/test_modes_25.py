@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.prompt.text import hidden_states
 from a2v.ltx.weights.quantized import QuantizedLinear
 from a2v.tests import layouts
+from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from torch import nn
 
@@ -27,6 +28,12 @@ RUN = "distilled_recipe"  # both stages, with the ancestral noise
 TEXT_FP8 = 0.041
 """2.3's bound is for a Gemma of 3 layers, and this one has 6. Measured: 0.027, of states that are to the bit those of
 the rounded weights."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 def as_it_is(files: Files, folder: Path) -> Files:
@@ -81,6 +88,7 @@ def test_gemma_4_in_float8_computes_as_its_rounded_weights(oracle: Path) -> None
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.soak  # test_modes.py has it of 2.3
 def test_offloaded_blocks_give_the_same(oracle: Path, tmp_path: Path) -> None:
     """On a simulated device; the text encoder's layers wait in host memory, too."""
     golden, seen, begin = Golden25(oracle, RUN, tmp_path), [], offload.Offload._enter

@@ -30,7 +30,7 @@ from a2v.ltx.trace import Recorder
 from a2v.tests.ltx.goldens import relative
 from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.ltx.media.clips import plain, write_clip
-from a2v.tests.tiny import TinyFiles
+from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.io import wavfile
@@ -373,6 +373,12 @@ def write_checker(folder: Path, bias: float) -> Path:
     document |= {"crop_pct": 1.0, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": False}
     (folder / "preprocessor_config.json").write_text(json.dumps(document), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    """Smaller than the others' files: what a parameter changes does not depend on widths, and there are many runs."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"), layers=2, vae_width=4, gemma_layers=2)
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.lora import Merger, load_lora
 from a2v.tests.ltx import stage
 from a2v.tests.ltx.goldens import relative
+from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image
 from safetensors.torch import load_file
@@ -45,6 +46,12 @@ OTHER = {
     "seed": 5, "layers": 6, "heads": 2, "head_dim": 48, "connector_layers": 1, "vae_width": 8, "gemma_layers": 2,
     "gemma_width": 64,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from a2v.ltx.job import Compute, Files, prepare
 from a2v.ltx.models import MODELS, V25
 from a2v.ltx.request import parse
 from a2v.ltx.trace import Recorder
+from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.tiny25 import Tiny25Files, write_tiny25
 from torch import Tensor
 
@@ -32,13 +33,19 @@ REQUEST = {
 COMPUTE = Compute(torch.float32)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     folder = tmp_path_factory.mktemp("tiny25")
     with wave.open(str(folder / "sound.wav"), "wb") as out:
         out.setparams((1, 2, 16000, 0, "NONE", ""))
         out.writeframes(torch.randint(-9000, 9000, (16000,), dtype=torch.int16).numpy().tobytes())
-    written: Tiny25Files = write_tiny25(folder, layers=4)
+    written: Tiny25Files = write_tiny25(folder, layers=4, vae_width=4)
     return Files(
         checkpoint=written.transformer,
         text_encoder=written.text_encoder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,19 @@ from a2v.ltx.__main__ import parser
 from a2v.ltx.errors import InputError
 from a2v.ltx.job import prepare
 from a2v.ltx.request import parse
+from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.ltx.test_video_in import BASE, HEIGHT, WIDTH, Engine, engine, files_of, media
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 
 __all__ = ["engine", "media"]  # the fixtures
 SIZE = {"video_size": {"width": WIDTH, "height": HEIGHT}, "match_audio_length": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 def test_both_stages_hear_in_the_mask_alone(engine: Engine, media: dict[str, Path]) -> None:

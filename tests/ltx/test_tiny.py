@@ -33,6 +33,12 @@ BUILDERS = "transformer vae_encoder vae_decoder audio_encoder audio_decoder voco
 
 
 @pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    """Of the sizes that it has by itself; those of the other tests have a narrow decoder."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     return write_tiny(tmp_path_factory.mktemp("other"), seed=1, **OTHER)
 

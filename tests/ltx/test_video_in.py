@@ -273,7 +273,7 @@ def test_a_track_longer_than_the_film_is_told(tiny: TinyFiles, media: dict[str, 
     assert not said(num_frames=41)
 
 
-@pytest.mark.parametrize("at", [0.0, 17 / 24])
+@pytest.mark.parametrize("at", [pytest.param(0.0, marks=pytest.mark.soak), 17 / 24])
 def test_a_film_goes_on_before_and_behind_the_source(engine: Engine, media: dict[str, Path], at: float) -> None:
     """Its frames stay where they fill whole latents; the sound goes on as well."""
     result = engine({"num_frames": 49, "edit": {"at": at}}, video=media["video"])
@@ -294,7 +294,7 @@ STRETCHES = (("forward", 9, 13, 9, 0), ("backward", 9, 0, 8, 14), ("forward", 0,
 @pytest.mark.parametrize(
     ("direction", "asked", "lead", "context", "tail", "sound"),
     [
-        pytest.param(*stretch, sound, marks=[pytest.mark.soak] * (not sound and number != 1))
+        pytest.param(*stretch, sound, marks=[pytest.mark.soak] * (sound == (number == 1) or number == 0))
         for number, stretch in enumerate(STRETCHES)
         for sound in (True, False)
     ],
@@ -409,7 +409,7 @@ def test_keyframes_at_any_frames(engine: Engine, media: dict[str, Path]) -> None
 KEYS = ((0, 1.0), (5, 0.5), (12, 1.0), (24, 0.8))
 
 
-@pytest.mark.parametrize("stages", ["first", "both"])
+@pytest.mark.parametrize("stages", ["first", pytest.param("both", marks=pytest.mark.soak)])
 def test_a_reference_and_its_lora(engine: Engine, media: dict[str, Path], stages: str) -> None:
     """The size grows to the reference's grid; tokens and LoRA are there in the first stage, or in both."""
     values = {

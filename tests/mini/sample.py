@@ -6,6 +6,7 @@ test_sample.py asserts them on the pack as it is, and test_mutants.py that they 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -19,7 +20,21 @@ from safetensors.numpy import load_file, save_file
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "mini" / "weights"
 SEED = 1
-FACES, IMAGES, PROMPTS, DUETS, PAIRS = 3, 2, 4, 1, 3  # clips of each kind
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Clips of each kind."""
+
+    faces: int
+    images: int
+    prompts: int
+    duets: int
+    pairs: int
+
+
+FEW = Counts(faces=1, images=1, prompts=2, duets=1, pairs=1)  # of the usual suite: a clip takes ten seconds
+MANY = Counts(faces=3, images=2, prompts=4, duets=1, pairs=3)
 
 # Bounds of the means over these few clips. docs/mini.md and docs/mini-figures.md have the means of more clips.
 CORRELATION = 0.85
@@ -52,13 +67,15 @@ def cases(count: int, extras: bool, frames: int = evaluate.FRAMES) -> list[evalu
     return evaluate.cases(count, SEED, frames, extras=extras)
 
 
-def faces(evaluation: Evaluation, extras: bool) -> dict[str, float]:
+def pairs(counts: Counts, extras: bool) -> list[tuple[evaluate.Case, evaluate.Case]]:
+    """Each face with another one, whose sound it does not hear."""
+    drawn = cases(max(counts.faces, 2), extras)
+    return list(zip(drawn, drawn[1:] + drawn[:1], strict=True))[: counts.faces]
+
+
+def faces(evaluation: Evaluation, counts: Counts, extras: bool) -> dict[str, float]:
     """Figures of speaking faces, made from words and sound alone."""
-    drawn = cases(FACES, extras)
-    others = drawn[1:] + drawn[:1]
-    found = [
-        evaluation.figures(case, partial(evaluate.seen, case, other)) for case, other in zip(drawn, others, strict=True)
-    ]
+    found = [evaluation.figures(case, partial(evaluate.seen, case, other)) for case, other in pairs(counts, extras)]
     return _mean(found)
 
 
@@ -66,45 +83,44 @@ def _mean(found: Sequence[Figures]) -> dict[str, float]:
     return {name: estimate.mean for name, estimate in means(found).items()}
 
 
-def check_faces(evaluation: Evaluation) -> None:
+def check_faces(evaluation: Evaluation, counts: Counts = MANY) -> None:
     """Mouths follow their own sound, in time, and not another clip's."""
-    got = faces(evaluation, extras=False)
+    got = faces(evaluation, counts, extras=False)
     assert got["correlation"] >= CORRELATION and got["other"] <= OTHER and abs(got["lag"]) < 1, got
 
 
-def check_visemes(evaluation: Evaluation) -> None:
+def check_visemes(evaluation: Evaluation, counts: Counts = MANY) -> None:
     """Mouths show which sound is heard, and not that of another clip."""
-    got, drawn = faces(evaluation, extras=True), cases(FACES, extras=True)
-    pairs = zip(drawn, drawn[1:] + drawn[:1], strict=True)
-    alike = np.mean([evaluate.seen(case, other, case.video)["shuffled"] for case, other in pairs])
+    got = faces(evaluation, counts, extras=True)
+    alike = np.mean([evaluate.seen(case, other, case.video)["shuffled"] for case, other in pairs(counts, extras=True)])
     assert got["visemes"] >= VISEMES and got["shuffled"] - alike <= SHUFFLED, (alike, got)
 
 
-def check_images(evaluation: Evaluation) -> None:
+def check_images(evaluation: Evaluation, counts: Counts = MANY) -> None:
     """A clip begins with its image and keeps its colours to the end."""
-    drawn = cases(IMAGES, extras=False)
+    drawn = cases(counts.images, extras=False)
     got = _mean([evaluation.figures(case, partial(evaluate.kept, case), "first") for case in drawn])
     assert got["first"] >= FIRST and got["colours"] <= COLOURS, got
 
 
-def check_words(evaluation: Evaluation) -> None:
+def check_words(evaluation: Evaluation, counts: Counts = MANY) -> None:
     """What the prompt names is seen."""
-    drawn = cases(PROMPTS, extras=False, frames=25)
+    drawn = cases(counts.prompts, extras=False, frames=25)
     got = _mean([evaluation.figures(case, partial(evaluate.named, case.scene), num_frames=25) for case in drawn])
     assert got["all words"] >= WORDS, got
 
 
-def check_talker(evaluation: Evaluation) -> None:
+def check_talker(evaluation: Evaluation, counts: Counts = MANY) -> None:
     """Of two faces that one talks whom the prompt names, and both are as it says."""
-    drawn = evaluate.cases(PAIRS, SEED, kind="pair", extras=True)
+    drawn = evaluate.cases(counts.pairs, SEED, kind="pair", extras=True)
     right = _mean([evaluation.figures(case, partial(evaluate.talking, case)) for case in drawn])["right one"]
     words = _mean([evaluation.figures(case, partial(evaluate.named, case.scene)) for case in drawn])["all words"]
     assert right == 1 and words >= WORDS, (right, words)
 
 
-def check_voices(evaluation: Evaluation) -> None:
+def check_voices(evaluation: Evaluation, counts: Counts = MANY) -> None:
     """Of two faces with a voice and a mask each, both at once, each mouth follows its own voice."""
-    duets = speakers.duets(DUETS, SEED)
+    duets = speakers.duets(counts.duets, SEED)
     found = speakers.at_once(evaluation, duets)
     own, foreign = (np.mean([each for each, _ in found[which]]) for which in (speakers.ONE, speakers.OTHER))
     alike = np.mean([readers.correlation(*duet.motions) for duet in duets])  # the voices themselves

@@ -162,6 +162,7 @@ def test_clips_are_trained_at_parts_of_their_length() -> None:
     assert flow._shares(4) == pytest.approx([0, 0.2, 0.4, 0.4])
 
 
+@pytest.mark.soak  # the weights that it made are checked by test_sample.py
 def test_training_learns_and_a_killed_run_goes_on_where_it_was(
     clips: list[dataset.Clip], gemma: Path, tmp_path: Path
 ) -> None:

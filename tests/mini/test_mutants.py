@@ -5,7 +5,7 @@ A mutant replaces the code that decides one thing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,18 @@ import torch
 from a2v.ltx import encoding
 from a2v.ltx.diffusion import denoiser, guidance, samplers
 from a2v.mini.evaluate import Evaluation
+from a2v.tests.ltx.loaded import loaded_once
 
 from . import sample
 
 pytestmark = sample.ready
 Mutant = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 def late_sound(patch: pytest.MonkeyPatch) -> None:
@@ -76,13 +83,18 @@ def restart_for_all(patch: pytest.MonkeyPatch) -> None:
 
 
 SMALL = (wrong_stg_block, swapped_gates, noisy_frozen_sound, restart_for_all)
+USUAL = (noisy_frozen_sound, restart_for_all)  # one in the model and one in the sampler
 
 
 @pytest.mark.parametrize(
     ("mutant", "check"),
     [
         pytest.param(late_sound, sample.check_faces, marks=pytest.mark.soak),
-        *((mutant, sample.check_clip) for mutant in (late_sound, *SMALL)),
+        pytest.param(late_sound, sample.check_clip, marks=pytest.mark.soak),
+        *(
+            pytest.param(mutant, sample.check_clip, marks=[pytest.mark.soak] * (mutant not in USUAL))
+            for mutant in SMALL
+        ),
     ],
     ids=lambda value: value.__name__,
 )

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from a2v.mini.evaluate import Evaluation
+from a2v.tests.ltx.loaded import loaded_once
 
 from . import sample
 
 pytestmark = sample.ready
+USUAL = (sample.check_faces, sample.check_images, sample.check_words, sample.check_voices)
+CHECKS = (*USUAL, sample.check_visemes, sample.check_talker)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -18,16 +27,18 @@ def evaluation() -> Evaluation:
 
 
 @pytest.mark.parametrize(
-    "check",
+    ("counts", "check"),
     [
-        sample.check_faces,
-        sample.check_visemes,
-        sample.check_images,
-        sample.check_words,
-        sample.check_talker,
-        sample.check_voices,
-        sample.check_clip,
+        pytest.param(counts, check, id=f"{name}-{check.__name__}", marks=[pytest.mark.soak] * (check not in usual))
+        for name, counts, usual in (("few", sample.FEW, USUAL), ("many", sample.MANY, ()))
+        for check in CHECKS
     ],
 )
-def test_the_pack_keeps_the_sample(check: Callable[[Evaluation], None], evaluation: Evaluation) -> None:
-    check(evaluation)
+def test_the_pack_keeps_the_sample(
+    check: Callable[[Evaluation, sample.Counts], None], counts: sample.Counts, evaluation: Evaluation
+) -> None:
+    check(evaluation, counts)
+
+
+def test_the_clip_is_the_one_that_is_kept(evaluation: Evaluation) -> None:
+    sample.check_clip(evaluation)

@@ -33,6 +33,7 @@ def test_a_drawn_clip_is_read_as_it_is() -> None:
 
 @pytest.mark.skipif(not (WEIGHTS / sizes.FILES["checkpoint"]).is_file(), reason="no weights in mini/weights")
 @pytest.mark.timeout(900)
+@pytest.mark.soak  # test_sample.py has two voices at once
 def test_a_mouth_follows_where_it_hears() -> None:
     """The fourth of the clips in docs/lip-sync.md: the pack's sample of speech, the same with every synthesizer. Lips
     close for its p, b and m: a mouth that followed its loudness at 0.94 followed its sounds at 0.78."""

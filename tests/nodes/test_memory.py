@@ -46,7 +46,7 @@ FPS, FRAMES = Fraction(24), 9
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
-    files = write_tiny(tmp_path_factory.mktemp("tiny"), layers=2)
+    files = write_tiny(tmp_path_factory.mktemp("tiny"), layers=2, vae_width=4, gemma_layers=1)
     layouts.write_fp8(files.checkpoint, files.checkpoint.with_name("fp8.safetensors"), "rows")
     layouts.write_gguf(files.checkpoint, files.checkpoint.with_name("q8.gguf"), "Q8_0")
     for kind in filter(layouts.can_write, ("nvfp4", "convrot")):
@@ -231,7 +231,13 @@ def loras(files: TinyFiles) -> list[lora.Lora]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "share"), [(torch.bfloat16, 1.5), (torch.bfloat16, 0.5), (torch.float32, 0.5)], ids=str
+    ("dtype", "share"),
+    [
+        pytest.param(torch.bfloat16, 1.5, marks=pytest.mark.soak),
+        (torch.bfloat16, 0.5),
+        pytest.param(torch.float32, 0.5, marks=pytest.mark.soak),
+    ],
+    ids=str,
 )
 def test_loras_are_merged_as_the_engine_merges_them(
     files: TinyFiles, loras: list[lora.Lora], room: Room, dtype: torch.dtype, share: float
@@ -284,8 +290,15 @@ def test_a_merge_is_rounded_once_whatever_comfyui_hands_over(
     assert_same_weights(plain.module, checkpoint.transformer(torch.bfloat16))
 
 
-@pytest.mark.parametrize("share", [1.5, 0.5])
-@pytest.mark.parametrize("name", ["fp8.safetensors", "q8.gguf"])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("fp8.safetensors", 0.5),
+        ("q8.gguf", 1.5),
+        pytest.param("fp8.safetensors", 1.5, marks=pytest.mark.soak),
+        pytest.param("q8.gguf", 0.5, marks=pytest.mark.soak),
+    ],
+)
 def test_loras_on_quantized_weights(
     files: TinyFiles, loras: list[lora.Lora], room: Room, name: str, share: float
 ) -> None:

@@ -35,6 +35,7 @@ from a2v.ltx.media.video import write_video
 from a2v.ltx.prompt import text as prompt_text
 from a2v.ltx.request import parse
 from a2v.ltx.weights import lora
+from a2v.tests.ltx.goldens import unforeseen
 from a2v.tests.ltx.test_command import arguments, start, write_wav
 from a2v.tests.tiny import TinyFiles, write_tiny
 from PIL import Image
@@ -73,7 +74,7 @@ def main(tiny: TinyFiles, media: Path, tmp_path: Path, capsys: pytest.CaptureFix
     def call(folder: Path, values: dict[str, Any] = REQUEST, **flags: Any) -> tuple[int, str]:
         every = {"image": media / "picture.png", "distill-lora": tiny.distilled_lora, **flags}
         capsys.readouterr()
-        status = command.main(arguments(tiny, media, folder, values, every))
+        status = command.main(arguments(tiny, media, folder, values, every), unforeseen)
         error = capsys.readouterr().err
         assert "Traceback" not in error
         return status, error.strip().splitlines()[-1]
@@ -207,7 +208,13 @@ def test_the_output_folder_is_read_only(main: Main, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not delete open files")
-@pytest.mark.parametrize("field", ("audio", "image", "distill_lora", "upscaler", "checkpoint", "text_encoder"))
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("upscaler", "checkpoint", "text_encoder"),
+        *(pytest.param(field, marks=pytest.mark.soak) for field in ("audio", "image", "distill_lora")),
+    ],
+)
 def test_a_file_is_deleted_once_it_was_looked_at(
     field: str, tiny: TinyFiles, media: Path, right: bytes, tmp_path: Path
 ) -> None:
@@ -279,11 +286,6 @@ def check_signal(stage: str, number: int, tiny: TinyFiles, media: Path, main: Ma
     assert os.listdir(folder) == ["out.mp4"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
-def test_killed_while_the_file_is_written(tiny: TinyFiles, media: Path, main: Main, tmp_path: Path) -> None:
-    check_signal("writing", signal.SIGKILL, tiny, media, main, tmp_path)
-
-
 def test_an_interrupt_while_the_encoder_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ThreadPoolExecutor loses a thread that is starting then, and does not wait for it: it must write nothing."""
     real, started = threading.Thread.start, []
@@ -317,7 +319,7 @@ def test_a_signal_at_every_stage(
     ("field", "value"),
     [
         ("checkpoint", math.nan),
-        ("distill_lora", math.inf),
+        pytest.param("distill_lora", math.inf, marks=pytest.mark.soak),
         pytest.param("checkpoint", math.inf, marks=pytest.mark.soak),
         pytest.param("distill_lora", math.nan, marks=pytest.mark.soak),
     ],

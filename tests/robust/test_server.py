@@ -109,8 +109,9 @@ def listen(comfy: Comfy, count: int, folder: Path) -> dict[str, int]:
     return outcomes
 
 
+@pytest.mark.soak  # test_corpus.py has them through the command and the API
 def test_strangers_files(comfy: Comfy, tmp_path: Path) -> None:
-    outcomes = listen(comfy, 30, tmp_path)
+    outcomes = listen(comfy, 20, tmp_path)  # one of each kind
     assert min(outcomes.values()) > 3
 
 
@@ -188,8 +189,8 @@ def wrong_values(tiny: TinyFiles) -> list[tuple[str, str, Any]]:
 
 
 def test_values_out_of_range(comfy: Comfy, tiny: TinyFiles, sound: str, picture: str) -> None:
-    outcomes = try_values(comfy, tiny, sound, picture, random.Random(5).sample(wrong_values(tiny), 40))
-    assert outcomes["refused"] > 10
+    outcomes = try_values(comfy, tiny, sound, picture, random.Random(5).sample(wrong_values(tiny), 24))
+    assert outcomes["refused"] > 6
 
 
 @pytest.mark.soak

@@ -65,7 +65,8 @@ def main(folder: str) -> None:
         for shared in (1, 2):
             pair = randn(tokens // shared, 1, heads, half), randn(tokens // shared, 1, heads, half)
             tell(f"rotate {shared} {name}", *both(attention, partial(_rotate, attention, attention.norm_q, x, pair)))
-    model = load_checkpoint(write_tiny(Path(folder)).checkpoint).transformer(torch.float32)
+    files = write_tiny(Path(folder), layers=2, vae_width=4, gemma_layers=1)
+    model = load_checkpoint(files.checkpoint).transformer(torch.float32)
     run = Case(model, randn, image=0.4)
     eager, fused = both(model, lambda: torch.cat([one.video for one in run.run(guided_step(run))]))
     tell("a guided step", eager, fused)

@@ -197,7 +197,7 @@ def test_tiles_halve_in_pixels_and_in_frames_by_turns() -> None:
 
 
 def test_the_note_says_what_was_asked_and_what_was_done() -> None:
-    vae, notes = Cramped((31, 16, 24), 12 * 8 * 6), []
+    vae, notes = Cramped((31, 4, 24), 12 * 4 * 6), []
     for _ in decode_video(vae, vae.latent(), Tiling(), on_retry=notes.append):
         pass
     assert notes == [
@@ -330,7 +330,7 @@ def retiled(vae: torch.nn.Module) -> tuple[torch.Tensor, Tiling, torch.Tensor, t
     return latent, first, decoded(vae, latent, first), decoded(vae, latent, second)
 
 
-@pytest.mark.parametrize("at", [1, 5, 12])
+@pytest.mark.parametrize("at", [1, 5, pytest.param(12, marks=pytest.mark.soak)])
 def test_what_has_left_is_neither_changed_nor_decoded_again(
     vae: torch.nn.Module, retiled: tuple[torch.Tensor, Tiling, torch.Tensor, torch.Tensor], at: int
 ) -> None:

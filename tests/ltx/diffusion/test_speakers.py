@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from functools import partialmethod
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,9 +25,11 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.latents import CHANNELS, Noise, frames_of, video_positions
 from a2v.ltx.media.masks import Area
 from a2v.ltx.trace import Recorder
+from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx.diffusion.one_pass import Case, guided_step
 from a2v.tests.ltx.diffusion.test_sample_windows import SIGMAS, WINDOWS, conditions, sounds, zeros
 from a2v.tests.ltx.diffusion.test_video_conditions import FPS, GRID, SAMPLERS, SOUND, SOURCE, model, sample
+from a2v.tests.tiny import write_tiny
 from torch import Tensor, nn
 
 __all__ = ["model"]  # the fixture
@@ -207,12 +211,14 @@ def test_in_a_block_a_tokens_own_weight_counts(model: nn.Module, randn) -> None:
     assert (whole[0] - video).abs().amin(2).max() > 0 and torch.equal(part[1], whole[1])
 
 
-@pytest.mark.parametrize("voices", [pytest.param(0, marks=pytest.mark.soak), 2])
+@pytest.mark.soak  # test_acceleration.py compiles blocks
+@pytest.mark.parametrize("voices", [0, 2])
 def test_a_guided_step_hears_alike_in_one_batch_and_compiled(
-    tmp_path, voices: int, model: nn.Module, randn, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, voices: int, randn: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The compiled block is one graph, with a mask as without, and with voices."""
-    run = Case(copy.deepcopy(model), randn, image=0.4)
+    files = write_tiny(tmp_path, layers=2, connector_layers=1, vae_width=4, gemma_layers=1)  # each block is compiled
+    run = Case(load_checkpoint(files.checkpoint).transformer(torch.float32), randn, image=0.4)
     if voices:
         run.x = replace(run.x, audio=torch.cat((run.x.audio, randn(voices, *run.x.audio.shape[1:]))))
     hearing = torch.rand(1, run.x.video.shape[1], 1 + voices, generator=torch.Generator().manual_seed(5))

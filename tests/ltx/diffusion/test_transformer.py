@@ -161,7 +161,8 @@ def test_goldens(oracle: Path, off: Callable, name: str, step: str) -> None:
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     """As many blocks as the real model has, narrow ones."""
-    return write_tiny(tmp_path_factory.mktemp("deep"), seed=5, layers=48, heads=2, head_dim=16, connector_layers=1)
+    sizes = {"layers": 48, "heads": 2, "head_dim": 16, "connector_layers": 1, "vae_width": 4}
+    return write_tiny(tmp_path_factory.mktemp("deep"), seed=5, **sizes)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -183,7 +184,7 @@ def test_passes_together_are_the_passes_alone(
             assert off(ours.video, expected.video) < 1e-6
 
 
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("batched", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_a_guided_step_runs_164_blocks_of_192(deep: TinyFiles, off: Callable, randn: Callable, batched: bool) -> None:
     """One call of a block on one row counts one; the same step by diffusers' own forward has the same numbers."""
     run = Case(load_checkpoint(deep.checkpoint).transformer(torch.float32), randn)

@@ -35,7 +35,8 @@ def no_grad() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny25Files:
-    return write_tiny25(tmp_path_factory.mktemp("tiny25"), seed=len(request.param), **VARIANTS[request.param])
+    sizes = {"vae_width": 4, "gemma_layers": 1, **VARIANTS[request.param]}  # of the other parts nothing is read
+    return write_tiny25(tmp_path_factory.mktemp("tiny25"), seed=len(request.param), **sizes)
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def model(files: Tiny25Files) -> nn.Module:
 @pytest.fixture(scope="module")
 def static(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     """Its texts are not modulated by the noise."""
-    files = write_tiny25(tmp_path_factory.mktemp("static"), switches=NONE_OF_THEM)
+    files = write_tiny25(tmp_path_factory.mktemp("static"), switches=NONE_OF_THEM, vae_width=4)
     return load_checkpoint(files.transformer, **files.parts).transformer(torch.float32)
 
 
@@ -74,10 +75,11 @@ def test_each_difference_shows(tmp_path: Path, off: Callable, randn: Callable) -
         assert off(ours.video, video) > 1e-3, name
 
 
+@pytest.mark.soak  # test_transformer.py counts them of 2.3
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_guided_step_runs_164_blocks_of_192(tmp_path: Path, randn: Callable, batched: bool) -> None:
     """As with 2.3: one call of a block on one row counts one."""
-    files = write_tiny25(tmp_path, layers=48, heads=2, head_dim=16, connector_layers=1)
+    files = write_tiny25(tmp_path, layers=48, heads=2, head_dim=16, connector_layers=1, vae_width=4)
     run = Case(load_checkpoint(files.transformer).transformer(torch.float32), randn)
     calls: list[tuple[int, int]] = []  # rows with video, rows with audio
     for block in run.model.transformer_blocks:

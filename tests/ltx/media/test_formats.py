@@ -130,10 +130,16 @@ SOUNDS = {
 }
 
 
-@pytest.mark.parametrize("name", [MP4, WEBM, MOV])
-@pytest.mark.parametrize(
-    ("fps", "heard"),
-    [(23.976, "as long"), (29.97, "shorter"), (7.5, "longer"), (60, "surround"), (59.94, "telephone"), (24, "none")],
+HEARD = ((23.976, "as long"), (29.97, "shorter"), (7.5, "longer"), (60, "surround"), (59.94, "telephone"), (24, "none"))
+
+
+@pytest.mark.parametrize(  # each format with half of them, and each of them with a format or two
+    ("fps", "heard", "name"),
+    [
+        pytest.param(*heard, name, marks=[pytest.mark.soak] * ((row + column) % 2))
+        for row, heard in enumerate(HEARD)
+        for column, name in enumerate((MP4, WEBM, MOV))
+    ],
 )
 def test_picture_and_sound(tmp_path: Path, name: str, fps: float, heard: str) -> None:
     rate = frame_rate(fps)
@@ -241,8 +247,14 @@ def test_pcm_gives_the_source_back_bit_for_bit(tmp_path: Path, bits: int, rate: 
     assert np.array_equal(back, source.numpy() << (32 - bits))
 
 
-@pytest.mark.parametrize("name", [MP4, WEBM, MOV])
-@pytest.mark.parametrize("layout", ["3.0", "quad", "4.0", "5.0(side)", "6.1", "7.1", "octagonal"])
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        pytest.param(layout, name, marks=[pytest.mark.soak] * ((row + column) % 2))
+        for row, layout in enumerate(("3.0", "quad", "4.0", "5.0(side)", "6.1", "7.1", "octagonal"))
+        for column, name in enumerate((MP4, WEBM, MOV))
+    ],
+)
 def test_layouts(tmp_path: Path, name: str, layout: str) -> None:
     """Channels come back in their places, or, where the codec lacks the layout, as the stereo downmix."""
     names = tuple(channel.name for channel in av.AudioLayout(layout).channels)

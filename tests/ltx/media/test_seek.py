@@ -105,7 +105,9 @@ def test_a_kind_of_file(tmp_path: Path, decoded: list[None], name: str) -> None:
     assert count < NEAR if FILES[name][2] else count >= LATE
 
 
-@pytest.mark.parametrize("name", ["h264.mp4", "open.ts", "h264.mkv", "rasl.mp4"])
+@pytest.mark.parametrize(
+    "name", ["h264.mp4", "open.ts", *(pytest.param(name, marks=pytest.mark.soak) for name in ("h264.mkv", "rasl.mp4"))]
+)
 def test_beside_sound_from_a_later_time(tmp_path: Path, decoded: list[None], name: str) -> None:
     sound = np.sin(np.arange(48000 * 12) / 20) / 2, 0.25
     times = [Fraction(1, 2) + n / RATE for n in range(FRAMES)]
@@ -174,7 +176,9 @@ def part(tmp_path: Path) -> Callable[..., Path]:
 INTERLACED = {"field_first": "tff", "options": {"flags": "+ilme+ildct"}}
 
 
-@pytest.mark.parametrize("which", [(0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize(
+    "which", [(1,), (0, 1, 2), *(pytest.param(which, marks=pytest.mark.soak) for which in ((0,), (2,)))]
+)
 def test_interlaced_parts(tmp_path: Path, decoded: list[None], part: Callable[..., Path], which: tuple[int]) -> None:
     """A deinterlaced picture depends on those before it."""
     parts = [part(100 * number, **(INTERLACED if number in which else {})) for number in range(3)]

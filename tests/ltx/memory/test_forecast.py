@@ -55,7 +55,7 @@ def tiny(folder: Path) -> TinyFiles:
 @pytest.fixture(scope="module")
 def wide(folder: Path) -> TinyFiles:
     """Each phase some hundred MB."""
-    return write_tiny(folder / "wide", layers=4, heads=8, head_dim=64, gemma_layers=14, gemma_width=1024, vae_width=24)
+    return write_tiny(folder / "wide", layers=4, heads=8, head_dim=64, gemma_layers=6, gemma_width=1024, vae_width=24)
 
 
 def described(folder: Path, files: TinyFiles, dtype: str | None = None, **request: Any) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def test_the_text_encoder_s_bytes_are_those_of_its_file(wide: TinyFiles) -> None
     for dtype, factor in ((None, 1), (torch.float32, 2)):
         size, blocks, language = text_encoder(wide.gemma, dtype)
         assert abs(size / (factor * file.stat().st_size) - 1) < 1e-3  # the file has a header as well
-        assert len(blocks) == len(language.layers) == 14 and sum(blocks) < size
+        assert len(blocks) == len(language.layers) == 6 and sum(blocks) < size
     assert language.config.hidden_size == 1024
     for dtype in (torch.bfloat16, torch.float32):
         size, blocks, _ = text_encoder(wide.gemma, dtype, fp8=True)

@@ -326,7 +326,9 @@ def test_quantised_layers_stay_as_they_are_stored(tiny: TinyFiles) -> None:
         assert torch.equal(two_steps(model, DEVICE), expected)
 
 
-@pytest.mark.parametrize("kind", ["nvfp4", "mxfp8", "convrot"])
+@pytest.mark.parametrize(
+    "kind", ["nvfp4", pytest.param("mxfp8", marks=pytest.mark.soak), pytest.param("convrot", marks=pytest.mark.soak)]
+)
 def test_scales_come_with_their_block(tiny: TinyFiles, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("comfy_kitchen")
     layouts.write_blocks(tiny.checkpoint, tmp_path / "small.safetensors", kind)

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from a2v.ltx import models, versions
+from a2v.ltx.memory import forecast
 from a2v.ltx.memory.rehearsal import blueprint
 from a2v.ltx.models import MODELS
 from a2v.ltx.tools import doctor
@@ -45,6 +47,24 @@ def placed(tiny_default: TinyFiles, tmp_path: Path) -> TinyFiles:
         at[name].parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, at[name])
     return replace(tiny_default, **at)
+
+
+@pytest.fixture(scope="module")
+def forecasts() -> list[forecast.Forecast]:
+    return []
+
+
+@pytest.fixture
+def measured_once(forecasts: list[forecast.Forecast], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of the default job, which takes longer than all else here, is that of another test."""
+    real = forecast.estimate
+
+    def estimate(*given: Any) -> forecast.Forecast:
+        if not forecasts:
+            forecasts.append(real(*given))
+        return forecasts[0]
+
+    monkeypatch.setattr(forecast, "estimate", estimate)
 
 
 def told(tmp_path: Path) -> tuple[int, list[str]]:
@@ -115,6 +135,7 @@ def test_a_gemma_that_lacks_a_file_says_which(placed: TinyFiles, tmp_path: Path)
     assert status == 1 and "not found" in line_with(lines, placed.gemma / "tokenizer.json")
 
 
+@pytest.mark.usefixtures("measured_once")
 def test_other_packs_models_are_passed_over(placed: TinyFiles, tmp_path: Path) -> None:
     other = tmp_path / "models" / "checkpoints" / "sdxl.safetensors"
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4)}, other)
@@ -129,6 +150,7 @@ def test_other_packs_models_are_passed_over(placed: TinyFiles, tmp_path: Path) -
     assert "cannot be used" in line_with(lines, "LTX-old.safetensors")
 
 
+@pytest.mark.usefixtures("measured_once")
 def test_a_lora_that_fits_nothing_is_told(placed: TinyFiles, tmp_path: Path) -> None:
     tensors = {f"diffusion_model.elsewhere.{n}.lora_{h}.weight": torch.zeros(2, 2) for n in range(2) for h in "AB"}
     save_file(tensors, placed.camera_lora)
@@ -262,6 +284,7 @@ def test_what_would_fit_names_every_format_that_is_read() -> None:
             assert share == 8 * size / values / 16
 
 
+@pytest.mark.usefixtures("measured_once")
 def test_folders_of_extra_model_paths_are_looked_into(placed: TinyFiles, tmp_path: Path) -> None:
     far = tmp_path / "disk" / "models"
     far.parent.mkdir()
@@ -311,7 +334,9 @@ def command(shadow: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("name", ["torch", pytest.param("diffusers", marks=pytest.mark.soak), "yaml"])
+@pytest.mark.parametrize(
+    "name", ["torch", *(pytest.param(name, marks=pytest.mark.soak) for name in ("diffusers", "yaml"))]
+)
 def test_a_broken_package_is_a_line(placed: TinyFiles, tmp_path: Path, name: str) -> None:
     (tmp_path / "extra_model_paths.yaml").write_text("{}")
     done = command(broken(tmp_path / "shadow", name), "doctor", "--models", str(tmp_path / "models"))
@@ -362,6 +387,7 @@ def test_every_requirement_is_understood() -> None:
     assert {versions.problem(door) for door in (None, versions.WEBHOOKS, versions.DOWNLOAD)} == {None}
 
 
+@pytest.mark.usefixtures("measured_once")
 def test_each_door_asks_for_what_it_uses(placed: TinyFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only webhooks need cryptography: a job, the command and the nodes run without it."""
     have = [p if p.name != "cryptography" else versions.Package(p.name, p.wanted, None) for p in versions.installed()]

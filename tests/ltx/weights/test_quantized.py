@@ -38,7 +38,8 @@ def no_grad():
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     """Rows of 512 and 256 values: GGUF's larger blocks hold 256."""
-    return write_tiny(tmp_path_factory.mktemp("wide"), layers=2, heads=4, head_dim=128, connector_layers=1)
+    sizes = {"layers": 2, "heads": 4, "head_dim": 128, "connector_layers": 1, "vae_width": 4, "gemma_layers": 1}
+    return write_tiny(tmp_path_factory.mktemp("wide"), **sizes)
 
 
 def quantized(module: nn.Module) -> dict[str, QuantizedLinear]:
@@ -72,7 +73,9 @@ def block(module: nn.Module) -> Tensor:
 STYLES = ("official", "marked", "scaled_fp8", "plain", "rows")
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    "style", [pytest.param(style, marks=[pytest.mark.soak] * (style in ("scaled_fp8", "plain"))) for style in STYLES]
+)
 def test_fp8_file(tiny_default: TinyFiles, tmp_path: Path, style: str) -> None:
     path = tmp_path / "fp8.safetensors"
     meaning = layouts.write_fp8(tiny_default.checkpoint, path, style)
@@ -114,7 +117,9 @@ def test_fp8_elsewhere_is_decoded(tiny_default: TinyFiles, tmp_path: Path) -> No
     assert not quantized(checkpoint.video_vae())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.soak] * (kind not in ("Q8_0", "Q5_0", "Q4_K"))) for kind in KINDS]
+)
 def test_gguf_file(wide: TinyFiles, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "LTX-2.3-dev.gguf"
     meaning = layouts.write_gguf(wide.checkpoint, path, kind, strip=layouts.PREFIX if kind != "Q4_K" else "")
@@ -139,12 +144,15 @@ def test_gguf_of_floats(wide: TinyFiles, tmp_path: Path, kind: str) -> None:
     assert_means(model, reference.transformer(torch.float32))
 
 
-@pytest.mark.parametrize("kind", ["IQ4_NL", "IQ4_XS"])
-def test_gguf_blocks_of_other_kinds(kind: str) -> None:
-    """Against the gguf package's own decoder, in more blocks than are decoded at once."""
-    size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1]
-    blocks = np.random.default_rng(1).integers(0, 256, (300, 100, size), dtype=np.uint8)
-    blocks[..., :2] = np.array([0.01], np.float16).view(np.uint8)
+@pytest.mark.parametrize("kind", [*KINDS, "IQ4_NL", "IQ4_XS"])
+def test_gguf_blocks(kind: str) -> None:
+    """Against the gguf package's own decoder; of one kind more blocks than are decoded at once."""
+    length, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    blocks = np.random.default_rng(1).integers(
+        0, 256, (300, 100 if kind == "IQ4_XS" else 3200 // length, size), dtype=np.uint8
+    )
+    for scales in (blocks[..., :4], blocks[..., -4:]):  # they stand at one of the ends, and are no NaN
+        scales[:] = np.tile(np.array([0.01], np.float16).view(np.uint8), 2)
     expected = gguf.quants.dequantize(blocks.reshape(300, -1), gguf.GGMLQuantizationType[kind])
     ours = Blocks(kind).decode(torch.from_numpy(blocks.reshape(300, -1)), torch.float32)
     torch.testing.assert_close(ours, torch.from_numpy(expected), rtol=1e-6, atol=0)

@@ -125,6 +125,7 @@ def test_more_forms(files: TinyFiles) -> None:
     assert counted(strength=0.5, images=(IMAGE,), size=LARGE) == (1, 0)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 leaves the graph at a quantized layer with a LoRA")
 @pytest.mark.usefixtures("eager")
 @pytest.mark.timeout(600)
 def test_a_strength_is_no_constant(files: TinyFiles) -> None:

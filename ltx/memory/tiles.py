@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from ..diffusion.tiling import USUAL, Tiling, held_frames, largest_tile
+from ..diffusion.tiling import USUAL, Tiling, held_frames, largest_tile, tile_count
 from ..latents import CHANNELS, SPACE_SCALE
 from .free import UNKNOWN
 from .rehearsal import META, twin, weights
@@ -58,8 +58,8 @@ def choose(vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling, on: str
 
     vae: the decoder; latent: the clip's grid; on: the kind of device; room: bytes that are free there without the
     decoder and any other model. A whole clip comes first, then the tiles that share least. On a CPU, and where nobody
-    knows what is free, tiles have at most their usual size unless the clip is decoded whole. If nothing else fits, the
-    usual tiles get smaller as they do when memory runs out.
+    knows what is free, tiles have at most their usual size unless the clip is decoded whole, which it is there if it is
+    no larger than a usual tile. If nothing else fits, the usual tiles get smaller as they do when memory runs out.
     """
     if not tiling.open:
         return tiling
@@ -67,6 +67,8 @@ def choose(vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling, on: str
     usual = tiling.closed(USUAL)
     if room >= UNKNOWN:
         return usual
+    if on == "cpu" and tile_count(latent, usual) == 1:  # a rehearsal takes as long as decoding such a clip
+        return tiling.closed(Tiling.whole(clip))
     room, own = coarse(room), weights(vae)
     frame = 3 * torch.float32.itemsize * latent[1] * latent[2] * SPACE_SCALE**2
     most = max(HELD, held_frames(latent, usual) * frame)

@@ -68,9 +68,8 @@ def float8_product(x: Tensor, weight: Tensor, scale: float | Tensor, bias: Tenso
     each = isinstance(scale, Tensor) and scale.ndim == 1
     if not by_rows and each:
         return None
-    top = x.abs().amax(1, keepdim=True) if by_rows else x.abs().amax()
-    factor = (top.float() / TOP).clamp_min(TINY)
-    rounded = (x / factor).clamp_(-TOP, TOP).to(torch.float8_e4m3fn)
+    factor = (_top(x, by_rows).float() / TOP).clamp_min(TINY)
+    rounded = (x / factor).to(torch.float8_e4m3fn)  # what a division rounds up is below the next float8, so it is TOP
     if isinstance(scale, Tensor) and not each:
         scale = torch.ones((1, len(weight)) if by_rows else (), device=x.device) * scale
     elif not each:
@@ -93,7 +92,7 @@ def nvfp4_product(x: Tensor, packed: Tensor, scales: Tensor, scale: float, bias:
     kitchen = _kitchen("nvfp4", x)
     if kitchen is None:
         return None
-    factor = (x.abs().amax().float() / NVFP4_TOP).clamp_min(TINY)
+    factor = (_top(x).float() / NVFP4_TOP).clamp_min(TINY)
     rounded, blocks = kitchen.quantize_nvfp4(x, factor, pad_16x=True)
     whole = torch.full((), scale, device=x.device)
     bias = _padded(bias, len(packed))
@@ -109,6 +108,11 @@ def mxfp8_product(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None
     rounded, blocks = kitchen.quantize_mxfp8(x, pad_32x=True)
     bias = _padded(bias, len(weight))
     return kitchen.scaled_mm_mxfp8(rounded, weight, blocks, scales, bias, x.dtype)[: len(x)]
+
+
+def _top(x: Tensor, by_rows: bool = False) -> Tensor:
+    """The largest magnitude [], or of each row [M, 1], in one pass over memory."""
+    return torch.linalg.vector_norm(x, torch.inf, 1 if by_rows else None, keepdim=by_rows)
 
 
 def _padded(bias: Tensor | None, rows: int) -> Tensor | None:

@@ -113,6 +113,13 @@ def test_on_a_cpu_whole_within_a_share_else_as_usual(
     assert narrow.pixels * narrow.frames < USUAL.pixels * USUAL.frames
 
 
+def test_a_clip_of_one_usual_tile_is_not_rehearsed_on_a_cpu(asked: list[Tiling], vae: nn.Module) -> None:
+    for grid in (video_shape(49, 448, 448), video_shape(73, 768, 768)):
+        assert choose(vae, grid, OPEN, "cpu", 1000) == whole(grid) and not asked
+    choose(vae, video_shape(81, 768, 768), OPEN, "cpu", GIB)
+    assert asked
+
+
 def test_whatever_fits_nowhere_gets_the_smallest_tiles(asked: list[Tiling], vae: nn.Module) -> None:
     for on in ("cpu", "cuda"):
         assert choose(vae, CLIP, OPEN, on, 1000) == Tiling(16, 8, 64, 32)

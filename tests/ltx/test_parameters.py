@@ -674,6 +674,7 @@ def test_a_constant_in_the_sound_matters_where_it_is_left_in(engine: Engine, not
     assert [note.split(":")[0] for note in engine({"match_audio_length": True}).notes] == [
         "the safety checker did not run",
         "no distilled LoRA given",
+        "decoded whole",
     ]
     assert any("DC offset" in note for note in notes({"preprocess_audio": False}))
 

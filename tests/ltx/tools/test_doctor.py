@@ -90,6 +90,7 @@ def test_a_complete_set_is_found_and_a_job_can_run(placed: TinyFiles, tmp_path: 
     assert line_with(lines, "Python 3.") and line_with(lines, f"torch {torch.__version__}, host memory")
     stages = [line for line in lines if line.endswith(": fits")]
     assert [line[len(doctor.OK) :].split(":")[0] for line in stages] == [
+        "expand prompt",
         "encode text",
         "encode sound",
         "first stage",

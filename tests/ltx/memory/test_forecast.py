@@ -352,8 +352,8 @@ def test_the_forecast_batches_where_the_denoiser_does(
     assert tokens_of(deep) == masks.video.shape[1] + masks.audio.shape[1]
     found = set()
     for free in (
-        *(share * whole for share in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)),
-        *(whole + share * rows for share in (0.5, 1, 1.99, 2.01, 4)),
+        *(share * whole for share in (0.1, 0.5, 0.9)),
+        *(whole + share * rows for share in (1, 1.99, 2.01, 4)),
     ):
         phase = planned(stage, free)
         beside = int(free) - phase.weights

@@ -1,5 +1,5 @@
 # make demo   turns an audio file into a video, with a miniature of the model in a real ComfyUI; AUDIO=path PROMPT=… IMAGE=path replace its input
-# make test   runs the tests in twenty minutes or so; ARGS="tests/ltx -x" goes to pytest
+# make test   runs the tests in half an hour or less; ARGS="tests/ltx -x" goes to pytest
 # make quick  runs ruff and the tests that take less than a minute, for every save
 # make host   runs the tests of nodes and server on another ComfyUI, COMFYUI=path; WITH="package==1.2" replaces what its requirements.txt pins
 # make soak   runs the tests that take long: fuzzing, endurance, clusters, films, the larger benchmarks, more cases of each kind

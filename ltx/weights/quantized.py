@@ -213,7 +213,7 @@ class QuantizedLinear(nn.Linear):
     def branches(self, branches: tuple[tuple[Beside, float], ...]) -> None:
         self._branches = branches
         # on the CPU, whose numbers any device reads without a copy
-        self._factors = tuple(torch.tensor(scale, device="cpu") for _, scale in branches)
+        self._factors = tuple(torch.as_tensor(scale, device="cpu") for _, scale in branches)
 
     def _beside(self) -> list[tuple[Beside, float | Tensor]]:
         """The branches with their factors as the caller reads them, as numbers or as tensors []."""

@@ -27,6 +27,9 @@ HELD = 4 * 2**30
 """The most bytes of frames that a chosen tile may hold for the encoder, whatever the length of the film: enough for 121
 frames of 1920 × 1088 and for 481 of 1024 × 576. They are in host memory, beside the models that wait there. Only the
 usual tiles of a larger picture hold more."""
+AMPLE = 16 * 2**30
+"""Free bytes on a CPU with which nothing is rehearsed for a clip of one usual tile: the published decoder takes nine
+gigabytes for it in float32, and a rehearsal takes as long as decoding a small clip."""
 NEAR = 0.8
 """A tiling is not rehearsed if less than this part of its need, judged by a rehearsed one and the sizes, is too
 much."""
@@ -58,8 +61,8 @@ def choose(vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling, on: str
 
     vae: the decoder; latent: the clip's grid; on: the kind of device; room: bytes that are free there without the
     decoder and any other model. A whole clip comes first, then the tiles that share least. On a CPU, and where nobody
-    knows what is free, tiles have at most their usual size unless the clip is decoded whole, which it is there if it is
-    no larger than a usual tile. If nothing else fits, the usual tiles get smaller as they do when memory runs out.
+    knows what is free, tiles have at most their usual size unless the clip is decoded whole. If nothing else fits, the
+    usual tiles get smaller as they do when memory runs out.
     """
     if not tiling.open:
         return tiling
@@ -67,7 +70,7 @@ def choose(vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling, on: str
     usual = tiling.closed(USUAL)
     if room >= UNKNOWN:
         return usual
-    if on == "cpu" and tile_count(latent, usual) == 1:  # a rehearsal takes as long as decoding such a clip
+    if on == "cpu" and room >= AMPLE and tile_count(latent, usual) == 1:
         return tiling.closed(Tiling.whole(clip))
     room, own = coarse(room), weights(vae)
     frame = 3 * torch.float32.itemsize * latent[1] * latent[2] * SPACE_SCALE**2

@@ -75,7 +75,7 @@ def sampling_memory(model: Model, latent: Tensor, passes: int, reference: Refere
     batch = max(single, batch_memory(module, tokens, passes))
     if batch <= total / 2:
         return Sampling(batch)
-    if getattr(model.patcher, "is_dynamic", bool)():  # a newer ComfyUI, which then pages the weights and patches itself
+    if model.paged:
         return Sampling(single, repeated=True)
     return Sampling(single + stay_memory(module.transformer_blocks, device), stay=True)
 

@@ -72,6 +72,11 @@ class Handle:
         """What decodes, for a VAE: the same module, unless `VideoVae` has another one."""
         return self
 
+    @property
+    def paged(self) -> bool:
+        """Whether ComfyUI pages the weights and patches them itself, as newer ones can."""
+        return getattr(self.patcher, "is_dynamic", bool)()
+
     def get_models(self) -> list[Any]:
         return [self.patcher]
 

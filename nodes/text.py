@@ -82,8 +82,7 @@ def encoded(text_encoder: memory.TextEncoder, texts: Sequence[str], on_layer: On
         memory.use(text_encoder, memory_required=activations.TEXT_MEMORY)
         gemma = text_encoder.gemma
         made = encode_texts(gemma, text_encoder.connectors.module, [text for _, text in missing], on_layer=on_layer)
-        # Newer ComfyUIs can page the weights themselves.
-        together = len(missing) > 1 and not getattr(text_encoder.patcher, "is_dynamic", bool)()
+        together = len(missing) > 1 and not text_encoder.paged
         with blocks_stay(gemma.model.model.language_model.layers, gemma.model.device, together):
             for key, context in zip(missing, made, strict=True):
                 found[key] = replace(

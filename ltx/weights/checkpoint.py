@@ -63,7 +63,8 @@ class Checkpoint:
     """An opened LTX checkpoint. Opening it reads only headers; each part is built when it is asked for.
 
     path: the file or folder with the transformer. files: by the part's argument, a file that is searched before `path`.
-    encoder: the text encoder's file, if it holds the text projection.
+    encoder: the text encoder's file, if it holds the text projection. What `inspect` has opened waits here for the
+    loading that comes after it, once.
     """
 
     path: Path

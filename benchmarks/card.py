@@ -52,7 +52,7 @@ def ways() -> dict[str, dict[str, Any]]:
             continue
         found[f"attention {name}"] = {"attention": name}
     if torch.cuda.is_available():
-        found |= {"fused kernels": {"fused": True}, "torch.compile": {"compiled": True}}
+        found |= {"without Triton kernels": {"fused": False}, "torch.compile": {"compiled": True}}
     return {name: {"how": how} for name, how in sorted(found.items())} | in_fp8()
 
 
@@ -168,7 +168,8 @@ def _table(found: dict[str, list[Result]], errors: Result, size: dict[str, Any],
         f"{name}; {clip.width}×{clip.height}×{clip.frames}, {steps} + 3 steps, {size['layers']} blocks, random "
         f"weights in {str(dtype()).removeprefix('torch.')}, frozen audio; `full` takes the 8 distilled steps, and the "
         "rows below it are at level none, run once. Measured; the ratios wanted are those of the first stage, of the "
-        "second one and of both. What torch.compile needs until its first steps is not in the time of a step. The peak "
+        "second one and of both. A step of each stage runs before; what it takes longer, for compiling and for the "
+        "start of the libraries, stands by itself. The peak "
         "is allocated memory with the weights, without upscaler, text encoder and decoder, and that of decoding is "
         "without the decoder's weights. A LoRA on decoded fp8 weights adds at most "
         f"{numbers['LoRA on fp8, share']:.0%} to a step; wanted is at most {LORA_SHARE:.0%}. The guided x0 of a step "

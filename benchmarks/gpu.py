@@ -195,7 +195,7 @@ def prepare(
     model: nn.Module,
     fp8: bool = False,
     fast: bool = False,
-    fused: bool = False,
+    fused: bool = True,
     compiled: bool = False,
     attention: str | None = None,
     rank: int = 0,
@@ -255,10 +255,10 @@ def ours(
     how: dict[str, Any] | None = None,
     offload: bool = False,
 ) -> dict[str, Any]:
-    """Runs both stages at a level. save: run only one exact guided step to sigma 0 and write its latent there. image:
-    whether there is a first image. room: as for `sample`. exact: in float32, which the model stays in. how: as for
-    `prepare`; a compiled model runs a step of both stages before, "start" is its seconds beyond those of a step.
-    offload: whether the blocks wait in host memory."""
+    """Runs both stages at a level, after one step of each; "start" is what these took longer. save: run only one exact
+    guided step to sigma 0 and write its latent there. image: whether there is a first image. room: as for `sample`.
+    exact: in float32 and without Triton kernels; the model stays in float32. how: as for `prepare`. offload: whether
+    the blocks wait in host memory."""
     from a2v.ltx.diffusion.acceleration import LEVELS
     from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
     from a2v.ltx.diffusion.guidance import Guidance
@@ -270,7 +270,7 @@ def ours(
     first = halved(whole)
     if exact:
         widened(model)
-    prepare(model, **(how or {}))
+    prepare(model, **{"fused": not exact, **(how or {})})
     video_text, audio_text, video_negative, audio_negative = texts(size)
     scales = {name.removesuffix("_scale"): value for name, value in GUIDANCE.items()}
     guidance = Guidance(**scales, stg_blocks=(stg_block(size["layers"]),))
@@ -297,9 +297,9 @@ def ours(
 
     refine = torch.tensor(REFINE)
     with offloaded(model, offload):
-        early = stages(sigmas[-2:], refine[-2:]) if (how or {}).get("compiled") else ()
+        early = stages(sigmas[-2:], refine[-2:])
         one, two = stages(sigmas, refine)
-    start = sum(step["step"] for step in early) - (one["step"] + two["step"] if early else 0.0)
+    start = sum(step["step"] for step in early) - one["step"] - two["step"]
     return {**both(one, two, len(sigmas) - 1), "start": max(start, 0.0)}
 
 
@@ -347,7 +347,9 @@ def official_model(
 def official(
     size: dict[str, Any], clip: list[int], steps: int, save: str | None = None, measured: Measure = clock
 ) -> dict[str, Any]:
-    """The same as `ours` with the helpers of ltx-pipelines 1.0.0. save: as in `ours`, with the rules of version 1.2."""
+    """The same as `ours` with the helpers of ltx-pipelines 1.0.0. save: as in `ours`, with the rules of version 1.2.
+
+    Each stage runs one step before it is measured: in the first one the libraries start and choose their algorithms."""
     from a2v.benchmarks import official as peer
 
     model, whole = official_model(**size), Clip(*clip)
@@ -393,12 +395,20 @@ def official(
             latent = one_stage(first, torch.tensor(WHOLE), guided)
         save_file({"latent": latent.float().cpu().contiguous()}, save)
         return {}
-    with measured(steps) as one:
-        latent = one_stage(first, sigmas, guided)
     refine = torch.tensor(REFINE)
-    with measured(len(REFINE) - 1) as two:
-        one_stage(whole, refine, plain, noise_scale=REFINE[0], initial_video_latent=doubled(latent).to(kind))
-    return both(one, two, steps)
+
+    def stages(sigmas: Tensor, refine: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+        with measured(len(sigmas) - 1) as one:
+            latent = one_stage(first, sigmas, guided)
+        with measured(len(refine) - 1) as two:
+            start = doubled(latent).to(kind)
+            one_stage(whole, refine, plain, noise_scale=float(refine[0]), initial_video_latent=start)
+        return one, two
+
+    early = stages(sigmas[-2:], refine[-2:])
+    one, two = stages(sigmas, refine)
+    start = sum(step["step"] for step in early) - one["step"] - two["step"]
+    return {**both(one, two, steps), "start": max(start, 0.0)}
 
 
 @cache

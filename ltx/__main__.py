@@ -164,7 +164,12 @@ def _add_computing(p: argparse.ArgumentParser) -> None:
         help="multiply fp8, int8, NVFP4 and MXFP8 weights in their own format where the card can; not exact",
     )
     p.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks; pays in long films")
-    p.add_argument("--fused", action="store_true", help="Triton kernels for norms and rotations; not yet measured")
+    p.add_argument(
+        "--fused",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether a GPU computes norms, rotations and gates in Triton kernels, if Triton is there; default: yes",
+    )
     p.add_argument("--attention", choices=BACKENDS, default=TORCH, help="what computes attention; sage is not exact")
     p.add_argument(
         "--offload", choices=OFFLOAD, default=AUTO, help="blocks: all wait in host memory; auto: those that do not fit"

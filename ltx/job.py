@@ -94,7 +94,7 @@ class Compute:
     offload: str = AUTO
     tiling: Tiling | None = TILING
     attention: str = TORCH
-    fused: bool = False
+    fused: bool = True
     fast_products: bool = False
 
     def __post_init__(self) -> None:

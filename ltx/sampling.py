@@ -142,8 +142,7 @@ class _Transformer:
         self.waiting = None if placement is None else offload_transformer(self.model, device, placement)
         attend_by(self.model, compute.attention)
         quicken(self.model, compute.fast_products)
-        if compute.fused:
-            fuse(self.model)
+        fuse(self.model, compute.fused)
         if compute.compiled:
             compile_blocks(self.model, folder=job.files.contexts and job.files.contexts / CODE)
 

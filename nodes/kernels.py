@@ -7,7 +7,7 @@ from dataclasses import replace
 import comfy.model_management as management
 from comfy_api.latest import io
 
-from ..ltx.diffusion import kernels
+from ..ltx import fused
 from ..ltx.diffusion.attention import BACKENDS, TORCH, check_attention
 from ..ltx.weights.quantized import QuantizedLinear
 from . import files, memory
@@ -38,9 +38,9 @@ class Kernels(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "fused",
-                    default=False,
-                    tooltip="Triton kernels of this pack for norms, modulation and rotation, exact to the rounding. No "
-                    "GPU has measured them yet. They need Triton.",
+                    default=True,
+                    tooltip="Triton kernels of this pack for norms, rotation and gates, exact to the rounding. They "
+                    "run on a GPU if Triton is installed, also without this node.",
                 ),
                 io.Boolean.Input(
                     "fast_products",
@@ -71,8 +71,11 @@ def _told(model: memory.Model) -> list[str]:
     """What is chosen, and what has no effect here."""
     exact = "exact" if BACKENDS[model.attention].exact else "not exact"
     notes = [f"attention by {model.attention} ({exact})"]
-    if model.fused:
-        notes.append("fused kernels" if kernels.triton is not None else "no fused kernels, because Triton is missing")
+    why = fused.obstacle(model.module.device)
+    if not model.fused:
+        notes.append("no fused kernels")
+    else:
+        notes.append(f"no fused kernels: {why}" if why else "fused kernels")
     if model.fast_products:
         quantized = any(isinstance(layer, QuantizedLinear) for layer in model.module.modules())
         fast = "fast products where the card has them (not exact)"

@@ -235,7 +235,7 @@ class Model(Adapted):
     compiled: bool = False
     weights: str = ""
     attention: str = TORCH
-    fused: bool = False
+    fused: bool = True
     fast_products: bool = False
 
     @property

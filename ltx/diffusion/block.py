@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_ltx2 import (
     LTX2VideoTransformer3DModel,
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from ..classes import give_classes
 from .attention import taking_weights
-from .kernels import fuses, norm_modulate, norm_rotate
+from .kernels import add_gated, fuses, gate_heads, modulator, norm_rotate
 from .modulation import Ada, Modulations, Pair, Rotary, ada
 from .sight import View, attend_in_groups
 
@@ -75,7 +74,7 @@ class Block(LTX2VideoTransformerBlock):
         video_ada = ada(self.scale_shift_table, of_video.own, of_video.places)
         x = _modulated(self.norm1, video, video_ada, 0, 1)
         change = _attention(self.attn1, x, positions=positions.video, skipped=rows.skipped, views=views)
-        video = video_ada.gated(video, change, 2)
+        video = self._added(video_ada, video, change, 2)
         if texts is None:
             video_read = _pair(
                 self.attn2, ada(self.prompt_scale_shift_table, of_video.prompt).modulate(video_text, 0, 1)
@@ -83,13 +82,13 @@ class Block(LTX2VideoTransformerBlock):
         else:
             video_read = texts[0]
         x = _modulated(self.norm2, video, video_ada, 6, 7)
-        video = video_ada.gated(video, _attention(self.attn2, x, pair=video_read, second=rows.second_text), 8)
+        video = self._added(video_ada, video, _attention(self.attn2, x, pair=video_read, second=rows.second_text), 8)
         heard = None
         if audio is not None:
             audio_ada = ada(self.audio_scale_shift_table, of_audio.own, of_audio.places)
             x = _modulated(self.audio_norm1, audio, audio_ada, 0, 1)
             change = _attention(self.audio_attn1, x, positions=positions.audio, skipped=rows.skipped_audio)
-            audio = audio_ada.gated(audio, change, 2)
+            audio = self._added(audio_ada, audio, change, 2)
             if texts is None:
                 text = ada(self.audio_prompt_scale_shift_table, of_audio.prompt).modulate(audio_text, 0, 1)
                 heard = _pair(self.audio_attn2, text)
@@ -97,14 +96,14 @@ class Block(LTX2VideoTransformerBlock):
                 heard = texts[1]
             x = _modulated(self.audio_norm2, audio, audio_ada, 6, 7)
             change = _attention(self.audio_attn2, x, pair=heard, second=rows.second_audio_text)
-            audio = audio_ada.gated(audio, change, 8)
+            audio = self._added(audio_ada, audio, change, 8)
         if not all(rows.isolated):
             joined = len([row for row in rows.isolated if not row])  # torch 2.6 cannot compile count()
             self._exchange(video, audio, levels, positions, joined, audio_read)
-        video = video_ada.gated(video, self.ff(_modulated(self.norm3, video, video_ada, 3, 4)), 5)
+        video = self._added(video_ada, video, self.ff(_modulated(self.norm3, video, video_ada, 3, 4)), 5)
         if audio is not None and audio_read:
             change = self.audio_ff(_modulated(self.audio_norm3, audio, audio_ada, 3, 4))
-            audio = audio_ada.gated(audio, change, 5)
+            audio = self._added(audio_ada, audio, change, 5)
         return video, audio, (video_read, heard) if keep else None
 
     def _exchange(
@@ -118,11 +117,14 @@ class Block(LTX2VideoTransformerBlock):
         video_ada = ada(video_table[:4], of_video.across, of_video.places)
         audio_ada = ada(audio_table[:4], of_audio.across, of_audio.places)
         sounds = 1 if positions.hearing is None else positions.hearing.shape[2]
-        video_state = _norm(self.audio_to_video_norm, video[:joined])
-        audio_state = _norm(self.video_to_audio_norm, audio[: joined * sounds])
+        of_picture = modulator(self.audio_to_video_norm, video[:joined])
+        of_sound = modulator(self.video_to_audio_norm, audio[: joined * sounds])
         # A table holds scale and shift for the direction to the video, scale and shift for the direction to the audio,
         # and the gate.
-        looking, heard = video_ada.modulate(video_state, 1, 0), audio_ada.modulate(audio_state, 1, 0)
+        looking, heard = of_picture(video_ada, 1, 0), of_sound(audio_ada, 1, 0)
+        if audio_read:
+            listening, seen = of_sound(audio_ada, 3, 2), of_picture(video_ada, 3, 2)
+        del of_picture, of_sound
         change, *others = (
             _attention(
                 self.audio_to_video_attn,
@@ -138,16 +140,29 @@ class Block(LTX2VideoTransformerBlock):
             change = change * share
             for other, share in zip(others, shares, strict=True):
                 change = change.addcmul(other, share)
-        video[:joined].addcmul_(change, *ada(video_table[4:], of_video.gate).values)
+        self._add(ada(video_table[4:], of_video.gate), video[:joined], change)
         if audio_read:
             change = _attention(
                 self.video_to_audio_attn,
-                audio_ada.modulate(audio_state, 3, 2),
-                _for_each(video_ada.modulate(video_state, 3, 2), sounds),
+                listening,
+                _for_each(seen, sounds),
                 positions=positions.cross_audio,
                 key_positions=positions.cross_video,
             )
-            audio[: joined * sounds].addcmul_(change, *ada(audio_table[4:], of_audio.gate).values)
+            self._add(ada(audio_table[4:], of_audio.gate), audio[: joined * sounds], change)
+
+    def _added(self, ada: Ada, x: Tensor, change: Tensor, gate: int) -> Tensor:
+        """Returns x + change · gate in the memory of `change`. gate: the parameter's number in `ada`."""
+        if fuses(self, x) and change.is_contiguous():
+            return add_gated(x, change, ada, gate, change)
+        return ada.gated(x, change, gate)
+
+    def _add(self, gate: Ada, x: Tensor, change: Tensor) -> None:
+        """Adds change · gate to x in place. gate: of one parameter, which is the same for all tokens."""
+        if fuses(self, x) and x.is_contiguous():
+            add_gated(x, change, gate, 0, x)
+        else:
+            x.addcmul_(change, *gate.values)
 
 
 def adopt(model: LTX2VideoTransformer3DModel) -> None:
@@ -160,15 +175,9 @@ def _for_each(x: Tensor, sounds: int) -> Tensor:
     return x if sounds == 1 else x.repeat_interleave(sounds, 0)
 
 
-def _norm(norm: nn.Module, x: Tensor) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
-
-
 def _modulated(norm: nn.Module, x: Tensor, ada: Ada, shift: int, scale: int) -> Tensor:
     """Normalised x, modulated by two parameters of `ada`."""
-    if norm.weight is None and fuses(norm, x):
-        return norm_modulate(norm, x, ada, shift, scale)
-    return ada.modulate(_norm(norm, x), shift, scale)
+    return modulator(norm, x)(ada, shift, scale)
 
 
 def _attention(
@@ -189,15 +198,13 @@ def _attention(
     context; the pair is then of one or two contexts. skipped: flags of the rows that take the value projection instead
     of attention. views: as for `Block`.
     """
-    gates = None
-    if attention.to_gate_logits is not None:
-        gates = 2.0 * torch.sigmoid(attention.to_gate_logits(x)).unsqueeze(-1)
+    logits = None if attention.to_gate_logits is None else attention.to_gate_logits(x)
     if pair is not None:
         query = _rotate(attention, attention.norm_q, attention.to_q(x), positions)
-        return attention.to_out[0](_gated(_read(attention, query, pair, second), gates))
+        return attention.to_out[0](_gated(attention, _read(attention, query, pair, second), logits))
     value = attention.to_v(x if context is None else context).unflatten(2, (attention.heads, -1))
     if skipped and all(skipped):
-        return attention.to_out[0](_gated([value], gates))
+        return attention.to_out[0](_gated(attention, [value], logits))
     kept = _without_skipped(x, skipped)
     query = _rotate(attention, attention.norm_q, attention.to_q(kept), positions)
     key = kept if context is None else context
@@ -206,7 +213,7 @@ def _attention(
     if any(skipped):
         rows = iter(attended[0].split(1))
         attended = [row if skip else next(rows) for row, skip in zip(value.split(1), skipped, strict=True)]
-    return attention.to_out[0](_gated(attended, gates))
+    return attention.to_out[0](_gated(attention, attended, logits))
 
 
 def _read(attention: Any, query: Tensor, pair: Pair, second: tuple[bool, ...]) -> list[Tensor]:
@@ -223,9 +230,12 @@ def _read(attention: Any, query: Tensor, pair: Pair, second: tuple[bool, ...]) -
     return read
 
 
-def _gated(parts: list[Tensor], gates: Tensor | None) -> Tensor:
-    """Rows [r, N, heads, d] of attention, one part after the other, times their gates [R, N, heads, 1], if there are
-    any → [R, N, D], in the memory of a single part."""
+def _gated(attention: Any, parts: list[Tensor], logits: Tensor | None) -> Tensor:
+    """Rows [r, N, heads, d] of attention, one part after the other, times their gates, if there are any → [R, N, D], in
+    the memory of a single part. logits: [R, N, heads], of which twice the sigmoid is the gate."""
+    if logits is not None and fuses(attention, logits):
+        return gate_heads(parts, logits)
+    gates = None if logits is None else 2.0 * torch.sigmoid(logits).unsqueeze(-1)
     if gates is None or torch.compiler.is_compiling():
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         return (whole if gates is None else whole * gates).flatten(2)

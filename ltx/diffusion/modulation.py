@@ -37,15 +37,17 @@ class Rotary:
 
 
 def rotary(model: LTX2VideoTransformer3DModel, video: Tensor, audio: Tensor, device: torch.device) -> Rotary:
-    """Embeds positions [1, axes, N, 2]. It computes on the CPU once per stage, because some devices lack float64."""
+    """Embeds positions [1, axes, N, 2], once per stage, on CUDA or on the CPU, because other devices may lack float64.
+    At 1024×576×121 the CPU takes a tenth of a second or more for it, and 150 MB would be copied."""
     video, audio = video.cpu(), audio.cpu()
+    place = device if device.type == "cuda" else torch.device("cpu")
 
     def make(module: nn.Module, positions: Tensor) -> Pair:
         if module.rope_type == "split":  # [1, heads, N, half] → the memory layout of queries and keys
-            pair = (rearrange(t, "1 heads n half -> n 1 heads half") for t in module(_distinct(positions)))
-            cos, sin = (t.contiguous() for t in pair)
+            found = module(_distinct(positions).to(place))
+            cos, sin = (rearrange(t, "1 heads n half -> n 1 heads half").contiguous() for t in found)
         else:
-            cos, sin = module(positions)
+            cos, sin = module(positions.to(place))
         return cos.to(device), sin.to(device)
 
     return Rotary(

@@ -15,6 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .decoding import decode
 from .products import WeightFormat, int8_product
 from .quantized import Stored, as_bytes, floats
 
@@ -35,7 +36,10 @@ class Int8:
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [out, in], the integers' bytes → weight [out, in], rounded once to `dtype`."""
-        numbers, scales = data.view(torch.int8), floats(self.scales, data.device).view(-1, 1)
+        scales = floats(self.scales, data.device)
+        if not self.group and (weight := decode(data, torch.int8, scales, dtype)) is not None:
+            return weight
+        numbers, scales = data.view(torch.int8), scales.view(-1, 1)
         scales = (scales / self.group**0.5 if self.group else scales).expand(len(data), 1)  # the root is a power of two
         if torch.compiler.is_compiling():
             return (self._turned(numbers) * scales).to(dtype)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import Adapter, Edit, Leaf, LowRank, combine
+from .decoding import decode
 from .products import WeightFormat, float8_product
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -68,9 +69,12 @@ class Float8:
         return WeightFormat("fp8", "fp8") if self.scales is None else WeightFormat("fp8 by rows", "fp8", by_rows=True)
 
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
+        scales = self.factor if self.scales is None else floats(self.scales, data.device)
+        if (weight := decode(data, self.dtype, scales, dtype)) is not None:
+            return weight
         values = data.view(self.dtype).to(dtype)  # exact, because both formats fit into bfloat16, float16 and float32
         if self.scales is not None:
-            return torch.mul(values, floats(self.scales, data.device).view(-1, 1), out=torch.empty_like(values))
+            return torch.mul(values, scales.view(-1, 1), out=torch.empty_like(values))
         # a CPU scalar: any device multiplies it in float32 and rounds once
         return values if self.scale is None else values.mul_(self.scale)
 

@@ -588,7 +588,7 @@ def test_default_dtype_and_device(
 
 def test_every_flag_about_computing_arrives(run: Run, asked: list[Compute]) -> None:
     """And each switch alone sets what it names."""
-    switches = {"fp8": "fp8", "compile": "compiled", "fused": "fused", "fast-products": "fast_products"}
+    switches = {"fp8": "fp8", "compile": "compiled", "fast-products": "fast_products"}
     on: dict[str, Any] = {flag: [] for flag in switches}
     assert run(device="cpu", dtype="bfloat16", offload="none", attention="math", **on).status == 130
     given = {"offload": "none", "attention": "math", **dict.fromkeys(switches.values(), True)}
@@ -596,6 +596,8 @@ def test_every_flag_about_computing_arrives(run: Run, asked: list[Compute]) -> N
     for flag, field in switches.items():
         assert run(device="cpu", **{flag: []}).status == 130
         assert asked.pop() == Compute(torch.float32, "cpu", **{field: True})
+    assert run(device="cpu", **{"no-fused": []}).status == 130
+    assert asked.pop() == Compute(torch.float32, "cpu", fused=False)
 
 
 def test_every_flag_about_a_video_arrives(run: Run, job: list[Job], media: Path) -> None:

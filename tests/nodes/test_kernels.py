@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 from a2v import nodes
+from a2v.ltx import fused
 from a2v.ltx.diffusion import attention as engine
-from a2v.ltx.diffusion import kernels as engine_kernels
 from a2v.ltx.diffusion.attention import BACKENDS, MATH, TORCH
 from a2v.ltx.errors import InputError
 from a2v.ltx.weights.checkpoint import load_checkpoint
@@ -50,16 +50,18 @@ def chosen(model: memory.Model, *values: object) -> tuple[memory.Model, str]:
 
 
 def test_the_defaults_change_nothing(model: memory.Model) -> None:
-    same, told = chosen(model, TORCH, False, False)
-    assert same.identity == model.identity and told == "attention by torch (exact)"
+    same, told = chosen(model, TORCH, True, False)
+    assert same.identity == model.identity
+    assert told == "attention by torch (exact); no fused kernels: they need a GPU"
     defaults = {each.id: each.default for each in Kernels.GET_SCHEMA().inputs if hasattr(each, "default")}
-    assert (defaults["attention"], defaults["fused"], defaults["fast_products"]) == (TORCH, False, False)
+    assert (defaults["attention"], defaults["fused"], defaults["fast_products"]) == (TORCH, True, False)
 
 
 def test_each_handle_computes_as_it_says(model: memory.Model) -> None:
     """All handles share the module, so each sets all of it."""
     other, told = chosen(model, MATH, False, True)
-    assert told == "attention by math (exact); fast products where the card has them (not exact)"
+    expected = "attention by math (exact); no fused kernels; fast products where the card has them (not exact)"
+    assert told == expected
     assert other.identity != model.identity and other.module is model.module
     other.compute_so()
     assert backends(model) == {BACKENDS[MATH].name} and fast(model) == {True}
@@ -67,11 +69,13 @@ def test_each_handle_computes_as_it_says(model: memory.Model) -> None:
     assert backends(model) == {None} and fast(model) == {False}
 
 
-def test_fused_kernels_without_triton_are_told(model: memory.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_kernels, "triton", None)
-    assert "no fused kernels, because Triton is missing" in chosen(model, TORCH, True, False)[1]
-    monkeypatch.setattr(engine_kernels, "triton", object())
-    assert chosen(model, TORCH, True, False)[1].endswith("fused kernels")
+def test_it_is_told_whether_fused_kernels_run(model: memory.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "obstacle", lambda device: "Triton is not installed (pip install triton)")
+    assert chosen(model, TORCH, True, False)[1].endswith(
+        "no fused kernels: Triton is not installed (pip install triton)"
+    )
+    monkeypatch.setattr(fused, "obstacle", lambda device: "")
+    assert chosen(model, TORCH, True, False)[1].endswith("; fused kernels")
 
 
 def test_weights_that_are_not_quantized_have_no_fast_products(tiny: TinyFiles) -> None:

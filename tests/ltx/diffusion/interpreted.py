@@ -22,7 +22,7 @@ sys.modules["a2v"] = alias
 
 import torch
 from a2v.ltx.diffusion import kernels
-from a2v.ltx.diffusion.block import _modulated, _rotate
+from a2v.ltx.diffusion.block import Block, _gated, _modulated, _rotate
 from a2v.ltx.diffusion.modulation import Ada, Places
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx.diffusion.one_pass import Case, guided_step
@@ -48,23 +48,46 @@ def tell(name: str, eager: Tensor, fused: Tensor) -> None:
     print(json.dumps([name, error]), flush=True)
 
 
+Draw = Callable[..., Tensor]
+
+
+def compare(shape: tuple[int, int, int, int], dtype: torch.dtype, randn: Draw) -> None:
+    rows, tokens, heads, half = shape
+    width, name = heads * 2 * half, f"{rows}x{tokens}x{heads}x{half} {str(dtype).removeprefix('torch.')}"
+    x, change = randn(rows, tokens, width).to(dtype), randn(rows, tokens, width).to(dtype)
+    norm = torch.nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
+    block = Block.__new__(Block)
+    nn.Module.__init__(block)
+    for levels in (1, 2, tokens):
+        index = torch.arange(tokens) % levels
+        ada = Ada(tuple(randn(4, levels, width).to(dtype)), Places.of(index) if levels > 1 else None)
+        tell(f"modulate {levels} {name}", *both(norm, partial(_modulated, norm, x, ada, 1, 2)))
+        tell(f"gate {levels} {name}", *both(block, lambda ada=ada: block._added(ada, x, change.clone(), 2)))
+
+    def add(gate: Ada) -> Tensor:
+        block._add(gate, target := x.clone(), change)
+        return target
+
+    tell(f"gate in place {name}", *both(block, partial(add, Ada((randn(1, width).to(dtype),), None))))
+    attention = LTX2Attention(width, heads=heads, kv_heads=heads, dim_head=2 * half, rope_type="split").to(dtype)
+    attention.norm_q.weight.copy_(randn(width))
+    attended = randn(rows, tokens, heads, 2 * half).to(dtype)
+    logits = randn(rows, tokens, heads).to(dtype)
+    strided = attended.transpose(1, 2).contiguous().transpose(1, 2)  # as a backend may return it
+    for kind, parts in (("whole", (attended,)), ("rows", attended.split(1)), ("strided", (strided,))):
+        work = lambda parts=parts: _gated(attention, [part.clone() for part in parts], logits)  # noqa: E731
+        tell(f"heads {kind} {name}", *both(attention, work))
+    for shared in (1, 2):
+        pair = randn(tokens // shared, 1, heads, half), randn(tokens // shared, 1, heads, half)
+        tell(f"rotate {shared} {name}", *both(attention, partial(_rotate, attention, attention.norm_q, x, pair)))
+
+
 @torch.inference_mode()
 def main(folder: str) -> None:
     draw = torch.Generator().manual_seed(7)
     randn = lambda *shape: torch.randn(*shape, generator=draw)  # noqa: E731
-    for (rows, tokens, heads, half), dtype in product(SHAPES, (torch.float32, torch.bfloat16)):
-        width, name = heads * 2 * half, f"{rows}x{tokens}x{heads}x{half} {str(dtype).removeprefix('torch.')}"
-        x = randn(rows, tokens, width).to(dtype)
-        norm = torch.nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
-        for levels in (1, 2, tokens):
-            index = torch.arange(tokens) % levels
-            ada = Ada(tuple(randn(4, levels, width).to(dtype)), Places.of(index) if levels > 1 else None)
-            tell(f"modulate {levels} {name}", *both(norm, partial(_modulated, norm, x, ada, 1, 2)))
-        attention = LTX2Attention(width, heads=heads, kv_heads=heads, dim_head=2 * half, rope_type="split").to(dtype)
-        attention.norm_q.weight.copy_(randn(width))
-        for shared in (1, 2):
-            pair = randn(tokens // shared, 1, heads, half), randn(tokens // shared, 1, heads, half)
-            tell(f"rotate {shared} {name}", *both(attention, partial(_rotate, attention, attention.norm_q, x, pair)))
+    for shape, dtype in product(SHAPES, (torch.float32, torch.bfloat16)):
+        compare(shape, dtype, randn)
     files = write_tiny(Path(folder), layers=2, vae_width=4, gemma_layers=1)
     model = load_checkpoint(files.checkpoint).transformer(torch.float32)
     run = Case(model, randn, image=0.4)

@@ -1,0 +1,64 @@
+"""What the pack's Triton kernels share: Triton itself, if it is there, and whether it can build them for a device."""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = tl = None
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton runs kernels in Python on the CPU, as the tests do."""
+
+
+def takes_over(x: Tensor) -> bool:
+    """Whether kernels can do the work on `x`. torch.compile merges the eager operations by itself."""
+    return (
+        (x.is_cuda or INTERPRETED)
+        and not torch.compiler.is_compiling()
+        and not isinstance(x, FakeTensor)
+        and not obstacle(x.device)
+    )
+
+
+@cache
+def obstacle(device: torch.device) -> str:
+    """Why kernels cannot run on a device, in words; "" if they can. It is tried once; on a GPU the log says why."""
+    if INTERPRETED and triton is not None and device.type == "cpu":
+        return ""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return "they need a GPU"
+    reason = _reason(device)
+    if reason:
+        logging.warning("LTX A2V: the Triton kernels stay off, so some steps take longer: %s.", reason)
+    return reason
+
+
+def _reason(device: torch.device) -> str:
+    if triton is None:
+        return "Triton is not installed (pip install triton)"
+    try:
+        with torch.cuda.device(device):
+            _trial[(1,)](torch.zeros(1, device=device))
+    except (
+        Exception
+    ) as error:  # Triton, the C compiler and the driver have classes of their own, not the same each year
+        first = str(error).strip().partition("\n")[0].rstrip(".")
+        return f"Triton cannot build them for {device}: {first or type(error).__name__}"
+    return ""
+
+
+if triton is not None:
+
+    @triton.jit
+    def _trial(x):
+        tl.store(x, 1.0)

@@ -1,0 +1,63 @@
+"""Whether Triton's kernels can run on a device: it is tried once, and where they cannot, the eager code stays."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+from a2v.ltx import fused
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def asked_anew() -> Iterator[None]:
+    """What was found of a device is remembered for the process."""
+    fused.obstacle.cache_clear()
+    yield
+    fused.obstacle.cache_clear()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["without Triton", "without a compiler"])
+def test_where_a_gpu_cannot_run_them_it_is_said_once(
+    there: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one via CC.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", fail)
+    monkeypatch.setattr(fused, "triton", object() if there else None)
+    with caplog.at_level(logging.WARNING):
+        reasons = {fused.obstacle(GPU) for _ in range(2)}
+    said = "Triton is not installed (pip install triton)"
+    if there:
+        said = "Triton cannot build them for cuda:0: Failed to find C compiler"
+    assert reasons == {said}
+    assert caplog.messages == [f"LTX A2V: the Triton kernels stay off, so some steps take longer: {said}."]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_elsewhere_nothing_is_said(device: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert not fused.takes_over(torch.zeros(1, device=device))
+        assert fused.obstacle(torch.device(device)) == "they need a GPU"
+    assert not caplog.messages
+
+
+def test_a_tensor_without_values_is_left_to_the_eager_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the counts of benchmarks/cost.py, on a machine with a GPU."""
+    monkeypatch.setattr(fused, "obstacle", lambda device: "")
+    with torch._subclasses.FakeTensorMode():
+        assert not fused.takes_over(torch.zeros(1, device="cuda"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_with_triton_they_run() -> None:
+    """Elsewhere they are wanted as well, but a machine may have no compiler for Triton."""
+    if fused.triton is None:
+        pytest.skip("Triton is not installed")
+    assert fused.obstacle(torch.device("cuda", torch.cuda.current_device())) == ""
+    assert fused.takes_over(torch.zeros(1, device="cuda"))

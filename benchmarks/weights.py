@@ -63,9 +63,9 @@ def weights(folder: Path, small: bool = False) -> Table:
         "All linear layers of the blocks are in the format; the official fp8 and NVFP4 files leave four blocks in 16 "
         "bits. `decoded` is what the pack does by itself: the weight is decoded at each call and multiplied in 16 "
         "bits. Decoding costs time, so a small format gains room and fewer copies, and no speed where copies are "
-        "hidden. Fast products "
-        "(`--fast-products`) replace decoding and the 16-bit product by rounding the input and a product in the "
-        "format. They are counted without compiling, which merges the passes over memory that round the input.",
+        "hidden. Fast products (`--fast-products`) replace decoding and the 16-bit product by rounding the input and a "
+        "product in the format. The input is rounded in one pass over memory for fp8 (by the pack's Triton kernel) and "
+        "int8, and in two for NVFP4.",
         ", ".join(f"{name}: {_sheet(card)}" for name, card in CARDS.items()) + ".",
     )
     rows = tuple(row for card in cells.values() for row in card)

@@ -74,6 +74,15 @@ def test_fast_products_run_where_the_card_has_them(kind: str, number: str, cards
         assert seconds > decoded.flops / card.products[HALF]
 
 
+def test_the_input_of_an_fp8_product_is_rounded_in_one_pass() -> None:
+    """3 bytes for each value and 4 for each row's scale, as the kernel moves them; then the product."""
+    tokens, inputs, outputs = call = 4096, 2048, 1024
+    rounding, scales = tokens * (3 * inputs + 4), 4 * outputs  # the weight's one scale is written for all its rows
+    product = tokens * inputs + inputs * outputs + 4 * tokens + scales + 2 * outputs + 2 * tokens * outputs
+    fast = layers.of_call((*call, True), Layers("fp8", fast=True))
+    assert (fast.bytes, fast.launches) == (rounding + scales + product, 3)
+
+
 def test_blocks_that_do_not_fit_are_copied() -> None:
     """Blocks of 1 GB on a card of 12 GB, of which 1.5 are reserved: 9 of them have room, two places are for copies."""
     card = CARDS["RTX 4070"]

@@ -15,11 +15,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from .rounding import TINY, TOP, round_to_float8, top
+
 HALVES = (torch.bfloat16, torch.float16)
-TOP = torch.finfo(torch.float8_e4m3fn).max
 NVFP4_TOP = TOP * 6  # the largest scale of a block times the largest 4-bit value
 ALIGNED = 16  # the sides of a matrix that the units for 8 bits take are multiples of this number
-TINY = 2.0**-100  # keeps the scale of an input of zeros above 0
 NEEDED = {"int8": (7, 5), "fp8": (8, 9), "nvfp4": (10, 0), "mxfp8": (10, 0)}
 """The compute capability from which NVIDIA's cards have the format's arithmetic."""
 KITCHEN = {"int8": "int8_linear", "nvfp4": "scaled_mm_nvfp4", "mxfp8": "scaled_mm_mxfp8"}
@@ -68,8 +68,7 @@ def float8_product(x: Tensor, weight: Tensor, scale: float | Tensor, bias: Tenso
     each = isinstance(scale, Tensor) and scale.ndim == 1
     if not by_rows and each:
         return None
-    factor = (_top(x, by_rows).float() / TOP).clamp_min(TINY)
-    rounded = (x / factor).to(torch.float8_e4m3fn)  # what a division rounds up is below the next float8, so it is TOP
+    rounded, factor = round_to_float8(x, by_rows)
     if isinstance(scale, Tensor) and not each:
         scale = torch.ones((1, len(weight)) if by_rows else (), device=x.device) * scale
     elif not each:
@@ -92,7 +91,7 @@ def nvfp4_product(x: Tensor, packed: Tensor, scales: Tensor, scale: float, bias:
     kitchen = _kitchen("nvfp4", x)
     if kitchen is None:
         return None
-    factor = (_top(x).float() / NVFP4_TOP).clamp_min(TINY)
+    factor = (top(x).float() / NVFP4_TOP).clamp_min(TINY)
     rounded, blocks = kitchen.quantize_nvfp4(x, factor, pad_16x=True)
     whole = torch.full((), scale, device=x.device)
     bias = _padded(bias, len(packed))
@@ -108,11 +107,6 @@ def mxfp8_product(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None
     rounded, blocks = kitchen.quantize_mxfp8(x, pad_32x=True)
     bias = _padded(bias, len(weight))
     return kitchen.scaled_mm_mxfp8(rounded, weight, blocks, scales, bias, x.dtype)[: len(x)]
-
-
-def _top(x: Tensor, by_rows: bool = False) -> Tensor:
-    """The largest magnitude [], or of each row [M, 1], in one pass over memory."""
-    return torch.linalg.vector_norm(x, torch.inf, 1 if by_rows else None, keepdim=by_rows)
 
 
 def _padded(bias: Tensor | None, rows: int) -> Tensor | None:

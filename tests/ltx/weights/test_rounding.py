@@ -1,0 +1,163 @@
+"""Rounding to fp8: the Triton kernel gives the eager code's bits, and where it cannot be had, the eager code stays."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from a2v.ltx.weights import products, rounding
+from torch import Tensor
+
+PROGRAM = Path(__file__).with_name("rounded.py")
+needs_triton = pytest.mark.skipif(rounding.triton is None, reason="Triton is not installed")
+
+
+@pytest.fixture(autouse=True)
+def anew() -> Iterator[None]:
+    """Nothing was tried yet, and nothing said."""
+    for remembered in (rounding.is_built, rounding._tell_that_it_stays_off):
+        remembered.cache_clear()
+    yield
+    for remembered in (rounding.is_built, rounding._tell_that_it_stays_off):
+        remembered.cache_clear()
+
+
+@pytest.fixture
+def by_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """x → what `float8_product` hands to a product with scales by rows, and the scales. The CPU stands for a card."""
+    given: list[tuple[Tensor, Tensor]] = []
+
+    def product(x: Tensor, weight: Tensor, scale_a: Tensor, out_dtype: torch.dtype, **_: Any) -> Tensor:
+        given.append((x, scale_a))
+        return x.new_zeros(len(x), weight.shape[1], dtype=out_dtype)
+
+    def call(x: Tensor) -> tuple[Tensor, Tensor]:
+        weight = torch.ones(16, x.shape[1]).to(torch.float8_e4m3fn)
+        assert products.float8_product(x, weight, 1.0, None) is not None
+        return given.pop()
+
+    monkeypatch.setattr(products, "rows_have_scales", lambda device: True)
+    monkeypatch.setattr(rounding, "INTERPRETED", True)
+    monkeypatch.setattr(torch, "_scaled_mm", product)
+    return call
+
+
+def same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
+    return torch.equal(one[0].view(torch.uint8), other[0].view(torch.uint8)) and torch.equal(one[1], other[1])
+
+
+@needs_triton
+def test_the_kernel_gives_the_eager_codes_bits() -> None:
+    env = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, PROGRAM], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == 4 * 3 * 6 + 2
+    assert [case for case in found if case[1:] != [0, 0]] == []
+
+
+@pytest.mark.parametrize("capability", [89, 90, 120])
+def test_what_a_card_runs(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton compiles for a card that is not there: one read of each value, exact divisions, the nearest float8."""
+    triton = pytest.importorskip("triton", "3.3", reason="Triton is not installed, or compiles by another interface")
+    if rounding.INTERPRETED:
+        pytest.skip("Triton runs in its interpreter here")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    block, warps = 4096, rounding.warps(4096)
+    kinds = {"x": "*bf16", "rounded": "*fp8e4nv", "factors": "*fp32", "width": "i32", "inverse": "fp32", "tiny": "fp32"}
+    aligned = {(place,): [["tt.divisibility", 16]] for place in range(4)}  # torch's memory, and the width
+    source = triton.compiler.ASTSource(rounding._round_rows, kinds | {"BLOCK": "constexpr"}, {"BLOCK": block}, aligned)
+    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
+    code = triton.compile(source, target=target, options={"num_warps": warps}).asm["ptx"]
+    names = re.findall(r"^\s*(?:@\S+ )?([a-z][\w.:]+)", code, re.MULTILINE)
+    each = block // warps // 32  # values of a thread, 8 of which are read at once and 2 of which are converted at once
+    assert [name for name in names if name.startswith("ld.global")] == ["ld.global.v4.b32"] * (each // 8)
+    divisions = [name for name in names if name.startswith("div.")]
+    assert len(divisions) == each and set(divisions) <= {"div.rn.f32", "div.rn.ftz.f32"}
+    conversions = [name for name in names if "e4m3" in name]
+    assert len(conversions) == each // 2 and all(name.startswith("cvt.rn.satfinite") for name in conversions)
+    sums = Counter(name.split(".")[0] for name in names if name.endswith(".f32"))
+    assert sums["add"] + sums["sub"] == 2 * each  # none is simplified away
+
+
+def test_a_product_takes_the_kernel(by_rows: Callable, randn: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = torch.full((3, 32), 2.0).to(torch.float8_e4m3fn), torch.ones(3, 1)
+    monkeypatch.setattr(rounding, "is_built", lambda device: True)
+    monkeypatch.setattr(rounding, "in_one_pass", lambda x: marked)
+    assert same(by_rows(randn(3, 32).bfloat16()), marked)
+    with torch.device("meta"):
+        assert not rounding.takes_over(torch.zeros(3, 32))
+    monkeypatch.setattr(rounding, "INTERPRETED", False)
+    assert not rounding.takes_over(torch.zeros(3, 32))
+
+
+def test_without_triton_the_eager_code_stays_and_it_is_said_once(
+    by_rows: Callable, randn: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rounding, "triton", None)
+    x = randn(3, 32).bfloat16()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert same(by_rows(x), rounding.in_passes(x, True))
+    assert caplog.text.count("Triton is not installed here") == caplog.text.count("LTX A2V") == 1
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("Failed to find C compiler.\nPlease set CC."), OSError()])
+def test_where_triton_cannot_build_it_the_eager_code_stays_and_it_is_said_once(
+    fault: Exception,
+    by_rows: Callable,
+    randn: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tried = []
+
+    def fail(x: Tensor) -> None:
+        tried.append(x.shape)
+        raise fault
+
+    monkeypatch.setattr(rounding, "triton", rounding)  # it is installed
+    monkeypatch.setattr(rounding, "in_one_pass", fail)
+    x = randn(3, 32).bfloat16()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert same(by_rows(x), rounding.in_passes(x, True))
+    assert tried == [(1, 16)]
+    (said,) = (record.message for record in caplog.records)
+    assert said == (
+        f"LTX A2V: Triton cannot build a kernel on cpu ({'Failed to find C compiler.' if str(fault) else 'OSError'}), "
+        "so the inputs of fp8 products are rounded in several passes, with the same result."
+    )
+
+
+def test_compiled_code_has_the_eager_operations(randn: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(x: Tensor) -> None:
+        raise AssertionError("compiled code took the kernel")
+
+    monkeypatch.setattr(rounding, "INTERPRETED", True)
+    monkeypatch.setattr(rounding, "is_built", lambda device: True)
+    monkeypatch.setattr(rounding, "in_one_pass", never)
+    x = randn(3, 32).bfloat16()
+    with pytest.raises(AssertionError):
+        rounding.round_to_float8(x, True)
+    compiled = torch.compile(lambda x: rounding.round_to_float8(x, True), fullgraph=True, backend="eager")
+    assert same(compiled(x), rounding.in_passes(x, True))
+
+
+def test_rows_fill_the_range_of_float8(randn: Callable) -> None:
+    """Each row's largest magnitude becomes float8's largest, and every value is as near as its 3 bits allow."""
+    x = (randn(64, 256) * torch.logspace(-20, 20, 64)[:, None]).bfloat16()
+    rounded, factor = rounding.in_passes(x, True)
+    assert bool((rounded.float().abs().amax(1) == 448).all()) and factor.shape == (64, 1)
+    error, bound = (rounded.double() * factor.double() - x.double()).abs(), x.double().abs() * 2**-4
+    assert bool((error <= 1.0001 * torch.maximum(bound, factor.double() * 2**-10)).all())

@@ -7,21 +7,11 @@ switch of its own: it takes over on a GPU where Triton can build it.
 
 from __future__ import annotations
 
-import logging
-import os
-from functools import cache
-
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from ..fused import takes_over, tl, triton
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton runs kernels in Python on the CPU, as the tests do."""
 FLOAT8 = torch.float8_e4m3fn
 TOP = torch.finfo(FLOAT8).max
 # torch divides by a number as it likes: on a GPU most versions multiply by the inverse, and a CPU divides. A product is
@@ -68,34 +58,6 @@ def warps(block: int) -> int:
 def top(x: Tensor, by_rows: bool = False) -> Tensor:
     """The largest magnitude [], or of each row [M, 1], in one pass over memory."""
     return torch.linalg.vector_norm(x, torch.inf, 1 if by_rows else None, keepdim=by_rows)
-
-
-def takes_over(x: Tensor) -> bool:
-    """Whether the kernel rounds `x`. Compiled code has the eager operations, which torch.compile merges by itself."""
-    there = x.is_cuda or (INTERPRETED and x.device.type == "cpu")
-    return not torch.compiler.is_compiling() and there and is_built(x.device)
-
-
-@cache
-def is_built(device: torch.device) -> bool:
-    """Whether Triton can build the kernel for a device. It is tried once; if it fails, the log says why."""
-    if triton is None:
-        _tell_that_it_stays_off("Triton is not installed here", ": pip install triton")
-        return False
-    try:
-        in_one_pass(torch.ones(1, 16, dtype=torch.bfloat16, device=device))
-    except Exception as error:  # Triton, the C compiler and the driver each raise classes of their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        _tell_that_it_stays_off(f"Triton cannot build a kernel on {device} ({reason})")
-        return False
-    return True
-
-
-@cache
-def _tell_that_it_stays_off(reason: str, remedy: str = "") -> None:
-    logging.warning(
-        f"LTX A2V: {reason}, so the inputs of fp8 products are rounded in several passes, with the same result{remedy}."
-    )
 
 
 if triton is not None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from a2v.ltx import fused
+from a2v.ltx.diffusion import kernels
+from a2v.ltx.weights import decoding
 
 GPU = torch.device("cuda", 0)
 
@@ -61,3 +64,37 @@ def test_on_a_gpu_with_triton_they_run() -> None:
         pytest.skip("Triton is not installed")
     assert fused.obstacle(torch.device("cuda", torch.cuda.current_device())) == ""
     assert fused.takes_over(torch.zeros(1, device="cuda"))
+
+
+INTEGERS = ["tokens", "width", "heads", "half", "shared", "columns", "row_stride", "token_stride", "head_stride"]
+TYPES = dict.fromkeys(INTEGERS, "i32") | dict.fromkeys(("cos", "sin", "scales"), "*fp32")
+TYPES |= {"eps": "fp32", "places": "*i64", "data": "*u8"}
+KERNELS = {
+    "modulate": (kernels, "_norm_modulate", {"BLOCK": 4096, "LEVELS": True}),
+    "rotate": (kernels, "_norm_rotate", {"HEADS": 32, "HALF": 64}),
+    "gate": (kernels, "_add_gated", {"BLOCK": 4096, "LEVELS": False}),
+    "heads": (kernels, "_gate_heads", {"HEADS": 32, "DIM": 128}),
+    **{
+        f"decode {kind}": (decoding, "_decode", {"KIND": number, "EACH": True, "NUMBER": False, "BLOCK": 4096})
+        for kind, number in decoding.KINDS.items()
+    },
+}
+
+
+@pytest.mark.parametrize("capability", [75, 90, 120])
+@pytest.mark.parametrize("name", KERNELS)
+def test_cards_that_are_not_there_can_run_them(
+    name: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton compiles for any card. Turing, the oldest one here, has neither bfloat16 nor fp8 itself."""
+    triton = pytest.importorskip("triton", "3.3", reason="Triton is not installed, or compiles by another interface")
+    if fused.INTERPRETED:
+        pytest.skip("Triton runs in its interpreter here")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    module, kernel, constants = KERNELS[name]
+    kernel = getattr(module, kernel)
+    kinds = {each: "constexpr" if each in constants else TYPES.get(each, "*bf16") for each in kernel.arg_names}
+    aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(kinds.values()) if kind[0] == "*"}
+    source = triton.compiler.ASTSource(kernel, kinds, constants, aligned)
+    compiled = triton.compile(source, target=triton.backends.compiler.GPUTarget("cuda", capability, 32))
+    assert f".target sm_{capability}" in compiled.asm["ptx"] and compiled.asm["cubin"]

@@ -1,35 +1,25 @@
-"""Rounding to fp8: the Triton kernel gives the eager code's bits, and where it cannot be had, the eager code stays."""
+"""Rounding to fp8: the Triton kernel gives the eager code's bits, wherever kernels run."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from a2v.ltx import fused
 from a2v.ltx.weights import products, rounding
 from torch import Tensor
 
 PROGRAM = Path(__file__).with_name("rounded.py")
 needs_triton = pytest.mark.skipif(rounding.triton is None, reason="Triton is not installed")
-
-
-@pytest.fixture(autouse=True)
-def anew() -> Iterator[None]:
-    """Nothing was tried yet, and nothing said."""
-    for remembered in (rounding.is_built, rounding._tell_that_it_stays_off):
-        remembered.cache_clear()
-    yield
-    for remembered in (rounding.is_built, rounding._tell_that_it_stays_off):
-        remembered.cache_clear()
 
 
 @pytest.fixture
@@ -47,7 +37,6 @@ def by_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], tuple[Tensor,
         return given.pop()
 
     monkeypatch.setattr(products, "rows_have_scales", lambda device: True)
-    monkeypatch.setattr(rounding, "INTERPRETED", True)
     monkeypatch.setattr(torch, "_scaled_mm", product)
     return call
 
@@ -70,7 +59,7 @@ def test_the_kernel_gives_the_eager_codes_bits() -> None:
 def test_what_a_card_runs(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton compiles for a card that is not there: one read of each value, exact divisions, the nearest float8."""
     triton = pytest.importorskip("triton", "3.3", reason="Triton is not installed, or compiles by another interface")
-    if rounding.INTERPRETED:
+    if fused.INTERPRETED:
         pytest.skip("Triton runs in its interpreter here")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     block, warps = 4096, rounding.warps(4096)
@@ -90,62 +79,22 @@ def test_what_a_card_runs(capability: int, tmp_path: Path, monkeypatch: pytest.M
     assert sums["add"] + sums["sub"] == 2 * each  # none is simplified away
 
 
-def test_a_product_takes_the_kernel(by_rows: Callable, randn: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    marked = torch.full((3, 32), 2.0).to(torch.float8_e4m3fn), torch.ones(3, 1)
-    monkeypatch.setattr(rounding, "is_built", lambda device: True)
+def test_a_product_takes_the_kernel_where_it_runs(
+    by_rows: Callable, randn: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, marked = randn(3, 32).bfloat16(), (torch.full((3, 32), 2.0).to(torch.float8_e4m3fn), torch.ones(3, 1))
+    assert same(by_rows(x), rounding.in_passes(x, True))
+    monkeypatch.setattr(rounding, "takes_over", lambda x: True)
     monkeypatch.setattr(rounding, "in_one_pass", lambda x: marked)
-    assert same(by_rows(randn(3, 32).bfloat16()), marked)
-    with torch.device("meta"):
-        assert not rounding.takes_over(torch.zeros(3, 32))
-    monkeypatch.setattr(rounding, "INTERPRETED", False)
-    assert not rounding.takes_over(torch.zeros(3, 32))
-
-
-def test_without_triton_the_eager_code_stays_and_it_is_said_once(
-    by_rows: Callable, randn: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(rounding, "triton", None)
-    x = randn(3, 32).bfloat16()
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            assert same(by_rows(x), rounding.in_passes(x, True))
-    assert caplog.text.count("Triton is not installed here") == caplog.text.count("LTX A2V") == 1
-
-
-@pytest.mark.parametrize("fault", [RuntimeError("Failed to find C compiler.\nPlease set CC."), OSError()])
-def test_where_triton_cannot_build_it_the_eager_code_stays_and_it_is_said_once(
-    fault: Exception,
-    by_rows: Callable,
-    randn: Callable,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    tried = []
-
-    def fail(x: Tensor) -> None:
-        tried.append(x.shape)
-        raise fault
-
-    monkeypatch.setattr(rounding, "triton", rounding)  # it is installed
-    monkeypatch.setattr(rounding, "in_one_pass", fail)
-    x = randn(3, 32).bfloat16()
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            assert same(by_rows(x), rounding.in_passes(x, True))
-    assert tried == [(1, 16)]
-    (said,) = (record.message for record in caplog.records)
-    assert said == (
-        f"LTX A2V: Triton cannot build a kernel on cpu ({'Failed to find C compiler.' if str(fault) else 'OSError'}), "
-        "so the inputs of fp8 products are rounded in several passes, with the same result."
-    )
+    assert same(by_rows(x), marked)
 
 
 def test_compiled_code_has_the_eager_operations(randn: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(x: Tensor) -> None:
         raise AssertionError("compiled code took the kernel")
 
-    monkeypatch.setattr(rounding, "INTERPRETED", True)
-    monkeypatch.setattr(rounding, "is_built", lambda device: True)
+    monkeypatch.setattr(fused, "INTERPRETED", True)
+    monkeypatch.setattr(fused, "obstacle", lambda device: "")
     monkeypatch.setattr(rounding, "in_one_pass", never)
     x = randn(3, 32).bfloat16()
     with pytest.raises(AssertionError):
@@ -161,3 +110,14 @@ def test_rows_fill_the_range_of_float8(randn: Callable) -> None:
     assert bool((rounded.float().abs().amax(1) == 448).all()) and factor.shape == (64, 1)
     error, bound = (rounded.double() * factor.double() - x.double()).abs(), x.double().abs() * 2**-4
     assert bool((error <= 1.0001 * torch.maximum(bound, factor.double() * 2**-10)).all())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("width", [16, 2048, 4096, 16384])
+def test_on_a_gpu_the_kernel_gives_the_eager_codes_bits(width: int) -> None:
+    if not products.card_has("fp8", torch.device("cuda")):
+        pytest.skip("this card has no fp8 products")
+    x = torch.randn(3000, width, device="cuda") * torch.logspace(-20, 20, 3000, device="cuda")[:, None]
+    for dtype in (torch.bfloat16, torch.float32):
+        assert rounding.takes_over(x.to(dtype))
+        assert same(rounding.round_to_float8(x.to(dtype), True), rounding.in_passes(x.to(dtype), True))

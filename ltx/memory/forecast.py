@@ -3,7 +3,9 @@
 The bytes of a part come from the shapes and types of its tensors in the file headers. The activations are measured in a
 rehearsal (work.py). The forecast counts everything that a device must hold: weights in their form in memory (on a CPU
 they may map their file, and its pages count) and tensors. It does not count file pages that were read only to convert
-weights, because the system frees them when it needs memory.
+weights, because the system frees them when it needs memory. Nor does it count the workspace that torch gives cuBLAS at
+a process's first product and keeps (32 MiB on Hopper, 8 MiB on older cards): it is the process's and not the job's, and
+in every later job it is missing from the free memory already.
 """
 
 from __future__ import annotations
@@ -35,15 +37,12 @@ from ..windows import Window
 from .encoder import encode_longest, expander, text_encoder, write_longest
 from .free import free_memory
 from .offload import Placement, on_device, pins, residents, waiting
-from .rehearsal import META, blueprint, bytes_of, peak, rehearsed, weights
+from .rehearsal import META, SPARE, blueprint, bytes_of, peak, rehearsed, weights
 from .tiles import choose, needed
 from .work import clip_encoding, image_encoding, one_step, step_size, upscaling
 
 EXPANDER, GEMMA, TRANSFORMER = "expander", "Gemma", "transformer"  # the models whose blocks can wait in host memory
 OUTSIDE = -1  # stands for the number of a block
-SPARE = 0.1
-"""Share of the free memory that resident blocks leave beside the step: a forecast is within 10 % of what is measured,
-and the kernels' workspaces and the gaps of an allocator are not in it."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 SMALL = 2**18
 """A rehearsed tensor with at most this many elements has numbers. Masks and the noise levels of a clip's tokens are
 that small, and the code reads their values; activations are larger."""
+SPARE = 0.1
+"""Share of the memory that stays free where something is chosen by a rehearsal: what is measured is within 10 % of it,
+and the gaps of an allocator and the workspace of cuBLAS are not in it."""
 CHANNEL_BLOCK = 16  # on a CPU with AVX-512; it is 8 with AVX2
 FILLS = ("ones_like", "zeros_like", "full_like")
 ASKING = (torch.ops.aten.is_nonzero.default, torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)

@@ -17,7 +17,7 @@ from torch import nn
 from ..diffusion.tiling import USUAL, Tiling, held_frames, largest_tile, tile_count
 from ..latents import CHANNELS, SPACE_SCALE
 from .free import UNKNOWN
-from .rehearsal import META, twin, weights
+from .rehearsal import META, SPARE, twin, weights
 from .work import decoding
 
 SHARE = 4
@@ -62,7 +62,7 @@ def choose(vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling, on: str
     vae: the decoder; latent: the clip's grid; on: the kind of device; room: bytes that are free there without the
     decoder and any other model. A whole clip comes first, then the tiles that share least. On a CPU, and where nobody
     knows what is free, tiles have at most their usual size unless the clip is decoded whole. If nothing else fits, the
-    usual tiles get smaller as they do when memory runs out.
+    usual tiles get smaller as they do when memory runs out. SPARE of the room beside the decoder's weights stays free.
     """
     if not tiling.open:
         return tiling
@@ -73,6 +73,8 @@ def choose(vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling, on: str
     if on == "cpu" and room >= AMPLE and tile_count(latent, usual) == 1:
         return tiling.closed(Tiling.whole(clip))
     room, own = coarse(room), weights(vae)
+    # The decoder's own bytes are known, and only what is rehearsed can be wrong.
+    limit = own + int((room - own) * (1 - SPARE))
     frame = 3 * torch.float32.itemsize * latent[1] * latent[2] * SPACE_SCALE**2
     most = max(HELD, held_frames(latent, usual) * frame)
 
@@ -85,9 +87,9 @@ def choose(vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling, on: str
         whole = tiling.closed(Tiling.whole(clip))
         if whole in choices and takes(whole) <= room // SHARE:
             return whole
-    elif (found := _first(choices, takes, latent, own, room)) is not None:
+    elif (found := _first(choices, takes, latent, own, limit)) is not None:
         return found
-    while takes(usual) > room and (smaller := usual.smaller(clip)) is not None:
+    while takes(usual) > limit and (smaller := usual.smaller(clip)) is not None:
         usual = smaller
     return usual
 

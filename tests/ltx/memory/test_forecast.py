@@ -116,6 +116,7 @@ def test_the_estimate_is_what_is_measured(jobs: dict[str, dict[str, Any]], took:
 
 
 @CUDA
+@pytest.mark.usefixtures("products_on_cuda")
 @pytest.mark.parametrize("phase", ["sample", "decode"])
 def test_the_estimate_is_what_is_allocated_on_a_gpu(folder: Path, wide: TinyFiles, phase: str) -> None:
     _, request = CLIPS[phase]

@@ -13,6 +13,7 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.latents import video_shape
 from a2v.ltx.memory import tiles
 from a2v.ltx.memory.free import UNKNOWN
+from a2v.ltx.memory.rehearsal import weights
 from a2v.ltx.memory.tiles import AMPLE, HELD, SHARE, choose, coarse
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.configs import video_vae_config
@@ -73,7 +74,8 @@ def test_the_choice_fits_and_no_other_one_that_fits_shares_less(
     chosen = choose(vae, grid, OPEN, "cuda", room)
 
     def fits(tiling: Tiling) -> bool:
-        return WEIGHTS + BYTES * size(grid, tiling) <= coarse(room) and frames(grid, tiling) <= HELD
+        """What is rehearsed may be a tenth of what it takes too low, and the decoder's own bytes are known."""
+        return BYTES * size(grid, tiling) / 0.9 <= coarse(room) - WEIGHTS and frames(grid, tiling) <= HELD
 
     assert fits(chosen)
     rest = [tiling for tiling in OPEN.choices(grid) if fits(tiling)]
@@ -162,10 +164,12 @@ def test_the_frames_that_wait_do_not_grow_with_the_film(
     ("grid", "room", "wanted"),
     [
         (CLIP, 139, Tiling(128, 24, 1024, 64)),
-        (CLIP, 11.6, Tiling(128, 24, 1024, 64)),
+        (CLIP, 8, Tiling(128, 24, 1024, 64)),
         (CLIP, 7.6, Tiling(128, 24, 544, 64)),
         (LONG, 139, Tiling(488, 24, 1024, 64)),
         (LONG, 23.5, Tiling(256, 24, 1024, 64)),
+        (LARGE, 47, Tiling(128, 24, 1920, 64)),
+        (LARGE, 31.5, Tiling(128, 24, 992, 64)),  # as a whole it would take 22.2 of 24 GiB, too near to the limit
     ],
 )
 def test_the_published_decoder(grid: tuple[int, int, int], room: float, wanted: Tiling) -> None:
@@ -177,18 +181,20 @@ def test_the_published_decoder(grid: tuple[int, int, int], room: float, wanted: 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.usefixtures("products_on_cuda")
 def test_the_choice_fits_on_a_gpu(tmp_path: Path) -> None:
     """A clip is decoded in the tiles that were chosen for a part of the card, within that part."""
     vae = load_checkpoint(write_tiny(tmp_path, layers=1, vae_width=64).checkpoint).video_decoder(torch.bfloat16, "cuda")
     grid = video_shape(121, 576, 1024)
     latent = torch.zeros(1, 128, *grid, device="cuda")
+    beside = torch.cuda.memory_allocated() - weights(vae)  # the latent, cuBLAS's workspace, and what other tests keep
     for room in (8 * GIB, GIB):
         chosen = choose(vae, grid, OPEN, "cuda", room)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         told: list[str] = []
         assert sum(map(len, decode_video(vae, latent, chosen, on_tiles=told.append))) == 121
-        assert len(told) == 1 and torch.cuda.max_memory_allocated() <= room
+        assert len(told) == 1 and torch.cuda.max_memory_allocated() - beside <= room
 
 
 def test_a_tile_that_cannot_be_is_refused_before_anything_is_rehearsed(asked: list[Tiling]) -> None:

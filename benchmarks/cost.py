@@ -72,12 +72,12 @@ def called(blocks: Iterable[nn.Module]) -> Iterator[Counter[Call]]:
 
 def ours(size: dict[str, Any], clip: Clip, image: bool = False, how: dict[str, Any] | None = None) -> dict[str, Step]:
     """A guided step of the first stage and a step of the second one. how: as for `gpu.prepare`."""
-    return counted(gpu.ours, size, clip.plain, "none", 1, image=image, room=inf, how=how)
+    return counted(gpu.ours, size, clip.plain, "none", 1, image=image, room=inf, how=how, early=False)
 
 
 def official(size: dict[str, Any], clip: Clip) -> dict[str, Step]:
     """The same of ltx-pipelines 1.0.0."""
-    return counted(gpu.official, size, clip.plain, 1)
+    return counted(gpu.official, size, clip.plain, 1, early=False)
 
 
 def diffusers(size: dict[str, Any], clip: Clip) -> dict[str, Step]:

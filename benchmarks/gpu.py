@@ -254,11 +254,14 @@ def ours(
     exact: bool = False,
     how: dict[str, Any] | None = None,
     offload: bool = False,
+    early: bool = True,
 ) -> dict[str, Any]:
-    """Runs both stages at a level, after one step of each; "start" is what these took longer. save: run only one exact
-    guided step to sigma 0 and write its latent there. image: whether there is a first image. room: as for `sample`.
-    exact: in float32 and without Triton kernels; the model stays in float32. how: as for `prepare`. offload: whether
-    the blocks wait in host memory."""
+    """Runs both stages at a level, if `early` after one step of each; "start" is what these took longer.
+
+    save: run only one exact guided step to sigma 0 and write its latent there. image: whether there is a first image.
+    room: as for `sample`. exact: in float32 and without Triton kernels; the model stays in float32. how: as for
+    `prepare`. offload: whether the blocks wait in host memory.
+    """
     from a2v.ltx.diffusion.acceleration import LEVELS
     from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
     from a2v.ltx.diffusion.guidance import Guidance
@@ -297,9 +300,9 @@ def ours(
 
     refine = torch.tensor(REFINE)
     with offloaded(model, offload):
-        early = stages(sigmas[-2:], refine[-2:])
+        before = stages(sigmas[-2:], refine[-2:]) if early else ()
         one, two = stages(sigmas, refine)
-    start = sum(step["step"] for step in early) - one["step"] - two["step"]
+    start = sum(step["step"] for step in before) - one["step"] - two["step"]
     return {**both(one, two, len(sigmas) - 1), "start": max(start, 0.0)}
 
 
@@ -345,11 +348,16 @@ def official_model(
 
 @torch.inference_mode()
 def official(
-    size: dict[str, Any], clip: list[int], steps: int, save: str | None = None, measured: Measure = clock
+    size: dict[str, Any],
+    clip: list[int],
+    steps: int,
+    save: str | None = None,
+    measured: Measure = clock,
+    early: bool = True,
 ) -> dict[str, Any]:
     """The same as `ours` with the helpers of ltx-pipelines 1.0.0. save: as in `ours`, with the rules of version 1.2.
 
-    Each stage runs one step before it is measured: in the first one the libraries start and choose their algorithms."""
+    In the early steps the libraries start and choose their algorithms."""
     from a2v.benchmarks import official as peer
 
     model, whole = official_model(**size), Clip(*clip)
@@ -405,9 +413,9 @@ def official(
             one_stage(whole, refine, plain, noise_scale=float(refine[0]), initial_video_latent=start)
         return one, two
 
-    early = stages(sigmas[-2:], refine[-2:])
+    before = stages(sigmas[-2:], refine[-2:]) if early else ()
     one, two = stages(sigmas, refine)
-    start = sum(step["step"] for step in early) - one["step"] - two["step"]
+    start = sum(step["step"] for step in before) - one["step"] - two["step"]
     return {**both(one, two, steps), "start": max(start, 0.0)}
 
 

@@ -37,17 +37,14 @@ class Rotary:
 
 
 def rotary(model: LTX2VideoTransformer3DModel, video: Tensor, audio: Tensor, device: torch.device) -> Rotary:
-    """Embeds positions [1, axes, N, 2], once per stage, on CUDA or on the CPU, because other devices may lack float64.
-    At 1024×576×121 the CPU takes a tenth of a second or more for it, and 150 MB would be copied."""
-    video, audio = video.cpu(), audio.cpu()
-    place = device if device.type == "cuda" else torch.device("cpu")
+    """Embeds positions [1, axes, N, 2], once per stage. The angles are those of diffusers' module on a CPU, on every
+    device: float64 is not needed there, and one bit of a frequency would turn a late position by a thousandth."""
 
     def make(module: nn.Module, positions: Tensor) -> Pair:
-        if module.rope_type == "split":  # [1, heads, N, half] → the memory layout of queries and keys
-            found = module(_distinct(positions).to(place))
-            cos, sin = (rearrange(t, "1 heads n half -> n 1 heads half").contiguous() for t in found)
-        else:
-            cos, sin = module(positions.to(place))
+        positions = positions.cpu()
+        if module.rope_type == "split":
+            return _split(module, _distinct(positions), device)
+        cos, sin = module(positions)
         return cos.to(device), sin.to(device)
 
     return Rotary(
@@ -56,6 +53,22 @@ def rotary(model: LTX2VideoTransformer3DModel, video: Tensor, audio: Tensor, dev
         make(model.cross_attn_rope, video[:, :1]),
         make(model.cross_attn_audio_rope, audio[:, :1]),
     )
+
+
+def _split(module: nn.Module, positions: Tensor, device: torch.device) -> Pair:
+    """The split embeddings of positions [1, axes, N, 2] on a CPU → [N, 1, heads, half], in the memory layout of queries
+    and keys. Only what is large is computed on `device`: at 1024×576×121 a CPU takes a third of a second for it, and
+    150 MB would be copied. The formula is that of LTX2AudioVideoRotaryPosEmbed in diffusers."""
+    axes, sides = positions.shape[1], (module.base_num_frames, module.base_height, module.base_width)
+    middles = (positions[0, ..., 0] + positions[0, ..., 1]) / 2.0
+    grid = torch.stack([middle / side for middle, side in zip(middles, sides, strict=False)], 1) * 2 - 1  # [N, axes]
+    kind = torch.float64 if module.double_precision else torch.float32
+    powers = torch.linspace(0.0, 1.0, module.dim // (2 * axes), dtype=kind)
+    frequencies = (torch.pow(module.theta, powers) * torch.pi / 2.0).float()
+    angles = (grid.to(device)[:, None] * frequencies.to(device)[:, None]).flatten(1)
+    angles = nn.functional.pad(angles, (module.dim // 2 - angles.shape[1], 0))  # cos 1 and sin 0: not turned
+    cos, sin = (angles.unflatten(1, (1, module.num_attention_heads, -1)) for angles in (angles.cos(), angles.sin()))
+    return cos, sin
 
 
 def _distinct(positions: Tensor) -> Tensor:

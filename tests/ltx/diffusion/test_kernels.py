@@ -67,7 +67,7 @@ def test_on_a_gpu_a_guided_step_is_that_of_the_eager_code(dtype: torch.dtype, tm
     guidance = Guidance(cfg=3.0, stg=1.0, modality=3.0, stg_blocks=(1,))
     results = []
     for on in (False, True):
-        kernels.fuse(model, on, "cuda")
+        kernels.fuse(model, on)
         steering = Steering(torch.tensor([0.9, 0.0]), guidance)
         latent, *_ = sample(
             model, torch.zeros(1, 128, 2, 3, 5), conditions, steering, Noise(1), device="cuda", room=1e9
@@ -81,7 +81,7 @@ def test_on_a_gpu_a_guided_step_is_that_of_the_eager_code(dtype: torch.dtype, tm
 
 @CUDA
 def test_on_a_gpu_positions_are_those_of_the_cpu(tmp_path: Path) -> None:
-    """The angles reach 15 000, so that a frequency that is off by one bit of float32 is off by a thousandth here."""
+    """The angles reach 15 000, so that one bit of a float32 frequency or position is a thousandth here."""
     model = load_checkpoint(write_tiny(tmp_path, layers=1).checkpoint).transformer(torch.bfloat16)
     positions = torch.rand(1, 3, 4096, 2) * torch.tensor([5.0, 576.0, 1024.0])[:, None, None]
     there, here = (rotary(model, positions, positions[:, :1], torch.device(place)) for place in ("cuda", "cpu"))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from a2v.benchmarks import fused
 from a2v.ltx.memory.rehearsal import ASKING, Rehearsal
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -125,7 +126,7 @@ class _Meter(Rehearsal):
         crossing = name in COPIES and len(places | {*map(self._is_there, made)}) > 1
         if crossing or func in WAITING:
             self.cost.waits += 1
-        if name in FREE or func.is_view or func in ASKING or (name == "to" and made[0] is given[0]):
+        if name in FREE or func in ASKING or _is_view(func, given, made):
             return result
         if name == "copy_" or "out" in kwargs:  # the target is only written
             given = _tensors(args[1:] if name == "copy_" else args)
@@ -156,9 +157,14 @@ class _Attention(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         query, key, value = (kwargs.get(name, *args[i : i + 1]) for i, name in enumerate(("query", "key", "value")))
-        made = query.new_empty(*query.shape[:-1], value.shape[-1])
+        made = torch.empty_like(query)  # in its layout, as torch's backends give it
         self.cost.add([query, key, value], [made], 2 * key.shape[-2] * (query.numel() + made.numel()))
         return made
+
+
+def _is_view(func: Any, given: list[Tensor], made: list[Tensor]) -> bool:
+    """Whether an operation moves nothing. `to` and `reshape` are called views, but they may copy."""
+    return func.is_view and bool(made) and _key(made[0]) in {_key(tensor) for tensor in given}
 
 
 def _key(tensor: Tensor) -> int:
@@ -180,10 +186,14 @@ def _flops(name: str, given: list[Tensor]) -> int:
     return 2 * x.numel() * (weight.shape[0] if name == "linear" else weight.shape[-1])
 
 
+def _on_device(x: Tensor) -> bool:
+    return x.device == DEVICE
+
+
 @contextmanager
 def counting() -> Iterator[tuple[Cost, Rehearsal]]:
     """Inside `with`, tensors have sizes but no numbers, and what runs on DEVICE is counted. The second value knows the
     memory."""
     cost = Cost()
-    with torch.inference_mode(), _Attention(cost), _Meter(cost) as meter:
+    with torch.inference_mode(), fused.counted(cost.add, _on_device), _Attention(cost), _Meter(cost) as meter:
         yield cost, meter

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 from a2v.benchmarks import gpu
 from a2v.benchmarks.count import DEVICE, FP4, FP8, INT8, Call, Cost, Step, counting
-from a2v.ltx.weights import nvfp4, products, rounding
+from a2v.ltx.weights import nvfp4, products
 from a2v.ltx.weights.gguf import Blocks
 from a2v.ltx.weights.int8 import Int8
 from a2v.ltx.weights.quantized import Stored, layer_of, to_float8
@@ -111,7 +111,6 @@ def _able(cost: Cost) -> Iterator[None]:
             rows_have_scales=lambda device: True,
             kitchen=lambda function: kitchen,
         ),
-        patch.multiple(rounding, takes_over=lambda x: True, in_one_pass=_counted(in_one_pass, cost)),
     ):
         yield
 
@@ -120,14 +119,8 @@ def _counted(function: Callable[..., Any], cost: Cost) -> Callable[..., Any]:
     return lambda *given, **named: function(cost, *given, **named)
 
 
-# Our rounding to fp8, torch's product of it, and comfy-kitchen's functions, as a card sees them: one kernel rounds the
-# input, another multiplies.
-
-
-def in_one_pass(cost: Cost, x: Tensor) -> tuple[Tensor, Tensor]:
-    rounded, factors = x.new_empty(x.shape, dtype=rounding.FLOAT8), x.new_empty(len(x), 1, dtype=torch.float32)
-    cost.add([x], [rounded, factors])
-    return rounded, factors
+# torch's product of fp8 and comfy-kitchen's functions, as a card sees them: one kernel rounds the input, another
+# multiplies.
 
 
 def scaled_mm(

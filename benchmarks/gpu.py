@@ -225,7 +225,7 @@ def offloaded(model: nn.Module, on: bool) -> AbstractContextManager[Any]:
     """Inside `with`, the model's blocks wait in host memory, if `on`; afterwards they are on the device again."""
     if not on:
         return contextlib.nullcontext()
-    from a2v.ltx.memory.offload import offload_transformer
+    from a2v.ltx.memory.offload import Placement, offload_transformer
 
     place = model.proj_in.weight.device
 
@@ -233,7 +233,7 @@ def offloaded(model: nn.Module, on: bool) -> AbstractContextManager[Any]:
     def waiting() -> Iterator[None]:
         model.transformer_blocks.to("cpu")
         try:
-            with offload_transformer(model, place):
+            with offload_transformer(model, place, Placement(pinned=place.type == "cuda")):  # as a job with room does
                 yield
         finally:
             model.transformer_blocks.to(place)

@@ -123,7 +123,7 @@ class Ratio:
         return statistics.median(self.pairs)
 
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({min(self.pairs):.2f}–{max(self.pairs):.2f})"
+        return middle(self.pairs)
 
 
 def middle(values: Sequence[float], digits: int = 2, factor: float = 1.0) -> str:

@@ -163,7 +163,7 @@ def _add_computing(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="multiply fp8, int8, NVFP4 and MXFP8 weights in their own format where the card can; not exact",
     )
-    p.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks; pays in long films")
+    p.add_argument("--compile", action="store_true", help="torch.compile the blocks, in place of --fused")
     p.add_argument(
         "--fused",
         action=argparse.BooleanOptionalAction,

@@ -161,8 +161,8 @@ class Accelerate(io.ComfyNode):
                     "torch_compile",
                     default=False,
                     tooltip="Compiles the transformer's blocks with torch.compile: the first step takes a minute or "
-                    "more, each later step takes less time. It needs a compiler (Triton on a GPU). The result is not "
-                    "the same bit for bit.",
+                    "two. Where the pack's Triton kernels run, it gains nothing. It needs a compiler (Triton on a "
+                    "GPU). The result is not the same bit for bit.",
                 ),
                 ModelIO.Input("first_model", tooltip="The first stage's model, from Distilled LoRA or Load Model."),
                 ModelIO.Input(

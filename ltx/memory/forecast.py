@@ -436,7 +436,8 @@ class _Planner:
             self.steps[name], work = work, 0
         phase = self._computing(Phase(name, models, work))
         can_offload = self.device != "cpu" and self.offload != NEVER and any(model.blocks for model in models)
-        if can_offload and (self.offload == BLOCKS or not phase.fits):
+        # What computing takes is known to a tenth, and a stage that runs out of memory cannot try again with less.
+        if can_offload and (self.offload == BLOCKS or not self._fits(phase, SPARE)):
             phase = self._computing(replace(phase, offloaded=Placement()))
         self.phases.append(phase)
 
@@ -492,5 +493,6 @@ class _Planner:
         self.phases.append(replace(phase, remedy=remedy, fits=self._fits(phase)))
         return tiling
 
-    def _fits(self, phase: Phase) -> bool:
-        return phase.peak <= self.room
+    def _fits(self, phase: Phase, spare: float = 0.0) -> bool:
+        """Whether there is room for a phase, with that share more for computing."""
+        return phase.peak + spare * phase.work <= self.room

@@ -380,7 +380,7 @@ def test_as_many_blocks_stay_as_fit_beside_the_step(deep: Job, stage: tuple[tupl
     for free in range(int(rest + 2 * block), int(model.size + ample.work), int(block / 7)):
         phase = planned(stage, free)
         if phase.offloaded is None:
-            assert phase.peak <= free
+            assert phase.peak + 0.1 * phase.work <= free
             continue
         stay = phase.offloaded.resident
         needed = max(phase.work, 2 * rows + 1) if phase.batched else phase.work
@@ -390,7 +390,7 @@ def test_as_many_blocks_stay_as_fit_beside_the_step(deep: Job, stage: tuple[tupl
         assert phase.weights == rest + min(8, stay + 2) * block
         assert phase.fits == (phase.peak <= free)
         counts.append(stay)
-    assert counts[0] == 0 and set(counts) == {0, 1, 2, 3}, counts
+    assert counts[0] == 0 and set(counts) == {0, 1, 2, 3, 4}, counts
     assert planned(stage, 1e12, "blocks").offloaded == Placement(0, True)
 
 

@@ -3,9 +3,9 @@ clip with frozen audio. Our side runs exactly and at each acceleration level, th
 measures seconds per step and peak memory. Before, both sides compute a step that is compared with float32.
 
 It reads no checkpoint, because both sides make the same weights from the names of the parameters. It needs CUDA with
-45 GB of memory, because one model at a time is there, and 20 GB of host memory for offloading. By the times that were
-measured on an H200 and the eight models that are built it takes about seven minutes there. `python benchmarks --small
-gpu` runs all of it at a toy size on a CPU.
+45 GB of memory, because one model at a time is there, and 20 GB of host memory for offloading. On an H200 all but
+decoding took 400 seconds, of which torch.compile took 100. `python benchmarks --small gpu` runs all of it at a toy size
+on a CPU.
 
 The device machine has torch, transformers and einops, but not diffusers, PyAV and the peers. Run this once in the root
 of the repository:

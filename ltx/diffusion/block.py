@@ -17,6 +17,7 @@ from diffusers.models.transformers.transformer_ltx2 import (
 from torch import Tensor, nn
 
 from ..classes import give_classes
+from ..weights.rounding import sharing
 from .attention import taking_weights
 from .kernels import add_gated, fuses, gate_heads, modulator, norm_rotate
 from .modulation import Ada, Modulations, Pair, Rotary, ada
@@ -198,17 +199,19 @@ def _attention(
     context; the pair is then of one or two contexts. skipped: flags of the rows that take the value projection instead
     of attention. views: as for `Block`.
     """
-    logits = None if attention.to_gate_logits is None else attention.to_gate_logits(x)
+    with sharing():
+        logits = None if attention.to_gate_logits is None else attention.to_gate_logits(x)
+        if pair is None:
+            value = attention.to_v(x if context is None else context).unflatten(2, (attention.heads, -1))
+            if skipped and all(skipped):
+                return attention.to_out[0](_gated(attention, [value], logits))
+        kept = _without_skipped(x, skipped)
+        query = _rotate(attention, attention.norm_q, attention.to_q(kept), positions)
+        if pair is None:
+            key = kept if context is None else context
+            key = _rotate(attention, attention.norm_k, attention.to_k(key), key_positions or positions)
     if pair is not None:
-        query = _rotate(attention, attention.norm_q, attention.to_q(x), positions)
         return attention.to_out[0](_gated(attention, _read(attention, query, pair, second), logits))
-    value = attention.to_v(x if context is None else context).unflatten(2, (attention.heads, -1))
-    if skipped and all(skipped):
-        return attention.to_out[0](_gated(attention, [value], logits))
-    kept = _without_skipped(x, skipped)
-    query = _rotate(attention, attention.norm_q, attention.to_q(kept), positions)
-    key = kept if context is None else context
-    key = _rotate(attention, attention.norm_k, attention.to_k(key), key_positions or positions)
     attended = [_attend(attention.processor, query, key, _without_skipped(value, skipped), views)]
     if any(skipped):
         rows = iter(attended[0].split(1))
@@ -266,7 +269,8 @@ def _attend(processor: Any, query: Tensor, key: Tensor, value: Tensor, views: tu
 
 def _pair(attention: Any, context: Tensor) -> Pair:
     """Keys [n, M, heads, d] and values [n, M, D] of contexts [n, M, D'] that have no positions."""
-    return _rotate(attention, attention.norm_k, attention.to_k(context), None), attention.to_v(context)
+    with sharing():
+        return _rotate(attention, attention.norm_k, attention.to_k(context), None), attention.to_v(context)
 
 
 def _without_skipped(x: Tensor, skipped: tuple[bool, ...]) -> Tensor:

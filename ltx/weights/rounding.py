@@ -7,10 +7,15 @@ switch of its own: it takes over on a GPU where Triton can build it.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..fused import takes_over, tl, triton
+from ..fused import INTERPRETED, takes_over, tl, triton
 
 FLOAT8 = torch.float8_e4m3fn
 TOP = torch.finfo(FLOAT8).max
@@ -22,31 +27,64 @@ WARPS = ((2048, 4), (8192, 8))  # up to so wide a block, so many warps hold it; 
 MOST_WARPS = 16
 
 
+class _Shared(threading.local):
+    """What was rounded inside `sharing`, by where the input lies in memory; None outside. The input is kept, so that
+    nothing else comes to lie there."""
+
+    found: dict[Any, tuple[Tensor, tuple[Tensor, Tensor]]] | None = None
+
+
+_shared = _Shared()
+
+
+def sharing() -> AbstractContextManager[None]:
+    """Inside `with`, an input that several layers round is rounded once. Nobody may change it there."""
+    return nullcontext() if torch.compiler.is_compiling() else _sharing()
+
+
+@contextmanager
+def _sharing() -> Iterator[None]:
+    before, _shared.found = _shared.found, {}
+    try:
+        yield
+    finally:
+        _shared.found = before
+
+
 def round_to_float8(x: Tensor, by_rows: bool) -> tuple[Tensor, Tensor]:
     """x [M, in], of a float type → float8 [M, in], and what it has to be multiplied by: float32 [M, 1] by rows, else
     []."""
-    if by_rows and takes_over(x):
-        return in_one_pass(x)
-    return in_passes(x, by_rows)
+    if torch.compiler.is_compiling() or _shared.found is None:
+        return _rounded(x, by_rows)
+    key = x.data_ptr(), x.shape, x.stride(), x.dtype, x.device, by_rows
+    if key not in _shared.found:
+        _shared.found[key] = x, _rounded(x, by_rows)
+    return _shared.found[key][1]
+
+
+def _rounded(x: Tensor, by_rows: bool) -> tuple[Tensor, Tensor]:
+    return in_one_pass(x) if by_rows and takes_over(x) else in_passes(x, by_rows)
 
 
 def in_passes(x: Tensor, by_rows: bool) -> tuple[Tensor, Tensor]:
-    """The eager code of `round_to_float8`. A row with NaN becomes NaN as a whole. In a row with infinity, that value
-    becomes NaN, and finite values become 0."""
+    """The eager code of `round_to_float8`. A row with NaN becomes NaN as a whole, one with infinity is of no use."""
     factor = (top(x, by_rows).float() * INVERSE).clamp_min(TINY)
-    return (x / factor).to(FLOAT8), factor  # what a division rounds up is below the next float8, so it is TOP
+    return (x * factor.reciprocal()).to(FLOAT8), factor  # what is rounded up is below the next float8, so it is TOP
 
 
 def in_one_pass(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel for `round_to_float8` by rows. It gives the bits of `in_passes`, except in rows with NaN: there the
-    other values stay numbers. The row's products are NaN in both cases."""
+    """The kernel for `round_to_float8` by rows. It gives the bits of `in_passes` for finite values. With others, the
+    row's products are of no use in both cases."""
     x = x.contiguous()
     rows, width = x.shape
     rounded = torch.empty_like(x, dtype=FLOAT8)
     factor = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(width)
+    target = rounded if INTERPRETED else rounded.view(torch.uint8)
     with torch.cuda.device_of(x):
-        _round_rows[(rows,)](x, rounded, factor, width, INVERSE, TINY, BLOCK=block, num_warps=warps(block))
+        _round_rows[(rows,)](
+            x, target, factor, width, INVERSE, TINY, BLOCK=block, PTX=not INTERPRETED, num_warps=warps(block)
+        )
     return rounded, factor
 
 
@@ -63,22 +101,37 @@ def top(x: Tensor, by_rows: bool = False) -> Tensor:
 if triton is not None:
 
     @triton.jit
-    def _round_rows(x, rounded, factors, width, inverse, tiny, BLOCK: tl.constexpr):
+    def _round_rows(x, rounded, factors, width, inverse, tiny, BLOCK: tl.constexpr, PTX: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         column = tl.arange(0, BLOCK)
         mask = column < width
         value = tl.load(x + row * width + column, mask, 0.0).to(tl.float32)
-        size = tl.abs(value)
-        factor = tl.maximum(tl.max(size, 0) * inverse, tiny)
+        factor = tl.maximum(tl.max(tl.abs(value), 0) * inverse, tiny)
         tl.store(factors + row, factor)
-        size = tl.div_rn(size, factor)  # `/` is approximate here
-        # The neighbours of a float8 are 2 ** (exponent - 3) apart, and those below 2 ** -6 are 2 ** -9 apart. Float32
-        # has that distance at 2 ** (exponent + 20). So adding this number rounds to a float8, ties to even, and taking
-        # it away again is exact. The store then has nothing to round: Triton's conversion for compute capability 8.9
-        # drops bits before it rounds, and its interpreter rounds every tie up.
-        above = tl.maximum(size.to(tl.int32, bitcast=True) & 0x7F800000, (127 - 6) << 23) + (20 << 23)
-        above = above.to(tl.float32, bitcast=True)
-        size = (size + above) - above
-        sign = value.to(tl.int32, bitcast=True) & -0x80000000  # what is rounded to 0 keeps it, too
-        value = (size.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+        value *= tl.div_rn(1.0, factor)
+        if PTX:
+            # Triton's own conversion for compute capability 8.9 goes through float16 and drops bits before it rounds.
+            value = tl.inline_asm_elementwise(
+                """{
+                .reg .b16 low, high;
+                cvt.rn.satfinite.e4m3x2.f32 low, $2, $1;
+                cvt.rn.satfinite.e4m3x2.f32 high, $4, $3;
+                mov.b32 $0, {low, high};
+                }""",
+                constraints="=r,r,r,r,r",
+                args=[value],
+                dtype=tl.uint8,
+                is_pure=True,
+                pack=4,
+            )
+        else:
+            # The interpreter has no PTX, and rounds every tie up. The neighbours of a float8 are 2 ** (exponent - 3)
+            # apart, and those below 2 ** -6 are 2 ** -9 apart. Float32 has that distance at 2 ** (exponent + 20). So
+            # adding this number rounds to a float8, ties to even, and taking it away again is exact.
+            size = tl.abs(value)
+            above = tl.maximum(size.to(tl.int32, bitcast=True) & 0x7F800000, (127 - 6) << 23) + (20 << 23)
+            above = above.to(tl.float32, bitcast=True)
+            size = (size + above) - above
+            sign = value.to(tl.int32, bitcast=True) & -0x80000000  # what is rounded to 0 keeps it, too
+            value = (size.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
         tl.store(rounded + row * width + column, value, mask)

@@ -83,7 +83,9 @@ class Run:
 class Comfy:
     """A server on a port of its own over `base` (models/, input/, output/, custom_nodes/ …); a context manager."""
 
-    def __init__(self, base: Path, *, pack: Path | None = ROOT, args: tuple[str, ...] = (), host: Path = HOST) -> None:
+    def __init__(
+        self, base: Path, *, pack: Path | None = ROOT, args: tuple[str, ...] = (), host: Path = HOST, cpu: bool = True
+    ) -> None:
         if not (host / "main.py").is_file():
             raise ComfyError(f"No ComfyUI at {host}; run `make setup` first.")
         self.base = base.resolve()
@@ -98,7 +100,7 @@ class Comfy:
         self.url = f"http://127.0.0.1:{self.port}"
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy stands between us and loopback
-        command = [sys.executable, str(host / "main.py"), "--cpu", "--port", str(self.port)]
+        command = [sys.executable, str(host / "main.py"), *(["--cpu"] if cpu else []), "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--database-url", f"sqlite:///{self.base / 'comfy.db'}"]
         command += ["--disable-auto-launch", "--disable-api-nodes", *args]
         env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

@@ -601,13 +601,19 @@ def check_progress(prompt: Prompt, run: Run) -> None:
     ] == []
 
 
+def alike(prompt: Prompt, node: str) -> str:
+    """What decides about a node's result."""
+    return json.dumps([prompt[node]["class_type"], prompt[node]["inputs"]], sort_keys=True)
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name in LIKE)) for name in BY_NAME])
 @pytest.mark.usefixtures("installed")
 def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: str) -> None:
     prompt = quick(name, models, sound)
     run = comfy.run(prompt)
     assert run.error is None, run.message
-    assert sorted(run.executed + run.cached, key=int) == list(API[name])
+    # ComfyUI runs one of two nodes that are alike, as the loaders of two images are here.
+    assert {alike(prompt, node) for node in run.executed + run.cached} == {alike(prompt, node) for node in API[name]}
     check_progress(prompt, run)
     look(demo.video_of(comfy, run), 48000, 2 if name in ("audio_regeneration", RETAKE) else 1, sides(name))
     notes = notes_of(run)

@@ -167,7 +167,8 @@ def _table(found: dict[str, list[Result]], errors: Result, size: dict[str, Any],
     notes = (
         f"{name}; {clip.width}×{clip.height}×{clip.frames}, {steps} + 3 steps, {size['layers']} blocks, random "
         f"weights in {str(dtype()).removeprefix('torch.')}, frozen audio; `full` takes the 8 distilled steps, and the "
-        "rows below it are at level none, run once. Measured; the ratios wanted are those of the first stage, of the "
+        "rows below it are at level none, run once and compared with the first official run. Measured; the ratios "
+        "wanted are those of the first stage, of the "
         "second one and of both. A step of each stage runs before; what it takes longer, for compiling and for the "
         "start of the libraries, stands by itself. The peak "
         "is allocated memory with the weights, without upscaler, text encoder and decoder, and that of decoding is "

@@ -49,9 +49,7 @@ def _reason(device: torch.device) -> str:
     try:
         with torch.cuda.device(device):
             _trial[(1,)](torch.zeros(1, device=device))
-    except (
-        Exception
-    ) as error:  # Triton, the C compiler and the driver have classes of their own, not the same each year
+    except Exception as error:  # Triton, the C compiler and the driver raise classes of their own
         first = str(error).strip().partition("\n")[0].rstrip(".")
         return f"Triton cannot build them for {device}: {first or type(error).__name__}"
     return ""

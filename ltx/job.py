@@ -82,9 +82,9 @@ class Compute:
     float8; they compute in `dtype`. compiled: whether torch.compile compiles the transformer's block. offload: one of
     OFFLOAD, for a GPU. tiling: the decoder's tiles, None for the clip as one tile; open sizes are chosen by the free
     memory. attention: one of BACKENDS.
-    fused: whether Triton kernels take over normalisation, modulation and rotation. fast_products: whether quantized
-    weights are multiplied in their own formats where the device can. Raises InputError if offload is another value or
-    the attention cannot be computed so.
+    fused: whether Triton kernels take over normalisation, modulation, rotation and gates where they can run.
+    fast_products: whether quantized weights are multiplied in their own formats where the device can. Raises InputError
+    if offload is another value or the attention cannot be computed so.
     """
 
     dtype: torch.dtype | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,28 +47,36 @@ def command_files(files: TinyFiles) -> dict[str, Path]:
 
 
 def run_command(
-    folder: Path, request: Mapping[str, Any], files: Mapping[str, Path | None], *images: Path, fp8: bool = False
+    folder: Path,
+    request: Mapping[str, Any],
+    files: Mapping[str, Path | None],
+    *images: Path,
+    flags: Sequence[str] = (),
 ) -> tuple[np.ndarray, Path]:
     """Runs the command in float32 on the CPU. files: by option without its dashes; None is left out. images: the first
-    and the end image. fp8: whether it rounds the weights. Returns the frames, uint8 [n, H, W, 3], before they are
+    and the end image. flags: as in `run_request`. Returns the frames, uint8 [n, H, W, 3], before they are
     encoded, and the finished video."""
     trace, output = folder / "trace.safetensors", folder / "out.mp4"
     pictures = dict(zip(("image", "end-image"), images, strict=False))
-    run_request(folder, {**REQUEST, **request}, {"trace": trace, "output": output, **files, **pictures}, fp8=fp8)
+    run_request(folder, {**REQUEST, **request}, {"trace": trace, "output": output, **files, **pictures}, flags=flags)
     return load_file(trace)["final/frames_u8"].numpy(), output
 
 
 def run_request(
-    folder: Path, request: Mapping[str, Any], files: Mapping[str, Path | list[Path] | None], *, fp8: bool = False
+    folder: Path,
+    request: Mapping[str, Any],
+    files: Mapping[str, Path | list[Path] | None],
+    *,
+    flags: Sequence[str] = (),
 ) -> Said:
     """Runs the command in float32 on the CPU with that request and no other parameter. files: as in `run_command`, with
-    the output; a list repeats an option.
+    the output; a list repeats an option. flags: further ones, or the same with other values.
 
     It runs in this process, because a program of its own takes seconds to start; tests/ltx/test_command.py starts that.
     """
     written = folder / "request.json"
     written.write_text(json.dumps(request), encoding="utf-8")
-    arguments = ["--dtype", "float32", "--device", "cpu", *(["--fp8"] if fp8 else [])]
+    arguments = ["--dtype", "float32", "--device", "cpu", *flags]
     for name, path in {"request": written, **files}.items():
         for each in path if isinstance(path, list) else [path]:
             arguments += [] if each is None else [f"--{name}", str(each)]

@@ -16,32 +16,20 @@ import av
 import numpy as np
 import pytest
 import torch
-from a2v.ltx import __main__ as program
-from a2v.mini import sizes
 from a2v.tests.host import demo
 from a2v.tests.host.comfy import Comfy
-from a2v.tests.ltx.goldens import unforeseen
-from safetensors.torch import load_file
+from a2v.tests.host.command import command_files, run_command
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 GPU = "cuda"
+HALF = "--dtype bfloat16"  # the default there
 FRAMES = 49
 REQUEST = {
     "prompt": demo.PROMPT,
     "video_size": {"width": demo.SIZE, "height": demo.SIZE},
     "num_frames": FRAMES,
-    "match_audio_length": False,
     "seed": 5,
-    **dict.fromkeys(
-        ("use_restart_sampling", "preprocess_audio", "enable_prompt_expansion", "enable_safety_checker"), False
-    ),
-}
-FILES = {
-    "checkpoint": "checkpoint",
-    "text-encoder": "gemma",
-    "upscaler": "upscaler",
-    "distill-lora": "distilled",
 }
 Frames = np.ndarray
 Command = Callable[..., Frames]
@@ -50,26 +38,13 @@ Command = Callable[..., Frames]
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """(flags) → the frames that the command makes, before they are encoded."""
-
-    def run(*flags: str) -> Frames:
-        folder = tmp_path_factory.mktemp("run")
-        (folder / "request.json").write_text(json.dumps(REQUEST), encoding="utf-8")
-        arguments = [part for flag, name in FILES.items() for part in (f"--{flag}", _file(name))]
-        arguments += ["--audio", str(demo.SPEECH), "--request", str(folder / "request.json")]
-        arguments += ["--output", str(folder / "out.mp4"), "--trace", str(folder / "trace.safetensors"), *flags]
-        assert program.main(arguments, unforeseen) == 0
-        return load_file(folder / "trace.safetensors")["final/frames_u8"].numpy()
-
-    return run
+    files = command_files(demo.place_models(tmp_path_factory.mktemp("miniature")))
+    return lambda *flags: run_command(tmp_path_factory.mktemp("run"), REQUEST, files, flags=flags)[0]
 
 
 @pytest.fixture(scope="module")
 def exact(command: Command) -> Frames:
-    return command("--device", "cpu", "--dtype", "float32")
-
-
-def _file(name: str) -> str:
-    return str(demo.WEIGHTS / sizes.FILES[name])
+    return command()
 
 
 def psnr(one: Frames, other: Frames) -> float:
@@ -80,19 +55,19 @@ def psnr(one: Frames, other: Frames) -> float:
 @pytest.mark.parametrize(
     ("flags", "least"),
     [
-        ("--dtype float32", 55),  # 61.9 dB on an H200; convolutions take TF32 there
-        ("", 38),  # bfloat16: 41.7
-        ("--no-fused", 38),  # 41.7
-        ("--fp8", 36),  # 39.9
-        ("--fp8 --fast-products", 36),  # 39.9
-        ("--tile-size 96 --tile-frames 32", 30),  # smaller tiles are another picture: 32.7 with 64 and 16
+        ("", 55),  # 61.9 dB on an H200; convolutions take TF32 there
+        (HALF, 38),  # 41.7
+        (f"{HALF} --no-fused", 38),  # 41.7
+        (f"{HALF} --fp8", 36),  # 39.9
+        (f"{HALF} --fp8 --fast-products", 36),  # 39.9
+        (f"{HALF} --tile-size 96 --tile-frames 32", 30),  # smaller tiles are another picture: 32.7 with 64 and 16
     ],
 )
 def test_a_job_on_a_gpu_is_near_that_of_the_cpu(flags: str, least: float, command: Command, exact: Frames) -> None:
     assert psnr(command("--device", GPU, *flags.split()), exact) >= least
 
 
-@pytest.mark.parametrize("flags", ["", "--dtype float32", "--fp8 --fast-products"])
+@pytest.mark.parametrize("flags", ["", HALF, f"{HALF} --fp8 --fast-products"])
 def test_blocks_that_wait_in_host_memory_change_nothing(flags: str, command: Command) -> None:
     here, waiting = (command("--device", GPU, "--offload", way, *flags.split()) for way in ("none", "blocks"))
     assert np.array_equal(here, waiting)

@@ -90,5 +90,5 @@ def test_graph_and_command_give_the_same_frames(case: Case, comfy: Comfy, wide: 
         "num_inference_steps": STEPS, "fps": 24.0, "scheduler": "beta", "video_cfg_scale": 3.0, "video_stg_scale": 1.0,
         "video_rescaling_scale": 0.85, "video_modality_scale": 3.0, "gradient_estimation_gamma": 0.0,
     }  # fmt: skip
-    expected, _ = run_command(tmp_path, request, taken, fp8=case.fp8)
+    expected, _ = run_command(tmp_path, request, taken, flags=["--fp8"] * case.fp8)
     assert np.array_equal(np.stack(drawn), expected)

@@ -30,13 +30,18 @@ def takes_over(x: Tensor) -> bool:
     )
 
 
-@cache
 def obstacle(device: torch.device) -> str:
-    """Why kernels cannot run on a device, in words; "" if they can. It is tried once; on a GPU the log says why."""
+    """Why kernels cannot run on a device, in words; "" if they can."""
     if INTERPRETED and triton is not None and device.type == "cpu":
         return ""
     if device.type != "cuda" or not torch.cuda.is_available():
         return "they need a GPU"
+    return _tried(device)
+
+
+@cache
+def _tried(device: torch.device) -> str:
+    """A GPU's obstacle. It is tried once, and the log says what was found."""
     reason = _reason(device)
     if reason:
         logging.warning("LTX A2V: the Triton kernels stay off, so some steps take longer: %s.", reason)

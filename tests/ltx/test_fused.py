@@ -18,9 +18,9 @@ GPU = torch.device("cuda", 0)
 @pytest.fixture(autouse=True)
 def asked_anew() -> Iterator[None]:
     """What was found of a device is remembered for the process."""
-    fused.obstacle.cache_clear()
+    fused._tried.cache_clear()
     yield
-    fused.obstacle.cache_clear()
+    fused._tried.cache_clear()
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["without Triton", "without a compiler"])

@@ -42,7 +42,6 @@ def test_they_give_the_eager_codes_numbers(tmp_path: Path) -> None:
 @pytest.mark.skipif(kernels.triton is None, reason="Triton is not installed")
 def test_what_they_cannot_take_over_stays_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "INTERPRETED", True)
-    fused.obstacle.cache_clear()
     norm, x = torch.nn.RMSNorm(4), torch.zeros(1, 1, 4)
     assert not kernels.fuses(norm, x)
     kernels.fuse(norm)

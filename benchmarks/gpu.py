@@ -202,7 +202,7 @@ def prepare(
 ) -> None:
     """Makes the model compute in one of the ways of `Compute`. It stays so, and fp8 rounds its weights for good. rank:
     of a LoRA on all quantized layers, as the published distilled one is; 0 for none."""
-    from a2v.ltx.diffusion.attention import attend_by
+    from a2v.ltx.diffusion.attention import TORCH, attend_by
     from a2v.ltx.diffusion.block import adopt
     from a2v.ltx.diffusion.compiled import compile_blocks
     from a2v.ltx.diffusion.kernels import fuse
@@ -216,8 +216,7 @@ def prepare(
             layer.branches = ((random_pair(layer, rank), STRENGTH),) if rank else ()
     quicken(model, fast)
     fuse(model, fused)
-    if attention is not None:
-        attend_by(model, attention)
+    attend_by(model, attention or TORCH)  # the model may have another way's from before
     compile_blocks(model, compiled)
 
 

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .memory.free import out_of_memory
+
+MISSING = f"Triton is not installed (pip install {'triton-windows' if sys.platform == 'win32' else 'triton'})"
+"""Why there is no Triton, if there is none."""
 try:
     import triton
     import triton.language as tl
 except ImportError:
     triton = tl = None
+except Exception as error:  # a Triton for another torch or CUDA raises what it likes
+    triton = tl = None
+    MISSING = f"Triton cannot be imported ({type(error).__name__}: {error})"
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton runs kernels in Python on the CPU, as the tests do."""
@@ -36,7 +44,12 @@ def obstacle(device: torch.device) -> str:
         return ""
     if device.type != "cuda" or not torch.cuda.is_available():
         return "they need a GPU"
-    return _tried(device)
+    try:
+        return _tried(device)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        return "the GPU's memory is full"  # now; a later step tries again
 
 
 @cache
@@ -50,11 +63,13 @@ def _tried(device: torch.device) -> str:
 
 def _reason(device: torch.device) -> str:
     if triton is None:
-        return "Triton is not installed (pip install triton)"
+        return MISSING
     try:
         with torch.cuda.device(device):
             _trial[(1,)](torch.zeros(1, device=device))
     except Exception as error:  # Triton, the C compiler and the driver raise classes of their own
+        if out_of_memory(error):
+            raise
         first = str(error).strip().partition("\n")[0].rstrip(".")
         return f"Triton cannot build them for {device}: {first or type(error).__name__}"
     return ""

@@ -4,7 +4,9 @@ of a film with their noise, their prompts and what is kept of them."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -52,7 +54,6 @@ def sample_stages(
     run; None to have it whole on the device. Raises InputError if there is no window at all."""
     clip, trace, contexts = job.plan, observer.trace, [context for _, context in prompts.sections]
     placement = None if forecast is None else forecast.offloaded(TRANSFORMER)
-    transformer = None if kept.only else _Transformer(job, compute, placement)
 
     def stage(number: int, latent: Tensor, noises: tuple[Noise, ...], negative: TextContext | None = None) -> Any:
         if transformer is not None:
@@ -75,18 +76,17 @@ def sample_stages(
 
     seeds = noise_seeds(clip.sections, job.request.seed, job.request.windows)
     latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
-    latent, sounds, noises = stage(0, latent, tuple(map(Noise, seeds)), prompts.negative)
-    if not latent.shape[2]:
-        raise InputError(
-            f"--as-far-as-it-is: what is kept in {kept.folder} is of another request; use the one that made it."
-        )
-    if clip.two_stages and pixel_frames(latent) == clip.frames:
-        first = (latent, sounds) if kept.only else None
-        latent = _upscaled(job, compute, latent, trace)
-        latent, sounds, noises = stage(1, latent, noises)
-        latent, sounds = (latent, sounds) if first is None or latent.shape[2] else first
-    if transformer is not None:
-        transformer.release()
+    with nullcontext() if kept.only else _Transformer(job, compute, placement) as transformer:
+        latent, sounds, noises = stage(0, latent, tuple(map(Noise, seeds)), prompts.negative)
+        if not latent.shape[2]:
+            raise InputError(
+                f"--as-far-as-it-is: what is kept in {kept.folder} is of another request; use the one that made it."
+            )
+        if clip.two_stages and pixel_frames(latent) == clip.frames:
+            first = (latent, sounds) if kept.only else None
+            latent = _upscaled(job, compute, latent, trace)
+            latent, sounds, noises = stage(1, latent, noises)
+            latent, sounds = (latent, sounds) if first is None or latent.shape[2] else first
     if trace is not None:
         trace("final/video_latent", latent)
     return latent, sounds, noises[0]
@@ -130,7 +130,7 @@ class Observer:
 
 
 class _Transformer:
-    """The transformer of a job with the LoRAs of the stage that began last."""
+    """The transformer of a job with the LoRAs of the stage that began last. Leaving the context frees the model."""
 
     def __init__(self, job: Job, compute: Compute, placement: Placement | None) -> None:
         checkpoint, device = job.checkpoint, compute.device
@@ -155,8 +155,12 @@ class _Transformer:
         self.merger.set(self.loras[stage])
         self.begun = stage
 
-    def release(self) -> None:
-        """Frees the model."""
+    def __enter__(self) -> _Transformer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.waiting is not None:
             self.waiting.release()
         self.model = self.merger = self.waiting = None

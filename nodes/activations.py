@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import comfy.model_management as management
 import torch
 from torch import Tensor, nn
 
@@ -59,21 +58,21 @@ def sampling_memory(model: Model, latent: Tensor, passes: int, reference: Refere
 
     If all weights fit beside a step whose passes run one after the other, nothing waits in host memory. Otherwise each
     waiting weight shall come to the device once a step and not once a pass: there is room for the passes as one batch,
-    or, where that would take half of the device, for one block that stays while its passes run.
+    or, where that would take half of what the device has for it, for one block that stays while its passes run.
     """
     module, device = model.module, model.patcher.load_device
     single = _step_memory(module, latent, reference)
     if passes == 1 or device.type == "cpu":
         return Sampling(single)
-    total = management.get_total_memory(device) - management.extra_reserved_memory()
-    if model.get_ram_usage() + single <= total:
+    room = obtainable(device)
+    if model.get_ram_usage() + single <= room:
         return Sampling(single)
     grid = latent.shape[2:]
     sound = audio_length(pixel_frames(latent), Fraction(24))
     seen = 0 if reference is None else math.prod(reference.latent.shape[2:])
     tokens = math.prod(grid) + KEYFRAMES * math.prod(grid[1:]) + seen + sound
     batch = max(single, batch_memory(module, tokens, passes))
-    if batch <= total / 2:
+    if batch <= room / 2:
         return Sampling(batch)
     if model.paged:
         return Sampling(single, repeated=True)

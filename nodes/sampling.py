@@ -396,9 +396,8 @@ class Sampler(io.ComfyNode):
         source, kept = sources[0], FilmWindows()
         conditions = Conditions(positive, film.sounds[0], negative, guides, mask, **latent.get(SOURCE, {}))
         parts = film.parts(isinstance(source, Generated), references or ())
-        placing: list[str] = []
-        denoised, sounds, streams = _sample(
-            model, samples, film, parts, conditions, steering, sources, kept, progress, placing
+        (denoised, sounds, streams), placing = _sample(
+            model, samples, film, parts, conditions, steering, sources, kept, progress
         )
         passes = steering.passes(film.frozen, still)
         steps = f"seed {source.seed}, {steering.steps} steps of {steering.sampler}, {passes} passes each"
@@ -444,10 +443,9 @@ def _sample(
     sources: tuple[NoiseSource, ...],
     kept: FilmWindows,
     progress: Progress,
-    placing: list[str],
-) -> tuple[Tensor, tuple[AudioCondition, ...], tuple[NoiseSource, ...]]:
+) -> tuple[tuple[Tensor, tuple[AudioCondition, ...], tuple[NoiseSource, ...]], list[str]]:
     """Samples a stage, window after window, and takes up the parts that were made before. samples: the start of the
-    whole, which does not change. placing: gets what the report says of the model's weights."""
+    whole, which does not change. Returns what `join` does, and what the report says of the model's weights."""
     windows, generated = film.cut.windows, isinstance(sources[0], Generated)
     if generated and film.cut.here is not None:
         raise InputError(
@@ -456,7 +454,7 @@ def _sample(
     clip = len(windows) == 1 and not film.cut.made
     whole = samples if clip else samples.to("cpu", torch.float32, copy=True)
     if film.cut.here is not None and not film.cut.here:
-        return join(film.cut, whole, film.made_elsewhere, sources)
+        return join(film.cut, whole, film.made_elsewhere, sources), []
     keep = keep_nothing
     if model.weights and not generated:
         keep = kept.of(model.identity, film.cut, pixel_size(samples))
@@ -464,8 +462,8 @@ def _sample(
     seen = [reference for part in parts for reference in part.references]
     largest = max(seen, key=lambda each: each.latent.numel(), default=None)
     passes = steering.passes(film.frozen)
+    model.attach()  # the branches of its LoRAs count among the weights of a block
     placed = activations.sampling_memory(model, samples[:, :, film.cut.longest.whole], passes, largest)
-    placing += placed.notes
     (module,) = memory.use(model, memory_required=placed.room)
     model.compute_so()
     with blocks_stay(module.transformer_blocks, module.device, placed.stay):
@@ -481,7 +479,7 @@ def _sample(
             keep=keep,
             only=film.cut.here,
         )
-    return join(film.cut, *made)
+    return join(film.cut, *made), placed.notes
 
 
 def _check_references(model: memory.Model, references: References | None, film: FilmSound) -> None:

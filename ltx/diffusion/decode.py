@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..classes import give_classes
 from ..errors import InputError
 from ..latents import Noise, denormalize_video
+from ..memory.free import out_of_memory
 from .tiling import CHUNK, USUAL, Span, Tiling, in_words, spans, volume
 
 if TYPE_CHECKING:
@@ -136,13 +137,6 @@ def _smaller(tiling: Tiling, latent: Tensor) -> Tiling:
             "memory, or ask for a smaller video."
         )
     return smaller
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether the error means that memory ran out, on any device."""
-    text = str(error).lower()
-    in_words = any(words in text for words in ("out of memory", "not enough memory", "can't allocate memory"))
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and in_words)
 
 
 class ConvolutionTiles:

@@ -222,6 +222,6 @@ if triton is not None:
         head, place = tl.arange(0, HEADS)[:, None], tl.arange(0, DIM)[None, :]
         mask = (head < heads) & (place < width)
         factor = 2 * tl.sigmoid(tl.load(logits + row * heads + head, head < heads, 0.0).to(tl.float32))
-        at = row // tokens * row_stride + row % tokens * token_stride + head * head_stride + place
+        at = row // tokens * row_stride + row % tokens * token_stride + head.to(tl.int64) * head_stride + place
         value = tl.load(x + at, mask, 0.0).to(tl.float32)
         tl.store(result + row * heads * width + head * width + place, value * factor, mask)

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from ..memory.free import out_of_memory
 from ..models import MODELS
 from .gemma import Gemma
 
@@ -116,7 +117,7 @@ def expand(
     except Exception as error:  # any failure of the model or its template; the video is still made
         if progress.interrupted or isinstance(error, interrupts):  # ComfyUI 0.3.75's interrupt is a plain Exception
             raise
-        if isinstance(error, torch.cuda.OutOfMemoryError):
+        if out_of_memory(error):
             return _unchanged(prompt, "Gemma ran out of memory.")
         message = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return _unchanged(prompt, message.rstrip(".") + ".")

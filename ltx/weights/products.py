@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..memory.free import out_of_memory
 from .rounding import TINY, TOP, round_to_float8, top
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -113,9 +114,14 @@ def _padded(bias: Tensor | None, rows: int) -> Tensor | None:
     return bias if bias is None or len(bias) == rows else torch.nn.functional.pad(bias, (0, rows - len(bias)))
 
 
-@cache
+@torch.compiler.assume_constant_result
 def card_has(kind: str, device: torch.device) -> bool:
     """Whether a device computes with that format. torch's CPU has fp8 products, which are slow and serve the tests."""
+    return _card_has(kind, device)
+
+
+@cache  # not on the functions that compiled code calls: it would trace them anew and warn of it
+def _card_has(kind: str, device: torch.device) -> bool:
     if device.type == "cpu":
         return kind == "fp8"
     return (
@@ -123,16 +129,27 @@ def card_has(kind: str, device: torch.device) -> bool:
     )
 
 
-@cache
+@torch.compiler.assume_constant_result  # tracing would take the trial for a success, because it computes nothing
 def rows_have_scales(device: torch.device) -> bool:
     """Whether torch multiplies fp8 matrices with a scale per row on a device; it is tried once."""
-    if device.type == "cpu":
-        return False
+    try:
+        return _multiplies_rows(device)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return False  # now; a later product tries again
+
+
+@cache
+def _multiplies_rows(device: torch.device) -> bool:
+    """What such a product says on that device."""
     one = torch.ones(ALIGNED, ALIGNED, device=device).to(torch.float8_e4m3fn)
     scales = torch.ones(ALIGNED, 1, device=device)
     try:
         torch._scaled_mm(one, one.t(), scale_a=scales, scale_b=scales.t(), out_dtype=torch.bfloat16)
-    except RuntimeError:
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         return False
     return True
 

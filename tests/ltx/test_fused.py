@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from a2v.ltx.diffusion import kernels
 from a2v.ltx.weights import decoding
 
 GPU = torch.device("cuda", 0)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +43,39 @@ def test_where_a_gpu_cannot_run_them_it_is_said_once(
         said = "Triton cannot build them for cuda:0: Failed to find C compiler"
     assert reasons == {said}
     assert caplog.messages == [f"LTX A2V: the Triton kernels stay off, so some steps take longer: {said}."]
+
+
+def test_memory_that_is_full_for_a_moment_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("Triton Error [CUDA]: out of memory")]
+
+    def fail(*_: object, **__: object) -> None:
+        raise errors.pop()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", fail)
+    monkeypatch.setattr(fused, "triton", object())
+    with caplog.at_level(logging.WARNING):
+        assert [fused.obstacle(GPU) for _ in range(2)] == ["the GPU's memory is full"] * 2
+    assert not errors and not caplog.messages
+    monkeypatch.setattr(fused, "_reason", lambda device: "")
+    assert fused.obstacle(GPU) == ""
+
+
+def test_a_triton_for_another_torch_is_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / "triton.py").write_text("raise OSError('libcudart.so.99: no such file')", encoding="utf-8")
+    code = "\n".join(
+        (
+            "import sys, types; import torch; sys.path.insert(0, sys.argv[1])",
+            f"pack = types.ModuleType('a2v'); pack.__path__ = [{str(ROOT)!r}]; sys.modules['a2v'] = pack",
+            "from a2v.ltx import fused",
+            "assert fused.triton is None",
+            "print(fused._reason(torch.device('cuda')))",
+        )
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert done.stdout == "Triton cannot be imported (OSError: libcudart.so.99: no such file)\n", done.stderr
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from a2v.ltx import pipeline
+from a2v.ltx import pipeline, sampling
 from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, TextContext, audio_stream
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.encoding import Prompts
@@ -620,6 +620,27 @@ def test_loras_are_undone_between_the_stages(tiny: TinyFiles) -> None:
     assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
     merger.set([])
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_stage_that_ends_early_frees_the_model(
+    tiny: TinyFiles, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Page-locked memory would otherwise stay with a process that goes on."""
+    built: list[sampling._Transformer] = []
+    begin = sampling._Transformer.begin
+    monkeypatch.setattr(sampling._Transformer, "begin", lambda self, n: built.append(self) or begin(self, n))
+    monkeypatch.setattr(sampling, "free_pinned", lambda: freed.append(True))
+    freed: list[bool] = []
+
+    def stop(phase: str, done: int, total: int) -> None:
+        if phase.startswith("first stage") and done == 1:
+            assert built[0].model is not None
+            raise KeyboardInterrupt
+
+    files = job(tiny, media, tmp_path / "out.mp4", {})
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(files, parse({"prompt": "", "match_audio_length": False}), Compute(torch.float32), progress=stop)
+    assert built[0].model is None and freed == [True]
 
 
 @pytest.mark.parametrize(("frames", "wanted"), ((1, 1), (9, 9), (10, 17)))

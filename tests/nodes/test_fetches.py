@@ -167,22 +167,21 @@ def _raise() -> None:
 def test_room_is_asked_for_only_where_weights_wait(files: TinyFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     model = held(files, "fp8.safetensors")
     latent = torch.zeros(1, 128, 2, 2, 3)
-    total = [1e12]
-    monkeypatch.setattr(management, "get_total_memory", lambda *a: total[0])
-    monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
+    room = [1e12]
+    monkeypatch.setattr(activations, "obtainable", lambda device: room[0])
     single = activations.sampling_memory(model, latent, 1)
     assert single.room > 0 and not single.stay
     assert activations.sampling_memory(model, latent, 4) == single, "everything fits"
     monkeypatch.setattr(activations, "_step_memory", lambda *a: 1000)
     single, asked = activations.Sampling(1000), []
-    total[0] = model.get_ram_usage() + single.room - 1
+    room[0] = model.get_ram_usage() + single.room - 1
     monkeypatch.setattr(activations, "batch_memory", lambda *a: asked.append(a) or single.room + 7)
     assert activations.sampling_memory(model, latent, 4) == activations.Sampling(single.room + 7)
     tokens = 2 * 2 * 3 + activations.KEYFRAMES * 2 * 3 + audio_length(FRAMES, FPS)
     assert asked == [(model.module, tokens, 4)]
     free = passes.batch_memory(model.module, tokens, 4)
     assert passes.GPU_SHARE * free > 4 * passes.working_set(model.module, tokens), "the step would not batch"
-    monkeypatch.setattr(activations, "batch_memory", lambda *a: total[0])
+    monkeypatch.setattr(activations, "batch_memory", lambda *a: room[0])
     sizes = [sum(p.nbytes for p in block.parameters()) for block in model.module.transformer_blocks]
     staying = activations.Sampling(single.room + max(sizes), True)
     assert activations.sampling_memory(model, latent, 4) == staying and not staying.notes
@@ -198,8 +197,7 @@ def test_where_comfyui_pages_the_weights_the_report_says_what_it_costs(
     """A newer ComfyUI fetches and patches there itself."""
     model, latent = held(files, "fp8.safetensors"), torch.zeros(1, 128, 2, 2, 3)
     monkeypatch.setattr(model.patcher, "is_dynamic", lambda: True, raising=False)
-    monkeypatch.setattr(management, "get_total_memory", lambda *a: model.get_ram_usage())
-    monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
+    monkeypatch.setattr(activations, "obtainable", lambda device: model.get_ram_usage())
     monkeypatch.setattr(activations, "_step_memory", lambda *a: 1000)
     monkeypatch.setattr(activations, "batch_memory", lambda *a: model.get_ram_usage())
     placed = activations.sampling_memory(model, latent, 4)

@@ -117,20 +117,26 @@ def test_the_sampler_obeys(model: memory.Model, monkeypatch: pytest.MonkeyPatch,
     def watched() -> set[int]:
         return {len(block._forward_pre_hooks) for block in asked.module.transformer_blocks}
 
-    def begun(*_: object, **__: object) -> None:
+    def begun(*_: object, **__: object) -> tuple[object, ...]:
         seen.append((backends(asked), fast(asked), watched()))
-        raise KeyboardInterrupt
+        return start, (), ()
 
     monkeypatch.setattr(sampling, "sample_windows", begun)
+
+    def placed(*_: object) -> activations.Sampling:
+        order.append("what a block takes")
+        return activations.Sampling(0, stay, repeated=not stay)
+
+    order: list[str] = []
     film = type("Film", (), {"cut": _cut(), "frozen": True})()
     steering = type("S", (), {"steps": 1, "passes": lambda self, frozen: 4})()
     monkeypatch.setattr(sampling, "StageProgress", lambda *a: None)
-    monkeypatch.setattr(activations, "sampling_memory", lambda *a: activations.Sampling(0, stay, repeated=not stay))
+    monkeypatch.setattr(memory.Model, "attach", lambda self: order.append("LoRAs beside the weights"))
+    monkeypatch.setattr(activations, "sampling_memory", placed)
     start = torch.zeros(1, 128, 2, 2, 2)
-    told: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        sampling._sample(replace(asked, weights=""), start, film, [], None, steering, (object(),), None, None, told)
+    _, told = sampling._sample(replace(asked, weights=""), start, film, [], None, steering, (object(),), None, None)
     assert told == ([] if stay else [activations.REPEATED])
+    assert order[:2] == ["LoRAs beside the weights", "what a block takes"]
     assert seen == [({BACKENDS[MATH].name}, {True}, {int(stay)})] and watched() == {0}
 
 

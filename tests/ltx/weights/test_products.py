@@ -151,9 +151,26 @@ def test_a_change_of_the_weight_itself_is_decoded(randn: Callable) -> None:
 
 
 def test_compiled(randn: Callable) -> None:
+    """Whether torch multiplies by rows is tried, and not traced."""
+    torch._dynamo.reset()
+    products._multiplies_rows.cache_clear()
     q, x = layer("float8"), randn(3, 256).bfloat16()
     quicken(q)
-    torch.testing.assert_close(torch.compile(q, fullgraph=True, backend="aot_eager")(x), q(x))
+    found = torch.compile(q, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, q(x))
+
+
+def test_memory_that_is_full_for_a_moment_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    products._multiplies_rows.cache_clear()
+    with monkeypatch.context() as at_first:
+        at_first.setattr(torch, "_scaled_mm", full)
+        assert not products.rows_have_scales(CPU)
+    monkeypatch.setattr(torch, "_scaled_mm", lambda x, *_, **__: x)
+    assert products.rows_have_scales(CPU)
+    products._multiplies_rows.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +197,7 @@ def test_scales_and_strengths_are_no_constants_of_compiled_code(
 def test_what_a_card_must_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
     for capability, kinds in (((7, 5), {"int8"}), ((8, 9), {"int8", "fp8"}), ((10, 0), set(products.NEEDED))):
-        products.card_has.cache_clear()
+        products._card_has.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, has=capability: has)
         assert {kind for kind in products.NEEDED if products.card_has(kind, torch.device("cuda"))} == kinds
-    products.card_has.cache_clear()
+    products._card_has.cache_clear()

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
 
 SMALL = 2**18
 """A rehearsed tensor with at most this many elements has numbers. Masks and the noise levels of a clip's tokens are
@@ -30,6 +29,11 @@ CHANNEL_BLOCK = 16  # on a CPU with AVX-512; it is 8 with AVX2
 FILLS = ("ones_like", "zeros_like", "full_like")
 ASKING = (torch.ops.aten.is_nonzero.default, torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 META, CPU = torch.device("meta"), torch.device("cpu")
+KNOWN = 2**14
+"""Calls whose results are remembered. Finding out a result on the meta device takes a millisecond, and the blocks of a
+model repeat each other's calls."""
+_results: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
+"""By call: shape, strides and dtype of its result, or None if it is no new tensor."""
 
 
 class Rehearsal(TorchDispatchMode):
@@ -47,14 +51,14 @@ class Rehearsal(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = _tensors((args, kwargs))
         # The twins are kept until the result is counted, because the result could get the storage of a freed one.
         twins: list[Tensor] = []
         result = self._run(func, args, kwargs, given, twins)
         outside = {tensor.untyped_storage()._cdata for tensor in (*given, *twins)} - self._known.keys()
         within = self._convolution(given, result) if func.__name__.startswith("conv") else 0
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in outside:
+        for leaf in _tensors(result):
+            if leaf.untyped_storage()._cdata not in outside:
                 self._count(leaf.untyped_storage())
         self.peak = max(self.peak, self.alive + within)
         return result
@@ -72,23 +76,28 @@ class Rehearsal(TorchDispatchMode):
 
         if func in ASKING and given[0].is_meta and given[0].dtype == torch.bool:
             return True  # code that checks its numbers, for instance for NaN, continues
+        call = func, *map(_shape, args), *((name, _shape(value)) for name, value in kwargs.items())
         if any(tensor.is_meta or tensor.numel() > SMALL for tensor in given):
-            result = func(*tree_map(sized, args), **tree_map(sized, kwargs))
+            found = _results.get(call)
+            if found is None:
+                result = func(*_mapped(sized, args), **_mapped(sized, kwargs))
+                _remember(call, result, (*given, *twins))
+            else:
+                result = torch.empty_strided(*found[:2], dtype=found[2], device=META)
             if func.__name__.startswith(FILLS) and result.numel() <= SMALL:  # such functions read only the size
-                return func(torch.empty(given[0].shape, dtype=given[0].dtype), *args[1:], **tree_map(_here, kwargs))
+                return func(torch.empty(given[0].shape, dtype=given[0].dtype), *args[1:], **_mapped(_here, kwargs))
             return result
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
             return func(*args, **kwargs)
-        call = func, *map(_shape, args), *((name, _shape(value)) for name, value in kwargs.items())
         if call not in self._small:
             try:
-                result = func(*tree_map(sized, args), **tree_map(sized, kwargs))
+                result = func(*_mapped(sized, args), **_mapped(sized, kwargs))
             except (NotImplementedError, RuntimeError):
                 return func(*args, **kwargs)
-            if any(isinstance(leaf, Tensor) and leaf.numel() > SMALL for leaf in tree_leaves(result)):
+            if any(leaf.numel() > SMALL for leaf in _tensors(result)):
                 return result
             self._small.add(call)
-        return func(*tree_map(_here, args), **tree_map(_here, kwargs))
+        return func(*_mapped(_here, args), **_mapped(_here, kwargs))
 
     def _count(self, storage: Any) -> None:
         key = storage._cdata
@@ -125,6 +134,43 @@ def _shape(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(map(_shape, value))
     return type(value), value
+
+
+def _remember(call: tuple[Any, ...], result: Any, given: Iterable[Tensor]) -> None:
+    """Keeps the size of a result that is one new tensor, as large as its memory. Another one is, or shares memory with,
+    one of `given`."""
+    if call in _results:
+        return
+    if len(_results) == KNOWN:
+        _results.clear()
+    _results[call] = None
+    if not isinstance(result, Tensor) or not result.is_meta or call[0]._schema.is_mutable:
+        return
+    storage, size = result.untyped_storage(), (result.shape, result.stride())
+    if storage._cdata in {tensor.untyped_storage()._cdata for tensor in given}:
+        return
+    if storage.nbytes() == torch.empty_strided(*size, dtype=result.dtype, device=META).untyped_storage().nbytes():
+        _results[call] = *size, result.dtype
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """`value` with `function` of each leaf. An operator's arguments nest lists and no other containers."""
+    if isinstance(value, (tuple, list)):
+        return type(value)([_mapped(function, each) for each in value])
+    if isinstance(value, dict):
+        return {key: _mapped(function, each) for key, each in value.items()}
+    return function(value)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors among the leaves of `value`."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return []
+    return [tensor for each in value for tensor in _tensors(each)]
 
 
 def _here(value: Any) -> Any:

@@ -55,7 +55,7 @@ class Rehearsal(TorchDispatchMode):
         # The twins are kept until the result is counted, because the result could get the storage of a freed one.
         twins: list[Tensor] = []
         result = self._run(func, args, kwargs, given, twins)
-        outside = {tensor.untyped_storage()._cdata for tensor in (*given, *twins)} - self._known.keys()
+        outside = {key for tensor in (*given, *twins) if (key := tensor.untyped_storage()._cdata) not in self._known}
         within = self._convolution(given, result) if func.__name__.startswith("conv") else 0
         for leaf in _tensors(result):
             if leaf.untyped_storage()._cdata not in outside:

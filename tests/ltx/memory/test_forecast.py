@@ -20,6 +20,7 @@ from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.errors import InputError
 from a2v.ltx.job import Compute, Job
 from a2v.ltx.latents import audio_length, video_shape
+from a2v.ltx.memory import rehearsal
 from a2v.ltx.memory.encoder import text_encoder
 from a2v.ltx.memory.forecast import Forecast, Phase, Resident, Step, _Measured, _Planner, estimate
 from a2v.ltx.memory.offload import Placement
@@ -162,6 +163,26 @@ def test_a_rehearsal_counts_what_is_alive_at_once() -> None:
     assert peak(lambda: [small + 1 for _ in range(100)]) == 100 * small.nbytes
     q = torch.empty(1, 8, 4096, 32)
     assert peak(lambda: nn.functional.scaled_dot_product_attention(q, q, q)) == q.nbytes  # no 4096 × 4096 scores
+
+
+def test_what_a_rehearsal_remembers_changes_no_count(
+    jobs: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every part of a job with two stages and an image, on both kinds of device."""
+    described = jobs["encode text"]
+    request = {**described["request"], "video_size": (256, 256), "num_frames": 41}
+    job, forecast = job_of({**described, "request": request}), []
+    for device in ("cpu", "cuda"):
+        compute = Compute(torch.float32, device)
+        monkeypatch.setattr(rehearsal, "_results", {})
+        for remembers in (False, True):
+            with monkeypatch.context() as here:
+                if not remembers:
+                    here.setattr(rehearsal, "_remember", lambda *_: None)
+                forecast.append(estimate(job, compute, 64 << 30, 64 << 30))
+            assert bool(rehearsal._results) == remembers
+        assert forecast[-2] == forecast[-1]
+    assert forecast[0] != forecast[-1]
 
 
 def test_a_rehearsal_knows_masks_and_small_numbers() -> None:

@@ -1,4 +1,4 @@
-"""The errors that end a run without a fault of the program."""
+"""The errors that end a run without a fault of the program, and those that say that memory ran out."""
 
 from __future__ import annotations
 
@@ -11,3 +11,12 @@ class InputError(ValueError):
 
 class FlaggedError(RuntimeError):
     """The safety checker flagged a result that shall then be refused. The text is one sentence."""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the error means that memory ran out, on any device. torch's own class is known by its name, because this
+    file is imported where torch may be missing."""
+    text = str(error).lower()
+    in_words = any(words in text for words in ("out of memory", "not enough memory", "can't allocate memory"))
+    named = any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__)
+    return named or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and in_words)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .memory.free import out_of_memory
+from .errors import out_of_memory
 
 MISSING = f"Triton is not installed (pip install {'triton-windows' if sys.platform == 'win32' else 'triton'})"
 """Why there is no Triton, if there is none."""

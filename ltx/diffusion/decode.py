@@ -25,9 +25,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..classes import give_classes
-from ..errors import InputError
+from ..errors import InputError, out_of_memory
 from ..latents import Noise, denormalize_video
-from ..memory.free import out_of_memory
 from .tiling import CHUNK, USUAL, Span, Tiling, in_words, spans, volume
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Measures how much memory is free now, and knows the errors that say that there is too little."""
+"""Measures how much memory is free now."""
 
 from __future__ import annotations
 
@@ -67,10 +67,3 @@ def _within_limits(proc: Path, cgroups: Path) -> Iterator[int]:
                 yield max(0, most - taken + int(stat.get(cache, 0)))
             except (OSError, ValueError):  # the text "max" means that this group has no limit
                 continue
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether the error means that memory ran out, on any device."""
-    text = str(error).lower()
-    in_words = any(words in text for words in ("out of memory", "not enough memory", "can't allocate memory"))
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and in_words)

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from ..memory.free import out_of_memory
+from ..errors import out_of_memory
 from ..models import MODELS
 from .gemma import Gemma
 

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..memory.free import out_of_memory
+from ..errors import out_of_memory
 from .rounding import TINY, TOP, round_to_float8, top
 
 HALVES = (torch.bfloat16, torch.float16)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
-from .quantized import PLAIN, ScaledLinear, Stored, layer_of, put
+from .quantized import PLAIN, Stored, layer_of, put
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -57,7 +57,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor | Stored], path: Path, pa
     for key, tensor in state.items():
         if isinstance(tensor, Tensor) and tensor.dtype not in DTYPES:
             raise InputError(f"{path}: {key} is stored as {tensor.dtype}, which is not supported; use {wanted}.")
-    own = module.state_dict()
+    own = {name: slots[key] for name, (slots, key) in _places(module).items()}
     for problem, keys in (
         ("lacks", own.keys() - state.keys()),
         ("has unknown", state.keys() - own.keys()),
@@ -73,15 +73,26 @@ def fill(module: nn.Module, state: Mapping[str, Tensor | Stored], path: Path, pa
         if not isinstance(value, Stored):
             tensors[key] = value
         elif last == "weight" and owner not in PLAIN and type(layer := module.get_submodule(owner)) is nn.Linear:
-            quantized = layer_of(value, layer.bias)
-            put(module, owner, quantized)
-            tensors[key] = quantized.weight
-            if isinstance(quantized, ScaledLinear):
-                tensors[f"{owner}.weight_scale"] = quantized.weight_scale
+            put(module, owner, layer_of(value, layer.bias))
         else:
             tensors[key] = value.decode()
-    module.load_state_dict(tensors, strict=True, assign=True)
+    places = _places(module)
+    for name, tensor in tensors.items():
+        slots, key = places[name]
+        slots[key] = nn.Parameter(tensor, requires_grad=False) if isinstance(slots[key], nn.Parameter) else tensor
     return module.eval().requires_grad_(False)
+
+
+def _places(module: nn.Module) -> dict[str, tuple[dict[str, Tensor | None], str]]:
+    """By the name in a state dict: where a module keeps that tensor. `state_dict` and `load_state_dict` look for hooks,
+    which these modules do not have, and take half a second for thousands of layers."""
+    found: dict[str, tuple[dict[str, Tensor | None], str]] = {}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for slots in (part._parameters, part._buffers):
+            for key, tensor in slots.items():
+                if tensor is not None and key not in part._non_persistent_buffers_set:
+                    found[f"{prefix}.{key}" if prefix else key] = slots, key
+    return found
 
 
 def place(module: nn.Module, dtype: torch.dtype | None, device: torch.device | str) -> nn.Module:

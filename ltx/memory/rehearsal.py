@@ -80,24 +80,24 @@ class Rehearsal(TorchDispatchMode):
         if any(tensor.is_meta or tensor.numel() > SMALL for tensor in given):
             found = _results.get(call)
             if found is None:
-                result = func(*_mapped(sized, args), **_mapped(sized, kwargs))
+                result = func(*mapped(sized, args), **mapped(sized, kwargs))
                 _remember(call, result, (*given, *twins))
             else:
                 result = torch.empty_strided(*found[:2], dtype=found[2], device=META)
             if func.__name__.startswith(FILLS) and result.numel() <= SMALL:  # such functions read only the size
-                return func(torch.empty(given[0].shape, dtype=given[0].dtype), *args[1:], **_mapped(_here, kwargs))
+                return func(torch.empty(given[0].shape, dtype=given[0].dtype), *args[1:], **mapped(_here, kwargs))
             return result
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
             return func(*args, **kwargs)
         if call not in self._small:
             try:
-                result = func(*_mapped(sized, args), **_mapped(sized, kwargs))
+                result = func(*mapped(sized, args), **mapped(sized, kwargs))
             except (NotImplementedError, RuntimeError):
                 return func(*args, **kwargs)
             if any(leaf.numel() > SMALL for leaf in _tensors(result)):
                 return result
             self._small.add(call)
-        return func(*_mapped(_here, args), **_mapped(_here, kwargs))
+        return func(*mapped(_here, args), **mapped(_here, kwargs))
 
     def _count(self, storage: Any) -> None:
         key = storage._cdata
@@ -153,12 +153,12 @@ def _remember(call: tuple[Any, ...], result: Any, given: Iterable[Tensor]) -> No
         _results[call] = *size, result.dtype
 
 
-def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
     """`value` with `function` of each leaf. An operator's arguments nest lists and no other containers."""
     if isinstance(value, (tuple, list)):
-        return type(value)([_mapped(function, each) for each in value])
+        return type(value)([mapped(function, each) for each in value])
     if isinstance(value, dict):
-        return {key: _mapped(function, each) for key, each in value.items()}
+        return {key: mapped(function, each) for key, each in value.items()}
     return function(value)
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from a2v.ltx.memory.rehearsal import mapped
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -62,15 +63,6 @@ def simulated() -> Iterator[torch.device]:
         yield DEVICE
 
 
-def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """`value` with `function` of each leaf. torch's own trees take half of a test's time."""
-    if isinstance(value, (tuple, list)):
-        return type(value)([_mapped(function, each) for each in value])
-    if isinstance(value, dict):
-        return {key: _mapped(function, each) for key, each in value.items()}
-    return function(value)
-
-
 def _run(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     name = func.__name__.split(".")[0]
     tensors: list[Tensor] = []
@@ -88,7 +80,7 @@ def _run(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
             return CPU
         return value
 
-    args, kwargs = _mapped(unwrap, args), _mapped(unwrap, kwargs)
+    args, kwargs = mapped(unwrap, args), mapped(unwrap, kwargs)
     if name == "_has_compatible_shallow_copy_type":  # whether `.data` may be set: not of what lies elsewhere
         return not owners
     if named:
@@ -110,4 +102,4 @@ def _run(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
             return Elsewhere(value) if owner is None else owner  # the owner: an operation in place
         return value if owner is None else value.clone()
 
-    return _mapped(wrap, func(*args, **kwargs))
+    return mapped(wrap, func(*args, **kwargs))

@@ -77,15 +77,11 @@ class CopyStream:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
-        self._freed: Any = None
-
-    def free(self) -> None:
-        """Says that copies may overwrite what was freed before, once the kernels that are queued now have run."""
-        self._freed = torch.cuda.current_stream(self.device).record_event()
 
     def copies(self, tensors: Iterable[Tensor]) -> tuple[list[Tensor], Any]:
         """Begins to copy page-locked tensors. Returns the copies and the event of their end."""
-        self.stream.wait_event(self._freed)
+        # A copy may overwrite memory that queued kernels of the previous block still read, so it waits for them.
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             copies = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
             return copies, self.stream.record_event()
@@ -133,14 +129,7 @@ class Offload:
                     setattr(part, name, moved[id(tensor)])
         if self.pinned:
             free_pinned()  # of the model before
-        self._hooks = [
-            hook
-            for number in order
-            for hook in (
-                self.blocks[number].register_forward_pre_hook(partial(self._enter, number)),
-                self.blocks[number].register_forward_hook(partial(self._ahead, number)),
-            )
-        ]
+        self._hooks = [self.blocks[number].register_forward_pre_hook(partial(self._enter, number)) for number in order]
 
     def rest(self) -> None:
         """Puts the waiting blocks back into host memory. Afterwards the weights of all blocks may be changed."""
@@ -170,8 +159,6 @@ class Offload:
             return
         for other in list(self._homes):
             self._leave(other)
-        if self._copying is not None:
-            self._copying.free()
         if number not in self._coming:
             self._fetch(number)
         copies, copied = self._coming.pop(number)
@@ -181,13 +168,8 @@ class Offload:
         self._homes[number] = home
         for (part, name, tensor), copy in zip(home, copies, strict=True):
             setattr(part, name, _like(tensor, copy))
-
-    def _ahead(self, number: int, block: nn.Module, inputs: Sequence[object], output: object) -> None:
-        """Begins to copy the next block. This one's kernels are queued by now, so they run while the host copies what
-        is not page-locked."""
-        following = self._next[number]
-        if following not in self._homes and following not in self._coming:
-            self._fetch(following)
+        if self._next[number] != number:
+            self._fetch(self._next[number])
 
     def _leave(self, number: int) -> None:
         for part, name, tensor in self._homes.pop(number):

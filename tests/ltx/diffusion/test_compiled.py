@@ -19,6 +19,7 @@ from a2v.ltx.diffusion.compiled import PLACE, compile_blocks, is_compiled, keep_
 from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, TextContext
 from a2v.ltx.diffusion.guidance import NONE, Guidance
 from a2v.ltx.latents import CHANNELS, Noise, audio_length
+from a2v.ltx.memory.offload import offload_transformer
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.lora import Merger, load_lora
 from a2v.tests.ltx import stage
@@ -161,6 +162,16 @@ def test_blocks_share_their_forms_and_the_step_tells_of_them(tmp_path: Path) -> 
     assert told[5:] == [1, 2, 3]
     torch.compile(torch.neg, backend="eager")(torch.ones(2))
     assert told[5:] == [1, 2, 3], "what others compile between the stages is none of it"
+
+
+@pytest.mark.usefixtures("eager")
+def test_blocks_that_wait_share_their_forms_as_well(tmp_path: Path) -> None:
+    """What brings a block is no part of its graph. A hook behind the block would be: each block would be compiled."""
+    files = write_tiny(tmp_path, seed=3, layers=4, connector_layers=1)
+    counted = Counted(transformer(files), transformer(files))
+    with offload_transformer(counted.model, "cpu") as waiting:
+        assert counted() == (2, 0)
+        assert waiting.fetched == 5, "each block, and the first one for a next step"
 
 
 @pytest.mark.soak

@@ -112,7 +112,7 @@ def test_resident_blocks_are_not_fetched(deep: TinyFiles, resident: int) -> None
     with simulated(), offload_transformer(model, DEVICE, Placement(resident)) as offload:
         assert away(model) == resident
         for block in model.transformer_blocks:
-            block.register_forward_hook(lambda *_: most.append(away(model) + len(offload._coming)))
+            block.register_forward_pre_hook(lambda *_: most.append(away(model) + len(offload._coming)))
         assert torch.equal(two_steps(model, DEVICE), expected)
         others = len(model.transformer_blocks) - resident
         # The next step's first one is on its way.
@@ -120,20 +120,6 @@ def test_resident_blocks_are_not_fetched(deep: TinyFiles, resident: int) -> None
         assert max(most) == resident + min(2, others)
         offload.rest()
         assert away(model) == resident
-
-
-def test_the_next_block_is_asked_for_when_one_is_computing(deep: TinyFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host may have to copy it into page-locked memory, and the device shall have work meanwhile."""
-    model, done = load_checkpoint(deep.checkpoint).transformer(torch.float32), []
-    fetch = Offload._fetch
-    monkeypatch.setattr(Offload, "_fetch", lambda self, number: done.append(f"fetch {number}") or fetch(self, number))
-    with simulated(), offload_transformer(model, DEVICE):
-        for number, block in enumerate(model.transformer_blocks):  # after the hook that brings the block
-            block.register_forward_pre_hook(lambda *_, n=number: done.append(f"compute {n}"))
-        two_steps(model, DEVICE, 1e12)
-    count = len(model.transformer_blocks)
-    step = [each for n in range(count) for each in (f"compute {n}", f"fetch {(n + 1) % count}")]
-    assert done == ["fetch 0", *step, *step]
 
 
 def test_waiting_blocks_are_spread_and_as_few_as_possible() -> None:
@@ -157,13 +143,9 @@ class Copying:
     """Stands for the stream of a GPU. It counts, and refuses what is not page-locked."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.finished, self.freed = device, 0, 0
-
-    def free(self) -> None:
-        self.freed += 1
+        self.device, self.finished = device, 0
 
     def copies(self, tensors: Iterable[Tensor]) -> tuple[list[Tensor], Any]:
-        assert self.freed
         copies = []
         for tensor in tensors:
             assert tensor.is_pinned()

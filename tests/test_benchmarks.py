@@ -70,7 +70,8 @@ def test_growth(take, peers: None) -> None:
 @pytest.mark.soak
 def test_levels(take) -> None:
     table = take("levels")
-    assert [row[0] for row in table.rows] == list(LEVELS)
+    models = ("48 random blocks", "the trained miniature")
+    assert [row[0] for row in table.rows] == [f"{model}: {level}" for model in models for level in LEVELS]
     assert table.numbers["none error"] == 0
     for level in ("regular", "full"):
         assert 0 < table.numbers[f"{level} error"] < 2, f"{level} is exact, or far off"

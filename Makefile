@@ -97,13 +97,13 @@ $(EDITOR): $(VENV)
 	@mkdir -p $(@D) && ln -sfn ../.. $@
 
 # --no-compile: Python compiles a file when it is imported, and only a tenth of the files are.
-# uv takes a seventh of pip's time. It does not read pip's settings, so behind an index or a certificate that only pip
-# knows of, pip does it.
+# uv takes a seventh of pip's time. It reads the system's certificates here, but not pip's settings, so behind an index that
+# only pip knows of, pip does it.
 $(PACKAGES): $(VENV)
 	@echo "setup: the pinned Python packages in .venv (torch with its CUDA libraries among them: 3 GB to fetch, 6 GB on disk)"
 	@rm -f .venv/.done-packages-*
 	@$(PIP) install --no-compile "$$(grep '^uv==' requirements-dev.txt)"
-	@.venv/bin/uv pip install --quiet --python .venv/bin/python --requirement requirements-dev.txt || { \
+	@.venv/bin/uv pip install --system-certs --quiet --python .venv/bin/python --requirement requirements-dev.txt || { \
 	    echo "setup: uv could not install them; pip tries it"; \
 	    $(PIP) install --no-compile --requirement requirements-dev.txt; \
 	}

@@ -72,9 +72,10 @@ def test_levels(take) -> None:
     table = take("levels")
     models = ("48 random blocks", "the trained miniature")
     assert [row[0] for row in table.rows] == [f"{model}: {level}" for model in models for level in LEVELS]
-    assert table.numbers["none error"] == 0
-    for level in ("regular", "full"):
-        assert 0 < table.numbers[f"{level} error"] < 2, f"{level} is exact, or far off"
+    for model in models:
+        assert table.numbers[f"{model}, none: error"] == 0
+        for level in ("regular", "full"):
+            assert 0 < table.numbers[f"{model}, {level}: error"] < 2, f"{model}: {level} is exact, or far off"
 
 
 @pytest.mark.skipif(not (ROOT / ".host" / "comfyui").is_dir(), reason="no ComfyUI in .host")

@@ -17,7 +17,8 @@ from a2v.benchmarks.gpu import CLIP, LARGE, LITTLE, STEPS, TOY, check, device, d
 from a2v.benchmarks.layers import RANK
 from a2v.benchmarks.measure import MISSING, RESULTS, Ratio, Table, middle, sides, version
 from a2v.benchmarks.parts import Parts, Result, code
-from a2v.ltx.diffusion.attention import BACKENDS, MATH, TORCH, check_attention
+from a2v.ltx.computing import MATH, TORCH
+from a2v.ltx.diffusion.attention import BACKENDS, check_attention
 from a2v.ltx.errors import InputError
 from safetensors.torch import load_file
 

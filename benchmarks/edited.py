@@ -20,8 +20,8 @@ from a2v.benchmarks.films import drift
 from a2v.benchmarks.levels import miniature
 from a2v.ltx import pipeline
 from a2v.ltx.given import SEAM
+from a2v.ltx.grid import TIME_SCALE, frames_of
 from a2v.ltx.job import Compute, Files
-from a2v.ltx.latents import TIME_SCALE, frames_of
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.clip import open_clip
 from a2v.ltx.media.video import write_video

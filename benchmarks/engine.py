@@ -22,7 +22,8 @@ from a2v.ltx.diffusion.sound import encode_audio
 from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.diffusion.upscale import upscale
-from a2v.ltx.latents import CHANNELS, Noise, video_shape
+from a2v.ltx.grid import CHANNELS, video_shape
+from a2v.ltx.latents import Noise
 from a2v.ltx.media.audio import load_track, soundtrack
 from a2v.ltx.media.video import write_video
 from a2v.ltx.prompt.gemma import load_gemma

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from a2v.benchmarks.levels import FRAMES, miniature
 from a2v.benchmarks.measure import MISSING, Table, resident, say, sides
+from a2v.ltx.grid import frames_of
 from a2v.ltx.job import Compute, Files
-from a2v.ltx.latents import frames_of
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.preprocess import preprocess
 from a2v.ltx.pipeline import run

@@ -19,7 +19,8 @@ from a2v.ltx.diffusion.block import adopt
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
 from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.steering import Steering
-from a2v.ltx.latents import CHANNELS, Noise, video_shape
+from a2v.ltx.grid import CHANNELS, video_shape
+from a2v.ltx.latents import Noise
 from a2v.ltx.weights.formats import stored
 from a2v.ltx.weights.gguf import Blocks
 from a2v.ltx.weights.quantized import Stored, float8, layer_of, put, to_float8

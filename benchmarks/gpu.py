@@ -202,7 +202,8 @@ def prepare(
 ) -> None:
     """Makes the model compute in one of the ways of `Compute`. It stays so, and fp8 rounds its weights for good. rank:
     of a LoRA on all quantized layers, as the published distilled one is; 0 for none."""
-    from a2v.ltx.diffusion.attention import TORCH, attend_by
+    from a2v.ltx.computing import TORCH
+    from a2v.ltx.diffusion.attention import attend_by
     from a2v.ltx.diffusion.block import adopt
     from a2v.ltx.diffusion.compiled import compile_blocks
     from a2v.ltx.diffusion.kernels import fuse
@@ -266,7 +267,8 @@ def ours(
     from a2v.ltx.diffusion.guidance import Guidance
     from a2v.ltx.diffusion.sample import sample
     from a2v.ltx.diffusion.steering import Steering
-    from a2v.ltx.latents import CHANNELS, Noise, video_shape
+    from a2v.ltx.grid import CHANNELS, video_shape
+    from a2v.ltx.latents import Noise
 
     model, whole, place = our_model(**size), Clip(*clip), device(size.get("device"))
     first = halved(whole)
@@ -436,7 +438,7 @@ def decoder(channels: int) -> nn.Module:
 def decode(size: dict[str, Any], clip: list[int], steps: int, tiled: bool) -> dict[str, Any]:
     """Decodes a clip, in tiles or as one: the seconds of the second of two runs, and the peak above the weights."""
     from a2v.ltx.diffusion.decode import Tiling, decode_video
-    from a2v.ltx.latents import CHANNELS, video_shape
+    from a2v.ltx.grid import CHANNELS, video_shape
 
     vae, whole = decoder(4 * size["heads"]), Clip(*clip)
     shape = video_shape(whole.frames, whole.height, whole.width)

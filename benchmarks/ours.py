@@ -21,8 +21,9 @@ from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextConte
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.steering import Steering
+from a2v.ltx.grid import CHANNELS, video_shape
 from a2v.ltx.job import Compute, Files
-from a2v.ltx.latents import CHANNELS, Noise, video_shape
+from a2v.ltx.latents import Noise
 from a2v.ltx.request import parse
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from safetensors.torch import save_file

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+INTERRUPTED = "interrupted; nothing was written"  # what an interrupted command says
+
 
 class InputError(ValueError):
     """A mistake in the user's input. The text is one sentence that names the file or field and says what to do."""
 
     __module__ = "ltx_a2v"  # ComfyUI's error panel shows it; the true one is the whole path of the pack's folder
+
+
+def no_such_file(name: object) -> InputError:
+    return InputError(f"{name}: no such file; check the name and the folder.")
 
 
 class FlaggedError(RuntimeError):

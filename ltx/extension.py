@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .errors import InputError
-from .latents import TIME_SCALE
+from .grid import TIME_SCALE
 
 FORWARD, BACKWARD = DIRECTIONS = ("forward", "backward")
 CONTEXT = 25

@@ -20,7 +20,7 @@ from .diffusion.masks import audio_spans, outside_mask, ramped, time_mask, video
 from .edits import BOTH, PICTURE, SOUND, ReferenceUse, VideoEdit
 from .errors import InputError
 from .extension import stretch_beside
-from .latents import AUDIO_RATE, SPACE_SCALE, TIME_SCALE, audio_length, frames_of
+from .grid import AUDIO_RATE, SPACE_SCALE, TIME_SCALE, audio_length, frames_of
 from .media.audio import Track, frames_for_audio, samples_in, seconds_beyond
 from .media.clip import Clip, open_clip, sampled, sampled_frames
 from .media.masks import Area, open_area

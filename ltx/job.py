@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from . import models
+from .computing import AUTO, BY_MEMORY, OFFLOAD, TORCH
 from .diffusion.acceleration import LEVELS, full_strength
-from .diffusion.attention import TORCH, check_attention
+from .diffusion.attention import check_attention
 from .diffusion.kept import check_room, disk_needed
 from .diffusion.speakers import check_region, check_voices, heard_by
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
@@ -37,8 +38,7 @@ from .weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from .weights.lora import Lora, Match, load_lora, match
 from .weights.names import OF_CONNECTORS
 
-TILING = Tiling.of(frames=0, pixels=0)  # both sizes are chosen by the free memory
-AUTO, NEVER, BLOCKS = OFFLOAD = ("auto", "none", "blocks")
+TILING = Tiling.of(frames=BY_MEMORY, pixels=BY_MEMORY)  # both sizes are chosen by the free memory
 Strengths = tuple[tuple[Lora, float], ...]
 """LoRAs and the strength of each."""
 

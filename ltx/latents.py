@@ -1,4 +1,4 @@
-"""Latent space: grid sizes, tokens, positions, statistics, and the stream of noise that a seed defines.
+"""Latent space: tokens, positions, statistics, and the stream of noise that a seed defines.
 
 Video latents are [1, 128, F, H, W] on a grid of 8 × 32 × 32 pixels, audio latents [1, 8, T, 16] at 25 Hz. The
 transformer sees both as tokens [1, N, 128].
@@ -15,32 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .errors import InputError
-
-TIME_SCALE = 8
-SPACE_SCALE = 32
-CHANNELS = 128
-AUDIO_RATE = 25
-AUDIO_CHANNELS = 8
-AUDIO_BINS = 16
-# One audio latent covers four mel frames of 10 ms; the first latent covers only one, because the encoder is causal.
-MEL_FRAMES_PER_LATENT = 4
-MEL_HOP, MEL_RATE = 160, 16000
-
-
-def video_shape(frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Frames and pixels → latent grid (F, H, W). Raises InputError if the frames are not 8k+1 or a side is not a
-    multiple of 32."""
-    if frames < 1 or (frames - 1) % TIME_SCALE:
-        raise InputError(f"num_frames: {frames} is not one more than a multiple of {TIME_SCALE}.")
-    for name, side in (("height", height), ("width", width)):
-        if side < SPACE_SCALE or side % SPACE_SCALE:
-            raise InputError(f"{name}: {side} is not a multiple of {SPACE_SCALE}.")
-    return (frames - 1) // TIME_SCALE + 1, height // SPACE_SCALE, width // SPACE_SCALE
-
-
-def frames_of(latents: int, rate: int = TIME_SCALE) -> int:
-    """Number of frames of the first `latents` latent frames of a clip: one for the first and `rate` for each other."""
-    return max(0, (latents - 1) * rate + 1)
+from .grid import AUDIO_BINS, MEL_FRAMES_PER_LATENT, MEL_HOP, MEL_RATE, SPACE_SCALE, TIME_SCALE, frames_of
 
 
 def pixel_frames(latent: Tensor) -> int:
@@ -51,11 +26,6 @@ def pixel_frames(latent: Tensor) -> int:
 def pixel_size(latent: Tensor) -> tuple[int, int]:
     """Height and width to which a video latent [1, 128, F, H, W] decodes."""
     return latent.shape[3] * SPACE_SCALE, latent.shape[4] * SPACE_SCALE
-
-
-def audio_length(frames: int, fps: Fraction) -> int:
-    """Number of audio latents beside `frames` of video."""
-    return round(float(frames / fps) * AUDIO_RATE)
 
 
 def patchify_video(latent: Tensor) -> Tensor:

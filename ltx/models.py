@@ -29,6 +29,8 @@ GEMMA_FILES_PAGE = f"{HUB}/Comfy-Org/ltx-2"
 CAMERA_FILE = "ltx-2-19b-lora-camera-control-{}.safetensors"
 CAMERA_REPOSITORY = "Lightricks/LTX-2-19b-LoRA-Camera-Control-{}"
 CAMERA_MOVES = ("dolly-in", "dolly-out", "dolly-left", "dolly-right", "jib-up", "jib-down", "static")
+ENCODER = "text_encoder/config.json"
+"""Its presence in a diffusers folder shows that the folder holds a text encoder."""
 PARTS_OF_A_FOLDER = ("*.json", "*.safetensors", "*.model", "*.jinja")
 """The files of a whole repository that are fetched: no pickle files and no weights of other frameworks."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from .errors import InputError
-from .latents import SPACE_SCALE, TIME_SCALE
+from .grid import SPACE_SCALE, TIME_SCALE
 from .media.audio import LONGEST, MAX_SECONDS, Track, frames_for_audio
 from .media.pauses import levels_heard
 from .media.rates import frame_rate

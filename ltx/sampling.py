@@ -22,8 +22,9 @@ from .diffusion.samplers import Hooks
 from .diffusion.upscale import upscale, upscale_long
 from .encoding import OnProgress, Prompts
 from .errors import InputError
+from .grid import CHANNELS, video_shape
 from .job import Compute, Job
-from .latents import CHANNELS, Noise, pixel_frames, video_shape
+from .latents import Noise, pixel_frames
 from .left import COMPILING, TimeLeft, cost
 from .memory.forecast import TRANSFORMER, Forecast
 from .memory.offload import Placement, free_pinned, offload_transformer

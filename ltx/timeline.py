@@ -22,7 +22,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from .errors import InputError
-from .latents import TIME_SCALE, frames_of
+from .grid import TIME_SCALE, frames_of
 from .windows import Border
 
 SECTION_SEED = 7_368_787  # between the seeds of two sections that name none

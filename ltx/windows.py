@@ -15,7 +15,7 @@ from itertools import pairwise, starmap
 from typing import Any
 
 from .errors import InputError
-from .latents import TIME_SCALE, frames_of
+from .grid import TIME_SCALE, frames_of
 
 LONGEST = 481  # frames; the model was made for clips up to that
 SHORTEST, MOST_OVERLAP = frames_of(3), LONGEST // TIME_SCALE - 1  # with the least overlap, and in the longest window

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx.diffusion.conditioning import TEXT_LENGTH
-from ..ltx.latents import audio_length, audio_positions, patchify_audio, patchify_video, video_positions
+from ..ltx.grid import audio_length
+from ..ltx.latents import audio_positions, patchify_audio, patchify_video, video_positions
 from ..ltx.request import NEGATIVE_PROMPT
 from . import dataset, sizes
 from .text import Prompts

@@ -18,7 +18,8 @@ from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.diffusion.passes import batch_memory
 from ..ltx.diffusion.tiling import Tiling
-from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames
+from ..ltx.grid import AUDIO_BINS, AUDIO_CHANNELS, audio_length
+from ..ltx.latents import pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
 from ..ltx.memory.tiles import choose, needed
 from ..ltx.memory.work import clip_encoding, image_encoding, one_step, upscaling

@@ -27,7 +27,8 @@ from ..ltx.edits import (
 from ..ltx.errors import InputError
 from ..ltx.extension import CONTEXT, DIRECTIONS, FORWARD
 from ..ltx.given import ReferenceVideo, placed, shown_frames
-from ..ltx.latents import SPACE_SCALE, pixel_frames, pixel_size
+from ..ltx.grid import SPACE_SCALE
+from ..ltx.latents import pixel_frames, pixel_size
 from ..ltx.media.clip import Clip, silent_track
 from ..ltx.media.images import fit
 from ..ltx.media.rates import frame_rate

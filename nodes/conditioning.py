@@ -13,7 +13,8 @@ from ..ltx.diffusion.conditioning import AudioCondition, Guide, check_strength
 from ..ltx.diffusion.encode import encode_image
 from ..ltx.diffusion.sound import encode_audio
 from ..ltx.errors import InputError
-from ..ltx.latents import AUDIO_BINS, AUDIO_CHANNELS, audio_length, pixel_frames, pixel_size
+from ..ltx.grid import AUDIO_BINS, AUDIO_CHANNELS, audio_length
+from ..ltx.latents import pixel_frames, pixel_size
 from ..ltx.media.audio import Track, part_from
 from ..ltx.media.images import compress, fit, load_image
 from ..ltx.media.rates import frame_rate

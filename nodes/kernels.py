@@ -8,7 +8,8 @@ import comfy.model_management as management
 from comfy_api.latest import io
 
 from ..ltx import fused
-from ..ltx.diffusion.attention import BACKENDS, TORCH, check_attention
+from ..ltx.computing import TORCH
+from ..ltx.diffusion.attention import BACKENDS, check_attention
 from ..ltx.weights.quantized import QuantizedLinear
 from . import files, memory
 from .progress import reported

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx.diffusion.upscale import PIECE, upscale, upscale_long
-from ..ltx.latents import CHANNELS, video_shape
+from ..ltx.grid import CHANNELS, video_shape
 from ..ltx.plan import choose_size
 from ..ltx.request import AUTO, PARAMETERS, SIZES, check_value
 from . import activations, files, memory

@@ -12,8 +12,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ltx.errors import InputError
-from ..ltx.models import GEMMA_FILES, GEMMA_FILES_PAGE, MODELS, PART_FOLDERS, V23, V25, VERSIONS, named_file
-from ..ltx.prompt.encoder_file import ENCODER
+from ..ltx.models import ENCODER, GEMMA_FILES, GEMMA_FILES_PAGE, MODELS, PART_FOLDERS, V23, V25, VERSIONS, named_file
 from ..ltx.prompt.gemma import check_gemma, load_gemma
 from ..ltx.weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from . import files, memory, queued

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx.classes import give_classes
+from ..ltx.computing import TORCH
 from ..ltx.diffusion.acceleration import EXACT, Acceleration
-from ..ltx.diffusion.attention import TORCH, attend_by
+from ..ltx.diffusion.attention import attend_by
 from ..ltx.diffusion.compiled import compile_blocks
 from ..ltx.diffusion.kernels import fuse
 from ..ltx.errors import InputError

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from ...ltx.latents import SPACE_SCALE
+from ...ltx.grid import SPACE_SCALE
 from ...ltx.plan import round_frames
 from ...ltx.request import Request
 from .graph import Graph, Prompt, is_link_from, read

@@ -13,6 +13,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from torch import nn
 
+from ..computing import FLASH, FLASH_3, MATH, SAGE, TORCH, XFORMERS
 from ..errors import InputError
 
 
@@ -25,14 +26,13 @@ class Backend:
     exact: bool = True
 
 
-TORCH, MATH = "torch", "math"
 BACKENDS: Mapping[str, Backend] = {
     TORCH: Backend(AttentionBackendName.NATIVE),
     MATH: Backend(AttentionBackendName._NATIVE_MATH),
-    "sage": Backend(AttentionBackendName.SAGE, "sageattention", exact=False),
-    "flash": Backend(AttentionBackendName.FLASH, "flash-attn"),
-    "flash 3": Backend(AttentionBackendName._FLASH_3, "flash_attn_interface (FlashAttention 3)"),
-    "xformers": Backend(AttentionBackendName.XFORMERS, "xformers"),
+    SAGE: Backend(AttentionBackendName.SAGE, "sageattention", exact=False),
+    FLASH: Backend(AttentionBackendName.FLASH, "flash-attn"),
+    FLASH_3: Backend(AttentionBackendName._FLASH_3, "flash_attn_interface (FlashAttention 3)"),
+    XFORMERS: Backend(AttentionBackendName.XFORMERS, "xformers"),
 }
 """torch chooses its fastest kernel for the device; math is the plain formula, which takes much memory. Backends with
 which diffusers fetches kernels from a hub are left out, because they run code that nobody installed."""

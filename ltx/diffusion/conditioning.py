@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import latents
 from ..edits import NOISY
 from ..errors import InputError
+from ..grid import SPACE_SCALE, audio_length
 from .sight import Sight
 from .speakers import Speaker, at, check_voices, hearing
 from .tokens import joined
@@ -83,7 +84,7 @@ class AudioCondition:
 
     def __post_init__(self) -> None:
         check_strength("audio_strength", self.strength)
-        wanted = latents.audio_length(self.frames, self.fps)
+        wanted = audio_length(self.frames, self.fps)
         if self.latent.shape[2] != wanted:
             raise InputError(
                 f"the audio condition has {self.latent.shape[2]} latents, but {self.frames} frames at "
@@ -345,4 +346,4 @@ def audio_stream(audio: AudioCondition) -> Stream:
 
 def _pixels(latent: Tensor) -> str:
     h, w = latent.shape[3:]
-    return f"{w * latents.SPACE_SCALE}×{h * latents.SPACE_SCALE}"
+    return f"{w * SPACE_SCALE}×{h * SPACE_SCALE}"

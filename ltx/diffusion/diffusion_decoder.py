@@ -20,7 +20,8 @@ from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoDiffus
 from einops import rearrange
 from torch import Tensor
 
-from ..latents import SPACE_SCALE, Noise, check_finite, denormalize_video, frames_of
+from ..grid import SPACE_SCALE, frames_of
+from ..latents import Noise, check_finite, denormalize_video
 from .neighbourhood import adopt
 
 DEEP = 3  # stages that run over whole frames

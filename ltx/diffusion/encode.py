@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from ..latents import TIME_SCALE, normalize_video
+from ..grid import TIME_SCALE
+from ..latents import normalize_video
 
 
 def encode_image(vae: Any, pixels: Tensor) -> Tensor:

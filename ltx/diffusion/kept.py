@@ -26,7 +26,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import InputError
-from ..latents import CHANNELS, SPACE_SCALE, Noise
+from ..grid import CHANNELS, SPACE_SCALE
+from ..latents import Noise
 from ..media.unfinished import disk_errors, replacing
 from ..models import size as readable
 from ..windows import Window

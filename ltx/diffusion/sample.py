@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..latents import CHANNELS, NoiseSource, unpatchify_audio, unpatchify_video
+from ..grid import CHANNELS
+from ..latents import NoiseSource, unpatchify_audio, unpatchify_video
 from ..trace import Trace
 from .ancestral import euler_ancestral
 from .conditioning import AudioCondition, Conditions, Stream

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..latents import AUDIO_RATE, MEL_HOP, MEL_RATE, audio_length, patchify_audio, unpatchify_audio
+from ..grid import AUDIO_RATE, MEL_HOP, MEL_RATE, audio_length
+from ..latents import patchify_audio, unpatchify_audio
 from ..media.audio import Track, conditioning_track, samples_in, to_stereo
 
 FFT, BINS = 1024, 64
@@ -111,7 +112,7 @@ def mel_bands() -> Tensor:
 
 def encode_audio(vae: Any, track: Track, frames: int, fps: Fraction) -> Tensor:
     """Encodes the sound beside `frames` of video → normalised latent, float32 [1, 8, T, 16], T =
-    latents.audio_length."""
+    grid.audio_length."""
     return beside(encode_mel(vae, log_mel(conditioning_track(track, frames, fps))), frames, fps)
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..latents import SPACE_SCALE, TIME_SCALE, frames_of, pixel_size
+from ..grid import SPACE_SCALE, TIME_SCALE, frames_of
+from ..latents import pixel_size
 from ..media.masks import Area
 
 

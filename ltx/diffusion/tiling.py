@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..latents import SPACE_SCALE, TIME_SCALE, frames_of
+from ..grid import SPACE_SCALE, TIME_SCALE, frames_of
 
 CHUNK = 8  # frames that are yielded at a time
 STEP = 0.75

@@ -19,7 +19,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from ..errors import InputError
-from ..latents import TIME_SCALE
+from ..grid import TIME_SCALE
 from .container import film_start, frames_of_stream, open_media
 
 MAX_SECONDS = 600  # the longest video, 481 frames at 1 fps, needs less

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import av
 from av.stream import Disposition
 
-from ..errors import InputError
+from ..errors import InputError, no_such_file
 
 # Tags may be in any encoding. PyAV before version 19 needs an option for that; newer versions do not.
 TAGS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
@@ -28,7 +28,7 @@ def open_media(path: Path, example: str) -> Iterator[Any]:
     if path.is_dir():
         raise InputError(f"{name}: is a folder; name one audio or video file in it.")
     if not path.is_file():
-        raise InputError(f"{name}: no such file; check the name and the folder.")
+        raise no_such_file(name)
     if not path.stat().st_size:
         raise InputError(f"{name}: the file is empty; copy or export it again.")
     try:

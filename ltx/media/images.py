@@ -18,7 +18,7 @@ from einops import rearrange
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, no_such_file
 from ..models import V23
 
 PRESET = "veryfast"
@@ -47,7 +47,7 @@ def load_image(path: str | Path) -> Tensor:
     if path.is_dir():
         raise InputError(f"{name}: is a folder; name one image in it.")
     if not path.is_file():
-        raise InputError(f"{name}: no such file; check the name and the folder.")
+        raise no_such_file(name)
     otherwise = "cannot be read as an image; it is damaged or has another format: save it as PNG or JPEG."
     with open_image(path, name, otherwise) as image:
         return torch.from_numpy(_to_rgb(image, name))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..edits import MOST_PIXELS
 from ..errors import InputError
-from ..latents import SPACE_SCALE, TIME_SCALE, video_shape
+from ..grid import SPACE_SCALE, TIME_SCALE, video_shape
 from .clip import Clip, open_clip
 from .images import covering, fit, load_image, moves
 

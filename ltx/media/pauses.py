@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from ..latents import TIME_SCALE, frames_of
+from ..grid import TIME_SCALE, frames_of
 from .audio import Track, conditioning_track, samples_in
 from .preprocess import SILENCE, preprocess
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import av
 
-from ..errors import InputError
+from ..errors import InputError, no_such_file
 from .rates import frame_rate
 
 # ITU-T H.273 code points that mean the same for matrix, primaries and transfer, with ffprobe's names. 2 is unspecified.
@@ -93,7 +93,7 @@ def probe(path: str | Path) -> VideoFile:
                 metadata=_metadata(container),
             )
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the name and the folder.") from error
+        raise no_such_file(path) from error
     except av.error.InvalidDataError as error:
         raise InputError(f"{path}: is not a video file that can be read.") from error
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..computing import BLOCKS, NEVER
 from ..diffusion.conditioning import AudioCondition
 from ..diffusion.guidance import NONE
 from ..diffusion.kept import disk_needed, limit
@@ -27,8 +28,8 @@ from ..diffusion.sound import decode_audio, encode_mel
 from ..diffusion.tiling import Tiling, tile_count
 from ..diffusion.upscale import PIECE
 from ..edits import ALL
-from ..job import BLOCKS, NEVER, Compute, Job, Picture
-from ..latents import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, audio_length, video_shape
+from ..grid import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, audio_length, video_shape
+from ..job import Compute, Job, Picture
 from ..models import size as readable
 from ..weights.adapters import LowRank, tensors
 from ..weights.checkpoint import load_upscaler

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..diffusion.tiling import USUAL, Tiling, held_frames, largest_tile, tile_count
-from ..latents import CHANNELS, SPACE_SCALE
+from ..grid import CHANNELS, SPACE_SCALE
 from .free import UNKNOWN
 from .rehearsal import META, SPARE, twin, weights
 from .work import decoding

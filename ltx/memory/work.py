@@ -16,7 +16,8 @@ from ..diffusion.sample import sample
 from ..diffusion.steering import Steering
 from ..diffusion.tiling import Tiling, held_frames, largest_tile
 from ..diffusion.upscale import upscale
-from ..latents import CHANNELS, SPACE_SCALE, Noise, frames_of, pixel_frames
+from ..grid import CHANNELS, SPACE_SCALE, frames_of
+from ..latents import Noise, pixel_frames
 from .rehearsal import META, peak
 
 

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models import ENCODER
 from ..weights import formats
 from ..weights.files import open_safetensors
 from ..weights.modules import DTYPES
@@ -30,8 +31,6 @@ RENAMES = (
     (r"^((model\.)?vision_tower\.)(vision_model\.)?|^vision_model\.", VISION),
     (r"^(model\.)?multi_modal_projector\.", PROJECTOR),
 )
-ENCODER = "text_encoder/config.json"
-"""Its presence in a diffusers folder shows that the folder holds a text encoder."""
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 

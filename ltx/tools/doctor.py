@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from .. import models, versions
 from ..errors import InputError
-from ..models import MODELS, PACK, Published, size
+from ..models import ENCODER, MODELS, PACK, Published, size
 
 if TYPE_CHECKING:
     import torch
@@ -319,7 +319,6 @@ def _format_of(transformer: nn.Module, device: torch.device) -> str:
 
 def _encoders(places: Mapping[str, list[Path]]) -> Iterator[Path]:
     """Folders and files that may hold Gemma, and the diffusers folders that have a text encoder."""
-    from ..prompt.encoder_file import ENCODER
 
     folders = [path.parent for base in places["text_encoders"] for path in models.files(base, "config.json")]
     single = [path for base in places["text_encoders"] for path in models.files(base, ".safetensors", ".gguf")]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, no_such_file
 from ..foreign import check_kind
 from .products import WeightFormat
 from .quantized import Stored
@@ -62,7 +62,7 @@ class GgufFile:
         """Raises InputError if the file is missing, cut short or not GGUF, has blocks of an unsupported kind, or if the
         package gguf is missing."""
         if not path.is_file():
-            raise InputError(f"{path}: no such file; check the name and the folder.")
+            raise no_such_file(path)
         try:
             import gguf
             from diffusers.quantizers.gguf.utils import dequantize_functions

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...ltx.errors import InputError
-from ...ltx.latents import CHANNELS
+from ...ltx.grid import CHANNELS
 
 MASK = "noise_mask"  # ComfyUI's key for the part that a sampler may change
 

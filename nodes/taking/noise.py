@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...ltx.diffusion.sample_windows import noise_seeds
 from ...ltx.errors import InputError
-from ...ltx.latents import CHANNELS, Noise, NoiseSource, patchify_video
+from ...ltx.grid import CHANNELS
+from ...ltx.latents import Noise, NoiseSource, patchify_video
 from ..film import Cut
 from ..progress import INTERRUPTS
 

@@ -28,8 +28,9 @@ from a2v.ltx.diffusion.conditioning import TEXT_LENGTH, AudioCondition, TextCont
 from a2v.ltx.diffusion.decode import decode_video, to_uint8
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.encoding import encode_prompts
+from a2v.ltx.grid import CHANNELS, audio_length, video_shape
 from a2v.ltx.job import Compute, Files, Job, prepare
-from a2v.ltx.latents import CHANNELS, Noise, audio_length, video_shape
+from a2v.ltx.latents import Noise
 from a2v.ltx.media.safety import Watch, load_checker
 from a2v.ltx.media.video import write_video
 from a2v.ltx.request import parse

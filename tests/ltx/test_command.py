@@ -25,6 +25,7 @@ import pytest
 import torch
 from a2v.ltx import __main__ as command
 from a2v.ltx import pipeline
+from a2v.ltx.arguments import lora_argument
 from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.encoding import Prompts
 from a2v.ltx.job import Compute, Files
@@ -744,10 +745,10 @@ def test_a_cache_knows_the_files_it_is_of(traced: Callable, tiny: TinyFiles, tmp
 
 
 def test_lora_arguments() -> None:
-    assert command.lora_argument("a.safetensors:0.5") == (Path("a.safetensors"), 0.5)
-    assert command.lora_argument("a.safetensors") == (Path("a.safetensors"), 1.0)
-    assert command.lora_argument("C:\\a.safetensors") == (Path("C:\\a.safetensors"), 1.0)
-    assert command.lora_argument("C:\\a.safetensors:-1") == (Path("C:\\a.safetensors"), -1.0)
+    assert lora_argument("a.safetensors:0.5") == (Path("a.safetensors"), 0.5)
+    assert lora_argument("a.safetensors") == (Path("a.safetensors"), 1.0)
+    assert lora_argument("C:\\a.safetensors") == (Path("C:\\a.safetensors"), 1.0)
+    assert lora_argument("C:\\a.safetensors:-1") == (Path("C:\\a.safetensors"), -1.0)
 
 
 def start(line: list[str]) -> subprocess.Popen[str]:
@@ -817,6 +818,34 @@ def test_the_program_itself(tiny: TinyFiles, media: Path, tmp_path: Path) -> Non
     assert program.returncode == 0, error
     assert json.loads(out)["output"] == str(folder / "out.mp4")
     assert stream_facts(folder / "out.mp4")[:4] == (64, 64, 9, 24.0)
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "diffusers", "av", "numpy")))
+sys.argv = ["ltx", *sys.argv[1:]]
+runpy.run_module("ltx", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "flags, values, status, told",
+    [
+        ({"help": ""}, {}, 0, "Makes a video that moves with an audio file"),
+        ({"attention": "flash4"}, {}, 2, "invalid choice: 'flash4'"),
+        ({}, {"audio_strength": 2}, 2, "audio_strength"),
+        ({"audio": "gone.wav"}, {}, 2, "gone.wav: no such file; check the name and the folder.\n"),
+        ({"output": "out.webm"}, {}, 2, "--output: out.webm does not end in .mp4"),
+    ],
+)
+def test_what_needs_no_model_is_said_before_torch_is_imported(
+    flags: dict[str, str], values: dict[str, Any], status: int, told: str, tiny: TinyFiles, media: Path, tmp_path: Path
+) -> None:
+    """At once, and not after the seconds that the imports take."""
+    line = arguments(tiny, media, tmp_path, {**SMALL, **values}, flags)
+    call = [sys.executable, "-c", WITHOUT_TORCH, *line]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status and told in (done.stderr or done.stdout), done.stderr
 
 
 @pytest.mark.soak  # test_refused_in_one_sentence has the sentences

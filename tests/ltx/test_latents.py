@@ -11,6 +11,7 @@ import pytest
 import torch
 from a2v.ltx import latents
 from a2v.ltx.errors import InputError
+from a2v.ltx.grid import audio_length, video_shape
 from a2v.ltx.latents import Noise
 from safetensors import safe_open
 from torch import Tensor
@@ -23,7 +24,7 @@ GRIDS = [(1, 32, 32), (9, 64, 96), (17, 128, 64), (121, 96, 32)]
 def test_grid(frames: int, height: int, width: int) -> None:
     types = pytest.importorskip("ltx_core.types")
     peer = types.VideoLatentShape.from_pixel_shape(types.VideoPixelShape(1, frames, height, width, 24))
-    shape = latents.video_shape(frames, height, width)
+    shape = video_shape(frames, height, width)
     assert shape == tuple(peer[2:])
     assert latents.pixel_frames(torch.zeros(1, 128, *shape)) == frames
 
@@ -32,7 +33,7 @@ def test_grid(frames: int, height: int, width: int) -> None:
 def test_no_grid(size: tuple[int, int, int]) -> None:
     field = ("num_frames", "height", "width")[[size[0] != 9, size[1] != 64, size[2] != 64].index(True)]
     with pytest.raises(InputError, match=f"^{field}: "):
-        latents.video_shape(*size)
+        video_shape(*size)
 
 
 def test_audio_length() -> None:
@@ -40,9 +41,9 @@ def test_audio_length() -> None:
     for fps in FPS:
         for frames in range(1, 482, 8):
             peer = types.AudioLatentShape.from_duration(1, frames / float(fps))
-            assert latents.audio_length(frames, fps) == peer.frames, (frames, fps)
+            assert audio_length(frames, fps) == peer.frames, (frames, fps)
     # Halves go to the even number, as Python rounds: 12.5 and 37.5 latents.
-    assert [latents.audio_length(n, Fraction(50)) for n in (25, 75)] == [12, 38]
+    assert [audio_length(n, Fraction(50)) for n in (25, 75)] == [12, 38]
 
 
 @pytest.mark.parametrize("fps", FPS)
@@ -50,13 +51,13 @@ def test_audio_length() -> None:
 def test_positions_equal_the_peers(frames: int, height: int, width: int, fps: Fraction) -> None:
     tools, types = pytest.importorskip("ltx_core.tools"), pytest.importorskip("ltx_core.types")
     patchifiers = pytest.importorskip("ltx_core.components.patchifiers")
-    grid = latents.video_shape(frames, height, width)
+    grid = video_shape(frames, height, width)
     shape = types.VideoLatentShape(1, 128, *grid)
     coordinates = patchifiers.VideoLatentPatchifier(1).get_patch_grid_bounds(shape)
     pixels = patchifiers.get_pixel_coords(coordinates, tools.DEFAULT_SCALE_FACTORS, causal_fix=True).float()
     pixels[:, 0] /= float(fps)
     assert torch.equal(latents.video_positions(grid, fps), pixels)
-    length = latents.audio_length(frames, fps)
+    length = audio_length(frames, fps)
     audio = patchifiers.AudioPatchifier(1).get_patch_grid_bounds(types.AudioLatentShape(1, 8, length, 16))
     assert torch.equal(latents.audio_positions(length), audio)
 
@@ -84,7 +85,7 @@ def test_golden_positions(oracle: Path, name: str, stage: str) -> None:
     if name == "endpoint_defaults":
         ours = torch.cat([ours, latents.video_positions((1, *grid[1:]), fps, frames - 1)], dim=2)
     assert torch.equal(ours, video)
-    assert torch.equal(latents.audio_positions(latents.audio_length(frames, fps)), audio)
+    assert torch.equal(latents.audio_positions(audio_length(frames, fps)), audio)
 
 
 def test_tokens(randn: Callable[..., Tensor]) -> None:

@@ -25,7 +25,8 @@ from a2v.ltx.diffusion.modulation import Modulations, modulation
 from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.samplers import Hooks
 from a2v.ltx.diffusion.steering import Steering
-from a2v.ltx.latents import Noise, audio_length
+from a2v.ltx.grid import audio_length
+from a2v.ltx.latents import Noise
 from a2v.ltx.media.images import compress, fit, load_image
 from a2v.ltx.prompt import text
 from a2v.ltx.prompt.gemma import load_gemma

@@ -24,8 +24,9 @@ from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, TextContext, a
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.encoding import Prompts
 from a2v.ltx.errors import InputError
+from a2v.ltx.grid import CHANNELS, audio_length
 from a2v.ltx.job import Compute, Files
-from a2v.ltx.latents import CHANNELS, Noise, audio_length, patchify_video
+from a2v.ltx.latents import Noise, patchify_video
 from a2v.ltx.request import parse
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint

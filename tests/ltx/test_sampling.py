@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from a2v.ltx import left
-from a2v.ltx.__main__ import Bars
 from a2v.ltx.diffusion.steering import Steering
+from a2v.ltx.headless import Bars
 from a2v.ltx.sampling import Observer
 from a2v.ltx.windows import Window
 

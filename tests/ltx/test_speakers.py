@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from a2v.ltx.__main__ import files_of as named_files
-from a2v.ltx.__main__ import parser
+from a2v.ltx.arguments import parser
 from a2v.ltx.errors import InputError
+from a2v.ltx.headless import files_of as named_files
 from a2v.ltx.job import prepare
 from a2v.ltx.request import parse
 from a2v.tests.ltx.loaded import loaded_once

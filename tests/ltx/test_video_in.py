@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from a2v.ltx import pipeline
-from a2v.ltx.__main__ import keyframe_argument, parser
+from a2v.ltx.arguments import keyframe_argument, parser
 from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.diffusion.masks import ramped
 from a2v.ltx.encoding import Prompts

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import frames_of
+from a2v.ltx.grid import frames_of
 from a2v.ltx.windows import JOIN, Border, Window, WindowSize, cut_windows, hard_cuts, shares
 from hypothesis import given
 from hypothesis import strategies as st

@@ -17,7 +17,8 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 import folder_paths
 from a2v.ltx.edits import VideoEdit
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import CHANNELS, pixel_size
+from a2v.ltx.grid import CHANNELS
+from a2v.ltx.latents import pixel_size
 from a2v.ltx.media.clip import FileClip, ImageClip
 from a2v.ltx.media.masks import area_of
 from a2v.nodes import audio, clips, conditioning, latents, output

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from a2v.ltx.__main__ import parser
+from a2v.ltx.arguments import parser
 from a2v.ltx.request import FLAGS, PARAMETERS, Parameter
 from a2v.ltx.tools import doctor, download
 

@@ -15,7 +15,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 import folder_paths
 from a2v.ltx.diffusion.conditioning import AudioCondition
 from a2v.ltx.errors import FlaggedError, InputError
-from a2v.ltx.latents import audio_length
+from a2v.ltx.grid import audio_length
 from a2v.ltx.media.audio import Track, soundtrack
 from a2v.ltx.media.preprocess import TARGET, loudness
 from a2v.ltx.media.safety import Watch, load_checker

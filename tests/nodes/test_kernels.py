@@ -11,8 +11,9 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 
 from a2v import nodes
 from a2v.ltx import fused
+from a2v.ltx.computing import MATH, TORCH
 from a2v.ltx.diffusion import attention as engine
-from a2v.ltx.diffusion.attention import BACKENDS, MATH, TORCH
+from a2v.ltx.diffusion.attention import BACKENDS
 from a2v.ltx.errors import InputError
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.quantized import QuantizedLinear

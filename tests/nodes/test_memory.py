@@ -27,7 +27,8 @@ from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.diffusion.upscale import upscale
-from a2v.ltx.latents import Noise, audio_length
+from a2v.ltx.grid import audio_length
+from a2v.ltx.latents import Noise
 from a2v.ltx.media import audio
 from a2v.ltx.prompt.gemma import Gemma, load_gemma
 from a2v.ltx.prompt.text import encode_text, hidden_states

@@ -13,7 +13,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 from a2v.ltx.diffusion.conditioning import AudioCondition
 from a2v.ltx.diffusion.speakers import hearing
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import CHANNELS, audio_length
+from a2v.ltx.grid import CHANNELS, audio_length
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.windows import WindowSize, cut_windows
 from a2v.nodes import memory

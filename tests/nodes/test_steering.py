@@ -13,7 +13,8 @@ from a2v.ltx.diffusion.guidance import NONE
 from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.steering import RES_2S, Steering, steer
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import CHANNELS, Noise, audio_length
+from a2v.ltx.grid import CHANNELS, audio_length
+from a2v.ltx.latents import Noise
 from a2v.ltx.request import PARAMETERS, Request, parse
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.tiny import write_tiny

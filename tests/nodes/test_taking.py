@@ -15,7 +15,8 @@ import comfy.sample
 import comfy_extras.nodes_custom_sampler as native
 from a2v.ltx.diffusion.schedules import linear_quadratic
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import CHANNELS, Noise, patchify_video
+from a2v.ltx.grid import CHANNELS
+from a2v.ltx.latents import Noise, patchify_video
 from a2v.ltx.media.audio import Track, conditioning_track, soundtrack
 from a2v.ltx.media.images import from_float
 from a2v.nodes import audio, conditioning, latents, output, safety, sampling

@@ -33,7 +33,7 @@ with atheris.instrument_imports(include=["a2v.ltx", "gguf"]):
     from a2v.ltx.weights.gguf import GgufFile
     from a2v.ltx.weights.lora import load_lora
 
-from a2v.ltx.__main__ import read_request  # noqa: E402
+from a2v.ltx.arguments import read_request  # noqa: E402
 from a2v.ltx.errors import InputError  # noqa: E402
 from a2v.tests.robust.corpus import cases  # noqa: E402
 

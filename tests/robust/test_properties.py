@@ -17,14 +17,8 @@ from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO
 from a2v.api.applications.inputs import STRANGERS
 from a2v.ltx.diffusion.schedules import SCHEDULES
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import (
-    Noise,
-    audio_length,
-    patchify_video,
-    unpatchify_video,
-    video_positions,
-    video_shape,
-)
+from a2v.ltx.grid import audio_length, video_shape
+from a2v.ltx.latents import Noise, patchify_video, unpatchify_video, video_positions
 from a2v.ltx.media.audio import MAX_RATE, MIN_RATE, Track, conditioning_track, frames_for_audio, soundtrack
 from a2v.ltx.media.rates import NTSC_TOLERANCE, frame_rate
 from a2v.ltx.plan import MAX_AREA, choose_frames, plan, round_frames, snap_size

@@ -23,7 +23,7 @@ if "a2v" not in sys.modules:
     sys.modules["a2v"] = alias
 
 import torch
-from a2v.ltx.__main__ import read_request
+from a2v.ltx.arguments import read_request
 from a2v.ltx.diffusion.sound import log_mel
 from a2v.ltx.errors import InputError
 from a2v.ltx.job import Files, prepare

@@ -16,7 +16,8 @@ from a2v.ltx.diffusion.passes import Reuse
 from a2v.ltx.diffusion.samplers import Restart
 from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import CHANNELS, Noise, audio_length
+from a2v.ltx.grid import CHANNELS, audio_length
+from a2v.ltx.latents import Noise
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx import stage
 from a2v.tests.tiny import TinyFiles

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from a2v.ltx import sampling
+from a2v.ltx.computing import ATTENTION, MATH, TORCH
 from a2v.ltx.diffusion import attention
-from a2v.ltx.diffusion.attention import BACKENDS, MATH, TORCH, attend_by, check_attention
+from a2v.ltx.diffusion.attention import BACKENDS, attend_by, check_attention
 from a2v.ltx.errors import InputError
 from a2v.ltx.job import Compute, Files, prepare
 from a2v.ltx.request import parse
@@ -20,6 +21,10 @@ from a2v.tests.tiny import TinyFiles
 
 SPEECH = Path(__file__).resolve().parents[3] / "assets" / "speech.opus"
 FOREIGN = [name for name, backend in BACKENDS.items() if backend.package]
+
+
+def test_the_command_offers_every_backend() -> None:
+    assert list(BACKENDS) == list(ATTENTION)
 
 
 def test_the_plain_formula_gives_torchs_numbers(

@@ -19,7 +19,8 @@ from a2v.ltx.diffusion.passes import Pass
 from a2v.ltx.diffusion.samplers import Restart
 from a2v.ltx.diffusion.steering import EULER, RES_2S, SAMPLERS
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import CHANNELS, Noise, audio_positions, patchify_audio, patchify_video, video_positions
+from a2v.ltx.grid import CHANNELS
+from a2v.ltx.latents import Noise, audio_positions, patchify_audio, patchify_video, video_positions
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx import stage

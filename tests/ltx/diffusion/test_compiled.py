@@ -18,7 +18,8 @@ from a2v.ltx.diffusion.acceleration import LEVELS
 from a2v.ltx.diffusion.compiled import PLACE, compile_blocks, is_compiled, keep_code
 from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, TextContext
 from a2v.ltx.diffusion.guidance import NONE, Guidance
-from a2v.ltx.latents import CHANNELS, Noise, audio_length
+from a2v.ltx.grid import CHANNELS, audio_length
+from a2v.ltx.latents import Noise
 from a2v.ltx.memory.offload import offload_transformer
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.lora import Merger, load_lora

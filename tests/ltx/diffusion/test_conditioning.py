@@ -12,6 +12,7 @@ import torch
 from a2v.ltx import latents
 from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, audio_stream, video_stream
 from a2v.ltx.errors import InputError
+from a2v.ltx.grid import audio_length
 from a2v.ltx.latents import Noise
 from safetensors import safe_open
 from torch import Tensor
@@ -118,7 +119,7 @@ def test_goldens(oracle: Path, name: str, stage: int) -> None:
         shape = get("up/in" if stage == 1 else "up/out").shape
         latent = torch.zeros(shape) if stage == 1 else get("up/out")
         frames, fps = info["frames"], Fraction(info["fps"]).limit_denominator(1001)
-        length = latents.audio_length(frames, fps)
+        length = audio_length(frames, fps)
         images = [(f, s) for f, s in ((0, info["first"]), (frames - 1, info["last"])) if s >= 0]
         encoded = [get(f"cond/{n + (stage - 1) * len(images)}/latent") for n in range(len(images))]
         stream = video_stream(latent, tuple(Guide(x, f, s) for x, (f, s) in zip(encoded, images, strict=True)), fps)

@@ -19,7 +19,8 @@ from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.modulation import rotary
 from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.steering import Steering
-from a2v.ltx.latents import Noise, audio_length
+from a2v.ltx.grid import audio_length
+from a2v.ltx.latents import Noise
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.tiny import write_tiny
 

@@ -20,7 +20,8 @@ from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, TextContext
 from a2v.ltx.diffusion.samplers import Hooks, Restart, euler, gradient_estimation, restarting
 from a2v.ltx.diffusion.tokens import Tokens
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import CHANNELS, Noise
+from a2v.ltx.grid import CHANNELS
+from a2v.ltx.latents import Noise
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx import stage

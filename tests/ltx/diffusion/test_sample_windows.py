@@ -18,7 +18,8 @@ from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.sample_windows import Sampled, WindowInputs, conditions_of, sample_windows, start_of
 from a2v.ltx.diffusion.samplers import Hooks, Restart
 from a2v.ltx.diffusion.steering import ANCESTRAL, RES_2S, Steering
-from a2v.ltx.latents import CHANNELS, Noise, audio_length, frames_of, unpatchify_video, video_positions
+from a2v.ltx.grid import CHANNELS, audio_length, frames_of
+from a2v.ltx.latents import Noise, unpatchify_video, video_positions
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.windows import Border, Window, WindowSize, cut_windows

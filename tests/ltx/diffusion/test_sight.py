@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from a2v.ltx.diffusion.attention import BACKENDS, MATH, attend_by, taking_weights
+from a2v.ltx.computing import MATH
+from a2v.ltx.diffusion.attention import BACKENDS, attend_by, taking_weights
 from a2v.ltx.diffusion.sight import Sight, attend_in_groups
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx.diffusion.one_pass import Case, guided_step

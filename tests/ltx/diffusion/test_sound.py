@@ -11,7 +11,7 @@ import pytest
 import torch
 from a2v.ltx.diffusion import sound
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import audio_length
+from a2v.ltx.grid import audio_length
 from a2v.ltx.media import audio
 from a2v.tests.ltx.goldens import relative
 from a2v.tests.ltx.sounds import track

@@ -22,7 +22,8 @@ from a2v.ltx.diffusion.samplers import Hooks
 from a2v.ltx.diffusion.speakers import Speaker, at, check_region, hearing
 from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import CHANNELS, Noise, frames_of, video_positions
+from a2v.ltx.grid import CHANNELS, frames_of
+from a2v.ltx.latents import Noise, video_positions
 from a2v.ltx.media.masks import Area
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint

@@ -21,7 +21,7 @@ from a2v.ltx.diffusion.tiling import (
     written,
 )
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import frames_of, video_shape
+from a2v.ltx.grid import frames_of, video_shape
 from a2v.tests.ltx.diffusion.test_decode import Cramped, Ruler
 
 OPEN = Tiling.of(0, 0)

@@ -14,7 +14,8 @@ from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.samplers import Restart
 from a2v.ltx.edits import CLEAN, KEPT_CELLS, NOISY
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import CHANNELS, Noise, audio_length, patchify_video, video_positions
+from a2v.ltx.grid import CHANNELS, audio_length
+from a2v.ltx.latents import Noise, patchify_video, video_positions
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx import stage

@@ -18,8 +18,8 @@ from a2v.ltx.diffusion.guidance import NONE
 from a2v.ltx.diffusion.passes import CPU_CACHE, batch_room, working_set
 from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.errors import InputError
+from a2v.ltx.grid import audio_length, video_shape
 from a2v.ltx.job import Compute, Job
-from a2v.ltx.latents import audio_length, video_shape
 from a2v.ltx.memory import rehearsal
 from a2v.ltx.memory.encoder import text_encoder
 from a2v.ltx.memory.forecast import Forecast, Phase, Resident, Step, _Measured, _Planner, estimate

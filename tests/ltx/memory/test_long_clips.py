@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from a2v.ltx.diffusion.tiling import Tiling
-from a2v.ltx.latents import video_shape
+from a2v.ltx.grid import video_shape
 from a2v.ltx.media.probe import probe
 from a2v.ltx.memory.work import decoding
 from a2v.ltx.weights.checkpoint import load_checkpoint

@@ -17,7 +17,8 @@ from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextConte
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.steering import Steering
-from a2v.ltx.latents import Noise, audio_length
+from a2v.ltx.grid import audio_length
+from a2v.ltx.latents import Noise
 from a2v.ltx.memory import offload as offloading
 from a2v.ltx.memory.offload import (
     Offload,

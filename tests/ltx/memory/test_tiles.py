@@ -10,7 +10,7 @@ import torch
 from a2v.ltx.diffusion.decode import decode_video
 from a2v.ltx.diffusion.tiling import USUAL, Tiling, held_frames, largest_tile, tile_count, written
 from a2v.ltx.errors import InputError
-from a2v.ltx.latents import video_shape
+from a2v.ltx.grid import video_shape
 from a2v.ltx.memory import tiles
 from a2v.ltx.memory.free import UNKNOWN
 from a2v.ltx.memory.rehearsal import weights

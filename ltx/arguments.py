@@ -1,0 +1,214 @@
+"""The command line of `python -m ltx`, and what can be checked of it before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .characters import check_name
+from .computing import ATTENTION, AUTO, BY_MEMORY, DTYPES, OFFLOAD, TORCH
+from .errors import InputError, no_such_file
+from .media.formats import SUFFIXES
+from .request import Request, parse
+
+MEDIA = ("audio", "image", "end_image", "keyframe", "video", "mask", "reference", "speaker", "voice")
+LONGEST_NAME = 255  # bytes of a file name, on all usual disks
+
+
+def lora_argument(text: str) -> tuple[Path, float]:
+    """Splits FILE:SCALE; FILE alone has scale 1. The last colon separates them, so C:\\x.safetensors is a file."""
+    path, _, scale = text.rpartition(":")
+    try:
+        return (Path(path), float(scale)) if path else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
+def keyframe_argument(text: str) -> tuple[Path, int, float]:
+    """Splits FILE@FRAME:STRENGTH; without a strength it is 1. The last @ separates the file."""
+    path, _, place = text.rpartition("@")
+    frame, _, strength = place.partition(":")
+    try:
+        if path:
+            return Path(path), int(frame), float(strength or 1)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not FILE@FRAME:STRENGTH, as in face.png@48:0.8")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m ltx",
+        description="Makes a video that moves with an audio file, with LTX-2.3 or LTX-2.5, without ComfyUI.",
+        epilog="python -m ltx doctor reports what is installed and missing; python -m ltx download gets models.",
+    )
+    p.add_argument("--checkpoint", type=Path, required=True, metavar="F", help="LTX file, or a diffusers folder")
+    p.add_argument(
+        "--text-encoder",
+        type=Path,
+        metavar="PATH",
+        help="Gemma: folder, or single file; default: the checkpoint's own, if that is a diffusers folder",
+    )
+    p.add_argument(
+        "--expander",
+        type=Path,
+        metavar="PATH",
+        help="instruct model that expands prompts: folder of Gemma 4 E2B-it or larger, or a Gemma 3; LTX-2.5 needs it",
+    )
+    p.add_argument("--upscaler", type=Path, metavar="F", help="latent upscaler x2; needed for two stages")
+    p.add_argument("--distill-lora", type=Path, metavar="F", help="distilled LoRA, at the request's two strengths")
+    p.add_argument("--camera-lora", type=Path, metavar="F", help="camera LoRA, at camera_lora_scale in both stages")
+    p.add_argument(
+        "--lora", type=lora_argument, action="append", default=[], metavar="F:SCALE", help="another LoRA, both stages"
+    )
+    p.add_argument("--video-vae", type=Path, metavar="F", help="video VAE, if the checkpoint has none")
+    p.add_argument("--audio-vae", type=Path, metavar="F", help="audio VAE and vocoder, if the checkpoint has none")
+    p.add_argument("--connectors", type=Path, metavar="F", help="text connectors, if the checkpoint has none")
+    _add_media(p)
+    p.add_argument("--safety-checker", type=Path, metavar="DIR", help="folder of an image classifier of transformers")
+    p.add_argument("--request", type=Path, required=True, metavar="FILE.json", help="the endpoint's parameters")
+    p.add_argument(
+        "--resume", action="store_true", help="go on from the windows that an ended run of the same output kept"
+    )
+    p.add_argument(
+        "--as-far-as-it-is", action="store_true", help="write what an ended run of the same output kept, as it is"
+    )
+    p.add_argument("--stg-blocks", type=int, nargs="+", default=[], metavar="N", help="blocks that STG perturbs")
+    _add_computing(p)
+    p.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep encoded prompts and compiled blocks here")
+    p.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
+    p.add_argument("--trace", type=Path, metavar="FILE.safetensors", help="write the run's tensors")
+    p.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the finished video, .mp4 unless the request names another format",
+    )
+    return p
+
+
+def _add_computing(p: argparse.ArgumentParser) -> None:
+    """The flags about the way to compute."""
+    p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
+    p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
+    p.add_argument(
+        "--fast-products",
+        action="store_true",
+        help="multiply fp8, int8, NVFP4 and MXFP8 weights in their own format where the card can; not exact",
+    )
+    p.add_argument("--compile", action="store_true", help="torch.compile the blocks, in place of --fused")
+    p.add_argument(
+        "--fused",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether a GPU computes norms, rotations and gates in Triton kernels, if Triton is there; default: yes",
+    )
+    p.add_argument("--attention", choices=ATTENTION, default=TORCH, help="what computes attention; sage is not exact")
+    p.add_argument(
+        "--offload", choices=OFFLOAD, default=AUTO, help="blocks: all wait in host memory; auto: those that do not fit"
+    )
+    p.add_argument(
+        "--tile-size",
+        type=int,
+        default=BY_MEMORY,
+        metavar="PIXELS",
+        help="long side of the tiles that are decoded; default 0: by the free memory",
+    )
+    p.add_argument(
+        "--tile-frames",
+        type=int,
+        default=BY_MEMORY,
+        metavar="N",
+        help="frames of the tiles that are decoded; default 0: by the free memory",
+    )
+
+
+def _add_media(p: argparse.ArgumentParser) -> None:
+    """Adds the flags that name what a video is made of."""
+    p.add_argument("--audio", type=Path, metavar="F", help="audio, or a video with sound; default: that of --video")
+    p.add_argument("--image", type=Path, metavar="F", help="first frame")
+    p.add_argument("--end-image", type=Path, metavar="F", help="last frame")
+    p.add_argument(
+        "--keyframe",
+        type=keyframe_argument,
+        action="append",
+        default=[],
+        metavar="F@FRAME:STRENGTH",
+        help="an image at a frame; its strength is 1 unless it is named; may be repeated",
+    )
+    p.add_argument("--video", type=Path, metavar="F", help="source video; edit in the request says what is made anew")
+    p.add_argument("--mask", type=Path, metavar="F", help="image or video, white where the source may change")
+    p.add_argument("--reference", type=Path, metavar="F", help="reference video, for an IC-LoRA")
+    p.add_argument(
+        "--speaker",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="F",
+        help="experimental: mask of who hears the audio, image or video, white is the speaker; may be repeated",
+    )
+    p.add_argument(
+        "--voice",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="F",
+        help="the speaker's own voice, which that mask hears in place of the audio; one for each --speaker",
+    )
+
+
+def check_inputs(arguments: argparse.Namespace) -> None:
+    """Raises InputError if the name of a file cannot be written as text, as the report of the video needs it, or if
+    there is no such sound or picture. Missing models are told by those that read them, with what to get."""
+    for name, value in vars(arguments).items():
+        for given in value if isinstance(value, list) else [value]:
+            path = given[0] if isinstance(given, tuple) else given
+            if isinstance(path, Path):
+                check_name(f"--{name.replace('_', '-')}", path)
+                if name in MEDIA and not path.exists():
+                    raise no_such_file(path.name or path)
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """The request in a JSON file. Raises InputError if it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())  # in UTF-8, UTF-16 or UTF-32, with or without a byte order mark
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name a JSON file with --request.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: is not JSON ({error}); write an object with the endpoint's parameter names."
+        ) from error
+
+
+def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
+    """Checks before sampling that the results can be written afterwards. Raises InputError if not."""
+    suffix = SUFFIXES[request.video_output_type]
+    if arguments.output.suffix.lower() != suffix:
+        raise InputError(
+            f"--output: {arguments.output} does not end in {suffix}, which {request.video_output_type} needs."
+        )
+    for name, path in (("--output", arguments.output), ("--trace", arguments.trace)):
+        if path is not None and len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise InputError(f"{name}: the name has {len(path.name)} characters; give at most 100.")
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"{name}: the folder {path.absolute().parent} does not exist; create it first.")
+        if path is not None and path.is_dir():
+            raise InputError(f"{name}: {path} is a folder; name a file in it.")
+        if path is not None and not os.access(path.absolute().parent, os.W_OK):
+            raise InputError(f"{name}: the folder {path.absolute().parent} cannot be written to; choose another.")
+    if (cache := arguments.cache_dir) is not None and cache.exists() and not cache.is_dir():
+        raise InputError(f"--cache-dir: {cache} is a file; name a folder, which need not exist yet.")
+
+
+def checked(arguments: argparse.Namespace) -> Request:
+    """The request that the arguments name. Raises InputError if it cannot be read or a value is wrong, if a sound or a
+    picture is not there, or if the results could not be written."""
+    check_inputs(arguments)
+    request = parse(read_request(arguments.request))
+    check_outputs(arguments, request)
+    return request

@@ -342,6 +342,7 @@ def test_a_bug_in_the_bridge_gives_its_order_back(
     assert "AttributeError" in capsys.readouterr().err, "the log has where it was"
 
 
+@pytest.mark.soak
 def test_embedded_mode_imports_nothing_of_it() -> None:
     code = f"""
 import sys, types

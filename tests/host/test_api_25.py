@@ -105,6 +105,7 @@ def test_fast_is_the_command_bit_for_bit(client: Any, server: Comfy, files: dict
     assert np.array_equal(frames_of(url, tmp_path), expected)
 
 
+@pytest.mark.soak
 def test_pro_makes_a_picture_speak(client: Any, files: dict[str, Path], tmp_path: Path) -> None:
     """A first frame without a prompt; it is upright, and so is the video."""
     Image.new("RGB", (90, 120), (200, 30, 90)).save(tmp_path / "face.png")

@@ -54,7 +54,10 @@ def test_each_attack_has_its_figures() -> None:
     assert HOLDS.keys() == ATTACKS.keys()
 
 
-@pytest.mark.parametrize("name", ["without_a_key", "one_of_two_leaves", "small_pictures"])
+@pytest.mark.parametrize(
+    "name",
+    ["without_a_key", *(pytest.param(n, marks=pytest.mark.soak) for n in ("one_of_two_leaves", "small_pictures"))],
+)
 def test_an_attack_in_seconds(name: str, server: Comfy, api_base: Path) -> None:
     """Of the others tests/api has the small form: each is held there by what is done, and here by what it costs."""
     figures = ATTACKS[name](Place(api_base, ROOT, server))

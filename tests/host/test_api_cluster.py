@@ -188,6 +188,7 @@ def test_cancel_reaches_a_worker(pair: Pair) -> None:
     wait(lambda: not leftovers(pair.worker.base), 10)
 
 
+@pytest.mark.soak
 def test_the_head_is_no_worker_unless_asked(pair: Pair) -> None:
     """Its orders find no route, and Ray is no part of its process."""
     assert "_raylet" not in Path(f"/proc/{pair.head.pid}/maps").read_text()

@@ -161,6 +161,7 @@ def test_a_request_is_the_command_s_film(
     check_same(ours, theirs)
 
 
+@pytest.mark.soak
 def test_a_clip_without_sound_gets_some_or_none(client: Any, clips: dict[str, Path], tmp_path: Path) -> None:
     made = download(run(client, "video-to-video", clips["silent"]), tmp_path)
     assert load_track(made).waveform.abs().max() > 0
@@ -206,6 +207,7 @@ def test_of_a_long_clip_the_model_sees_the_context_alone(client: Any, tmp_path: 
     assert result["video"]["num_frames"] == 512 and frames_of(download(result, tmp_path)).shape == (512, 64, 96, 3)
 
 
+@pytest.mark.soak
 def test_edges_and_the_whole_picture_are_not_the_same(client: Any, clips: dict[str, Path], tmp_path: Path) -> None:
     name = "reference-video-to-video"
     asked = {"seed": 8, "enable_safety_checker": False}

@@ -50,6 +50,7 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.soak
 def test_the_page_s_first_example_on_a_fresh_install(fal: Any, others: Outside, tmp_path: Path) -> None:
     """Prompt and audio_url alone: every other input is at its default, and no safety checker is installed."""
     handle = fal.submit(APP, {"prompt": "A woman speaks to the camera", "audio_url": others.url + "/short.wav"})

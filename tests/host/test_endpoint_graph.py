@@ -180,6 +180,7 @@ def long_winded(models: TinyFiles) -> int:
     raise AssertionError(f"no long text in 20, the longest {max(lengths)} tokens")
 
 
+@pytest.mark.soak
 def test_a_prompt_is_written_token_by_token_and_can_be_stopped(comfy: Comfy, models: TinyFiles, sound: str) -> None:
     late: list[Event] = []
     sent = False

@@ -82,6 +82,7 @@ def test_parts_make_the_same_film(comfy: Comfy, models: TinyFiles, unkept: None,
     assert "were made in parts" in texts(joined.events, "second")[-1]
 
 
+@pytest.mark.soak
 def test_no_part_stays_of_a_film_that_was_flagged(comfy: Comfy, models: TinyFiles, unkept: None) -> None:
     made = saved(comfy.run(part(whole(models, comfy), 3)))
     path, folder = comfy.base / "output" / made, comfy.base / "models" / "safety_checker"

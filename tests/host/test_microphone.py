@@ -48,6 +48,7 @@ def test_it_opens_whole_and_readable_and_without_a_missing_node(nodes2: bool, fr
 
 
 @pytest.mark.skipif(not DRAWN_HERE, reason="files are drawn with the frontend of requirements-dev.txt")
+@pytest.mark.soak
 def test_the_file_is_what_is_drawn(frontend: Frontend) -> None:
     frontend.page.evaluate(RENDER, False)
     drawn = draw(frontend, faces.opening(BY_NAME[DEFAULT], spoken=True), PATH.stem)
@@ -81,6 +82,7 @@ def without_the_source(prompt: Prompt) -> dict[str, Any]:
     return {title: node for title, node in named(copy).items() if title != "sound"}
 
 
+@pytest.mark.soak
 @renderings
 def test_what_is_spoken_is_heard_in_the_video(
     nodes2: bool, frontend: Frontend, comfy: Comfy, models: TinyFiles

@@ -197,6 +197,7 @@ def test_names_are_filled_in_for_the_api(comfy: Comfy, stereo: str) -> None:
     assert path == comfy.base / "output" / time.strftime("%Y") / "24_8421504_32_00001_.mp4"
 
 
+@pytest.mark.soak
 def test_the_editor_fills_names_in_as_for_its_own_nodes(comfy: Comfy, chromium: str) -> None:
     prefix = "%date:yyyy-MM%/%noisy.noise_seed%"
     widgets = {"SaveImage": [prefix], "LTXA2VSaveVideo": [24, prefix, "X264 (.mp4)", "high", "balanced"]}
@@ -248,6 +249,7 @@ def test_a_transparent_picture_is_black_there_in_the_graph(comfy: Comfy, folder:
     assert (seen[:, :32] == 0).all() and (seen[:, 32:] == (200, 100, 50)).all()
 
 
+@pytest.mark.soak
 def test_many_channels_and_a_transparent_picture_over_http(server: Comfy, folder: Path) -> None:
     import fal_client
 

@@ -126,6 +126,7 @@ def ran(server: Comfy, seconds: float = 300) -> dict:
     raise AssertionError("the run did not end")
 
 
+@pytest.mark.soak
 def test_from_the_template_to_the_video(fresh: Comfy) -> None:
     with Frontend(fresh.url, browser_path(), width=1600, height=1000) as frontend:
         page = frontend.page

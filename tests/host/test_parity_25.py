@@ -48,7 +48,8 @@ def files(comfy_base: Path, comfy: Comfy, tmp_path_factory: pytest.TempPathFacto
     return placed
 
 
-@pytest.mark.parametrize("name", [pytest.param("dev", marks=pytest.mark.soak), "distilled and the diffusion decoder"])
+@pytest.mark.parametrize("name", ["dev", "distilled and the diffusion decoder"])
+@pytest.mark.soak
 def test_graph_and_command_give_the_same_frames(
     name: str, comfy: Comfy, files: dict[str, Path], pictures: tuple[Path, Path], tmp_path: Path
 ) -> None:

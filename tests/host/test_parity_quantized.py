@@ -35,7 +35,6 @@ CASES = {
     "fp8 made by the loaders": Case(fp8=True),
     "GGUF Q4_K": Case("wide-Q4_K.gguf"),
 }
-SHORT = 1  # so many of them in `make test`; tests/nodes/test_memory.py has GGUF
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +58,8 @@ def wide(comfy_base: Path, models: TinyFiles, tmp_path_factory: pytest.TempPathF
         path.unlink()
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, id=name, marks=[pytest.mark.soak] * (n >= SHORT)) for n, (name, c) in enumerate(CASES.items())],
-)
+@pytest.mark.soak  # tests/nodes/test_memory.py and test_parity.py have the halves of it
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_graph_and_command_give_the_same_frames(case: Case, comfy: Comfy, wide: TinyFiles, tmp_path: Path) -> None:
     plain, gguf = wide.checkpoint, case.checkpoint.endswith(".gguf")
     folder = comfy.base / "models" / "diffusion_models" if gguf else plain.parent

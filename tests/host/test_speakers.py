@@ -92,7 +92,8 @@ def with_speakers(comfy: Comfy, prompt: Prompt, masks: list[Path], voices: list[
     return prompt
 
 
-@pytest.mark.parametrize("film", [pytest.param(True, marks=pytest.mark.soak), False])
+@pytest.mark.parametrize("film", [True, False])
+@pytest.mark.soak
 def test_each_hears_his_own_voice(comfy: Comfy, models: TinyFiles, cast: Cast, tmp_path: Path, film: bool) -> None:
     shape = FILM if film else {}
     saved = made(comfy, with_speakers(comfy, usual(comfy, models, **shape), cast.masks, cast.voices))

@@ -135,6 +135,7 @@ def made(comfy: Comfy, prompt: Prompt) -> Path:
     return comfy.path(done.outputs["save"]["images"][0])
 
 
+@pytest.mark.soak
 def test_redub_in_a_mask(comfy: Comfy, models: TinyFiles, source: Path, mask: Path, tmp_path: Path) -> None:
     """A new track; the picture changes where the mask is white, and nowhere else."""
     prompt = with_clip(comfy, models, source, {"mask": ["mask", 0], "soften_pixels": 6})

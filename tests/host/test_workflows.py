@@ -124,9 +124,15 @@ FRAMES = 9
 SMALL, SMALL_CLIP = "small.png", "small.mp4"
 SOME_TIME = {"start": 0.1, "end": 0.3}  # of the small clip, to be made anew
 # of tests that take seconds a workflow; `make soak` has all
-SOME = ("first_and_last_image", "song")
-DRAWN = (DEFAULT, "distilled_fast_25")  # they have all stages, and both versions' files
-LIKE = ("camera_move", "image_and_audio_25", "audio_to_video_25")  # others have all that they have
+SOME = ("song",)
+DRAWN = (DEFAULT,)  # it has all stages
+LIKE = (
+    "camera_move",
+    "image_and_audio_25",
+    "audio_to_video_25",
+    "redub",
+    "distilled_fast",
+)  # others have all that they have
 
 each = pytest.mark.parametrize("name", BY_NAME)
 

@@ -371,6 +371,7 @@ def test_smaller_tiles_are_told_in_the_file(run: Run, monkeypatch: pytest.Monkey
     assert notes[-2:] == [tiles, note]
 
 
+@pytest.mark.soak
 def test_the_tiles_are_those_of_the_forecast(
     run: Run, quick: None, job: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -429,6 +429,7 @@ def forecast(tiny: TinyFiles, media: Path, frames: int, windows: Any = FILM["win
     return estimate(job_of({"files": files, "request": request, "dtype": "float32"}), Compute(torch.float32))
 
 
+@pytest.mark.soak
 def test_the_forecast_is_flat_beside_the_latents(tiny: TinyFiles, media: Path) -> None:
     short, long = (forecast(tiny, media, frames) for frames in (81, 561))
     clip = forecast(tiny, media, 33, None)
@@ -560,6 +561,7 @@ def test_a_window_is_made_again_alone(make: Callable[..., Made], tmp_path: Path)
         make({"windows": {**size, "seeds": {"5": 5}}})
 
 
+@pytest.mark.soak
 def test_anchor_and_drift_act_from_the_second_window_on(
     make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -409,10 +409,11 @@ CASES = {
         True, (5,), "stereo.wav",
     ),
 }  # fmt: skip
+OFTEN = ("landscape", "no guidance, gradient estimation", "one stage, short mono sound", "one frame, one step")
 RATES = {23.976: 24000 / 1001, 29.97: 30000 / 1001}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name not in OFTEN)) for name in CASES])
 def test_equals_the_official_pipeline(
     name: str, peer: Peer, tiny: TinyFiles, other: TinyFiles, media: Path, tmp_path: Path
 ) -> None:

@@ -199,6 +199,7 @@ def test_dummy_is_large_and_costs_nothing(tmp_path: Path) -> None:
     assert math.isclose(48 * block, 18.99e9, rel_tol=0.03)
 
 
+@pytest.mark.soak
 def test_script_needs_only_third_party_packages(tiny: TinyFiles, tmp_path: Path) -> None:
     source = Path(maker.__file__)
     imports = {

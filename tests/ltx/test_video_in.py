@@ -273,7 +273,8 @@ def test_a_track_longer_than_the_film_is_told(tiny: TinyFiles, media: dict[str, 
     assert not said(num_frames=41)
 
 
-@pytest.mark.parametrize("at", [pytest.param(0.0, marks=pytest.mark.soak), 17 / 24])
+@pytest.mark.parametrize("at", [0.0, 17 / 24])
+@pytest.mark.soak
 def test_a_film_goes_on_before_and_behind_the_source(engine: Engine, media: dict[str, Path], at: float) -> None:
     """Its frames stay where they fill whole latents; the sound goes on as well."""
     result = engine({"num_frames": 49, "edit": {"at": at}}, video=media["video"])

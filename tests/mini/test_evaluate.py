@@ -36,6 +36,7 @@ class Drawing(Evaluation):
 
 
 @spoken
+@pytest.mark.soak
 def test_cases_are_held_out_and_plain_unless_asked_otherwise() -> None:
     plain, dressed = evaluate.cases(4, 0), evaluate.cases(4, 0, extras=True)
     assert all(dataset.held_out(case.scene) and case.scene == clips.plain(case.scene) for case in plain)
@@ -84,6 +85,7 @@ def test_a_drawn_clip_is_perfect_and_a_spoilt_one_is_not() -> None:
 
 
 @spoken
+@pytest.mark.soak
 def test_a_drawn_pair_talks_as_its_words_say() -> None:
     for case in evaluate.cases(3, 0, kind="pair", extras=True):
         found = evaluate.talking(case, case.video)

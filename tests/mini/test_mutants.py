@@ -83,7 +83,7 @@ def restart_for_all(patch: pytest.MonkeyPatch) -> None:
 
 
 SMALL = (wrong_stg_block, swapped_gates, noisy_frozen_sound, restart_for_all)
-USUAL = (noisy_frozen_sound, restart_for_all)  # one in the model and one in the sampler
+USUAL = (noisy_frozen_sound,)
 
 
 @pytest.mark.parametrize(

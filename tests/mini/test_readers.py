@@ -75,6 +75,7 @@ def test_what_is_no_head_has_no_shape_and_no_mouth() -> None:
         assert not readers.mouths(video).any()
 
 
+@pytest.mark.soak
 def test_a_mouth_is_read_back_and_noise_hardly_matters(many: int) -> None:
     rng = np.random.default_rng(5)
     for scene, motion, video in faces(5, 3 * many):
@@ -123,6 +124,7 @@ def test_a_late_mouth_is_told_from_an_early_one() -> None:
     assert readers.lagged(early, motion[:-4])[1] == -2
 
 
+@pytest.mark.soak
 def test_another_sound_does_not_correlate_and_a_still_mouth_does_not_move(many: int) -> None:
     found = faces(7, 4 * many)
     read = [readers.mouth(video) for _, _, video in found]
@@ -132,6 +134,7 @@ def test_another_sound_does_not_correlate_and_a_still_mouth_does_not_move(many: 
     assert still.std() < 1e-3 and still.mean() == pytest.approx(0.3, abs=0.03)
 
 
+@pytest.mark.soak
 def test_who_talks_is_seen(many: int) -> None:
     rng = np.random.default_rng(8)
     for number in range(3 * many):

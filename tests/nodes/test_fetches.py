@@ -321,6 +321,7 @@ def test_a_run_that_ends_waits_for_copies(files: TinyFiles, in_part: Callable, c
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.soak
 def test_a_compiled_block_stays_too(files: TinyFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its code takes the weights that are there when it is called, and is not compiled again for them.
 

@@ -100,6 +100,7 @@ def transformer(files: TinyFiles, fp8: bool = False) -> nn.Module:
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.timeout(600)
+@pytest.mark.soak
 def test_a_form_is_compiled_once_and_serves_all_sizes(files: TinyFiles) -> None:
     counted = Counted(transformer(files), transformer(files))
     assert counted(guidance=GUIDED) == (1, 0)
@@ -166,6 +167,7 @@ def test_blocks_share_their_forms_and_the_step_tells_of_them(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("eager")
+@pytest.mark.soak
 def test_blocks_that_wait_share_their_forms_as_well(tmp_path: Path) -> None:
     """What brings a block is no part of its graph. A hook behind the block would be: each block would be compiled."""
     files = write_tiny(tmp_path, seed=3, layers=4, connector_layers=1)

@@ -119,6 +119,7 @@ def test_tiles_are_the_clip_as_a_whole(
     assert off(frames, expected) < 1e-5
 
 
+@pytest.mark.soak
 def test_a_long_clip_runs_its_first_stages_in_parts(
     model: nn.Module, randn: Callable, off: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,12 +29,13 @@ PROGRAM = Path(__file__).with_name("interpreted.py")
 
 
 @pytest.mark.skipif(kernels.triton is None, reason="Triton is not installed")
-def test_they_give_the_eager_codes_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "count"), [("kernels", 3 * 2 * 12), pytest.param("step", 1, marks=pytest.mark.soak)])
+def test_they_give_the_eager_codes_numbers(tmp_path: Path, part: str, count: int) -> None:
     env = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, PROGRAM, tmp_path], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, PROGRAM, part, tmp_path], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     errors = dict(map(json.loads, done.stdout.splitlines()))
-    assert len(errors) == 3 * 2 * 12 + 1
+    assert len(errors) == count
     for name, error in errors.items():
         assert error <= (1e-2 if "bfloat16" in name else 1e-6), name  # eager rounds to 8 bits two or three times
         assert error > 0 or "float32" in name, f"{name}: no kernel ran"  # which rounds once

@@ -60,6 +60,7 @@ FILES: Mapping[str, tuple[str, dict[str, str], bool]] = {
     "png.mov": ("png.mov", {}, True),
     "ffv1.mkv": ("ffv1.mkv", {}, True),
 }
+OFTEN = ("h264.mp4", "open.ts", "refreshed.ts", "hevc.mp4", "hidden.mkv", "mpeg2.ts", "prores.mov")
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def write(path: Path, name: str, **more: Any) -> Path:
     return write_clip(path, pictures(), kind=kind, options={"g": str(GROUP), **options}, **more)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name not in OFTEN)) for name in FILES])
 def test_a_kind_of_file(tmp_path: Path, decoded: list[None], name: str) -> None:
     count = costs(open_clip(write(tmp_path / name, name)), decoded)
     assert count < NEAR if FILES[name][2] else count >= LATE

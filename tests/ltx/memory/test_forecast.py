@@ -101,19 +101,17 @@ def jobs(folder: Path, tiny: TinyFiles, wide: TinyFiles) -> dict[str, dict[str, 
     }
 
 
-@pytest.fixture(scope="module")
-def took(jobs: dict[str, dict[str, Any]]) -> dict[str, int]:
-    return dict(zip(jobs, run(*jobs.items()), strict=True))
-
-
 @LINUX
-@pytest.mark.parametrize("phase", CLIPS)
-def test_the_estimate_is_what_is_measured(jobs: dict[str, dict[str, Any]], took: dict[str, int], phase: str) -> None:
+@pytest.mark.parametrize(
+    "phase", [pytest.param(phase, marks=[pytest.mark.soak] * (phase != "sample")) for phase in CLIPS]
+)
+def test_the_estimate_is_what_is_measured(jobs: dict[str, dict[str, Any]], phase: str) -> None:
     dtype = getattr(torch, CLIPS[phase][0] or "", None)
+    (took,) = run((phase, jobs[phase]))
     forecast = estimate(job_of(jobs[phase]), Compute(dtype))
     found = phase_of(forecast, phase)
-    assert took[phase] > 100e6, "too little to tell"
-    assert abs(found.peak / took[phase] - 1) <= WITHIN, f"{found}: {took[phase] / 1e6:.0f} MB measured"
+    assert took > 100e6, "too little to tell"
+    assert abs(found.peak / took - 1) <= WITHIN, f"{found}: {took / 1e6:.0f} MB measured"
 
 
 @CUDA
@@ -166,12 +164,10 @@ def test_a_rehearsal_counts_what_is_alive_at_once() -> None:
 
 
 def test_what_a_rehearsal_remembers_changes_no_count(
-    jobs: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiny: TinyFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of every part of a job with two stages and an image, on both kinds of device."""
-    described = jobs["encode text"]
-    request = {**described["request"], "video_size": (256, 256), "num_frames": 41}
-    job, forecast = job_of({**described, "request": request}), []
+    """Of every part of a job with two stages, on both kinds of device."""
+    job, forecast = job_of(described(folder, tiny, num_frames=41, video_size=(256, 256))), []
     for device in ("cpu", "cuda"):
         compute = Compute(torch.float32, device)
         monkeypatch.setattr(rehearsal, "_results", {})
@@ -277,6 +273,7 @@ def test_what_does_not_fit_is_made_to(folder: Path, wide: TinyFiles) -> None:
         on_gpu(1e12, "all")
 
 
+@pytest.mark.soak
 def test_given_videos_are_counted(folder: Path, tiny: TinyFiles) -> None:
     """A source for both stages, some frames at a time; a reference in the stages that see it, without a matrix of all
     pairs of tokens."""
@@ -362,6 +359,7 @@ def tokens_of(job: Job) -> int:
     return math.prod(shape) + audio_length(job.plan.frames, job.plan.fps)
 
 
+@pytest.mark.soak
 def test_the_forecast_batches_where_the_denoiser_does(
     deep: Job, stage: tuple[tuple[Resident, ...], Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:

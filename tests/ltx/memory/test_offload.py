@@ -104,7 +104,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     return write_tiny(tmp_path_factory.mktemp("deep"), layers=6)
 
 
-@pytest.mark.parametrize("resident", [0, 1, 3, 4, 6])
+@pytest.mark.parametrize("resident", [0, 3, 6, *(pytest.param(number, marks=pytest.mark.soak) for number in (1, 4))])
 def test_resident_blocks_are_not_fetched(deep: TinyFiles, resident: int) -> None:
     """A step fetches each of the others once, whatever its number of passes."""
     checkpoint = load_checkpoint(deep.checkpoint)
@@ -187,7 +187,7 @@ def on_gpu(model: nn.Module, placement: Placement) -> Offload:
     return offload
 
 
-@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("pinned", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_a_block_is_page_locked_once_and_not_once_a_fetch(
     deep: TinyFiles, monkeypatch: pytest.MonkeyPatch, pinned: bool
 ) -> None:
@@ -263,7 +263,7 @@ def test_the_host_keeps_a_quarter_of_its_free_memory(monkeypatch: pytest.MonkeyP
     assert not pins(1, 100), "what is locked could not be given back"
 
 
-@pytest.mark.parametrize("resident", [0, 2, 6])
+@pytest.mark.parametrize("resident", [2, *(pytest.param(number, marks=pytest.mark.soak) for number in (0, 6))])
 def test_stages_with_other_loras_restore_resident_blocks(deep: TinyFiles, resident: int) -> None:
     checkpoint = load_checkpoint(deep.checkpoint)
     loaded = lora.load_lora(deep.distilled_lora)

@@ -150,6 +150,7 @@ def test_a_gemma_that_lacks_a_file_says_which(placed: TinyFiles, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("measured_once")
+@pytest.mark.soak
 def test_other_packs_models_are_passed_over(placed: TinyFiles, tmp_path: Path) -> None:
     other = tmp_path / "models" / "checkpoints" / "sdxl.safetensors"
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4)}, other)
@@ -172,6 +173,7 @@ def test_a_lora_that_fits_nothing_is_told(placed: TinyFiles, tmp_path: Path) -> 
     assert status == 0 and "cannot be used" in line_with(lines, placed.camera_lora)
 
 
+@pytest.mark.soak
 def test_a_checkpoint_in_parts_is_put_together(placed: TinyFiles, tmp_path: Path) -> None:
     tensors = load_file(placed.checkpoint)
     with safe_open(placed.checkpoint, "pt") as file:
@@ -276,6 +278,7 @@ def test_a_transformer_alone_says_its_format_too(
     assert doctor._format_of(opened, GPU).endswith(f"GGUF {kind} is decoded at each call: no card has such products")
 
 
+@pytest.mark.soak
 def test_the_format_stands_below_its_checkpoint(placed: TinyFiles, tmp_path: Path) -> None:
     whole = placed.checkpoint
     layouts.write_fp8(whole, whole.with_name("ltx-fp8.safetensors"))
@@ -360,7 +363,11 @@ def test_a_broken_package_is_a_line(placed: TinyFiles, tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"), [("diffusers", f'-m pip install -r "{ROOT / "requirements.txt"}"'), ("torch", "update ComfyUI")]
+    ("name", "remedy"),
+    [
+        ("diffusers", f'-m pip install -r "{ROOT / "requirements.txt"}"'),
+        pytest.param("torch", "update ComfyUI", marks=pytest.mark.soak),
+    ],
 )
 def test_a_package_too_old_is_a_line_and_ends_a_job_in_one_sentence(tmp_path: Path, name: str, remedy: str) -> None:
     shadow = too_old(tmp_path / "shadow", name)

@@ -43,7 +43,7 @@ demo: setup
 # There are three workers on two cores, because tests wait for servers and files. Each has one thread, because the tensors
 # are too small to be shared between threads. The files begin in the order of tests/conftest.py, long ones first.
 test: setup debian
-	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=1 exec .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 QUICK := tests/test_style.py tests/test_house.py tests/test_messages.py tests/ltx/test_request.py tests/ltx/test_latents.py \
     $(foreach name,schedules guidance samplers restart res_2s conditioning upscale,tests/ltx/diffusion/test_$(name).py) \

@@ -11,13 +11,13 @@ import os
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 ORACLE = ROOT.parent / "shared" / "oracle"
-HOST = ROOT / "tests" / "host"
 
 # Dozens of programs are started, and each would compile torch and ComfyUI anew where nothing compiled may be kept.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -35,19 +35,26 @@ LONG = ("tests/robust/", "tests/host/", "tests/mini/", "tests/ltx/test_", "tests
 """Where files take minutes. They begin first, so that no worker is left with one at the end."""
 
 
-SERVERS = ("comfy", "server")
-"""The fixtures of tests/host/conftest.py whose server all files share."""
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups afterwards
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A worker takes a file whole, and all files of one server, which starts once then and not once a worker."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))  # the order is stable otherwise
-    groups = {item.path: "/".join(item.path.parts[-2:]) for item in items}
-    for name in SERVERS:
-        groups |= {item.path: name for item in items if name in item.fixturenames and item.path.parent == HOST}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes a file whole, and of tests/host all files of one server: each server starts once then, and not
+    once a worker."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            if not file.startswith("tests/host/"):
+                return file
+            return "the HTTP API's" if file.startswith("tests/host/test_api_") else "the graph's"
+
+    return ByServer(config, log)
 
 
 def pytest_collection_finish() -> None:

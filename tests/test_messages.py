@@ -10,9 +10,8 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = {"InputError", "FlaggedError", "ModelMissing", "UnresolvedError", "Failed"}
@@ -62,8 +61,13 @@ def template(node: ast.expr) -> str | None:
     return None
 
 
-def messages() -> Iterator[tuple[str, str | None]]:
+@cache
+def messages() -> list[tuple[str, str | None]]:
     """(file:line, template) of every exception of KINDS that is made with a text."""
+    return list(_messages())
+
+
+def _messages() -> Iterator[tuple[str, str | None]]:
     for folder in ("ltx", "nodes", "api"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(file.read_text())):
@@ -76,22 +80,36 @@ def messages() -> Iterator[tuple[str, str | None]]:
                     yield f"{file.relative_to(ROOT)}:{node.lineno}", template(node.args[0])
 
 
-FOUND = list(messages())
-
-
 def test_they_are_found() -> None:
-    assert len(FOUND) > 200
-    elsewhere = Counter(where.split(":")[0] for where, text in FOUND if text is None)
+    assert len(messages()) > 200
+    elsewhere = Counter(where.split(":")[0] for where, text in messages() if text is None)
     assert {file: count for file, count in elsewhere.items() if count > PUT_TOGETHER.get(file, 0)} == {}
 
 
-@pytest.mark.parametrize(("where", "text"), [entry for entry in FOUND if entry[1] is not None])
-def test_a_sentence_names_its_subject_and_a_remedy_and_ends(where: str, text: str) -> None:
-    assert SUBJECT.match(text), f"{where}: begins with no file, field or thing: {text}"
-    assert text.endswith((".", "?")) and not text.endswith(".."), f"{where}: is no sentence: {text}"
-    assert "\n" not in text and len(text) <= LONGEST, f"{where}: too long: {text}"
-    assert text in FACTS or REMEDY.search(text, SUBJECT.match(text).end()), f"{where}: says not what to do: {text}"
-    assert not re.search(r"\b(Error|Exception|Traceback|invalid|oops|sorry)\b", text), f"{where}: {text}"
+def fault(text: str) -> str | None:
+    """What is wrong with a sentence."""
+    subject = SUBJECT.match(text)
+    if not subject:
+        return "begins with no file, field or thing"
+    if not text.endswith((".", "?")) or text.endswith(".."):
+        return "is no sentence"
+    if "\n" in text or len(text) > LONGEST:
+        return "too long"
+    if text not in FACTS and not REMEDY.search(text, subject.end()):
+        return "says not what to do"
+    return "is for programmers" if re.search(r"\b(Error|Exception|Traceback|invalid|oops|sorry)\b", text) else None
+
+
+def test_a_sentence_names_its_subject_and_a_remedy_and_ends() -> None:
+    assert [(where, wrong, text) for where, text in messages() if text is not None and (wrong := fault(text))] == []
+
+
+def test_what_is_no_such_sentence_is_found() -> None:
+    assert fault("the file: cannot be read; save it again.") is None
+    assert all(
+        map(fault, ("cannot be read.", "the file: cannot be read", "the file: is bad.", "the file: ; save it.."))
+    )
+    assert all(map(fault, ("the file: invalid; save it again.", f"the file: {'x' * LONGEST}; save it again.")))
 
 
 def strings() -> str:

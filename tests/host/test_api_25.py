@@ -145,6 +145,7 @@ def test_what_is_wrong_is_told_before_anything_runs(server: Comfy, client: Any) 
     assert requests.get(handle.response_url + "/workflow", timeout=10).status_code == 404
 
 
+@pytest.mark.soak
 def test_the_other_version_s_application_says_what_is_missing(client: Any) -> None:
     with pytest.raises(fal_client.FalClientHTTPError, match=r"ltx-2\.3-22b-dev\.safetensors is not in") as missing:
         client.submit(APP, {**SMALL, "audio_url": SOUND})

@@ -120,6 +120,7 @@ def leftovers(base: Path) -> list[str]:
     return [str(path) for folder in folders if folder.is_dir() for path in folder.rglob("*")]
 
 
+@pytest.mark.soak
 def test_requests_are_spread_and_results_come_from_the_head(pair: Pair) -> None:
     sound = pair.client.upload(SPEECH.read_bytes(), "audio/ogg", "speech.opus")
 
@@ -144,6 +145,7 @@ def test_requests_are_spread_and_results_come_from_the_head(pair: Pair) -> None:
     assert pair.worker.get("/history") == {}
 
 
+@pytest.mark.soak
 def test_the_same_request_gives_the_same_video_on_either(pair: Pair) -> None:
     """What ran there is what would have run here: the seed alone decides. Sent in the answer, it is kept nowhere."""
     sound = fal_client.encode_file(SPEECH)

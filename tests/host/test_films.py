@@ -181,6 +181,7 @@ def test_the_node_says_which_window_it_is_at(comfy: Comfy, models: TinyFiles, un
     assert probe.probe(comfy.path(done.outputs["save"]["images"][0])).frames == FRAMES
 
 
+@pytest.mark.soak
 def test_a_film_as_long_as_its_sound(comfy: Comfy, models: TinyFiles, tmp_path: Path, unkept: None) -> None:
     """Over 481 frames, by the sound alone."""
     prompt = film(models, comfy, frames=None, fps=100.0, windows={"window_frames": 233}, size=(64, 64), stream=True)
@@ -213,6 +214,7 @@ def test_the_lips_follow_a_voice_and_the_film_keeps_the_song(
     assert torch.equal(heard[1], heard[0]) and not torch.equal(heard[1], heard[2])
 
 
+@pytest.mark.soak
 def test_nothing_is_kept_of_a_film_that_was_flagged(comfy: Comfy, models: TinyFiles, unkept: None) -> None:
     folder = comfy.base / "models" / "safety_checker"
     write_classifier(folder / "bright")

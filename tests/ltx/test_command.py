@@ -662,6 +662,7 @@ def differ(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> li
     return [name for name in theirs if not torch.equal(ours[name], theirs[name])]
 
 
+@pytest.mark.soak
 def test_split_files_give_the_same_frames(traced: Callable, tiny: TinyFiles, tmp_path: Path) -> None:
     """With the LoRA, which is matched and merged from the split file, and with connectors in two files."""
     parts = layouts.write_split(tiny.checkpoint, tmp_path / "split")
@@ -709,6 +710,7 @@ def spoiled(file: Path) -> None:
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+@pytest.mark.soak
 def test_a_kept_prompt_needs_no_gemma(run: Run, traced: Callable, tiny: TinyFiles, tmp_path: Path) -> None:
     """With the tokenizer spoiled, no Gemma can be loaded: what is kept runs, expanded prompt and all, and no other."""
     gemma, cache = tmp_path / "gemma", tmp_path / "cache"

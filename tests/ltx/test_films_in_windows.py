@@ -335,6 +335,7 @@ def old(folder: Path, days: float, *more: str) -> Path:
     return folder
 
 
+@pytest.mark.soak
 def test_leftovers_are_swept(make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone, recent = old(tmp_path / "gone.mp4.windows", 31), old(tmp_path / "recent.mp4.windows", 29)
     strange = old(tmp_path / "strange.windows", 400, "notes.txt")
@@ -546,6 +547,7 @@ def test_two_first_images_are_refused(tiny: TinyFiles, media: Path, tmp_path: Pa
         Made(files, {**FILM, "timeline": "0:00 [image last.png] a"})
 
 
+@pytest.mark.soak
 def test_a_window_is_made_again_alone(make: Callable[..., Made], tmp_path: Path) -> None:
     """With a seed of its own; in the first stage, what is before it is used again."""
     with pytest.raises(KeyboardInterrupt):

@@ -221,6 +221,7 @@ def test_both_stages_keep_what_the_mask_keeps(engine: Engine, media: dict[str, P
         assert not torch.isclose(last[:, ~kept], result.trace[f"{stage}/clean_video"][:, ~kept]).all(-1).any()
 
 
+@pytest.mark.soak
 def test_soft_edges_reach_the_model(engine: Engine, media: dict[str, Path]) -> None:
     """In time for picture and sound, in space by pixels of the source."""
     hard, soft = (
@@ -333,6 +334,7 @@ def test_a_context_that_is_not_held_wholly_passes_into_the_source(engine: Engine
     assert result.trace["s1/denoise_mask_video"].unique().tolist() == [0.5, 1.0]
 
 
+@pytest.mark.soak
 def test_a_film_that_goes_on_with_its_own_track(engine: Engine, media: dict[str, Path]) -> None:
     result = engine({"match_audio_length": True}, video=media["video"], audio=media["voice"])
     assert len(result.frames) == 41 and result.trace["s1/denoise_mask_audio"].max() == 0
@@ -374,6 +376,7 @@ def test_the_rate_and_the_size_are_the_sources_unless_they_are_named(engine: Eng
     assert result.frames.shape == (FRAMES, HEIGHT, WIDTH, 3) and result.report["used"]["fps"] == "24"
 
 
+@pytest.mark.soak
 def test_windows_keep_what_the_mask_keeps(engine: Engine, media: dict[str, Path]) -> None:
     """In windows of 25 frames: what lies outside the time is the source's, and both sides of a join."""
     values = {"windows": {"frames": 25, "overlap": 1}, "edit": {"start": 1.0, "end": 1.3}}

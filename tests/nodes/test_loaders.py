@@ -76,6 +76,7 @@ def load(checkpoint: str, dtype: str = "auto", **parts: str) -> tuple[memory.Han
     return LOADER.execute(checkpoint, dtype, **chosen).args
 
 
+@pytest.mark.soak
 def test_split_files_and_gguf(kept: dict[str, str]) -> None:
     parts = {part: kept[part] for part in ("video_vae", "audio_vae", "connectors")}
     whole = load(kept["fp8"])

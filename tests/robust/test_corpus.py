@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,16 @@ from a2v.tests.tiny import TinyFiles, write_tiny
 LONGEST = 10  # s of CPU time for one case
 GROWTH = 64 * 2**20  # bytes over a whole corpus; one leaked file of the larger ones is more
 SAMPLE = 60
-EVERY = cases(tuple(PARAMETERS))
-MEDIA = [case for case in EVERY if case.field in ("audio", "image") and case.kind != "long"]
-"""What fits into a request's body; the long ones are gigabytes."""
+
+
+@cache
+def every() -> list[Case]:
+    return cases(tuple(PARAMETERS))
+
+
+def media() -> list[Case]:
+    """What fits into a request's body; the long ones are gigabytes."""
+    return [case for case in every() if case.field in ("audio", "image") and case.kind != "long"]
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +50,10 @@ def shared(models: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield worker
 
 
-def sample(every: list[Case], count: int, seed: int) -> list[Case]:
+def sample(files: list[Case], count: int, seed: int) -> list[Case]:
     """One of each kind, then others drawn; nothing that takes long."""
     dice = random.Random(seed)
-    short = [case for case in every if case.kind != "long"]
+    short = [case for case in files if case.kind != "long"]
     shuffled = dice.sample(short, len(short))
     kinds = list({(case.field, case.kind): case for case in shuffled}.values())
     return kinds + [case for case in shuffled if case not in kinds][: max(0, count - len(kinds))]
@@ -79,17 +87,17 @@ def problems(outcomes: Iterable[Outcome], way: str = "command") -> list[str]:
 
 
 def test_the_corpus_is_large_and_each_name_one_case() -> None:
-    assert len(EVERY) >= 1500
-    assert len({(case.field, case.name) for case in EVERY}) == len(EVERY)
-    assert sum(case.expect != EITHER for case in EVERY) >= 500
+    assert len(every()) >= 1500
+    assert len({(case.field, case.name) for case in every()}) == len(every())
+    assert sum(case.expect != EITHER for case in every()) >= 500
 
 
 def test_a_sample_through_the_command(shared: Worker) -> None:
-    assert not problems(shared.try_case(case) for case in sample(EVERY, SAMPLE, 1))
+    assert not problems(shared.try_case(case) for case in sample(every(), SAMPLE, 1))
 
 
 def test_a_sample_through_the_api(shared: Worker) -> None:
-    assert not problems((shared.try_case(case, "api") for case in sample(MEDIA, SAMPLE // 2, 2)), "api")
+    assert not problems((shared.try_case(case, "api") for case in sample(media(), SAMPLE // 2, 2)), "api")
 
 
 def grown(outcomes: list[Outcome]) -> int:
@@ -103,8 +111,8 @@ def grown(outcomes: list[Outcome]) -> int:
 @pytest.mark.soak
 @pytest.mark.parametrize("way", ("command", "api"))
 def test_all_of_it(way: str, worker: Worker, capsys: pytest.CaptureFixture[str]) -> None:
-    every = EVERY if way == "command" else MEDIA
-    outcomes = [worker.try_case(case, way) for case in random.Random(3).sample(every, len(every))]
+    files = every() if way == "command" else media()
+    outcomes = [worker.try_case(case, way) for case in random.Random(3).sample(files, len(files))]
     with capsys.disabled():
         print(f"\n{way}\n{table(outcomes)}\nmemory: {grown(outcomes) / 2**20:+.1f} MB from the first third to the last")
     assert not problems(outcomes, way)

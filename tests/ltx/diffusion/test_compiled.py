@@ -131,6 +131,7 @@ def test_more_forms(files: TinyFiles) -> None:
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 leaves the graph at a quantized layer with a LoRA")
 @pytest.mark.usefixtures("eager")
 @pytest.mark.timeout(600)
+@pytest.mark.soak
 def test_a_strength_is_no_constant(files: TinyFiles) -> None:
     """Of a LoRA beside fp8 weights. The compiled branch multiplies by the strength between its two products, and not
     in the second one, which rounds otherwise."""

@@ -163,6 +163,7 @@ def test_a_rehearsal_counts_what_is_alive_at_once() -> None:
     assert peak(lambda: nn.functional.scaled_dot_product_attention(q, q, q)) == q.nbytes  # no 4096 × 4096 scores
 
 
+@pytest.mark.soak
 def test_what_a_rehearsal_remembers_changes_no_count(
     folder: Path, tiny: TinyFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,6 +448,7 @@ def test_gemma_s_layers_are_page_locked_if_it_writes_the_prompt(folder: Path, ti
     assert [phase.name for phase in writes.phases] == ["expand prompt", *(phase.name for phase in reads.phases)]
 
 
+@pytest.mark.soak
 def test_loras_beside_quantized_blocks_are_counted_with_them(folder: Path, tiny: TinyFiles) -> None:
     """On a GPU; on a CPU they map their file."""
     job = job_of(described(folder, tiny, "bfloat16"))

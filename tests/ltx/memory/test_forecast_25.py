@@ -35,6 +35,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return prepare(paths, parse(request), stg_blocks=(1,))
 
 
+@pytest.mark.soak
 def test_each_stage_counts_its_texts(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two in a guided stage, one in the other."""
     counted = {phase.name: phase.work for phase in estimate(job, COMPUTE).phases}

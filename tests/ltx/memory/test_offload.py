@@ -229,6 +229,7 @@ def test_a_host_that_locks_no_more_copies_as_it_can(deep: TinyFiles, monkeypatch
     assert len(locking.calls) == 30 and not offload.pinned and sum(refused) > 30
 
 
+@pytest.mark.soak
 def test_merging_changes_page_locked_weights_in_place(deep: TinyFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """So a stage with other LoRAs locks nothing anew, and the original weights come back exactly."""
     checkpoint = load_checkpoint(deep.checkpoint)

@@ -174,6 +174,7 @@ for dtype in (None, torch.bfloat16):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.soak
 def test_loading_makes_no_copy(tmp_path: Path) -> None:
     """A 2 GB file: next to nothing until its weights are read, its own size when all of them are, whatever is asked."""
     path = write_dummy_checkpoint(tmp_path / "large.safetensors", 2.0)

@@ -28,7 +28,7 @@ LONGEST = 2700  # seconds of a film that is made in windows: MAX_VALUES holds so
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; a lower rate carries no usable sound, and nobody records at a higher one
 MAX_VALUES = 2**28  # samples times channels of one file: 1 GiB, ten minutes at 48 kHz in nine channels
 MAX_CHANNELS = 64  # FFmpeg's own limit
-MAX_SAMPLE = 1e6  # full scale is 1; a float file with a larger sample is damaged, and its square would overflow
+LOUDEST = 128.0  # full scale is 1; sound that is 42 dB louder is damaged, or consists of integers stored as floats
 
 HALF = math.sqrt(0.5)
 # ITU-R BS.775: the share of each speaker in (left, right); the subwoofer has none. FFmpeg's float downmix is the same.
@@ -170,11 +170,11 @@ def _check_room(name: str, samples: int, channels: int) -> None:
 
 def _check_samples(name: str, waveform: np.ndarray, rate: int, start: Fraction) -> None:
     """Raises InputError with the time of the first sample that is no usable number."""
-    damaged = ~(np.abs(waveform) < MAX_SAMPLE).all(axis=0)  # the comparison is False for NaN
+    damaged = ~(np.abs(waveform) <= LOUDEST).all(axis=0)  # the comparison is False for NaN
     if damaged.any():
         at = float(start) + int(damaged.argmax()) / rate
         raise InputError(
-            f"{name}: has samples that are not usable numbers (NaN, infinite or beyond {MAX_SAMPLE:g}), "
+            f"{name}: has samples that are not usable numbers (NaN, infinite or beyond {LOUDEST:g} times full scale), "
             f"the first at {at:.3f} s; export it again as 16- or 24-bit."
         )
 

@@ -13,9 +13,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ...ltx.errors import InputError
-from ...ltx.media.audio import MAX_CHANNELS, Track
+from ...ltx.media.audio import LOUDEST, MAX_CHANNELS, Track
 
-LOUDEST = 128.0  # full scale is 1; sound that is 42 dB louder consists of integers that were stored as floats
 # The middle and the range of each type of integer samples. int64 is left out, because its range would be a guess.
 INTEGERS = {torch.uint8: (128, 2**7), torch.int8: (0, 2**7), torch.int16: (0, 2**15), torch.int32: (0, 2**31)}
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +20,7 @@ from a2v.ltx.diffusion.schedules import linear_quadratic
 from a2v.ltx.errors import InputError
 from a2v.ltx.grid import CHANNELS
 from a2v.ltx.latents import Noise, patchify_video
-from a2v.ltx.media.audio import Track, conditioning_track, soundtrack
+from a2v.ltx.media.audio import LOUDEST, Track, conditioning_track, load_track, soundtrack
 from a2v.ltx.media.images import from_float
 from a2v.nodes import audio, conditioning, latents, output, safety, sampling
 from a2v.nodes.taking.latent import MASK, mask_of, start_of
@@ -70,6 +73,35 @@ def test_the_node_that_takes_it_says_so(kind: str) -> None:
     for take in takers:
         with pytest.raises(InputError, match=values.AUDIO[kind][1]):
             take()
+
+
+@pytest.mark.parametrize("factor", [1, 1.01])
+def test_what_load_audio_gives_every_node_takes(factor: float, tmp_path: Path) -> None:
+    """A file that is too loud for the nodes is refused as it is read, by its name."""
+    rate, samples = 8000, np.array([0.0, LOUDEST, -LOUDEST] * 400, "<f4") * np.float32(factor)
+    head = struct.pack(
+        "<4sI8sIHHIIHH4sI",
+        b"RIFF",
+        36 + samples.nbytes,
+        b"WAVEfmt ",
+        16,
+        3,
+        1,
+        rate,
+        rate * 4,
+        4,
+        32,
+        b"data",
+        samples.nbytes,
+    )
+    (tmp_path / "loud.wav").write_bytes(head + samples.tobytes())
+    if factor > 1:
+        with pytest.raises(InputError, match=r"^loud\.wav: has samples"):
+            load_track(tmp_path / "loud.wav")
+    else:
+        assert torch.equal(
+            to_track(from_track(load_track(tmp_path / "loud.wav"))).waveform[0], torch.from_numpy(samples)
+        )
 
 
 def test_a_mono_copy_of_a_stereo_sound_keeps_its_length() -> None:

@@ -333,8 +333,8 @@ def _header_cases() -> Iterator[Case]:
         yield case(f"wav-{label}.wav", expect, lambda changed=changed: wav(**changed))
     for label, expect, values in (
         ("nan", REFUSED, [0.1, math.nan]), ("infinite", REFUSED, [0.1, math.inf]), ("huge", REFUSED, [1e30, 0.0]),
-        ("loud", READ, [900_000.0, -900_000.0]), ("denormal", READ, [1e-40, -1e-40]), ("full", READ, [1.0, -1.0]),
-        ("constant", READ, [0.5, 0.5]),
+        ("loud", READ, [128.0, -128.0]), ("integers", REFUSED, [30_000.0, -30_000.0]),
+        ("denormal", READ, [1e-40, -1e-40]), ("full", READ, [1.0, -1.0]), ("constant", READ, [0.5, 0.5]),
     ):  # fmt: skip
         data = np.tile(np.array(values, "<f4"), 9000).tobytes()
         yield case(f"float-{label}.wav", expect, lambda data=data: wav(data, kind=3, bits=32))

@@ -226,6 +226,7 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("nan.wav", wave_of(np.array([0.0] * 4000 + [np.nan] + [0.0] * 99)), r"NaN.*0\.500 s"),
     ("inf.wav", wave_of(np.array([0.0, np.inf] * 400)), "infinite"),
     ("absurd.wav", wave_of(np.full(800, 3e38)), "beyond"),
+    ("integers.wav", wave_of(np.array([0.0] * 4000 + [-200.0, 9.0])), r"beyond 128 times full scale.*0\.500 s"),
     ("header.wav", wave_of(np.zeros(100))[:30], r"cannot be read|no sound"),
     ("slow.wav", wave_of(np.zeros(100), rate=0), r"cannot be read|sample rate|no sound"),
     ("fast.wav", wave_of(np.zeros(100), rate=2_000_000), "2000000 Hz"),
@@ -240,6 +241,12 @@ def test_a_bad_file_is_one_sentence_with_its_name(tmp_path, name, content, reaso
     assert name in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_loud_file_is_no_damaged_one(tmp_path):
+    samples = np.array([0.0, audio.LOUDEST, -audio.LOUDEST] * 400, np.float32)
+    (tmp_path / "loud.wav").write_bytes(wave_of(samples))
+    assert torch.equal(audio.load_track(tmp_path / "loud.wav").waveform, torch.from_numpy(samples)[None])
 
 
 def test_a_film_cut_short_is_one_sentence(tmp_path):

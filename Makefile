@@ -1,8 +1,8 @@
 # make demo   turns an audio file into a video, with a miniature of the model in a real ComfyUI; AUDIO=path PROMPT=… IMAGE=path replace its input
-# make test   runs the tests in half an hour or less; ARGS="tests/ltx -x" goes to pytest
+# make test   runs the tests in a quarter of an hour on two cores; ARGS="tests/ltx -x" goes to pytest
 # make quick  runs ruff and the tests that take less than a minute, for every save
 # make host   runs the tests of nodes and server on another ComfyUI, COMFYUI=path; WITH="package==1.2" replaces what its requirements.txt pins
-# make soak   runs the tests that take long: fuzzing, endurance, clusters, films, the larger benchmarks, more cases of each kind
+# make soak   runs the tests that take long, in some hours: fuzzing, endurance, clusters, films, the larger benchmarks, more cases of each kind; ARGS="tests/host" a part
 # make matrix tests engine, nodes and API with the lowest and the newest Python, torch and packages that the pack supports; with COMFYUI=path, a newer ComfyUI, also the page with the newest frontend
 # make lint   runs ruff
 # make bench  runs the benchmarks and writes docs/benchmarks.md in an hour; ARGS="peer encode" runs some, ARGS=--small the smallest

@@ -366,6 +366,7 @@ def test_gpu_says_that_there_is_none(tmp_path: Path) -> None:
     assert "there is no CUDA here" in done.stdout + done.stderr
 
 
+@pytest.mark.soak
 def test_a_side_that_fails_is_told() -> None:
     with measure.Side("encode") as side, pytest.raises(measure.SideError, match=r"quality: .*nowhere"):
         side("quality", size=[1, 32, 32], path="/nowhere.mp4")

@@ -99,6 +99,7 @@ def test_python(server: Comfy, place: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["fal.subscribe(", "fal.queue.submit("])
+@pytest.mark.soak
 def test_js(server: Comfy, place: Path, part: str) -> None:
     node, folder = install_client()
     headers = {"Authorization": f"Key {KEY}"}

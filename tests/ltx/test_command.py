@@ -734,6 +734,7 @@ def test_a_kept_prompt_needs_no_gemma(run: Run, traced: Callable, tiny: TinyFile
         assert done.status == 2 and "tokenizer.json" in done.last, done.error
 
 
+@pytest.mark.soak
 def test_a_cache_knows_the_files_it_is_of(traced: Callable, tiny: TinyFiles, tmp_path: Path) -> None:
     """Other connectors, other contexts, though the text encoder and the prompt are the same."""
     parts = layouts.write_split(tiny.checkpoint, tmp_path / "split")

@@ -179,7 +179,7 @@ def test_offloaded_blocks_give_the_same(oracle: Path, tmp_path: Path, resident: 
     assert_same(golden.trace, resident(RUNS[0]))
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [RUNS[0], *(pytest.param(name, marks=pytest.mark.soak) for name in RUNS[1:])])
 def test_passes_one_by_one(
     oracle: Path, tmp_path: Path, name: str, resident: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 @pytest.mark.usefixtures("inference")
 @pytest.mark.timeout(600)
+@pytest.mark.soak
 def test_both_stages_take_one_graph(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ComfyUI's layers fetch weights and a LoRA's branches within the graph, which has no break, at any strength."""
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))

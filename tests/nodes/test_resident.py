@@ -131,7 +131,7 @@ def test_a_vae_in_part(files: TinyFiles, cast: Counter[int], use: Callable, monk
         assert bool(cast) == (share < 1) and set(cast) <= waiting(vae)
 
 
-@pytest.mark.parametrize("share", [1.5, 0.5])
+@pytest.mark.parametrize("share", [0.5, pytest.param(1.5, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("name", TRANSFORMERS[:2])
 def test_strengths_that_change_between_stages(
     files: TinyFiles, name: str, share: float, cast: Counter[int], use: Callable, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ from a2v.tests.tiny import TinyFiles, write_tiny
 
 LONGEST = 10  # s of CPU time for one case
 GROWTH = 64 * 2**20  # bytes over a whole corpus; one leaked file of the larger ones is more
-SAMPLE = 60
+SAMPLE = 40
 
 
 @cache

@@ -156,6 +156,7 @@ def test_pictures_come_back(tmp_path: Path) -> None:
     assert (distance.argmin(1) == np.arange(24)).all()
 
 
+@pytest.mark.soak
 def test_equal_frames_make_equal_files(tmp_path: Path) -> None:
     """Frames of which x264, left to itself, makes one of three or four files, as memory happens to be filled."""
     noise = 128 + 50 * torch.randn(8, 9, 64, 64, 3, generator=torch.Generator().manual_seed(0))

@@ -209,7 +209,7 @@ def test_one_dtype(tiny_default: TinyFiles, tmp_path: Path, read: Callable) -> N
 # A diffusers folder.
 
 
-@pytest.mark.parametrize("shard", ["5GB", "200KB"])
+@pytest.mark.parametrize("shard", [pytest.param("5GB", marks=pytest.mark.soak), "200KB"])
 def test_folder(tiny_default: TinyFiles, tmp_path: Path, shard: str, randn: Callable, refusal: Callable) -> None:
     file = load_checkpoint(tiny_default.checkpoint)
     for name, part in PARTS.items():

@@ -99,6 +99,7 @@ def test_fp8_file(tiny_default: TinyFiles, tmp_path: Path, style: str) -> None:
         assert_means(getattr(checkpoint, part)(), getattr(reference, part)())
 
 
+@pytest.mark.soak
 def test_fp8_elsewhere_is_decoded(tiny_default: TinyFiles, tmp_path: Path) -> None:
     """A file cast whole: only linear layers compute from fp8, and what the sampler asks for the dtype does not."""
     tensors, metadata = layouts.read(tiny_default.checkpoint)

@@ -1,8 +1,9 @@
 """A module that host.py puts into ComfyUI's custom nodes. It measures which share of a run is spent outside the engine.
 
 A thread samples the stack of the thread that executes prompts, a hundred times per second. If the innermost frame of
-this pack is below ltx/, the time counts for the engine, otherwise for the host. Unlike the difference of two long runs,
-this share does not depend on the speed of the machine. After each prompt the counts are appended to outside.jsonl.
+this pack is below ltx/, the time counts for the engine, otherwise for the host. What torch's layer computes when
+nodes/fetching.py calls it is the engine's, too. Unlike the difference of two long runs, this share does not depend on
+the speed of the machine. After each prompt the counts are appended to outside.jsonl.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ import folder_paths
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
 PACK = "/ltx-audio-to-video/"
+FETCHING = f"{PACK}nodes/fetching.py"
+LAYERS = "/torch/nn/modules/"
 SECONDS = 0.01
 
 
 def of_engine(frame: FrameType | None) -> bool | None:
     """Whether the stack is inside the engine; None if it executes no prompt."""
-    found = None
+    found, computes = None, False
     while frame:
         name = frame.f_code.co_filename
         if found is None and PACK in name:
-            found = f"{PACK}ltx/" in name
+            found = f"{PACK}ltx/" in name or (computes and FETCHING in name)
+        computes = computes or LAYERS in name
         if frame.f_code.co_name == "execute_async" and name == execution.__file__:
             return bool(found)
         frame = frame.f_back

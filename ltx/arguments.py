@@ -169,7 +169,7 @@ def check_inputs(arguments: argparse.Namespace) -> None:
             path = given[0] if isinstance(given, tuple) else given
             if isinstance(path, Path):
                 check_name(f"--{name.replace('_', '-')}", path)
-                if name in MEDIA and not path.exists():
+                if name in MEDIA and not os.path.exists(path):  # pathlib raises OSError for some names
                     raise no_such_file(path.name or path)
 
 
@@ -195,13 +195,13 @@ def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
     for name, path in (("--output", arguments.output), ("--trace", arguments.trace)):
         if path is not None and len(os.fsencode(path.name)) > LONGEST_NAME:
             raise InputError(f"{name}: the name has {len(path.name)} characters; give at most 100.")
-        if path is not None and not path.absolute().parent.is_dir():
+        if path is not None and not os.path.isdir(path.absolute().parent):
             raise InputError(f"{name}: the folder {path.absolute().parent} does not exist; create it first.")
-        if path is not None and path.is_dir():
+        if path is not None and os.path.isdir(path):
             raise InputError(f"{name}: {path} is a folder; name a file in it.")
         if path is not None and not os.access(path.absolute().parent, os.W_OK):
             raise InputError(f"{name}: the folder {path.absolute().parent} cannot be written to; choose another.")
-    if (cache := arguments.cache_dir) is not None and cache.exists() and not cache.is_dir():
+    if (cache := arguments.cache_dir) is not None and os.path.exists(cache) and not os.path.isdir(cache):
         raise InputError(f"--cache-dir: {cache} is a file; name a folder, which need not exist yet.")
 
 

@@ -12,6 +12,7 @@ class InputError(ValueError):
 
 
 def no_such_file(name: object) -> InputError:
+    """The error for a file of the user's that is not there."""
     return InputError(f"{name}: no such file; check the name and the folder.")
 
 

@@ -839,7 +839,9 @@ runpy.run_module("ltx", run_name="__main__", alter_sys=True)
         ({"attention": "flash4"}, {}, 2, "invalid choice: 'flash4'"),
         ({}, {"audio_strength": 2}, 2, "audio_strength"),
         ({"audio": "gone.wav"}, {}, 2, "gone.wav: no such file; check the name and the folder.\n"),
+        ({"audio": f"{'x' * 300}.wav"}, {}, 2, "x.wav: no such file; check the name and the folder.\n"),
         ({"output": "out.webm"}, {}, 2, "--output: out.webm does not end in .mp4"),
+        ({"output": f"{'x' * 300}/out.mp4"}, {}, 2, "does not exist; create it first.\n"),
     ],
 )
 def test_what_needs_no_model_is_said_before_torch_is_imported(

@@ -19,8 +19,9 @@ import execution
 import folder_paths
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
-PACK = "/ltx-audio-to-video/"
-FETCHING = f"{PACK}nodes/fetching.py"
+PACK = "/custom_nodes/ltx-audio-to-video/"
+ENGINE, NODES = f"{PACK}ltx/", f"{PACK}nodes/"
+FETCHING = f"{NODES}fetching.py"
 LAYERS = "/torch/nn/modules/"
 SECONDS = 0.01
 
@@ -30,8 +31,8 @@ def of_engine(frame: FrameType | None) -> bool | None:
     found, computes = None, False
     while frame:
         name = frame.f_code.co_filename
-        if found is None and PACK in name:
-            found = f"{PACK}ltx/" in name or (computes and FETCHING in name)
+        if found is None and (ENGINE in name or NODES in name):
+            found = ENGINE in name or (computes and FETCHING in name)
         computes = computes or LAYERS in name
         if frame.f_code.co_name == "execute_async" and name == execution.__file__:
             return bool(found)

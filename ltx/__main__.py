@@ -59,7 +59,7 @@ if __name__ == "__main__" and (wrong := versions.problem()):
 
 
 def main(argv: Sequence[str] | None = None, job: Callable[..., Result] | None = None) -> int:
-    """Runs a job and returns the exit status. job: the function that runs it, None for `pipeline.run`."""
+    """Checks the command line, runs its job and returns the exit status. job: as for `headless.run_job`."""
     arguments = parser().parse_args(argv)
     try:
         request = checked(arguments)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None, job: Callable[..., Result] | None = 
     warnings.filterwarnings("ignore")
     from . import headless
 
-    return headless.run_job(arguments, request, job or headless.run)
+    return headless.run_job(arguments, request, job)
 
 
 if __name__ == "__main__":

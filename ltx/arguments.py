@@ -14,7 +14,19 @@ from .errors import InputError, no_such_file
 from .media.formats import SUFFIXES
 from .request import Request, parse
 
-MEDIA = ("audio", "image", "end_image", "keyframe", "video", "mask", "reference", "speaker", "voice")
+MEDIA = {
+    "audio": "audio, or a video with sound; default: that of --video",
+    "image": "first frame",
+    "end_image": "last frame",
+    "keyframe": "an image at a frame; its strength is 1 unless it is named; may be repeated",
+    "video": "source video; edit in the request says what is made anew",
+    "mask": "image or video, white where the source may change",
+    "reference": "reference video, for an IC-LoRA",
+    "speaker": "experimental: mask of who hears the audio, image or video, white is the speaker; may be repeated",
+    "voice": "the speaker's own voice, which that mask hears in place of the audio; one for each --speaker",
+}
+"""The flags that name what a video is made of, with their help."""
+REPEATED = ("keyframe", "speaker", "voice")
 LONGEST_NAME = 255  # bytes of a file name, on all usual disks
 
 
@@ -128,37 +140,13 @@ def _add_computing(p: argparse.ArgumentParser) -> None:
 
 
 def _add_media(p: argparse.ArgumentParser) -> None:
-    """Adds the flags that name what a video is made of."""
-    p.add_argument("--audio", type=Path, metavar="F", help="audio, or a video with sound; default: that of --video")
-    p.add_argument("--image", type=Path, metavar="F", help="first frame")
-    p.add_argument("--end-image", type=Path, metavar="F", help="last frame")
-    p.add_argument(
-        "--keyframe",
-        type=keyframe_argument,
-        action="append",
-        default=[],
-        metavar="F@FRAME:STRENGTH",
-        help="an image at a frame; its strength is 1 unless it is named; may be repeated",
-    )
-    p.add_argument("--video", type=Path, metavar="F", help="source video; edit in the request says what is made anew")
-    p.add_argument("--mask", type=Path, metavar="F", help="image or video, white where the source may change")
-    p.add_argument("--reference", type=Path, metavar="F", help="reference video, for an IC-LoRA")
-    p.add_argument(
-        "--speaker",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="F",
-        help="experimental: mask of who hears the audio, image or video, white is the speaker; may be repeated",
-    )
-    p.add_argument(
-        "--voice",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="F",
-        help="the speaker's own voice, which that mask hears in place of the audio; one for each --speaker",
-    )
+    for name, told in MEDIA.items():
+        kind: dict[str, Any] = {"type": Path, "metavar": "F"}
+        if name == "keyframe":
+            kind = {"type": keyframe_argument, "metavar": "F@FRAME:STRENGTH"}
+        if name in REPEATED:
+            kind |= {"action": "append", "default": []}
+        p.add_argument(f"--{name.replace('_', '-')}", help=told, **kind)
 
 
 def check_inputs(arguments: argparse.Namespace) -> None:

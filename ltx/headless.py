@@ -114,8 +114,8 @@ def compute_of(arguments: argparse.Namespace) -> Compute:
     )
 
 
-def run_job(arguments: argparse.Namespace, request: Request, job: Callable[..., Result] = run) -> int:
-    """Runs a job and returns the exit status. job: the function that runs it."""
+def run_job(arguments: argparse.Namespace, request: Request, job: Callable[..., Result] | None = None) -> int:
+    """Runs a job and returns the exit status. job: the function that runs it, None for `pipeline.run`."""
     transformers.utils.logging.disable_progress_bar()  # this command shows its own bars
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -136,7 +136,7 @@ def run_job(arguments: argparse.Namespace, request: Request, job: Callable[..., 
         return f"interrupted; {kept.told()}" if kept.count() else INTERRUPTED
 
     try:
-        result = job(
+        result = (job or run)(
             files_of(arguments),
             request,
             compute_of(arguments),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -64,20 +63,13 @@ def template(node: ast.expr) -> str | None:
 @cache
 def messages() -> list[tuple[str, str | None]]:
     """(file:line, template) of every exception of KINDS that is made with a text."""
-    return list(_messages())
-
-
-def _messages() -> Iterator[tuple[str, str | None]]:
-    for folder in ("ltx", "nodes", "api"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text())):
-                if (
-                    isinstance(node, ast.Call)
-                    and isinstance(node.func, ast.Name)
-                    and node.func.id in KINDS
-                    and node.args
-                ):
-                    yield f"{file.relative_to(ROOT)}:{node.lineno}", template(node.args[0])
+    return [
+        (f"{file.relative_to(ROOT)}:{node.lineno}", template(node.args[0]))
+        for folder in ("ltx", "nodes", "api")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS and node.args
+    ]
 
 
 def test_they_are_found() -> None:

@@ -5,12 +5,18 @@ The device is simulated (devices.py), and ComfyUI itself loads and unloads the m
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
@@ -29,6 +35,7 @@ from a2v.tests.tiny import TinyFiles, write_tiny
 
 pytestmark = pytest.mark.usefixtures("inference")
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 TRANSFORMERS = ("ltx-2.3-tiny.safetensors", "fp8.safetensors", "q8.gguf")
 
 
@@ -227,6 +234,45 @@ def test_a_cancelled_run_stops_in_a_resident_layer(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(management, "interrupt_processing", True)
     with pytest.raises(management.InterruptProcessingException):
         module(torch.randn(2, 8))
+
+
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/outside.py as in a ComfyUI whose prompts this file executes, without its thread."""
+    monkeypatch.setitem(sys.modules, "execution", SimpleNamespace(__file__=__file__))
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: None)
+    spec = importlib.util.spec_from_file_location("outside", ROOT / "benchmarks" / "outside.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("ENGINE", "NODES", "FETCHING"):
+        monkeypatch.setattr(module, name, getattr(module, name).replace(module.PACK, f"{ROOT}/"))
+    return module
+
+
+def test_what_a_resident_layer_computes_is_the_engines_time(
+    outside: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the benchmark of the host's overhead, to which only the way to torch's own layer counts."""
+    (module,) = memory.use(memory.Handle(memory.hold(nn.Sequential(nn.Linear(8, 4)), CPU, CPU)))
+    linear, ours, seen = F.linear, comfy.ops.run_every_op, {}
+
+    def computing(*inputs: Any) -> Tensor:
+        seen["torch's layer"] = outside.of_engine(sys._getframe(1))
+        return linear(*inputs)
+
+    def asking() -> None:
+        seen["the way there"] = outside.of_engine(sys._getframe(1))
+        ours()
+
+    def execute_async() -> None:
+        module(torch.randn(2, 8))
+        seen["no layer"] = outside.of_engine(sys._getframe())
+
+    monkeypatch.setattr(F, "linear", computing)
+    monkeypatch.setattr(comfy.ops, "run_every_op", asking)
+    execute_async()
+    assert seen == {"torch's layer": True, "the way there": False, "no layer": False}
+    assert outside.of_engine(sys._getframe()) is None, "no prompt is executed"
 
 
 def test_a_compiled_layer_is_one_graph(cast: Counter[int]) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # the widest first: torch's own kernels differ by it
 PACKAGES = ("torch", "diffusers", "transformers", "av", "ltx-core", "ltx-pipelines")
 
 
@@ -170,17 +171,19 @@ def kept(values: Sequence[float], wanted: str) -> str:
 
 
 def machine() -> str:
-    """The processor, the memory, the system and the versions, on one line."""
-    name = platform.processor() or platform.machine()
+    """The processor with its vector instructions, the memory, the system and the versions, on one line."""
+    name, vectors = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model n")]
-        name = names[0] if names else name
+        lines = [line.partition(":")[::2] for line in info.read_text().splitlines()]
+        facts = {key.strip(): value.strip() for key, value in reversed(lines)}  # of the first core
+        name, flags = facts.get("model name", name), facts.get("flags", "").split()
+        vectors = next((f" with {vector}" for flag, vector in VECTORS.items() if flag in flags), "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES if version(package))
     return (
-        f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB; {threads()} threads; Python {platform.python_version()}, "
-        f"{versions}"
+        f"{name}{vectors}, {os.cpu_count()} cores, {memory:.0f} GiB; {threads()} threads; "
+        f"Python {platform.python_version()}, {versions}"
     )
 
 

@@ -17,6 +17,7 @@ from a2v.benchmarks.work import GUIDANCE, WHOLE, Clip, Counter, contexts, rows, 
 from a2v.ltx import pipeline
 from a2v.ltx.diffusion import schedules
 from a2v.ltx.diffusion.block import Block
+from a2v.ltx.diffusion.compiled import compile_blocks
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.sample import sample
@@ -38,6 +39,11 @@ def transformer(checkpoint: str) -> nn.Module:
 
 def load(checkpoint: str) -> None:
     transformer(checkpoint)
+
+
+def compile_step(checkpoint: str, code: str) -> None:
+    """Lets later steps compile their blocks, or take them from the folder `code` if they lie there."""
+    compile_blocks(transformer(checkpoint), folder=Path(code))
 
 
 def step(checkpoint: str, clip: list[int], steps: int, save: str | None = None, count: bool = False) -> dict[str, Any]:

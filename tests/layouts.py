@@ -216,9 +216,11 @@ WRITERS = {"nvfp4": "quantize_nvfp4", "mxfp8": "quantize_mxfp8", "convrot": "qua
 
 
 def can_write(kind: str) -> bool:
-    """Whether the comfy-kitchen that is installed knows the format. 0.2.3 of ComfyUI 0.8 knows nvfp4 alone."""
-    from comfy_kitchen.backends.eager import quantization as kitchen
-
+    """Whether there is a comfy-kitchen that knows the format. 0.2.3 of ComfyUI 0.8 knows nvfp4 alone."""
+    try:
+        from comfy_kitchen.backends.eager import quantization as kitchen
+    except ImportError:
+        return False
     return hasattr(kitchen, WRITERS.get(kind, "quantize_int8_tensorwise"))
 
 

@@ -2,8 +2,8 @@
 tested with the newest frontend.
 
 A set is an environment of its own in .host/matrix: a Python, a torch and the packages of requirements.txt, the lowest
-with each bound exactly, the newest with what the registry offers today. The Pythons are the ends of the supported range
-where this machine has them, as pythonX.Y in PATH or pyenv's; else this one.
+with each bound exactly, the newest with what the registry offers today; and what the ComfyUI in .host asks for. The
+Pythons are the ends of the supported range where this machine has them, as pythonX.Y in PATH or pyenv's; else this one.
 
 The set `frontend` is a layer over .venv: the newest frontend and templates of the registry on the ComfyUI in the folder
 that LTX_A2V_HOST names, `make matrix COMFYUI=path`, with what its requirements.txt asks for. No registry has a whole
@@ -29,21 +29,16 @@ SETS = ROOT / ".host" / "matrix"
 PYTHONS = {"lowest": "3.10", "newest": "3.13"}
 # torch and its companion belong together. torchaudio is nothing of the pack's, and the newest torch has none.
 TORCH = {"lowest": ("torch==2.6.0", "torchvision==0.21.0"), "newest": ("torch", "torchvision")}
-# What the tests themselves import; numpy, Pillow and the rest of it are ComfyUI's.
+COMPANIONS = ("torch", "torchaudio", "torchvision")
+# What the tests themselves import; the rest of it is ComfyUI's.
 TOOLS = (
-    "aiohttp",
+    "comfy-kitchen",
     "fal-client",
     "hypothesis",
-    "numpy",
-    "pillow",
-    "pydantic",
     "pytest",
     "pytest-timeout",
     "pytest-xdist",
     "requests",
-    "scipy",
-    "sentencepiece",
-    "SQLAlchemy",
     "websocket-client",
 )
 TESTS = ("tests/ltx", "tests/nodes", "tests/api")
@@ -63,6 +58,12 @@ def wanted(which: str) -> list[str]:
     return [re.sub(r">=([\d.]+).*", r"==\1", line) for line in lines] if which == "lowest" else lines
 
 
+def of_comfyui() -> list[str]:
+    """The lines of ComfyUI's requirements.txt, without its page and without torch and its companions."""
+    lines = (ROOT / ".host" / "comfyui" / "requirements.txt").read_text().splitlines()
+    return [line for line in lines if line[:1].isalpha() and line not in COMPANIONS and not line.startswith("comfyui-")]
+
+
 def interpreter(version: str) -> str:
     """The path of that Python; this one's where there is none."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
@@ -80,7 +81,7 @@ def install(which: str) -> Path:
     subprocess.run([interpreter(PYTHONS[which]), "-m", "venv", "--clear", folder], check=True)
     python = folder / "bin" / "python"
     pip = [python, "-m", "pip", "-qq", "--disable-pip-version-check", "install", "--no-compile"]
-    subprocess.run([*pip, *TORCH[which], *wanted(which), *TOOLS], check=True)
+    subprocess.run([*pip, *TORCH[which], *wanted(which), *of_comfyui(), *TOOLS], check=True)
     return python
 
 

@@ -160,13 +160,13 @@ def _graph(frame: Any, *filters: tuple[str, str]) -> Any:
 def matrix_of(frame: Any) -> tuple[int, int, int, int]:
     """The signs (a, b, c, d) of a frame's display matrix, to the nearest quarter turn: a pixel at (x, y) is shown at
     (a·x + c·y, b·x + d·y). Without one, (1, 0, 0, 1)."""
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
-            if abs(b) > abs(a):
-                return 0, 1 if b > 0 else -1, 1 if c > 0 else -1, 0
-            return 1 if a >= 0 else -1, 0, 0, 1 if d >= 0 else -1
-    return 1, 0, 0, 1
+    matrix = frame.side_data.get("DISPLAYMATRIX")  # PyAV 19 iterates over the kinds, 18 over the data
+    if matrix is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
+    if abs(b) > abs(a):
+        return 0, 1 if b > 0 else -1, 1 if c > 0 else -1, 0
+    return 1 if a >= 0 else -1, 0, 0, 1 if d >= 0 else -1
 
 
 def upright(pixels: np.ndarray, frame: Any) -> np.ndarray:

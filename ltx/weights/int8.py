@@ -60,9 +60,14 @@ class Int8:
         return int8_product(x, data.view(torch.int8), floats(self.scales, data.device), self.group, bias)
 
 
-@cache
+@torch.compiler.assume_constant_result
 def rotation(size: int, device: torch.device) -> Tensor:
     """H times the root of its size: ones and minus ones [size, size] in float32. size: a power of 4."""
+    return _rotation(size, device)
+
+
+@cache
+def _rotation(size: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # the cached tensor serves later calls, which may run in another mode
         one = torch.tensor(ROTATION, dtype=torch.float32)
         whole = one

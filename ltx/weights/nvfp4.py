@@ -38,7 +38,7 @@ class NVFP4:
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [R, C / 2], the first of two values in the upper bits → weight [out, in], rounded once to `dtype`."""
         rows, columns = data.shape[0], 2 * data.shape[1]
-        numbers = F.embedding(data.int(), _pairs(dtype, data.device)).view(rows, columns // BLOCK, BLOCK)
+        numbers = F.embedding(data.int(), pairs(dtype, data.device)).view(rows, columns // BLOCK, BLOCK)
         scales = unswizzle(self.scales.to(data.device), rows, columns // BLOCK).contiguous()
         factors = scales.view(torch.float8_e4m3fn).float() * self.scale
         weight = torch.mul(numbers, factors.unsqueeze(-1), out=torch.empty_like(numbers))
@@ -77,8 +77,13 @@ def unswizzle(scales: Tensor, rows: int, columns: int) -> Tensor:
     return tiles.permute(0, 3, 2, 1, 4).reshape(down * TILE_ROWS, across * TILE_COLUMNS)[:rows, :columns]
 
 
+@torch.compiler.assume_constant_result
+def pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The two values that each of the 256 bytes holds: [256, 2]."""
+    return _pairs(dtype, device)
+
+
 @cache
 def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The two values that each of the 256 bytes holds: [256, 2]."""
     with torch.inference_mode(False):  # the cached tensor serves later calls, which may run in another mode
         return torch.tensor(list(product(VALUES, VALUES)), dtype=dtype).to(device)

@@ -154,6 +154,22 @@ def test_compiled(kind: str, randn: Callable) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_compiled_code_makes_no_table_anew(kind: str, randn: Callable) -> None:
+    """A table of values in the graph would be copied to the GPU at each call."""
+    pytest.importorskip("comfy_kitchen")
+    made = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        made.extend(node.target for node in graph.graph.nodes if node.target in (torch.tensor, torch.kron))
+        return graph
+
+    torch._dynamo.reset()
+    torch.compile(layer(kind, 48, 256), fullgraph=True, backend=backend)(randn(3, 256))
+    assert not made
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_cast_leaves_the_bytes(kind: str) -> None:
     pytest.importorskip("comfy_kitchen")
     module = nn.Sequential(layer(kind, 48, 256))

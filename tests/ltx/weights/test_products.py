@@ -41,7 +41,7 @@ def layer(kind: str, rows: int = 48, columns: int = 256) -> QuantizedLinear:
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A card that has all formats. Returns the names of the functions that it was asked for."""
-    import comfy_kitchen
+    comfy_kitchen = pytest.importorskip("comfy_kitchen")
     from comfy_kitchen.backends.eager import quantization as eager
 
     asked: list[str] = []
@@ -119,6 +119,8 @@ def test_the_fp8_product_by_hand() -> None:
 
 @pytest.mark.parametrize("fault", ["float32", "sides", "rows", "e5m2"])
 def test_where_fp8_products_cannot_be_had_the_weight_is_decoded(fault: str, randn: Callable) -> None:
+    if fault == "rows" and products.rows_have_scales(CPU):
+        pytest.skip("this torch multiplies with a scale for each row on a CPU, too")
     rows = 20 if fault == "sides" else 32
     weight, x = randn(rows, 32), randn(3, 32).bfloat16()
     stored = {

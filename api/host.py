@@ -20,6 +20,7 @@ from .graph.model_files import Listing
 from .waiting import is_set_within
 
 LOOK_SECONDS = 1.0  # between looks at the queue: no event tells that a person has deleted a prompt
+STOP_SECONDS = 0.2  # between looks whether a stopped prompt is over
 
 KNOWN_SECONDS = 3.0
 SAFETY = "safety"
@@ -180,6 +181,12 @@ class Host:
         with queue.mutex:  # the next run cannot begin while this is held
             if any(item[1] == prompt_id for item in queue.currently_running.values()):
                 nodes.interrupt_processing()
+
+    async def over(self, prompt_id: str) -> None:
+        """Waits until ComfyUI is done with a prompt. One that was stopped goes on to its node's next look for that."""
+        queue = self.server.prompt_queue
+        while any(item[1] == prompt_id for part in queue.get_current_queue_volatile() for item in part):
+            await asyncio.sleep(STOP_SECONDS)
 
     def forget(self, prompt_id: str) -> None:
         """Deletes a prompt from the history."""

@@ -15,6 +15,7 @@ SUBFOLDER = "ltx_a2v_api"
 """The subfolder of ComfyUI's input and output folders in which the API writes and deletes, and nowhere else."""
 
 MIB = 2**20
+LAST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,13 @@ def _number(environment: Mapping[str, str], name: str, default: float) -> float:
     return value
 
 
+def _port(environment: Mapping[str, str], name: str, default: int) -> int:
+    port = _number(environment, name, default)
+    if port > LAST_PORT:
+        raise InputError(f"{name} is {port:g}: give a port, at most {LAST_PORT}, or 0 for any free one.")
+    return int(port)
+
+
 def system_folder(folder_paths: Any) -> Path:
     """A folder that ComfyUI serves to nobody: a name that begins with two underscores is no user's."""
     own = getattr(folder_paths, "get_system_user_directory", None)
@@ -147,6 +155,6 @@ def read_settings(folder_paths: Any, environment: Mapping[str, str] = os.environ
         max_media=int(_number(environment, "LTX_A2V_MAX_MEDIA_MB", defaults.max_media / MIB) * MIB),
         max_upload=int(_number(environment, "LTX_A2V_MAX_UPLOAD_MB", defaults.max_upload / MIB) * MIB),
         ray_address=environment.get("LTX_A2V_RAY_ADDRESS", "").strip() or None,
-        cluster_port=int(_number(environment, "LTX_A2V_CLUSTER_PORT", defaults.cluster_port)),
+        cluster_port=_port(environment, "LTX_A2V_CLUSTER_PORT", defaults.cluster_port),
         is_worker=environment.get("LTX_A2V_WORKER", "").strip().lower() in ("1", "true", "yes"),
     )

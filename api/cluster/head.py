@@ -215,6 +215,9 @@ class Remote(Host):
                 await asyncio.sleep(0.5)
         return outcome
 
+    async def over(self, prompt_id: str) -> None:
+        """Does nothing, for a worker leaves nothing of a run that was stopped."""
+
     def forget(self, prompt_id: str) -> None:
         """Does nothing, for a worker keeps nothing."""
 

@@ -146,10 +146,8 @@ class Worker:
 
     async def _leave(self, queued: list[str], media: Path, token: str | None) -> None:
         """Removes everything that an order brought and made, once ComfyUI is done with it."""
-        queue = self._host.server.prompt_queue
         for prompt_id in queued:
-            while any(item[1] == prompt_id for part in queue.get_current_queue_volatile() for item in part):
-                await asyncio.sleep(BEAT_SECONDS)
+            await self._host.over(prompt_id)
             self._host.forget(prompt_id)
         await asyncio.to_thread(self._clear, media, token)
 

@@ -42,6 +42,8 @@ WITH_FILES = text("ended IS NOT NULL AND gone = 0")
 WITHOUT_FILES = text("ended IS NOT NULL AND gone = 1")
 SENT_ONCE = text("ended IS NOT NULL AND gone = 0 AND sync_mode = 1")
 """Conditions of partial indexes. A query must have the very same words: SQLite does not use the index otherwise."""
+ANY_START: dict[str, Any] = {"start_timeout": None, "start_before": None}
+"""Of a request that has started in time. If its server ends, the next start may be at any time."""
 NOT_HELD: dict[str, Any] = {"lease_server": None, "lease_boot": None, "lease_from": None, "lease_until": None}
 
 

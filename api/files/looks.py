@@ -48,13 +48,15 @@ def _look_at_streams(path: Path, kind: Kind, field: str) -> str:
 
 
 def _check_picture(container: av.container.InputContainer, field: str) -> None:
-    """Errors: InputError if a file has no moving picture, or a larger one than the engine takes. A picture on the cover
-    of a song is no video, and FFmpeg opens a still picture as a video of one frame."""
+    """Errors: InputError if a file has no moving picture, one that cannot be decoded, or a larger one than the engine
+    takes. A picture on the cover of a song is no video, and FFmpeg opens a still picture as a video of one frame."""
     film = picture_stream(container)
     if film is None:
         raise InputError(f"{field}: the file has no picture that moves, only sound; give a video.")
     if container.format.name.endswith("_pipe") or container.format.name == "image2":
         raise InputError(f"{field}: the file is a still picture; give a video.")
+    if film.codec_context is None:
+        raise InputError(f"{field}: its video codec is not supported; convert it, for example to MP4 with H.264.")
     check_size(field, film.width, film.height)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from sqlalchemy import Index, delete, select, text, update
@@ -43,6 +43,12 @@ def reserve(session: Session, name: str, request_id: str, now: float) -> None:
     need = insert(MediaNeed).values(name=name, request_id=request_id, until=now + RESERVED_SECONDS)
     longer = {"until": need.excluded.until}
     session.execute(need.on_conflict_do_update(set_=longer, where=MediaNeed.until.is_not(None)))
+
+
+def has_all(session: Session, request_id: str, names: Collection[str]) -> bool:
+    """Whether that request's needs of all these files are still known."""
+    known = select(MediaNeed.name).where(MediaNeed.request_id == request_id, MediaNeed.name.in_(names))
+    return set(session.scalars(known)) == set(names)
 
 
 def keep(session: Session, request_id: str) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from ..database.store import Base, Store
 from ..settings import Settings
 from . import owners
-from .incoming import CHUNK, Incoming
+from .incoming import CHUNK, Incoming, in_thread
 
 TOKEN_SECONDS = 3600
 FILES = "/cdn/files/"
@@ -85,7 +85,8 @@ def folder(settings: Settings) -> Path:
 
 
 async def find(path: str, settings: Settings, store: Store) -> tuple[Path, str, str] | None:
-    """(file, name, content type) of the upload at that URL path; None if there is none or it is not whole."""
+    """(file, name, content type) of the upload at that URL path; None if there is none, it is not whole, or its file
+    was deleted."""
     _, ours, rest = path.partition(settings.prefix + FILES)
     upload_id = rest.partition("/")[0]
     if not ours or not ID.fullmatch(upload_id):
@@ -93,7 +94,8 @@ async def find(path: str, settings: Settings, store: Store) -> tuple[Path, str, 
     upload = await store.read(get, upload_id)
     if upload is None or upload.digest is None or _over(upload, time.time()):
         return None
-    return folder(settings) / upload.id, upload.name, upload.content_type
+    file = folder(settings) / upload.id
+    return (file, upload.name, upload.content_type) if await in_thread(file.is_file) else None
 
 
 def get(session: Session, upload_id: str) -> Upload | None:
@@ -125,9 +127,10 @@ async def announce(announcement: Announcement, multipart: bool, store: Store) ->
     return upload, token
 
 
-def finish(session: Session, upload_id: str, file: Incoming, where: Path) -> None:
-    """Makes a sealed file the upload. The same bytes may come twice, as in a retry. Errors: Complete, for other
-    bytes."""
+def finish(session: Session, upload_id: str, file: Incoming, where: Path) -> list[Path]:
+    """Makes a sealed file the upload. The same bytes may come twice, as in a retry. Returns the files of its parts,
+    which are of no use once this is committed. Errors: Complete, for other bytes."""
+    useless = []
     upload = session.get(Upload, upload_id)
     if upload is None or upload.digest not in (None, file.digest):
         raise Complete
@@ -135,21 +138,29 @@ def finish(session: Session, upload_id: str, file: Incoming, where: Path) -> Non
         file.place(where / upload_id)
         upload.digest, upload.size = file.digest, file.size
         for part in parts_of(session, upload_id):
-            owners.remove(part_path(where, upload_id, part.number, part.etag))
+            useless.append(part_path(where, upload_id, part.number, part.etag))
             session.delete(part)
+    return useless
 
 
-def finish_part(session: Session, upload_id: str, number: int, file: Incoming, where: Path) -> None:
-    """Makes a sealed file the part of that number; it replaces an earlier one. Errors: Complete."""
+def finish_part(session: Session, upload_id: str, number: int, file: Incoming, where: Path) -> list[Path]:
+    """Makes a sealed file the part of that number. Returns the file of an earlier one, which is of no use once this is
+    committed. Errors: Complete."""
     upload = session.get(Upload, upload_id)
     if upload is None or upload.digest is not None:
         raise Complete
     etag = file.digest[:ETAG]
     file.place(part_path(where, upload_id, number, etag))
     old = session.get(UploadPart, (upload_id, number))
-    if old is not None and old.etag != etag:
-        owners.remove(part_path(where, upload_id, number, old.etag))
+    useless = [part_path(where, upload_id, number, old.etag)] if old is not None and old.etag != etag else []
     session.merge(UploadPart(upload=upload_id, number=number, etag=etag, size=file.size))
+    return useless
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Deletes files. Those that cannot be deleted are swept later."""
+    for path in paths:
+        owners.remove(path)
 
 
 def part_path(where: Path, upload_id: str, number: int, etag: str) -> Path:

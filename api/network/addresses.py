@@ -8,6 +8,8 @@ import ipaddress
 import re
 import socket
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from yarl import URL
 
@@ -44,6 +46,10 @@ NOT_PUBLIC = tuple(
 )
 GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
 """The IPv6 addresses that are assigned. Mapped (::ffff:…) and NAT64 (64:ff9b::) ones lie outside."""
+
+LOOKUPS = ThreadPoolExecutor(128, "ltx-a2v-names")
+"""Threads for the DNS alone, more than one server's files and webhooks take at once. A name that gets no answer holds
+its thread for many seconds, even if nobody waits for it any more; nothing else in ComfyUI may wait for that."""
 
 LEGAL = re.compile(r"([A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*")
 """A valid URL (RFC 3986). It is sent unchanged: a signature in it may cover its very letters."""
@@ -119,7 +125,8 @@ class UnresolvedError(InputError):
 
 
 async def _resolve(host: str, port: int, field: str, seconds: float) -> list[Address]:
-    lookup = asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    lookup = asyncio.get_running_loop().run_in_executor(LOOKUPS, look_up)
     try:
         found = await wait_for(lookup, max(0.0, seconds))
         addresses = [ipaddress.ip_address(answer[4][0]) for answer in found]

@@ -16,6 +16,8 @@ EXPOSED = (
     "x-fal-request-id, x-fal-request-timeout-type, x-fal-error-type, x-ltx-safety, etag, content-length, "
     "content-range, accept-ranges, content-disposition"
 )
+SITE = "Sec-Fetch-Site"
+"""A browser's word for where a request comes from. New versions of ComfyUI refuse all that come from other sites."""
 _ORIGIN: Any = "ltx_a2v_origin"
 if hasattr(web, "RequestKey"):  # new versions of aiohttp want it
     _ORIGIN = web.RequestKey(_ORIGIN, str)
@@ -24,22 +26,24 @@ if hasattr(web, "RequestKey"):  # new versions of aiohttp want it
 def install_cors(app: web.Application, settings: Settings) -> None:
     """Lets pages of `Settings.origins` call the API. It acts before ComfyUI's own check, which would answer 403.
 
-    It touches only requests below the API's prefix that have such an origin.
+    It touches only requests below the API's prefix that have such an origin, and those for files whose address is all
+    that is needed: a link or a player on a page asks for them without an origin.
     """
     below = settings.prefix + "/"
+    files = below + "cdn/"
 
     @web.middleware
     async def cors(request: web.Request, handler: Handler) -> web.StreamResponse:
         origin = request.headers.get("Origin")
+        if origin is None and request.method in ("GET", "HEAD") and request.path.startswith(files):
+            return await handler(_without(request, SITE))
         if origin not in settings.origins or not request.path.startswith(below):
             return await handler(request)
         request[_ORIGIN] = origin
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return _preflight(request)
         # ComfyUI compares Origin and Host: without an Origin it does not refuse
-        headers = request.headers.copy()
-        del headers["Origin"]
-        return await handler(request.clone(headers=headers))
+        return await handler(_without(request, "Origin", SITE))
 
     async def sign(request: web.Request, response: web.StreamResponse) -> None:
         if _ORIGIN in request:
@@ -50,6 +54,14 @@ def install_cors(app: web.Application, settings: Settings) -> None:
 
     app.middlewares.insert(0, cors)
     app.on_response_prepare.append(sign)
+
+
+def _without(request: web.Request, *names: str) -> web.Request:
+    """The request without these headers."""
+    headers = request.headers.copy()
+    for name in names:
+        headers.popall(name, None)
+    return request.clone(headers=headers)
 
 
 def _preflight(request: web.Request) -> web.Response:

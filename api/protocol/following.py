@@ -101,7 +101,7 @@ class Following:
         wanted = request.query.get("logs", "").lower() in ("1", "true", "yes")
         body["logs"] = [line for number, line in snapshot.logs if number > after] if wanted else []
         if found.status == DONE:
-            body["metrics"] = {"inference_time": found.ended - found.started} if found.started else {}
+            body["metrics"] = {"inference_time": max(0.0, found.ended - found.started)} if found.started else {}
             if found.error:
                 body |= {"error": found.error, "error_type": found.error_type}
         return body

@@ -17,11 +17,13 @@ from ..files.incoming import Incoming
 LONGEST_TEXT = 2**18  # bytes beside the data URIs
 DEEPEST = 32
 MOST_FILES = 8  # more than any application takes, because a name may stand twice
-LONGEST_ESCAPE = 6  # characters: \u1234
 
 OPEN, CLOSE = b"{[", b"}]"
 MARK = re.compile(rb'["{}\[\],:]')
 STOP = re.compile(rb'["\\]')
+WITHOUT_END = re.compile(rb'(?:[^"\\]+|\\[^u]|\\u.{4})*', re.DOTALL)
+"""A string's text up to its end, or up to half an escape. Nothing follows the loop, so it never goes back, and any text
+takes time by its length alone."""
 
 
 class TooMuch(Exception):
@@ -129,19 +131,13 @@ class JsonReader:
 
     def _inside_uri(self, piece: bytes) -> bytes:
         """Reads up to the end of a data URI."""
-        at = piece.find(b'"')
-        while at > 0 and _backslashes_before(piece, at) % 2:
-            at = piece.find(b'"', at + 1)
-        if at >= 0:
-            self._take(piece[:at])
-            self._end_uri()
-            return piece[at + 1 :]
-        cut = len(piece)
-        if b"\\" in piece[-LONGEST_ESCAPE:]:  # perhaps half an escape: it waits for the next piece
-            cut = piece.rindex(b"\\")
-            cut -= _backslashes_before(piece, cut)
+        found = WITHOUT_END.match(piece)
+        cut = found.end() if found else 0
         self._take(piece[:cut])
-        self._held = piece[cut:]
+        if piece[cut : cut + 1] == b'"':
+            self._end_uri()
+            return piece[cut + 1 :]
+        self._held = piece[cut:]  # nothing, or half an escape, which waits for the next piece
         return b""
 
     def _take(self, raw: bytes) -> None:
@@ -168,7 +164,3 @@ class JsonReader:
         self.files[self._name] = arrived
         self._keep(json.dumps(arrived.text).encode()[1:])
         self._read = self._outside
-
-
-def _backslashes_before(piece: bytes, at: int) -> int:
-    return at - len(piece[:at].rstrip(b"\\"))

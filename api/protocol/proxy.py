@@ -35,6 +35,8 @@ def operations(settings: Settings, targets: Iterable[web.RouteDef]) -> list[Oper
         match = await router.resolve(inner)
         if match.http_exception is not None:
             return problem(403, "x-fal-target-url names a path that this endpoint does not have.")
+        for app in reversed(request.match_info.apps):  # their signals sign a stream's headers, too
+            match.add_app(app)
         inner._match_info = match  # as aiohttp's own dispatch does
         return await match.handler(inner)
 

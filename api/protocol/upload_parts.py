@@ -119,9 +119,10 @@ class UploadParts:
                 await file.write(piece)
             await file.seal()
             try:
-                await self.store.run(uploads.finish_part, upload_id, number, file, self.folder)
+                replaced = await self.store.run(uploads.finish_part, upload_id, number, file, self.folder)
             except Complete:
                 raise Refusal(410, COMPLETE) from None
+            await in_thread(uploads.remove, replaced)
             return file.digest[:ETAG]
 
     async def complete(self, request: web.Request) -> web.Response:
@@ -159,6 +160,7 @@ class UploadParts:
                 raise others from None
             await file.seal()
             try:
-                await self.store.run_durably(uploads.finish, upload.id, file, self.folder)
+                joined = await self.store.run_durably(uploads.finish, upload.id, file, self.folder)
             except Complete:
                 raise Refusal(410, COMPLETE) from None
+        await in_thread(uploads.remove, joined)

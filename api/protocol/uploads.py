@@ -18,7 +18,7 @@ from aiohttp import web
 
 from ..database.store import Store
 from ..files import uploads
-from ..files.incoming import Incoming, TooLargeError, in_thread
+from ..files.incoming import Incoming, TooLargeError
 from ..files.uploads import FILES, TOKEN_SECONDS, Announcement, Complete, Upload, UploadToken, token_hash
 from ..settings import Settings
 from .answers import Refusal, problem
@@ -158,7 +158,7 @@ class Uploads:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         found = await uploads.find(request.path, self.settings, self.store)
-        if found is None or not await in_thread(found[0].is_file):
+        if found is None:
             return problem(404, "No such upload; it may have expired.")
         path, name, content_type = found
         return web.FileResponse(path, headers=file_headers(content_type, name))

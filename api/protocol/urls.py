@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -28,10 +29,14 @@ def is_known_proxy(request: web.Request, settings: Settings) -> bool:
     """Whether the request comes from an address that a setting names as a proxy."""
     try:
         remote = ipaddress.ip_address(request.remote or "")
-        remote = getattr(remote, "ipv4_mapped", None) or remote
-        return any(remote in ipaddress.ip_network(proxy, strict=False) for proxy in settings.proxies)
-    except ValueError:  # a Unix socket, or a setting that is no network
+    except ValueError:  # a Unix socket
         return False
+    remote = getattr(remote, "ipv4_mapped", None) or remote
+    for proxy in settings.proxies:
+        with suppress(ValueError):  # a name
+            if remote in ipaddress.ip_network(proxy, strict=False):
+                return True
+    return False
 
 
 def base_url(request: web.Request, settings: Settings) -> str:

@@ -114,5 +114,9 @@ class Fetcher:
 
 
 def _make_ready(session: Session, request_id: str, holder: str, files: Files) -> None:
-    if rows.make_ready(session, request_id, holder, files):
+    """Notes that the files are there. If the disk took one of them so late that another is gone, since its reservation
+    was over, the request goes back to be fetched again."""
+    if not owners.has_all(session, request_id, files.values()):
+        rows.release_one(session, request_id, holder, counts=False)
+    elif rows.make_ready(session, request_id, holder, files):
         owners.keep(session, request_id)

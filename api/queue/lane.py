@@ -79,8 +79,7 @@ class Lane:
         elif found := self._crew.take():
             self._help = asyncio.create_task(self._assist(*found))
         elif request := await self.leases.claim():
-            settle = self._finishing.finish_patiently
-            self._hand = InHand(request, self.leases, self._finishing, self._run, settle, self._over)
+            self._hand = InHand(request, self.leases, self._finishing, self._run, self._settle, self._over)
 
     def stop(self, request_id: str, ending: RequestFailed) -> None:
         """Stops the run if it is that request's. Its end is written soon after."""
@@ -118,6 +117,12 @@ class Lane:
             raise LeaseLost from None
         self._on_end(None, True)
         return result
+
+    async def _settle(self, request: StoredRequest, outcome: dict[str, Any] | RequestFailed) -> None:
+        """Writes a request's end, and removes what it left if it has no result."""
+        await self._finishing.finish_patiently(request, outcome)
+        if isinstance(outcome, RequestFailed):
+            await self._runner.clear(request)
 
     async def _give_up(self, request: StoredRequest, reason: str) -> None:
         """Returns the request to the queue because its ComfyUI is lost. This counts as an attempt if the run had

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 from sqlalchemy.orm import Session
@@ -97,13 +97,18 @@ class RequestQueue:
         return self.journal.watch(request_id)
 
     async def wait(self, request_id: str, alive: Callable[[], bool] = lambda: True) -> StoredRequest | None:
-        """The request once it has ended; None if the waiting client has gone."""
+        """The request once it has ended; None if the waiting client has gone.
+
+        It waits on while the database cannot be read. The client would take an error for the request's, and send that
+        again.
+        """
         with self.watch(request_id) as changed:
             while alive():
                 changed.clear()
-                snapshot = await self.look(request_id)
-                if snapshot is None or snapshot.request.status == DONE:
-                    return await self.find(request_id)
+                with suppress(StoreFailed):
+                    snapshot = await self.look(request_id)
+                    if snapshot is None or snapshot.request.status == DONE:
+                        return await self.find(request_id)
                 await is_set_within(changed, TICK_SECONDS)
         return None
 

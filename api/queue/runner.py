@@ -29,7 +29,9 @@ from ..host import Host, HostLost, Outcome, Rejected
 from ..settings import MIB, SUBFOLDER, Settings
 from .crew import Crew, PartRun
 from .endings import (
+    FAILED,
     LeaseLost,
+    RequestFailed,
     application_of,
     graph_rejected,
     missing_model,
@@ -70,18 +72,21 @@ class Runner:
         self._settings, self._crew, self._name, self._on_end = settings, crew, name, on_end
         self._preparation = Preparation(host, settings)
         self.started = False  # whether ComfyUI has begun to run the graph
+        self._ran, self._ran_on = "", host  # the id of the last request, and the ComfyUI of its result
+        self._made: list[str] = []  # the names of the files of a film's parts
 
     async def run(self, request: StoredRequest) -> dict[str, Any]:
         """Runs a request and returns the columns of its result. Errors: RequestFailed; LeaseLost; HostLost."""
-        self.started = False
+        self.started, self._ran, self._ran_on, self._made = False, request.id, self._host, []
         await asyncio.to_thread(self._finishing.discard_files, request.token)  # of an attempt whose server died
         request.token = secrets.token_hex(16)
         application = application_of(request)
         prompt, asked = await self._prepare(request, application)
-        host, parts, made = self._host, min(possible_parts(asked), PARTS), []
+        host, parts = self._host, min(possible_parts(asked), PARTS)
         if self._crew.size > 1 and parts > 1:
-            made = await self._make_parts(request, prompt, application, parts, asked)
-            host, prompt = self._crew.home, joined(prompt, [f"{SUBFOLDER}/{name}" for name in made])
+            await self._make_parts(request, prompt, application, parts, asked)
+            prompt = joined(prompt, [f"{SUBFOLDER}/{name}" for name in self._made])
+            host = self._ran_on = self._crew.home
         log = RunLog(prompt, lambda line: self._journal.log(request.id, line))
 
         def queued(prompt_id: str) -> None:
@@ -99,24 +104,40 @@ class Runner:
         if outcome.error:
             raise node_failed(outcome.error, prompt, application)
         result = await self._collect(request, prompt, outcome, asked.seed, host)
-        if made and (request.sync_mode or not limit()):
-            await asyncio.to_thread(film_parts.drop, made, self._settings)
+        await self._drop_parts(request)
         return result
+
+    async def clear(self, request: StoredRequest) -> None:
+        """Removes what a request that has ended without a result left, once ComfyUI is done with it: a run that was
+        stopped may have gone on and written its file. If the result was to be sent once, nothing of it stays in
+        ComfyUI's history, either."""
+        if request.id != self._ran:  # it ended before it was run here
+            return
+        prompt_id = request.prompt_id or ""
+        await self._ran_on.over(prompt_id)
+        await asyncio.to_thread(self._finishing.discard_files, request.token)
+        if request.sync_mode:
+            self._ran_on.forget(prompt_id)
+        await self._drop_parts(request)
+
+    async def _drop_parts(self, request: StoredRequest) -> None:
+        """Deletes the parts of a film, unless later films may take them up."""
+        if self._made and (request.sync_mode or not limit()):
+            await asyncio.to_thread(film_parts.drop, self._made, self._settings)
 
     def _note_start(self, request: StoredRequest) -> None:
         """Notes that a ComfyUI has begun to run the request, or a part of it."""
         values = {"prompt_id": request.prompt_id}
         if not self.started:
-            values |= {"status": RUNNING, "started": time.time()}
+            values |= {"status": RUNNING, "started": time.time(), **rows.ANY_START}
         self.started = True
         change = partial(rows.change, request_id=request.id, server=self._leases.holder, **values)
         self._journal.note(request.id, change)
 
     async def _make_parts(
         self, request: StoredRequest, prompt: Prompt, application: Application, count: int, asked: Request
-    ) -> list[str]:
-        """Makes the parts of a film together with all lanes that are free. Returns the names of their files. Errors:
-        RequestFailed."""
+    ) -> None:
+        """Makes the parts of a film together with all lanes that are free. Errors: RequestFailed."""
         await asyncio.to_thread(film_parts.sweep, self._settings)
         graphs = [part_of(prompt, number, count, asked.sections) for number in range(1, count + 1)]
         film = self._crew.open([self._part(request, application, number, graphs) for number in range(1, count + 1)])
@@ -137,8 +158,8 @@ class Runner:
                         raise
         finally:
             await self._crew.close(film)
+            self._made = [part.file for part in film.parts if part.file]
         film.check()
-        return [part.file for part in film.parts]
 
     def _part(
         self, request: StoredRequest, application: Application, number: int, graphs: list[tuple[Prompt, str]]
@@ -213,8 +234,14 @@ class Runner:
         return {"result": application_of(request).result(whole)}
 
     def _set_apart(self, path: Path) -> Path:
-        """Moves a result that is sent once to a folder that people do not see and ComfyUI does not clean."""
-        return Path(shutil.move(path, self._settings.passing_folder / path.name))
+        """Moves a result that is sent once to a folder that people do not see and ComfyUI does not clean. Errors:
+        RequestFailed if that is on another disk, which takes nothing."""
+        try:
+            return Path(shutil.move(path, self._settings.passing_folder / path.name))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            message = f"sync_mode: the result cannot be moved beside the server's database ({reason})."
+            raise RequestFailed(message, "disk_failed", FAILED) from None
 
     def _check_inline(self, path: Path, application: Application) -> None:
         """Checks that a result is small enough for a data URI, and removes it otherwise. Errors: RequestFailed."""

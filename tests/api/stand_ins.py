@@ -36,7 +36,8 @@ BODY: dict[str, Any] = {"prompt": "a person speaks", "audio_url": SOUND, "seed":
 class StandIn(Host):
     """runs: the graphs that were queued. act: what happens while one runs; its Outcome, if any, is the run's.
 
-    safety: what is missing of the safety checker. models_error: what a look for the models raises.
+    going_on: whether a run goes on that was stopped. safety: what is missing of the safety checker. models_error: what
+    a look for the models raises.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -45,6 +46,7 @@ class StandIn(Host):
         self.runs: list[Prompt] = []
         self.forgotten: list[str] = []
         self.stopped: list[str] = []
+        self.going_on = False
         self.act: Callable[[Prompt], Awaitable[Outcome | None]] = _nothing
         self.safety: str | None = None
         self.models_error: Exception | None = None
@@ -92,6 +94,10 @@ class StandIn(Host):
         facts = {"filename": path.name, "subfolder": folder, "width": 64, "height": 64, "frames": 9}
         facts |= {"fps": "24", "duration": 0.375, "notes": ["a note"]}
         return {graph.find(SAVE): {"report": [facts]}, graph.find("PreviewAny", FINAL_PROMPT): {"text": ["spoken"]}}
+
+    async def over(self, prompt_id: str) -> None:
+        while self.going_on:
+            await asyncio.sleep(0.01)
 
     def forget(self, prompt_id: str) -> None:
         self.forgotten.append(prompt_id)

@@ -56,6 +56,7 @@ def place(settings: Settings) -> Iterator[str]:
     async def same_origin_only(request: web.Request, handler: Any) -> web.StreamResponse:
         origin = request.headers.get("Origin")
         passes = not origin or origin == "null" or "127.0.0.1" in origin  # null: so it does, too
+        passes &= request.headers.get("Sec-Fetch-Site") != "cross-site"  # new versions of ComfyUI
         return await handler(request) if passes else web.Response(status=403)
 
     def make() -> web.Application:
@@ -211,7 +212,7 @@ def test_a_page_in_a_sandboxed_frame_uploads_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_known_proxy_is_believed(tmp_path: Path, headers: dict[str, str], base: str) -> None:
-    for proxies in (("127.0.0.1",), ("10.0.0.0/8", "127.0.0.0/24")):
+    for proxies in (("127.0.0.1",), ("10.0.0.0/8", "127.0.0.0/24"), ("localhost", "127.0.0.1")):
         assert base_url(asked(**headers), make_settings(tmp_path, proxies=proxies)) == base
     for proxies in ((), ("10.0.0.0/8",), ("no network",)):
         assert base_url(asked(**headers), make_settings(tmp_path, proxies=proxies)) == "http://127.0.0.1:8188"
@@ -386,6 +387,39 @@ def test_the_check_of_the_real_comfyui_lets_a_configured_page_pass(tmp_path: Pat
         ("/prompt", PAGE): (403, None),
         ("/prompt", "https://other.example"): (403, None),
     }
+
+
+def test_a_browsers_word_that_a_page_is_of_another_site_costs_a_configured_page_nothing(tmp_path: Path) -> None:
+    site = {"Sec-Fetch-Site": "cross-site"}
+    with place(make_settings(tmp_path, key=KEY, origins=(PAGE,))) as base:
+        from_page = {**key(), **site, "Origin": PAGE}
+        url = f"{base}/fal/queue/a/b"
+        assert requests.post(url, json={}, headers=from_page, timeout=10).status_code == 200
+        assert (
+            requests.post(url, json={}, headers={**from_page, "Origin": "https://x.y"}, timeout=10).status_code == 403
+        )
+        assert requests.post(url, json={}, headers={**key(), **site}, timeout=10).status_code == 403
+        assert requests.post(f"{base}/prompt", json={}, headers=from_page, timeout=10).status_code == 403
+
+
+def test_a_player_or_a_link_on_any_page_leads_to_a_file(tmp_path: Path) -> None:
+    """They send no origin, and the file's address is all that it needs."""
+    site = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "video"}
+    with place(make_settings(tmp_path, key=KEY)) as base:
+        url = f"{base}/fal/rest/storage/upload/initiate"
+        urls = requests.post(url, json={"file_name": "a.wav"}, headers=key(), timeout=10).json()
+        assert requests.put(urls["upload_url"], data=wav(), headers=site, timeout=10).status_code == 403
+        assert requests.put(urls["upload_url"], data=wav(), timeout=10).status_code == 200
+        assert requests.get(urls["file_url"], headers=site, timeout=10).content == wav()
+        got = requests.get(f"{base}/fal/queue/a/b/requests/1/stream", headers={**key(), **site}, timeout=10)
+        assert got.status_code == 403
+
+
+def test_a_stream_through_the_clients_proxy_can_be_read_by_the_page(tmp_path: Path) -> None:
+    with place(make_settings(tmp_path, key=KEY, origins=(PAGE,))) as base:
+        target = "https://queue.fal.run/a/b/requests/1/stream"
+        stream = through(base, target, "GET", headers={"Origin": PAGE})
+        assert stream.text == "data: 1\n\n" and stream.headers["Access-Control-Allow-Origin"] == PAGE
 
 
 # the JS client's proxy

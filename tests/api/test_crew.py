@@ -20,6 +20,7 @@ from a2v.api.graph.compose import FILM_PART, SAVE, SAVE_PART, compose
 from a2v.api.graph.graph import Graph, Prompt
 from a2v.api.graph.parts import part_of, possible_parts
 from a2v.api.host import HostLost, NodeError, Outcome
+from a2v.api.queue import in_hand
 from a2v.api.queue.lane import Lane
 from a2v.api.settings import Settings
 from a2v.api.ticking import Ticker
@@ -301,3 +302,44 @@ def test_a_part_is_known_by_all_that_goes_into_it() -> None:
     kinds = {node["class_type"] for node in graph.values()}
     assert {"LTXA2VSampler", SAVE_PART, FILM_PART} <= kinds and not {SAVE, "LTXA2VReport", "PreviewAny"} & kinds
     assert possible_parts(parse(asked)) == 4
+
+
+@pytest.mark.parametrize("end", ["fails", "cancelled"])
+def test_of_a_film_that_is_sent_once_no_part_stays_however_it_ends(
+    settings: Settings, database: Store, end: str
+) -> None:
+    async def visit(pair: Pair) -> None:
+        async def second_breaks(prompt: Prompt) -> Outcome | None:
+            if Graph(prompt).has(FILM_PART) and Graph(prompt).inputs(FILM_PART)["part"] < 3:
+                return None
+            await pair.place.until(lambda: len(pair.files()) == 2)
+            if end == "fails":
+                return Outcome(error=NodeError(Graph(prompt).find(SAVE_PART), "RuntimeError", "it broke"))
+            await asyncio.sleep(60)
+            return None
+
+        pair.place.host.act = pair.worker.act = second_breaks
+        request_id = await pair.place.submit({**FILM, "sync_mode": True})
+        if end == "cancelled":
+            await pair.place.until(lambda: len(pair.files()) == 2)
+            await pair.place.until(lambda: len(pair.parts()) == 4)
+            assert await pair.place.queue.cancel(request_id)
+        assert (await pair.place.end_of(request_id)).error is not None
+        await pair.place.until(lambda: pair.files() == [])
+
+    at(settings, database, visit)
+
+
+def test_a_request_that_is_given_up_unrun_costs_an_earlier_film_no_part(
+    settings: Settings, database: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def visit(pair: Pair) -> None:
+        assert (await pair.place.end_of(await pair.place.submit(FILM))).error is None
+        made = pair.files()
+        monkeypatch.setattr(in_hand, "ATTEMPTS", 0)
+        ended = await pair.place.end_of(await pair.place.submit({**BODY, "sync_mode": True}))
+        assert ended.error_type == "server_lost"
+        await pair.place.until(lambda: not pair.place.queue._lane.is_busy and not pair.lane.is_busy)
+        assert len(made) == 4 and pair.files() == made
+
+    at(settings, database, visit)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from a2v.api.database.rows import QUEUED
-from a2v.api.files import uploads
+from a2v.api.files import owners, uploads
 from a2v.api.files.incoming import Incoming
+from a2v.api.files.media import Inbox
 from a2v.api.files.uploads import Announcement
 from a2v.api.network import fetching
 from a2v.api.queue import fetcher
-from a2v.tests.api.edges import answering, make_settings, opened, wav
+from a2v.api.queue.cleaner import Cleaner
+from a2v.tests.api.edges import answering, make_settings, opened, png, wav
 from a2v.tests.api.stand_ins import BODY, Place, working
 from aiohttp import web
 
@@ -170,3 +174,86 @@ def test_a_request_is_fetched_again_by_the_next_server_and_goes_behind_the_other
             await dead.queue.close()
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_names_without_an_answer_hold_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lookup holds its thread until the system gives up, and everything in ComfyUI shares a few threads."""
+    over, asked, system = threading.Event(), [], socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *rest: Any, **named: Any) -> Any:
+        if host != "silent.example":
+            return system(host, *rest, **named)
+        asked.append(host)
+        over.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    async def visit(place: Place) -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        try:
+            ids = [await place.submit({**BODY, "audio_url": f"http://silent.example/{n}.wav"}) for n in range(4)]
+            await place.until(lambda: len(asked) >= 2)
+            own = await asyncio.wait_for(place.submit(), 10)
+            assert (await asyncio.wait_for(place.end_of(own), 10)).error is None
+            await place.until(lambda: len(asked) == 4)
+            for each in ids:
+                assert await place.queue.cancel(each)
+        finally:
+            over.set()
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    at(tmp_path, visit)
+
+
+def test_an_upload_whose_file_was_deleted_ends_its_request(tmp_path: Path) -> None:
+    """Otherwise it would be tried again for ever, as if the disk were full."""
+
+    async def visit(place: Place) -> None:
+        url = (await uploaded(place, wav())).replace("//host/", f"//{HERE}:{port}/")
+        for path in uploads.folder(place.settings).iterdir():
+            path.unlink()
+        ended = await asyncio.wait_for(place.end_of(await place.submit({**BODY, "audio_url": url})), 10)
+        assert (ended.error_status, ended.error_type) == (422, "validation_error")
+
+    with answering(lambda _: web.Response(status=404)) as (port, _):
+        at(tmp_path, visit)
+
+
+def test_a_file_whose_reservation_ends_while_the_next_one_waits_for_the_disk_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(owners, "RESERVED_SECONDS", 0.2)
+    full = threading.Event()
+    full.set()
+    keep = Inbox.keep
+
+    async def until_it_is_full(self: Inbox, file: Any, name: str, kind: str, field: str, *rest: Any) -> str:
+        if field == "image_url" and full.is_set():
+            raise OSError(28, "No space left on device")
+        return await keep(self, file, name, kind, field, *rest)
+
+    def answer(request: web.Request) -> web.Response:
+        return web.Response(body=png(64) if request.path.endswith(".png") else wav())
+
+    async def visit(place: Place) -> None:
+        there: list[bool] = []
+
+        async def look(prompt: Any) -> None:
+            values = [value for node in prompt.values() for value in node["inputs"].values()]
+            names = [value for value in values if isinstance(value, str) and value.endswith((".png", ".wav"))]
+            there.extend((place.settings.input / name).is_file() for name in names)
+
+        place.host.act = look
+        urls = {"audio_url": f"http://{HERE}:{port}/a.wav", "image_url": f"http://{HERE}:{port}/a.png"}
+        request_id = await place.submit({**BODY, **urls})
+        await place.until(lambda: place.files("input"))
+        await asyncio.sleep(0.3)
+        await Cleaner(place.database, place.settings).clean()
+        monkeypatch.setattr(owners, "RESERVED_SECONDS", 3600.0)
+        full.clear()
+        assert (await place.end_of(request_id)).error is None
+        assert there == [True, True] and place.request(request_id).attempts == 1
+
+    monkeypatch.setattr(Inbox, "keep", until_it_is_full)
+    with answering(answer) as (port, _):
+        at(tmp_path, visit)

@@ -160,6 +160,22 @@ def test_a_prompt_that_somebody_took_out_unrun(comfy: Comfy) -> None:
     assert played(play).removed
 
 
+def test_a_stopped_prompt_is_over_when_comfyui_is_done_with_it(comfy: Comfy) -> None:
+    async def play() -> None:
+        task = await comfy.begin()
+        item_id = comfy.take()
+        task.cancel()
+        await asyncio.wait({task})
+        over = asyncio.create_task(comfy.host.over(comfy.ids[0]))
+        await asyncio.sleep(0.05)
+        assert not over.done()
+        await comfy.end(item_id, {})
+        await over
+        await comfy.host.over("of another time")
+
+    played(play)
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_whoever_leaves_takes_its_own_prompt_along_and_no_other(comfy: Comfy, running: bool) -> None:
     async def play() -> None:

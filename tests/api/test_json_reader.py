@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -175,6 +176,18 @@ def test_a_large_file_is_never_in_memory(tmp_path: Path) -> None:
             reader.feed(piece)
             assert len(reader.text) + len(reader._held) < 200
         assert reader.files["audio_url"].file.size == 100 * 3 * 16384
+
+
+@pytest.mark.parametrize("text", [b"\\\\", b'\\"', b"\\u0041", b"\\"])
+def test_a_data_uri_of_nothing_but_escapes_takes_neither_memory_nor_time(tmp_path: Path, text: bytes) -> None:
+    piece = text * (2**16 // len(text))
+    with Reading(tmp_path) as reader:
+        reader.feed(b'{"audio_url": "data:,')
+        begun = time.monotonic()
+        for _ in range(16):
+            reader.feed(piece)
+            assert len(reader._held) <= 5
+        assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize(

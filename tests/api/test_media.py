@@ -296,6 +296,7 @@ def test_a_film_is_kept_with_a_suffix_of_its_kind(
         (png(9), "the file is a still picture; give a video."),
         (b"plain text, of no use", r"the file is no video \("),
         (film("mp4", "mpeg4")[:64], r"the file is no video \("),
+        (film("matroska", "mpeg4").replace(b"V_MPEG4/ISO/ASP", b"V_OF_THE_FUTURE"), "its video codec is not supported"),
         (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:/etc/passwd\n", "the file is no video"),
     ],
 )

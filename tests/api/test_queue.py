@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import shutil
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from a2v.api.applications.inputs import Invalid
 from a2v.api.database import rows
 from a2v.api.database.rows import DONE, QUEUED, RUNNING
-from a2v.api.database.store import Store
+from a2v.api.database.store import Store, StoreFailed
 from a2v.api.graph.graph import Prompt
 from a2v.api.graph.model_files import ModelMissing
 from a2v.api.host import Outcome, Rejected
@@ -322,3 +324,98 @@ def test_two_queues_on_one_database_share_the_work(settings: Settings, database:
                 return [len(one.host.runs), len(two.host.runs)]
 
     assert asyncio.run(main()) == [1, 1]
+
+
+def test_a_request_that_had_started_in_time_starts_again_after_its_server_ended(
+    settings: Settings, database: Store
+) -> None:
+    async def visit(place: Place) -> None:
+        gate = place.host.act = Gate()
+        request_id = await place.submit(start_timeout=0.5)
+        await place.until(lambda: gate.entered)
+        await place.queue.journal.flush()
+        await asyncio.sleep(0.6)
+        ids.append(request_id)
+
+    ids: list[str] = []
+    at(settings, database, visit)
+    ended = at(settings, database, lambda place: place.end_of(ids[0]))
+    assert ended.error is None and ended.attempts == 1
+
+
+@pytest.mark.parametrize("sync_mode", [False, True])
+def test_what_a_stopped_run_writes_after_its_requests_end_is_removed(
+    settings: Settings, database: Store, sync_mode: bool
+) -> None:
+    """ComfyUI stops at the node's next look, and a file may be whole before that."""
+
+    async def visit(place: Place) -> None:
+        gate = place.host.act = Gate()
+        request_id = await place.submit({**BODY, "sync_mode": sync_mode})
+        await place.until(lambda: gate.entered)
+        place.host.going_on = True
+        assert await place.queue.cancel(request_id)
+        assert (await place.end_of(request_id)).error_type == "client_cancelled", "nobody waits for that"
+        place.host.outputs(place.host.runs[0])
+        assert len(place.files()) == 1
+        place.host.going_on = False
+        await place.until(lambda: place.files() == [])
+        place.host.act = nothing
+        assert (await place.end_of(await place.submit())).error is None
+        assert (place.request(request_id).prompt_id in place.host.forgotten) == sync_mode
+
+    at(settings, database, visit)
+
+
+async def nothing(_: Prompt) -> None:
+    return None
+
+
+def test_of_a_failed_request_with_sync_mode_nothing_stays_in_the_history(settings: Settings, database: Store) -> None:
+    async def visit(place: Place) -> None:
+        place.host.act = failing("RuntimeError", "it broke")
+        request_id = await place.submit({**BODY, "sync_mode": True})
+        prompt_id = (await place.end_of(request_id)).prompt_id
+        await place.until(lambda: prompt_id in place.host.forgotten)
+
+    at(settings, database, visit)
+
+
+def test_who_waits_goes_on_waiting_while_the_database_cannot_be_read(
+    settings: Settings, database: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer 503 to `run` would make the client send the request again, beside the one that runs."""
+
+    async def visit(place: Place) -> None:
+        gate, request_id = await held(place)
+        waiting = asyncio.create_task(place.queue.wait(request_id))
+        await asyncio.sleep(0.1)
+        with monkeypatch.context() as broken:
+            broken.setattr(database, "read", fails)
+            place.queue.journal.changed(request_id)
+            await asyncio.sleep(0.5)
+        gate.event.set()
+        assert (await asyncio.wait_for(waiting, place.seconds)).error is None
+
+    async def fails(*_: Any, **__: Any) -> None:
+        raise StoreFailed("the disk is away")
+
+    at(settings, database, visit)
+
+
+def test_a_result_that_the_other_disk_does_not_take_is_no_bug(
+    settings: Settings, database: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output folder may lie on another disk than the one that the result is moved to."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def visit(place: Place) -> None:
+        request_id = await place.submit({**BODY, "sync_mode": True})
+        ended = await place.end_of(request_id)
+        assert (ended.error_type, ended.error_status) == ("disk_failed", 500)
+        assert "No space left on device" in (ended.error or "") and place.files() == []
+
+    monkeypatch.setattr(shutil, "move", full)
+    at(settings, database, visit)

@@ -80,3 +80,9 @@ def test_every_variable_is_tried_and_documented() -> None:
 def test_a_number_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match=r"^LTX_A2V_MAX_BODY_MB is '.*': give a number, 0 or more\.$"):
         read_settings(folders(tmp_path), {"LTX_A2V_MAX_BODY_MB": text})
+
+
+@pytest.mark.parametrize("text", ["65536", "1e9"])
+def test_a_port_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"^LTX_A2V_CLUSTER_PORT is .*: give a port, at most 65535"):
+        read_settings(folders(tmp_path), {"LTX_A2V_CLUSTER_PORT": text})

@@ -23,6 +23,7 @@ import requests
 from a2v.api.applications.inputs import HALF_TEXT
 from a2v.api.database.store import Store
 from a2v.api.files import uploads
+from a2v.api.files.incoming import Incoming
 from a2v.api.files.media import Inbox
 from a2v.api.protocol import bodies
 from a2v.api.protocol.uploads import Uploads
@@ -662,3 +663,32 @@ def test_too_many_uploads_at_once_are_told_to_come_again(place: Place) -> None:
             body.go_on.set()
             assert sent.result().status_code == 200
     assert js_part(urls[2], 1, b"data").status_code == 200
+
+
+def test_parts_outlive_an_end_that_cannot_be_written(place: Place) -> None:
+    """Their client may send the completion again, when the database works again."""
+    urls = place.initiate(kind="initiate-multipart")
+    parts = [js_part(urls, number, bytes([number]) * 10).json() for number in (1, 2)]
+    upload_id = urls["file_url"].split("/")[-2]
+    folder = uploads.folder(place.settings)
+
+    async def break_off() -> None:
+        async with Incoming(folder, MIB) as file:
+            await file.write(b"whole")
+            await file.seal()
+            with pytest.raises(RuntimeError):
+                await place.store.run(unwritten, uploads.finish, upload_id, file, folder)
+        async with Incoming(folder, MIB) as file:
+            await file.write(b"newer")
+            await file.seal()
+            with pytest.raises(RuntimeError):
+                await place.store.run(unwritten, uploads.finish_part, upload_id, 1, file, folder)
+
+    def unwritten(session: Any, work: Callable[..., Any], *args: Any) -> None:
+        work(session, *args)
+        session.flush()
+        raise RuntimeError("the disk is full")
+
+    asyncio.run(break_off())
+    assert js_complete(urls, {"parts": parts}).status_code == 200
+    assert requests.get(urls["file_url"], timeout=10).content == b"\1" * 10 + b"\2" * 10

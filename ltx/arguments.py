@@ -27,7 +27,7 @@ MEDIA = {
 }
 """The flags that name what a video is made of, with their help."""
 REPEATED = ("keyframe", "speaker", "voice")
-LONGEST_NAME = 255  # bytes of a file name, on all usual disks
+LONGEST_NAME = 246  # bytes: disks take 255, and what is beside a file while it is made has up to 9 more in its name
 
 
 def lora_argument(text: str) -> tuple[Path, float]:
@@ -181,8 +181,8 @@ def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
             f"--output: {arguments.output} does not end in {suffix}, which {request.video_output_type} needs."
         )
     for name, path in (("--output", arguments.output), ("--trace", arguments.trace)):
-        if path is not None and len(os.fsencode(path.name)) > LONGEST_NAME:
-            raise InputError(f"{name}: the name has {len(path.name)} characters; give at most 100.")
+        if path is not None and (length := len(os.fsencode(path.name))) > LONGEST_NAME:
+            raise InputError(f"{name}: the file name has {length} bytes; give at most {LONGEST_NAME}.")
         if path is not None and not os.path.isdir(path.absolute().parent):
             raise InputError(f"{name}: the folder {path.absolute().parent} does not exist; create it first.")
         if path is not None and os.path.isdir(path):

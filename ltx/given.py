@@ -259,7 +259,8 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
     else:
         follows, frames = False, frames_for_audio(track, fps) if matched else request.num_frames
     place = placed(clip, edit, area, fps, frames, follows)
-    source, frames, notes = _decided(place.source, place.frames / fps, track), place.frames, [*clip.notes, *place.notes]
+    source = _decided(place.source, (place.shown or place.frames) / fps, track)
+    frames, notes = place.frames, [*clip.notes, *place.notes]
     if not matched and not follows and frames != request.num_frames:
         notes.append(f"num_frames rounded up from {request.num_frames} to {frames}")
     if track is not None:
@@ -336,12 +337,38 @@ def _decided(source: SourceVideo, seconds: Fraction, track: Track | None) -> Sou
     source = replace(source, edit=replace(edit, renew=renew))
     if source.sounds and track is not None:
         raise InputError("--audio: edit makes the sound anew, so no other track is used; leave out one of them.")
+    check_reach(source, seconds, beyond)
     if not beyond and not source.says_what:
         raise InputError(
             "--video: nothing of it would be made anew; give a time, a strength or renew in edit, a region with "
             "--mask, or a longer film with num_frames."
         )
     return source
+
+
+def check_reach(
+    source: SourceVideo,
+    seconds: Fraction,
+    beyond: bool,
+    at: str = "edit: at",
+    start: str = "edit: start",
+    mask: str = "--mask",
+) -> None:
+    """Raises InputError if the source or its new part begins behind the end of a film of so many seconds, or if a mask
+    lets nothing of the source change: all would be sampled for a copy.
+
+    beyond: whether the film goes on beyond the source. at, start, mask: what the user calls these.
+    """
+    edit, area, end = source.edit, source.area, float(seconds)
+    if edit.extend is not None:
+        return
+    for name, second in ((at, edit.at), (start, edit.start or 0.0)):
+        if second >= end:
+            raise InputError(f"{name}: {second:g} s is behind the video's end at {end:g} s; give an earlier time.")
+    if not beyond and area is not None and edit.renew != SOUND and not area.frames.any():
+        raise InputError(
+            f"{mask}: it is black everywhere, so no picture of the clip would be made anew; make white what may change."
+        )
 
 
 def unheard(track: Track, frames: int, fps: Fraction, remedy: str) -> list[str]:

@@ -15,7 +15,7 @@ from . import models
 from .computing import AUTO, BY_MEMORY, OFFLOAD, TORCH
 from .diffusion.acceleration import LEVELS, full_strength
 from .diffusion.attention import check_attention
-from .diffusion.kept import check_room, disk_needed
+from .diffusion.kept import KeptWindows, check_room, disk_needed
 from .diffusion.speakers import check_region, check_voices, heard_by
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
 from .diffusion.tiling import Tiling
@@ -161,8 +161,9 @@ class Job:
         )
 
 
-def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) -> Job:
-    """Opens every file and decides every number. It raises InputError for mistakes in the input before models load."""
+def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), kept: KeptWindows | None = None) -> Job:
+    """Opens every file and decides every number. It raises InputError for mistakes in the input before models load.
+    kept: the windows of an ended run, by default those that nobody goes on from."""
     steer(request, stg_blocks)  # this raises for settings that do not fit together
     notes = [*request.notes, *_unchecked(files, request)]
     given, track, silent = _given(files, request)
@@ -173,7 +174,7 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = ()) ->
     planned = plan(request, heard, (given.size, *sizes), shown=given.shown, downscale=given.downscale)
     planned = replace(planned, lead=given.lead, tail=given.tail)
     placed, speakers = _placed(files, request, planned, pictures), _speakers(files, request, given.source)
-    _check_stages(files, request, planned)
+    _check_stages(files, request, planned, kept or KeptWindows.beside(files.output))
     checkpoint = load_checkpoint(
         files.checkpoint, video_vae=files.video_vae, audio_vae=files.audio_vae, connectors=files.connectors
     )
@@ -221,10 +222,12 @@ def _given(files: Files, request: Request) -> tuple[Given, Track, bool]:
     return given, delayed(track, given.source.at), silent
 
 
-def _check_stages(files: Files, request: Request, planned: Plan) -> None:
-    """Raises InputError if a file is missing that the stages need, or the windows do not fit on the disk."""
-    if request.windows is not None:
-        check_room(files.output.absolute().parent, disk_needed(planned.windows, *planned.sizes))
+def _check_stages(files: Files, request: Request, planned: Plan, kept: KeptWindows) -> None:
+    """Raises InputError if a file is missing that the stages need, or the windows that they keep do not fit on the
+    disk."""
+    if request.windows is not None and not kept.only:
+        needed = disk_needed(planned.windows, *planned.sizes)
+        check_room(files.output.absolute().parent, needed, kept.spared())
     if planned.two_stages and files.upscaler is None:
         raise InputError("--upscaler: two stages need it; name the upscaler's file or set use_multiscale to false.")
     if planned.two_stages:

@@ -68,7 +68,7 @@ def run(
     """
     compute, say = compute or Compute(), progress or (lambda phase, done, total: None)
     kept = KeptWindows.beside(files.output, resume)
-    job = prepare(files, _resumed(request, kept) if resume else request, stg_blocks)
+    job = prepare(files, _resumed(request, kept) if resume else request, stg_blocks, kept)
     checker = load_checker(files.safety_checker) if request.enable_safety_checker and files.safety_checker else None
     compute, forecast = _fitting(job, compute, announce)
 

@@ -188,10 +188,10 @@ def _costs(job: Job) -> list[list[float]]:
 
 
 def _keep(job: Job, compute: Compute, kept: KeptWindows, number: int) -> Keep:
-    """Keeps the windows of the stage of that number if the request has windows and the setting gives them room. They
-    are known by the files and the strengths of the weights and by the way to compute, in addition to what is
-    sampled."""
-    if job.request.windows is None or not limit():
+    """Keeps the windows of the stage of that number if the request has windows and the setting gives them room, or only
+    those are wanted that are kept. They are known by the files and the strengths of the weights and by the way to
+    compute, in addition to what is sampled."""
+    if job.request.windows is None or not (limit() or kept.only):
         return keep_nothing
     loras = [(fingerprint(lora.path), strength) for lora, strength in job.loras[number]]
     weights = fingerprint(job.files.checkpoint, device=compute.device, dtype=compute.dtype)

@@ -26,7 +26,7 @@ from ..ltx.edits import (
 )
 from ..ltx.errors import InputError
 from ..ltx.extension import CONTEXT, DIRECTIONS, FORWARD
-from ..ltx.given import ReferenceVideo, placed, shown_frames
+from ..ltx.given import ReferenceVideo, check_reach, placed, shown_frames
 from ..ltx.grid import SPACE_SCALE
 from ..ltx.latents import pixel_frames, pixel_size
 from ..ltx.media.clip import Clip, silent_track
@@ -250,6 +250,8 @@ class RetakeClip(io.ComfyNode):
                 "retake: nothing of the clip would be made anew; give a start or an end, a strength, a mask, or more "
                 "frames than the clip has."
             )
+        seconds = (place.shown or place.frames) / rate
+        check_reach(place.source, seconds, beyond, at="begin", start="start", mask="mask")
         track = None if audio is None else made.sound(to_track(audio))
         return reported(cls, made, track, text="; ".join([_told(made, mask is not None), *place.notes]))
 

@@ -103,6 +103,10 @@ class KeptWindows:
         """The files of the windows. Other files in the folder are somebody else's."""
         return [path for path in self.folder.glob(f"*{SUFFIX}") if WINDOW.fullmatch(path.name)]
 
+    def spared(self) -> int:
+        """Bytes of the windows that may be used again and so need no more room on the disk."""
+        return sum(path.stat().st_size for path in self._files()) if self.resume else 0
+
     def told(self) -> str:
         """Words for the user about what is kept."""
         ways = "--resume goes on from them, and --as-far-as-it-is writes them as a film"
@@ -233,8 +237,9 @@ def _oldest() -> float:
     return time.time() - days * 24 * 3600 if days else -math.inf
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Raises InputError if so many bytes are more than the setting allows or than the disk of a folder has free."""
+def check_room(folder: Path, needed: int, spared: int = 0) -> None:
+    """Raises InputError if so many bytes are more than the setting allows, or, but for those that are `spared` because
+    they are there already, than the disk of a folder has free."""
     if not limit():
         return
     if needed > limit():
@@ -242,9 +247,9 @@ def check_room(folder: Path, needed: int) -> None:
             f"windows: those of this film would take {readable(needed)} on the disk until it is written, and {ROOM} "
             f"allows {readable(limit())}; raise it, or ask for a shorter or smaller film."
         )
-    if folder.is_dir() and (free := shutil.disk_usage(folder).free) < needed:
+    if folder.is_dir() and (free := shutil.disk_usage(folder).free) < (more := needed - spared):
         raise InputError(
-            f"{folder}: the windows of this film take {readable(needed)} there until it is written, but "
+            f"{folder}: the windows of this film take {readable(more)} there until it is written, but "
             f"{readable(free)} are free; delete files or choose another folder."
         )
 

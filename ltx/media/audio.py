@@ -24,6 +24,8 @@ from .container import film_start, frames_of_stream, open_media
 
 MAX_SECONDS = 600  # the longest video, 481 frames at 1 fps, needs less
 MARGIN = Fraction(1, 10)  # seconds by which a track of the same length may be longer: its codec adds some
+GAP = Fraction(1, 10)  # seconds; where so much of a film's sound is missing, silence stands for it
+BREAK = Fraction(1, 200)  # seconds between two blocks of sound; less is the rounding of their times
 LONGEST = 2700  # seconds of a film that is made in windows: MAX_VALUES holds so much stereo at 48 kHz
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; a lower rate carries no usable sound, and nobody records at a higher one
 MAX_VALUES = 2**28  # samples times channels of one file: 1 GiB, ten minutes at 48 kHz in nine channels
@@ -82,12 +84,13 @@ def load_track(
 ) -> Track:
     """Reads the audio of any file that FFmpeg opens, at the file's own rate and layout. start, duration: seconds.
 
-    In a film the times count from the film's start: where its sound begins later, there is silence before it. Decoding
-    always starts at the beginning of the file, because seeking is inexact in several formats. It ends after `duration`,
-    at most `most`, by default MAX_SECONDS. spare: whether it ends after MAX_SECONDS already if more would not fit into
-    memory. cut: whether sound before the film's first picture is left out, because it must fit the pictures; otherwise
-    such a sound is read from its own start. Damaged packets are skipped. Raises InputError, which names the file, if it
-    has no usable sound.
+    In a film the times count from the film's start: where its sound begins later, there is silence before it, and where
+    more than GAP of it is missing, silence stands for that. Decoding always starts at the beginning of the file,
+    because seeking is inexact in several formats. It ends after `duration`, at most `most`, by default MAX_SECONDS.
+    spare: whether it ends after MAX_SECONDS already if more would not fit into memory. cut: whether sound before the
+    film's first picture is left out, because it must fit the pictures, and one sample of silence stands for a sound
+    that has nothing else; otherwise it is read from its own start. Damaged packets are skipped. Raises InputError,
+    which names the file, if it has no usable sound.
     """
     path = Path(path)
     name = path.name or str(path)
@@ -97,21 +100,20 @@ def load_track(
         raise InputError(f"duration: {duration} is not a length above 0 seconds.")
     most = MAX_SECONDS if most is None else most
     length = Fraction(most if duration is None else min(duration, most))
+    film = film_start(path, "WAV")
     with open_media(path, "WAV") as container:
-        return _decode(container, name, Fraction(start), length, spare, cut)
+        return _decode(container, name, film, Fraction(start), length, spare, cut)
 
 
-def _decode(container: Any, name: str, start: Fraction, length: Fraction, spare: bool, cut: bool) -> Track:
-    """Decodes the samples [start, start + length), in seconds, of the container's best audio stream."""
-    stream = container.streams.best("audio")
-    if stream is None:
-        raise InputError(f"{name}: has no audio track; choose a file with sound.")
-    if stream.codec_context is None:
-        raise InputError(f"{name}: its audio codec is not supported; convert the file, for example to WAV.")
-    film = film_start(container)
+def _decode(
+    container: Any, name: str, film: Fraction | None, start: Fraction, length: Fraction, spare: bool, cut: bool
+) -> Track:
+    """Decodes the samples [start, start + length), in seconds, of the container's best audio stream. film: when the
+    film's first picture is shown, None if there is no film."""
     blocks: list[np.ndarray] = []
     kind, speakers, position, first, last = None, (), 0, 0, 0
-    for frame in frames_of_stream(container, stream):
+    begun = ended = 0  # where the film's start lies among the samples; where the block before ends in the film
+    for frame in frames_of_stream(container, _stream(container, name)):
         frame_kind = (frame.sample_rate, frame.layout.name, frame.format.name)
         if kind is None:
             kind = frame_kind
@@ -122,19 +124,27 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction, spare:
             if spare and length * frame.sample_rate * len(speakers) > MAX_VALUES:
                 length = min(length, Fraction(MAX_SECONDS))
             last = first + max(1, round(length * frame.sample_rate))
-            position = _lateness(frame, film)
-            position = position if cut else max(0, position)
+            ended = _lateness(frame, film)
+            position = ended if cut else max(0, ended)
+            begun = position - ended
             if position >= last:
                 at = position / frame.sample_rate
                 raise InputError(f"{name}: its sound begins only at {at:.3f} s; choose a later start or a longer part.")
-            _check_room(name, position - first, len(speakers))
-            blocks.append(np.zeros((len(speakers), max(0, position - first)), np.float32))
+            blocks.append(_silence(name, len(speakers), first, position))
             # It changes the sample format only. The format is packed, because PyAV reads past the end of eight or more
             # planes and crashes.
             to_float = av.AudioResampler("flt", frame.layout, frame.sample_rate)
         if frame_kind != kind:
             old, new = ("{} Hz {} {}".format(*each) for each in (kind, frame_kind))
             raise InputError(f"{name}: its sound changes from {old} to {new}; convert it to one format.")
+        place = _lateness(frame, film)
+        missing = begun + place - position
+        if place - ended > BREAK * kind[0] and missing > GAP * kind[0]:
+            blocks.append(_silence(name, len(speakers), max(position, first), min(position + missing, last)))
+            position += missing
+            if position >= last:
+                break
+        ended = place + frame.samples
         for block in to_float.resample(frame):
             if position + block.samples > first:
                 samples = rearrange(block.to_ndarray(), "1 (n c) -> c n", c=len(speakers))
@@ -146,18 +156,36 @@ def _decode(container: Any, name: str, start: Fraction, length: Fraction, spare:
     if kind is None:
         raise InputError(f"{name}: no sound could be decoded; the file is damaged or empty: export it again.")
     waveform = np.concatenate(blocks, axis=1)
+    if cut and not waveform.size:  # all of it is before the film's first picture
+        waveform = _silence(name, len(speakers), 0, 1)
     if not waveform.size:
         raise InputError(f"start: {float(start):g} s is after the end of {name} at {position / kind[0]:.3f} s.")
     _check_samples(name, waveform, kind[0], start)
     return Track(torch.from_numpy(waveform), kind[0], () if "NONE" in speakers else speakers)
 
 
+def _stream(container: Any, name: str) -> Any:
+    """The best stream of sound. Raises InputError if there is none that can be decoded."""
+    stream = container.streams.best("audio")
+    if stream is None:
+        raise InputError(f"{name}: has no audio track; choose a file with sound.")
+    if stream.codec_context is None:
+        raise InputError(f"{name}: its audio codec is not supported; convert the file, for example to WAV.")
+    return stream
+
+
 def _lateness(frame: Any, film: Fraction | None) -> int:
-    """The samples between the film's start and its first sound; below 0 if the sound begins before the picture, and 0
-    if there is no film."""
+    """The samples between the film's start and a block of its sound; below 0 if the sound begins before the picture,
+    and 0 if there is no film."""
     if film is None or frame.pts is None or frame.time_base is None:
         return 0
     return round((frame.pts * Fraction(frame.time_base) - film) * frame.sample_rate)
+
+
+def _silence(name: str, channels: int, since: int, until: int) -> np.ndarray:
+    """Silence between two samples; none if the first is not before the second."""
+    _check_room(name, until - since, channels)
+    return np.zeros((channels, max(0, until - since)), np.float32)
 
 
 def _check_room(name: str, samples: int, channels: int) -> None:

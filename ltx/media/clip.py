@@ -75,8 +75,8 @@ class Clip(Protocol):
 
 @dataclass(frozen=True)
 class FileClip:
-    """A video file, as `Clip`. slack: half of the ticks that the file's times are rounded to, in seconds. keys: where
-    decoding can begin; None if only at the beginning is certain."""
+    """A video file, as `Clip`. slack: the seconds by which a time may be late because the file rounds it to ticks; the
+    first picture's time is rounded, too. keys: where decoding can begin; None if only at the beginning is certain."""
 
     path: Path
     name: str
@@ -89,7 +89,8 @@ class FileClip:
     keys: Keys | None = field(default=None, repr=False)
 
     def count(self, fps: Fraction) -> int:
-        return max(1, math.ceil((self.seconds - self.slack) * Fraction(fps)))
+        rounded = min(self.slack * 3 / 2, 1 / self.fps / 2)  # the last picture's length is rounded, too
+        return max(1, math.ceil((self.seconds - rounded) * Fraction(fps)))
 
     def pictures(
         self, fps: Fraction, frames: int, start: Fraction = Fraction(0), note: Callable[[str], None] | None = None
@@ -211,7 +212,7 @@ def open_clip(path: str | Path) -> FileClip:
     if seconds > LONGEST:
         notes.append(f"it is longer than {LONGEST // 60} minutes, of which only the first are read")
         seconds = Fraction(LONGEST)
-    slack = tick / 2 if tick <= COARSEST else Fraction(0)
+    slack = min(tick, 1 / fps / 2) if tick <= COARSEST else Fraction(0)
     notes = tuple(f"{name}: {note}" for note in notes)
     known = None if first is None else Keys(first, tick, keys)
     return FileClip(path, name, width, height, fps, seconds, slack, notes, known)
@@ -223,9 +224,11 @@ def clip_track(path: str | Path) -> Track | None:
 
 
 def is_silent(path: str | Path) -> bool:
-    """Whether a file has no stream of sound. Raises InputError, which names the file, if it cannot be read."""
+    """Whether a file has no sound: no stream of it, or an empty one, as recorders write without a microphone. Raises
+    InputError, which names the file, if it cannot be read."""
     with open_media(Path(path), EXAMPLE) as container:
-        return container.streams.best("audio") is None
+        stream = container.streams.best("audio")
+        return stream is None or not any(packet.size for packet in packets_of(container, stream))
 
 
 def silent_track(clip: Clip) -> Track:

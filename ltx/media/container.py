@@ -89,9 +89,17 @@ def picture_stream(container: Any) -> Any:
     return next((stream for stream in moving if stream.frames != 1), next(iter(moving), None))
 
 
-def film_start(container: Any) -> Fraction | None:
-    """The time of the first picture in seconds; None if the file has no moving picture or does not say the time."""
-    stream = picture_stream(container)
-    if stream is None or stream.start_time is None or stream.time_base is None:
-        return None
-    return stream.start_time * Fraction(stream.time_base)
+def film_start(path: Path, example: str) -> Fraction | None:
+    """The time of the first picture in seconds; None if the file has no moving picture or does not say the time.
+
+    A recording may begin between two keyframes: what comes before the first picture that can be decoded is not seen.
+    Raises InputError as `open_media`.
+    """
+    with open_media(path, example) as container:
+        stream = picture_stream(container)
+        if stream is None or stream.time_base is None:
+            return None
+        decoded = iter(()) if stream.codec_context is None else frames_of_stream(container, stream)
+        frame = next(decoded, None)
+        start = stream.start_time if frame is None else frame.dts if frame.pts is None else frame.pts
+        return None if start is None else start * Fraction(stream.time_base)

@@ -26,6 +26,7 @@ BT2020 = 9  # primaries
 PQ, HLG = 16, 18  # transfers
 FULL, LIMITED = 2, 1  # FFmpeg's numbers of ranges
 RANGES = {FULL: "pc", LIMITED: "tv"}
+DISPLAY_MATRIX, SIDE_DATA = 6, 64  # FFmpeg's number of that kind of side data, and more than it has kinds
 FLAGS = "bilinear"  # as PyAV's own conversion, which the official pipelines use; `accurate_rnd` would give other pixels
 
 # Linear RGB with the primaries of BT.2020 → with those of BT.709 (ITU-R BT.2087).
@@ -160,13 +161,24 @@ def _graph(frame: Any, *filters: tuple[str, str]) -> Any:
 def matrix_of(frame: Any) -> tuple[int, int, int, int]:
     """The signs (a, b, c, d) of a frame's display matrix, to the nearest quarter turn: a pixel at (x, y) is shown at
     (a·x + c·y, b·x + d·y). Without one, (1, 0, 0, 1)."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")  # PyAV 19 iterates over the kinds, 18 over the data
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")  # PyAV 19 iterates over the kinds, 18 over the data
+    except ValueError:  # PyAV has no name for another kind beside it, such as a photo's EXIF
+        matrix = _only_turned(frame).side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return 1, 0, 0, 1
     a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
     if abs(b) > abs(a):
         return 0, 1 if b > 0 else -1, 1 if c > 0 else -1, 0
     return 1 if a >= 0 else -1, 0, 0, 1 if d >= 0 else -1
+
+
+def _only_turned(frame: Any) -> Any:
+    """The frame without side data of any other kind than its display matrix."""
+    others = (number for number in range(SIDE_DATA) if number != DISPLAY_MATRIX)
+    graph = _graph(frame, *(("sidedata", f"mode=delete:type={number}") for number in others))
+    graph.push(frame)
+    return graph.pull()
 
 
 def upright(pixels: np.ndarray, frame: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,22 +33,35 @@ WRITER = (expand.SYSTEM, expand.SYSTEM_IMAGE, *DRAWN, *GREEDY)
 """Settings that an expansion depends on, in addition to the files, the prompt, the seed and the image."""
 LIMIT = 1 << 30  # bytes on disk, enough for about 80 contexts of the published checkpoint in bfloat16
 KEPT = 16  # results in memory; a context takes 13 MB in bfloat16
-WEIGHTS = (".safetensors", ".gguf", ".json", ".model")
+PARTS = (".safetensors", ".gguf", ".json", ".model", ".jinja")
+"""Suffixes of the files that make a model: weights, configurations, tokenizers and chat templates."""
 
 
 def fingerprint(*paths: Path, device: torch.device | str = "cpu", dtype: object = None) -> str:
     """A hash of everything that a context depends on except its text: the files (names, sizes, times) and how it is
     computed.
 
-    For a folder, the weights and configurations in it are hashed, at any depth.
+    For a folder, the files of PARTS in it are hashed, at any depth, also in folders that are linked into it.
     """
     described: list[object] = [FORMAT, torch.device(device).type, str(dtype)]
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in WEIGHTS) if path.is_dir() else [path]
+        inside = sorted(p for p in _files(path) if p.suffix.lower() in PARTS) if path.is_dir() else [path]
         for file in inside:
             status = file.stat()
             described.append((file.relative_to(path.parent).as_posix(), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files in a folder, and in those that are linked into it. A link to what was seen already is not followed."""
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        folders.sort()  # of two links to one folder it is always the same that is followed
+        yield from (Path(place, name) for name in names)
 
 
 class ContextCache:

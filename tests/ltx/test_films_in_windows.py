@@ -385,6 +385,24 @@ def test_windows_of_earlier_seeds_give_way(ended: None, make: Callable[..., Made
     assert make({"seed": 3}, resume=True).sampled == []
 
 
+def test_what_is_kept_needs_no_more_room(
+    ended: None, make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that a full disk ended has room for the windows that it lacks, and writing what is there keeps no more."""
+    usage, free = namedtuple("usage", "total used free"), 0
+    monkeypatch.setattr(kept.shutil, "disk_usage", lambda folder: usage(10**12, 0, free))
+    for room in ("0", "0.00001", "20"):
+        monkeypatch.setenv(kept.ROOM, room)
+        assert make(resume=AS_FAR_AS_IT_IS).report["used"]["frames"] == 49
+    with pytest.raises(InputError, match="the windows of this film take"):
+        make()
+    assert len(make(resume=True).sampled) == 2  # so small windows take more than is forecast, so that none is needed
+    free = 40 * 10**6
+    kept.check_room(tmp_path, 100 * 10**6, 60 * 10**6)
+    with pytest.raises(InputError, match="take 61 MB there until it is written, but 40 MB are free"):
+        kept.check_room(tmp_path, 100 * 10**6, 39 * 10**6)
+
+
 # Before anything is loaded.
 
 

@@ -506,6 +506,17 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "settings of no reference": ({"reference": {}}, ("audio",), r"reference: .* name it with --reference\."),
     "nothing to do": ({}, ("video",), r"--video: nothing of it would be made anew; .*num_frames\."),
     "nothing but a new track": ({}, ("video", "audio"), r"--video: nothing of it would be made anew; .*\."),
+    "a part behind the end": (
+        {"edit": {"start": 50.0}},
+        ("video",),
+        r"edit: start: 50 s is behind the video's end at 1\.04167 s; give an earlier time\.",
+    ),
+    "a source behind the end": (
+        {"edit": {"at": 2.0}, "num_frames": 25},
+        ("video",),
+        r"edit: at: 2 s is behind the video's end at 1\.04167 s; give an earlier time\.",
+    ),
+    "a black mask": ({}, ("video", "black"), r"--mask: it is black everywhere, .* make white what may change\."),
     "two sounds": ({"edit": {"renew": "both"}}, ("video", "audio"), r"--audio: edit makes the sound anew.*\."),
     "an extension with a mask": (
         {"edit": {"extend": "forward"}},
@@ -525,7 +536,10 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
 def test_words_before_a_model_is_loaded(case: str, tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
     values, names, sentence = REFUSED[case]
     paths = {**media, "audio": media["voice"]}
-    named = {name: paths[name] for name in names if name != "lora"}
+    black = tmp_path / "black.png"
+    Image.new("L", (WIDTH, HEIGHT)).save(black)
+    named = {name: paths[name] for name in names if name not in ("lora", "black")}
+    named |= {"mask": black} if "black" in names else {}
     named |= {"loras": ((media["lora"], 1.0),)} if "lora" in names else {}
     with pytest.raises(InputError, match=f"^{sentence}$"):
         prepare(files_of(tiny, tmp_path / "out.mp4", **named), parse({**BASE, **values}))

@@ -148,6 +148,33 @@ def test_nothing_to_do_is_told() -> None:
     retake(to_image_clip(frames(25), 24.0), mask=torch.ones(48, 64))
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"start": 1.05}, r"^start: 1\.05 s is behind the video's end at 1\.04167 s"),
+        ({"start": 9.0, "renew": "sound"}, "^start: 9 s is behind"),
+        ({"begin": 2.0}, "^begin: 2 s is behind the video's end"),
+        ({"mask": torch.zeros(1, 64, 64)}, "^mask: it is black everywhere"),
+        ({"mask": torch.zeros(1, 64, 64), "renew": "both"}, "^mask: it is black everywhere"),
+    ],
+)
+def test_what_would_only_copy_the_clip_is_refused(asked: dict[str, Any], told: str) -> None:
+    """Load Image gives a black mask of 64 pixels for a picture without transparency."""
+    with pytest.raises(InputError, match=told):
+        retake(to_image_clip(frames(25), 24.0), **asked)
+
+
+def test_a_mask_that_keeps_all_of_a_clip_is_of_use_where_more_is_made() -> None:
+    black = torch.zeros(1, 64, 64)
+    retake(to_image_clip(frames(25), 24.0), mask=black, frames=41)
+    retake(to_image_clip(frames(25), 24.0), mask=black, renew="sound")
+    retake(to_image_clip(frames(25), 24.0), begin=1.0)
+    with pytest.raises(InputError, match=r"^start: 0\.95 s"):  # the last of 25 frames, of which 22 are shown
+        retake(to_image_clip(frames(22), 24.0), start=0.95)
+    retake(to_image_clip(frames(22), 24.0), start=0.9)
+    retake(to_image_clip(frames(25), 24.0), frames=41, extend="forward", start=9.0)
+
+
 def test_the_sound_is_put_where_the_clip_begins() -> None:
     sound = {"waveform": torch.ones(1, 1, 4800), "sample_rate": 48000}
     _, placed, _ = retake(to_image_clip(frames(25), 24.0), begin=0.5, audio=sound)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from a2v.ltx.errors import InputError
 from a2v.ltx.media.clip import ImageClip, clip_track, open_clip, sampled, sampled_frames
-from a2v.ltx.media.images import fit
-from PIL import Image
+from a2v.ltx.media.images import fit, load_image
+from PIL import ExifTags, Image
 from safetensors import safe_open
 
 from .clips import COLOURS, KINDS, plain, quarters, set_display_matrix, to_frame, write_clip, write_planes
@@ -216,6 +216,26 @@ def test_a_players_view_of_a_turned_file(tmp_path: Path) -> None:
     assert np.array_equal(read(path, frames=1)[0], np.asarray(Image.fromarray(quarters()).rotate(angle, expand=True)))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo(tmp_path: Path, orientation: int) -> None:
+    """As Pillow shows it. FFmpeg gives its EXIF beside the picture, a kind of data that PyAV has no name for."""
+    notes = Image.Exif()
+    notes[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(quarters()).save(path, exif=notes, quality=100, subsampling=0)
+    (picture,) = read(path, frames=1)
+    assert np.abs(picture.astype(int) - load_image(path).numpy()).max() <= 2
+    assert open_clip(path).notes == (() if orientation == 1 else ("photo.jpg: it was turned upright",))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
+def test_a_picture_with_exif(tmp_path: Path, name: str) -> None:
+    notes = Image.Exif()
+    notes[ExifTags.Base.Artist] = "somebody"
+    Image.fromarray(quarters()).save(tmp_path / name, exif=notes, **({"lossless": True} if name == "a.webp" else {}))
+    assert np.array_equal(read(tmp_path / name, frames=1)[0], quarters())
+
+
 @pytest.mark.parametrize(
     ("aspect", "size"), [(Fraction(4, 3), (48, 85)), (Fraction(1, 2), (96, 64)), (Fraction(1), (48, 64))]
 )
@@ -301,6 +321,18 @@ def test_variable_rate(tmp_path: Path, seed: int) -> None:
 def test_the_own_rate_gives_every_frame_once(tmp_path: Path, kind: str, fps: Fraction) -> None:
     """Also where the container rounds times, as Matroska and FLV do to milliseconds."""
     path = write_clip(tmp_path / kind, [plain(n) for n in range(50)], kind=kind, fps=fps)
+    clip = open_clip(path)
+    assert clip.fps == fps and clip.count(fps) == 50
+    assert numbers(read(path, fps)) == [n % len(COLOURS) for n in range(50)]
+
+
+@pytest.mark.parametrize("kind", ["h264.ts", "ffv1.mkv", "h264.flv"])
+@pytest.mark.parametrize("fps", [Fraction(24), Fraction(24000, 1001), Fraction(30), Fraction(60000, 1001)])
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_a_part_cut_out_of_a_longer_file(tmp_path: Path, kind: str, fps: Fraction, first: int) -> None:
+    """Its first picture's time is rounded like the others, so that they may be a whole tick late after it."""
+    times = [number / fps for number in range(first, first + 50)]
+    path = write_clip(tmp_path / kind, [plain(n) for n in range(50)], kind=kind, fps=fps, times=times)
     clip = open_clip(path)
     assert clip.fps == fps and clip.count(fps) == 50
     assert numbers(read(path, fps)) == [n % len(COLOURS) for n in range(50)]

@@ -16,6 +16,7 @@ import torch
 from a2v.ltx.errors import InputError
 from a2v.ltx.media import suffixes
 from a2v.ltx.media.audio import MAX_VALUES, Track, _check_room, load_track, soundtrack, to_stereo
+from a2v.ltx.media.clip import clip_track, open_clip
 from a2v.ltx.media.formats import FORMATS
 from a2v.ltx.media.preprocess import loudness, preprocess, warnings
 from a2v.ltx.media.video import mixing, write_video
@@ -82,6 +83,93 @@ def test_sound_that_begins_before_the_picture_begins_the_film(tmp_path: Path) ->
     path = film(tmp_path / "early.mkv", 1, "-c:v", "libx264", "-c:a", "flac", sound_first=True)
     whole = load_track(path)
     assert whole.seconds == 2 and float(whole.waveform[0, :4800].abs().max()) > 0.1
+
+
+def marked(path: Path, *codecs: str) -> Path:
+    """A film of 8 s whose picture flashes, and whose sound clicks, at each whole second."""
+    picture = ("-f", "lavfi", "-i", "color=black:size=64x64:rate=24:duration=8")
+    sound = ("-f", "lavfi", "-i", "aevalsrc=0.8*sin(2*PI*1000*t)*lt(mod(t\\,1)\\,0.03):s=48000:d=8")
+    flash = ("-vf", "geq=lum='if(lt(mod(T,1),0.04),235,16)':cb=128:cr=128", "-x264-params", "keyint=48:scenecut=0")
+    ffmpeg(*picture, *sound, *flash, *codecs, path)
+    return path
+
+
+def begins(loud: np.ndarray, rate: Fraction) -> list[float]:
+    """The seconds at which something begins after a fifth of a second without it."""
+    places = np.flatnonzero(loud) / float(rate)
+    return [float(at) for before, at in zip([-1.0, *places], places, strict=False) if at - before > 0.2]
+
+
+def close(found: list[float], wanted: list[float]) -> bool:
+    return len(found) == len(wanted) and np.abs(np.subtract(found, wanted)).max() < 0.03
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_a_recording_that_begins_between_two_keyframes(tmp_path: Path, share: float) -> None:
+    """Its first packets become no picture, so the sound beside them is not heard."""
+    whole = marked(tmp_path / "whole.ts", "-c:v", "libx264", "-c:a", "aac").read_bytes()
+    path = tmp_path / "part.ts"
+    path.write_bytes(whole[int(len(whole) * share) // 188 * 188 :])
+    clip, track = open_clip(path), clip_track(path)
+    pictures = np.stack([each.float().mean() for each in clip.pictures(Fraction(24), clip.count(Fraction(24)))])
+    flashes = begins(pictures > 120, Fraction(24))
+    assert len(flashes) > 1 and close(begins(track.waveform[0].abs().numpy() > 0.3, Fraction(track.rate)), flashes)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("name", "codecs"),
+    [
+        ("a.mp4", ("libx264", "aac")),
+        ("a.mkv", ("libx264", "flac")),
+        ("a.webm", ("libvpx", "libopus")),
+        ("a.ts", ("libx264", "ac3")),
+    ],
+)
+def test_sound_that_stops_for_a_time(tmp_path: Path, name: str, codecs: tuple[str, str]) -> None:
+    """Silence stands for what is missing, as in a player, so that what comes after it keeps its time."""
+    video, audio = codecs
+    whole = marked(tmp_path / f"whole-{name}", "-c:v", video, "-bf", "0", "-c:a", audio)
+    path = tmp_path / name
+    with av.open(str(whole)) as given, av.open(str(path), "w") as written:
+        streams = {stream.index: written.add_stream_from_template(stream) for stream in given.streams}
+        begun = given.start_time / av.time_base
+        for packet in given.demux():
+            if not packet.size:
+                continue
+            time = packet.pts * packet.time_base - begun
+            if packet.stream.type == "video" or not 2.5 <= time < 4.5:
+                packet.stream = streams[packet.stream.index]
+                written.mux(packet)
+    wanted = begins(np.abs(played(path, 0, 9)) > 0.3, Fraction(48000))
+    track = clip_track(path)
+    assert close(wanted, [0, 1, 2, 5, 6, 7])
+    assert close(begins(track.waveform[0].abs().numpy() > 0.3, Fraction(48000)), wanted)
+    assert float(load_track(path, 3, 1).waveform.abs().max()) == 0 and load_track(path, 2, 1.5).seconds == 1.5
+    late = load_track(path, 4, 1.5).waveform[0].abs().numpy()
+    assert close(begins(late > 0.3, Fraction(48000)), [1.0])
+
+
+@needs_ffmpeg
+def test_a_stream_of_sound_without_any_is_none(tmp_path: Path) -> None:
+    """A screen recorder without a microphone writes such films."""
+    whole, path = marked(tmp_path / "whole.mkv", "-c:v", "libx264", "-bf", "0", "-c:a", "flac"), tmp_path / "a.mkv"
+    with av.open(str(whole)) as given, av.open(str(path), "w") as written:
+        streams = {stream.index: written.add_stream_from_template(stream) for stream in given.streams}
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.stream = streams[packet.stream.index]
+                written.mux(packet)
+    with av.open(str(path)) as container:
+        assert container.streams.audio
+    assert clip_track(path) is None and clip_track(whole) is not None
+
+
+@needs_ffmpeg
+def test_sound_that_ends_before_the_first_picture(tmp_path: Path) -> None:
+    path = film(tmp_path / "early.mkv", 3, "-c:v", "libx264", "-c:a", "flac", sound_first=True)
+    assert torch.equal(clip_track(path).waveform, torch.zeros(1, 1)) and load_track(path).seconds == 2
 
 
 @needs_ffmpeg

@@ -105,6 +105,23 @@ def test_a_fingerprint_is_of_the_files(tiny_default: TinyFiles, tmp_path: Path) 
     assert fingerprint(moved, tiny_default.checkpoint) != first
 
 
+def test_a_fingerprint_of_what_is_linked_and_of_the_chat_template(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    for name in ("model", "one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    (folder / "itself").symlink_to(folder, target_is_directory=True)
+    found = [fingerprint(folder)]
+    for name in ("one", "other"):
+        (folder / "text_encoder").unlink(missing_ok=True)
+        (folder / "text_encoder").symlink_to(tmp_path / name, target_is_directory=True)
+        found.append(fingerprint(folder))
+    for template in ("{{ one }}", "{{ another }}"):
+        (folder / "chat_template.jinja").write_text(template)
+        found.append(fingerprint(folder))
+    assert len(set(found)) == len(found)
+
+
 def test_a_fingerprint_of_single_files(tiny_default: TinyFiles, tmp_path: Path) -> None:
     path = tmp_path / "gemma.safetensors"
     write_gemma_file(tiny_default.gemma, path)

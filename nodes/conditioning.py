@@ -246,13 +246,15 @@ def _with_guide(
     image: Tensor,
     latent: dict[str, Any],
     strength: float,
-    guides: tuple[Guide, ...] = (),
+    guides: tuple[Guide, ...] | None = (),
     compression: int = TRAINED,
 ) -> tuple[Guide, ...]:
-    """The guides and this image at that frame, encoded at the latent's size. At strength 0 the image is left out."""
+    """The guides and this image at that frame, encoded at the latent's size. At strength 0 the image is left out.
+    guides: None comes from another pack's switch that has nothing to give."""
+    others = tuple(guides or ())
     if strength == 0:
-        return tuple(guides)
-    return (*guides, _guide(frame, video_vae, to_picture(image), latent, strength, compression))
+        return others
+    return (*others, _guide(frame, video_vae, to_picture(image), latent, strength, compression))
 
 
 def _guide(
@@ -294,12 +296,12 @@ class SectionImages(io.ComfyNode):
         video_vae: memory.Handle,
         latent: dict[str, Any],
         strength: float,
-        guides: tuple[Guide, ...] = (),
+        guides: tuple[Guide, ...] | None = (),
         compression: int = TRAINED,
         first_image: Tensor | None = None,
     ) -> io.NodeOutput:
         named = [section for section in timeline.sections if section.image and strength]
-        progress = Progress(cls.hidden.unique_id)
+        progress, guides = Progress(cls.hidden.unique_id), tuple(guides or ())
         if first_image is not None:
             guides = _with_guide(0, video_vae, first_image, latent, strength, guides, compression)
         found = list(guides)

@@ -225,9 +225,9 @@ class ModelLoader(io.ComfyNode):
         return files.verdict(check, checkpoint)
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, dtype: str, **parts: str) -> str:
-        paths = [_checkpoint_path(checkpoint), *_part_paths(**parts).values()]
-        return " ".join(map(files.stamp, paths))
+    def fingerprint_inputs(cls, checkpoint: str | None, dtype: str | None, **parts: str | None) -> str:
+        stamps = map(files.stamp, _part_paths(**parts).values())
+        return " ".join([files.stamped(_checkpoint_path, checkpoint), *stamps])
 
     @classmethod
     def execute(
@@ -283,10 +283,8 @@ class TextEncoderLoader(io.ComfyNode):
         return files.verdict(_check_gemma, folder)
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_: object) -> str:
-        path = gemma_path(folder)
-        marks = (path, path / GEMMA_MARK, path / ENCODER)
-        return files.stamp(next(mark for mark in marks if mark.is_file()))
+    def fingerprint_inputs(cls, folder: str | None, **_: object) -> str:
+        return files.stamped(gemma_path, folder)
 
     @classmethod
     def execute(cls, folder: str, connectors: memory.Connectors | memory.Awaited, dtype: str) -> io.NodeOutput:
@@ -325,8 +323,8 @@ class UpscalerLoader(io.ComfyNode):
         return files.verdict(_upscaler_path, file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, dtype: str) -> str:
-        return files.stamp(_upscaler_path(file))
+    def fingerprint_inputs(cls, file: str | None, dtype: str | None) -> str:
+        return files.stamped(_upscaler_path, file)
 
     @classmethod
     def execute(cls, file: str, dtype: str) -> io.NodeOutput:

@@ -127,8 +127,8 @@ class LoraLoader(io.ComfyNode):
         return files.verdict(lambda name: _check_lora(_lora_path(name), True), lora)
 
     @classmethod
-    def fingerprint_inputs(cls, lora: str, **_: object) -> str:
-        return files.stamp(_lora_path(lora))
+    def fingerprint_inputs(cls, lora: str | None, **_: object) -> str:
+        return files.stamped(_lora_path, lora)
 
     @classmethod
     def execute(
@@ -168,9 +168,8 @@ class CameraLora(io.ComfyNode):
         return files.verdict(lambda name: _check_lora(_camera_path(name)), camera_lora)
 
     @classmethod
-    def fingerprint_inputs(cls, camera_lora: str, **_: object) -> str:
-        path = _camera_path(camera_lora)
-        return files.stamp(path) if path else NO_CAMERA
+    def fingerprint_inputs(cls, camera_lora: str | None, **_: object) -> str:
+        return files.stamped(_camera_path, camera_lora)
 
     @classmethod
     def execute(cls, model: memory.Model, camera_lora: str, strength: float) -> io.NodeOutput:
@@ -212,8 +211,8 @@ class DistilledLora(io.ComfyNode):
         return files.verdict(lambda name: _check_lora(_distilled_path(name)), lora)
 
     @classmethod
-    def fingerprint_inputs(cls, lora: str, **_: object) -> str:
-        return files.stamp(_distilled_path(lora))
+    def fingerprint_inputs(cls, lora: str | None, **_: object) -> str:
+        return files.stamped(_distilled_path, lora)
 
     @classmethod
     def execute(

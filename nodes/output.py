@@ -206,8 +206,8 @@ class Decode(io.ComfyNode):
         for chunk in whole:
             images[done : done + len(chunk)] = chunk
             done += len(chunk)
-        for note in clip.notes:
-            announce(cls, note)
+        if clip.notes:
+            announce(cls, "; ".join(clip.notes))  # at once, because a node shows its last text alone
         return io.NodeOutput(memory.to_graph(images))
 
 
@@ -390,14 +390,14 @@ class SaveLatentVideo(io.ComfyNode):
         )
         frames, beyond = clip.pictures(progress), _unheard(audio, retake, clip.frames, fps)
 
-        def write(chunks: Iterable[Tensor], verdict: str) -> io.NodeOutput:
+        def write(chunks: Iterable[Tensor], verdict: str, said: str = "") -> io.NodeOutput:
             def notes() -> str:
                 return "\n".join((_text(report), *clip.notes, verdict, *beyond))
 
-            return target.write(cls, chunks, notes, lambda done: progress.check())
+            return target.write(cls, chunks, notes, lambda done: progress.check(), said)
 
         if opened.checker is None:
-            return write(frames, announce(cls, opened.reason))
+            return write(frames, opened.reason, opened.reason)
         watch = Watch(opened.checker, clip.frames, threshold=threshold)
         try:
             return write(safety.stop_at_flag(watch, frames), safety.passed(watch))
@@ -405,9 +405,9 @@ class SaveLatentVideo(io.ComfyNode):
             if CUTS in latent:
                 FilmWindows().forget(latent.get(MADE, ()))  # what was flagged does not stay on the disk
             clip.told.clear()  # the black frames are not decoded
-            verdict = announce(cls, safety.flagged(watch, action))
+            verdict = safety.flagged(watch, action)
             black = torch.zeros(1, clip.height, clip.width, 3, dtype=torch.uint8)
-            return write((black for _ in range(clip.frames)), verdict)
+            return write((black for _ in range(clip.frames)), verdict, verdict)
 
 
 class Report(io.ComfyNode):

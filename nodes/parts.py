@@ -191,10 +191,27 @@ def _content(samples: Tensor, noise: Any, audio: FilmSound, numbers: list[int]) 
 
 
 def _facts(cut: Cut, numbers: list[int]) -> dict[str, str]:
-    """What a file says about itself: its windows, and a hash of the whole film's, which all parts share."""
+    """What a file says about itself: its windows, a hash of the whole film's, which all parts share, and a hash of what
+    its own sections and windows show."""
     places = [[each.start, each.length, each.given, each.cut] for each in cut.windows]
-    told = json.dumps([cut.frames, str(cut.fps), places, [str(each) for each in cut.sections]])
-    return {"film": hashlib.sha256(told.encode()).hexdigest(), "windows": f"{numbers[0]} {numbers[-1]}"}
+    held = [float(cut.size.anchor), float(cut.size.drift)]
+    film = [cut.frames, str(cut.fps), places, [str(each) for each in cut.sections], held]
+    first, last = numbers[0], numbers[-1]
+    return {"film": _hash(film), "windows": f"{first} {last}", "shown": _hash(_shown(cut, range(first, last + 1)))}
+
+
+def _shown(cut: Cut, numbers: range) -> list[Any]:
+    """What these windows of a film show, as far as the graph says it: the words, seeds and images of their sections,
+    and seeds of their own. Other parts may change without them."""
+    own = cut.windows[numbers.start : numbers.stop]
+    latents = range(own[0].new.start, own[-1].stop) if own else range(0)
+    sections = [each for each in cut.sections if each.first_latent(cut.fps) in latents]
+    seeds = [[number, seed] for number, seed in cut.size.seeds if number - 1 in numbers]
+    return [[[each.prompt, each.seed, each.image] for each in sections], seeds]
+
+
+def _hash(told: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _look(path: Path, film: Cut) -> Made:

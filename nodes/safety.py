@@ -50,7 +50,7 @@ def installed() -> dict[str, Path]:
 
 def stamp() -> str:
     """A text that changes when a classifier is installed, replaced or removed, for `fingerprint_inputs`."""
-    return ";".join(f"{name}:{files.stamp(path / MARK)}" for name, path in installed().items())
+    return ";".join(f"{name}:{files.stamp(path)}" for name, path in installed().items())
 
 
 def checker_input(*first: str) -> io.Input:

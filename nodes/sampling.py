@@ -362,7 +362,7 @@ class Sampler(io.ComfyNode):
         latent: dict[str, Any],
         negative: TextContext | None = None,
         guidance: Guidance | None = None,
-        guides: tuple[Guide, ...] = (),
+        guides: tuple[Guide, ...] | None = (),
         audio_guidance: Guidance | None = None,
         restart: Restart | None = None,
         sampler: str = EULER,
@@ -394,7 +394,7 @@ class Sampler(io.ComfyNode):
             )
         sources = to_streams(noise, latent, film.cut)
         source, kept = sources[0], FilmWindows()
-        conditions = Conditions(positive, film.sounds[0], negative, guides, mask, **latent.get(SOURCE, {}))
+        conditions = Conditions(positive, film.sounds[0], negative, guides or (), mask, **latent.get(SOURCE, {}))
         parts = film.parts(isinstance(source, Generated), references or ())
         (denoised, sounds, streams), placing = _sample(
             model, samples, film, parts, conditions, steering, sources, kept, progress

@@ -166,7 +166,7 @@ class ExpandPrompt(io.ComfyNode):
         return check_choice(expander)
 
     @classmethod
-    def fingerprint_inputs(cls, expander: str = OWN, **_: object) -> str:
+    def fingerprint_inputs(cls, expander: str | None = OWN, **_: object) -> str:
         return stamp_of(expander)
 
     @classmethod
@@ -204,7 +204,7 @@ class Writing:
     def write(self, prompt: str) -> Expansion:
         """The prompt written out, which is not done again if this encoder had it lately."""
         path = self._path
-        wrote = (self._seed, None) if path is None else (None, (path, _stamp(path)))
+        wrote = (self._seed, None) if path is None else (None, (path, files.stamp(path)))
         key = ("expansion", prompt, *wrote, image_digest(self._picture))
         expansion = _recent.get(self._encoder, key)
         if expansion is None:
@@ -250,19 +250,14 @@ def check_choice(expander: str | None) -> bool | str:
     return files.verdict(_expander_path, expander)
 
 
-def stamp_of(expander: str) -> str:
+def stamp_of(expander: str | None) -> str:
     """A text that changes when the expander's files change; "" for the text encoder."""
-    path = _expander_path(expander)
-    return "" if path is None else _stamp(path)
-
-
-def _stamp(path: Path) -> str:
-    return files.stamp(path / "config.json" if path.is_dir() else path)
+    return files.stamped(_expander_path, expander)
 
 
 def _writer(text_encoder: memory.TextEncoder, path: Path) -> memory.Writer:
     """The expander, which is loaded anew only if another one was used last."""
-    key = (path, _stamp(path))
+    key = (path, files.stamp(path))
     writer = _writers.get(text_encoder, key)
     if writer is None:
         writer = memory.hold_writer(lambda chosen, **fp8: load_expander(path, chosen, **fp8), "auto")

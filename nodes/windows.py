@@ -41,7 +41,7 @@ class CutWindows(io.ComfyNode):
             **aliases("film", "long video", "song", "talk", "music video"),
             inputs=[
                 frames_input(),
-                widget("fps", step=0.001, tooltip="From Frame Count."),
+                widget("fps", step=0.001, tooltip="From Frame Count.", linked_whole=True),
                 io.Int.Input(
                     "window_frames",
                     default=usual.frames,
@@ -179,7 +179,7 @@ class SectionTimeline(io.ComfyNode):
                     "without a time continue the line above; lines that begin with # are comments.",
                 ),
                 frames_input(),
-                widget("fps", step=0.001, tooltip="From Frame Count."),
+                widget("fps", step=0.001, tooltip="From Frame Count.", linked_whole=True),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -223,7 +223,7 @@ class SectionTimeline(io.ComfyNode):
         return read if read is not True else text.check_choice(expander)
 
     @classmethod
-    def fingerprint_inputs(cls, timeline: str | None = None, expander: str = text.OWN, **_: object) -> str:
+    def fingerprint_inputs(cls, timeline: str | None = None, expander: str | None = text.OWN, **_: object) -> str:
         names = [section.image for section in read_timeline(timeline or "", "-") if section.image]
         return " ".join([text.stamp_of(expander), *(files.stamp(files.upload(name)) for name in names)])
 

@@ -43,11 +43,12 @@ class Target:
         chunks: Iterable[Tensor],
         notes: Callable[[], str],
         on_frames: Callable[[int], None],
+        said: str = "",
     ) -> io.NodeOutput:
         """Writes frames uint8 [n, H, W, 3] and the sound into the next file of that name. Returns the node's output.
 
         notes: returns the lines of the report; it is called for the file's metadata and at the end for ComfyUI's
-        history.
+        history. said: what the node says while it writes, beside what this says.
         """
         rate = frame_rate(self.fps)
         folder, name, subfolder = destination(
@@ -55,8 +56,8 @@ class Target:
         )
         track = None if self.audio is None else soundtrack(to_track(self.audio), self.frames, rate)
         mixed = mixing(track, self.format)
-        if mixed:
-            announce(node, mixed)
+        if said or mixed:
+            announce(node, "; ".join(filter(None, [said, mixed])))
 
         def lines() -> list[str]:
             return [line for line in (*notes().splitlines(), mixed) if line.strip()]

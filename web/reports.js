@@ -1,5 +1,6 @@
 // The texts of nodes (reports, the prompt that is being written): each stands on its node, and stays after the run. They
-// come while a node runs, and as its output, which the server sends again for a cached node that a run reads from.
+// come while a node runs, and as its output, which the server sends again for a cached node that a run reads from. When
+// the node runs again, its old text goes, because it may have nothing to say this time.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
@@ -35,6 +36,11 @@ function find(path) {
 api.addEventListener(TEXT, ({ detail }) => {
   const node = find(detail.node);
   if (node) show(node, detail.text);
+});
+
+api.addEventListener("executing", ({ detail }) => {
+  const node = detail && find(detail);
+  if (node) show(node, "");
 });
 
 app.registerExtension({

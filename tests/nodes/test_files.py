@@ -134,3 +134,21 @@ def test_a_stamp_changes_with_the_file_and_tells_no_path(tmp_path: Path) -> None
     first = files.stamp(file)
     file.write_bytes(b"12")
     assert files.stamp(file) != first and str(tmp_path) not in first
+
+
+def test_a_folder_s_stamp_changes_with_each_of_its_files(tmp_path: Path) -> None:
+    model, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    for folder in (model / ".cache", elsewhere):
+        folder.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (elsewhere / "part.safetensors").write_bytes(b"one")
+    (model / "linked").symlink_to(elsewhere)
+    found = [files.stamp(model)]
+    for path in (elsewhere / "part.safetensors", model / "config.json", model / "new.model"):
+        path.write_bytes(b"changed")
+        found.append(files.stamp(model))
+    (model / "new.model").rename(model / "renamed.model")
+    found.append(files.stamp(model))
+    assert len(set(found)) == len(found) and not any(str(tmp_path) in each for each in found)
+    (model / ".cache" / "download.lock").touch()
+    assert files.stamp(model) == found[-1]

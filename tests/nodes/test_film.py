@@ -6,17 +6,23 @@ import os
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
+from a2v.ltx.diffusion.conditioning import AudioCondition
 from a2v.ltx.diffusion.kept import DAYS, ROOM
 from a2v.ltx.diffusion.sample_windows import keep_nothing
 from a2v.ltx.errors import InputError
+from a2v.ltx.latents import Noise
+from a2v.ltx.timeline import borders, read_timeline
 from a2v.ltx.windows import WindowSize, cut_windows
-from a2v.nodes import film
-from a2v.nodes.film import FOLDER, Cut, FilmWindows, check_clip
+from a2v.nodes import film, parts
+from a2v.nodes.film import FOLDER, Cut, FilmSound, FilmWindows, Timeline, check_clip
+from a2v.nodes.taking.noise import NextNoise
 
 FPS = Fraction(24)
 FILM = Cut(65, FPS, cut_windows(65, WindowSize(33, 2)))
@@ -66,3 +72,57 @@ def test_what_was_made_for_another_clip_is_refused(frames: int, fps: Fraction) -
     check_clip("windows", FILM, 65, FPS)
     with pytest.raises(InputError, match=rf"^windows: it was made for 65 frames at 24 fps, but here are {frames} at"):
         check_clip("windows", FILM, frames, fps)
+
+
+# Parts of a film
+
+STORY = "0:00 a woman sings\n0:01 she dances\n0:02 [cut, seed 9] rain\n0:03 [cut] snow"
+
+
+def story(text: str = STORY, **size: object) -> Cut:
+    """A film of four seconds with three parts, of windows 1 to 5, 6 and 7, and 8 and 9."""
+    sections, frames, asked = read_timeline(text), 97, WindowSize(17, 1, **size)
+    windows = cut_windows(frames, asked, borders(sections, frames, FPS))
+    return Cut(frames, FPS, windows, Timeline(sections, (), frames, FPS), asked)
+
+
+def part(film: Cut, number: int = 0, made: str = "") -> Cut:
+    hidden = SimpleNamespace(unique_id="1", prompt=None, extra_pnginfo=None)
+    return type("FilmPart", (parts.FilmPart,), {"hidden": hidden}).execute(film, number, 3, made).args[0]
+
+
+@pytest.fixture
+def second(folder: Path) -> str:
+    """The file of the second part."""
+    cut = part(story(), 2)
+    sounds = tuple(AudioCondition(torch.zeros(1, 8, 18, 16), 17, FPS) for _ in cut.windows)
+    hidden = SimpleNamespace(unique_id="1", prompt=None, extra_pnginfo=None)
+    save = type("SaveFilmPart", (parts.SaveFilmPart,), {"hidden": hidden})
+    latent = {"samples": torch.zeros(1, 128, 13, 1, 1)}
+    return save.execute(latent, NextNoise(Noise(1)), FilmSound(cut, sounds), "part").args[0]
+
+
+def test_a_part_is_taken_where_the_film_changes_elsewhere(second: str) -> None:
+    assert [len(part(story(), number).here) for number in (1, 2, 3)] == [5, 2, 2]
+    changed = STORY.replace("sings", "hums").replace("[cut] snow", "[cut, image a.png] snow")
+    for whole in (story(), story(changed), story(seeds=((1, 5),)), story(anchor=1)):
+        assert part(whole, made=second).here == {0, 1, 2, 3, 4, 7, 8}
+
+
+@pytest.mark.parametrize(
+    ("changed", "size"),
+    [
+        (STORY.replace("rain", "hail"), {}),
+        (STORY.replace("seed 9", "seed 8"), {}),
+        (STORY.replace("seed 9", "seed 9, image a.png"), {}),
+        (STORY, {"seeds": ((6, 5),)}),
+        (STORY, {"drift": 0.5}),
+        (STORY, {"anchor": 0.0}),
+        ("0:00 a woman sings", {}),
+    ],
+    ids=["words", "seed", "image", "window seed", "drift", "anchor", "windows"],
+)
+def test_a_part_of_other_sections_is_refused(second: str, changed: str, size: dict[str, float]) -> None:
+    """Its windows lie where they lay, but it shows what the timeline no longer says."""
+    with pytest.raises(InputError, match=r"^made: part_00001_\.safetensors is a part of another film"):
+        part(story(changed, **size), made=second)

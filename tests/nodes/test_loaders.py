@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
-from a2v.nodes import files, loaders, memory
+import execution
+from a2v.nodes import files, loaders, loras, memory, safety, text, windows
 from a2v.tests import layouts
 from a2v.tests.tiny import write_tiny
 
@@ -122,7 +124,7 @@ def test_a_diffusers_folders_own_encoder(base: Path, tmp_path: Path) -> None:
         (folder,) = (each for each in loader.define_schema().inputs if each.id == "folder")
         assert whole.name in folder.options and loader.validate_inputs(folder=whole.name) is True
         assert loaders.gemma_path(whole.name) == whole
-        assert loader.fingerprint_inputs(folder=whole.name) == files.stamp(whole / "text_encoder" / "config.json")
+        assert loader.fingerprint_inputs(folder=whole.name) == files.stamp(whole)
         nearer = base / "models" / "text_encoders" / whole.name
         nearer.mkdir(parents=True)
         (nearer / "config.json").write_text("{}")
@@ -130,3 +132,59 @@ def test_a_diffusers_folders_own_encoder(base: Path, tmp_path: Path) -> None:
     finally:
         shutil.rmtree(whole)
         shutil.rmtree(base / "models" / "text_encoders" / whole.name, ignore_errors=True)
+
+
+@pytest.fixture
+def folders(base: Path, fresh_lists: None) -> Iterator[dict[str, Path]]:
+    """Weights of models that are folders: of a checkpoint, a text encoder and an image classifier."""
+    weights = {
+        "checkpoint": base / "models" / "diffusers" / "ltx-whole" / "transformer" / "model.safetensors",
+        "encoder": base / "models" / "text_encoders" / "gemma-whole" / "model.safetensors",
+        "classifier": base / "models" / "safety_checker" / "whole" / "model.safetensors",
+    }
+    for path in weights.values():
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"some")
+        (path.parent / "config.json").write_text("{}")
+    yield weights
+    shutil.rmtree(base / "models" / "diffusers" / "ltx-whole")
+    shutil.rmtree(weights["encoder"].parent)
+    shutil.rmtree(weights["classifier"].parent)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fingerprint"),
+    [
+        ("checkpoint", lambda: LOADER.fingerprint_inputs(checkpoint="ltx-whole", dtype="auto")),
+        ("encoder", lambda: loaders.TextEncoderLoader.fingerprint_inputs(folder="gemma-whole")),
+        ("classifier", safety.SafetyChecker.fingerprint_inputs),
+    ],
+)
+def test_a_folder_s_weights_are_watched(folders: dict[str, Path], kind: str, fingerprint: Callable[[], str]) -> None:
+    """Not its configuration alone: other weights for the same model leave that as it was."""
+    before = fingerprint()
+    assert fingerprint() == before
+    folders[kind].write_bytes(b"others")
+    assert fingerprint() != before and "whole" not in fingerprint().rpartition(":")[2]
+
+
+def test_a_model_that_a_link_names_is_not_loaded_anew_in_each_run() -> None:
+    """ComfyUI asks for a fingerprint before it knows the value, and runs a node each time that this is an error."""
+    link = ["2", 0]
+    asked = {
+        LOADER: {"checkpoint": link, "dtype": link, "video_vae": link},
+        loaders.TextEncoderLoader: {"folder": link, "dtype": "auto"},
+        loaders.UpscalerLoader: {"file": link, "dtype": "auto"},
+        loras.LoraLoader: {"lora": link, "strength": 1.0},
+        loras.DistilledLora: {"lora": link},
+        loras.CameraLora: {"camera_lora": link, "strength": 1.0},
+        text.ExpandPrompt: {"prompt": "a man", "expander": link},
+        windows.SectionTimeline: {"prompt": "a man", "timeline": "", "expander": link},
+    }
+    for node, inputs in asked.items():
+        graph = {"1": {"class_type": node.__name__, "inputs": inputs}}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(execution.nodes.NODE_CLASS_MAPPINGS, node.__name__, node)
+            cache = execution.IsChangedCache("run", execution.DynamicPrompt(graph), None)
+            (found,) = asyncio.run(cache.get("1"))
+        assert found.strip() == "", node

@@ -18,7 +18,7 @@ from a2v.ltx.diffusion.decode import decode_video
 from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.errors import InputError
 from a2v.ltx.weights.checkpoint import load_checkpoint
-from a2v.nodes import activations, memory, output
+from a2v.nodes import activations, memory, output, progress
 from a2v.tests.ltx.measure import run
 from a2v.tests.nodes.conftest import HOST
 from a2v.tests.tiny import write_tiny
@@ -98,6 +98,26 @@ def test_decode_and_save_says_so_in_the_file(
     (file,) = tmp_path.glob("*.mp4")
     with av.open(str(file)) as container:
         assert NOTE in json.loads(container.metadata["comment"])["notes"]
+
+
+def test_a_node_says_all_at_once(
+    handle: memory.Handle,
+    latent: dict[str, torch.Tensor],
+    freed: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It shows its last text alone."""
+    texts: list[str] = []
+    monkeypatch.setattr(progress, "show_text", lambda _, text: texts.append(text))
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    as_run(output.Decode).execute(handle, latent, 96, 32, 16, 8)
+    assert NOTE in texts.pop() and not texts
+    sound = {"waveform": torch.zeros(1, 11, 48000), "sample_rate": 48000}
+    asked = ("X264 (.mp4)", "high", "fast", "off", 0.5, "replace", sound)
+    as_run(output.SaveLatentVideo).execute(handle, latent, 96, 32, 16, 8, 24.0, "clip", *asked)
+    said = texts.pop()
+    assert "the safety checker did not run" in said and "mixed down from 11 channels" in said and not texts
 
 
 def test_where_nothing_fits_there_is_one_sentence_and_no_file(

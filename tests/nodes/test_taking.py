@@ -22,7 +22,9 @@ from a2v.ltx.grid import CHANNELS
 from a2v.ltx.latents import Noise, patchify_video
 from a2v.ltx.media.audio import LOUDEST, Track, conditioning_track, load_track, soundtrack
 from a2v.ltx.media.images import from_float
+from a2v.ltx.timeline import read_timeline
 from a2v.nodes import audio, conditioning, latents, output, safety, sampling
+from a2v.nodes.film import Timeline
 from a2v.nodes.taking.latent import MASK, mask_of, start_of
 from a2v.nodes.taking.noise import Generated, NextNoise, to_noise
 from a2v.nodes.taking.picture import others, size_of, to_frames, to_picture
@@ -176,6 +178,23 @@ def test_latents_from_any_node(kind: str, model: Any) -> None:
     assert made["samples"].shape == LATENT and made["samples"].isfinite().all()
     kept = kind == "mask of frames"
     assert (MASK in made) == kept == ("noise mask" in report) and (bool(made["samples"].any()) != kept)
+
+
+def test_a_switch_may_give_no_guides(model: Any) -> None:
+    """As another pack's switch does of which no input is connected or chosen."""
+    latent, asked = {"samples": torch.zeros(LATENT)}, conditions(model.module, 1.0)
+    image = {"video_vae": None, "image": torch.zeros(1, 8, 8, 3), "strength": 0.0, "guides": None}
+    for node in (conditioning.ImageConditioning, conditioning.EndImageConditioning, conditioning.Keyframe):
+        assert run(node, latent=latent, **image) == ((),)
+    story = Timeline(read_timeline("0:00 [image face.png] a face"), (), 9, FPS)
+    with pytest.raises(InputError, match=r"face\.png"):  # which is what it looks for next
+        run(conditioning.SectionImages, timeline=story, video_vae=None, latent=latent, strength=1.0, guides=None)
+    made = [
+        run(sampling.Sampler, model=model, noise=native.Noise_RandomNoise(3), sigmas=torch.tensor([1.0, 0.0]),
+            positive=asked.positive, audio=asked.audio, latent=latent, **more)[0]["samples"]
+        for more in ({}, {"guides": None})
+    ]  # fmt: skip
+    assert torch.equal(*made)
 
 
 def test_a_noise_mask_keeps_its_part_of_the_latent(model: Any) -> None:

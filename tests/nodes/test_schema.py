@@ -55,6 +55,12 @@ def test_every_node_tells_what_a_person_needs(node_id: str) -> None:
     json.dumps(node.GET_NODE_INFO_V1())  # as /object_info sends it
 
 
+def test_frames_per_second_may_be_linked_as_a_whole_number() -> None:
+    """Most other nodes' rates are an INT, which ComfyUI refuses for a widget of any number alone."""
+    rates = [each for node in NODES.values() for each in node.GET_SCHEMA().inputs if each.id in ("fps", "frame_rate")]
+    assert len(rates) > 7 and {each.get_io_type() for each in rates} == {"FLOAT,INT"}
+
+
 def test_nodes_have_names_of_their_own() -> None:
     schemas = [node.GET_SCHEMA() for node in NODES.values()]
     assert len(NODES) == len({schema.display_name for schema in schemas}) == len(nodes.NODES)

@@ -44,7 +44,13 @@ def open_media(path: Path, example: str) -> Iterator[Any]:
 
 def open_bytes(file: BinaryIO) -> Any:
     """An open file as an av container. FFmpeg gets no protocols, so that a playlist cannot make it read other files or
-    the network."""
+    the network.
+
+    PyAV's messages are off, as they are unless another package wants them (torchvision before 0.24 does): a decoder's
+    thread would wait for Python's lock to tell an error, and whoever closes the decoder holds that lock until the
+    thread ends.
+    """
+    av.logging.set_level(None)
     return av.open(file, options={"protocol_whitelist": "none"}, **TAGS)
 
 

@@ -258,3 +258,11 @@ def test_damage_is_read_from_the_beginning(tmp_path: Path, decoded: list[None]) 
         found = torch.stack(list(clip.pictures(RATE, 20, first / RATE, told.append)))
         assert torch.equal(found, whole[first : first + 20])
         assert least <= len(decoded) <= most and len(told) == sentences
+
+
+def test_a_decoders_messages_hold_up_nobody(tmp_path: Path) -> None:
+    """They would wait for Python's lock, and the thread that closes the decoder has it: both would wait for ever."""
+    path = write(tmp_path / "h264.mp4", "h264.mp4")
+    av.logging.set_level(av.logging.ERROR)  # as another package may
+    read(open_clip(path), LATE)
+    assert av.logging.get_level() is None

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ...ltx.errors import InputError
+from ..faults import public
 from ..files.looks import Kind
 from ..graph.graph import Prompt
 from ..graph.model_files import Listing
@@ -64,8 +65,8 @@ class Application:
 
     def invalid_from(self, error: InputError, field: str | None = None) -> Invalid:
         """Turns the engine's sentence into a 422, for the given field or for the input that the sentence begins
-        with."""
-        return invalid_from(error, self.inputs, field)
+        with. Clients do not see where this server's files lie."""
+        return invalid_from(public(str(error)), self.inputs, field)
 
     def result(self, whole: Mapping[str, Any]) -> dict[str, Any]:
         """What clients get of a result: the fields of `output`. The video's URL is not in it yet."""

@@ -96,15 +96,14 @@ def compose_take(checked: CheckedRequest, models: ModelNames, files: Mapping[str
 
 def compose_reference(checked: CheckedRequest, models: ModelNames, files: Mapping[str, str], prefix: str) -> Prompt:
     """The `compose` of reference-video-to-video."""
-    own, key = checked.own, PUBLISHED.get(ic_kind(checked))
+    own = checked.own
     others, reading = split_loras(checked, models)
-    if key is not None:
-        reading = [(find_published_lora(key, models.loras), 1.0), *reading]
     graph = _composed(checked, models, files, prefix, others)
     clip = compose_video.load(graph, files["video_url"], its_sound="audio_url" not in files)
     if own["video_strength"] > 0:
-        edges = own["preprocessor"] == CANNY
-        compose_video.follow(graph, clip, own["video_strength"], edges=edges, loras=reading)
+        edges, key = own["preprocessor"] == CANNY, PUBLISHED.get(ic_kind(checked))
+        published = find_published_lora(key, models.loras) if key else None
+        compose_video.follow(graph, clip, own["video_strength"], edges=edges, published=published, loras=reading)
     return _finished(graph, checked)
 
 

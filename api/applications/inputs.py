@@ -65,13 +65,13 @@ USUAL = WindowSize()
 
 
 def _share(default: float, description: str) -> Any:
-    return Field(default, ge=0, le=1, strict=False, description=description)
+    return Field(default, ge=0, le=1, description=description)
 
 
 class WindowSettings(BaseModel):
     """The windows of a film that is as long as its sound. The hosted endpoint has no such input."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid")
 
     frames: int = Field(
         USUAL.frames, ge=SHORTEST, le=LONGEST, description="Frames of a window, one more than a multiple of 8."
@@ -271,7 +271,8 @@ def check(
         checked = model.model_validate(body)
     except ValidationError as error:
         raise Invalid([_detail(part) for part in error.errors(include_url=False, include_input=False)]) from None
-    values = checked.model_dump(exclude_unset=True)
+    sent = checked.model_dump(exclude_unset=True)
+    values = {name: value for name, value in sent.items() if value is not None}  # null is as good as absent
     if values.get(SIZE_ALIAS) is not None:
         if values.get(SIZE) is not None:
             raise Invalid([problem(name, f"give {SIZE} or {SIZE_ALIAS}, not both.") for name in (SIZE, SIZE_ALIAS)])
@@ -286,7 +287,7 @@ def check(
         parameters, said = translate(values, given.keys())
         request = parse({**parameters, **fixed})
     except InputError as error:
-        raise invalid_from(error, model) from None
+        raise invalid_from(str(error), model) from None
     arguments = {**given, **chosen, **values, "seed": request.seed, **({SYNC_MODE: True} if sync_mode else {})}
     ignored = [f"{name} does nothing here, it is always {fixed[name]}" for name in values.keys() & fixed.keys()]
     notes = (*_strangers(body, model), *ignored, *said, *request.notes)
@@ -295,9 +296,8 @@ def check(
     return CheckedRequest(request, given, sync_mode, arguments, notes, loras, own)
 
 
-def invalid_from(error: InputError, model: type[BaseModel], field: str | None = None) -> Invalid:
+def invalid_from(text: str, model: type[BaseModel], field: str | None = None) -> Invalid:
     """Turns the engine's sentence into a 422, for the given field or for the input that the sentence begins with."""
-    text = str(error)
     named = field or text.split(":")[0].split(".")[0]
     return Invalid([problem(named if named in model.model_fields else None, text)])
 

@@ -13,8 +13,9 @@ LOAD_VIDEO, CLIP, RETAKE, KEEP, REFERENCE, EDGES = (
 )
 VIDEO_SIZE = "LTXA2VVideoSize"
 LOAD_AUDIO, CONDITION, DECODE_AUDIO = "LTXA2VLoadAudio", "LTXA2VAudioConditioning", "LTXA2VDecodeAudio"
-IC_LORA = "IC-LoRA"
-"""The title of the LoRA that reads the given video. It acts in the first stage alone, as in the official pipeline."""
+IC_LORA, OWN_IC_LORA = "IC-LoRA", "IC-LoRA of the request"
+"""The titles of LoRAs that read the given video: of the published one, and of those that the client names. They act in
+the first stage alone, as in the official pipeline."""
 
 Link = list[Any]
 
@@ -74,14 +75,17 @@ def keep(graph: Graph, made: Link) -> None:
     graph.inputs(SAVE)["retake"] = made
 
 
-def follow(graph: Graph, clip: Link, strength: float, *, edges: bool, loras: list[tuple[str, float]]) -> None:
-    """Makes the first stage look at the clip. edges: only at its edges. loras: IC-LoRAs by name in ComfyUI's list, and
-    the strength of each."""
+def follow(
+    graph: Graph, clip: Link, strength: float, *, edges: bool, published: str | None, loras: list[tuple[str, float]]
+) -> None:
+    """Makes the first stage look at the clip. edges: only at its edges. published: the published IC-LoRA, by its name
+    in ComfyUI's list. loras: the client's, by theirs, and the strength of each."""
     if edges:
         clip = [graph.add(EDGES, "Edges", clip=clip, weak=WEAK, strong=STRONG), 0]
     steered = graph.inputs(ACCELERATION)
-    for name, share in loras:
-        key = graph.add(OTHER_LORA, IC_LORA, model=steered["first_model"], lora=name, strength=share)
+    reading = [(IC_LORA, published, 1.0)] if published else []
+    for title, name, share in (*reading, *((OWN_IC_LORA, *lora) for lora in loras)):
+        key = graph.add(OTHER_LORA, title, model=steered["first_model"], lora=name, strength=share)
         steered["first_model"] = [key, 0]
         tell(graph, [key, 1])
     graph.inputs(VIDEO_SIZE)["model"] = steered["first_model"]  # the size fits the smaller reference, too

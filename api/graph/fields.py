@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from .compose import ACCELERATION, END_IMAGE, FILM_PART, IMAGE, LAST_IMAGE, LOAD_IMAGE, OTHER_LORA, TIMELINE, WINDOW
-from .compose_video import CLIP, EDGES, IC_LORA, KEEP, LOAD_VIDEO, REFERENCE, RETAKE
+from .compose import (
+    ACCELERATION,
+    AUDIO,
+    END_IMAGE,
+    FILM_PART,
+    FRAME_COUNT,
+    IMAGE,
+    LAST_IMAGE,
+    LOAD_IMAGE,
+    OTHER_LORA,
+    TIMELINE,
+    WINDOW,
+)
+from .compose_video import CLIP, EDGES, IC_LORA, KEEP, LOAD_AUDIO, LOAD_VIDEO, REFERENCE, RETAKE
 from .graph import Prompt
 
 
@@ -14,15 +26,15 @@ def field_of(graph: Prompt, node_id: str) -> str | None:
     node = graph.get(node_id, {})
     title = node.get("_meta", {}).get("title", "")
     if node.get("class_type") in (LOAD_IMAGE, IMAGE, END_IMAGE):
-        return "end_image_url" if title.startswith(LAST_IMAGE) else "image_url"
+        return "end_image_url" if title.startswith(LAST_IMAGE) or _is_longer(graph) else "image_url"
     if title == IC_LORA:
         return "ic_lora_type"
+    has_sound_file = any(each["class_type"] == LOAD_AUDIO for each in graph.values())
     return {
         **dict.fromkeys((LOAD_VIDEO, CLIP, RETAKE, KEEP, REFERENCE, EDGES), "video_url"),
-        "LTXA2VLoadAudio": "audio_url",
-        "LTXA2VFrameCount": "audio_url",
-        "LTXA2VPreprocessAudio": "audio_url",
-        "LTXA2VAudioConditioning": "audio_url",
+        **dict.fromkeys(
+            (LOAD_AUDIO, FRAME_COUNT, "LTXA2VPreprocessAudio", AUDIO), "audio_url" if has_sound_file else "video_url"
+        ),
         WINDOW: "windows",
         FILM_PART: "windows",
         TIMELINE: "timeline",
@@ -31,6 +43,12 @@ def field_of(graph: Prompt, node_id: str) -> str | None:
         "LTXA2VVideoSize": "video_size",
         ACCELERATION: "acceleration",
     }.get(node.get("class_type", ""))
+
+
+def _is_longer(graph: Prompt) -> bool:
+    """Whether the graph makes a video longer. Its one image is the end image: before the video, it is the first
+    frame."""
+    return any("extend" in node["inputs"] for node in graph.values() if node["class_type"] == RETAKE)
 
 
 def in_request_words(graph: Prompt, message: str) -> str:

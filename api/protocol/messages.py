@@ -56,9 +56,10 @@ class Problem(BaseModel):
 
 
 class ValidationProblem(BaseModel):
-    """All mistakes in a request's inputs."""
+    """All mistakes in a request's inputs. error_type: if the request was in the queue when they were found."""
 
     detail: list[Problem]
+    error_type: str | None = None
 
 
 class PlainProblem(BaseModel):

@@ -26,6 +26,7 @@ from a2v.api.protocol.operations import Operation
 from a2v.api.settings import Settings
 from aiohttp import web
 from PIL import Image
+from sqlalchemy import event
 
 KEY = "a-key-of-these-tests"
 APP = AUDIO_TO_VIDEO.id
@@ -47,6 +48,25 @@ def opened(settings: Settings) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def before_writes(store: Store, act: Callable[[], None]) -> Callable[[], None]:
+    """Calls `act` before each statement that writes, where the driver would; what it raises is the driver's error.
+    Returns what ends that."""
+
+    def look(cursor: Any, statement: str, parameters: Any, context: Any) -> None:
+        if not statement.startswith(("BEGIN", "SELECT", "PRAGMA")):
+            act()
+
+    places = [(engine, name) for engine in store.engines[1:] for name in ("do_execute", "do_executemany")]
+    for engine, name in places:
+        event.listen(engine, name, look)
+
+    def end() -> None:
+        for engine, name in places:
+            event.remove(engine, name, look)
+
+    return end
 
 
 def arrive(data: bytes, kind: Kind, settings: Settings, store: Store, name: str = "") -> str:

@@ -20,6 +20,7 @@ from a2v.api.database.store import Base, Store, StoreFailed, StoreMisused
 from a2v.api.files.owners import MediaNeed
 from a2v.api.install import install
 from a2v.ltx.errors import InputError
+from a2v.tests.api.edges import before_writes
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, event, select
@@ -167,13 +168,12 @@ def fail(store: Store, times: int, message: str = "database or disk is full") ->
     """The next statements that write fail as SQLite lets them fail."""
     left = [times]
 
-    def refuse(*arguments: object) -> None:
-        if left[0] and not str(arguments[2]).startswith(("BEGIN", "SELECT")):
+    def refuse() -> None:
+        if left[0]:
             left[0] -= 1
             raise sqlite3.OperationalError(message)
 
-    for engine in store.engines[1:]:
-        event.listen(engine, "before_cursor_execute", refuse)
+    before_writes(store, refuse)
 
 
 def test_a_failure_says_neither_sql_nor_parameters(store: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -27,10 +27,10 @@ from a2v.api.host import Outcome
 from a2v.api.protocol import bodies
 from a2v.api.queue.cleaner import Cleaner
 from a2v.api.settings import Settings
-from a2v.tests.api.edges import APP, data_uri, make_settings, opened, serving, wav
-from a2v.tests.api.stand_ins import BODY, PICTURE, Place
+from a2v.ltx.errors import InputError
+from a2v.tests.api.edges import APP, before_writes, data_uri, make_settings, opened, serving, wav
+from a2v.tests.api.stand_ins import BODY, PICTURE, Place, failing
 from aiohttp import web
-from sqlalchemy import event
 
 
 class Served(Place):
@@ -93,6 +93,39 @@ class Gate:
         while not self.open.is_set():
             await asyncio.sleep(0.01)
         return None
+
+
+def test_a_failed_request_s_answers_are_those_of_the_document(served: Served) -> None:
+    """By the document's models, with no field beside theirs. And nobody learns where this server's files lie."""
+    document = requests.get(f"{served.base}/openapi.json", timeout=10).json()
+
+    def check(answer: requests.Response, path: str, status: int) -> None:
+        described = document["paths"][path]["post" if "/run/" in path else "get"]["responses"][str(status)]
+        model = described["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        assert answer.status_code == status
+        assert answer.json().keys() <= document["components"]["schemas"][model]["properties"].keys()
+        assert "/srv" not in answer.text and "x.safetensors: is damaged" in answer.text
+
+    for kind, status in (("a2v.ltx.errors.InputError", 422), ("RuntimeError", 500)):
+        served.host.act = failing(kind, "/srv/comfyui/models/loras/x.safetensors: is damaged")
+        waiting = served.ask()
+        check(served.result_of(waiting), "/fal/queue/fal-ai/ltx-2.3-22b/requests/{request_id}", status)
+        told = requests.get(waiting.json()["status_url"] + "?logs=1", timeout=10)
+        check(told, "/fal/queue/fal-ai/ltx-2.3-22b/requests/{request_id}/status", 200)
+        check(served.ask(kind="run"), f"/fal/run/{APP}", status)
+
+
+def test_a_model_that_is_found_damaged_at_once_is_told_without_its_path(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_camera(_: str) -> None:
+        raise InputError("/srv/comfyui/models/loras/x.safetensors: is damaged")
+
+    monkeypatch.setattr(served.host, "check_camera", check_camera)
+    answer = served.ask({**BODY, "camera_lora": "static"})
+    (found,) = answer.json()["detail"]
+    assert (answer.status_code, found["loc"]) == (422, ["body", "camera_lora"])
+    assert found["msg"] == "x.safetensors: is damaged"
 
 
 # who leaves
@@ -406,20 +439,16 @@ def test_announcements_are_small(served: Served) -> None:
 
 
 def test_a_store_that_fails_is_told_as_a_reason_to_come_again(served: Served) -> None:
-    def refuse(*arguments: object) -> None:
-        if not str(arguments[2]).startswith(("BEGIN", "SELECT")):
-            raise sqlite3.OperationalError("database or disk is full")
+    def refuse() -> None:
+        raise sqlite3.OperationalError("database or disk is full")
 
-    engines = served.database.engines[1:]
-    for engine in engines:
-        event.listen(engine, "before_cursor_execute", refuse)
+    end = before_writes(served.database, refuse)
     try:
         answer = served.ask()
         assert answer.status_code == 503 and answer.headers["Retry-After"] and "INSERT" not in answer.text
         assert served.files("input") == []
     finally:
-        for engine in engines:
-            event.remove(engine, "before_cursor_execute", refuse)
+        end()
     assert served.result_of(served.ask()).status_code == 200
 
 

@@ -24,10 +24,10 @@ from a2v.api.host import Outcome
 from a2v.api.queue import endings, fetcher
 from a2v.api.settings import Settings
 from a2v.api.webhooks.deliveries import Delivery
-from a2v.tests.api.edges import APP, answering, make_settings, opened, wav
+from a2v.tests.api.edges import APP, answering, before_writes, make_settings, opened, wav
 from a2v.tests.api.stand_ins import BODY, Place, failing, working
 from aiohttp import web
-from sqlalchemy import event, select
+from sqlalchemy import select
 
 FULL, LOCKED, IO = "database or disk is full", "database is locked", "disk I/O error"
 SECRETS = re.compile(r"INSERT|UPDATE|SELECT|parameters|[0-9a-f]{32}|/tmp/")
@@ -39,14 +39,12 @@ class Faults:
     def __init__(self, store: Store, message: str = FULL) -> None:
         self.message, self.count = message, 0
         self.first, self.last = 0, -1
-        for engine in store.engines[1:]:
-            event.listen(engine, "before_cursor_execute", self._look)
+        before_writes(store, self._look)
 
-    def _look(self, *arguments: Any) -> None:
-        if not str(arguments[2]).startswith(("BEGIN", "SELECT", "PRAGMA")):
-            self.count += 1
-            if self.first <= self.count <= self.last:
-                raise sqlite3.OperationalError(self.message)
+    def _look(self) -> None:
+        self.count += 1
+        if self.first <= self.count <= self.last:
+            raise sqlite3.OperationalError(self.message)
 
     def begin(self, first: int, times: int) -> None:
         self.first, self.last = first, first + times - 1

@@ -189,7 +189,8 @@ def test_the_ic_lora_acts_in_the_first_stage_alone(clip: Path, tmp_path: Path) -
 
     reference = graph.find(compose_video.REFERENCE)
     assert graph.prompt[reference]["inputs"]["clip"] == [graph.find(compose_video.EDGES), 0]
-    reading = {key for key in graph.all("LTXA2VLora") if graph.title(key) == compose_video.IC_LORA}
+    titles = (compose_video.IC_LORA, compose_video.OWN_IC_LORA)
+    reading = {key for key in graph.all("LTXA2VLora") if graph.title(key) in titles}
     named = {key: graph.prompt[key]["inputs"]["lora"] for key in graph.all("LTXA2VLora")}
     assert {named[key] for key in reading} == {f"ic/{UNION}", "X-IC-LoRA.pt"} and len(named) == 3
     size = graph.inputs(compose_video.VIDEO_SIZE)["model"][0]
@@ -199,12 +200,14 @@ def test_the_ic_lora_acts_in_the_first_stage_alone(clip: Path, tmp_path: Path) -
     assert not reading & {steered["second_model"][0], *before(steered["second_model"][0])}
     first, second = (graph.inputs(SAMPLER, title) for title in ("First stage", "Second stage"))
     assert first["references"] == [reference, 0] and "references" not in second
-    assert field_of(graph.prompt, next(iter(reading))) == "ic_lora_type"
+    fields = {named[key]: field_of(graph.prompt, key) for key in named}
+    assert fields == {f"ic/{UNION}": "ic_lora_type", "X-IC-LoRA.pt": "loras", "ink.safetensors": "loras"}
 
 
 def test_without_a_strength_there_is_no_reference(clip: Path, tmp_path: Path) -> None:
-    graph = graph_of("reference-video-to-video", clip, tmp_path, video_strength=0)
-    assert not graph.has(compose_video.REFERENCE) and not graph.has("LTXA2VLora")
+    for kind in ("union", "detailer"):  # the latter is not installed, and not needed
+        graph = graph_of("reference-video-to-video", clip, tmp_path, video_strength=0, ic_lora_type=kind)
+        assert not graph.has(compose_video.REFERENCE) and not graph.has("LTXA2VLora")
     graph = graph_of("video-to-video", clip, tmp_path, video_strength=0)
     assert not graph.has(compose_video.RETAKE) and graph.has(compose_video.CLIP), "its sound and its length are taken"
 
@@ -244,3 +247,34 @@ def test_all_reports_are_in_the_file(clip: Path, tmp_path: Path) -> None:
             key = source if graph.prompt[source]["class_type"] == REPORT else key
             told.add(source)
     assert {*graph.all("LTXA2VLora"), *graph.all(SAMPLER), *graph.all(compose_video.CLIP)} <= told
+
+
+# mistakes that nodes find
+
+IMAGES = ("LTXA2VLoadImage", "LTXA2VImageConditioning", "LTXA2VEndImageConditioning")
+SOUNDS = ("LTXA2VFrameCount", "LTXA2VPreprocessAudio", compose_video.CONDITION)
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_a_node_s_mistake_is_about_an_input_that_the_client_sent(name: str, clip: Path, tmp_path: Path) -> None:
+    loras = {"loras": [{"path": "ink"}]} if name.endswith("/lora") else {}
+    graph = graph_of(name, clip, tmp_path, **loras)
+    assert {field_of(graph.prompt, key) for key in graph.prompt} <= {
+        *("video_url", "ic_lora_type", "video_size", "acceleration", None),
+        *loras,
+    }
+    assert {field_of(graph.prompt, key) for kind in SOUNDS for key in graph.all(kind)} == {"video_url"}
+
+
+def test_a_sound_of_its_own_is_told_as_that(clip: Path, tmp_path: Path) -> None:
+    graph = graph_of("reference-video-to-video", clip, tmp_path, ("audio_url",))
+    assert {field_of(graph.prompt, key) for kind in SOUNDS for key in graph.all(kind)} == {"audio_url"}
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_the_end_image_is_the_end_image_where_it_is_the_first_frame(direction: str, clip: Path, tmp_path: Path) -> None:
+    graph = graph_of("extend-video", clip, tmp_path, ("end_image_url",), extend_direction=direction)
+    nodes = [key for kind in IMAGES for key in graph.all(kind)]
+    assert len(nodes) == 3 and {field_of(graph.prompt, key) for key in nodes} == {"end_image_url"}
+    said = in_request_words(graph.prompt, "e.png: cannot be read as an image.")
+    assert said == "end_image_url: cannot be read as an image."

@@ -12,6 +12,7 @@ from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO, DISTILLED, WITH_
 from a2v.api.applications.inputs import CheckedRequest, Invalid, digest, read_json
 from a2v.api.applications.outputs import Output, ResultVideo
 from a2v.ltx.request import OF_VIDEOS, PARAMETERS
+from a2v.ltx.windows import WindowSize
 from a2v.tests.beyond import BEYOND
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,6 +142,32 @@ def test_both_names_of_the_size() -> None:
     for body in ({"video_size": None, "image_size": "square"}, {"video_size": "square", "image_size": None}):
         assert check({**LEAST, **body}).request.video_size == "square"
     assert places({**LEAST, "video_size": None}) == [["body", "video_size"]]
+
+
+@pytest.mark.parametrize("name", [name for name, field in Input.model_fields.items() if field.default is None])
+def test_null_is_as_good_as_absent(name: str) -> None:
+    """Where the default is null. A film with a timeline has windows unless the request says that it has none."""
+    body = {**LEAST, "seed": 7, "timeline": "0:01 [cut] y"}
+    if name == "seed":
+        assert 0 <= check({**body, name: None}).request.seed < 2**31
+    else:
+        assert check({**body, name: None}) == check(body)
+
+
+@pytest.mark.parametrize(
+    ("sent", "meant"),
+    [
+        ({"frames": 121.0, "overlap": "3"}, {"frames": 121, "overlap": 3}),
+        ({"seeds": {"1": 5.0}}, {"seeds": {"1": 5}}),
+        ({"pauses": "false", "anchor": "0.5", "drift": 0}, {"pauses": False, "anchor": 0.5, "drift": 0.0}),
+    ],
+    ids=str,
+)
+def test_settings_of_windows_are_read_as_all_inputs_are(sent: dict[str, Any], meant: dict[str, Any]) -> None:
+    """JSON schema, and so the OpenAPI document, counts 121.0 among the integers."""
+    assert check({**LEAST, "num_frames": 121.0, "fps": "24", "windows": sent}).request.windows == WindowSize.parse(
+        meant
+    )
 
 
 def test_strange_names_are_passed_over_and_named() -> None:

@@ -151,7 +151,8 @@ class Conditions:
     model makes; without it every mask is 1. clean: [1, 128, F, H, W], what is kept: a given video, encoded at the
     stage's size, or without it the start latent. references: in the order of their tokens. kept_cells: one of
     KEPT_CELLS, how the model is shown the kept cells of a latent frame of which a part is made. filled: the first of
-    the latent frames that a given video fills and the one behind the last, if the film goes on beyond it."""
+    the latent frames that a given video fills and the one behind the last, if the film goes on beyond it. dropped:
+    whether latent frame 0 is of no use afterwards, as that of a later window of a film."""
 
     positive: TextContext
     audio: AudioCondition
@@ -162,12 +163,13 @@ class Conditions:
     references: tuple[Reference, ...] = ()
     kept_cells: str = NOISY
     filled: tuple[int, int] | None = None
+    dropped: bool = False
 
     def streams(self, latent: Tensor) -> tuple[Stream, Stream]:
         """The tokens of picture and sound of a stage that starts at `latent`. Raises InputError as `video_stream`."""
         fps, start = self.audio.fps, latent.float()
         given = {"clean": self.clean, "references": self.references, "kept_cells": self.kept_cells}
-        video = video_stream(start, self.guides, fps, self.mask, **given)
+        video = replace(video_stream(start, self.guides, fps, self.mask, **given), dropped=self.dropped)
         if self.audio.speakers:
             heard = at(hearing(self.audio.speakers, start), video.positions, fps)
             video = replace(video, hearing=heard[None])
@@ -185,7 +187,7 @@ class Stream:
     for which the host waits where that is on a device. hearing: [1, N, 1 + V] for the video, how much each token takes
     from the sound and from each of V voices, from 0 to 1; None if all take all of the sound. level: [1, N, 1], how
     noisy the model is shown each token, as a share of sigma; None is the mask. voices: [V, N, C] for the audio, which
-    are kept as they are.
+    are kept as they are. dropped: as in `Conditions`.
     """
 
     latent: Tensor
@@ -198,11 +200,14 @@ class Stream:
     hearing: Tensor | None = None
     level: Tensor | None = None
     voices: Tensor | None = None
+    dropped: bool = False
 
     @property
     def frozen(self) -> bool:
-        """Whether every token is kept."""
-        return not self.mask.any() if self.known is None else self.known
+        """Whether every token that is used afterwards is kept."""
+        if self.known is not None:
+            return self.known
+        return not (self.mask[self.marked == 0] if self.dropped else self.mask).any()
 
     def noised(self, noise: Tensor, scale: float) -> Tensor:
         """The tokens [1, N, C] with which a stage starts if its first sigma is `scale`."""

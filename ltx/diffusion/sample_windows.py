@@ -332,4 +332,5 @@ def conditions_of(
         mask=mask,
         clean=clean,
         references=part.references or conditions.references,
+        dropped=window.given > 0,
     )

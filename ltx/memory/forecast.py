@@ -25,11 +25,13 @@ from ..diffusion.guidance import NONE
 from ..diffusion.kept import disk_needed, limit
 from ..diffusion.passes import batch_memory, batch_room, beside_passes, kept_texts, run_as_batch, working_set
 from ..diffusion.sound import decode_audio, encode_mel
+from ..diffusion.speakers import Speaker
 from ..diffusion.tiling import Tiling, tile_count
 from ..diffusion.upscale import PIECE
 from ..edits import ALL
 from ..grid import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, audio_length, video_shape
 from ..job import Compute, Job, Picture
+from ..media.masks import Area
 from ..models import size as readable
 from ..weights.adapters import LowRank, tensors
 from ..weights.checkpoint import load_upscaler
@@ -361,28 +363,37 @@ class _Measured:
         reference, attention = self._reference(size, guided or not clip.two_stages)
         images = [not image.frame for image in self._at_once()]
 
-        def given(step: Callable[..., Any], **room: float) -> Any:
-            sound = torch.zeros(1, AUDIO_CHANNELS, self.sound, AUDIO_BINS)
+        def given(step: Callable[..., Any], **more: float) -> Any:
             return step(
                 model,
                 torch.zeros(1, CHANNELS, *video_shape(self.frames, *size)),
-                AudioCondition(sound, self.frames, clip.fps, job.request.audio_strength),
+                self._heard(),
                 steering.acting(*frozen) if guided else (NONE, NONE),
                 images=images,
                 reference=reference,
                 attention=attention,
-                **room,
+                still=job.keeps_picture,
+                **more,
             )
 
         @cache
         def rehearse(batched: bool) -> int:
-            work = peak(lambda: given(one_step, room=math.inf if batched else 0.0), self.on)
+            reuse = steering.acceleration.reuse if guided else 0.0
+            work = peak(lambda: given(one_step, reuse=reuse, room=math.inf if batched else 0.0), self.on)
             return max(merging, work + editing) + self._whole(size)
 
         with rehearsed(self.on):
             tokens, passes = given(step_size)
         device = torch.device(self.compute.device)
         self.planner.add(name, models, Step(model, device, tokens, passes, kept, rehearse))
+
+    def _heard(self) -> AudioCondition:
+        """The sound of a window as a stage is given it, which may be made anew or have voices of speakers beside it."""
+        job, sound = self.job, torch.zeros(1, AUDIO_CHANNELS, self.sound, AUDIO_BINS)
+        mask = torch.ones(self.sound) if job.source is not None and job.source.sounds else None
+        everywhere = Area(torch.ones(1, 1, 1))
+        speakers = tuple(Speaker(everywhere, None if voice is None else sound) for _, voice in job.speakers)
+        return AudioCondition(sound, self.frames, self.clip.fps, job.request.audio_strength, mask, speakers)
 
     def _at_once(self) -> list[Picture]:
         """The images of the window that has most of them."""

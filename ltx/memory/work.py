@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.acceleration import Acceleration
 from ..diffusion.conditioning import TEXT_LENGTH, AudioCondition, Conditions, Guide, Reference, TextContext
 from ..diffusion.decode import clip_tiles
 from ..diffusion.encode import encode_image, encode_video
@@ -53,9 +54,10 @@ def step_size(
     images: Iterable[bool] = (),
     reference: Tensor | None = None,
     attention: float = 1.0,
+    still: bool = False,
 ) -> tuple[int, int]:
     """The tokens of both streams in the step of `one_step`, and the number of its passes."""
-    streams = _conditions(model, latent, audio, images, reference, attention).streams(latent)
+    streams = _conditions(model, latent, audio, images, reference, attention, still).streams(latent)
     return sum(stream.mask.shape[1] for stream in streams), 1 + sum(needed(*guidance))
 
 
@@ -68,16 +70,21 @@ def one_step(
     images: Iterable[bool] = (),
     reference: Tensor | None = None,
     attention: float = 1.0,
+    still: bool = False,
+    reuse: float = 0.0,
     room: float = 0.0,
 ) -> None:
     """Samples one step of a stage. The model has at least two blocks, and STG perturbs the second one.
 
     guidance: for picture and sound. images: for each image, whether it is the first frame. reference: a latent beside
-    it, seen with that attention. room: bytes that the passes may take as one batch. No text is kept for the next step:
-    a forecast adds `kept_texts`.
+    it, seen with that attention. still: whether the picture is kept as it is. reuse: the threshold of the first-block
+    cache; with one, three steps are sampled, because the second one runs beside what the first one has kept. room:
+    bytes that the passes may take as one batch. No text is kept for the next step: a forecast adds `kept_texts`.
     """
-    conditions = _conditions(model, latent, audio, images, reference, attention)
-    steering = Steering(torch.tensor([1.0, 0.0]), *(replace(each, stg_blocks=(1,)) for each in guidance))
+    conditions = _conditions(model, latent, audio, images, reference, attention, still)
+    sigmas = torch.tensor([1.0, 0.9, 0.8, 0.0] if reuse else [1.0, 0.0])
+    guidance = (replace(each, stg_blocks=(1,)) for each in guidance)
+    steering = Steering(sigmas, *guidance, acceleration=Acceleration(reuse=reuse))
     sample(model, latent, conditions, steering, Noise(0), room=room, texts=0)
 
 
@@ -88,14 +95,16 @@ def _conditions(
     images: Iterable[bool],
     reference: Tensor | None,
     attention: float,
+    still: bool,
 ) -> Conditions:
     widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
 
     def text() -> TextContext:
         return TextContext(*(torch.zeros(1, TEXT_LENGTH, width) for width in widths))
 
-    still = torch.zeros(1, CHANNELS, 1, *latent.shape[3:])
+    image = torch.zeros(1, CHANNELS, 1, *latent.shape[3:])
     last = pixel_frames(latent) - 1
-    guides = tuple(Guide(still, 0 if first else last, 0.9) for first in images)
+    guides = tuple(Guide(image, 0 if first else last, 0.9) for first in images)
     references = () if reference is None else (Reference(reference, attention=attention),)
-    return Conditions(text(), audio, text(), guides, references=references)
+    mask = torch.zeros(1, 1, *latent.shape[2:]) if still else None
+    return Conditions(text(), audio, text(), guides, mask, references=references)

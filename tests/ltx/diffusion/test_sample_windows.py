@@ -18,6 +18,7 @@ from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.sample_windows import Sampled, WindowInputs, conditions_of, sample_windows, start_of
 from a2v.ltx.diffusion.samplers import Hooks, Restart
 from a2v.ltx.diffusion.steering import ANCESTRAL, RES_2S, Steering
+from a2v.ltx.errors import InputError
 from a2v.ltx.grid import CHANNELS, audio_length, frames_of
 from a2v.ltx.latents import Noise, unpatchify_video, video_positions
 from a2v.ltx.trace import Recorder
@@ -241,6 +242,25 @@ def test_renewed_sound_is_each_windows_own(model: nn.Module) -> None:
         torch.testing.assert_close(told, torch.full_like(told, 0.6))
     kept = Watched(model, Steering(SIGMAS))
     assert all(torch.equal(a.latent, b.latent) for a, b in zip(kept.audio, kept.heard, strict=True))
+
+
+def test_new_sound_for_a_kept_picture_is_made_alike_in_every_window(model: nn.Module) -> None:
+    """The latent 0 of a later window is free and dropped, and so it does not make the picture one that is made: the
+    same passes run, without a negative prompt, and the sound is told of a picture without noise."""
+    start, run = drawn(3, *zeros().shape), {"guidance": Guidance(3, 1, 0.85, 3, (1,))}
+    kept = replace(conditions(mask=torch.zeros(1, 1, LATENTS, HEIGHT, WIDTH)), negative=None)
+    made = Watched(model, Steering(SIGMAS, **run), strength=0.0, start=start, conditions=kept)
+    assert torch.equal(made.video, start)
+    for number in range(len(WINDOWS)):
+        told = made.traces[number].tensors
+        assert "step0/call1/video_x0" not in told and told["step0/call0/video_sigma"] == 0
+        assert not torch.equal(made.audio[number].latent, made.heard[number].latent)
+    told = made.traces[1].tensors["step0/call0/video_timesteps"].reshape(5, -1)[:, 0]
+    assert told.tolist() == [1, 0, 0, 0, 0], "latent 0 itself is still a free one"
+    partly = torch.zeros(1, 1, LATENTS, HEIGHT, WIDTH)
+    partly[:, :, -1] = 1
+    with pytest.raises(InputError, match="negative prompt"):
+        Watched(model, Steering(SIGMAS, **run), strength=0.0, start=start, conditions=replace(kept, mask=partly))
 
 
 # Anchor, drift and a window's own seed

@@ -11,15 +11,20 @@ from typing import Any
 import pytest
 import torch
 from a2v.ltx.diffusion import sample as engine
-from a2v.ltx.diffusion.conditioning import AudioCondition
+from a2v.ltx.diffusion.conditioning import TEXT_LENGTH, AudioCondition, Conditions, TextContext
 from a2v.ltx.diffusion.decode import decode_video
 from a2v.ltx.diffusion.denoiser import GuidedDenoiser
 from a2v.ltx.diffusion.guidance import NONE
-from a2v.ltx.diffusion.passes import CPU_CACHE, batch_room, working_set
+from a2v.ltx.diffusion.passes import CPU_CACHE, Reuse, batch_room, working_set
+from a2v.ltx.diffusion.sample import sample
+from a2v.ltx.diffusion.speakers import Speaker
 from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.errors import InputError
 from a2v.ltx.grid import audio_length, video_shape
 from a2v.ltx.job import Compute, Job
+from a2v.ltx.latents import Noise
+from a2v.ltx.media.audio import Track
+from a2v.ltx.media.masks import Area
 from a2v.ltx.memory import rehearsal
 from a2v.ltx.memory.encoder import text_encoder
 from a2v.ltx.memory.forecast import Forecast, Phase, Resident, Step, _Measured, _Planner, estimate
@@ -296,6 +301,82 @@ def test_given_videos_are_counted(folder: Path, tiny: TinyFiles) -> None:
     encoded, *both = told("reference", reference={"stages": "both"})
     assert encoded == full and both[0] == first[0] and both[1] > 1.5 * usual[1]
     assert told("reference", reference={"attention": 0.5})[1] < 1.5 * first[0]
+
+
+@pytest.mark.parametrize("passes", [1, 3, 4])
+def test_what_the_first_block_cache_keeps_is_counted(
+    folder: Path, wide: TinyFiles, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states of a step that are remembered for the next one, which may have to run all blocks beside them."""
+    guided = {"cfg": 3 if passes > 1 else 1, "stg": float(passes == 4), "modality": 3 if passes > 1 else 1}
+    scales = {f"video_{name}_scale": value for name, value in guided.items()}
+    asked = {"num_frames": 49, "video_size": (384, 256), "use_multiscale": False, "acceleration": "high", **scales}
+    described_job = described(folder, wide, **asked)
+    described_job["files"]["distill_lora"] = None
+    job = job_of(described_job)
+    model, frames = blueprint(lambda: job.checkpoint.transformer(torch.float32)), job.plan.frames
+    widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
+    steering = job.steering[0]
+    assert steering.passes(True) == passes and steering.acceleration.reuse
+
+    def steps(room: float) -> None:
+        texts = [TextContext(*(torch.zeros(1, TEXT_LENGTH, width) for width in widths)) for _ in range(2)]
+        sound = torch.zeros(1, 8, audio_length(frames, job.plan.fps), 16)
+        given = Conditions(texts[0], AudioCondition(sound, frames, job.plan.fps), texts[1])
+        latent = torch.zeros(1, 128, *video_shape(frames, job.plan.height, job.plan.width))
+        sample(model, latent, given, replace(steering, sigmas=torch.linspace(1, 0, 9)), Noise(0), room=room)
+
+    seen = []
+    for free in (2**40, 2**20):
+        phase = phase_of(estimate(job, Compute(torch.float32, "cuda"), free, 2**40), "sample")
+        with monkeypatch.context() as patch:
+            patch.setattr(Reuse, "spares", never_spared)
+            most = peak(lambda room=math.inf if phase.batched else 0.0: steps(room), "cuda")
+        assert phase.work == pytest.approx(most, rel=0.05)
+        seen.append(phase.batched)
+    assert passes == 1 or seen == [True, False], "both ways are met"
+
+
+def never_spared(cache: Reuse, change: torch.Tensor, passes: int) -> bool:
+    """A step whose first block changes the picture in another way than the step before."""
+    cache._change = change
+    return False
+
+
+@pytest.mark.parametrize("kind", ["new sound", "new picture and sound", "voices"])
+def test_what_a_step_hears_is_counted(folder: Path, wide: TinyFiles, kind: str) -> None:
+    """The guided passes of a sound that is made anew, beside a picture that is kept or not, and the voices of speakers:
+    as much as a step with the job's own masks takes, one pass at a time and all together."""
+    edit = {"new sound": {"renew": "sound"}, "new picture and sound": {"renew": "both", "end": 1.0}}.get(kind)
+    clip = write_clip(folder / "long.mkv", [plain(number) for number in range(49)])
+    asked = described(folder, wide, num_frames=49, video_size=(768, 512), **({} if edit is None else {"edit": edit}))
+    asked["files"]["distill_lora"] = None
+    asked["files"] |= {} if edit is None else {"video": clip, "audio": None}
+    job = job_of(asked)
+    if kind == "voices":
+        area, voice = Area(torch.ones(1, 8, 8)), Track(torch.zeros(2, 48000), 48000)
+        job = replace(job, speakers=((area, None), *[(area, voice)] * 3))
+    frames, (width, height), fps = job.plan.frames, job.plan.first_size, job.plan.fps
+    model = blueprint(lambda: job.checkpoint.transformer(torch.float32))
+    latent, sound = torch.zeros(1, 128, *video_shape(frames, height, width)), audio_length(frames, fps)
+    widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
+
+    def step(room: float) -> None:
+        mask = None if job.source is None else job.source.sound_mask(job.plan.windows[0], fps)
+        silence = torch.zeros(1, 8, sound, 16)
+        heard = tuple(Speaker.of(each, 0, fps, None if own is None else silence) for each, own in job.speakers)
+        texts = [TextContext(*(torch.zeros(1, TEXT_LENGTH, width) for width in widths)) for _ in range(2)]
+        given = Conditions(texts[0], AudioCondition(silence, frames, fps, 1.0, mask, heard), texts[1])
+        if job.source is not None:
+            told = job.source.told(job.plan)
+            given = replace(given, mask=job.source.mask(job.plan, (width, height)), clean=latent, **told)
+        sample(model, latent, given, replace(job.steering[0], sigmas=torch.tensor([1.0, 0.0])), Noise(0), room=room)
+
+    forecast = estimate(job, Compute(torch.float32, "cuda"), 2**40, 2**40)
+    phase = phase_of(forecast, "first stage")
+    assert phase.batched and phase.work == pytest.approx(peak(lambda: step(math.inf), "cuda"), rel=0.03)
+    one = phase_of(estimate(job, Compute(torch.float32, "cuda"), phase.work, 2**40), "first stage")
+    assert not one.batched and one.work == pytest.approx(peak(lambda: step(0.0), "cuda"), rel=0.03)
 
 
 def test_what_an_offloaded_model_takes_is_the_rest_and_the_two_largest_blocks() -> None:

@@ -18,11 +18,10 @@ from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.diffusion.passes import batch_memory
 from ..ltx.diffusion.tiling import Tiling
-from ..ltx.grid import AUDIO_BINS, AUDIO_CHANNELS, audio_length
 from ..ltx.latents import pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
 from ..ltx.memory.tiles import choose, needed
-from ..ltx.memory.work import clip_encoding, image_encoding, one_step, upscaling
+from ..ltx.memory.work import clip_encoding, image_encoding, one_step, sound_like, upscaling
 from .fetching import stay_memory
 from .memory import Handle, Model, obtainable
 
@@ -53,25 +52,28 @@ class Sampling:
         return [REPEATED] if self.repeated else []
 
 
-def sampling_memory(model: Model, latent: Tensor, passes: int, reference: Reference | None = None) -> Sampling:
+def sampling_memory(
+    model: Model, latent: Tensor, passes: int, reference: Reference | None = None, heard: AudioCondition | None = None
+) -> Sampling:
     """How a stage over `latent` [1, C, F, H, W] is placed, with so many passes in a step. reference: the largest one
-    beside it.
+    beside it. heard: the sound of one of its windows, None for one that is kept, at 24 frames per second.
 
     If all weights fit beside a step whose passes run one after the other, nothing waits in host memory. Otherwise each
     waiting weight shall come to the device once a step and not once a pass: there is room for the passes as one batch,
     or, where that would take half of what the device has for it, for one block that stays while its passes run.
     """
     module, device = model.module, model.patcher.load_device
-    single = _step_memory(module, latent, reference)
+    frames = pixel_frames(latent)
+    sound = sound_like(frames, Fraction(24)) if heard is None else _as_long(heard, frames)
+    single = _step_memory(module, latent, sound, reference, model.acceleration.reuse)
     if passes == 1 or device.type == "cpu":
         return Sampling(single)
     room = obtainable(device)
     if model.get_ram_usage() + single <= room:
         return Sampling(single)
     grid = latent.shape[2:]
-    sound = audio_length(pixel_frames(latent), Fraction(24))
     seen = 0 if reference is None else math.prod(reference.latent.shape[2:])
-    tokens = math.prod(grid) + KEYFRAMES * math.prod(grid[1:]) + seen + sound
+    tokens = math.prod(grid) + KEYFRAMES * math.prod(grid[1:]) + seen + sound.latent.shape[2]
     batch = max(single, batch_memory(module, tokens, passes))
     if batch <= room / 2:
         return Sampling(batch)
@@ -80,17 +82,24 @@ def sampling_memory(model: Model, latent: Tensor, passes: int, reference: Refere
     return Sampling(single + stay_memory(module.transformer_blocks, device), stay=True)
 
 
-def _step_memory(module: nn.Module, latent: Tensor, reference: Reference | None = None) -> int:
-    """Bytes for a guided step over `latent`, if its passes run one after the other."""
-    frames, fps = pixel_frames(latent), Fraction(24)
-    audio = AudioCondition(torch.zeros(1, AUDIO_CHANNELS, audio_length(frames, fps), AUDIO_BINS), frames, fps)
+def _as_long(heard: AudioCondition, frames: int) -> AudioCondition:
+    """A sound like that, for so many frames."""
+    voices = [speaker.voice is not None for speaker in heard.speakers]
+    return sound_like(frames, heard.fps, made=not heard.frozen, voices=voices)
+
+
+def _step_memory(
+    module: nn.Module, latent: Tensor, sound: AudioCondition, reference: Reference | None = None, reuse: float = 0.0
+) -> int:
+    """Bytes for a guided step over `latent`, if its passes run one after the other. reuse: the threshold of the
+    first-block cache."""
     empty = torch.empty_like(latent, device="meta")
-    seen: dict[str, Any] = {}
+    more: dict[str, Any] = {"reuse": reuse}
     if reference is not None:
-        seen = {"reference": torch.empty_like(reference.latent, device="meta"), "attention": reference.attention}
+        more |= {"reference": torch.empty_like(reference.latent, device="meta"), "attention": reference.attention}
 
     def step(twin: nn.Module, on: str) -> int:
-        return peak(lambda: one_step(twin, empty, audio, (FOUR_PASSES, NONE), images=[True], **seen), on)
+        return peak(lambda: one_step(twin, empty, sound, (FOUR_PASSES, NONE), images=[True], **more), on)
 
     return _room(module, step, num_layers=2)
 

@@ -463,7 +463,9 @@ def _sample(
     largest = max(seen, key=lambda each: each.latent.numel(), default=None)
     passes = steering.passes(film.frozen)
     model.attach()  # the branches of its LoRAs count among the weights of a block
-    placed = activations.sampling_memory(model, samples[:, :, film.cut.longest.whole], passes, largest)
+    placed = activations.sampling_memory(
+        model, samples[:, :, film.cut.longest.whole], passes, largest, conditions.audio
+    )
     (module,) = memory.use(model, memory_required=placed.room)
     model.compute_so()
     with blocks_stay(module.transformer_blocks, module.device, placed.stay):

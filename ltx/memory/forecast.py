@@ -25,13 +25,11 @@ from ..diffusion.guidance import NONE
 from ..diffusion.kept import disk_needed, limit
 from ..diffusion.passes import batch_memory, batch_room, beside_passes, kept_texts, run_as_batch, working_set
 from ..diffusion.sound import decode_audio, encode_mel
-from ..diffusion.speakers import Speaker
 from ..diffusion.tiling import Tiling, tile_count
 from ..diffusion.upscale import PIECE
 from ..edits import ALL
 from ..grid import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, audio_length, video_shape
 from ..job import Compute, Job, Picture
-from ..media.masks import Area
 from ..models import size as readable
 from ..weights.adapters import LowRank, tensors
 from ..weights.checkpoint import load_upscaler
@@ -42,7 +40,7 @@ from .free import free_memory
 from .offload import Placement, on_device, pins, residents, waiting
 from .rehearsal import META, SPARE, blueprint, bytes_of, peak, rehearsed, weights
 from .tiles import choose, needed
-from .work import clip_encoding, image_encoding, one_step, step_size, upscaling
+from .work import clip_encoding, image_encoding, one_step, sound_like, step_size, upscaling
 
 EXPANDER, GEMMA, TRANSFORMER = "expander", "Gemma", "transformer"  # the models whose blocks can wait in host memory
 OUTSIDE = -1  # stands for the number of a block
@@ -389,11 +387,10 @@ class _Measured:
 
     def _heard(self) -> AudioCondition:
         """The sound of a window as a stage is given it, which may be made anew or have voices of speakers beside it."""
-        job, sound = self.job, torch.zeros(1, AUDIO_CHANNELS, self.sound, AUDIO_BINS)
-        mask = torch.ones(self.sound) if job.source is not None and job.source.sounds else None
-        everywhere = Area(torch.ones(1, 1, 1))
-        speakers = tuple(Speaker(everywhere, None if voice is None else sound) for _, voice in job.speakers)
-        return AudioCondition(sound, self.frames, self.clip.fps, job.request.audio_strength, mask, speakers)
+        job = self.job
+        made = job.source is not None and job.source.sounds
+        voices = [voice is not None for _, voice in job.speakers]
+        return sound_like(self.frames, self.clip.fps, job.request.audio_strength, made, voices)
 
     def _at_once(self) -> list[Picture]:
         """The images of the window that has most of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,13 @@ from ..diffusion.decode import clip_tiles
 from ..diffusion.encode import encode_image, encode_video
 from ..diffusion.guidance import NONE, Guidance, needed
 from ..diffusion.sample import sample
+from ..diffusion.speakers import Speaker
 from ..diffusion.steering import Steering
 from ..diffusion.tiling import Tiling, held_frames, largest_tile
 from ..diffusion.upscale import upscale
-from ..grid import CHANNELS, SPACE_SCALE, frames_of
+from ..grid import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, SPACE_SCALE, audio_length, frames_of
 from ..latents import Noise, pixel_frames
+from ..media.masks import Area
 from .rehearsal import META, peak
 
 
@@ -86,6 +89,17 @@ def one_step(
     guidance = (replace(each, stg_blocks=(1,)) for each in guidance)
     steering = Steering(sigmas, *guidance, acceleration=Acceleration(reuse=reuse))
     sample(model, latent, conditions, steering, Noise(0), room=room, texts=0)
+
+
+def sound_like(
+    frames: int, fps: Fraction, strength: float = 1.0, made: bool = False, voices: Iterable[bool] = ()
+) -> AudioCondition:
+    """A sound for a rehearsal. made: whether the model makes it anew. voices: for each speaker, whether there is a
+    voice of their own."""
+    length = audio_length(frames, fps)
+    sound, everywhere = torch.zeros(1, AUDIO_CHANNELS, length, AUDIO_BINS), Area(torch.ones(1, 1, 1))
+    speakers = tuple(Speaker(everywhere, sound if own else None) for own in voices)
+    return AudioCondition(sound, frames, fps, strength, torch.ones(length) if made else None, speakers)
 
 
 def _conditions(

@@ -22,6 +22,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 import comfy.model_management as management
 import comfy.ops
 from a2v.ltx.diffusion import passes
+from a2v.ltx.diffusion.acceleration import Acceleration
 from a2v.ltx.diffusion.compiled import compile_blocks
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
@@ -29,6 +30,7 @@ from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.grid import audio_length
 from a2v.ltx.latents import Noise
+from a2v.ltx.memory.work import sound_like
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.nodes import activations, fetching, memory
 from a2v.tests import layouts
@@ -190,6 +192,16 @@ def test_room_is_asked_for_only_where_weights_wait(files: TinyFiles, monkeypatch
     assert activations.sampling_memory(model, latent, 1) == single
     monkeypatch.setattr(fetching, "overlaps", lambda device: True)  # then the next block is there, too
     assert activations.sampling_memory(model, latent, 4) == activations.Sampling(single.room + 2 * max(sizes), True)
+
+
+def test_voices_and_what_is_kept_between_steps_have_room(files: TinyFiles) -> None:
+    """As in the forecast of the command."""
+    model, latent = held(files, "fp8.safetensors"), torch.zeros(1, 128, 2, 8, 8)
+    plain = activations.sampling_memory(model, latent, 1).room
+    four = sound_like(FRAMES, FPS, voices=[True] * 4)
+    assert activations.sampling_memory(model, latent, 1, heard=four).room > 1.1 * plain
+    keeping = replace(model, acceleration=Acceleration(reuse=0.1))
+    assert activations.sampling_memory(keeping, latent, 1).room > 1.1 * plain
 
 
 def test_where_comfyui_pages_the_weights_the_report_says_what_it_costs(

@@ -89,13 +89,15 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "evaluate":
             if unknown := set(arguments.only) - set(figures.PARTS):
                 raise InputError(f"{', '.join(sorted(unknown))}: no such part; there are {', '.join(figures.PARTS)}.")
+            if arguments.to and not arguments.to.parent.is_dir():
+                raise InputError(f"{arguments.to}: there is no folder {arguments.to.parent}; create it.")
             usual = [part for part in figures.PARTS if arguments.all or part != figures.LONGEST]
             table = figures.table(
                 arguments.weights, arguments.clips, arguments.prompts, arguments.seed, arguments.only or usual, tell
             )
+            sys.stdout.write(table)
             if arguments.to:
                 arguments.to.write_text(table, encoding="utf-8")
-            sys.stdout.write(table)
             return 0
         if arguments.command == "speakers":
             from a2v.mini import speakers

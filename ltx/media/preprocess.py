@@ -27,6 +27,8 @@ MAX_GAIN = 20.0  # dB; room noise of a usual recording, -60 LUFS, then stays at 
 GATE = -70.0  # LUFS, the absolute gate of BS.1770; quieter sound is silence and is not raised
 SUBSONIC = 10  # Hz, below hearing; the model's lowest band peaks at 46 Hz
 SHORTEST = Fraction(1, 2)  # s; ebur128 needs a block of 0.4 s, and it rounds block sizes at odd sample rates
+SLOWEST = 4000  # Hz; ebur128's filter turns at 1.7 kHz and gives no numbers where half the rate is below that
+LOUDEST = 10.0  # LUFS; ebur128 says this of all louder sound
 
 SILENCE = -60.0  # dBFS over 0.1 s; pauses in a usual recording are louder, and quieter sound moves nothing
 LONG_SILENCE = 2.0  # s; pauses in speech and music are shorter
@@ -75,16 +77,31 @@ def preprocess(track: Track) -> Track:
 
 
 def loudness(track: Track) -> float:
-    """Integrated loudness of the stereo mix in LUFS: BS.1770 by FFmpeg's ebur128, or plain power below SHORTEST."""
+    """Integrated loudness of the stereo mix in LUFS: BS.1770 by FFmpeg's ebur128, or plain power below SHORTEST or
+    SLOWEST."""
     stereo = conditioning_track(track, track.waveform.shape[1], Fraction(track.rate)).waveform
-    if track.seconds < SHORTEST:
+    if track.seconds < SHORTEST or track.rate < SLOWEST:
         return float(_decibel(stereo.double().square().mean(dim=1).sum()))
+    level = _measured(stereo, track.rate)
+    if level < LOUDEST:
+        return level
+    peak = stereo.abs().max().clamp(min=1)
+    return _measured(stereo / peak, track.rate) + float(_decibel(peak.square()))
+
+
+def _measured(stereo: Tensor, rate: int) -> float:
+    """What ebur128 says. Raises OSError if the folder for temporary files is full."""
     # The filter writes to a file, because Frame.metadata is newer than PyAV 14.2, the oldest version that ComfyUI
     # takes.
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "loudness.txt"
         printing = {"mode": "print", "key": "lavfi.r128.I", "file": str(file), "direct": "1"}
-        _filter(stereo, track.rate, ("ebur128", {"metadata": "1"}), ("ametadata", printing))
+        _filter(stereo, rate, ("ebur128", {"metadata": "1"}), ("ametadata", printing))
+        try:
+            with file.open("ab") as end:  # on a full disk FFmpeg leaves lines out and says nothing
+                end.write(b"\n")
+        except OSError as error:
+            raise OSError(f"{folder}: could not be written ({error.strerror}); is the disk full?") from error
         values = [line for line in file.read_text().splitlines() if line.startswith("lavfi.r128.I=")]
     return float(values[-1].partition("=")[2])
 

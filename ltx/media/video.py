@@ -366,7 +366,7 @@ def _exchange(partial: Path, path: Path, written: Mapping[str, str], later: Mapp
     """
     for key, text in written.items():
         old, new = text.encode(), later.get(key, text).encode()
-        if old.rstrip() == new or len(new) > len(old):
+        if len(new) > len(old) or new.ljust(len(old)) == old:
             continue
         with disk_errors(path), partial.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
             while (place := content.find(old)) >= 0:  # a .mov file has the comment twice

@@ -12,20 +12,22 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .. import models
+from .. import models, versions
 from ..errors import InputError
 from ..models import DEFAULT, MODELS, PACK, PARTS_OF_A_FOLDER, SETS, Published, size
 
 ASK = 1_000_000_000  # bytes; a larger download needs a confirmation
 SPARE = 1_000_000_000  # bytes that must stay free on the disk
 CHUNK = 2**22
+PACKAGES = ("huggingface_hub", "safetensors")
 Say = Callable[[str], object]
 
 
@@ -100,6 +102,7 @@ class Failed(RuntimeError):
 def run(what: tuple[str, ...] | list[str], folder: Path | None, yes: bool, say: Say) -> None:
     """Fetches the named models and sets of models. Raises InputError for a wrong name, a wrong folder or a missing
     confirmation, and Failed if a download fails."""
+    _check_packages()
     keys = [key for name in what for key in SETS.get(name, (name,))]
     for key in keys:
         if key not in MODELS:
@@ -111,16 +114,8 @@ def run(what: tuple[str, ...] | list[str], folder: Path | None, yes: bool, say: 
     places = models.folders(folder.absolute())
     wanted: list[Wanted] = []
     for key in dict.fromkeys(keys):
-        model = MODELS[key]
-        # A whole repository is compared file by file, because its folder may be incomplete.
-        if model.file and (path := models.present(model, places)):
-            say(f"{model.what}: {path} is there")
-            continue
-        known = list(_wanted(model, places[model.folder][0]))
-        missing = [file for file in known if not _exists(file)]
-        if not missing:
-            say(f"{model.what}: {places[model.folder][0] / model.name} is there")
-        wanted += missing
+        with _one_sentence(MODELS[key]):
+            wanted += _missing(MODELS[key], places, say)
     if not wanted:
         return
     total = sum(file.left for file in wanted)
@@ -132,6 +127,49 @@ def run(what: tuple[str, ...] | list[str], folder: Path | None, yes: bool, say: 
         say(f"{number}/{len(wanted)} {file.target.name}, {size(file.size)}, into {file.target.parent}")
         fetch(file, say)
     say("done")
+
+
+def _check_packages() -> None:
+    """Raises Failed if a package that this module uses is missing, too old or broken. Other packages do not matter."""
+    for package in versions.installed():
+        if package.name in PACKAGES and not package.supported:
+            said = package.version or "not installed"
+            raise Failed(f"{package.name}: is {said}, but {package.wanted} is needed; {versions.remedy()}.")
+    try:
+        for name in PACKAGES:
+            import_module(name)
+    except Exception as error:  # a broken package may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Failed(f"{name}: cannot be imported ({reason}); {versions.remedy()}.") from error
+
+
+def _missing(model: Published, places: Mapping[str, list[Path]], say: Say) -> list[Wanted]:
+    """The files of a model that are not there yet. Raises Failed if one is there and cannot be used."""
+    path = models.present(model, places)
+    if model.file and path:
+        _check_whole(path)
+        say(f"{model.what}: {path} is there")
+        return []
+    # A whole repository is compared file by file, because its folder may be incomplete.
+    path = path or places[model.folder][0] / model.name
+    missing = [file for file in list(_wanted(model, path.parent)) if not _exists(file)]
+    if not missing:
+        say(f"{model.what}: {path} is there")
+    return missing
+
+
+def _check_whole(path: Path) -> None:
+    """Raises Failed if a file that is there already cannot be used: it was cut short, is no safetensors file, or is a
+    link to nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        safe_open(str(path), framework="np")
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise Failed(
+            f"{path}: is not a complete safetensors file ({reason}); delete it or move it, then run this again."
+        ) from error
 
 
 def _wanted(model: Published, folder: Path) -> Iterator[Wanted]:
@@ -202,18 +240,20 @@ def fetch(file: Wanted, say: Say) -> None:
         file.part.parent.mkdir(parents=True, exist_ok=True)
         if file.left < 0:
             file.part.unlink()
-        if file.left:
-            with file.part.open("ab") as part, _locked(part, file):
+        with file.part.open("ab") as part, _locked(part, file):
+            if file.left:
                 _append_rest(part, file)
-    if file.size >= ASK:
-        say("checking its hash")
-    if (found := _hash(file)) != file.etag:
-        file.part.unlink()
-        raise Failed(
-            f"{file.target.name}: the fetched file has the hash {found[:12]}…, but the hub's has {file.etag[:12]}…; it "
-            "was deleted: run this again."
-        )
-    os.replace(file.part, file.target)
+                part.flush()
+            if file.size >= ASK:
+                say("checking its hash")
+            found = _hash(file)
+        if found != file.etag:
+            file.part.unlink()
+            raise Failed(
+                f"{file.target.name}: the fetched file has the hash {found[:12]}…, but the hub's has "
+                f"{file.etag[:12]}…; it was deleted: run this again."
+            )
+        os.replace(file.part, file.target)
 
 
 def _append_rest(part: Any, file: Wanted) -> None:
@@ -299,7 +339,9 @@ def _one_sentence(model: Published) -> Iterator[None]:
         raise Failed(f"{model.repository}: no longer has {model.file or 'a file'}; look at {model.page}.") from error
     except _network() as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename:
-            raise Failed(f"{error.filename}: cannot be written ({error.strerror}); choose another folder.") from error
+            raise Failed(
+                f"{error.filename}: cannot be read or written ({error.strerror}); choose another folder."
+            ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise Failed(
             f"{model.repository}: was not fetched ({reason}); solve that, then run this again to continue."

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from a2v.mini import clips, dataset, evaluate, figures, readers, voices
 from a2v.mini.evaluate import Case, Evaluation
 from a2v.mini.figures import Estimate
 
+ROOT = Path(__file__).resolve().parents[2]
 spoken = pytest.mark.skipif(not voices.synthesizers(), reason="neither espeak-ng nor flite is installed")
 
 
@@ -146,3 +149,10 @@ def test_an_interval_is_that_of_students_t() -> None:
     assert not Estimate.of([1, -1]).differs and not Estimate.of([1]).differs
     known = Estimate.of([0.5, math.nan, 0.7])
     assert known.count == 2 and known.mean == pytest.approx(0.6) and known.text(".0%").startswith("60 ± 127 %")
+
+
+def test_a_page_that_could_not_be_written_is_told_before_hours_of_work(tmp_path: Path) -> None:
+    page = tmp_path / "gone" / "figures.md"
+    command = [sys.executable, ROOT / "mini", "evaluate", "--weights", tmp_path / "no set", "--to", page]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (2, f"{page}: there is no folder {page.parent}; create it.\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -106,6 +107,43 @@ def test_every_rate_reaches_the_target(speech, rate):
     assert (result.rate, result.waveform.shape) == (rate, source.waveform.shape)
     assert measured(result) == pytest.approx(TARGET, abs=0.5)
     assert lag(result, source) == 0
+
+
+@pytest.mark.parametrize("rate", [1000, 1500, 2000, 3000, 3999])
+def test_a_rate_too_low_for_the_meter_is_levelled_by_its_power(rate):
+    time = torch.arange(4 * rate) / rate
+    source = Track((0.1 * torch.sin(2 * torch.pi * 100 * time))[None], rate)
+    power = preprocess(source).waveform.double().square().mean() * 2  # of both channels of the mix
+    assert 10 * float(power.log10()) == pytest.approx(TARGET, abs=0.1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no RLIMIT_FSIZE")
+@pytest.mark.parametrize("room", [10, 200])
+def test_a_full_disk_for_temporary_files_is_an_error_and_not_silence(room):
+    """A file-size limit stands in for the full disk; it would bind the whole process, so a child has it."""
+    script = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+import conftest, torch
+from a2v.ltx.media.audio import Track
+from a2v.ltx.media.preprocess import loudness
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
+try:
+    print(loudness(Track(torch.rand(1, 96000), 48000)))
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "could not be written" in done.stdout and done.stdout.count("\n") == 1, done
+
+
+@pytest.mark.parametrize("times", [10, 30, 100])
+def test_sound_far_above_full_scale_comes_out_at_the_target(speech, times):
+    loud = Track(at(speech, -6).waveform.clamp(-1, 1) * times, speech.rate)
+    assert module.loudness(loud) == pytest.approx(
+        module.loudness(Track(loud.waveform / times, RATE)) + 20 * np.log10(times), abs=0.1
+    )
+    assert measured(preprocess(loud)) == pytest.approx(TARGET, abs=0.15)
 
 
 def test_mono_and_its_stereo_copy_come_out_alike(speech):

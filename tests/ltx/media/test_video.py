@@ -304,6 +304,13 @@ def test_metadata(tmp_path: Path) -> None:
     assert {key: tags[key] for key in text} == text
 
 
+@pytest.mark.timeout(60)
+def test_a_tag_that_ends_with_a_blank_stays_as_it_is(tmp_path: Path) -> None:
+    """It is replaced by nothing: it has no room for notes."""
+    made = write_video(tmp_path / "m.mp4", [clip(1)], Fraction(24), None, metadata={"title": "a song ", "comment": ""})
+    assert made.metadata["title"] == "a song "
+
+
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError, GeneratorExit])
 def test_a_failure_leaves_the_older_file_and_nothing_else(tmp_path: Path, failure: type[BaseException]) -> None:
     target = tmp_path / "v.mp4"

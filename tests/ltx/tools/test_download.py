@@ -3,6 +3,7 @@ another host, have their SHA-256 in X-Linked-Etag and honour Range; small ones h
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,15 +21,21 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 from a2v.ltx.models import LTX, MODELS, SETS, Published
+from a2v.ltx.tools import download as tool
+from a2v.ltx.versions import Package
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HEADER = 128  # bytes of a file's header
 MANY = 24_000_000  # bytes: huggingface_hub writes 10 MiB at a time
 UPSCALER, GEMMA = MODELS["upscaler"], MODELS["gemma"]
 
 
 def content(size: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(size)
+    """A safetensors file of so many bytes, which holds random numbers."""
+    numbers = size - 8 - HEADER
+    header = json.dumps({"x": {"dtype": "U8", "shape": [numbers], "data_offsets": [0, numbers]}}).ljust(HEADER)
+    return HEADER.to_bytes(8, "little") + header.encode() + random.Random(seed).randbytes(numbers)
 
 
 @dataclass
@@ -329,6 +336,92 @@ def test_a_file_of_that_name_and_another_size_is_left_alone(hub: Hub, models: Pa
     mine.write_bytes(b"mine")
     status, _, err = download(hub, models, "gemma")
     assert status == 1 and str(mine) in err and mine.read_bytes() == b"mine" and hub.gets() == []
+
+
+@pytest.mark.parametrize("there", ["cut short", "empty", "a web page", "a link to nothing"])
+def test_a_file_that_is_there_but_cannot_be_used_is_told(hub: Hub, models: Path, there: str) -> None:
+    """What `doctor` calls missing must not be there for `download`."""
+    one(hub, UPSCALER, content(1000))
+    mine = models / "latent_upscale_models" / UPSCALER.name
+    mine.parent.mkdir()
+    if there == "a link to nothing":
+        mine.symlink_to(models / "gone.safetensors")
+    else:
+        mine.write_bytes(
+            {"cut short": content(1000)[:500], "empty": b""}.get(there, b"<!doctype html><html>Log in</html>")
+        )
+    status, out, err = download(hub, models, "upscaler")
+    assert status == 1 and str(mine) in err and "delete it or move it" in err and "is there" not in out, err
+    mine.unlink()
+    assert download(hub, models, "upscaler")[0] == 0 and mine.read_bytes() == content(1000)
+
+
+def test_a_repository_in_another_folder_of_its_kind_is_not_fetched_again(
+    hub: Hub, models: Path, tmp_path: Path
+) -> None:
+    body = {"config.json": b"{}", "model.safetensors": content(50_000)}
+    hub.files[GEMMA.repository], hub.small = body, {"config.json"}
+    (tmp_path / "extra_model_paths.yaml").write_text("big:\n  base_path: disk\n  text_encoders: te\n")
+    mine = tmp_path / "disk" / "te" / GEMMA.name
+    mine.mkdir(parents=True)
+    (mine / "config.json").write_bytes(body["config.json"])
+    assert download(hub, models, "gemma")[0] == 0
+    assert (mine / "model.safetensors").read_bytes() == body["model.safetensors"] and written(models) == {}
+    status, out, _ = download(hub, models, "gemma")
+    assert status == 0 and f"{mine} is there" in out and len(hub.gets()) == 1 and written(models) == {}
+
+
+def test_an_empty_file_of_a_repository_is_made(hub: Hub, models: Path) -> None:
+    body = {"config.json": b"{}", "model.safetensors": content(1000), "added.json": b""}
+    hub.files[GEMMA.repository], hub.small = body, {"config.json", "added.json"}
+    status, _, err = download(hub, models, "gemma")
+    assert status == 0, err
+    assert written(models) == {f"text_encoders/{GEMMA.name}/{name}": len(data) for name, data in body.items()}
+
+
+def test_a_folder_that_cannot_be_read_is_one_sentence(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    locked = models / "text_encoders" / GEMMA.name / "config.json"
+
+    def is_file(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    monkeypatch.setattr(tool.models, "folders", lambda _: {"text_encoders": [models / "text_encoders"]})
+    assert tool.main(["gemma", "--models", str(models)], print) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"{locked}: cannot be read") and "Permission denied" in said
+
+
+@pytest.mark.parametrize("wrong", ["missing", "too old", "broken"])
+def test_a_package_that_is_not_as_needed_is_one_sentence(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    if wrong == "broken":
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    else:
+        have = Package("huggingface_hub", ">=0.34", {"missing": None, "too old": "0.1"}[wrong])
+        monkeypatch.setattr(tool.versions, "installed", lambda: iter([have]))
+    assert tool.main(["upscaler", "--models", str(models)], print) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("huggingface_hub") and "requirements.txt" in said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_a_file_whose_hash_another_download_checks_is_left_to_it(hub: Hub, models: Path) -> None:
+    import fcntl
+
+    body = content(1000)
+    one(hub, UPSCALER, body)
+    part = models / "latent_upscale_models" / f"{UPSCALER.name}.{hashlib.sha256(body).hexdigest()[:16]}.part"
+    part.parent.mkdir()
+    part.write_bytes(body)
+    with part.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        status, _, err = download(hub, models, "upscaler")
+    assert status == 1 and "another download" in err and part.read_bytes() == body
+    assert download(hub, models, "upscaler")[0] == 0 and not hub.gets()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")

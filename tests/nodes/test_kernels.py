@@ -135,7 +135,10 @@ def test_the_sampler_obeys(model: memory.Model, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(memory.Model, "attach", lambda self: order.append("LoRAs beside the weights"))
     monkeypatch.setattr(activations, "sampling_memory", placed)
     start = torch.zeros(1, 128, 2, 2, 2)
-    _, told = sampling._sample(replace(asked, weights=""), start, film, [], None, steering, (object(),), None, None)
+    conditions = type("C", (), {"audio": None})()
+    _, told = sampling._sample(
+        replace(asked, weights=""), start, film, [], conditions, steering, (object(),), None, None
+    )
     assert told == ([] if stay else [activations.REPEATED])
     assert order[:2] == ["LoRAs beside the weights", "what a block takes"]
     assert seen == [({BACKENDS[MATH].name}, {True}, {int(stay)})] and watched() == {0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,12 @@ def lora_argument(text: str) -> tuple[Path, float]:
     """Splits FILE:SCALE; FILE alone has scale 1. The last colon separates them, so C:\\x.safetensors is a file."""
     path, _, scale = text.rpartition(":")
     try:
-        return (Path(path), float(scale)) if path else (Path(text), 1.0)
+        found = (Path(path), float(scale)) if path else (Path(text), 1.0)
     except ValueError:
         return Path(text), 1.0
+    if not math.isfinite(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} has no number as its scale, as in style.safetensors:0.8")
+    return found
 
 
 def keyframe_argument(text: str) -> tuple[Path, int, float]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ THRESHOLD = 0.5  # a frame with this score or a higher one flags the clip
 UNSAFE = frozenset(("nsfw", "unsafe", "explicit", "nude", "nudes", "nudity", "naked", "porn", "porno", "pornography"))
 UNSAFE |= {"pornographic", "hentai", "sexy", "sexual", "sensual", "erotic", "erotica", "gore", "violent", "violence"}
 NEGATIONS = frozenset(("no", "non", "not", "without"))
+NOT_SAFE = ("not", "safe")  # neighbours that mean unsafe, too
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ def load_checker(folder: str | Path, device: torch.device | str = "cpu", unsafe:
     """Loads an image classifier from a local transformers folder, in float32. unsafe: lower-case words of labels that
     flag a frame.
 
-    Raises InputError if a file is missing or damaged, if it is not an image classifier, or if no label, or every label,
-    means unsafe.
+    Raises InputError if a file is missing or damaged, if it is not an image classifier or gives no score, or if no
+    label, or every label, means unsafe.
     """
     folder = Path(folder)
     for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
@@ -96,7 +98,7 @@ def load_checker(folder: str | Path, device: torch.device | str = "cpu", unsafe:
             "use another one."
         )
     labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
-    indices = tuple(i for i, label in enumerate(labels) if _means_unsafe(label, unsafe))
+    indices = tuple(i for i, label in enumerate(labels) if _means_unsafe(label, frozenset(unsafe)))
     listed = ", ".join(labels)
     if not indices:
         raise InputError(
@@ -109,7 +111,22 @@ def load_checker(folder: str | Path, device: torch.device | str = "cpu", unsafe:
             f"{folder / 'config.json'}: all its labels ({listed}) mean unsafe, so it would flag everything; "
             "use another classifier."
         )
-    return Checker(model.eval().requires_grad_(False).to(device), processor, indices, independent, folder)
+    checker = Checker(model.eval().requires_grad_(False).to(device), processor, indices, independent, folder)
+    _try(checker)
+    return checker
+
+
+def _try(checker: Checker) -> None:
+    """Scores a black frame. Raises InputError if the classifier cannot: a wrong size would be met after sampling."""
+    try:
+        score(checker, torch.zeros(64, 64, 3, dtype=torch.uint8))
+    except InputError:
+        raise
+    except Exception as error:  # a classifier's own code can raise nearly anything
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"{checker.folder}: its preprocessor_config.json does not fit its model ({line}); download both again."
+        ) from error
 
 
 def sampled(total: int, count: int = SAMPLES) -> list[int]:
@@ -191,6 +208,6 @@ def blank(frames: Tensor) -> Tensor:
     return torch.zeros_like(frames)
 
 
-def _means_unsafe(label: str, unsafe: Collection[str]) -> bool:
-    words = set(re.split(r"[\W_]+", label.lower()))
-    return not words.isdisjoint(unsafe) and words.isdisjoint(NEGATIONS)
+def _means_unsafe(label: str, unsafe: frozenset[str]) -> bool:
+    words = re.split(r"[\W_]+", label.lower())
+    return NOT_SAFE in pairwise(words) or (not unsafe.isdisjoint(words) and NEGATIONS.isdisjoint(words))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import wave
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -755,6 +756,9 @@ def test_lora_arguments() -> None:
     assert lora_argument("a.safetensors") == (Path("a.safetensors"), 1.0)
     assert lora_argument("C:\\a.safetensors") == (Path("C:\\a.safetensors"), 1.0)
     assert lora_argument("C:\\a.safetensors:-1") == (Path("C:\\a.safetensors"), -1.0)
+    for scale in ("inf", "nan"):
+        with pytest.raises(ArgumentTypeError, match="has no number as its scale"):
+            lora_argument(f"a.safetensors:{scale}")
 
 
 def start(line: list[str]) -> subprocess.Popen[str]:

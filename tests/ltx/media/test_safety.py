@@ -190,6 +190,8 @@ def test_weights_that_give_no_numbers_are_an_error_not_a_pass(
         (("non-nude", "nude", "not_explicit", "No NSFW"), ("nude",)),
         (("Non-Violent", "Violent"), ("Violent",)),
         (("explicit_content", "essex"), ("explicit_content",)),
+        (("safe", "not_safe", "safe, not nude"), ("not_safe",)),
+        (("Safe for Work", "Not Safe for Work"), ("Not Safe for Work",)),
     ],
 )
 def test_labels_that_mean_unsafe(tmp_path: Path, labels: tuple[str, ...], unsafe: tuple[str, ...]) -> None:
@@ -405,6 +407,16 @@ def test_a_backbone_without_its_head_is_no_classifier(
     ViTModel(ViTConfig.from_pretrained(folder), add_pooling_layer=False).save_pretrained(folder)
     (folder / "config.json").write_text(config)
     with refusal(folder, "classifier.", "not a trained"):
+        load_checker(folder)
+
+
+def test_a_processor_of_another_size_is_told_before_anything_is_made(
+    tmp_path: Path, refusal: Callable[..., AbstractContextManager[None]]
+) -> None:
+    folder = write(tmp_path, "vit")
+    config = folder / "preprocessor_config.json"
+    config.write_text(config.read_text().replace('"height": 8', '"height": 16'))
+    with refusal(folder, "does not fit its model"):
         load_checker(folder)
 
 

@@ -29,10 +29,10 @@ SETS = ROOT / ".host" / "matrix"
 PYTHONS = {"lowest": "3.10", "newest": "3.13"}
 # torch and its companion belong together. torchaudio is nothing of the pack's, and the newest torch has none.
 TORCH = {"lowest": ("torch==2.6.0", "torchvision==0.21.0"), "newest": ("torch", "torchvision")}
+KITCHEN = {"lowest": (), "newest": ("comfy-kitchen",)}  # it cannot be imported with torch 2.6
 COMPANIONS = ("torch", "torchaudio", "torchvision")
 # What the tests themselves import; the rest of it is ComfyUI's.
 TOOLS = (
-    "comfy-kitchen",
     "fal-client",
     "hypothesis",
     "pytest",
@@ -81,7 +81,7 @@ def install(which: str) -> Path:
     subprocess.run([interpreter(PYTHONS[which]), "-m", "venv", "--clear", folder], check=True)
     python = folder / "bin" / "python"
     pip = [python, "-m", "pip", "-qq", "--disable-pip-version-check", "install", "--no-compile"]
-    subprocess.run([*pip, *TORCH[which], *wanted(which), *of_comfyui(), *TOOLS], check=True)
+    subprocess.run([*pip, *TORCH[which], *wanted(which), *of_comfyui(), *KITCHEN[which], *TOOLS], check=True)
     return python
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
+pytest.importorskip("transformers", minversion="5.10.1")
 
 import folder_paths
 import torch

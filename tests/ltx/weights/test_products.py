@@ -6,7 +6,9 @@ NVFP4 and MXFP8, whose products only a card has, comfy-kitchen's own decoders st
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,6 +143,15 @@ def test_without_a_kernel_of_its_own_comfy_kitchen_is_left_alone(randn: Callable
         exact = q(x)
         quicken(q)
         assert torch.equal(q(x), exact)
+
+
+def test_a_comfy_kitchen_for_another_torch_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """0.2.40 raises a ValueError with torch 2.6."""
+    (tmp_path / "comfy_kitchen.py").write_text("raise ValueError('infer_schema')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "comfy_kitchen"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert products.kitchen.__wrapped__("int8_linear") is None
 
 
 def test_a_change_of_the_weight_itself_is_decoded(randn: Callable) -> None:

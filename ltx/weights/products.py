@@ -116,14 +116,15 @@ def _padded(bias: Tensor | None, rows: int) -> Tensor | None:
 
 @torch.compiler.assume_constant_result
 def card_has(kind: str, device: torch.device) -> bool:
-    """Whether a device computes with that format. torch's CPU has fp8 products, which are slow and serve the tests."""
+    """Whether a device computes with that format. torch's CPU has fp8 products since 2.7, which are slow and serve the
+    tests."""
     return _card_has(kind, device)
 
 
 @cache  # not on the functions that compiled code calls: it would trace them anew and warn of it
 def _card_has(kind: str, device: torch.device) -> bool:
     if device.type == "cpu":
-        return kind == "fp8"
+        return kind == "fp8" and _multiplies(device, by_rows=False)
     return (
         device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= NEEDED[kind]
     )
@@ -133,7 +134,7 @@ def _card_has(kind: str, device: torch.device) -> bool:
 def rows_have_scales(device: torch.device) -> bool:
     """Whether torch multiplies fp8 matrices with a scale per row on a device; it is tried once."""
     try:
-        return _multiplies_rows(device)
+        return _multiplies(device, by_rows=True)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -141,12 +142,14 @@ def rows_have_scales(device: torch.device) -> bool:
 
 
 @cache
-def _multiplies_rows(device: torch.device) -> bool:
-    """What such a product says on that device."""
+def _multiplies(device: torch.device, by_rows: bool) -> bool:
+    """What an fp8 product says on that device, with a scale per row or with one for all."""
     one = torch.ones(ALIGNED, ALIGNED, device=device).to(torch.float8_e4m3fn)
-    scales = torch.ones(ALIGNED, 1, device=device)
+    scales = torch.ones((ALIGNED, 1) if by_rows else (), device=device)
     try:
-        torch._scaled_mm(one, one.t(), scale_a=scales, scale_b=scales.t(), out_dtype=torch.bfloat16)
+        torch._scaled_mm(
+            one, one.t(), scale_a=scales, scale_b=scales.t() if by_rows else scales, out_dtype=torch.bfloat16
+        )
     except RuntimeError as error:
         if out_of_memory(error):
             raise

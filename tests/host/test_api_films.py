@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,7 +83,8 @@ def test_a_cancelled_film_goes_on(client: Any, sound: str, unkept: None) -> None
     again = client.submit(APP, asked)
     assert again.get()["video"]["num_frames"] == 65
     lines = logged(again)
-    assert any("1 windows of an earlier run were used again" in line for line in lines), lines
+    # the second one may have been finished before it was stopped
+    assert any(re.search("[12] windows of an earlier run were used again", line) for line in lines), lines
     assert any("3 windows of up to 33 frames that share 2 latents" in line for line in lines)
     assert not any(line.startswith("First stage: window") for line in lines), "ComfyUI or the folder has all of it"
     assert "Second stage: window 3 of 3, step 3/3" in lines

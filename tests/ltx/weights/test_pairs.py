@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .test_formats import KINDS
 from .test_formats import layer as made
+from .test_products import multiplies_fp8
 
 ROWS, COLUMNS, RANK = 96, 256, 24
 MANY, FEW = 200, 20  # tokens; the bound is 96 * 256 / (96 + 256) = 70
@@ -91,6 +92,7 @@ def test_the_error_is_that_of_merging_into_a_16_bit_weight(count: int, randn: Ca
     assert relative(q(x).double(), wanted) > 10 * outputs[0]  # the pairs do matter
 
 
+@multiplies_fp8
 def test_the_cheaper_way_is_taken(monkeypatch: pytest.MonkeyPatch, randn: Callable) -> None:
     joined: list[int] = []
     real = quantized.join

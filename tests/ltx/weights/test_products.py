@@ -25,6 +25,10 @@ from .test_formats import layer as made
 CPU = torch.device("cpu")
 BOUND = {"float8": 0.06, "int8": 0.03, "int8_rows": 0.03, "convrot": 0.02, "nvfp4": 0.2, "mxfp8": 0.06}
 
+multiplies_fp8 = pytest.mark.skipif(
+    not products.card_has("fp8", CPU), reason="torch before 2.7 has no fp8 products on a CPU"
+)
+
 
 @pytest.fixture(autouse=True)
 def no_grad() -> Iterator[None]:
@@ -110,6 +114,7 @@ def test_a_lora_beside_a_fast_product_is_not_rounded(kind: str, able: list[str],
     torch.testing.assert_close(q(x), (plain + 0.5 * added).to(x.dtype), rtol=2e-2, atol=0.3)
 
 
+@multiplies_fp8
 def test_the_fp8_product_by_hand() -> None:
     """Input and weight on fp8's grid, so that only the scales and the sum are left."""
     weight = torch.arange(-128.0, 128.0).view(16, 16).clamp(-8, 8)
@@ -163,10 +168,11 @@ def test_a_change_of_the_weight_itself_is_decoded(randn: Callable) -> None:
     assert torch.equal(q(x), exact)
 
 
+@multiplies_fp8
 def test_compiled(randn: Callable) -> None:
     """Whether torch multiplies by rows is tried, and not traced."""
     torch._dynamo.reset()
-    products._multiplies_rows.cache_clear()
+    products._multiplies.cache_clear()
     q, x = layer("float8"), randn(3, 256).bfloat16()
     quicken(q)
     found = torch.compile(q, fullgraph=True, backend="aot_eager")(x)
@@ -177,15 +183,16 @@ def test_memory_that_is_full_for_a_moment_is_not_remembered(monkeypatch: pytest.
     def full(*_: Any, **__: Any) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    products._multiplies_rows.cache_clear()
+    products._multiplies.cache_clear()
     with monkeypatch.context() as at_first:
         at_first.setattr(torch, "_scaled_mm", full)
         assert not products.rows_have_scales(CPU)
     monkeypatch.setattr(torch, "_scaled_mm", lambda x, *_, **__: x)
     assert products.rows_have_scales(CPU)
-    products._multiplies_rows.cache_clear()
+    products._multiplies.cache_clear()
 
 
+@multiplies_fp8
 @pytest.mark.parametrize(
     ("kind", "dtype", "bound"),
     [("branch", torch.bfloat16, 1e-2), ("branch", torch.float32, 1e-6), ("edit", torch.float32, 1e-6)],

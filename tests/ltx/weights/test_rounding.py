@@ -21,6 +21,8 @@ from a2v.ltx.weights.quantized import layer_of, quicken, to_float8
 from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
 from torch import Tensor, nn
 
+from .test_products import multiplies_fp8
+
 PROGRAM = Path(__file__).with_name("rounded.py")
 needs_triton = pytest.mark.skipif(rounding.triton is None, reason="Triton is not installed")
 
@@ -93,6 +95,7 @@ def test_a_product_takes_the_kernel_where_it_runs(
     assert same(by_rows(x), marked)
 
 
+@multiplies_fp8
 @pytest.mark.parametrize(("crossing", "times"), [(False, 2), (True, 3)])
 def test_layers_with_one_input_round_it_once(
     crossing: bool, times: int, randn: Callable, monkeypatch: pytest.MonkeyPatch

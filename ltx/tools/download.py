@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib import import_module
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from .. import models, versions
@@ -186,7 +186,8 @@ def _wanted(model: Published, folder: Path) -> Iterator[Wanted]:
         if not names:
             raise Failed(f"{model.page}: has no files to fetch; look at the page.")
         for name in names:
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            # as Windows reads it, which knows both kinds of slashes and drives
+            if PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
                 raise Failed(f"{model.page}: names a file {name!r} outside its folder; look at the page.")
             head = get_hf_file_metadata(hf_hub_url(model.repository, name, revision=revision))
             if not head.etag or head.size is None:

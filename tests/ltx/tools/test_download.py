@@ -379,6 +379,14 @@ def test_an_empty_file_of_a_repository_is_made(hub: Hub, models: Path) -> None:
     assert written(models) == {f"text_encoders/{GEMMA.name}/{name}": len(data) for name, data in body.items()}
 
 
+@pytest.mark.parametrize("name", ["../out.json", "/out.json", r"..\out.json", r"a\..\..\out.json", r"C:\out.json"])
+def test_a_repository_that_names_a_file_outside_its_folder_is_refused(hub: Hub, models: Path, name: str) -> None:
+    """On Windows a backslash ends a folder's name, too."""
+    hub.files[GEMMA.repository] = {name: b"{}"}
+    status, _, err = download(hub, models, "gemma")
+    assert status == 1 and "outside its folder" in err and not written(models)
+
+
 def test_a_folder_that_cannot_be_read_is_one_sentence(
     models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import requests
 from a2v.api.applications.from_video import FAMILY, FROM_VIDEO
+from a2v.api.host import KNOWN_SECONDS
 from a2v.ltx.errors import InputError
 from a2v.ltx.media.audio import load_track
 from a2v.ltx.models import MODELS
@@ -69,6 +71,7 @@ def client(server: Comfy) -> Iterator[Any]:
     """With the IC-LoRA under its published name: the camera LoRA, whose metadata says that it reads half a size."""
     loras = server.base / "models" / "loras"
     write_ic_lora(loras / CAMERA_FILE, loras / UNION)
+    time.sleep(KNOWN_SECONDS)  # another file's tests may have asked what there is
     try:
         with client_of(server) as fal:
             yield fal.SyncClient(key="any")

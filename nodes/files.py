@@ -6,9 +6,8 @@ Both are checked here. Every error is one sentence that says what is missing and
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import folder_paths
 from ..ltx.characters import check_name
 from ..ltx.errors import InputError
 from ..ltx.models import Published, named_file
+from ..ltx.prompt.contexts import fingerprint
 
 LISTED_DEPTH = 3  # levels of subfolders in which a model that is itself a folder is found
 
@@ -161,19 +161,9 @@ def stamp(path: Path) -> str:
     """A text that changes when the file changes, or any file of a folder that is a model, for `fingerprint_inputs`. It
     has no path, because ComfyUI writes it into saved videos."""
     if path.is_dir():
-        return hashlib.sha256("\n".join(sorted(_stamps(path))).encode()).hexdigest()
+        return fingerprint(path)
     status = path.stat()
     return f"{status.st_mtime_ns}:{status.st_size}"
-
-
-def _stamps(folder: Path) -> Iterator[str]:
-    """The names and stamps of a model's files. What begins with a dot is the cache of a download."""
-    for place, below, names in os.walk(folder, followlinks=True):
-        inside = Path(place).relative_to(folder)
-        below[:] = [name for name in below if not name.startswith(".") and len(inside.parts) < LISTED_DEPTH]
-        for name in names:
-            if not name.startswith(".") and (Path(place) / name).is_file():
-                yield f"{(inside / name).as_posix()}:{stamp(Path(place) / name)}"
 
 
 def stamped(find: Callable[[str], Path | None], name: str | None) -> str:

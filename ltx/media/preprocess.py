@@ -28,7 +28,7 @@ GATE = -70.0  # LUFS, the absolute gate of BS.1770; quieter sound is silence and
 SUBSONIC = 10  # Hz, below hearing; the model's lowest band peaks at 46 Hz
 SHORTEST = Fraction(1, 2)  # s; ebur128 needs a block of 0.4 s, and it rounds block sizes at odd sample rates
 SLOWEST = 4000  # Hz; ebur128's filter turns at 1.7 kHz and gives no numbers where half the rate is below that
-LOUDEST = 10.0  # LUFS; ebur128 says this of all louder sound
+METER_TOP = 10.0  # LUFS; ebur128 says this of all louder sound
 
 SILENCE = -60.0  # dBFS over 0.1 s; pauses in a usual recording are louder, and quieter sound moves nothing
 LONG_SILENCE = 2.0  # s; pauses in speech and music are shorter
@@ -83,7 +83,7 @@ def loudness(track: Track) -> float:
     if track.seconds < SHORTEST or track.rate < SLOWEST:
         return float(_decibel(stereo.double().square().mean(dim=1).sum()))
     level = _measured(stereo, track.rate)
-    if level < LOUDEST:
+    if level < METER_TOP:
         return level
     peak = stereo.abs().max().clamp(min=1)
     return _measured(stereo / peak, track.rate) + float(_decibel(peak.square()))

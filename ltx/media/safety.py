@@ -112,11 +112,11 @@ def load_checker(folder: str | Path, device: torch.device | str = "cpu", unsafe:
             "use another classifier."
         )
     checker = Checker(model.eval().requires_grad_(False).to(device), processor, indices, independent, folder)
-    _try(checker)
+    _check_scores(checker)
     return checker
 
 
-def _try(checker: Checker) -> None:
+def _check_scores(checker: Checker) -> None:
     """Scores a black frame. Raises InputError if the classifier cannot: a wrong size would be met after sampling."""
     try:
         score(checker, torch.zeros(64, 64, 3, dtype=torch.uint8))

@@ -11,11 +11,16 @@ import traceback
 REMIND_SECONDS = 60.0  # until a lasting failure is logged again
 TOKEN = re.compile(r"[0-9a-f]{32,}")
 """Random names and secrets. Whoever knows one may read or write a file."""
+WORD = r"""(?:(?![^\s/\\]*\.[A-Za-z][A-Za-z0-9]{1,11}[ ])[^\s/\\"<>|:;,]+)"""
+FOLDER = rf"{WORD}(?: {WORD}){{0,4}}"
+"""A folder's name, perhaps with blanks. A word like `x.bin` before a blank is a file's name: the path ends there."""
+LAST = r"""[^\s/\\'"<>|:;,()]+"""
 PATH = re.compile(
-    r"""(?P<quote>['"])(?:/|[A-Za-z]:[\\/])[^'"\n]*(?P=quote)"""  # in quotes, perhaps with blanks
-    r"""|(?<![\w:/.\\-])(?:/[^\s'"<>|:;,()]+){2,}"""
-    r"""|(?<!\w)[A-Za-z]:[\\/][^\s'"<>|:;,()]+"""
+    r"""(?P<quote>['"])(?:/|[A-Za-z]:[\\/]|\\\\)(?:(?!(?P=quote))[^\n])*(?P=quote)"""
+    rf"""|(?<![\w:/.\\-])/+(?:{FOLDER}/+)+(?:{LAST})?"""
+    rf"""|(?:(?<!\w)[A-Za-z]:[\\/]+|(?<![\w:/.\\-])\\\\+)(?:(?:{FOLDER}[\\/]+)+(?:{LAST})?|{LAST})"""
 )
+"""A whole path: in quotes, or as far as it can be told from the text around it."""
 
 
 def public(message: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..ltx.diffusion.kept import DEFAULTS
 from ..ltx.errors import InputError
 
 PREFIX = "/fal"
@@ -136,6 +137,8 @@ def system_folder(folder_paths: Any) -> Path:
 def read_settings(folder_paths: Any, environment: Mapping[str, str] = os.environ) -> Settings:
     """Reads the settings. folder_paths: ComfyUI's module. Errors: InputError for a number that is none."""
     defaults = Settings
+    for name, usual in DEFAULTS.items():  # those of kept windows, which are read when a film is made
+        _number(environment, name, usual)
     return Settings(
         system=system_folder(folder_paths),
         input=Path(folder_paths.get_input_directory()),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from ..files.incoming import CHUNK, Incoming, TooLargeError
+from ..files.incoming import CHUNK, Incoming, TooLargeError, in_thread
 from ..files.results import PART, RESULT
 from ..settings import MIB, Settings
 
@@ -24,10 +24,12 @@ LARGEST_RESULT = 16 * 1024 * MIB
 
 @dataclass
 class _Result:
-    """The file that an order's worker may leave. token: the beginning of its name."""
+    """The file that an order's worker may leave. token: the beginning of its name; failure: why the disk did not take
+    it."""
 
     token: str
     is_taken: bool = False
+    failure: str = ""
 
 
 class Door:
@@ -75,9 +77,14 @@ class Door:
             for secret in given.values():
                 del self._files[secret]
 
+    def failure(self, address: str) -> str:
+        """Why the disk did not take the result of an order that is on, or "". address: for that result."""
+        return self._results[address.rpartition("/")[2]].failure
+
     async def _give(self, request: web.Request) -> web.StreamResponse:
         path = self._files.get(request.match_info["secret"])
-        return web.FileResponse(path) if path and path.is_file() else web.Response(status=404)
+        there = path is not None and await in_thread(path.is_file)
+        return web.FileResponse(path) if path and there else web.Response(status=404)
 
     async def _take(self, request: web.Request) -> web.Response:
         """Takes the result of an order that is still on: one file, once. It gets its name when it is whole."""
@@ -116,5 +123,7 @@ class Door:
             raise
         except OSError as error:
             logging.error("LTX A2V: a worker's result could not be written: %s", error.strerror)
+            if secret in self._results:
+                self._results[secret].failure = error.strerror or type(error).__name__
             return 507
         return 204

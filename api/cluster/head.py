@@ -7,11 +7,10 @@ worker. If a worker is lost, its request goes back into the queue, and any free 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
+import os
 import secrets
-import socket
 import sys
 import time
 import uuid
@@ -24,12 +23,13 @@ from ..faults import public
 from ..graph.graph import Prompt
 from ..graph.parts import prefix_of
 from ..host import Host, HostLost, NodeError, OnEvent, Outcome, Rejected
+from ..queue.endings import disk_failed
 from ..queue.lane import Lane
 from ..queue.queue import RequestQueue
 from ..settings import SUBFOLDER
 from ..ticking import Ticker
 from .door import Door
-from .worker import IDENTITY, MEDIA, PROTOCOL
+from .worker import ABANDONED_SECONDS, IDENTITY, MEDIA, PROTOCOL
 
 BRIDGE = Path(__file__).with_name("bridge.py")
 RETRY_SECONDS = 10.0
@@ -38,6 +38,7 @@ ASIDE_SECONDS = 60.0  # for which a worker that could not start a request gets n
 STALE_SECONDS = 30.0
 ARRIVAL_SECONDS = 15.0  # until a result in a shared folder must be visible here
 LONGEST_LINE = 2**26
+PROBE = ".cluster-"
 
 
 class Cluster:
@@ -47,7 +48,7 @@ class Cluster:
         self.queue = queue
         self.door = Door(queue.settings)
         self.workers: dict[str, RemoteWorker] = {}
-        self.probe = _probe(queue.settings.system)
+        self.probe = {"name": PROBE + secrets.token_hex(8), "says": secrets.token_hex(16)}
         self._orders: dict[str, asyncio.Queue[dict[str, Any]]] = {}
         self._bridge: asyncio.subprocess.Process | None = None
         self._complaint = ""
@@ -101,7 +102,7 @@ class Cluster:
             await self._show(message["workers"])
         elif message["say"] == "joined":
             await self.door.open(message["ip"])
-            await asyncio.to_thread(self._write_probe)
+            await asyncio.to_thread(self.write_probe)
             logging.info("LTX A2V: head of Ray's cluster; workers get their files from %s", self.door.url)
         else:
             self._complain(message["why"])
@@ -112,10 +113,19 @@ class Cluster:
             self._complaint = sentence
             logging.error("LTX A2V: %s", sentence)
 
-    def _write_probe(self) -> None:
+    def write_probe(self) -> None:
+        """Makes sure that the file is there by which a worker recognises this server's output folder. A worker that
+        shares that folder and does not know it would remove the result as one of its own. Errors: OSError."""
         folder = self.queue.settings.output_folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / self.probe["name"]).write_text(self.probe["says"])
+        path = folder / self.probe["name"]
+        if not path.is_file() or path.read_text() != self.probe["says"]:
+            path.write_text(self.probe["says"])
+        os.utime(path)
+        for old in folder.glob(f"{PROBE}*"):  # of heads that were killed
+            with suppress(OSError):  # another head has removed it
+                if old.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                    old.unlink()
 
     async def _show(self, workers: list[dict[str, Any]]) -> None:
         told = {state["key"]: state for state in workers if state.get("identity") != IDENTITY}
@@ -165,7 +175,12 @@ class Remote(Host):
         self._cluster, self._key = cluster, key
 
     async def run(self, prompt: Prompt, on_queued: Callable[[str], None], on_event: OnEvent) -> Outcome:
-        """Runs a prompt there. Errors: Rejected; HostLost. If the awaiting task is cancelled, the run stops there."""
+        """Runs a prompt there. Errors: Rejected; HostLost; RequestFailed if this server's disk does not take the
+        result. If the awaiting task is cancelled, the run stops there."""
+        try:
+            await asyncio.to_thread(self._cluster.write_probe)
+        except OSError as error:
+            raise HostLost(f"the head cannot write its results ({error.strerror})") from None
         settings = self._cluster.queue.settings
         names = {text for text in _strings(prompt) if MEDIA.fullmatch(text)}
         token = prefix_of(prompt).removeprefix(f"{SUBFOLDER}/")
@@ -181,14 +196,22 @@ class Remote(Host):
                 "result": result,
                 "probe": self._cluster.probe,
             }
-            async with aclosing(self._cluster.follow(self._key, order)) as lines:
-                async for line in lines:
-                    if line["kind"] == "event":
-                        on_event(line["name"], line["data"])
-                    elif line["kind"] == "rejected":
-                        await self._judge(prompt, line["errors"])
-                    else:
-                        return await self._outcome(line)
+            try:
+                return await self._follow(prompt, order, on_event)
+            except HostLost:
+                if reason := self._cluster.door.failure(result):
+                    raise disk_failed(reason) from None
+                raise
+
+    async def _follow(self, prompt: Prompt, order: dict[str, Any], on_event: OnEvent) -> Outcome:
+        async with aclosing(self._cluster.follow(self._key, order)) as lines:
+            async for line in lines:
+                if line["kind"] == "event":
+                    on_event(line["name"], line["data"])
+                elif line["kind"] == "rejected":
+                    await self._judge(prompt, line["errors"])
+                else:
+                    return await self._outcome(line)
         raise HostLost("it sent no outcome")
 
     async def _judge(self, prompt: Prompt, errors: dict[str, str]) -> None:
@@ -314,9 +337,3 @@ def _strings(value: Any) -> list[str]:
     if isinstance(value, list):
         return [text for part in value for text in _strings(part)]
     return [value] if isinstance(value, str) else []
-
-
-def _probe(system: Path) -> dict[str, str]:
-    """A file by which a worker recognises the head's output folder. Its name is always the same, so only one exists."""
-    name = hashlib.sha256(f"{socket.gethostname()}:{system.resolve()}".encode()).hexdigest()[:16]
-    return {"name": f".cluster-{name}", "says": secrets.token_hex(16)}

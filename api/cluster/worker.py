@@ -24,7 +24,7 @@ from aiohttp import web
 from ..faults import log_unexpected, public
 from ..files.incoming import CHUNK, Incoming, TooLargeError
 from ..graph.compose import SAVE, SAVE_PART
-from ..graph.graph import Prompt
+from ..graph.graph import Graph, Prompt
 from ..host import NODE_TEXT, Host, Outcome, Rejected
 from ..protocol.access import guard
 from ..protocol.answers import answering
@@ -65,7 +65,7 @@ class Worker:
 
     def __init__(self, host: Host, settings: Settings) -> None:
         self._host, self._settings = host, settings
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], str] = {}  # the removal of what an order left → its token
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -110,8 +110,10 @@ class Worker:
     async def _work(self, order: dict[str, Any], say: Say) -> None:
         token = order["token"]
         media = self._settings.input_folder / f"{ORDER}{token}"
-        shared = _is_shared(order["probe"], self._settings)
-        done = False
+        if earlier := [task for task, of in self._leaving.items() if of == token]:  # of this part of a film
+            await asyncio.wait(earlier)
+        shared = await asyncio.to_thread(_is_shared, order["probe"], self._settings)
+        is_part, done = Graph(order["prompt"]).has(SAVE_PART), False
         queued: list[str] = []
         try:
             await asyncio.to_thread(self._begin, media, shared)
@@ -140,9 +142,11 @@ class Worker:
                 }
             )
         finally:
-            leaving = asyncio.create_task(self._leave(queued, media, None if shared and done else token))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            # a part's name is that of its content: in a shared folder another machine may have made it meanwhile
+            own = not shared or not (done or is_part)
+            leaving = asyncio.create_task(self._leave(queued, media, token if own else None))
+            self._leaving[leaving] = token
+            leaving.add_done_callback(lambda task: self._leaving.pop(task))
 
     async def _leave(self, queued: list[str], media: Path, token: str | None) -> None:
         """Removes everything that an order brought and made, once ComfyUI is done with it."""
@@ -158,7 +162,7 @@ class Worker:
             match = MEDIA.fullmatch(name)
             if not match:
                 raise Undone(f"the head named {name!r}, which is no name of media")
-            if (self._settings.input / name).is_file():
+            if await asyncio.to_thread((self._settings.input / name).is_file):
                 continue
             await self._get(url, folder / match[1])
             text = text.replace(json.dumps(name), json.dumps(f"{SUBFOLDER}/{folder.name}/{match[1]}"))

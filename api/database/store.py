@@ -9,6 +9,7 @@ call may work later.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
@@ -21,9 +22,11 @@ from sqlalchemy import JSON, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
+from .. import clock
 from ..faults import Complaints
 
 BUSY_SECONDS = 10.0
+LONG_SECONDS = 1.0  # that a transaction waits for its turn only if another process holds the file
 READERS = 4
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
 """Seconds between tries of a write that must succeed. Each wait is twice the last."""
@@ -65,6 +68,7 @@ class Store:
         self._readers = ThreadPoolExecutor(READERS, "ltx-a2v-reads")
         self._writer = ThreadPoolExecutor(1, "ltx-a2v-writes")
         self._complaints = Complaints()
+        self.troubled = -math.inf  # when a transaction last failed or waited long, by the clock that only goes forward
 
     @contextmanager
     def session(self, *, durable: bool = False) -> Iterator[Session]:
@@ -79,11 +83,15 @@ class Store:
             with factory.begin() as session:
                 # The session would begin with its first statement. A writer waits for its turn here, so that a clock
                 # that its work reads is not older than what others wrote meanwhile.
+                begun = clock.now().steady
                 session.connection()
+                if (now := clock.now().steady) > begun + LONG_SECONDS:
+                    self.troubled = now
                 yield session
         except SQLAlchemyError as error:
             failure = _plain(error)
             if isinstance(failure, StoreFailed):
+                self.troubled = clock.now().steady
                 self._complaints.note(str(failure))
             raise failure from None
 

@@ -42,11 +42,19 @@ class Inbox:
         if own := await self._find_own(url):
             path, name, content_type = own
             return await self._receive(_read(path), name, content_type, field, kind, request_id)
-        async with fetch(value, field, self._settings) as response:
-            if (response.content_length or 0) > self._settings.max_media:
-                raise self._too_large(field)
-            pieces, name = body_of(response, field), response.url.name
-            return await self._receive(pieces, name, response.content_type, field, kind, request_id)
+        try:
+            async with fetch(value, field, self._settings) as response:
+                if (response.content_length or 0) > self._settings.max_media:
+                    raise self._too_large(field)
+                pieces, name = body_of(response, field), response.url.name
+                return await self._receive(pieces, name, response.content_type, field, kind, request_id)
+        except addresses.NotAllowedError:
+            if any(self._settings.prefix + ours in url.path for ours in (RESULTS, uploads.FILES)):
+                raise InputError(
+                    f"{field}: this server has no such file, it expired, was deleted or never came whole; upload it "
+                    "again."
+                ) from None
+            raise
 
     async def origin_of(self, value: str, field: str) -> str | None:
         """Host and port that a request's URL must be fetched from; None for a file of this server."""

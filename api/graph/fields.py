@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from .compose import (
-    ACCELERATION,
     AUDIO,
     END_IMAGE,
     FILM_PART,
@@ -41,8 +40,17 @@ def field_of(graph: Prompt, node_id: str) -> str | None:
         OTHER_LORA: "loras",
         "LTXA2VCameraLora": "camera_lora",
         "LTXA2VVideoSize": "video_size",
-        ACCELERATION: "acceleration",
     }.get(node.get("class_type", ""))
+
+
+def field_told(graph: Prompt, node_id: str, message: str) -> str | None:
+    """The request's field that this sentence of a node is about; None if it is about none or no single one."""
+    if message.startswith("made:"):  # a part of a film, which this server keeps
+        return None
+    has_lora = any(node["class_type"] == OTHER_LORA for node in graph.values())
+    if has_lora and message.startswith("model:"):  # a sampler has found an IC-LoRA, and no video for it
+        return "loras"
+    return field_of(graph, node_id)
 
 
 def _is_longer(graph: Prompt) -> bool:

@@ -106,14 +106,18 @@ def allowed(host: str, address: Address, hosts: Collection[str]) -> bool:
     return False
 
 
+class NotAllowedError(InputError):
+    """The address is none that this server may call."""
+
+
 async def judge(url: URL, field: str, hosts: Collection[str], seconds: float) -> list[Address]:
-    """The addresses of a parsed URL's host, all of which the API may connect to. Errors: InputError if there is none,
-    or if it may not connect to one of them."""
+    """The addresses of a parsed URL's host, all of which the API may connect to. Errors: UnresolvedError if there is
+    none; NotAllowedError if it may not connect to one of them."""
     host = url.raw_host or ""
     literal = _literal(host)
     addresses = [literal] if literal else await _resolve(host, url.port or 0, field, seconds)
     if any(not public(address) and not allowed(host, address, hosts) for address in addresses):
-        raise InputError(
+        raise NotAllowedError(
             f"{field}: {host} is a private, local or reserved address, which this server does not call; give a public "
             "one, or let the administrator add the host to LTX_A2V_ALLOW_HOSTS."
         )

@@ -203,7 +203,8 @@ async def result_answer(
     path = results.result_file(found, settings)
     try:
         if found.sync_mode:
-            await queue.note_read(found.id)
+            with suppress(StoreFailed):  # it stays for an hour then; a 503 to `run` would have the client send it again
+                await queue.note_read(found.id)
             url = await results.data_uri(path)
         else:
             await in_thread(path.stat)

@@ -14,6 +14,7 @@ from ..graph.graph import Prompt
 from ..host import NodeError, Rejected
 
 ATTEMPTS = 3  # starts of a request after which its server died
+WITHOUT_MEMORY = ("out of memory", "not enough memory")
 UNPROCESSABLE, MISSING_MODEL, CANCELLED, TIMED_OUT, FAILED = 422, 424, 400, 504, 500
 
 
@@ -49,6 +50,10 @@ def without_outputs() -> RequestFailed:
     return RequestFailed("ComfyUI ended the run without its outputs.", "internal_error", FAILED)
 
 
+def disk_failed(reason: str) -> RequestFailed:
+    return RequestFailed(f"This server's disk does not take the result ({reason}); make room.", "disk_failed", FAILED)
+
+
 def application_of(request: StoredRequest) -> Application:
     """The request's application. Errors: RequestFailed if another version of this pack took the request."""
     application = APPLICATIONS.get(request.app)
@@ -75,13 +80,17 @@ def late(request: StoredRequest) -> RequestFailed:
 
 
 def node_failed(error: NodeError, prompt: Prompt, application: Application) -> RequestFailed:
-    """The end of a run in which a node raised an error."""
+    """The end of a run in which a node raised an error. A mistake that is about no input of the request is the
+    server's: a damaged checkpoint, for instance, or a full disk."""
     message = fields.in_request_words(prompt, error.message)
     if error.kind.endswith((".InputError", ".FlaggedError")):
-        field = fields.field_of(prompt, error.node_id)
-        return refused(application.invalid_from(InputError(message), field))
+        field = fields.field_told(prompt, error.node_id, error.message)
+        invalid = application.invalid_from(InputError(message), field)
+        has_field = len(invalid.detail[0]["loc"]) > 1
+        if has_field or error.kind.endswith(".FlaggedError"):
+            return refused(invalid)
     node = prompt.get(error.node_id, {}).get("_meta", {}).get("title", error.node_id)
-    memory = "OutOfMemory" in error.kind or "out of memory" in message.lower()
+    memory = "OutOfMemory" in error.kind or any(words in message.lower() for words in WITHOUT_MEMORY)
     kind = "out_of_memory" if memory else "node_error"
     return RequestFailed(public(f"{node}: {message}"), kind, FAILED)
 

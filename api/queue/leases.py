@@ -85,8 +85,18 @@ class Leases:
 
     async def sweep(self, *, others: bool = False) -> int:
         """Returns requests that are leased here but not in hand to the queue; with `others` also those of dead servers.
-        Returns their number."""
-        return await self._store.run(_sweep, self.holder, self._held, others)
+        Returns their number.
+
+        While the database could not be written, servers that work could not renew their leases. They get two heartbeats
+        for that before any lease counts as over.
+        """
+        return await self._store.run(self._sweep, others)
+
+    def _sweep(self, session: Session, others: bool) -> int:
+        now, expired = clock.now(), 0
+        if others and now.steady >= self._store.troubled + 2 * self._settings.heartbeat_seconds:
+            expired = rows.release_expired(session, now, self.holder)
+        return expired + rows.release(session, self.holder, but=self._held)
 
     async def give_back_one(self, request_id: str, *, counts: bool) -> None:
         """Returns one request to the queue. counts: it was an attempt, and the request goes to the end."""
@@ -108,8 +118,3 @@ def _claim(
     session: Session, holder: str, seconds: float, which: ColumnElement[bool] | None, held: Collection[str]
 ) -> StoredRequest | None:
     return rows.claim(session, holder, clock.now(), seconds, which, but=held)
-
-
-def _sweep(session: Session, holder: str, held: Collection[str], others: bool) -> int:
-    expired = rows.release_expired(session, clock.now(), holder) if others else 0
-    return expired + rows.release(session, holder, but=held)

@@ -6,6 +6,7 @@ Requests that run on other machines, and a real Ray, are in tests/host/test_api_
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -13,8 +14,9 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +25,12 @@ from typing import Any
 import pytest
 import requests
 from a2v.api.cluster.door import Door
-from a2v.api.cluster.worker import PATH, PROTOCOL, Worker
-from a2v.api.host import Host, Outcome
+from a2v.api.cluster.head import PROBE, Cluster, Remote
+from a2v.api.cluster.worker import PATH, PROTOCOL, Worker, _is_shared
+from a2v.api.files.incoming import Incoming
+from a2v.api.graph.compose import SAVE, SAVE_PART
+from a2v.api.host import Host, HostLost, Outcome
+from a2v.api.queue.endings import RequestFailed
 from a2v.api.settings import SUBFOLDER, Settings
 from a2v.tests.api.edges import make_settings, serving
 from aiohttp import web
@@ -268,6 +274,128 @@ def test_a_worker_tells_which_nodes_run_and_nothing_of_their_values(settings: Se
         ("execution_error", {"node_id": "2"}),
         ("execution_success", {}),
     ]
+
+
+def order_of(prompt: dict[str, Any], probe: dict[str, str]) -> dict[str, Any]:
+    return {"token": TOKEN, "prompt": prompt, "media": {}, "result": "", "probe": probe}
+
+
+def cluster_of(settings: Settings) -> Cluster:
+    return Cluster(SimpleNamespace(settings=settings, host=SimpleNamespace(server=None)))
+
+
+@pytest.mark.parametrize(("kind", "stays"), [(SAVE_PART, True), (SAVE, False)])
+def test_a_part_in_a_shared_folder_may_be_another_machine_s(settings: Settings, kind: str, stays: bool) -> None:
+    """Its name is that of its content. A result's name is the order's own."""
+
+    class Fails(Host):
+        async def run(self, prompt: Any, on_queued: Any, on_event: Any) -> Outcome:
+            (settings.output_folder / NAME).write_bytes(BODY)
+            raise OSError
+
+    head, worker = cluster_of(settings), Worker(Fails(None), settings)
+    head.write_probe()
+
+    async def main() -> None:
+        prompt = {"1": {"class_type": kind, "inputs": {}}}
+        await worker._work(order_of(prompt, head.probe), lambda _: None)
+        await asyncio.gather(*worker._leaving)
+
+    asyncio.run(main())
+    assert (NAME in left(settings)) is stays
+
+
+def test_an_order_waits_until_an_earlier_one_of_its_part_has_left(settings: Settings) -> None:
+    """The film was cancelled and sent again. Both have the same folder for their media."""
+    found: list[bool] = []
+
+    class Runs(Host):
+        ended = asyncio.Event()
+
+        async def run(self, prompt: Any, on_queued: Any, on_event: Any) -> Outcome:
+            on_queued("1")
+            if "stopped" in prompt:
+                raise OSError
+            await asyncio.sleep(0.1)
+            found.append((settings.input_folder / f"order-{TOKEN}").is_dir())
+            return Outcome()
+
+        async def over(self, prompt_id: str) -> None:
+            await self.ended.wait()
+
+        def forget(self, prompt_id: str) -> None:
+            """There is no history."""
+
+    async def main() -> None:
+        host = Runs(None)
+        host.ended = asyncio.Event()
+        worker, probe = Worker(host, settings), {"name": "none", "says": ""}
+        await worker._work(order_of({"stopped": {"class_type": SAVE_PART}}, probe), lambda _: None)
+        asyncio.get_running_loop().call_later(0.05, host.ended.set)
+        await worker._work(order_of({"again": {"class_type": SAVE_PART}}, probe), lambda _: None)
+        await asyncio.gather(*worker._leaving)
+
+    asyncio.run(main())
+    assert found == [True]
+
+
+def test_a_slow_folder_holds_up_no_beat(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def read(*_: Any) -> str:
+        threads.append(threading.current_thread())
+        return ""
+
+    monkeypatch.setattr(Path, "read_text", read)
+    worker = Worker(Host(SimpleNamespace()), settings)
+    asyncio.run(worker._work(order_of({}, {"name": "none", "says": ""}), lambda _: None))
+    assert len(threads) == 1 and threads[0] is not threading.main_thread()
+
+
+# --- the head ---
+
+
+def test_heads_of_one_folder_are_recognised_each(settings: Settings) -> None:
+    """A worker that does not recognise the folder takes the result for one of its own, and removes it."""
+    heads = [cluster_of(settings) for _ in range(2)]
+    old = settings.output_folder / f"{PROBE}old"
+    for head in heads:
+        head.write_probe()
+    assert all(_is_shared(head.probe, settings) for head in heads)
+    for path in settings.output_folder.glob(f"{PROBE}*"):  # somebody tidies up
+        path.unlink()
+    old.write_text("of a head that was killed")
+    os.utime(old, (time.time() - 25 * 3600,) * 2)
+    heads[0].write_probe()  # with its next order
+    assert _is_shared(heads[0].probe, settings) and left(settings) == [heads[0].probe["name"]]
+
+
+def test_a_full_disk_of_the_head_ends_the_request_at_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of the worker, and another one would make the video in vain."""
+    head = cluster_of(settings)
+
+    async def seal(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def follow(worker: str, order: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        monkeypatch.setattr(Incoming, "seal", seal)
+        answer = await asyncio.to_thread(requests.put, f"{order['result']}/{NAME}", BODY, timeout=5)
+        yield {"kind": "event", "name": "executed", "data": {}}
+        raise HostLost(f"the head did not take the result (status {answer.status_code})")
+
+    def app() -> web.Application:
+        app = web.Application(client_max_size=2**30)
+        app.add_routes(head.door.routes())
+        return app
+
+    monkeypatch.setattr(head, "follow", follow)
+    prompt = {"1": {"class_type": SAVE, "inputs": {"filename_prefix": f"{SUBFOLDER}/{TOKEN}"}}}
+    with serving(app) as port:
+        head.door.url = f"http://127.0.0.1:{port}"
+        with pytest.raises(RequestFailed) as failed:
+            asyncio.run(Remote(head, "w").run(prompt, lambda _: None, lambda *_: None))
+    assert failed.value.values["error_type"] == "disk_failed" and "No space left" in str(failed.value)
+    assert left(settings) == [head.probe["name"]]
 
 
 # --- what is refused before Ray is asked, and what stays off ---

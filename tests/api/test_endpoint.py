@@ -21,6 +21,7 @@ import requests
 from a2v.api import install
 from a2v.api.database import rows
 from a2v.api.database.rows import DONE
+from a2v.api.database.store import StoreFailed
 from a2v.api.files.incoming import Incoming
 from a2v.api.graph.graph import Prompt
 from a2v.api.host import Outcome
@@ -106,8 +107,13 @@ def test_a_failed_request_s_answers_are_those_of_the_document(served: Served) ->
         assert answer.json().keys() <= document["components"]["schemas"][model]["properties"].keys()
         assert "/srv" not in answer.text and "x.safetensors: is damaged" in answer.text
 
-    for kind, status in (("a2v.ltx.errors.InputError", 422), ("RuntimeError", 500)):
-        served.host.act = failing(kind, "/srv/comfyui/models/loras/x.safetensors: is damaged")
+    damaged = "/srv/comfyui/models/checkpoints/x.safetensors: is damaged"
+    for kind, message, status in (
+        ("ltx_a2v.InputError", f"prompt: {damaged}", 422),
+        ("ltx_a2v.InputError", damaged, 500),  # it is about no input: nothing that the client sends mends it
+        ("RuntimeError", damaged, 500),
+    ):
+        served.host.act = failing(kind, message)
         waiting = served.ask()
         check(served.result_of(waiting), "/fal/queue/fal-ai/ltx-2.3-22b/requests/{request_id}", status)
         told = requests.get(waiting.json()["status_url"] + "?logs=1", timeout=10)
@@ -450,6 +456,20 @@ def test_a_store_that_fails_is_told_as_a_reason_to_come_again(served: Served) ->
     finally:
         end()
     assert served.result_of(served.ask()).status_code == 200
+
+
+def test_a_result_is_given_though_its_reading_cannot_be_noted(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer 503 to `run` would make the client send the request again, when its video is made."""
+    run = served.database.run
+
+    async def fails(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if work.__name__ == "_note_read":
+            raise StoreFailed("the disk is full")
+        return await run(work, *args, **kwargs)
+
+    monkeypatch.setattr(served.database, "run", fails)
+    answer = served.ask({**BODY, "sync_mode": True}, "run")
+    assert answer.status_code == 200 and answer.json()["video"]["url"] == data_uri(PICTURE, "video/mp4")
 
 
 def test_a_disk_that_is_full_is_told_so(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

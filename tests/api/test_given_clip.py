@@ -260,7 +260,7 @@ def test_a_node_s_mistake_is_about_an_input_that_the_client_sent(name: str, clip
     loras = {"loras": [{"path": "ink"}]} if name.endswith("/lora") else {}
     graph = graph_of(name, clip, tmp_path, **loras)
     assert {field_of(graph.prompt, key) for key in graph.prompt} <= {
-        *("video_url", "ic_lora_type", "video_size", "acceleration", None),
+        *("video_url", "ic_lora_type", "video_size", None),
         *loras,
     }
     assert {field_of(graph.prompt, key) for kind in SOUNDS for key in graph.all(kind)} == {"video_url"}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from a2v.api import clock
-from a2v.api.database import rows
+from a2v.api.database import rows, store
 from a2v.api.database.rows import StoredRequest
 from a2v.api.database.store import Store
 from a2v.api.queue.leases import Leases
@@ -100,6 +102,26 @@ def test_a_renewed_lease_begins_when_its_server_has_its_turn(tmp_path: Path) -> 
 
         after(database, another, wait, leases._heartbeat)
         assert look(database, "a").lease_from >= turns[0]
+
+
+def test_a_server_that_could_not_renew_keeps_its_request(
+    settings: Settings, database: Store, another: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program holds the file until the lease is over. The other server is the first to have its turn then."""
+    put(database, "a")
+    works, sweeps = Leases(database, replace(settings, lease_seconds=0.1)), Leases(another, settings)
+    monkeypatch.setattr(store, "LONG_SECONDS", 0.1)
+    assert asyncio.run(works.claim()).id == "a"
+    assert after(database, another, lambda _: time.sleep(0.3), lambda: asyncio.run(sweeps.sweep(others=True))) == 0
+
+    def renew_for(seconds: float) -> int:
+        with database.session() as session:
+            rows.renew(session, works.holder, works._held, clock.now(), seconds)
+        another.troubled -= 2 * settings.heartbeat_seconds
+        return asyncio.run(sweeps.sweep(others=True))
+
+    assert renew_for(60) == 0 and look(database, "a").lease_server == works.holder
+    assert renew_for(0) == 1, "that server has died since"
 
 
 def test_what_is_in_hand_is_not_claimed_a_second_time(settings: Settings, database: Store, another: Store) -> None:

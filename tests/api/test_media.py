@@ -446,6 +446,16 @@ def test_a_result_can_be_the_next_requests_input(settings: Settings, store: Stor
     assert bring(f"https://any.host/fal/cdn/results/{result.name}", settings, store).startswith(SUBFOLDER)
 
 
+@pytest.mark.parametrize("path", [f"files/{'a' * 32}/a.wav", f"results/{'a' * 32}_00001_.mp4"])
+def test_a_file_of_this_server_that_has_expired_is_told_as_that(path: str, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)  # its own address is none that it calls
+    with opened(settings) as store:
+        with pytest.raises(InputError, match=r"^audio_url: this server has no such file, .* upload it again"):
+            bring(f"http://{HERE}:8188/fal/cdn/{path}", settings, store)
+        with pytest.raises(InputError, match="is a private"):
+            bring(f"http://{HERE}:8188/other/{path}", settings, store)
+
+
 def test_a_data_uri_holds_the_result(result: Path) -> None:
     head, _, body = asyncio.run(results.data_uri(result)).partition(",")
     assert head == "data:video/mp4;base64" and base64.b64decode(body) == result.read_bytes()

@@ -126,6 +126,8 @@ def test_a_request_that_may_not_wait_ends_where_it_waits(settings: Settings, dat
 
 FAILURES = {
     "a mistake that a node finds": ("a2v.ltx.errors.InputError", "audio_url: no sound.", "validation_error", 422),
+    "a model that the client did not choose": ("ltx_a2v.InputError", "x.safetensors: is damaged.", "node_error", 500),
+    "no room for a tile": ("ltx_a2v.InputError", "decode: there is not enough memory", "out_of_memory", 500),
     "a flagged result": ("a2v.ltx.errors.FlaggedError", "flagged.", "validation_error", 422),
     "out of memory": ("torch.OutOfMemoryError", "CUDA out of memory.", "out_of_memory", 500),
     "anything else": ("RuntimeError", "it broke", "node_error", 500),

@@ -86,3 +86,9 @@ def test_a_number_that_is_none_is_named(tmp_path: Path, text: str) -> None:
 def test_a_port_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match=r"^LTX_A2V_CLUSTER_PORT is .*: give a port, at most 65535"):
         read_settings(folders(tmp_path), {"LTX_A2V_CLUSTER_PORT": text})
+
+
+@pytest.mark.parametrize("name", ["LTX_A2V_WINDOWS_GB", "LTX_A2V_WINDOWS_DAYS"])
+def test_a_limit_of_kept_windows_that_is_no_number_is_told_at_the_start(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name} is '20GB': give a number, 0 or more\.$"):
+        read_settings(folders(tmp_path), {name: "20GB"})

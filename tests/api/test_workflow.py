@@ -345,6 +345,9 @@ def test_loras_act_before_everything_else_on_the_model() -> None:
     reports = [link[0] for link in graph.inputs(workflow.REPORT).values()]
     assert {*graph.all(workflow.OTHER_LORA)} <= {*reports}
     assert fields.field_of(graph.prompt, graph.all(workflow.OTHER_LORA)[0]) == "loras"
+    sampler = graph.find(workflow.SAMPLER, workflow.FIRST_STAGE)
+    told = {"model: a.safetensors is an IC-LoRA": "loras", "a.safetensors: is damaged": None}
+    assert {said: fields.field_told(graph.prompt, sampler, said) for said in told} == told
 
 
 def test_a_distilled_checkpoint_needs_no_distilled_lora() -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..diffusion.conditioning import TEXT_LENGTH, TextContext
 from . import expand
+from .encoder_file import folders
 from .expand import Expansion
 
 FORMAT = 1  # raise it when the same files and the same text give other numbers than before
@@ -41,26 +42,35 @@ def fingerprint(*paths: Path, device: torch.device | str = "cpu", dtype: object 
     """A hash of everything that a context depends on except its text: the files (names, sizes, times) and how it is
     computed.
 
-    For a folder, the files of PARTS in it are hashed, at any depth, also in folders that are linked into it.
+    For a folder, the files of PARTS in it are hashed, at any depth, also in folders that are linked into it. A text
+    encoder's folder may have its tokenizer in a folder beside it, which is hashed as well.
     """
     described: list[object] = [FORMAT, torch.device(device).type, str(dtype)]
     for path in paths:
-        inside = sorted(p for p in _files(path) if p.suffix.lower() in PARTS) if path.is_dir() else [path]
-        for file in inside:
+        for file in _parts(path):
             status = file.stat()
             described.append((file.relative_to(path.parent).as_posix(), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
+def _parts(path: Path) -> list[Path]:
+    """The file, or the files of PARTS in the folder and in that of its tokenizer."""
+    if not path.is_dir():
+        return [path]
+    beside = folders(path)[1]
+    places = [path] if beside.is_relative_to(path) else [path, beside]
+    return [file for place in places for file in sorted(_files(place)) if file.suffix.lower() in PARTS]
+
+
 def _files(folder: Path) -> Iterator[Path]:
     """All files in a folder, and in those that are linked into it. A link to what was seen already is not followed."""
     seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, below, names in os.walk(folder, followlinks=True):
         if os.path.realpath(place) in seen:
-            folders.clear()
+            below.clear()
             continue
         seen.add(os.path.realpath(place))
-        folders.sort()  # of two links to one folder it is always the same that is followed
+        below.sort()  # of two links to one folder it is always the same that is followed
         yield from (Path(place, name) for name in names)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ RENAMES = (
     (r"^((model\.)?vision_tower\.)(vision_model\.)?|^vision_model\.", VISION),
     (r"^(model\.)?multi_modal_projector\.", PROJECTOR),
 )
+SAID = 200  # characters of another library's message that a sentence repeats
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
@@ -137,6 +139,18 @@ class EncoderFile:
                 )
         return found
 
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Where sizes are read from the tensors' shapes. Raises InputError if these are not a Gemma's."""
+        try:
+            yield
+        except InputError:
+            raise
+        except (ValueError, LookupError, ArithmeticError) as error:
+            raise InputError(
+                f"{self.path}: its tensors do not have {self.kind}'s shapes; use {self.wanted}."
+            ) from error
+
     def _count(self, prefix: str) -> int:
         numbers = {name[len(prefix) :].partition(".")[0] for name in self.tensors if name.startswith(prefix)}
         return len(numbers)
@@ -187,6 +201,11 @@ def make_buffers(model: nn.Module) -> None:
     left = {name for name, buffer in model.named_buffers() if buffer.is_meta} - model.state_dict().keys()
     if left:
         raise RuntimeError(f"this version of transformers has buffers of Gemma that are not made: {', '.join(left)}")
+
+
+def in_one_line(error: Exception) -> str:
+    """What transformers says about a configuration, for a sentence: it may have several lines and list every choice."""
+    return " ".join(str(error).split())[:SAID] or type(error).__name__
 
 
 def rename(key: str) -> str:

@@ -17,7 +17,17 @@ from ..foreign import check_kind
 from ..models import MODELS
 from ..weights.files import open_safetensors
 from . import gemma4_file
-from .gemma import Gemma, check_gemma, finished, load_gemma, read_json, read_model, read_tokenizer, weight_files
+from .gemma import (
+    Gemma,
+    check_config,
+    check_gemma,
+    finished,
+    load_gemma,
+    read_json,
+    read_model,
+    read_tokenizer,
+    weight_files,
+)
 
 GEMMA_4 = MODELS["expander"].repository
 WANTED = f"the folder of {GEMMA_4}, or a Gemma 3 12B-it"
@@ -53,6 +63,7 @@ def check_expander(path: Path) -> None:
             f"{path}: is a Gemma 4 without a chat template, which cannot write prompts; give as the expander {WANTED}."
         )
     _model_class(path)
+    check_config(path, "Gemma 4", WANTED)
     for weights in weight_files(path, GEMMA_4):
         open_safetensors(weights, GEMMA_4)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, AutoTokenizer, Gemma3ForConditionalGeneration, PreTrainedModel
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, Gemma3ForConditionalGeneration, PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -25,7 +25,7 @@ from ..weights.checkpoint import Checkpoint
 from ..weights.files import open_safetensors
 from ..weights.quantized import quantize
 from . import gemma4_file, gemma_file
-from .encoder_file import folders
+from .encoder_file import folders, in_one_line
 from .sentencepiece import CHAT
 
 WANTED = MODELS["gemma"].repository
@@ -145,8 +145,19 @@ def _check_folder(path: Path) -> None:
             f"{path / 'config.json'}: its weights are quantized by {kind!r:.40}, which is not supported; use {WANTED} "
             f"or {gemma_file.WANTED}."
         )
+    check_config(path, "Gemma 3", WANTED)
     for weights in weight_files(path, WANTED):
         open_safetensors(weights, WANTED)
+
+
+def check_config(folder: Path, kind: str, wanted: str) -> None:
+    """Raises InputError if transformers cannot use the folder's configuration. kind, wanted: as for `read_model`."""
+    try:
+        AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # its checks raise classes of no common kind
+        raise InputError(
+            f"{folder / 'config.json'}: describes no {kind} ({in_one_line(error)}); use {wanted}."
+        ) from error
 
 
 def load_gemma(
@@ -229,7 +240,7 @@ def read_model(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, ArithmeticError) as error:
         raise InputError(f"{folder}: cannot be loaded as {kind} ({_line(error)}); use {wanted}.") from error
     missing = set(report["missing_keys"]) - {"lm_head.weight"}  # tied to the embeddings
     if missing:

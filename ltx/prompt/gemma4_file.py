@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..models import MODELS, V25
 from ..weights.configs import TEXT_PROJECTION
 from ..weights.files import open_safetensors
-from .encoder_file import LANGUAGE, EncoderFile, folders, make_buffers, rename
+from .encoder_file import LANGUAGE, EncoderFile, folders, in_one_line, make_buffers, rename
 
 WANTED = MODELS[V25.encoder].name
 MARK = f"{LANGUAGE}layers.0.layer_scalar"
@@ -67,6 +67,10 @@ class Gemma4File(EncoderFile):
             )
         if not folder and TOKENIZER not in self.names:
             raise InputError(f"{path}: holds no tokenizer ({TOKENIZER}); use {WANTED}.")
+        if folder and not (self.beside / "tokenizer.json").is_file():
+            raise InputError(
+                f"{self.beside / 'tokenizer.json'}: not found; get the whole folder again, or use {WANTED}."
+            )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises InputError if it cannot be read."""
@@ -83,7 +87,12 @@ class Gemma4File(EncoderFile):
             tokenizer = Tokenizer.from_buffer(content or b"")
         except Exception as error:  # the tokenizers library raises no narrower class
             raise InputError(f"{self.path}: its tokenizer cannot be read ({error}); use {WANTED}.") from error
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=tokenizer.id_to_token(self.bos), **special)
+        bos = tokenizer.id_to_token(self.bos)
+        if bos is None:
+            raise InputError(
+                f"{self.path}: its tokenizer has no token {self.bos} to begin a prompt with; use {WANTED}."
+            )
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, **special)
 
     @property
     def bos(self) -> int:
@@ -111,14 +120,23 @@ class Gemma4File(EncoderFile):
 
     def _text_config(self) -> dict[str, Any]:
         """Of the configuration; what it does not say is measured on the tensors or as in Gemma 4 12B."""
-        return {**self._measured(), **(self.config.get("text_config") or {})}
+        said = self.config.get("text_config") or {}
+        if not isinstance(said, dict):
+            raise InputError(f"{self.path}: text_config in its configuration is not an object; use {WANTED}.")
+        with self.measuring():
+            return {**self._measured(), **said}
 
     def _measured(self) -> dict[str, Any]:
         words, width = self._shape(f"{LANGUAGE}embed_tokens.weight")
         layers = self._count(f"{LANGUAGE}layers.")
         # A layer that attends to everything has no values of its own: its keys serve as both.
         everything = [f"{LANGUAGE}layers.{n}.self_attn.v_proj.weight" not in self.names for n in range(layers)]
-        local, wide = (f"{LANGUAGE}layers.{everything.index(kind)}." for kind in (False, True) if kind in everything)
+        if len(set(everything)) < 2:
+            raise InputError(
+                f"{self.path}: {'no' if everything[0] else 'every'} layer has values beside its keys (v_proj), and "
+                f"LTX-2.5's Gemma 4 has layers of both kinds; use {WANTED}."
+            )
+        local, wide = (f"{LANGUAGE}layers.{everything.index(kind)}." for kind in (False, True))
         head, wide_head = (self._shape(f"{layer}self_attn.q_norm.weight")[0] for layer in (local, wide))
         return {
             "vocab_size": words,
@@ -142,7 +160,7 @@ class Gemma4File(EncoderFile):
 
     def _bytes(self, name: str) -> bytes | None:
         """A file that is stored as a tensor of bytes, some of which are signed; None if it is not there."""
-        return self._tensor(name).view(torch.uint8).numpy().tobytes() if name in self.names else None
+        return self._tensor(name).flatten().view(torch.uint8).numpy().tobytes() if name in self.names else None
 
 
 def is_gemma4(path: Path) -> bool:
@@ -169,9 +187,10 @@ def build(text_config: dict[str, Any], path: Path) -> nn.Module:
         config = Gemma4UnifiedConfig(text_config=text_config, vision_config=None, audio_config=None)
         with torch.device("meta"):
             model = Gemma4UnifiedForConditionalGeneration(config)
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: its configuration describes no Gemma 4 ({reason}); use {WANTED}.") from error
+    except Exception as error:  # transformers' checks of a configuration raise classes of no common kind
+        raise InputError(
+            f"{path}: its configuration describes no Gemma 4 ({in_one_line(error)}); use {WANTED}."
+        ) from error
     for tower in ("embed_vision", "embed_audio"):
         if getattr(model.model, tower, None) is not None:
             setattr(model.model, tower, None)

@@ -75,8 +75,10 @@ class GemmaFile(EncoderFile):
 
     def _empty(self, tokenizer: PreTrainedTokenizerBase | None) -> Gemma3ForConditionalGeneration:
         """The model on the meta device."""
+        with self.measuring():
+            config = self._config(tokenizer)
         with torch.device("meta"):
-            model = Gemma3ForConditionalGeneration(self._config(tokenizer))
+            model = Gemma3ForConditionalGeneration(config)
         if not self.sees:
             model.model.vision_tower = model.model.multi_modal_projector = None
         return model

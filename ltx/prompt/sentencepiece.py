@@ -42,11 +42,14 @@ class Piece(NamedTuple):
 def read_pieces(model: bytes) -> list[Piece]:
     """Reads the vocabulary of a SentencePiece model. Raises ValueError if the bytes are not a model of Gemma's kind."""
     pieces, kind = [], None
-    for number, value in _fields(model):
-        if number == 1:
-            pieces.append(_piece(value))
-        elif number == 2:
-            kind = next((value for number, value in _fields(value) if number == 3), None)
+    try:
+        for number, value in _fields(model):
+            if number == 1:
+                pieces.append(_piece(value))
+            elif number == 2:
+                kind = next((value for number, value in _fields(value) if number == 3), None)
+    except (TypeError, AttributeError, struct.error) as error:  # a number where bytes are due, or the other way round
+        raise ValueError("a field of its SentencePiece model has another type") from error
     if kind != BPE or [piece.text for piece in pieces[:4]] != list(NAMED.values()):
         raise ValueError("not Gemma's SentencePiece model")
     return pieces

@@ -122,6 +122,19 @@ def test_a_fingerprint_of_what_is_linked_and_of_the_chat_template(tmp_path: Path
     assert len(set(found)) == len(found)
 
 
+def test_a_fingerprint_of_a_tokenizer_beside_its_encoder(tmp_path: Path) -> None:
+    """A diffusers folder's text encoder may be named itself; its tokenizer is in another folder."""
+    encoder, tokenizer = tmp_path / "text_encoder", tmp_path / "tokenizer" / "tokenizer.json"
+    encoder.mkdir()
+    tokenizer.parent.mkdir()
+    (encoder / "config.json").write_text("{}")
+    found = [fingerprint(encoder), fingerprint(tmp_path)]
+    for text in ("{}", '{"model": {}}'):
+        tokenizer.write_text(text)
+        found += [fingerprint(encoder), fingerprint(tmp_path)]
+    assert len(set(found)) == len(found)
+
+
 def test_a_fingerprint_of_single_files(tiny_default: TinyFiles, tmp_path: Path) -> None:
     path = tmp_path / "gemma.safetensors"
     write_gemma_file(tiny_default.gemma, path)

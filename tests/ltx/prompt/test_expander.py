@@ -189,6 +189,7 @@ def set_config(**values: object) -> Callable[[Path], object]:
         (lambda path: (path / "model.safetensors").unlink(), "neither model.safetensors nor"),
         (set_config(gemma_version="gemma4-12b-ltx-v1"), "cannot write prompts"),
         (set_config(model_type="gemma4_of_tomorrow"), "gemma4_of_tomorrow"),
+        (set_config(text_config=5), "config.json: describes no Gemma 4"),
     ],
 )
 def test_one_sentence(folder: Path, tmp_path: Path, change: Callable[[Path], object], words: str) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from a2v.ltx.models import MODELS
 from a2v.ltx.prompt.expand import expand
-from a2v.ltx.prompt.gemma import Gemma, load_gemma
+from a2v.ltx.prompt.gemma import Gemma, check_gemma, load_gemma
 from a2v.ltx.prompt.text import encode_text, hidden_states, tokenize
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.quantized import ScaledLinear
@@ -141,27 +144,69 @@ def test_float32_has_an_exact_scale_of_the_embeddings(files: Tiny25Files) -> Non
     assert float(gemma.model.model.language_model.embed_tokens.embed_scale) == pytest.approx(width**0.5, rel=1e-7)
 
 
-def test_a_folder(files: Tiny25Files, tmp_path: Path) -> None:
-    """A diffusers folder has the encoder and its tokenizer in two folders beside the transformer's."""
-    from safetensors.torch import save_file
-
-    folder = tmp_path / "text_encoder"
-    (tmp_path / "tokenizer").mkdir()
+def write_folder(source: Path, to: Path) -> Path:
+    """A text encoder's file as two folders. Returns that of the weights."""
+    folder = to / "text_encoder"
+    (to / "tokenizer").mkdir()
     folder.mkdir()
-    tensors = load_file(files.text_encoder)
-    with safe_open(files.text_encoder, "pt") as file:
+    tensors = load_file(source)
+    with safe_open(source, "pt") as file:
         (folder / "config.json").write_text(file.metadata()["gemma_config"])
     for name, file in (
         ("tokenizer_json", "tokenizer.json"),
         ("hf_asset__tokenizer_config.json", "tokenizer_config.json"),
     ):
-        (tmp_path / "tokenizer" / file).write_bytes(tensors[name].numpy().tobytes())
+        (to / "tokenizer" / file).write_bytes(tensors[name].numpy().tobytes())
     kept = {k.replace("model.", "model.language_model.", 1): t for k, t in tensors.items() if k.startswith("model.")}
     save_file(kept, folder / "model.safetensors")
+    return folder
+
+
+def test_a_folder(files: Tiny25Files, tmp_path: Path) -> None:
+    """A diffusers folder has the encoder and its tokenizer in two folders beside the transformer's."""
+    folder = write_folder(files.text_encoder, tmp_path)
     ours, theirs = load_gemma(folder), load_gemma(files.text_encoder)
     assert tokenize(ours, WORDS) == tokenize(theirs, WORDS)
     expected = theirs.model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.model.state_dict().items())
+
+
+def test_a_folder_without_a_tokenizer(files: Tiny25Files, tmp_path: Path, refusal: Callable) -> None:
+    folder = write_folder(files.text_encoder, tmp_path)
+    shutil.rmtree(tmp_path / "tokenizer")
+    with refusal(folder / "tokenizer.json", "not found", MODELS["text-encoder-2.5"].name):
+        check_gemma(folder)
+
+
+Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
+Q_NORM, V_PROJ = "model.layers.0.self_attn.q_norm.weight", "model.layers.{}.self_attn.v_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t, _: t.update({Q_NORM: torch.zeros(())}), "Gemma 4's shapes"),
+        (lambda t, _: t.update({Q_NORM: torch.zeros(0)}), "Gemma 4's shapes"),
+        (lambda t, _: t.update({"model.embed_tokens.weight": torch.zeros(5)}), "Gemma 4's shapes"),
+        (lambda t, _: [t.pop(V_PROJ.format(n), None) for n in range(9)], "no layer has values"),
+        (lambda t, _: t.update({V_PROJ.format(n): torch.zeros(1, 1) for n in range(9)}), "every layer has values"),
+        (lambda _, config: config.update(text_config=5), "not an object"),
+        (lambda _, config: config["text_config"].update(hidden_size="wide"), "describes no Gemma 4"),
+        (lambda _, config: config["text_config"].update(num_hidden_layers=50), "describes no Gemma 4"),
+        (lambda _, config: config["text_config"].update(bos_token_id=10**7), "token 10000000"),
+        (lambda t, _: t.update(tokenizer_json=torch.tensor(7, dtype=torch.int32)), "tokenizer cannot be read"),
+    ],
+)  # fmt: skip
+def test_what_is_damaged_is_told_in_one_sentence(
+    files: Tiny25Files, tmp_path: Path, refusal: Callable, change: Change, words: str
+) -> None:
+    path, tensors = tmp_path / "gemma4.safetensors", load_file(files.text_encoder)
+    with safe_open(files.text_encoder, "pt") as file:
+        config = json.loads(file.metadata()["gemma_config"])
+    change(tensors, config)
+    save_file(tensors, path, {"gemma_config": json.dumps(config)})
+    with refusal(path, words, MODELS["text-encoder-2.5"].name):
+        load_gemma(path)
 
 
 def test_golden_states(oracle: Path, tmp_path: Path, off: Callable) -> None:

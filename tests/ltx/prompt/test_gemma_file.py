@@ -15,7 +15,7 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.memory.offload import offload_gemma
 from a2v.ltx.prompt import expand as expansion
 from a2v.ltx.prompt.expand import expand
-from a2v.ltx.prompt.gemma import Gemma, load_gemma
+from a2v.ltx.prompt.gemma import Gemma, check_gemma, load_gemma
 from a2v.ltx.prompt.sentencepiece import CHAT
 from a2v.ltx.prompt.text import encode_text, hidden_states, tokenize
 from a2v.ltx.weights.checkpoint import load_checkpoint
@@ -342,6 +342,23 @@ def test_tensors_that_do_not_fit(
     path = changed(change, precision)
     with refusal(path, words, "gemma_3_12B_it"):
         load_gemma(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.layers.0.self_attn.q_norm.weight", (0,)),
+        ("model.layers.0.self_attn.q_proj.weight", ()),
+        ("model.norm.weight", (3, 3)),
+        ("vision_model.embeddings.patch_embedding.weight", (3, 3)),
+    ],
+)
+def test_tensors_that_tell_no_size(
+    changed: Callable[..., Path], refusal: Refusal, name: str, shape: tuple[int, ...]
+) -> None:
+    path = changed(lambda t: t.update({name: torch.zeros(shape)}))
+    with refusal(path, "shapes", "gemma_3_12B_it"):
+        check_gemma(path)
 
 
 def test_without_a_note_the_tensors_tell_the_format(changed: Callable[..., Path]) -> None:

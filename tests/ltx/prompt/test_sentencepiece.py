@@ -176,6 +176,13 @@ def test_what_is_no_gemma_tokenizer(model: bytes, kind: str) -> None:
         build_tokenizer(data)
 
 
+@pytest.mark.parametrize("data", [b"\x08\x01", b"\x10\x05", b"\x0a\x02\x08\x01", b"\x0a\x02\x10\x01"], ids=bytes.hex)
+def test_a_field_of_another_type(data: bytes) -> None:
+    """A number as a piece, as the settings, as a piece's text and as its score."""
+    with pytest.raises(ValueError, match="type"):
+        read_pieces(data)
+
+
 def test_every_cut_is_an_error_and_nothing_worse(model: bytes) -> None:
     for end in range(0, len(model) - 1, 251):
         with pytest.raises(ValueError):

@@ -243,6 +243,7 @@ def test_index_without_weights(folder: Path) -> None:
         ("config.json", '{"model_type": "llama"}', "'llama'"),
         ("config.json", "{", "not valid JSON"),
         ("config.json", "[]", "not a JSON object"),
+        ("config.json", '{"model_type": "gemma3", "text_config": 5}', r"config\.json: describes no Gemma 3"),
         ("tokenizer.json", '{"version"', r"tokenizer\.json"),
     ],
 )

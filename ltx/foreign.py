@@ -25,10 +25,15 @@ PREQUANTIZED = {
 
 
 def check_kind(path: Path, wanted: str, json_text: bool = False) -> None:
-    """Raises InputError if a file that should be weights, or a `json_text`, is of another kind that is known. wanted:
-    what to get in its place."""
+    """Raises InputError if a file that should be weights, or a `json_text`, is of another kind that is known, or if it
+    is there and may not be read. wanted: what to get in its place."""
     if found := _foreign(path, json_text):
         raise InputError(f"{path}: {found[0]}; get {wanted} ({found[1]}).")
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """The error for a file that is there and that the system does not let this program read."""
+    return InputError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk.")
 
 
 def _foreign(path: Path, json_text: bool) -> tuple[str, str] | None:
@@ -36,8 +41,10 @@ def _foreign(path: Path, json_text: bool) -> tuple[str, str] | None:
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise unreadable(path, error) from error
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer and not the file itself", "`git lfs pull` in its folder does that"

@@ -43,6 +43,7 @@ from . import configs, diffusion_vae, measure
 from .diffusion_vae import Source
 from .files import WeightFile
 from .folders import WANTED_FOLDER, folder_tensor, read_config, read_folder
+from .lora_file import is_of_lora
 from .modules import build, fill, place
 from .parts import AUDIO_VAE, CONNECTORS, PARTS, TRANSFORMER, VIDEO_VAE, VOCODER, Part
 from .quantized import Stored, quantize
@@ -474,7 +475,8 @@ def load_checkpoint(
     if opened.generation is V25 and (problem := versions.problem_with_25()):
         raise InputError(f"{path}: {problem}.")
     for argument, other in files.items():
-        theirs = other.metadata.get("model_version", "")
+        named = named_version(other.path.name)
+        theirs = other.metadata.get("model_version") or (named if generation(named) else "")
         if theirs and generation(theirs) is not opened.generation:
             raise InputError(
                 f"{other.path}: is of LTX version {theirs}, and {path} is of version {version}; use files of one "
@@ -502,11 +504,12 @@ def _transformer_file(path: Path) -> tuple[WeightFile, str]:
     if version and generation(version) is None:
         raise InputError(f"{path}: is LTX version {version}, and this pack reads {VERSIONS}: use {WANTED}.")
     transformer = [name for name in file.names if name.startswith(TRANSFORMER.prefixes)]
-    if all(name.startswith(TRANSFORMER.skip) or ".lora" in name for name in transformer):
+    if all(name.startswith(TRANSFORMER.skip) or ".lora" in name or is_of_lora(name) for name in transformer):
         raise InputError(f"{path}: holds no LTX transformer; use {WANTED}.")
     if version:
         return file, version
-    on, meta = measure.switches(file.names), file.config.get("transformer") or {}
+    on, meta = measure.switches(file.names), file.config.get("transformer")
+    meta = meta if isinstance(meta, Mapping) else {}  # building the transformer refuses what is no object
     static = not meta.get("use_prompt_adaln_single", bool(meta)) and measure.STATIC in file.names
     if not on["use_prompt_adaln_single"] and not static:
         raise InputError(

@@ -51,7 +51,8 @@ class Source:
         if self.third is not None:
             tensor = tensor.chunk(3)[self.third]
         if self.gate is not None:
-            gate = self.file.get(self.gate).float()
+            gate = self.file.get(self.gate)
+            gate = gate.decode() if isinstance(gate, Stored) else gate.float()
             tensor = (tensor.float() * gate.view(-1, *[1] * (tensor.ndim - 1))).to(tensor.dtype)
         return tensor
 

@@ -100,7 +100,7 @@ def notes(metadata: Mapping[str, str], keys: Iterable[str], tensor: Callable[[st
     for key in keys:
         layer, _, last = key.rpartition(".")
         if last == NOTE:
-            given = json.loads(tensor(key).numpy().tobytes())
+            given = json.loads(tensor(key).flatten().view(torch.uint8).numpy().tobytes())
             if not isinstance(given, dict):
                 raise ValueError(f"{key} is no JSON object")
             found[layer] = given

@@ -7,12 +7,13 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, no_such_file
-from ..foreign import check_kind
+from ..foreign import check_kind, unreadable
 from .products import WeightFormat
 from .quantized import Stored
 
@@ -59,8 +60,8 @@ class GgufFile:
     """An opened GGUF file. Opening it reads only the header; its tensors map the file."""
 
     def __init__(self, path: Path) -> None:
-        """Raises InputError if the file is missing, cut short or not GGUF, has blocks of an unsupported kind, or if the
-        package gguf is missing."""
+        """Raises InputError if the file is missing, unreadable, cut short or not GGUF, has blocks of an unsupported
+        kind, or if the package gguf is missing."""
         if not path.is_file():
             raise no_such_file(path)
         try:
@@ -68,8 +69,11 @@ class GgufFile:
             from diffusers.quantizers.gguf.utils import dequantize_functions
         except ImportError as error:
             raise InputError(f"{path}: reading GGUF needs the package gguf ({error}): pip install gguf.") from error
-        with path.open("rb") as file:
-            head = file.read(24).ljust(24, b"\0")
+        try:
+            with path.open("rb") as file:
+                head = file.read(24).ljust(24, b"\0")
+        except OSError as error:
+            raise unreadable(path, error) from error
         if not head.startswith(b"GGUF"):
             check_kind(path, "the GGUF file again")
         _, _, tensors, fields = struct.unpack("<4sIQQ", head)
@@ -79,14 +83,14 @@ class GgufFile:
             raise InputError(f"{path}: is not a complete GGUF file (cut short or another format); download it again.")
         try:
             reader = gguf.GGUFReader(path)
+            self.metadata = {  # the reader decodes a text only here
+                name: field.contents()
+                for name, field in reader.fields.items()
+                if field.types == [gguf.GGUFValueType.STRING]
+            }
         except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError, OverflowError) as error:
             raise InputError(f"{path}: is not a complete GGUF file ({error}); download it again.") from error
         self.path = path
-        self.metadata = {
-            name: field.contents()
-            for name, field in reader.fields.items()
-            if field.types == [gguf.GGUFValueType.STRING]
-        }
         self._tensors = {}
         for tensor in reader.tensors:
             kind = tensor.tensor_type
@@ -95,18 +99,7 @@ class GgufFile:
                     f"{path}: {tensor.name} is stored as {kind.name}, which is not supported; get a Q8_0, Q6_K, Q5_K, "
                     f"Q4_K or Q4_0 file."
                 )
-            shape = torch.Size(int(size) for size in reversed(tensor.shape))
-            if original := reader.fields.get(ORIGINAL_SHAPE + tensor.name):
-                whole = original.contents()
-                if (
-                    not isinstance(whole, list)
-                    or not all(isinstance(n, int) for n in whole)
-                    or prod(whole) != prod(shape)
-                ):
-                    raise InputError(
-                        f"{path}: is not a complete GGUF file (the shape of {tensor.name} is wrong); download it again."
-                    )
-                shape = torch.Size(whole)
+            shape = _shape(path, tensor, reader.fields.get(ORIGINAL_SHAPE + tensor.name))
             if kind.name in DTYPES and int(tensor.data_offset) % DTYPES[kind.name].itemsize:
                 raise InputError(
                     f"{path}: is not a complete GGUF file ({tensor.name} is misaligned); download it again."
@@ -133,3 +126,19 @@ class GgufFile:
             return data.view(DTYPES[kind]).reshape(shape)
         rows = prod(shape[:-1])
         return Stored(data.reshape(rows, -1), shape, Blocks(kind))
+
+
+def _shape(path: Path, tensor: Any, original: Any) -> torch.Size:
+    """The shape of the reader's tensor. original: the field with its shape before it was flattened, or None. Raises
+    InputError if the values do not have that shape, or if there are none."""
+    shape = torch.Size(int(size) for size in reversed(tensor.shape))
+    if original is not None:
+        whole = original.contents()
+        if not isinstance(whole, list) or not all(isinstance(n, int) for n in whole) or prod(whole) != prod(shape):
+            raise InputError(
+                f"{path}: is not a complete GGUF file (the shape of {tensor.name} is wrong); download it again."
+            )
+        shape = torch.Size(whole)
+    if not all(size > 0 for size in shape):
+        raise InputError(f"{path}: is not a complete GGUF file ({tensor.name} has no values); download it again.")
+    return shape

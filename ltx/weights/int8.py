@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .decoding import decode
 from .products import WeightFormat, int8_product
-from .quantized import Stored, as_bytes, floats
+from .quantized import Stored, as_bytes, floats, one_per_row
 
 ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
 CHUNK = 1 << 22  # values decoded at once; it bounds the size of the temporary float32 tensors
@@ -83,7 +83,7 @@ def int8(weight: Tensor, scale: Tensor, group: int = 0) -> Stored:
     """
     if weight.dtype != torch.int8 or weight.ndim != 2:
         raise ValueError(f"a weight of {weight.dtype} {tuple(weight.shape)}")
-    if scale.numel() not in (1, len(weight)):
+    if scale.numel() != 1 and not one_per_row(scale, len(weight)):
         raise ValueError(f"a scale of shape {tuple(scale.shape)} for a weight of shape {tuple(weight.shape)}")
     if group and (not _is_power_of_4(group) or weight.shape[1] % group):
         raise ValueError(f"a rotation of {group} columns for a weight of shape {tuple(weight.shape)}")

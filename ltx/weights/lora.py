@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..models import GENERATIONS
-from .adapters import Adapter, LowRank, combine
+from .adapters import Adapter, Decomposed, LowRank, combine
 from .lora_file import Lora, load_lora
 from .names import OF_CONNECTORS, Names
 from .quantized import Beside, QuantizedLinear, beside, factor, weight_shape
@@ -105,7 +105,7 @@ def match(lora: Lora, module: nn.Module, others: Collection[Match] = (), optiona
             ours = names.of_connectors == bool(OF_CONNECTORS.search(layer))
             skipped.setdefault(layer, ABSENT if ours else ELSEWHERE)
         elif not adapter.fits((*shape,)):
-            skipped[layer] = f"shape {_text(adapter.shape)} in the file, {_text(shape)} in the model"
+            skipped[layer] = _misfit(adapter, shape)
         elif name in changes:
             raise InputError(
                 f"{lora.path}: {sources[name]} and {layer} are for the same layer; use another copy of the LoRA."
@@ -146,10 +146,10 @@ def merged(weight: Tensor, terms: Iterable[tuple[Adapter, float]], dtype: torch.
     return total
 
 
-def merge_place(lora: Lora, strength: float) -> tuple[str, float]:
+def merge_place(lora: Lora, strength: float) -> tuple[str, float, str]:
     """The place of a LoRA among others in a sum, whatever order they were named or wired in: a sum in another order
-    rounds to other weights."""
-    return lora.path.name, strength
+    rounds to other weights. The folder counts only among files of one name."""
+    return lora.path.name, strength, str(lora.path)
 
 
 class Merger:
@@ -252,5 +252,12 @@ def _write(parameter: nn.Parameter, value: Tensor) -> None:
         parameter.data.copy_(value)
 
 
+def _misfit(adapter: Adapter, shape: torch.Size) -> str:
+    """Why an adapter does not fit a parameter of this shape."""
+    if isinstance(adapter, Decomposed) and adapter.inner.fits((*shape,)):
+        return f"a DoRA magnitude of shape {_text(adapter.magnitude.shape)} in the file, {_text(shape)} in the model"
+    return f"shape {_text(adapter.shape)} in the file, {_text(shape)} in the model"
+
+
 def _text(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+    return "x".join(map(str, shape)) or "[]"

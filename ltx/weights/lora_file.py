@@ -25,6 +25,7 @@ from ..models import generation, named_version
 from .adapters import Adapter, Decomposed, Full, Hadamard, Kronecker, LowRank, Replacement
 from .files import open_safetensors
 from .formats import BESIDE, SCALES
+from .quantized import one_per_row
 
 TENSORS = tuple(  # (tensor's name in the table below, how a key ends); the first that fits counts
     (name, re.compile(rf"(?P<layer>.+?){ending}"))
@@ -165,6 +166,11 @@ def _sorted(path: Path, keys: Collection[str]) -> tuple[dict[str, dict[str, str]
     return dict(found), unread
 
 
+def is_of_lora(key: str) -> bool:
+    """Whether a key names a tensor of a LoRA."""
+    return any(pattern.fullmatch(key) for _, pattern in TENSORS)
+
+
 class _UnreadError(Exception):
     """Why a layer is not used."""
 
@@ -284,7 +290,7 @@ class _Layer:
             raise _UnreadError(f"stored as {tensor.dtype} with a scale of {scale.dtype}")
         if scale.numel() == 1:
             return tensor, _number(scale, self.path, key)
-        if tensor.ndim != 2 or scale.numel() != tensor.shape[0]:
+        if tensor.ndim != 2 or not one_per_row(scale, tensor.shape[0]):
             raise _UnreadError(f"stored with a scale of shape {tuple(scale.shape)}")
         return tensor.float() * scale.float().view(-1, 1), 1.0
 

@@ -111,9 +111,14 @@ def float8(weight: Tensor, scale: Tensor | None = None) -> Stored:
     if scale is None or scale.numel() == 1:
         given = None if scale is None else scale.detach().float().reshape(())
         return Stored(data, weight.shape, Float8(weight.dtype, given, factor=number_of(given)))
-    if weight.ndim != 2 or scale.numel() != weight.shape[0]:
+    if weight.ndim != 2 or not one_per_row(scale, weight.shape[0]):
         raise ValueError(f"a scale of shape {tuple(scale.shape)} for a weight of shape {tuple(weight.shape)}")
     return Stored(data, weight.shape, Float8(weight.dtype, scales=as_bytes(scale)))
+
+
+def one_per_row(scale: Tensor, rows: int) -> bool:
+    """Whether a scale has one number for each row. One of [1, in] is for columns, also where there are as many rows."""
+    return scale.ndim > 0 and scale.numel() == scale.shape[0] == rows
 
 
 def number_of(scale: Tensor | None) -> float:

@@ -3,6 +3,7 @@ run says."""
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
@@ -60,6 +61,19 @@ def test_each_has_its_own_sentence_wherever_it_is_opened(
             (folder / "tokenizer.json").write_bytes(content)
             with refusal(folder / "tokenizer.json", *words):
                 check_gemma(folder)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, refusal: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is whole, so downloading it again would be no remedy."""
+
+    def denied(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", denied)
+    for name in ("ltx-2.3.safetensors", "ltx-2.3.gguf"):
+        (tmp_path / name).touch()
+        with refusal(tmp_path / name, "cannot be read (Permission denied)", "check its permissions"):
+            load_checkpoint(tmp_path / name)
 
 
 def test_a_safety_checkers_files(tmp_path: Path, refusal: Callable) -> None:

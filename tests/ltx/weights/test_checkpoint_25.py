@@ -14,7 +14,7 @@ from a2v.ltx.models import MODELS, V25, named_version
 from a2v.ltx.prompt.gemma import check_gemma, load_gemma
 from a2v.ltx.weights.checkpoint import Checkpoint, load_checkpoint
 from a2v.ltx.weights.lora_file import load_lora
-from a2v.tests.tiny import TinyFiles
+from a2v.tests.tiny import TinyFiles, metadata_of
 from a2v.tests.tiny25 import GEMMA_VERSION, NONE_OF_THEM, Decoder, Tiny25Files, write_tiny25
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -146,6 +146,17 @@ def test_gates_are_folded(tmp_path: Path) -> None:
         torch.testing.assert_close(layer.weight, expected.to(torch.bfloat16).float(), rtol=1e-2, atol=0)
 
 
+def test_gates_in_fp8_are_folded(tmp_path: Path) -> None:
+    """A file that was cast whole."""
+    files = write_tiny25(tmp_path, decoder=Decoder(gated=True))
+    stored = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(files.diffusion_vae).items()}
+    save_file(stored, tmp_path / "fp8.safetensors", metadata_of(files.diffusion_vae))
+    opened = load_checkpoint(files.transformer, **{**files.parts, "video_vae": tmp_path / "fp8.safetensors"})
+    layer, name = opened.video_decoder(torch.float32).decoder.diff_blocks[1].mlp.w_down, "decoder.diff_blocks.1."
+    expected = stored[f"{name}mlp.w_down.weight"].float() * stored[f"{name}gate_mlp"].float()[:, None]
+    torch.testing.assert_close(layer.weight, expected, rtol=0, atol=0)
+
+
 # What does not belong together.
 
 
@@ -237,6 +248,11 @@ def test_libraries_that_are_too_old(files: Tiny25Files, monkeypatch: pytest.Monk
         ("ltx-2.3-22b-distilled-lora-384-1.1.safetensors", "2.3"),
         ("LTX2.3_style.safetensors", "2.3"),
         ("my_ltx2_5_face.safetensors", "2.5"),
+        ("LTX23_video_vae_bf16.safetensors", "2.3"),
+        ("LTX25.safetensors", "2.5"),
+        ("ltx-22b-style.safetensors", ""),
+        ("ltx25fps.safetensors", ""),
+        ("ltx-219.safetensors", ""),
         ("ltx-2-19b-lora-camera-control-static.safetensors", ""),
         ("ltxv-13b-0.9.8.safetensors", ""),
         ("style.safetensors", ""),

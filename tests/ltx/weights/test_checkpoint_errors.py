@@ -124,6 +124,37 @@ def test_odd_configuration(stored: tuple, tmp_path: Path, part: str, value: obje
         getattr(load_checkpoint(path), part)()
 
 
+@pytest.mark.parametrize("value", [[1], "x", 7, True])
+def test_odd_configuration_of_an_unnamed_version(
+    stored: tuple, tmp_path: Path, value: object, refusal: Callable
+) -> None:
+    config = {**json.loads(stored[1]["config"]), "transformer": value}
+    path = tmp_path / "odd.safetensors"
+    save_file(stored[0], path, {"config": json.dumps(config)})
+    with refusal(path, WANTED):
+        load_checkpoint(path).transformer()
+
+
+@pytest.mark.parametrize("note", [torch.zeros((), dtype=torch.bfloat16), torch.ones(3), torch.zeros(0)])
+def test_a_note_that_is_no_text(stored: tuple, tmp_path: Path, note: Tensor, refusal: Callable) -> None:
+    path = tmp_path / "noted.safetensors"
+    save_file({**stored[0], KEYS["transformer"].replace("weight", "comfy_quant"): note}, path, stored[1])
+    with refusal(path, "notes on the weights' formats are not JSON"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("endings", [("lokr_w1", "lokr_w2"), ("diff", "diff_b"), ("lora_A.weight", "alpha")])
+@pytest.mark.parametrize("metadata", [{}, {"model_version": "2.3.0"}])
+def test_a_lora_of_any_kind_is_no_checkpoint(
+    tmp_path: Path, endings: tuple[str, ...], metadata: dict, refusal: Callable
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    layer = "diffusion_model.transformer_blocks.1.attn1.to_q"
+    save_file({f"{layer}.{ending}": torch.ones(2, 2) for ending in endings}, path, metadata)
+    with refusal(path, WANTED, "no LTX transformer"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("config", ["{", "", "[]", "null", "7", "[" * 100_000])
 def test_configuration_is_no_object(
     tiny_default: TinyFiles, stored: tuple, tmp_path: Path, config: str, refusal: Callable

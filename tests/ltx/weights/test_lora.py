@@ -146,6 +146,24 @@ def test_the_order_of_loras_changes_no_bit(model: Model, original: Callable, wri
     assert identical(*found) and not identical(found[0], {name: original(name) for name in found[0]})
 
 
+def test_the_order_of_loras_of_one_name_changes_no_bit(
+    model: Model, original: Callable, write: Callable, tmp_path: Path
+) -> None:
+    loras = []
+    for seed in range(5):
+        (tmp_path / str(seed)).mkdir()
+        down, up = pair(seed=seed)
+        loras.append(
+            load_lora(write({"proj_in.lora_A.weight": down, "proj_in.lora_B.weight": up}, f"{seed}/one.safetensors"))
+        )
+    merger, found = Merger(model, original), []
+    for order in (loras, loras[::-1], loras[2:] + loras[:2]):
+        merger.set([])
+        merger.set([(lora, 0.7) for lora in order])
+        found.append(snapshot(model))
+    assert identical(*found[:2]) and identical(*found[1:])
+
+
 def test_switching_strength_equals_merging_afresh(model: Model, original: Callable, write: Callable) -> None:
     first, second = map(load_lora, two(write))
     before = snapshot(model)

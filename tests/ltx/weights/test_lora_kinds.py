@@ -253,6 +253,14 @@ def test_scaled_tensors(write: Write, dtype: torch.dtype, rows: bool, ending: st
     assert_change(lora, 0.5 * halves[1] @ halves[0])
 
 
+def test_a_scale_for_columns_is_not_taken_for_rows(write: Write, refusal: Callable) -> None:
+    tensors = {**pair(), f"{LAYER}.lora_A.weight_scale": torch.ones(1, RANK)}
+    tensors[f"{LAYER}.lora_A.weight"] = torch.ones(RANK, IN, dtype=torch.int8)
+    path = write(tensors)
+    with refusal(path, f"stored with a scale of shape (1, {RANK})"):
+        load_lora(path)
+
+
 def test_fp8_without_a_scale_means_its_values(write: Write) -> None:
     tensors = {key: value.to(torch.float8_e4m3fn) for key, value in pair().items()}
     down, up = (tensors[f"{LAYER}.lora_{half}.weight"].double() for half in "AB")
@@ -435,7 +443,10 @@ def test_a_damaged_pair_of_products_is_refused(write: Write, refusal: Callable) 
     with refusal(path, "for the same layer"):
         load_lora(path)
     path = write({**pair(), f"{LAYER}.dora_scale": torch.ones(5, 1)})
-    with refusal(path, "fits nothing"):
+    with refusal(path, "fits nothing", f"a DoRA magnitude of shape 5x1 in the file, {OUT}x{IN} in the model"):
+        match(load_lora(path), Model())
+    path = write({f"{LAYER}.diff": torch.ones(())})
+    with refusal(path, f"shape [] in the file, {OUT}x{IN} in the model"):
         match(load_lora(path), Model())
 
 

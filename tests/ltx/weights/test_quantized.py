@@ -11,6 +11,7 @@ import pytest
 import torch
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.gguf import Blocks
+from a2v.ltx.weights.int8 import int8
 from a2v.ltx.weights.quantized import (
     Branch,
     QuantizedLinear,
@@ -191,7 +192,7 @@ def test_gguf_of_another_shape(tmp_path: Path) -> None:
     torch.testing.assert_close(stored.decode().flatten(), torch.arange(128.0), rtol=0, atol=0.5)
 
 
-@pytest.mark.parametrize("fault", ["none", "empty", "no gguf", "cut", "header", "IQ2_XS"])
+@pytest.mark.parametrize("fault", ["none", "empty", "no gguf", "cut", "header", "text", "no values", "IQ2_XS"])
 def test_gguf_files_that_are_refused(wide: TinyFiles, tmp_path: Path, fault: str, refusal: Callable) -> None:
     whole = tmp_path / "whole.gguf"
     path = tmp_path / "bad.gguf"
@@ -206,8 +207,12 @@ def test_gguf_files_that_are_refused(wide: TinyFiles, tmp_path: Path, fault: str
         writer.write_tensors_to_file()
         writer.close()
     elif fault != "none":
-        cut = {"empty": b"", "no gguf": b"no gguf " * 99, "cut": content[:-5000], "header": content[:3000]}
-        path.write_bytes(cut[fault])
+        bad = {"empty": b"", "no gguf": b"no gguf " * 99, "cut": content[:-5000], "header": content[:3000]}
+        bad["text"] = content.replace(b'"transformer"', b'"\xffransformer"')
+        name = b"transformer_blocks.0.ff.net.2.weight"
+        sizes = content.index(name) + len(name) + 4  # behind the number of dimensions
+        bad["no values"] = content[:sizes] + bytes(8) + content[sizes + 8 :]
+        path.write_bytes(bad[fault])
     with refusal(path, *(["IQ2_XS", "Q8_0"] if fault == "IQ2_XS" else [])):
         load_checkpoint(path)
 
@@ -295,6 +300,17 @@ def test_scales_of_other_shapes() -> None:
     for shape in ((2,), (8,), (4, 2)):
         with pytest.raises(ValueError, match="scale of shape"):
             float8(weight, torch.ones(shape))
+
+
+@pytest.mark.parametrize("join", [float8, int8])
+def test_a_scale_for_columns_is_not_taken_for_rows(join: Callable) -> None:
+    """Of a square weight, both have as many numbers."""
+    weight = torch.ones(4, 4, dtype=torch.float8_e4m3fn if join is float8 else torch.int8)
+    scales = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    for scale in (scales, scales[:, None]):
+        assert torch.equal(join(weight, scale).decode(), scales[:, None].expand(4, 4))
+    with pytest.raises(ValueError, match=r"scale of shape \(1, 4\)"):
+        join(weight, scales[None])
 
 
 def test_weight_shape(wide: TinyFiles, tmp_path: Path) -> None:

@@ -84,6 +84,45 @@ def test_a_folder_with_a_file(
     assert opened.transformer().state_dict().keys() == whole.transformer().state_dict().keys()
 
 
+@pytest.mark.parametrize("other", ["diffusion_pytorch_model.fp16", "a_copy", "z_copy"])
+def test_a_folder_with_a_second_copy(whole: Checkpoint, tmp_path: Path, other: str) -> None:
+    """What was loaded is also what removing a LoRA restores."""
+    folder = tmp_path / "transformer"
+    whole.transformer().save_pretrained(folder)
+    tensors = layouts.read(folder / "diffusion_pytorch_model.safetensors")[0]
+    save_file({name: tensor.half() + 1 for name, tensor in tensors.items()}, folder / f"{other}.safetensors")
+    opened, name = load_checkpoint(tmp_path), "proj_out.weight"
+    assert torch.equal(opened.transformer().state_dict()[name], tensors[name])
+    assert torch.equal(opened.transformer_weight(name), tensors[name])
+
+
+def test_a_folder_with_shards_and_a_whole_file(whole: Checkpoint, tmp_path: Path) -> None:
+    """As diffusers: the index counts. Without it, the whole file counts."""
+    folder = tmp_path / "transformer"
+    whole.transformer().save_pretrained(folder, max_shard_size="500KB")
+    index, stem = folder / "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model"
+    assert index.is_file()
+    copy = {name: tensor + 1 for name, tensor in whole.transformer().state_dict().items()}
+    save_file(copy, folder / f"{stem}.safetensors")
+    name = "proj_out.weight"
+    for expected in (whole.transformer_weight(name), copy[name]):
+        opened = load_checkpoint(tmp_path)
+        assert torch.equal(opened.transformer().state_dict()[name], expected)
+        assert torch.equal(opened.transformer_weight(name), expected)
+        index.unlink(missing_ok=True)
+
+
+def test_copies_of_other_names_are_read_alike(whole: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "transformer"
+    whole.transformer().save_pretrained(folder)
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = layouts.read(path)[0]
+    path.rename(folder / "a.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "b.safetensors")
+    opened, name = load_checkpoint(tmp_path), "proj_out.weight"
+    assert torch.equal(opened.transformer().state_dict()[name], opened.transformer_weight(name))
+
+
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", ""])
 def test_prefixes_of_the_transformer(tiny_default: TinyFiles, tmp_path: Path, whole: Checkpoint, prefix: str) -> None:
     tensors, metadata = layouts.read(tiny_default.checkpoint)
@@ -134,6 +173,21 @@ def test_a_file_of_another_part(tiny_default: TinyFiles, split: dict[str, Path],
     for part in ("video_vae", "projection"):
         with refusal(split[part], "no LTX transformer"):
             load_checkpoint(split[part])
+
+
+def test_a_part_of_the_other_version_by_its_name(
+    tiny_default: TinyFiles, split: dict[str, Path], tmp_path: Path, refusal: Callable
+) -> None:
+    """Repacks often have no metadata."""
+    tensors, metadata = layouts.read(split["video_vae"])
+    for name, wrong in (("ltx-2.5-video-vae-conv-bf16", True), ("ltx-2.3-video-vae", False), ("ltx-2.1-vae", False)):
+        path = tmp_path / f"{name}.safetensors"
+        save_file(tensors, path, {"config": metadata["config"]})
+        if wrong:
+            with refusal(path, "is of LTX version 2.5", MISSING["video_vae"][1]):
+                load_checkpoint(tiny_default.checkpoint, video_vae=path)
+        else:
+            load_checkpoint(tiny_default.checkpoint, video_vae=path)
 
 
 def test_without_metadata_the_published_model_is_meant(

@@ -24,6 +24,7 @@ from ..ltx.restoring import restored
 from . import activations, files, memory, safety
 from .destination import check_prefix
 from .film import CUTS, MADE, FilmWindows, Retake, placed_in_film
+from .parts import check_taken
 from .progress import Progress
 from .progress import report as announce
 from .taking.latent import samples_of
@@ -153,6 +154,7 @@ def _decoder(
 ) -> _Decoder:
     tiling = Tiling(tile_frames, tile_frame_overlap, tile_size, tile_overlap)
     samples = samples_of(latent)
+    check_taken(latent)
     height, width = pixel_size(samples)
     frames = pixel_frames(samples)
     if retake is not None:
@@ -174,6 +176,7 @@ class Decode(io.ComfyNode):
             category=OUTPUT,
             description="Decodes a latent to frames: whole if the free memory allows it, else in tiles that overlap in "
             "space and time and are blended. Smaller tiles take less memory.",
+            **aliases("vae decode", "latent to images"),
             inputs=[
                 VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
                 io.Latent.Input("latent", tooltip="From the last sampler."),
@@ -279,7 +282,7 @@ class SaveVideo(io.ComfyNode):
             outputs=[io.Video.Output("video", display_name="video", tooltip="The file that was written.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
-            **aliases("audio to video", "save mp4", "video with sound"),
+            **aliases("audio to video", "save mp4", "video with sound", "webm", "gif", "prores"),
         )
 
     @classmethod
@@ -339,7 +342,7 @@ class SaveLatentVideo(io.ComfyNode):
             outputs=[io.Video.Output("video", display_name="video", tooltip="The file that was written.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
-            **aliases("audio to video", "save mp4", "video with sound"),
+            **aliases("audio to video", "save mp4", "video with sound", "webm", "gif", "prores"),
         )
 
     @classmethod

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import folder_paths
+import torch
 from comfy_api.latest import io
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -21,13 +23,13 @@ from torch import Tensor
 from ..ltx.characters import check_name
 from ..ltx.diffusion.conditioning import AudioCondition
 from ..ltx.errors import InputError
-from ..ltx.latents import Noise, NoiseSource, pixel_frames
+from ..ltx.latents import Noise, NoiseSource, pixel_frames, pixel_size
 from ..ltx.media.unfinished import disk_errors, replacing
 from ..ltx.timeline import MOST
 from ..ltx.windows import shares
 from . import files
 from .destination import check_prefix, destination
-from .film import Cut, FilmSound, Made, check_clip
+from .film import MADE, Cut, FilmSound, Made, check_clip
 from .progress import reported, shown
 from .taking.latent import samples_of
 from .taking.noise import NextNoise
@@ -162,12 +164,14 @@ def join(
     cut: Cut, whole: Tensor, sounds: tuple[AudioCondition, ...], streams: tuple[NoiseSource, ...]
 ) -> tuple[Tensor, tuple[AudioCondition, ...], tuple[NoiseSource, ...]]:
     """A stage's results with those of the parts that were made before, if it is their stage: they have its size.
-    `whole` is overwritten. Raises InputError if a file cannot be read."""
+    `whole` is overwritten. Raises InputError if a file cannot be read, or its part has the size of no stage."""
     heard, drawn = list(sounds), list(streams)
     for part in cut.made:
         tensors = _read(part.path)
-        if tensors["video"].shape[3:] != whole.shape[3:]:
+        size, here = pixel_size(tensors["video"]), pixel_size(whole)
+        if size == tuple(2 * side for side in here):  # this is the stage before the upscaler
             continue
+        _check_size(part.path, size, here)
         numbers = part.numbers
         whole[:, :, cut.windows[numbers[0]].new.start : cut.windows[numbers[-1]].stop] = tensors["video"]
         for number in numbers:
@@ -176,6 +180,25 @@ def join(
             if (state := tensors.get(f"noise {number}")) is not None and isinstance(source, Noise):
                 drawn[number] = Noise(source.seed, state)
     return whole, tuple(heard), tuple(drawn)
+
+
+def check_taken(latent: dict[str, Any]) -> None:
+    """Raises InputError if parts that were made before are of another size than the film of a LATENT, so that its last
+    stage did not take them up. A file that was deleted since is not looked at."""
+    for path in filter(Path.is_file, latent.get(MADE, ())):
+        with safe_open(path, "pt") as file:  # its head alone
+            shape = file.get_slice("video").get_shape()
+        _check_size(path, pixel_size(torch.empty(shape, device="meta")), pixel_size(samples_of(latent)))
+
+
+def _check_size(path: Path, size: tuple[int, int], here: tuple[int, int]) -> None:
+    """Raises InputError if a part is of another height and width than the film."""
+    if size != here:
+        (high, wide), (height, width) = size, here
+        raise InputError(
+            f"made: {path.name} is a part of {wide}×{high} pixels, but this film has {width}×{height}; make that part "
+            "again, or give this film its size."
+        )
 
 
 def _content(samples: Tensor, noise: Any, audio: FilmSound, numbers: list[int]) -> dict[str, Tensor]:
@@ -221,9 +244,10 @@ def _look(path: Path, film: Cut) -> Made:
             facts = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(f"made: {path.name} is damaged; make that part again.") from error
-    if facts.get("format") != FORMAT:
+    place = re.fullmatch(r"(\d{1,6}) (\d{1,6})", facts.get("windows", ""))
+    if facts.get("format") != FORMAT or place is None:
         raise InputError(f"made: {path.name} is no part of a film; name files of Save Film Part.")
-    first, last = map(int, facts["windows"].split())
+    first, last = map(int, place.groups())
     numbers = range(first, last + 1)
     if facts != {"format": FORMAT, **_facts(film, [first, last])}:
         raise InputError(f"made: {path.name} is a part of another film, or of other windows; make it again.")

@@ -196,12 +196,14 @@ def open_clip(path: str | Path) -> FileClip:
         aspect = _aspect(stream)
         frame = next(iter(frames_of_stream(container, stream)), None)
         if frame is None:
-            raise InputError(
-                f"{name}: no picture could be decoded; it is damaged or empty: export it again, for example as MP4."
-            )
+            why = "animated WebP is not read" if stream.codec_context.name == "webp" else "it is damaged or empty"
+            raise InputError(f"{name}: no picture could be decoded; {why}: export it again, for example as MP4.")
         develop = Developer(name, aspect)
         height, width = develop(frame).shape[:2]
         notes = [*_said_of(frame, aspect), *develop.notes]
+        if ("alpha_mode", "1") in ((key.lower(), value) for key, value in stream.metadata.items()):
+            # VP8 and VP9 keep the opacity beside the stream that is decoded.
+            notes.append("its transparency is not read, and what is under it is seen: convert it to ProRes 4444")
         fps, tick = _rate(stream), Fraction(stream.time_base)
         first = frame.pts if frame.pts is not None else frame.dts
     with open_media(path, EXAMPLE) as container:

@@ -115,17 +115,28 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise InputError(f"{name}: has float pixels without a known white; save it as 8- or 16-bit PNG.")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip instead of scale
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
+    if image.mode.startswith("I"):
+        image = _to_eight_bits(image)
     alpha = None
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image.convert("LA" if image.mode in ("L", "LA") else "RGBA")  # grey stays grey for its profile
         alpha = image.getchannel("A")
+        image = image.getchannel("L") if image.mode == "LA" else image
     colours = image if image.mode in ("L", "CMYK", "RGB") else image.convert("RGB")
     rgb = _to_srgb(colours, profile)
     if alpha is not None:
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size), alpha)
     return np.array(rgb)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey → the same in 8 bits, scaled; Pillow's own conversion would clip it. A value that is transparent
+    stays so."""
+    values, clear = np.asarray(image), image.info.get("transparency")
+    grey = Image.fromarray((values.clip(0, 65535) / 257 + 0.5).astype(np.uint8))
+    if clear is not None:
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

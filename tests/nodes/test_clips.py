@@ -61,6 +61,14 @@ def test_the_white_of_newer_hosts_is_white() -> None:
     assert torch.equal(to_area(mask).frames, torch.tensor([[[0, 128 / 255, 253 / 255, 1, 1]]]))
 
 
+def test_a_mask_has_the_greys_of_a_picture() -> None:
+    """The model computes parameters for each of its levels, and a blurred mask would have thousands."""
+    mask = torch.linspace(0, 1, 5001)[None].square()
+    greys = to_area(mask).frames
+    assert len(greys.unique()) <= 256 and (greys - mask).abs().max() < 2 / 255
+    assert torch.equal(greys[0] > 0, mask > 0), "what may change a little is not kept"
+
+
 def test_a_video_file(file: Path) -> None:
     clip, sound, first, count, fps, report = opened(video=InputImpl.VideoFromFile(str(file)))
     assert isinstance(clip, FileClip) and (count, fps) == (25, 24.0) and "20 frames at 24 fps" in report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from a2v.ltx.windows import WindowSize, cut_windows
 from a2v.nodes import film, parts
 from a2v.nodes.film import FOLDER, Cut, FilmSound, FilmWindows, Timeline, check_clip
 from a2v.nodes.taking.noise import NextNoise
+from safetensors.torch import save_file
 
 FPS = Fraction(24)
 FILM = Cut(65, FPS, cut_windows(65, WindowSize(33, 2)))
@@ -126,3 +128,30 @@ def test_a_part_of_other_sections_is_refused(second: str, changed: str, size: di
     """Its windows lie where they lay, but it shows what the timeline no longer says."""
     with pytest.raises(InputError, match=r"^made: part_00001_\.safetensors is a part of another film"):
         part(story(changed, **size), made=second)
+
+
+def test_a_part_of_another_size_is_refused(second: str, folder: Path) -> None:
+    """It would leave a hole in the film. At twice the size of a stage it is that of the next one."""
+    cut = part(story(), made=second)
+    sounds = tuple(AudioCondition(torch.zeros(1, 8, 18, 16), 17, FPS) for _ in cut.windows)
+    for side, size in ((2, "64×64"), (3, "96×96")):
+        whole = torch.ones(1, 128, 13, side, side)
+        with pytest.raises(InputError, match=rf"^made: part_.* part of 32×32 pixels, but this film has {size}; make"):
+            parts.join(cut, whole, sounds, (Noise(1),))
+    assert not parts.join(cut, torch.ones(1, 128, 13, 1, 1), sounds, (Noise(1),))[0].all()
+    big = folder.parent / "big.safetensors"
+    save_file({"video": torch.zeros(1, 128, 4, 2, 2)}, big)
+    before = replace(cut, made=(film.Made(big, cut.made[0].numbers),))
+    latent = {"samples": parts.join(before, torch.ones(1, 128, 13, 1, 1), sounds, (Noise(1),))[0]}
+    parts.check_taken(latent)
+    with pytest.raises(InputError, match=r"^made: big\.safetensors is a part of 64×64 pixels"):
+        parts.check_taken({**latent, film.MADE: (big,)})
+    parts.check_taken({**latent, film.MADE: (folder / "gone.safetensors",)})
+
+
+@pytest.mark.parametrize("windows", [None, "", "5", "a b", "1 2 3"])
+def test_a_file_that_names_no_windows_is_refused(folder: Path, windows: str | None) -> None:
+    facts = {"format": parts.FORMAT} | ({} if windows is None else {"windows": windows})
+    save_file({"video": torch.zeros(1)}, folder.parent / "odd.safetensors", facts)
+    with pytest.raises(InputError, match=r"^made: odd\.safetensors is no part of a film; name files of Save Film Part"):
+        part(story(), made="odd.safetensors")

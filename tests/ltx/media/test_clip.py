@@ -236,6 +236,18 @@ def test_a_picture_with_exif(tmp_path: Path, name: str) -> None:
     assert np.array_equal(read(tmp_path / name, frames=1)[0], quarters())
 
 
+def test_transparency_that_is_not_decoded_is_told(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.webm"), "w") as output:
+        stream = output.add_stream("libvpx-vp9", rate=24, options={"auto-alt-ref": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuva420p"
+        stream.metadata["alpha_mode"] = "1"
+        frame = av.VideoFrame.from_ndarray(np.full((64, 64, 4), 128, np.uint8), format="rgba")
+        output.mux(stream.encode(frame.reformat(format="yuva420p")))
+        output.mux(stream.encode())
+    (note,) = open_clip(tmp_path / "a.webm").notes
+    assert "its transparency is not read" in note
+
+
 @pytest.mark.parametrize(
     ("aspect", "size"), [(Fraction(4, 3), (48, 85)), (Fraction(1, 2), (96, 64)), (Fraction(1), (48, 64))]
 )
@@ -402,6 +414,12 @@ def test_no_clip(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(tmp_path / "text.mp4")
     assert "no such file" in refusal(tmp_path / "none.mp4")
     assert "is a folder" in refusal(tmp_path)
+
+
+def test_an_animated_webp_is_no_damaged_one(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
+    assert "animated WebP is not read: export it again" in refusal(tmp_path / "a.webp")
 
 
 def test_only_sound(tmp_path: Path) -> None:

@@ -41,6 +41,23 @@ def swapped_profile() -> bytes:
     return bytes(profile)
 
 
+def linear_grey_profile() -> bytes:
+    """A profile of grey whose values are linear light, with the tags that it needs."""
+    white = struct.pack(">3i", 63190, 65536, 54061)
+    tags = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"grey" + bytes(80),
+        b"wtpt": b"XYZ " + bytes(4) + white,
+        b"kTRC": b"curv" + bytes(8),  # a curve of no points is linear
+    }
+    table, body, begin = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + struct.pack(">II", begin + len(body), len(content))
+        body += content
+    head = struct.pack(">I4sI4s4s4s12s4s", begin + len(body), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ",
+                       bytes(12), b"acsp") + bytes(28) + white + bytes(48)  # fmt: skip
+    return head + table + body
+
+
 # Reading
 
 
@@ -122,6 +139,26 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
     read = images.load_image(tmp_path / f"a.{suffix}")
     assert torch.equal(read[..., 0], read[..., 2])
     assert np.abs(read[..., 0].numpy() - grey / 257).max() <= 0.5
+
+
+def test_sixteen_bits_with_a_transparent_grey(tmp_path):
+    grey = np.arange(30000, 30008, dtype=np.uint16)[None]
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=30003)
+    read = images.load_image(tmp_path / "a.png")[0, :, 0]
+    assert (read == 0).nonzero().flatten().tolist() == [3]
+
+
+@pytest.mark.parametrize("kind", ["opaque", "opacity", "one grey", "16 bits"])
+def test_a_profile_of_grey_counts_whatever_is_transparent(tmp_path, kind):
+    """It is linear light, of which half is brighter in sRGB."""
+    picture = Image.new("L", (4, 4), 128)
+    more = {"transparency": 7} if kind == "one grey" else {}
+    if kind == "opacity":
+        picture.putalpha(255)
+    if kind == "16 bits":
+        picture = Image.fromarray(np.full((4, 4), 128 * 257, np.uint16))
+    picture.save(tmp_path / "a.png", icc_profile=linear_grey_profile(), **more)
+    assert (images.load_image(tmp_path / "a.png").int() - 188).abs().max() <= 1
 
 
 def test_one_bit_and_grey(tmp_path):

@@ -81,6 +81,8 @@ class AudioConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         progress = Progress(cls.hidden.unique_id)
         check_strength("audio_strength", strength)
+        if frames < 1:  # from another node
+            raise InputError(f"frames: {frames} is too few for a video; connect Frame Count.")
         track, rate, placed = heard(audio), frame_rate(fps), placed_in_film(audio)
         lead = placed.lead if placed else 0
         if retake is not None:
@@ -114,6 +116,7 @@ def encode_windows(audio_vae: memory.Handle, track: Track, cut: Cut, progress: P
 
 LAST = -1
 TRAINED = -1  # the compression that the images of the VAE's model had in training
+MOST_CRF = 51
 
 
 def _image_schema(
@@ -145,7 +148,7 @@ def _image_schema(
                 "compression",
                 default=TRAINED,
                 min=TRAINED,
-                max=51,
+                max=MOST_CRF,
                 optional=True,
                 tooltip="CRF of an H.264 compression before encoding. The model knows compressed video, and a cleaner "
                 f"image freezes the motion. {TRAINED}: as the model was trained, {V23.crf} for {V23.name} and "
@@ -165,7 +168,7 @@ class ImageConditioning(io.ComfyNode):
             node_id="LTXA2VImageConditioning",
             display_name="LTX A2V First Image",
             description="The video begins with this image.",
-            words=("image to video", "i2v", "start frame", "portrait"),
+            words=("image to video", "i2v", "first frame", "start frame", "portrait"),
             strength="image_strength",
             where="The first frame.",
         )
@@ -261,6 +264,8 @@ def _guide(
     frame: int, video_vae: memory.Handle, picture: Tensor, latent: dict[str, Any], strength: float, compression: int
 ) -> Guide:
     """A picture, uint8 [H, W, 3], encoded at the latent's size."""
+    if not TRAINED <= compression <= MOST_CRF:  # from another node
+        raise InputError(f"compression: {compression} is outside {TRAINED} to {MOST_CRF}; set it to {TRAINED}.")
     height, width = pixel_size(samples_of(latent))
     crf = getattr(video_vae, "crf", V23.crf) if compression == TRAINED else compression
     pixels = fit(compress(picture, crf), width, height)

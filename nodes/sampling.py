@@ -36,6 +36,7 @@ from .widgets import aliases, widget
 
 SAMPLING = f"{CATEGORY}/Sampling"
 AUTO = "auto"
+DIGITS = 9  # of a block's number; Python reads no number of thousands of them
 
 
 class Scheduler(io.ComfyNode):
@@ -82,6 +83,7 @@ class PictureGuidance(io.ComfyNode):
             description="Sets how the first stage is guided. Each scale that is not neutral costs one more pass of the "
             "transformer in every step; without guidance a step takes one pass. Its scales are CFG, STG "
             "(perturbed attention), rescale and modality. Raise modality if the lips do not move.",
+            **aliases("cfg", "stg", "guider"),
             inputs=[
                 widget("video_cfg_scale", "cfg", step=0.1),
                 widget("video_stg_scale", "stg", step=0.1),
@@ -149,6 +151,7 @@ class Accelerate(io.ComfyNode):
             category=SAMPLING,
             description="Trades exactness for speed, in one place: it takes the models, the schedule and the guidance "
             "and gives them to the samplers. none changes nothing; the report says what a level does.",
+            **aliases("speed", "faster", "teacache", "torch compile"),
             inputs=[
                 widget(
                     "acceleration",
@@ -276,7 +279,7 @@ def _blocks(text: str) -> tuple[int, ...]:
     parts = text.replace(",", " ").split()
     if parts in ([], [AUTO]):
         return ()
-    if not all(part.isdecimal() for part in parts):
+    if not all(part.isdecimal() and len(part) <= DIGITS for part in parts):
         raise InputError(f"stg_blocks: {text!r} is not {AUTO} or block numbers like 28, 29.")
     return tuple(int(part) for part in parts)
 
@@ -292,7 +295,17 @@ class Sampler(io.ComfyNode):
             description="Samples one stage: from noise to a video latent that moves with the audio. Use it twice: "
             "first at half the size with guidance, then at full size without guidance, from the upscaled latent and "
             "the first sampler's noise.",
-            **aliases("lip sync", "talking head", "speech", "singing", "dance", "music video", "audio to video", "a2v"),
+            **aliases(
+                "lip sync",
+                "talking head",
+                "avatar",
+                "speech",
+                "singing",
+                "dance",
+                "music video",
+                "audio to video",
+                "a2v",
+            ),
             inputs=[
                 ModelIO.Input("model", tooltip="From Load Model or a LoRA."),
                 io.Noise.Input(
@@ -418,9 +431,13 @@ class Sampler(io.ComfyNode):
             notes.append("the audio guidance did nothing, because the audio is kept (audio strength 1)")
         if model.acceleration.distilled and (guidance or NONE, audio_guidance or NONE) != (NONE, NONE):
             notes.append("acceleration full has no guidance")
-        result = {"samples": memory.to_graph(denoised / (1 - left))}
+        if left:
+            denoised = conditions.resumed(samples, denoised, left)
+        result = {"samples": memory.to_graph(denoised)}
         if mask is not None:
             result[MASK] = latent[MASK]
+        if left and mask is not None:  # what stays is that of the first start, and not of a state with noise in it
+            result[SOURCE] = {"clean": samples, **latent.get(SOURCE, {})}
         if len(film.cut.windows) > 1:
             result[CUTS] = film.cut.hard
         if film.cut.here is not None:
@@ -500,9 +517,9 @@ def _check_references(model: memory.Model, references: References | None, film: 
 def _left(steering: Steering, film: FilmSound) -> float:
     """The sigma at which a schedule ends: above 0 for the first part of a schedule that was split.
 
-    As in ComfyUI's own samplers, the latent is then divided by 1 - sigma, so that a sampler that adds no noise and has
-    the rest of the schedule continues exactly. Raises InputError if the model changes the sound, because noise would
-    stay in it, or if a window would begin with the noise of the one before it.
+    As in ComfyUI's own samplers, what is made of the latent is then divided by 1 - sigma, so that a sampler that adds
+    no noise and has the rest of the schedule continues exactly. Raises InputError if the model changes the sound,
+    because noise would stay in it, or if a window would begin with the noise of the one before it.
     """
     left = float(steering.sigmas[-1])
     if left and len(film.cut.windows) > 1:

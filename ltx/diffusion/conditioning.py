@@ -175,6 +175,13 @@ class Conditions:
             video = replace(video, hearing=heard[None])
         return video, audio_stream(self.audio)
 
+    def resumed(self, latent: Tensor, sampled: Tensor, left: float) -> Tensor:
+        """The start of a stage that goes on where another one ended, without noise of its own: at sigma `left` its
+        noised cells are those of `sampled`. latent: the start of the other stage. All are [1, 128, F, H, W]."""
+        clean, mask, _ = _grid(latent.float(), self.guides, self.mask, self.clean)
+        clean, mask = clean.to(sampled), mask.to(sampled)
+        return torch.where(mask > 0, (sampled - clean * (1 - mask)) / (mask * (1 - left)), clean)
+
 
 @dataclass(frozen=True)
 class Stream:

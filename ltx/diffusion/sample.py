@@ -16,7 +16,7 @@ from .passes import batch_room
 from .res_2s import res_2s
 from .samplers import UNWATCHED, Hooks, euler, gradient_estimation, restarting
 from .steering import ANCESTRAL, RES_2S, Steering
-from .tokens import Tokens
+from .tokens import FreshNoise, Tokens
 
 RESTART_SEED = 10_000  # the seed of noise that is renewed in a stage is the request's seed plus this number
 WINDOW_SEED = 1_000_003  # and plus this number for each window before, so that windows do not repeat one pattern
@@ -60,7 +60,10 @@ def sample(
         trace("sigmas", sigmas)
         _trace(trace, video, sound)
     room = batch_room(torch.device(device)) if room is None else room
-    denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room, texts, drawn[0].to(device))
+    shown = drawn[0].to(device)
+    if video.level is not None and not drawn[0].any():  # kept cells look noisy also where no noise is added
+        shown = FreshNoise(noise.seed)(x).video
+    denoise = GuidedDenoiser(model, video, sound, conditions, steering, hooks, room, texts, shown)
     if steering.sampler == RES_2S:
         x = res_2s(denoise, x, sigmas, seed, hooks, blend=denoise.blend)
     elif steering.sampler == ANCESTRAL:

@@ -16,7 +16,9 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 import comfy.model_management as management
 import comfy.sample
 import comfy_extras.nodes_custom_sampler as native
+from a2v.ltx.diffusion.conditioning import Guide
 from a2v.ltx.diffusion.schedules import linear_quadratic
+from a2v.ltx.edits import CLEAN
 from a2v.ltx.errors import InputError
 from a2v.ltx.grid import CHANNELS
 from a2v.ltx.latents import Noise, patchify_video
@@ -24,7 +26,7 @@ from a2v.ltx.media.audio import LOUDEST, Track, conditioning_track, load_track, 
 from a2v.ltx.media.images import from_float
 from a2v.ltx.timeline import read_timeline
 from a2v.nodes import audio, conditioning, latents, output, safety, sampling
-from a2v.nodes.film import Timeline
+from a2v.nodes.film import SOURCE, Timeline
 from a2v.nodes.taking.latent import MASK, mask_of, start_of
 from a2v.nodes.taking.noise import Generated, NextNoise, to_noise
 from a2v.nodes.taking.picture import others, size_of, to_frames, to_picture
@@ -254,6 +256,26 @@ def test_a_split_schedule_continues_exactly_without_noise(model: Any) -> None:
     ended, _, _, report = stage(model, native.Noise_EmptyNoise(), sigmas[3:], begun)
     assert "no noise was added, as Noise_EmptyNoise gives none" in report
     assert torch.allclose(ended["samples"], whole["samples"], atol=1e-4)
+
+
+def test_a_split_schedule_keeps_what_stays(model: Any) -> None:
+    """What a noise mask keeps, wholly and by half, and a first image that is not kept as a whole."""
+    sigmas, asked = linear_quadratic(6), conditions(model.module, 1.0)
+    mask = torch.tensor([0.0, 0.5, 1.0]).expand(1, 1, 2, 2, 3)
+    start = {"samples": random(5, *LATENT), MASK: mask, SOURCE: {"kept_cells": CLEAN}}
+    guides = (Guide(random(8, 1, CHANNELS, 1, 2, 3), 0, 0.7),)
+
+    def part(noise: Any, sigmas: torch.Tensor, latent: dict[str, Any]) -> dict[str, Any]:
+        inputs = {"positive": asked.positive, "audio": asked.audio, "guides": guides}
+        return run(sampling.Sampler, model=model, noise=noise, sigmas=sigmas, latent=latent, **inputs)[0]
+
+    whole = part(native.Noise_RandomNoise(3), sigmas, start)
+    begun = part(native.Noise_RandomNoise(3), sigmas[:4], start)
+    ended = part(native.Noise_EmptyNoise(), sigmas[3:], begun)
+    assert torch.allclose(ended["samples"], whole["samples"], atol=1e-4)
+    assert torch.equal(ended["samples"][:, :, 1, :, 0], start["samples"][:, :, 1, :, 0])
+    other = part(native.Noise_EmptyNoise(), sigmas[3:], {name: begun[name] for name in ("samples", MASK)})
+    assert torch.equal(other["samples"][:, :, 1, :, 0], start["samples"][:, :, 1, :, 0]), "another pack's node between"
 
 
 def test_a_schedule_that_leaves_noise_in_the_sound_is_refused(model: Any) -> None:

@@ -76,7 +76,7 @@ def test_the_second_stage_draws_what_comes_after_the_first() -> None:
 def test_stg_blocks_are_read_from_a_text() -> None:
     assert sampling._blocks("auto") == sampling._blocks("") == ()
     assert sampling._blocks("28") == (28,) and sampling._blocks(" 27, 28 29") == (27, 28, 29)
-    for text in ("all", "28;29", "-1", "2.5", "auto, 3"):
+    for text in ("all", "28;29", "-1", "2.5", "auto, 3", "9" * 5000):
         with pytest.raises(InputError, match="stg_blocks"):
             sampling._blocks(text)
 
@@ -137,6 +137,21 @@ def test_an_image_is_placed_at_any_frame(monkeypatch: pytest.MonkeyPatch, frame:
     )
     (guides,) = made.args
     assert guides[0] is others[0] and (guides[1].frame, guides[1].strength) == (placed, 0.5)
+
+
+@pytest.mark.parametrize("crf", [-2, 52])
+def test_a_compression_that_no_encoder_has_is_refused(crf: int) -> None:
+    inputs = {"image": torch.zeros(1, 8, 8, 3), "latent": {"samples": torch.zeros(1, 128, 3, 2, 2)}, "strength": 1.0}
+    with pytest.raises(InputError, match=rf"^compression: {crf} is outside -1 to 51"):
+        conditioning.ImageConditioning.execute(video_vae=None, compression=crf, **inputs)
+
+
+@pytest.mark.parametrize("frames", [0, -7])
+def test_sound_beside_no_frames_is_refused(frames: int) -> None:
+    node = type("Node", (conditioning.AudioConditioning,), {"hidden": SimpleNamespace(unique_id="1")})
+    sound = {"waveform": torch.zeros(1, 1, 48000), "sample_rate": 48000}
+    with pytest.raises(InputError, match=rf"^frames: {frames} is too few"):
+        node.execute(audio_vae=None, audio=sound, frames=frames, fps=24.0)
 
 
 @pytest.mark.parametrize("frame", [17, -18])

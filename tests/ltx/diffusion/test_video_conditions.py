@@ -15,7 +15,7 @@ from a2v.ltx.diffusion.samplers import Restart
 from a2v.ltx.edits import CLEAN, KEPT_CELLS, NOISY
 from a2v.ltx.errors import InputError
 from a2v.ltx.grid import CHANNELS, audio_length
-from a2v.ltx.latents import Noise, patchify_video, video_positions
+from a2v.ltx.latents import Noise, patchify_video, unpatchify_video, video_positions
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx import stage
@@ -147,6 +147,24 @@ def test_the_model_is_shown_kept_cells_as_noisy_as_their_frame(model: nn.Module)
     whole[:, :, 1] = 1
     by_time = video_stream(start, (), FPS, whole, clean=SOURCE)
     assert torch.equal(by_time.level, by_time.mask) and torch.equal(by_time.shown(x, noise, torch.tensor(sigma)), x)
+
+
+class Silent:
+    """The noise of a stage that adds none."""
+
+    seed = 0
+
+    def draw(self, *shapes: tuple[int, ...]) -> tuple[list[Tensor], Silent]:
+        return [torch.zeros(shape) for shape in shapes], self
+
+
+def test_the_model_is_shown_kept_cells_as_noisy_where_no_noise_is_added(model: nn.Module) -> None:
+    seen: list[Tensor] = []
+    with model.proj_in.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        sample(model, mask=region(), guidance=Guidance(), sigmas=torch.tensor([0.6, 0.0]), noise=Silent())
+    kept = ((region() == 0) & (region().amax((3, 4), keepdim=True) > 0)).expand_as(SOURCE)
+    added = (unpatchify_video(seen[0], GRID) - 0.4 * SOURCE)[kept] / 0.6
+    assert abs(added.mean()) < 0.2 and abs(added.std() - 1) < 0.2
 
 
 def test_a_kept_picture_is_frozen_as_kept_sound_is(model: nn.Module) -> None:

@@ -101,6 +101,7 @@ class FrameCount(io.ComfyNode):
             description=f"Sets how many frames the video has: as many as the audio lasts, or your own number. It is "
             f"rounded up to one more than a multiple of 8, as the model needs. The audio gives at most {MAX_FRAMES}; "
             "with whole_track it gives any number, for a film in windows.",
+            **aliases("fps", "frame rate", "length", "duration"),
             inputs=[
                 io.Audio.Input("audio", tooltip="The sound that the video is made for."),
                 widget("fps", "frame_rate", step=0.001, display_name="fps", linked_whole=True),

@@ -14,6 +14,7 @@ from ..ltx.weights.quantized import QuantizedLinear
 from . import files, memory
 from .progress import reported
 from .types import CATEGORY, ModelIO
+from .widgets import aliases
 
 INEXACT = ", ".join(name for name, backend in BACKENDS.items() if not backend.exact)
 EXACT = ", ".join(name for name, backend in BACKENDS.items() if backend.exact)
@@ -28,6 +29,7 @@ class Kernels(io.ComfyNode):
             category=f"{CATEGORY}/Sampling",
             description="Chooses how the transformer computes on a GPU. The defaults are exact and need no further "
             "package. Place it between Load Model and Distilled LoRA, so that it acts in both stages.",
+            **aliases("sage attention", "flash attention"),
             inputs=[
                 ModelIO.Input("model", tooltip="From Load Model or a LoRA."),
                 io.Combo.Input(

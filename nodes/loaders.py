@@ -18,6 +18,7 @@ from ..ltx.weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from . import files, memory, queued
 from .progress import report
 from .types import CATEGORY, AudioVaeIO, ConnectorsIO, ModelIO, TextEncoderIO, UpscalerIO, VideoVaeIO, VocoderIO
+from .widgets import aliases
 
 LOADERS = f"{CATEGORY}/Loaders"
 WANTED_GEMMA = f"put the whole repository {MODELS['gemma'].page} there, or {GEMMA_FILES[-1]} of {GEMMA_FILES_PAGE}"
@@ -150,6 +151,7 @@ class ModelLoader(io.ComfyNode):
             category=LOADERS,
             description=f"Opens an LTX checkpoint, version {VERSIONS}: transformer, text connectors, both VAEs and "
             "the vocoder. Weights are read when a node first computes with them.",
+            **aliases("checkpoint", "diffusion model", "gguf", *(f"LTX {each.version}" for each in (V23, V25))),
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
@@ -256,6 +258,7 @@ class TextEncoderLoader(io.ComfyNode):
             display_name="LTX A2V Load Text Encoder",
             category=LOADERS,
             description="Opens Gemma, which reads the prompt, and joins it with the checkpoint's connectors.",
+            **aliases("gemma", "load clip"),
             inputs=[
                 io.Combo.Input(
                     "folder",

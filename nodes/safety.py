@@ -23,6 +23,7 @@ from . import files
 from .progress import Progress, reported
 from .taking.picture import to_frames
 from .types import CATEGORY
+from .widgets import aliases
 
 KIND = "safety_checker"
 MARK = "config.json"
@@ -164,6 +165,7 @@ class SafetyChecker(io.ComfyNode):
             category=f"{CATEGORY}/Output",
             description="Checks frames spread evenly over the clip with your own image classifier, and replaces or "
             "refuses a flagged clip: an NSFW filter. Place it between Decode and Save Video.",
+            **aliases("nsfw", "content filter"),
             inputs=[
                 io.Image.Input("images", tooltip="The frames, from Decode."),
                 checker_input(FIRST),

@@ -46,6 +46,7 @@ class TextEncode(io.ComfyNode):
             description="Encodes a prompt with Gemma and the connectors. Use one node for the positive prompt, and a "
             "second one for the negative prompt if the guidance's CFG scale is not 1. It runs again only when the text "
             "changes.",
+            **aliases("positive prompt", "negative prompt", "clip text encode"),
             inputs=[
                 TextEncoderIO.Input("text_encoder", tooltip="From Load Text Encoder."),
                 io.String.Input(

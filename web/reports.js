@@ -7,6 +7,10 @@ import { api } from "../../scripts/api.js";
 const TEXT = "ltx_a2v_text"; // the event, and the key of the output
 const NAME = "ltx_report"; // of the widget
 const HEIGHT = 52; // two lines; more are scrolled
+const ROOM = HEIGHT + 4; // what a node grows by; the canvas puts 4 between widgets
+
+// While a graph runs, another one may be open, whose nodes have the same ids.
+const ours = (node) => node?.comfyClass?.startsWith("LTXA2V");
 
 function show(node, text) {
   let widget = node.widgets?.find((widget) => widget.name === NAME);
@@ -24,32 +28,57 @@ function show(node, text) {
   app.graph.setDirtyCanvas(true);
 }
 
+function whole() {
+  const graph = app.rootGraph ?? app.graph;
+  return graph.rootGraph ?? graph;
+}
+
 // A node in subgraphs has the ids of the nodes around it before its own: "5:3".
 function find(path) {
-  let graph = app.rootGraph ?? app.graph;
-  graph = graph.rootGraph ?? graph;
+  let graph = whole();
   const ids = String(path).split(":");
   for (const id of ids.slice(0, -1)) graph = graph?.getNodeById(id)?.subgraph;
   return graph?.getNodeById(ids.at(-1));
 }
 
+// The key of its output: a node in a subgraph has that graph's id before its own.
+function key(node) {
+  return node.graph && node.graph !== whole() ? `${node.graph.id}:${node.id}` : String(node.id);
+}
+
+function withKey(found) {
+  const [id, graph] = found.split(":").reverse();
+  return (graph ? whole().subgraphs?.get(graph) : whole())?.getNodeById(id);
+}
+
 api.addEventListener(TEXT, ({ detail }) => {
   const node = find(detail.node);
-  if (node) show(node, detail.text);
+  if (ours(node)) show(node, detail.text);
 });
 
 api.addEventListener("executing", ({ detail }) => {
   const node = detail && find(detail);
-  if (node) show(node, "");
+  if (!ours(node)) return;
+  show(node, "");
+  delete app.nodeOutputs?.[key(node)]?.[TEXT];
 });
 
 app.registerExtension({
   name: "LTXA2V.Reports",
   nodeCreated(node) {
+    if (!ours(node)) return;
     const before = node.onExecuted;
     node.onExecuted = function (output, ...rest) {
       before?.call(this, output, ...rest);
       if (output?.[TEXT]?.length) show(this, output[TEXT].join("\n"));
     };
+  },
+  // The frontend makes all nodes anew for an undo and for another tab, and then gives their outputs back. A node that
+  // would grow stays without its text: the frontend would take that for a change of the person, and forget the redo.
+  onNodeOutputsUpdated(outputs) {
+    for (const [found, output] of Object.entries(outputs)) {
+      const node = output?.[TEXT]?.length && withKey(found);
+      if (ours(node) && node.size[1] >= node.computeSize()[1] + ROOM) show(node, output[TEXT].join("\n"));
+    }
   },
 });

@@ -62,6 +62,9 @@ BYPASS = """titles => [app.graph, ...app.graph.subgraphs.values()].flatMap(graph
 # at the closed node that shows it
 CHANGE_PROMPT = """text => app.graph.nodes.filter(node => node.isSubgraphNode?.()).flatMap(node => node.widgets)
     .filter(widget => widget.name === 'prompt').forEach(widget => widget.value = text)"""
+# what the page does with the widgets of a graph that it has queued
+AFTER_RUN = """() => [app.graph, ...app.graph.subgraphs.values()].flatMap(graph => graph.nodes)
+    .flatMap(node => node.widgets ?? []).forEach(widget => widget.afterQueued?.())"""
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "AUDIO_UI"}
 # values that are the user's, or files that a fresh server does not have
 OWN = {"checkpoint", "folder", "file", "lora", "audio", "image", "text", "prompt", "timeline", "audioUI"}
@@ -535,6 +538,17 @@ def test_a_song_goes_without_its_picture(
     assert not demo.nodes(prompt, "LTXA2VLoadImage") and not demo.nodes(prompt, "LoadImage")
     run = comfy.run(quick(SONG, models, sound, prompt))
     assert run.error is None, run.message
+
+
+def test_a_stopped_song_goes_on_with_its_seed(frontend: Frontend) -> None:
+    """As its note says: the kept windows are those of one seed, and the page would draw another after each Run."""
+    seeds = [node["widgets_values"] for face in FACES[SONG].values() for node in nodes_of(face) if
+             node["type"] == "PrimitiveInt"]  # fmt: skip
+    assert seeds == [[42, "fixed"]] * 2
+    frontend.load(FACES[SONG]["all nodes"])
+    before = frontend.prompt()
+    frontend.page.evaluate(AFTER_RUN)
+    assert frontend.prompt() == before
 
 
 def sides(name: str) -> tuple[int, int]:

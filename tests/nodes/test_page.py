@@ -13,21 +13,38 @@ ROOT = Path(__file__).resolve().parents[2]
 EVENTS = "export const api = new EventTarget();"
 APP = """
 export const widgets = [];
-const node = { widgets, computeSize: () => [1, 1], size: [1, 1], setSize() {} };
+const made = (comfyClass) => ({ comfyClass, widgets, computeSize: () => [1, 1], size: [1, 99], setSize() {} });
+const nodes = { 7: made("LTXA2VImageConditioning"), 9: made("KSampler") };
+const inner = { id: "stage", getNodeById: (id) => (id === "7" ? nodes[7] : undefined) };
+export const extensions = [];
 export const app = {
-  graph: { getNodeById: (id) => (id === "7" ? node : undefined), setDirtyCanvas() {} },
+  nodeOutputs: {},
+  graph: { getNodeById: (id) => nodes[id], setDirtyCanvas() {}, subgraphs: new Map([[inner.id, inner]]) },
   widgets: { STRING: (owner, name) => ({ widget: widgets[owner.widgets.push({ name, options: {} }) - 1] }) },
-  registerExtension() {},
+  registerExtension(extension) {
+    extensions.push(extension);
+    Object.values(nodes).forEach((node) => extension.nodeCreated(node));
+  },
 };
+for (const [id, node] of Object.entries(nodes)) node.id = id;
 """
 RUN = """
 import { api } from "./scripts/api.js";
-import { widgets } from "./scripts/app.js";
+import { app, extensions, widgets } from "./scripts/app.js";
 import "./extensions/pack/reports.js";
 
 const seen = [];
 for (const [type, detail] of JSON.parse(process.argv[2])) {
-  api.dispatchEvent(Object.assign(new Event(type), { detail }));
+  if (type === "executed") {
+    app.nodeOutputs[detail.node] = detail.output;
+    app.graph.getNodeById(detail.node).onExecuted?.(detail.output);
+  } else if (type === "size") {
+    app.graph.getNodeById("7").size = detail;
+  } else if (type === "undo") {
+    widgets.length = 0;
+    extensions[0].onNodeOutputsUpdated(detail ?? app.nodeOutputs);
+  }
+  else api.dispatchEvent(Object.assign(new Event(type), { detail }));
   seen.push(widgets.map((widget) => widget.value));
 }
 console.log(JSON.stringify(seen));
@@ -48,7 +65,7 @@ def page(tmp_path: Path) -> Path:
 
 
 def seen(page: Path, *events: tuple[str, object]) -> list[list[str]]:
-    """What stands on node 7 after each event."""
+    """The texts that stand on the nodes 7, which is of the pack, and 9 after each event."""
     node = shutil.which("node") or pytest.skip("no node on this machine")
     command = [node, "run.js", json.dumps(events)]
     return json.loads(subprocess.run(command, cwd=page, check=True, capture_output=True, text=True).stdout)
@@ -59,3 +76,21 @@ def test_what_a_node_said_goes_when_it_runs_again(page: Path) -> None:
     said = ("ltx_a2v_text", {"node": "7", "text": "wrong"})
     others = [("executing", other) for other in ("8", "5:7", None)]
     assert seen(page, ("executing", "7"), said, *others, ("executing", "7")) == [[], *[["wrong"]] * 4, [""]]
+
+
+def test_a_node_of_another_pack_gets_no_text(page: Path) -> None:
+    """While a graph runs, the person opens another one, where a node of any kind has the same id."""
+    text = {"ltx_a2v_text": ["12 frames"]}
+    events = [("ltx_a2v_text", {"node": "9", "text": "12 frames"}), ("executed", {"node": "9", "output": text})]
+    assert seen(page, *events, ("executed", {"node": "7", "output": text})) == [[], [], ["12 frames"]]
+
+
+def test_a_text_comes_back_with_the_outputs_that_an_undo_keeps(page: Path) -> None:
+    """The frontend makes the nodes anew, and so it does for another tab. A text that was cleared does not come back."""
+    text = {"ltx_a2v_text": ["12 frames"]}
+    said = ("executed", {"node": "7", "output": text})
+    assert seen(page, said, ("undo", None), ("executing", "7"), ("undo", None)) == [["12 frames"]] * 2 + [[""], []]
+    others = {"9": text, "8": text, "gone:7": text, "7": {}}
+    assert seen(page, ("undo", {"stage:7": text}), ("undo", others)) == [["12 frames"], []]
+    # without room for it the node would grow, and the frontend would forget what can be done again
+    assert seen(page, ("size", [1, 50]), ("undo", {"7": text}), said) == [[], [], ["12 frames"]]

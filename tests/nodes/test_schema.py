@@ -15,6 +15,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 from a2v import nodes
 from a2v.ltx.diffusion.samplers import Restart
 from a2v.ltx.request import PARAMETERS
+from a2v.nodes.widgets import aliases
 from a2v.tests.beyond import BEYOND
 from comfy_api.latest import io
 
@@ -53,6 +54,31 @@ def test_every_node_tells_what_a_person_needs(node_id: str) -> None:
     ids = [each.id for each in (*schema.inputs, *schema.outputs)]
     assert len(set(ids)) == len(ids)
     json.dumps(node.GET_NODE_INFO_V1())  # as /object_info sends it
+
+
+# what people type who look for the node of that job, as they know it from other packs
+SEARCHED = {
+    "LTXA2VModelLoader": ("checkpoint", "gguf", "ltx 2.3", "ltx 2.5"),
+    "LTXA2VTextEncoderLoader": ("gemma", "load clip"),
+    "LTXA2VTextEncode": ("positive prompt", "negative prompt"),
+    "LTXA2VFrameCount": ("fps", "length"),
+    "LTXA2VImageConditioning": ("image to video", "first frame"),
+    "LTXA2VGuidance": ("cfg", "stg"),
+    "LTXA2VAcceleration": ("speed", "teacache", "torch compile"),
+    "LTXA2VKernels": ("sage attention",),
+    "LTXA2VSampler": ("audio to video", "lip sync", "talking head", "avatar"),
+    "LTXA2VDecode": ("vae decode",),
+    "LTXA2VSafetyChecker": ("nsfw",),
+    "LTXA2VSaveVideo": ("save mp4", "webm", "gif"),
+}
+
+
+@pytest.mark.skipif(not aliases("a"), reason="this host's search knows titles alone")
+@pytest.mark.parametrize("node_id", SEARCHED)
+def test_the_search_finds_a_node_by_usual_words(node_id: str) -> None:
+    schema = NODES[node_id].GET_SCHEMA()
+    known = [word.lower() for word in (schema.display_name, *schema.search_aliases)]
+    assert [word for word in SEARCHED[node_id] if not any(word in each for each in known)] == []
 
 
 def test_frames_per_second_may_be_linked_as_a_whole_number() -> None:

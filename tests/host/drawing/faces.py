@@ -103,7 +103,7 @@ def whole(v: Variant) -> Stage:
     if v.timeline:  # the sound is encoded in the windows that the timeline makes
         settings = (parts["prompts"],), (parts["conditions"],)
         parts["models"] = replace(parts["models"], width=290)  # so that one column more fits the window
-    loaders = (parts["models"], seed(), *([clips.clip()] if v.clip else []))
+    loaders = (parts["models"], seed(v), *([clips.clip()] if v.clip else []))
     columns = (loaders, *settings, (parts["first"],), (parts["second"],), (writing,))
     return Stage("whole", f"{title} (LTX-{v.version})", columns, tuple(widgets),
                  {"video": "save.video", "report": "report.report"}, ORANGE, 470, 760,
@@ -133,7 +133,7 @@ def opening(v: Variant, *, spoken: bool = False) -> Stage:
 
 def all_nodes(v: Variant) -> Stage:
     """The same with the stages on the canvas."""
-    files_in, loaders = given(v), (models(v), seed(), *([clips.clip()] if v.clip else []))
+    files_in, loaders = given(v), (models(v), seed(v), *([clips.clip()] if v.clip else []))
     if v.clip == REDUB:  # the mask below the loaders: from before them, its link would pass behind them
         *files_in, mask = files_in
         loaders = (*loaders, mask)

@@ -62,8 +62,11 @@ def images(v: Variant) -> list[Node]:
     ]  # fmt: skip
 
 
-def seed() -> Node:
-    return Node("seed", "PrimitiveInt", "Seed", {"value": 42}, {}, 300, says={"INT": "seed"})
+def seed(v: Variant) -> Node:
+    """A film keeps its seed, because a run that was stopped goes on only with the seed that it had; elsewhere each run
+    has another seed, as in ComfyUI's own workflows."""
+    values = {"value": 42, **({"control_after_generate": "fixed"} if v.timeline else {})}
+    return Node("seed", "PrimitiveInt", "Seed", values, {}, 300, says={"INT": "seed"})
 
 
 def models(v: Variant) -> Stage:

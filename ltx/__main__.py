@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from .errors import INTERRUPTED, InputError
 
@@ -50,8 +50,16 @@ def command(name: str, argv: Sequence[str]) -> int:
         os._exit(1)
 
 
+def leave(status: int) -> NoReturn:
+    """Ends the program. What it was to do is done or told, so a signal no longer counts: it would end in a traceback
+    out of some library's own ending."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(status)
+
+
 if __name__ == "__main__" and sys.argv[1:2] and sys.argv[1] in COMMANDS:  # they work even if the imports below fail
-    sys.exit(command(sys.argv[1], sys.argv[2:]))
+    leave(command(sys.argv[1], sys.argv[2:]))
 
 if __name__ == "__main__" and (wrong := versions.problem()):
     print(wrong, file=sys.stderr)
@@ -74,4 +82,4 @@ def main(argv: Sequence[str] | None = None, job: Callable[..., Result] | None = 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

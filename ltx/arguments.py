@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ MEDIA = {
 }
 """The flags that name what a video is made of, with their help."""
 REPEATED = ("keyframe", "speaker", "voice")
+WRITTEN = ("output", "trace", "cache_dir")
 LONGEST_NAME = 246  # bytes: disks take 255, and what is beside a file while it is made has up to 9 more in its name
 
 
@@ -153,16 +155,26 @@ def _add_media(p: argparse.ArgumentParser) -> None:
         p.add_argument(f"--{name.replace('_', '-')}", help=told, **kind)
 
 
-def check_inputs(arguments: argparse.Namespace) -> None:
-    """Raises InputError if the name of a file cannot be written as text, as the report of the video needs it, or if
-    there is no such sound or picture. Missing models are told by those that read them, with what to get."""
+def _paths(arguments: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """Each path of a command line, with the name of its argument."""
     for name, value in vars(arguments).items():
         for given in value if isinstance(value, list) else [value]:
             path = given[0] if isinstance(given, tuple) else given
             if isinstance(path, Path):
-                check_name(f"--{name.replace('_', '-')}", path)
-                if name in MEDIA and not os.path.exists(path):  # pathlib raises OSError for some names
-                    raise no_such_file(path.name or path)
+                yield name, path
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def check_inputs(arguments: argparse.Namespace) -> None:
+    """Raises InputError if the name of a file cannot be written as text, as the report of the video needs it, or if
+    there is no such sound or picture. Missing models are told by those that read them, with what to get."""
+    for name, path in _paths(arguments):
+        check_name(_flag(name), path)
+        if name in MEDIA and not os.path.exists(path):  # pathlib raises OSError for some names
+            raise no_such_file(path.name or path)
 
 
 def read_request(path: Path) -> dict[str, Any]:
@@ -193,8 +205,29 @@ def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
             raise InputError(f"{name}: {path} is a folder; name a file in it.")
         if path is not None and not os.access(path.absolute().parent, os.W_OK):
             raise InputError(f"{name}: the folder {path.absolute().parent} cannot be written to; choose another.")
+    _check_replaced(arguments)
     if (cache := arguments.cache_dir) is not None and os.path.exists(cache) and not os.path.isdir(cache):
         raise InputError(f"--cache-dir: {cache} is a file; name a folder, which need not exist yet.")
+
+
+def _check_replaced(arguments: argparse.Namespace) -> None:
+    """Raises InputError if the video or the trace would replace a file that the run reads, or one the other."""
+    read = [(name, path) for name, path in _paths(arguments) if name not in WRITTEN]
+    for written in ("output", "trace"):
+        path = getattr(arguments, written)
+        for name, other in read if path is not None else ():
+            if _same_file(path, other):
+                raise InputError(
+                    f"{_flag(written)}: {path} is the file of {_flag(name)} and would replace it; name another file."
+                )
+        read.append((written, path))
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there yet
+        return os.path.abspath(one) == os.path.abspath(other)
 
 
 def checked(arguments: argparse.Namespace) -> Request:

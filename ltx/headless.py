@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import torch
 import transformers
 from tqdm import tqdm
@@ -158,10 +159,14 @@ def run_job(arguments: argparse.Namespace, request: Request, job: Callable[..., 
         return ended(interrupted(), 130)
     except FlaggedError as error:
         return ended(error, 1)
-    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+    except (OSError, RuntimeError, ValueError, MemoryError, av.FFmpegError) as error:
         kept = KeptWindows.beside(arguments.output)
         return ended(f"failed: {type(error).__name__}: {error}" + (f"; {kept.told()}" if kept.count() else ""), 1)
     for note in result.report["notes"]:
         print(f"note: {note}", file=sys.stderr)
-    print(json.dumps({"output": str(result.video.path), **result.report["used"]}))
+    try:
+        print(json.dumps({"output": str(result.video.path), **result.report["used"]}), flush=True)
+    except OSError as error:  # a full disk, or a pipe whose reader has ended
+        sys.stdout = None  # Python would write the rest at its end and fail again
+        return ended(f"{result.video.path}: is complete, but its facts could not be printed ({error.strerror})", 1)
     return 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from .errors import InputError
-from .grid import SPACE_SCALE, TIME_SCALE
+from .grid import MEL_FFT, MEL_RATE, SPACE_SCALE, TIME_SCALE
 from .media.audio import LONGEST, MAX_SECONDS, Track, frames_for_audio
 from .media.pauses import levels_heard
 from .media.rates import frame_rate
@@ -17,6 +17,8 @@ from .timeline import Section, borders
 from .windows import Window, cut_windows
 
 MAX_AREA = 1920 * 1088
+LONGEST_SIDE = 16_384  # pixels; x264 encodes no longer side
+SHORTEST = Fraction(MEL_FFT // 2, MEL_RATE)  # seconds; of no shorter sound there is a spectrogram
 MAX_SAMPLES = 2**27  # of the sound, padded to the video's end: over ten minutes at 192 kHz, 1 GiB in stereo
 
 
@@ -117,8 +119,14 @@ def choose_frames(
 
 
 def _check_length(frames: int, fps: Fraction, track: Track, most: int) -> None:
-    """Raises InputError if the clip lasts more than `most` seconds or its sound would not fit into memory."""
+    """Raises InputError if the clip lasts more than `most` seconds or no more than SHORTEST, or its sound would not fit
+    into memory."""
     seconds = frames / fps
+    if seconds <= SHORTEST:
+        raise InputError(
+            f"fps: {frames} frame(s) at {float(fps):g} fps last {float(seconds):.3f} s, but the model needs more than "
+            f"{float(SHORTEST):g} s of sound; lower fps or ask for more frames."
+        )
     if seconds > most:
         raise InputError(
             f"fps: {frames} frames at {float(fps):g} fps last {float(seconds):.0f} s, but {most} s is the most; "
@@ -134,12 +142,16 @@ def choose_size(
     size: str | tuple[int, int], two_stages: bool, images: tuple[tuple[int, int] | None, ...] = (), downscale: int = 1
 ) -> tuple[int, int, list[str]]:
     """Returns width, height and notes on changes. images: (width, height) of the first and the end image, None for a
-    missing one. downscale: as for `snap_size`."""
+    missing one. downscale: as for `snap_size`. Raises InputError if a side is too long to be encoded."""
     if size == AUTO:
         requested = next((image for image in images if image), SIZES["landscape_16_9"])
     else:
         requested = SIZES[size] if isinstance(size, str) else size
     width, height = snap_size(*requested, two_stages, downscale)
+    if max(width, height) > LONGEST_SIDE:
+        raise InputError(
+            f"video_size: {width}×{height} cannot be encoded; give sides of at most {LONGEST_SIDE} pixels."
+        )
     changed = (width, height) != tuple(requested)
     return width, height, [f"size changed from {requested[0]}×{requested[1]} to {width}×{height}"] if changed else []
 
@@ -153,7 +165,7 @@ def plan(
     downscale: int = 1,
 ) -> Plan:
     """Plans a request for this track and these images, given as (width, height). shown: as in `Plan`. downscale: as for
-    `snap_size`. Raises InputError as `choose_frames`."""
+    `snap_size`. Raises InputError as `choose_frames` and `choose_size`."""
     fps = frame_rate(request.fps)
     windowed = request.windows is not None
     frames, frame_notes = choose_frames(track, fps, request.match_audio_length, request.num_frames, windowed=windowed)

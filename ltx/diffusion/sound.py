@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..grid import AUDIO_RATE, MEL_HOP, MEL_RATE, audio_length
+from ..grid import AUDIO_RATE, MEL_FFT, MEL_HOP, MEL_RATE, audio_length
 from ..latents import patchify_audio, unpatchify_audio
 from ..media.audio import Track, conditioning_track, samples_in, to_stereo
 
-FFT, BINS = 1024, 64
+BINS = 64
 FLOOR = 1e-5
 OFFICIAL_BITS = -12192374901
 """Sum of the float32 bits of the transform of a probe, on the kind of machine that made the golden tensors."""
@@ -32,8 +32,8 @@ def log_mel(track: Track) -> Tensor:
     """Log-mel spectrogram of magnitudes at 16 kHz, in 64 Slaney bands from 0 to 8 kHz: float32 [1, 2, T, 64], with 100
     frames per second. Raises InputError if the track is too short."""
     waveform = resample(to_stereo(track.waveform.float(), track.speakers), track.rate, MEL_RATE)
-    if waveform.shape[1] <= FFT // 2:
-        raise InputError(f"audio: {float(track.seconds):.3f} s is too short; it needs {FFT // 2 / MEL_RATE:g} s.")
+    if waveform.shape[1] <= MEL_FFT // 2:
+        raise InputError(f"audio: {float(track.seconds):.3f} s is too short; it needs {MEL_FFT // 2 / MEL_RATE:g} s.")
     # The logarithm of a quiet band magnifies rounding. The official code's transform is float32; where that rounds
     # otherwise than on the model makers' machines, float64 is nearer to their numbers.
     dtype = torch.float32 if rounds_as_official() else torch.float64
@@ -43,9 +43,9 @@ def log_mel(track: Track) -> Tensor:
 
 
 def _spectrum(waveform: Tensor) -> Tensor:
-    """[C, n] → complex [C, FFT/2 + 1, T]. The window is rounded to float32, as the model has seen it."""
-    window = torch.hann_window(FFT).to(waveform)
-    return torch.stft(waveform, FFT, MEL_HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
+    """[C, n] → complex [C, MEL_FFT/2 + 1, T]. The window is rounded to float32, as the model has seen it."""
+    window = torch.hann_window(MEL_FFT).to(waveform)
+    return torch.stft(waveform, MEL_FFT, MEL_HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
 
 
 @cache
@@ -99,12 +99,12 @@ def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
 
 
 def mel_bands() -> Tensor:
-    """Slaney's triangular bands (Auditory Toolbox, 1998), each with unit area: float32 [FFT/2 + 1, BINS]."""
+    """Slaney's triangular bands (Auditory Toolbox, 1998), each with unit area: float32 [MEL_FFT/2 + 1, BINS]."""
     # The scale is linear below 1 kHz (15 mel); above, each factor of 6.4 adds 27 mel.
     top = 15 + 27 * math.log(MEL_RATE / 2 / 1000) / math.log(6.4)
     mel = torch.linspace(0, top, BINS + 2, dtype=torch.float64)
     edges = torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
-    frequency = torch.linspace(0, MEL_RATE / 2, FFT // 2 + 1, dtype=torch.float64)[:, None]
+    frequency = torch.linspace(0, MEL_RATE / 2, MEL_FFT // 2 + 1, dtype=torch.float64)[:, None]
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (frequency - low) / (centre - low), (high - frequency) / (high - centre)
     return (torch.minimum(rising, falling).clamp(min=0) * 2 / (high - low)).float()

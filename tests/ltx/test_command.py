@@ -5,6 +5,7 @@ Most of it calls `main` in this process; programs of their own are started where
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -269,6 +270,23 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "output kind": ({"output": "out.avi"}, SMALL, r"--output.*\.mp4"),
     "another output kind": ({}, {**SMALL, "video_output_type": "VP9 (.webm)"}, r"--output.*\.webm.*VP9"),
     "trace folder": ({"trace": "nowhere/trace.safetensors"}, SMALL, r"--trace.*nowhere"),
+    "output in place of the sound": (
+        {"output": "film.mp4", "audio": "film.mp4"},
+        SMALL,
+        r"--output: \S+ is the file of --audio",
+    ),
+    "trace in place of a model": (
+        {"trace": "cut.safetensors", "upscaler": "cut.safetensors"},
+        SMALL,
+        r"--trace.*of --upscaler",
+    ),
+    "trace in place of the output": (
+        {"trace": "new.mp4", "output": "new.mp4"},
+        SMALL,
+        r"--trace: \S+ is the file of --output",
+    ),
+    "too short to be heard": ({}, {**SMALL, "fps": 60, "num_frames": 1}, r"fps: 1 frame.* 0\.017 s, but .* 0\.032 s"),
+    "too long a side": ({}, {**SMALL, "video_size": {"width": 65536, "height": 1}}, r"video_size: .*at most 16384"),
     "file as cache": ({"cache-dir": "voice.wav"}, SMALL, r"--cache-dir.*voice\.wav is a file"),
     "offload without a GPU": ({"offload": "blocks", "device": "cpu"}, SMALL, r"--offload.*CPU"),
     "sound as text encoder": ({"text-encoder": "voice.wav"}, SMALL, r"voice\.wav.*gemma_3_12B"),
@@ -351,6 +369,33 @@ def test_a_failure_is_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     assert done.left == ["out.mp4"] and (done.folder / "out.mp4").read_bytes() == older
     assert run({**SMALL, "num_frames": -1}).status == 2
     assert (done.folder / "out.mp4").read_bytes() == older
+
+
+class Full(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.usefixtures("quick")
+def test_facts_that_cannot_be_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk or a closed pipe behind standard output: a line that says that the video is there."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Full())
+        done = run()
+    assert done.status == 1 and "Traceback" not in done.error and done.left == ["out.mp4"]
+    assert done.last.endswith("out.mp4: is complete, but its facts could not be printed (No space left on device)")
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_error_of_ffmpeg_is_a_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of encoders are no OSErrors."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise av.error.ExternalError(542398533, "Generic error in an external library")
+
+    monkeypatch.setattr(pipeline, "write_video", refused)
+    done = run()
+    assert done.status == 1 and done.last.startswith("failed: ExternalError: ") and "Traceback" not in done.error
 
 
 @pytest.mark.usefixtures("quick")
@@ -794,6 +839,23 @@ def test_a_signal_in_the_middle(number: int, tiny: TinyFiles, media: Path, tmp_p
     assert error.strip().splitlines()[-1] == "interrupted; nothing was written"
     assert [path.name for path in folder.iterdir()] == ["out.mp4"]
     assert (folder / "out.mp4").read_bytes() == b"older"
+
+
+LEFT = """
+import atexit, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from ltx import __main__ as command
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+command.leave(3)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+def test_a_signal_while_it_ends() -> None:
+    """What libraries do at the end of the program takes a moment: Ctrl-C then makes no traceback."""
+    done = subprocess.run([sys.executable, "-c", LEFT, str(ROOT)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")

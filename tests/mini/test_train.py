@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -60,6 +62,68 @@ def test_the_linear_start_is_a_code_already(begun: Path) -> None:
     ground = ((pixels - pixels.mean()) / 2).square().mean()
     assert error < 0.5 * ground  # against a grey picture
     assert not latents[:, sizes.LIVE :].any() and latents[:, : sizes.LIVE].std() > 0.3
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """mini/__main__.py, which trains and writes nothing here."""
+    path = Path(train.__file__).with_name("__main__.py")
+    monkeypatch.syspath_prepend(path.parent)  # it takes its folder off the path
+    spec = importlib.util.spec_from_file_location("mini_main", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("run", "write_set"):
+        monkeypatch.setattr(train, name, lambda *given: seen.append(given))
+    module.seen = seen = []
+    return module
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("train --seconds vae=0", "vae=0: write STAGE=NUMBER with a number above 0"),
+        ("train --seconds vae=nan", "vae=nan: write"),
+        ("train --rate vae=-1", "vae=-1: write"),
+        ("train --rate clips=1", "clips: is none of vae, audio_vae"),
+        ("train --scale 0", "argument --scale: '0' is not a number above 0"),
+        ("train --scale x", "argument --scale: 'x' is not a number above 0"),
+        ("train --clips 0", "argument --clips: '0' is not a whole number from 1 on"),
+        ("train --rows 0", "argument --rows: '0'"),
+        ("train --seed -1", "argument --seed: '-1' is not a whole number from 0 on"),
+        ("--threads 0 train", "argument --threads: '0'"),
+        ("train --from nowhere", "--from: nowhere holds no exported set"),
+        ("export --folder nowhere", "--folder: nowhere holds no state of a stage"),
+        ("evaluate --clips 0", "argument --clips: '0'"),
+        ("evaluate --to .", "--to: . is a folder"),
+    ],
+)
+def test_wrong_arguments_are_told(
+    command: ModuleType, capsys: pytest.CaptureFixture[str], line: str, told: str
+) -> None:
+    """Status 2 before anything runs: a wrong `--from` trained from nothing, and a wrong `--folder` exported untrained
+    files over the trained ones."""
+    try:
+        status = command.main(line.split())
+    except SystemExit as end:
+        status = end.code
+    assert (status, command.seen) == (2, []) and told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_budgets_leave_the_stages_behind_them(command: ModuleType) -> None:
+    budgets = ["--seconds", "vae=5", "--seconds", "vocoder=6"]
+    assert command.main(["train", "--rate", "vae=1e-4", *budgets, "vae", "vocoder"]) == 0
+    ((settings, stages),) = command.seen
+    assert (settings.budgets, settings.rates, stages) == ({"vae": 5, "vocoder": 6}, {"vae": 1e-4}, ("vae", "vocoder"))
+
+
+def test_a_folder_that_cannot_be_made_is_a_line(
+    command: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise NotADirectoryError(20, "Not a directory", "file/x")
+
+    monkeypatch.setattr(train, "run", refused)
+    assert command.main(["train"]) == 1 and capsys.readouterr().err == "failed: [Errno 20] Not a directory: 'file/x'\n"
 
 
 def test_settings_are_checked_before_anything_runs() -> None:

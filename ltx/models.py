@@ -271,8 +271,8 @@ _NAMED = re.compile(r"ltx[-_ ]*v?(\d)(?:[._](\d)(?!\d)|(\d)(?![\da-z]))", re.IGN
 
 
 def named_version(file: str) -> str:
-    """The version of LTX that a file's name tells, "2.5" for ltx-2.5-22b-dev.safetensors and LTX25_vae.safetensors; "" if it
-    tells none."""
+    """The version of LTX that a file's name tells, "2.5" for ltx-2.5-22b-dev.safetensors and LTX25_vae.safetensors; ""
+    if it tells none."""
     found = _NAMED.search(file)
     return f"{found[1]}.{found[2] or found[3]}" if found else ""
 

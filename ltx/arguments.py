@@ -86,6 +86,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--audio-vae", type=Path, metavar="F", help="audio VAE and vocoder, if the checkpoint has none")
     p.add_argument("--connectors", type=Path, metavar="F", help="text connectors, if the checkpoint has none")
     _add_media(p)
+    p.add_argument(
+        "--room-noise",
+        type=float,
+        metavar="DBFS",
+        help="quiet noise under the sound that the model hears, as -50, for voices that leave the picture still",
+    )
     p.add_argument("--safety-checker", type=Path, metavar="DIR", help="folder of an image classifier of transformers")
     p.add_argument("--request", type=Path, required=True, metavar="FILE.json", help="the endpoint's parameters")
     p.add_argument(

@@ -15,6 +15,7 @@ from .diffusion.speakers import Speaker
 from .job import Compute, Job
 from .media import preprocess
 from .media.audio import conditioning_track, part_from, soundtrack
+from .media.room_noise import with_room_noise
 from .memory.forecast import EXPANDER, GEMMA, Forecast
 from .memory.offload import Offload, offload_gemma
 from .prompt.contexts import ContextCache, fingerprint
@@ -167,9 +168,9 @@ class _TextEncoder:
 
 
 def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[AudioCondition, ...]:
-    """Encodes the track, levelled if the request asks for it, as one clip for each window. The job's own track, which
-    the file gets, does not change."""
-    clip, track = job.plan, job.heard
+    """Encodes the track, levelled if the request asks for it and with the job's noise, as one clip for each window. The
+    job's own track, which the file gets, does not change."""
+    clip, track, noise = job.plan, job.heard, job.files.room_noise
     areas = [area for area, _ in job.speakers]
     voices = [None if voice is None else part_from(voice, clip.lead, clip.fps) for _, voice in job.speakers]
     if job.request.preprocess_audio:
@@ -177,6 +178,8 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
             None if each is None else preprocess.preprocess(soundtrack(each, clip.frames, clip.fps))
             for each in (track, *voices)
         )
+    if noise is not None:
+        track, *voices = (None if each is None else with_room_noise(each, noise) for each in (track, *voices))
     vae = job.checkpoint.audio_encoder(compute.dtype, compute.device)
     found = []
     for number, window in enumerate(clip.windows):

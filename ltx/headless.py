@@ -90,6 +90,7 @@ def files_of(arguments: argparse.Namespace) -> Files:
         keyframes=tuple(arguments.keyframe),
         speakers=tuple(arguments.speaker),
         voices=tuple(arguments.voice),
+        room_noise=arguments.room_noise,
     )
 
 

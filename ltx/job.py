@@ -28,6 +28,7 @@ from .media.clip import clip_track, silent_track
 from .media.images import compress, load_image
 from .media.masks import Area, open_area
 from .media.rates import frame_rate
+from .media.room_noise import check_kept, check_level
 from .media.safety import REQUIRED, UNCHECKED
 from .media.video import mixing
 from .plan import Plan, plan
@@ -47,7 +48,8 @@ Strengths = tuple[tuple[Lora, float], ...]
 class Files:
     """Paths of a headless job. audio: None if a source video has the sound. loras: pairs of a path and its strength in
     both stages; an IC-LoRA has it where the reference is. keyframes: an image, its frame and its strength each.
-    speakers: masks of who hears the sound; voices: the sound of each of them alone, or none."""
+    speakers: masks of who hears the sound; voices: the sound of each of them alone, or none. room_noise: the level in
+    dBFS of noise under the sounds for the model, None for no noise."""
 
     checkpoint: Path
     text_encoder: Path
@@ -72,6 +74,7 @@ class Files:
     keyframes: tuple[tuple[Path, int, float], ...] = ()
     speakers: tuple[Path, ...] = ()
     voices: tuple[Path, ...] = ()
+    room_noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,10 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     job = Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits))
     job = replace(job, source=given.source, reference=given.reference, silent=silent, speakers=speakers)
     steering[0].check(job.keeps_sound, layers=len(blueprint.transformer_blocks), video_frozen=job.keeps_picture)
+    if files.room_noise is not None:
+        check_level("--room-noise", files.room_noise)
+        check_kept("--room-noise", job.keeps_sound)
+        notes.append(f"the model hears noise of {files.room_noise:g} dBFS under the audio")
     if not silent:
         if job.keeps_sound:  # otherwise the model makes new sound, in stereo
             notes += filter(None, [mixing(track, request.video_output_type)])

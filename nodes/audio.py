@@ -10,7 +10,7 @@ from ..ltx.diffusion.conditioning import AudioCondition
 from ..ltx.diffusion.sound import decode_audio
 from ..ltx.errors import InputError
 from ..ltx.media import audio as engine
-from ..ltx.media import crossfade, preprocess
+from ..ltx.media import crossfade, preprocess, room_noise
 from ..ltx.media.rates import frame_rate
 from ..ltx.media.suffixes import FILM, SOUND
 from ..ltx.plan import choose_frames
@@ -192,6 +192,38 @@ def _level(loudness: float) -> str:
     return f"{loudness:.1f} LUFS" if loudness > preprocess.GATE else "silence"
 
 
+class RoomNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTXA2VRoomNoise",
+            display_name="LTX A2V Room Noise",
+            category=AUDIO,
+            description="Puts quiet noise under the copy of the sound that the model hears. People report that speech "
+            "without any background, such as a voice generator's, leaves the picture still, and that such noise helps. "
+            "The video keeps the loaded sound.",
+            **aliases("still picture", "static video", "tts", "lip sync", "background noise", "pink noise"),
+            inputs=[
+                io.Audio.Input("audio", tooltip="From Preprocess Audio."),
+                io.Float.Input(
+                    "noise_level",
+                    default=room_noise.USUAL,
+                    min=room_noise.QUIETEST,
+                    max=room_noise.LOUDEST,
+                    step=1.0,
+                    tooltip=f"Power of the noise in dBFS. {room_noise.USUAL:g} is a quiet room; a higher number is "
+                    "louder.",
+                ),
+            ],
+            outputs=[io.Audio.Output("heard", display_name="audio", tooltip="Only for Audio Conditioning.")],
+        )
+
+    @classmethod
+    def execute(cls, audio: dict[str, Any], noise_level: float) -> io.NodeOutput:
+        room_noise.check_kept("audio", not is_partly_kept(audio))
+        return io.NodeOutput(prepared(room_noise.with_room_noise(heard(audio), noise_level), audio))
+
+
 class DecodeAudio(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -255,4 +287,4 @@ class DecodeAudio(io.ComfyNode):
         return reported(cls, from_track(track), text=note)
 
 
-NODES = (LoadAudio, FrameCount, PreprocessAudio, DecodeAudio)
+NODES = (LoadAudio, FrameCount, PreprocessAudio, RoomNoise, DecodeAudio)

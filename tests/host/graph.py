@@ -44,6 +44,7 @@ def audio_to_video(
     audio_strength: float = 1.0,
     audio_guidance: dict[str, float] | None = None,
     preprocess: bool = False,
+    room_noise: float | None = None,
     restart: dict[str, float] | None = None,
     sampler: str = "euler",
     expand: bool = False,
@@ -57,11 +58,11 @@ def audio_to_video(
 ) -> Prompt:
     """Two passes over the tiny model. `frames` None: as many as the audio lasts. `scales`: other inputs, by name.
 
-    The parts of the endpoint that are off here: camera (movement, strength), preprocess, expand; audio_guidance,
-    restart and safety (inputs of their nodes, {} for the defaults). An audio strength below 1 brings the decoded track.
-    two_passes False leaves the second sampler out. stream: one node decodes, checks and saves. output: format, quality,
-    write_mode. acceleration: its node with that level. windows: inputs of Window, for a film; timeline: its sections,
-    with the images that they name. `save` is the node that writes, `joined` all reports in one.
+    The parts of the endpoint that are off here: camera (movement, strength), preprocess, expand; room_noise (dBFS);
+    audio_guidance, restart and safety (inputs of their nodes, {} for the defaults). An audio strength below 1 brings
+    the decoded track. two_passes False leaves the second sampler out. stream: one node decodes, checks and saves.
+    output: format, quality, write_mode. acceleration: its node with that level. windows: inputs of Window, for a film;
+    timeline: its sections, with the images that they name. `save` is the node that writes, `joined` all reports in one.
     """
     graph: Prompt = {}
     reports: list[Link] = []
@@ -128,6 +129,9 @@ def audio_to_video(
         node("preprocess", "LTXA2VPreprocessAudio", audio=["audio", 0], enabled=True, **clip)
         reports.append(["preprocess", 1])
     heard = "preprocess" if preprocess else "audio"
+    if room_noise is not None:
+        node("room noise", "LTXA2VRoomNoise", audio=[heard, 0], noise_level=room_noise)
+        heard = "room noise"
     node("sound", "LTXA2VAudioConditioning", audio_vae=["model", 3], audio=[heard, 0], strength=audio_strength, **clip,
          **cut)  # fmt: skip
     guides: dict[str, dict[str, Link]] = {"first": {}, "second": {}}

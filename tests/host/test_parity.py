@@ -41,6 +41,7 @@ CASES = {
         "fps": 29.97,
         "images": (0.7, 0.8),
         "gamma": 2.0,
+        "room_noise": -40.0,
         "scales": {"cfg": 2.5, "stg": 0.5, "rescale": 0.4, "modality": 1.5},
     },
     "regular": {"scheduler": "beta", "steps": 3, "size": (128, 128), "seed": 6, "acceleration": "regular"},
@@ -93,6 +94,7 @@ def test_graph_and_command_give_the_same_frames(
         acceleration=case.get("acceleration"),
         audio_strength=case.get("audio_strength", 1.0),
         audio_guidance={} if "audio_strength" in case else None,
+        room_noise=case.get("room_noise"),
         **scales,
     )
     prompt["frames as png"] = {
@@ -126,7 +128,8 @@ def test_graph_and_command_give_the_same_frames(
         "distill-lora": models.distilled_lora,
         "audio": speech,
     }
-    expected, video = run_command(tmp_path, request, files, *images)
+    flags = [f"--room-noise={case['room_noise']}"] if "room_noise" in case else []
+    expected, video = run_command(tmp_path, request, files, *images, flags=flags)
     assert np.array_equal(np.stack(drawn), expected)
     # The files, too: the same picture stream and the same sound.
     saved = comfy.path(done.outputs["save"]["images"][0])

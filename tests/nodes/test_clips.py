@@ -21,6 +21,7 @@ from a2v.ltx.grid import CHANNELS
 from a2v.ltx.latents import pixel_size
 from a2v.ltx.media.clip import FileClip, ImageClip
 from a2v.ltx.media.masks import area_of
+from a2v.ltx.media.room_noise import with_room_noise
 from a2v.nodes import audio, clips, conditioning, latents, output
 from a2v.nodes.film import Retake, heard
 from a2v.nodes.taking.clip import to_clip, to_image_clip
@@ -279,6 +280,16 @@ def test_the_new_part_is_as_loud_as_what_is_kept() -> None:
     levelled, report = run(audio.PreprocessAudio, audio=placed, **asked)
     assert levelled["waveform"].shape[2] == 9 * 2000 and "was brought from" in report
     assert torch.equal(heard(levelled).waveform, levelled["waveform"][0])
+
+
+def test_noise_is_under_what_the_model_hears_of_a_clip_alone() -> None:
+    """Room Noise begins where the model hears, and refuses sound of which a part is made anew: the noise would stay."""
+    _, placed, _ = extended(extend="forward", renew="picture")
+    (noisy,) = audio.RoomNoise.execute(placed, -40.0).args
+    assert torch.equal(heard(noisy).waveform, with_room_noise(heard(placed), -40.0).waveform)
+    _, placed, _ = extended(extend="forward", renew="both")
+    with pytest.raises(InputError, match=r"^audio: the model would put the noise into the sound that it makes"):
+        audio.RoomNoise.execute(placed, -40.0)
 
 
 def test_a_new_track_longer_than_the_video_is_told() -> None:

@@ -18,6 +18,7 @@ from a2v.ltx.errors import FlaggedError, InputError
 from a2v.ltx.grid import audio_length
 from a2v.ltx.media.audio import Track, soundtrack
 from a2v.ltx.media.preprocess import TARGET, loudness
+from a2v.ltx.media.room_noise import with_room_noise
 from a2v.ltx.media.safety import Watch, load_checker
 from a2v.nodes import audio, latents, loras, output, safety
 from a2v.tests.ltx.media.test_safety import write as write_classifier
@@ -67,6 +68,14 @@ def test_the_model_hears_a_levelled_copy_and_the_loaded_sound_stays() -> None:
     assert f"to {TARGET:.1f} LUFS" in report
     same, report = audio.PreprocessAudio.execute(loaded, 25, 24.0, False).args
     assert same is loaded and report == "the audio was not preprocessed"
+
+
+def test_room_noise_is_under_what_the_model_hears_and_the_loaded_sound_stays() -> None:
+    loaded = tone(0.02)
+    before = loaded["waveform"].clone()
+    (noisy,) = audio.RoomNoise.execute(loaded, -40.0).args
+    assert torch.equal(audio.to_track(noisy).waveform, with_room_noise(audio.to_track(loaded), -40.0).waveform)
+    assert torch.equal(loaded["waveform"], before)
 
 
 def test_what_spoils_a_video_is_in_the_report_either_way() -> None:

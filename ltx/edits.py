@@ -104,16 +104,19 @@ class VideoEdit:
 class ReferenceUse:
     """How the reference video is used. strength: 0..1, how clean its tokens are; attention: 0..1, how much it and the
     clip see of each other; stages: one of STAGES; downscale: how many times smaller than the clip it is encoded;
-    stride: which of its frames are taken. Without these two the IC-LoRA says them. Raises InputError if a value is out
-    of range."""
+    stride: which of its frames are taken. Without these two the IC-LoRA says them. sound: whether the model also hears
+    its sound. Raises InputError if a value is out of range."""
 
     strength: float = 1.0
     attention: float = 1.0
     stages: str = FIRST
     downscale: int | None = None
     stride: int | None = None
+    sound: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sound, bool):
+            raise InputError(f"reference: sound is {_shown(self.sound)}; give true or false.")
         if self.stages not in STAGES:
             raise InputError(f"reference: stages is {_shown(self.stages)}; choose one of {', '.join(STAGES)}.")
         for name in ("strength", "attention"):

@@ -10,11 +10,11 @@ from pathlib import Path
 from torch import nn
 
 from .diffusion.conditioning import AudioCondition, TextContext
-from .diffusion.sound import beside, encode_audio, encode_mel, log_mel
+from .diffusion.sound import beside, encode_audio, encode_mel, encode_reference, log_mel
 from .diffusion.speakers import Speaker
 from .job import Compute, Job
 from .media import preprocess
-from .media.audio import conditioning_track, part_from, soundtrack
+from .media.audio import conditioning_track, part_from, reference_part, soundtrack
 from .media.room_noise import with_room_noise
 from .memory.forecast import EXPANDER, GEMMA, Forecast
 from .memory.offload import Offload, offload_gemma
@@ -173,10 +173,11 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
     clip, track, noise = job.plan, job.heard, job.files.room_noise
     areas = [area for area, _ in job.speakers]
     voices = [None if voice is None else part_from(voice, clip.lead, clip.fps) for _, voice in job.speakers]
+    referred = None if job.reference is None else job.reference.track
     if job.request.preprocess_audio:
-        track, *voices = (
+        track, referred, *voices = (
             None if each is None else preprocess.preprocess(soundtrack(each, clip.frames, clip.fps))
-            for each in (track, *voices)
+            for each in (track, referred, *voices)
         )
     if noise is not None:
         track, *voices = (None if each is None else with_room_noise(each, noise) for each in (track, *voices))
@@ -198,7 +199,11 @@ def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[Audio
         first = clip.lead + window.first_frame
         speakers = tuple(Speaker.of(area, first, clip.fps, own) for area, own in zip(areas, spoken, strict=True))
         settings = job.request.audio_strength, mask, speakers, clip.lead
-        found.append(AudioCondition(latent, window.frames, clip.fps, *settings))
+        part = None if referred is None else reference_part(referred, window.first_frame, window.frames, clip.fps)
+        reference = None if part is None else encode_reference(vae, part)
+        if trace is not None and reference is not None:
+            trace(f"reference/window{number}/audio_latent" if number else "reference/audio_latent", reference)
+        found.append(AudioCondition(latent, window.frames, clip.fps, *settings, reference))
         if trace is not None and not number:
             trace("source/audio_latent", latent)
     return tuple(found)

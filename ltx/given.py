@@ -22,7 +22,7 @@ from .errors import InputError
 from .extension import stretch_beside
 from .grid import AUDIO_RATE, SPACE_SCALE, TIME_SCALE, audio_length, frames_of
 from .media.audio import Track, frames_for_audio, samples_in, seconds_beyond
-from .media.clip import Clip, open_clip, sampled, sampled_frames
+from .media.clip import Clip, clip_track, open_clip, sampled, sampled_frames
 from .media.masks import Area, open_area
 from .media.rates import frame_rate
 from .plan import Plan, round_frames
@@ -156,10 +156,11 @@ def _of_frames(latents: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ReferenceVideo:
-    """The reference video of a job. clip: its pictures. use: how it is used."""
+    """The reference video of a job. clip: its pictures. use: how it is used. track: its sound, if it is heard."""
 
     clip: Clip
     use: ReferenceUse
+    track: Track | None = None
 
     def made_for(self, loras: list[tuple[int, int]]) -> ReferenceVideo:
         """The same with the factors of IC-LoRAs where the request has none. Raises InputError if these differ."""
@@ -241,9 +242,17 @@ def open_videos(
     if video is not None:
         given = _with_source(request, open_clip(video), None if mask is None else open_area(mask), track)
     if reference is not None:
-        found = ReferenceVideo(open_clip(reference), request.reference or ReferenceUse())
+        use = request.reference or ReferenceUse()
+        found = ReferenceVideo(open_clip(reference), use, _sound(reference) if use.sound else None)
         given = replace(given, reference=found, notes=(*given.notes, *found.clip.notes))
     return given
+
+
+def _sound(reference: Path) -> Track:
+    track = clip_track(reference)
+    if track is None:
+        raise InputError(f"{reference.name}: it has no sound; leave sound out of reference, or name another video.")
+    return track
 
 
 def _with_source(request: Request, clip: Clip, area: Area | None, track: Track | None) -> Given:

@@ -15,6 +15,7 @@ from . import models
 from .computing import AUTO, BY_MEMORY, OFFLOAD, TORCH
 from .diffusion.acceleration import LEVELS, full_strength
 from .diffusion.attention import check_attention
+from .diffusion.conditioning import REFERENCE_HEARD
 from .diffusion.kept import KeptWindows, check_room, disk_needed
 from .diffusion.speakers import check_region, check_voices, heard_by
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
@@ -199,6 +200,8 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     notes += [*given.notes, *beside, *picture_notes, *lora_notes, *planned.notes, *heard_by(len(speakers))]
     job = Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits))
     job = replace(job, source=given.source, reference=given.reference, silent=silent, speakers=speakers)
+    if given.reference is not None and given.reference.use.sound:
+        notes.append(REFERENCE_HEARD)
     steering[0].check(job.keeps_sound, layers=len(blueprint.transformer_blocks), video_frozen=job.keeps_picture)
     if files.room_noise is not None:
         check_level("--room-noise", files.room_noise)

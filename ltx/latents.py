@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from .errors import InputError
 from .grid import AUDIO_BINS, MEL_FRAMES_PER_LATENT, MEL_HOP, MEL_RATE, SPACE_SCALE, TIME_SCALE, frames_of
 
+REFERENCE_GAP = (
+    0.04  # seconds between the end of a reference's sound and the clip: one latent, as IC-LoRAs were trained
+)
+
 
 def pixel_frames(latent: Tensor) -> int:
     """Number of frames to which a video latent [1, 128, F, H, W] decodes."""
@@ -86,6 +90,12 @@ def audio_positions(length: int) -> Tensor:
     edges = (torch.arange(length + 1) * MEL_FRAMES_PER_LATENT + 1 - MEL_FRAMES_PER_LATENT).clamp(min=0)
     seconds = edges.float() * MEL_HOP / MEL_RATE
     return torch.stack([seconds[:-1], seconds[1:]], dim=-1)[None, None]
+
+
+def audio_reference_positions(length: int) -> Tensor:
+    """The same of a sound that the model hears as an example: it ends REFERENCE_GAP before the clip begins."""
+    spans = audio_positions(length)
+    return spans - spans.max() - REFERENCE_GAP
 
 
 def statistics(vae: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,8 @@ def sampling_memory(
         return Sampling(single)
     grid = latent.shape[2:]
     seen = 0 if reference is None else math.prod(reference.latent.shape[2:])
-    tokens = math.prod(grid) + KEYFRAMES * math.prod(grid[1:]) + seen + sound.latent.shape[2]
+    referred = 0 if sound.reference is None else sound.reference.shape[2]
+    tokens = math.prod(grid) + KEYFRAMES * math.prod(grid[1:]) + seen + sound.latent.shape[2] + referred
     batch = max(single, batch_memory(module, tokens, passes))
     if batch <= room / 2:
         return Sampling(batch)
@@ -85,7 +86,8 @@ def sampling_memory(
 def _as_long(heard: AudioCondition, frames: int) -> AudioCondition:
     """A sound like that, for so many frames."""
     voices = [speaker.voice is not None for speaker in heard.speakers]
-    return sound_like(frames, heard.fps, made=not heard.frozen, voices=voices)
+    referred = 0 if heard.reference is None else heard.reference.shape[2]
+    return sound_like(frames, heard.fps, made=not heard.frozen, voices=voices, referred=referred)
 
 
 def _step_memory(

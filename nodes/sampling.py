@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..ltx.diffusion.acceleration import full_strength
 from ..ltx.diffusion.acceleration import level as acceleration
-from ..ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
+from ..ltx.diffusion.conditioning import REFERENCE_HEARD, AudioCondition, Conditions, Guide, TextContext
 from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.diffusion.sample_windows import WindowInputs, keep_nothing, sample_windows
 from ..ltx.diffusion.samplers import Restart
@@ -424,6 +424,7 @@ class Sampler(io.ComfyNode):
         if references:
             count = len(references[0])
             notes.append(f"{count} reference video{'s' if count > 1 else ''}")
+        notes += [REFERENCE_HEARD] if any(sound.reference is not None for sound in film.sounds) else []
         notes += [*heard_by(len(film.sounds[0].speakers)), *film.notes(), *kept.notes()]
         if left:
             notes.append(f"noise of sigma {left:g} is left: Disable Noise and the rest of the sigmas continue it")

@@ -174,8 +174,7 @@ class KeptWindows:
         try:
             tensors = load(path.read_bytes())
             audio = conditions.audio
-            if not audio.frozen:
-                audio = audio.made(tensors["audio"])
+            audio = audio.made(audio.latent if audio.frozen else tensors["audio"])
             return Sampled(tensors["video"], audio, Noise(noise.seed, tensors["noise"]), tensors["first"])
         except (OSError, SafetensorError, KeyError, InputError):
             return None

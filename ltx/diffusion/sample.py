@@ -75,9 +75,8 @@ def sample(
         x = gradient_estimation(denoise, x, sigmas, steering.gamma, hooks)
     else:
         x = euler(denoise, x, sigmas, hooks)
-    if not audio.frozen:
-        audio = audio.made(unpatchify_audio(x.audio))
-    return grid(x.video, latent), audio, noise
+    after = audio.latent if audio.frozen else unpatchify_audio(x.audio[:, : audio.latent.shape[2]])
+    return grid(x.video, latent), audio.made(after), noise
 
 
 def _trace(trace: Trace, video: Stream, sound: Stream) -> None:

@@ -199,7 +199,8 @@ def _kept_whole(place: Window, conditions: Conditions) -> bool:
 def _unchanged(place: Window, start: Tensor, conditions: Conditions, noise: NoiseSource) -> Sampled:
     """What `sample` would make of such a window, without a pass. The other windows draw what they would draw."""
     clean = conditions.clean.float()
-    return Sampled(clean[:, :, place.given :], conditions.audio, _advanced(noise, start, conditions), clean[:, :, :1])
+    sound = conditions.audio.made(conditions.audio.latent)
+    return Sampled(clean[:, :, place.given :], sound, _advanced(noise, start, conditions), clean[:, :, :1])
 
 
 def _coloured(

@@ -116,6 +116,12 @@ def encode_audio(vae: Any, track: Track, frames: int, fps: Fraction) -> Tensor:
     return beside(encode_mel(vae, log_mel(conditioning_track(track, frames, fps))), frames, fps)
 
 
+def encode_reference(vae: Any, track: Track) -> Tensor:
+    """Encodes a sound of any length that the model hears as an example → normalised latent, float32 [1, 8, T, 16].
+    Raises InputError if it is too short."""
+    return encode_mel(vae, log_mel(track))
+
+
 def beside(latent: Tensor, frames: int, fps: Fraction) -> Tensor:
     """Cuts the encoder's whole output [1, 8, about T, 16] to what lies beside `frames` of video, [1, 8, T, 16]."""
     length = audio_length(frames, fps)

@@ -246,6 +246,13 @@ def part_from(track: Track, frame: int, fps: Fraction) -> Track:
     return Track(rest if rest.shape[1] else torch.zeros_like(track.waveform[:, :1]), track.rate, track.speakers)
 
 
+def reference_part(track: Track, frame: int, frames: int, fps: Fraction) -> Track:
+    """The part of a reference's sound beside a window of so many frames that begins at `frame`, without silence after
+    its end. Beside a window behind its end it begins anew."""
+    left = track.waveform.shape[1] - samples_in(frame, fps, track.rate)
+    return soundtrack(track if left < MARGIN * track.rate else part_from(track, frame, fps), frames, fps)
+
+
 def to_stereo(waveform: Tensor, speakers: tuple[str, ...] = ()) -> Tensor:
     """[C, n] → [2, n]. One channel is copied, two stay as they are, and more are mixed down."""
     channels = waveform.shape[0]

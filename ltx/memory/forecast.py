@@ -358,14 +358,15 @@ class _Measured:
     ) -> None:
         clip, job = self.clip, self.job
         steering, frozen = job.steering[0], (job.keeps_sound, job.keeps_picture)
-        reference, attention = self._reference(size, guided or not clip.two_stages)
+        first = guided or not clip.two_stages
+        reference, attention = self._reference(size, first)
         images = [not image.frame for image in self._at_once()]
 
         def given(step: Callable[..., Any], **more: float) -> Any:
             return step(
                 model,
                 torch.zeros(1, CHANNELS, *video_shape(self.frames, *size)),
-                self._heard(),
+                self._heard(first),
                 steering.acting(*frozen) if guided else (NONE, NONE),
                 images=images,
                 reference=reference,
@@ -385,12 +386,16 @@ class _Measured:
         device = torch.device(self.compute.device)
         self.planner.add(name, models, Step(model, device, tokens, passes, kept, rehearse))
 
-    def _heard(self) -> AudioCondition:
-        """The sound of a window as a stage is given it, which may be made anew or have voices of speakers beside it."""
-        job = self.job
+    def _heard(self, first: bool) -> AudioCondition:
+        """The sound of a window as a stage is given it, which may be made anew or have other sounds beside it. first:
+        whether it is the first stage."""
+        job, use = self.job, None if self.job.reference is None else self.job.reference.use
+        hears = use is not None and use.sound and (first or use.stages == ALL)
         made = job.source is not None and job.source.sounds
         voices = [voice is not None for _, voice in job.speakers]
-        return sound_like(self.frames, self.clip.fps, job.request.audio_strength, made, voices)
+        return sound_like(
+            self.frames, self.clip.fps, job.request.audio_strength, made, voices, self.sound if hears else 0
+        )
 
     def _at_once(self) -> list[Picture]:
         """The images of the window that has most of them."""

@@ -92,14 +92,21 @@ def one_step(
 
 
 def sound_like(
-    frames: int, fps: Fraction, strength: float = 1.0, made: bool = False, voices: Iterable[bool] = ()
+    frames: int,
+    fps: Fraction,
+    strength: float = 1.0,
+    made: bool = False,
+    voices: Iterable[bool] = (),
+    referred: int = 0,
 ) -> AudioCondition:
     """A sound for a rehearsal. made: whether the model makes it anew. voices: for each speaker, whether there is a
-    voice of their own."""
+    voice of their own. referred: latents of a reference's sound."""
     length = audio_length(frames, fps)
     sound, everywhere = torch.zeros(1, AUDIO_CHANNELS, length, AUDIO_BINS), Area(torch.ones(1, 1, 1))
     speakers = tuple(Speaker(everywhere, sound if own else None) for own in voices)
-    return AudioCondition(sound, frames, fps, strength, torch.ones(length) if made else None, speakers)
+    reference = torch.zeros(1, AUDIO_CHANNELS, referred, AUDIO_BINS) if referred else None
+    mask = torch.ones(length) if made else None
+    return AudioCondition(sound, frames, fps, strength, mask, speakers, reference=reference)
 
 
 def _conditions(

@@ -195,9 +195,8 @@ def test_more_around_the_clip(
     assert len(same(saved, video)) == written
 
 
-@pytest.mark.soak  # over HTTP: test_api_from_video.py
-def test_a_reference(comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Path) -> None:
-    use = {"strength": 0.9, "attention": 0.6, "downscale": 2, "stride": 1}
+def with_reference(comfy: Comfy, models: TinyFiles, source: Path, use: dict[str, Any]) -> Prompt:
+    """The usual graph with the clip as the first stage's reference. use: inputs of Reference."""
     prompt = with_clip(comfy, models, source, {"end": 0.5})
     for name in ("retake", "keep first", "keep second"):
         del prompt[name]
@@ -209,8 +208,38 @@ def test_a_reference(comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Pa
     }
     prompt["first"]["inputs"]["references"] = ["reference", 0]
     prompt["size"]["inputs"] |= {"width": 256, "height": 128}
+    return prompt
+
+
+def referred(use: dict[str, Any]) -> dict[str, Any]:
+    """The request of that graph."""
+    size = {"width": 256, "height": 128}
+    return request(reference=use, video_size=size, num_frames=25, match_audio_length=False)
+
+
+@pytest.mark.soak  # over HTTP: test_api_from_video.py
+def test_a_reference(comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Path) -> None:
+    use = {"strength": 0.9, "attention": 0.6, "downscale": 2, "stride": 1}
+    saved = made(comfy, with_reference(comfy, models, source, use))
+    video = commanded(tmp_path, referred(use), files(models, reference=source, audio=SPEECH))
+    same(saved, video)
+
+
+def test_a_reference_with_its_sound_in_both_stages(
+    comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Path
+) -> None:
+    use = {"strength": 1.0, "attention": 1.0, "downscale": 1, "stride": 1}
+    prompt = with_reference(comfy, models, source, use)
+    again = {**prompt["reference"]["inputs"], "latent": ["upscale", 0]}
+    prompt["reference again"] = {"class_type": "LTXA2VReference", "inputs": again}
+    prompt["second"]["inputs"]["references"] = ["reference again", 0]
+    for stage, inputs in (
+        ("first", {"audio": ["sound", 0], "sound": ["clip", 1], "audio_vae": ["model", 3]}),
+        ("second", {"audio": ["first", 2]}),
+    ):
+        prompt[f"hear {stage}"] = {"class_type": "LTXA2VReferenceSound", "inputs": inputs}
+        prompt[stage]["inputs"]["audio"] = [f"hear {stage}", 0]
     saved = made(comfy, prompt)
-    given = files(models, reference=source, audio=SPEECH)
-    asked = request(reference=use, video_size={"width": 256, "height": 128}, num_frames=25, match_audio_length=False)
-    video = commanded(tmp_path, asked, given)
+    asked = referred({**use, "stages": "both", "sound": True})
+    video = commanded(tmp_path, asked, files(models, reference=source, audio=SPEECH))
     same(saved, video)

@@ -200,6 +200,8 @@ def test_voices_and_what_is_kept_between_steps_have_room(files: TinyFiles) -> No
     plain = activations.sampling_memory(model, latent, 1).room
     four = sound_like(FRAMES, FPS, voices=[True] * 4)
     assert activations.sampling_memory(model, latent, 1, heard=four).room > 1.1 * plain
+    referred = sound_like(FRAMES, FPS, referred=500)
+    assert activations.sampling_memory(model, latent, 1, heard=referred).room > 1.1 * plain
     keeping = replace(model, acceleration=Acceleration(reuse=0.1))
     assert activations.sampling_memory(keeping, latent, 1).room > 1.1 * plain
 

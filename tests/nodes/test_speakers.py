@@ -1,4 +1,4 @@
-"""The Speaker node: what it adds to the sound of a clip and of a film."""
+"""The nodes Speaker and Reference Sound: what they add to the sound of a clip and of a film."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import torch
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 from a2v.ltx.diffusion.conditioning import AudioCondition
+from a2v.ltx.diffusion.sound import encode_reference
 from a2v.ltx.diffusion.speakers import hearing
 from a2v.ltx.errors import InputError
 from a2v.ltx.grid import CHANNELS, audio_length
+from a2v.ltx.media.audio import Track
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.windows import WindowSize, cut_windows
 from a2v.nodes import memory
 from a2v.nodes.conditioning import AudioConditioning
 from a2v.nodes.film import IN_FILM, Cut, FilmSound, InFilm, prepared
 from a2v.nodes.film import heard as audible
+from a2v.nodes.reference_sound import ReferenceSound
 from a2v.nodes.speakers import WhoSpeaks
 from a2v.tests.nodes.test_steering import run
 from a2v.tests.tiny import write_tiny
@@ -107,3 +110,28 @@ def test_a_voice_and_a_mask_begin_with_the_video(vae: memory.Handle) -> None:
 def test_a_mask_of_a_picture_without_transparency_is_refused() -> None:
     with pytest.raises(InputError, match=r"^mask: it is black everywhere"):
         run(WhoSpeaks, audio=sound(FRAMES), mask=torch.zeros(1, 64, 64))
+
+
+def test_a_reference_sound_of_a_clip(vae: memory.Handle) -> None:
+    """All of a short one, without silence behind it; without a sound the audio is its own example."""
+    spoken = voice(0.5)
+    (made,) = run(ReferenceSound, audio=sound(FRAMES), sound=spoken, audio_vae=vae)
+    wanted = encode_reference(vae.module, Track(spoken["waveform"][0], 16000))
+    assert torch.equal(made.reference, wanted) and made.reference.shape[2] == 13
+    own = replace(sound(FRAMES), latent=torch.randn_like(sound(FRAMES).latent))
+    (itself,) = run(ReferenceSound, audio=own)
+    assert torch.equal(itself.reference, own.latent)
+    with pytest.raises(InputError, match=r"^audio_vae: it is not connected, and a sound needs it"):
+        run(ReferenceSound, audio=sound(FRAMES), sound=spoken)
+
+
+def test_each_window_has_its_part_of_a_reference_sound(vae: memory.Handle) -> None:
+    """But for one that is made elsewhere, which needs none; behind its end it begins anew."""
+    windows = cut_windows(FRAMES, WindowSize(33, 2))
+    film = FilmSound(Cut(FRAMES, FPS, windows, here=frozenset({0, 2})), tuple(sound(each.frames) for each in windows))
+    spoken = voice(1.0)
+    (made,) = run(ReferenceSound, audio=film, sound=spoken, audio_vae=vae)
+    first, elsewhere, last = (each.reference for each in made.sounds)
+    whole = encode_reference(vae.module, Track(spoken["waveform"][0], 16000))
+    assert torch.equal(first, whole) and elsewhere is None and torch.equal(last, whole)
+    assert windows[2].first_frame / 24 > 1.0 and made.cut is film.cut

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from a2v.ltx.diffusion import sample as engine
-from a2v.ltx.diffusion.conditioning import TEXT_LENGTH, AudioCondition, Conditions, TextContext
+from a2v.ltx.diffusion.conditioning import TEXT_LENGTH, AudioCondition, Conditions, Reference, TextContext
 from a2v.ltx.diffusion.decode import decode_video
 from a2v.ltx.diffusion.denoiser import GuidedDenoiser
 from a2v.ltx.diffusion.guidance import NONE
@@ -19,11 +19,14 @@ from a2v.ltx.diffusion.passes import CPU_CACHE, Reuse, batch_room, working_set
 from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.speakers import Speaker
 from a2v.ltx.diffusion.tiling import Tiling
+from a2v.ltx.edits import ReferenceUse
 from a2v.ltx.errors import InputError
+from a2v.ltx.given import ReferenceVideo
 from a2v.ltx.grid import audio_length, video_shape
 from a2v.ltx.job import Compute, Job
 from a2v.ltx.latents import Noise
 from a2v.ltx.media.audio import Track
+from a2v.ltx.media.clip import open_clip
 from a2v.ltx.media.masks import Area
 from a2v.ltx.memory import rehearsal
 from a2v.ltx.memory.encoder import text_encoder
@@ -343,10 +346,10 @@ def never_spared(cache: Reuse, change: torch.Tensor, passes: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("kind", ["new sound", "new picture and sound", "voices"])
+@pytest.mark.parametrize("kind", ["new sound", "new picture and sound", "voices", "a reference's sound"])
 def test_what_a_step_hears_is_counted(folder: Path, wide: TinyFiles, kind: str) -> None:
-    """The guided passes of a sound that is made anew, beside a picture that is kept or not, and the voices of speakers:
-    as much as a step with the job's own masks takes, one pass at a time and all together."""
+    """The guided passes of a sound that is made anew, beside a picture that is kept or not, the voices of speakers, and
+    the sound of a reference: as much as a step with the job's own masks takes, one pass at a time and all together."""
     edit = {"new sound": {"renew": "sound"}, "new picture and sound": {"renew": "both", "end": 1.0}}.get(kind)
     clip = write_clip(folder / "long.mkv", [plain(number) for number in range(49)])
     asked = described(folder, wide, num_frames=49, video_size=(768, 512), **({} if edit is None else {"edit": edit}))
@@ -356,6 +359,8 @@ def test_what_a_step_hears_is_counted(folder: Path, wide: TinyFiles, kind: str) 
     if kind == "voices":
         area, voice = Area(torch.ones(1, 8, 8)), Track(torch.zeros(2, 48000), 48000)
         job = replace(job, speakers=((area, None), *[(area, voice)] * 3))
+    if kind == "a reference's sound":
+        job = replace(job, reference=ReferenceVideo(open_clip(clip), ReferenceUse(downscale=1, stride=1, sound=True)))
     frames, (width, height), fps = job.plan.frames, job.plan.first_size, job.plan.fps
     model = blueprint(lambda: job.checkpoint.transformer(torch.float32))
     latent, sound = torch.zeros(1, 128, *video_shape(frames, height, width)), audio_length(frames, fps)
@@ -366,7 +371,9 @@ def test_what_a_step_hears_is_counted(folder: Path, wide: TinyFiles, kind: str) 
         silence = torch.zeros(1, 8, sound, 16)
         heard = tuple(Speaker.of(each, 0, fps, None if own is None else silence) for each, own in job.speakers)
         texts = [TextContext(*(torch.zeros(1, TEXT_LENGTH, width) for width in widths)) for _ in range(2)]
-        given = Conditions(texts[0], AudioCondition(silence, frames, fps, 1.0, mask, heard), texts[1])
+        example, seen = (None, ()) if job.reference is None else (silence, (Reference(latent),))
+        audio = AudioCondition(silence, frames, fps, 1.0, mask, heard, reference=example)
+        given = Conditions(texts[0], audio, texts[1], references=seen)
         if job.source is not None:
             told = job.source.told(job.plan)
             given = replace(given, mask=job.source.mask(job.plan, (width, height)), clean=latent, **told)

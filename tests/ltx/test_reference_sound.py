@@ -1,0 +1,170 @@
+"""A sound that the model hears as an example: both stages against ltx-pipelines 1.0.0, changed so that it dubs as
+`DubItPipeline` of version 1.2 does, and what a job makes of the reference's sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from a2v.ltx.diffusion.schedules import REFINE
+from a2v.ltx.errors import InputError
+from a2v.ltx.job import prepare
+from a2v.ltx.latents import patchify_audio
+from a2v.ltx.media.audio import Track, reference_part
+from a2v.ltx.media.clip import clip_track
+from a2v.ltx.request import parse
+from a2v.tests.ltx.goldens import relative
+from a2v.tests.ltx.loaded import loaded_once
+from a2v.tests.ltx.test_pipeline import CPU, TIGHT, Noiser, Peer, peer, with_loras
+from a2v.tests.ltx.test_video_in import BASE, FRAMES, HEIGHT, WIDTH, Engine, engine, files_of, media, text
+from a2v.tests.tiny import TinyFiles
+from torch import Tensor
+
+__all__ = ["engine", "media", "peer"]  # the fixtures
+FPS, LORA = 24, 0.7
+UNGUIDED = {
+    f"{stream}_{name}_scale": value
+    for name, value in (("cfg", 1.0), ("stg", 0.0), ("modality", 1.0))
+    for stream in ("video", "audio")
+}
+REQUEST = {
+    "video_size": {"width": 2 * WIDTH, "height": 2 * HEIGHT}, "num_frames": FRAMES, "fps": FPS,
+    "match_audio_length": False, "use_multiscale": True, "preprocess_audio": False, "scheduler": "ltx2",
+    "num_inference_steps": 3, "use_restart_sampling": False, "distill_lora_first_pass_scale": 0,
+    "distill_lora_second_pass_scale": 0, **UNGUIDED,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    with loaded_once():
+        yield
+
+
+class Heard:
+    """An item of conditioning that version 1.0.0 lacks: the tokens of a sound, which are kept, behind those of the
+    track. The sound ends a latent's length before the track begins."""
+
+    def __init__(self, latent: Tensor) -> None:
+        self.latent = latent
+
+    def apply_to(self, latent_state: Any, latent_tools: Any) -> Any:
+        tokens = latent_tools.patchifier.patchify(self.latent)
+        shape = latent_tools.target_shape._replace(frames=tokens.shape[1])
+        places = latent_tools.patchifier.get_patch_grid_bounds(output_shape=shape, device=CPU).float()
+        places = places - places[:, :, -1, 1].max().item() - 0.04
+        state = latent_state
+        return replace(
+            state,
+            latent=torch.cat((state.latent, torch.zeros_like(tokens)), 1),
+            clean_latent=torch.cat((state.clean_latent, tokens), 1),
+            denoise_mask=torch.cat((state.denoise_mask, torch.zeros_like(tokens[..., :1])), 1),
+            positions=torch.cat((state.positions, places), 2),
+        )
+
+
+@torch.inference_mode()
+def official(peer: Peer, files: TinyFiles, lora: Path, ours: dict[str, Tensor], seed: int, kept: bool) -> Any:
+    """Both stages of the dubbing pipeline → video and audio latent. ours: a trace with the encoded inputs. kept:
+    whether the track is kept in the first stage, too."""
+    ledger = peer.ledger.ModelLedger(torch.float32, CPU, str(files.checkpoint), None, str(files.upscaler))
+    noiser, stepper, context = Noiser(seed), peer.steps.EulerDiffusionStep(), text(1)
+    function = peer.helpers.simple_denoising_func(
+        video_context=context.video, audio_context=context.audio, transformer=with_loras(ledger, [(lora, LORA)])
+    )
+
+    def stage(half: bool, sigmas: Tensor, picture: Tensor, heard: Tensor, kept: Tensor | None, **start: Any) -> Any:
+        width, height = (WIDTH, HEIGHT) if half else (2 * WIDTH, 2 * HEIGHT)
+        shape = peer.shapes.VideoPixelShape(batch=1, frames=FRAMES, width=width, height=height, fps=FPS)
+        same = {
+            "output_shape": shape, "noiser": noiser, "dtype": torch.float32, "device": CPU,
+            "components": peer.components.PipelineComponents(torch.float32, CPU),
+        }  # fmt: skip
+        seen = peer.conditioning.VideoConditionByReferenceLatent(picture, downscale_factor=2)
+        video, video_tools = peer.helpers.noise_video_state(conditionings=[seen], **same, **start)
+        frozen = {} if kept is None else {"noise_scale": 0.0, "initial_latent": kept}
+        audio, audio_tools = peer.helpers.noise_audio_state(conditionings=[Heard(heard)], **same, **frozen)
+        if kept is not None:
+            audio = replace(audio, denoise_mask=torch.zeros_like(audio.denoise_mask))
+        made = peer.samplers.euler_denoising_loop(sigmas, video, audio, stepper, function)
+        return [
+            tools.unpatchify(tools.clear_conditioning(state)).latent
+            for tools, state in zip((video_tools, audio_tools), made, strict=True)
+        ]
+
+    example = ours["reference/audio_latent"]
+    track = ours["audio/latent"][:, :, : peer_length(ours)] if kept else None
+    video, audio = stage(True, ours["s1/sigmas"], ours["cond/0/latent"], example, track)
+    upscaled = peer.upsampler.upsample_video(video, ledger.video_encoder(), ledger.spatial_upsampler())
+    start = {"noise_scale": REFINE[0], "initial_latent": upscaled}
+    audio = track if kept else audio
+    return stage(False, torch.tensor(REFINE), ours["cond/1/latent"], audio, audio, **start)[0], audio
+
+
+def peer_length(ours: dict[str, Tensor]) -> int:
+    return ours["final/audio_latent"].shape[2]
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_both_stages_are_the_official_ones(
+    engine: Engine, media: dict[str, Path], peer: Peer, tiny: TinyFiles, strength: float
+) -> None:
+    """With a sound that is made, as the official pipeline makes it, and with a given one."""
+    values = {**REQUEST, "audio_strength": strength, "reference": {"stages": "both", "sound": True}}
+    given = {"audio": media["voice"], "reference": media["reference"], "loras": ((media["lora"], LORA),)}
+    result = engine(values, **given)
+    assert "the model also hears the sound of a reference" in result.report["notes"]
+    video, audio = official(peer, tiny, media["lora"], result.trace, BASE["seed"], strength == 1)
+    assert relative(result.trace["final/video_latent"], video) < TIGHT
+    assert relative(result.trace["final/audio_latent"], audio) < TIGHT
+    without = engine({**values, "reference": {"stages": "both"}}, **given)
+    assert relative(without.trace["final/video_latent"], video) > 100 * TIGHT, "the example is heard"
+
+
+def test_the_second_stage_hears_none_unless_it_sees_the_reference(engine: Engine, media: dict[str, Path]) -> None:
+    values = {**REQUEST, "num_inference_steps": 1, "reference": {"sound": True}}
+    trace = engine(values, audio=media["voice"], reference=media["reference"]).trace
+    tokens, heard = peer_length(trace), patchify_audio(trace["reference/audio_latent"])
+    assert torch.equal(trace["s1/clean_audio"][:, tokens:], heard)
+    assert trace["s1/positions_audio"][0, 0, tokens:].max() == pytest.approx(-0.04)
+    assert trace["s2/clean_audio"].shape[1] == tokens
+
+
+@pytest.mark.parametrize(
+    ("first", "begin", "length"),
+    [(0, 0, 2000), (24, 1000, 1500), (48, 2000, 500), (60, 0, 2000), (90, 0, 2000)],
+    ids=["the beginning", "further on", "what is left of it", "nothing is left", "behind its end"],
+)
+def test_the_part_beside_a_window(first: int, begin: int, length: int) -> None:
+    """Of 2.5 s at 1 kHz beside windows of 2 s: no silence is added, and behind its end it begins anew."""
+    track = Track(torch.arange(2500.0)[None], 1000)
+    part = reference_part(track, first, 48, Fraction(24))
+    assert torch.equal(part.waveform, track.waveform[:, begin : begin + length])
+
+
+def test_windows_hear_their_own_part(engine: Engine, media: dict[str, Path]) -> None:
+    values = {"video_size": {"width": 64, "height": 64}, "windows": {"frames": 25, "overlap": 1}}
+    values |= {"num_frames": 41, "match_audio_length": False, "reference": {"sound": True}}
+    trace = engine(values, audio=media["voice"], reference=media["reference"]).trace
+    heard = [trace[f"reference/window{n or ''}/audio_latent" if n else "reference/audio_latent"] for n in (0, 1)]
+    assert all(each.shape[2] > 4 for each in heard) and heard[0].shape[2] > heard[1].shape[2]
+    assert clip_track(media["reference"]).seconds < Fraction(41, 24)
+
+
+def test_words_for_the_sound_of_a_reference(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
+    for value, reference, sentence in (
+        (
+            {"sound": True},
+            "mute",
+            r"^mute\.mp4: it has no sound; leave sound out of reference, or name another video\.",
+        ),
+        ({"sound": 1}, "reference", r"^reference: sound is 1; give true or false\."),
+    ):
+        files = files_of(tiny, tmp_path / "out.mp4", audio=media["voice"], reference=media[reference])
+        with pytest.raises(InputError, match=sentence):
+            prepare(files, parse({**BASE, **REQUEST, "reference": value}))

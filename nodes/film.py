@@ -145,6 +145,11 @@ class FilmSound:
     def frozen(self) -> bool:
         return all(sound.frozen for sound in self.sounds)
 
+    @property
+    def referred(self) -> bool:
+        """Whether the model hears the sound of a reference."""
+        return any(sound.reference is not None for sound in self.sounds)
+
     def notes(self) -> list[str]:
         """Sentences for a sampler's report. A clip has none."""
         count, sections = len(self.cut.windows), len(self.cut.sections)

@@ -424,7 +424,7 @@ class Sampler(io.ComfyNode):
         if references:
             count = len(references[0])
             notes.append(f"{count} reference video{'s' if count > 1 else ''}")
-        notes += [REFERENCE_HEARD] if any(sound.reference is not None for sound in film.sounds) else []
+        notes += [REFERENCE_HEARD] if film.referred else []
         notes += [*heard_by(len(film.sounds[0].speakers)), *film.notes(), *kept.notes()]
         if left:
             notes.append(f"noise of sigma {left:g} is left: Disable Noise and the rest of the sigmas continue it")
@@ -503,9 +503,11 @@ def _sample(
 
 
 def _check_references(model: memory.Model, references: References | None, film: FilmSound) -> None:
-    """Raises InputError if an IC-LoRA has no reference, or the references were made for other windows."""
+    """Raises InputError if an IC-LoRA has no reference, or the references were made for other windows. Some IC-LoRAs
+    have a sound alone as their reference."""
     if references is not None:
         film.check_references(references)
+    if references is not None or film.referred:
         return
     for fit, strength in model.loras:
         if fit.lora.reference is not None and strength:

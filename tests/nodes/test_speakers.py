@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from a2v.nodes.conditioning import AudioConditioning
 from a2v.nodes.film import IN_FILM, Cut, FilmSound, InFilm, prepared
 from a2v.nodes.film import heard as audible
 from a2v.nodes.reference_sound import ReferenceSound
+from a2v.nodes.sampling import _check_references
 from a2v.nodes.speakers import WhoSpeaks
 from a2v.tests.nodes.test_steering import run
 from a2v.tests.tiny import write_tiny
@@ -135,3 +138,12 @@ def test_each_window_has_its_part_of_a_reference_sound(vae: memory.Handle) -> No
     whole = encode_reference(vae.module, Track(spoken["waveform"][0], 16000))
     assert torch.equal(first, whole) and elsewhere is None and torch.equal(last, whole)
     assert windows[2].first_frame / 24 > 1.0 and made.cut is film.cut
+
+
+def test_an_ic_lora_may_have_a_sound_alone(tmp_path: Path) -> None:
+    lora = SimpleNamespace(path=tmp_path / "voices.safetensors", reference=(1, 1))
+    model = SimpleNamespace(loras=[(SimpleNamespace(lora=lora), 1.0)])
+    heard_alone = FilmSound.of(sound(FRAMES).beside_itself)
+    _check_references(model, None, heard_alone)
+    with pytest.raises(InputError, match=r"^model: voices\.safetensors is an IC-LoRA, which needs a reference video"):
+        _check_references(model, None, FilmSound.of(sound(FRAMES)))

@@ -59,7 +59,7 @@ def encode_prompts(
     with _TextEncoder(job, compute, forecast) as encoder:
         prompts, notes = asked, []
         if job.request.enable_prompt_expansion:
-            written = [encoder.expand(each, lambda done, all_, _: say("expand prompt", done, all_)) for each in asked]
+            written = encoder.expand(asked, lambda done, all_, _: say("expand prompt", done, all_))
             prompts = [expansion.prompt for expansion in written]
             notes += dict.fromkeys(expansion.reason for expansion in written if expansion.reason)
         texts = [*prompts, job.request.negative_prompt]
@@ -68,8 +68,7 @@ def encode_prompts(
         made = encoder.encode(texts, trace, lambda done: say("encode text", done, len(texts)))
         contexts = [context.to(device) for context in made]
         for name, context in zip((*("prompt" for _ in prompts), "negative prompt"), contexts, strict=True):
-            if context.truncated:
-                notes.append(f"the {name} is longer than 1024 tokens and was cut")
+            notes += context.told(name)
     used = dict(zip(asked, zip(prompts, contexts[:-1], strict=True), strict=True))
     of_sections = tuple(used[section.prompt] for section in sections)
     return Prompts(prompts[0], contexts[0], contexts[-1], tuple(notes), of_sections)
@@ -112,20 +111,28 @@ class _TextEncoder:
         Merger(connectors, checkpoint.connectors_weight, device, optional=True).set(self.job.connector_loras)
         return connectors
 
-    def expand(self, prompt: str, on_token: Callable[[int, int, str], None]) -> Expansion:
+    @functools.cached_property
+    def writer(self) -> Gemma:
+        return self._loaded(load_expander, self.job.files.expander, EXPANDER)
+
+    def expand(self, prompts: Sequence[str], on_token: Callable[[int, int, str], None]) -> list[Expansion]:
+        """The prompts written out. An expander is loaded once for all, and freed afterwards."""
+        try:
+            return [self._expanded(prompt, on_token) for prompt in prompts]
+        finally:
+            if self.__dict__.pop("writer", None) is not None:
+                for each in self.waiting:
+                    each.release()
+                self.waiting.clear()
+
+    def _expanded(self, prompt: str, on_token: Callable[[int, int, str], None]) -> Expansion:
         request, files = self.job.request, self.job.files
         image = next((image.pixels for image in self.job.images if not image.frame), None)
 
         def write() -> Expansion:
             if files.expander is None:
                 return expand(self.gemma, prompt, seed=request.seed, image=image, on_token=on_token)
-            gemma = self._loaded(load_expander, files.expander, EXPANDER)
-            try:
-                return expand(gemma, prompt, seed=0, image=image, greedy=True, on_token=on_token)
-            finally:
-                for each in self.waiting:
-                    each.release()
-                self.waiting.clear()
+            return expand(self.writer, prompt, seed=0, image=image, greedy=True, on_token=on_token)
 
         if self.cache is None:
             return write()

@@ -15,7 +15,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx.characters import check_text
-from ..ltx.diffusion.conditioning import TEXT_LENGTH, TextContext
+from ..ltx.diffusion.conditioning import TextContext
 from ..ltx.errors import InputError
 from ..ltx.media.images import compress
 from ..ltx.prompt.contexts import Recent, image_digest
@@ -25,7 +25,7 @@ from ..ltx.prompt.text import OnLayer, encode_texts
 from . import activations, files, memory
 from .fetching import blocks_stay
 from .loaders import gemma_names, gemma_path
-from .progress import INTERRUPTS, Progress, show_text, shown
+from .progress import INTERRUPTS, Progress, report, show_text, shown
 from .taking.picture import to_picture
 from .types import CATEGORY, TextEncoderIO, TextIO
 from .widgets import aliases, widget
@@ -70,7 +70,8 @@ class TextEncode(io.ComfyNode):
         progress(0, 1)
         (context,) = encoded(text_encoder, [text], progress)
         progress(1, 1)
-        return io.NodeOutput(context)
+        said = [report(cls, sentence) for sentence in context.told("text")]
+        return io.NodeOutput(context, ui=shown(said[0])) if said else io.NodeOutput(context)
 
 
 def encoded(text_encoder: memory.TextEncoder, texts: Sequence[str], on_layer: OnLayer) -> list[TextContext]:
@@ -90,12 +91,7 @@ def encoded(text_encoder: memory.TextEncoder, texts: Sequence[str], on_layer: On
                     context, video=memory.to_graph(context.video), audio=memory.to_graph(context.audio)
                 )
                 _recent.put(text_encoder, key, found[key])
-    contexts = [found[key] for key in keys]
-    for context in contexts:
-        if context.truncated:
-            logging.warning("The prompt has %d tokens; the %d after the first %d are left out.", context.tokens,
-                            context.tokens - TEXT_LENGTH, TEXT_LENGTH)  # fmt: skip
-    return contexts
+    return [found[key] for key in keys]
 
 
 def expander_input() -> io.Input:

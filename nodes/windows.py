@@ -256,6 +256,7 @@ class SectionTimeline(io.ComfyNode):
         progress(0, len(asked))
         contexts = dict(zip(asked, text.encoded(text_encoder, [used[each] for each in asked], progress), strict=True))
         progress(len(asked), len(asked))
+        notes += [sentence for each in asked for sentence in contexts[each].told("prompt")]
         made = Timeline(sections, tuple(contexts[section.prompt] for section in sections), frames, rate)
         lines = [f"{section}: {text.line(used[section.prompt])}" for section in sections]
         lines = lines or [f"prompt: {text.line(used[prompt])}"]

@@ -47,6 +47,10 @@ class TextContext:
         """Whether the prompt was too long and its end was cut."""
         return self.tokens > TEXT_LENGTH
 
+    def told(self, name: str) -> list[str]:
+        """A sentence for the report if its end was cut. name: what it is called."""
+        return [f"the {name} is longer than {TEXT_LENGTH} tokens and was cut"] if self.truncated else []
+
 
 @dataclass(frozen=True)
 class Guide:

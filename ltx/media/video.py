@@ -43,6 +43,7 @@ BACK_NAMES = MappingProxyType({"5.0(side)": "5.0", "5.1(side)": "5.1", "quad(sid
 MP4_KEYS = frozenset({"title", "artist", "album", "comment", "date", "description", "copyright"})
 NOTES_ROOM = 512  # spare bytes after a JSON tag, for notes that arrive while the file is written
 SOUND_BLOCK = 4096  # samples that are encoded at a time
+RESAMPLED = 128  # samples of which FFmpeg's resampler always gives some; at some rates it gives none of 64
 
 
 def write_video(
@@ -162,6 +163,8 @@ class _Streams:
             # The encoder resamples its input to its own rate and follows the time stamps.
             track, layout = _fit(track, kind)
             rate = _rate(track, kind)
+            if rate != track.rate:
+                track = _long_enough(track)
             self.blocks = _blocks(track, layout)
             self.sound = container.add_stream(kind.audio_codec, rate=rate, layout=layout)
             if kind.audio_bits:
@@ -318,6 +321,13 @@ def _fit(track: Track, kind: Format) -> tuple[Track, str]:
     if not name:
         return conditioning_track(track, track.waveform.shape[1], Fraction(track.rate)), "stereo"  # at its full length
     return track, name
+
+
+def _long_enough(track: Track) -> Track:
+    """The track with silence behind it if it has fewer samples than FFmpeg's resampler needs: it would give none, and
+    the file would have no sound."""
+    missing = max(0, RESAMPLED - track.waveform.shape[1])
+    return replace(track, waveform=torch.nn.functional.pad(track.waveform, (0, missing)))
 
 
 def _layout(track: Track, kind: Format) -> str:

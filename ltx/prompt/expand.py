@@ -123,7 +123,8 @@ def expand(
         return _unchanged(prompt, message.rstrip(".") + ".")
     if not written:
         return _unchanged(prompt, "Gemma's answer has no letters.")
-    return Expansion(written, expanded=True, reason=image_note)
+    cut = [f"Gemma's answer was cut after {progress.total} tokens."] if progress.cut else []
+    return Expansion(written, expanded=True, reason=" ".join(filter(None, [image_note, *cut])) or None)
 
 
 def tidy(text: str) -> str:
@@ -215,6 +216,12 @@ class _Progress(BaseStreamer):
         self.gemma, self.total, self.on_token = gemma, total, on_token
         self.tokens: list[int] | None = None
         self.interrupted = False
+
+    @property
+    def cut(self) -> bool:
+        """Whether the answer was not at its end after the most tokens."""
+        tokens = self.tokens or []
+        return len(tokens) >= self.total and tokens[-1] not in self.gemma.ends
 
     def put(self, value: Tensor) -> None:
         self.tokens = [] if self.tokens is None else [*self.tokens, *value.tolist()]  # the first call has the prompt

@@ -110,6 +110,21 @@ def test_a_kept_expansion_needs_no_expander_and_no_seed(
     assert len(loads) == 2 and prompts[0] == prompts[1] != prompts[2]
 
 
+def test_the_expander_is_loaded_once_for_all_sections(
+    job: Callable[..., Job], chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, load = [], encoding.load_expander
+    monkeypatch.setattr(encoding, "load_expander", lambda *given, **more: loads.append(given) or load(*given, **more))
+    timeline = {
+        "num_frames": 25,
+        "timeline": "0:00 a man\n0:00.4 a woman\n0:00.7 a dog",
+        "windows": {"frames": 17, "overlap": 1},
+    }
+    opened = job({**REQUEST, **timeline}, expander=chat)
+    prompts = encoding.encode_prompts(opened, Compute(torch.float32), None, lambda *_: None)
+    assert len(prompts.sections) == 3 and len({prompt for prompt, _ in prompts.sections}) > 1 and len(loads) == 1
+
+
 def test_the_two_models_are_never_in_memory_at_once(
     job: Callable[..., Job], chat: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

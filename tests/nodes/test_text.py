@@ -28,6 +28,7 @@ from a2v.ltx.prompt.text import encode_text
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.quantized import QuantizedLinear, ScaledLinear
 from a2v.nodes import fetching, loaders, memory, text, windows
+from a2v.nodes.progress import shown
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_gemma_file, write_tiny
 from a2v.tests.tiny_chat import write_chat_gemma
@@ -118,12 +119,12 @@ def test_the_texts_used_last_are_kept(encoder: memory.TextEncoder, brought: list
     assert len(brought) == KEPT + 2
 
 
-def test_a_cut_text_is_told_each_time(encoder: memory.TextEncoder, caplog: pytest.LogCaptureFixture) -> None:
-    for _ in range(2):
-        assert encode(encoder, "$" * 1100).truncated
-    assert [r.message for r in caplog.records if "1101 tokens" in r.message] == [
-        "The prompt has 1101 tokens; the 77 after the first 1024 are left out."
-    ] * 2
+def test_a_cut_text_is_told_each_time(encoder: memory.TextEncoder) -> None:
+    """On the node, and again where ComfyUI has the node cached."""
+    node = SimpleNamespace(hidden=SimpleNamespace(unique_id="1"))
+    said = [text.TextEncode.execute.__func__(node, encoder, sign * 1100).ui for sign in ("$", "$")]
+    assert said == [shown("the text is longer than 1024 tokens and was cut")] * 2
+    assert text.TextEncode.execute.__func__(node, encoder, PROMPT).ui is None
 
 
 def test_another_encoder_has_its_own_and_none_is_kept_alive(files: TinyFiles, brought: list[Any]) -> None:

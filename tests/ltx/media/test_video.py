@@ -232,6 +232,16 @@ def test_side_speakers_keep_their_order(tmp_path: Path) -> None:
         assert likeness(track.waveform[channel].numpy(), heard[channel]) > 0.98
 
 
+@pytest.mark.parametrize("rate", [1000, 8000, 96_001, 192_000])
+@pytest.mark.parametrize("name", ["X264 (.mp4)", "VP9 (.webm)"])
+def test_a_sound_of_one_sample_is_in_the_file(tmp_path: Path, name: str, rate: int) -> None:
+    """Also at a rate that the codec does not have: FFmpeg's resampler gives nothing of so few samples."""
+    path = tmp_path / f"out{name.rpartition('(')[2].rstrip(')')}"
+    write_video(path, [clip(2)], Fraction(24), Track(torch.full((1, 1), 0.5), rate), format=name)
+    with av.open(str(path)) as container:
+        assert sum(frame.samples for frame in container.decode(audio=0)) > 0
+
+
 def test_short_sound_is_not_padded(tmp_path: Path) -> None:
     track = sound(1, 48000, 9600)  # 0.2 s beside 2 s
     made = write_video(tmp_path / "s.mp4", clip(48).split(8), Fraction(24), track)

@@ -64,7 +64,8 @@ def test_the_same_seed_writes_the_same_text_and_another_one_another(
 ) -> None:
     image = picture if with_image else None
     first, *rest = (expand(gemma, PROMPT, seed=seed, image=image) for seed in (7, 7, 7 + 2**64, 8))
-    assert first.expanded and first.reason is None and first.prompt[0].isalpha()
+    assert first.expanded and first.prompt[0].isalpha()
+    assert first.reason == f"Gemma's answer was cut after {TOKENS} tokens."
     assert rest[0] == rest[1] == first
     assert rest[2].prompt != first.prompt
 
@@ -212,6 +213,18 @@ def test_the_answer_ends_at_the_end_of_its_turn(
     result = expand(gemma, PROMPT, seed=1, on_token=lambda *call: calls.append(call[2]))
     assert result == Expansion("Light\" on a man's face.", expanded=True)
     assert calls[-1] == "“**Light” on a man’s face."
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_an_answer_that_is_too_long_is_told(
+    gemma: Gemma, says: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """But not one that ends with the last token for which there is room."""
+    length = len(gemma.tokenizer("a face", add_special_tokens=False).input_ids)
+    says("a face<end_of_turn>")
+    monkeypatch.setattr(module, "NEW_TOKENS", length + room)
+    found = expand(gemma, PROMPT, seed=1)
+    assert found == Expansion("a face", True, None if room else f"Gemma's answer was cut after {length} tokens.")
 
 
 @pytest.mark.parametrize("end", ["<eos>", "<end_of_turn>"])

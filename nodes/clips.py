@@ -37,7 +37,7 @@ from ..ltx.windows import LONGEST
 from . import activations, files, memory
 from .audio import frames_input
 from .film import SOURCE, FilmSound, References, Retake
-from .progress import Progress, reported
+from .progress import Progress, reported, shown
 from .progress import report as announce
 from .taking.clip import to_clip, to_image_clip
 from .taking.latent import MASK, samples_of
@@ -376,8 +376,9 @@ class ReferenceConditioning(io.ComfyNode):
             )
         if references is not None:
             film.check_references(references)
-        for note in reference.told(film.frames, film.fps):
-            announce(cls, note)
+        said = "; ".join(reference.told(film.frames, film.fps))
+        if said:
+            announce(cls, said)  # now, before the pictures are encoded
         progress, found = Progress(cls.hidden.unique_id), []
         for number, window in enumerate(film.cut.windows):
             pictures = reference.pictures(window, film.fps)
@@ -386,7 +387,7 @@ class ReferenceConditioning(io.ComfyNode):
                 memory.to_graph(latents), reference.use.downscale, reference.use.stride, strength, attention
             )
             found.append((*(references[number] if references else ()), made))
-        return io.NodeOutput(tuple(found))
+        return io.NodeOutput(tuple(found), ui=shown(said) if said else None)
 
 
 def _encoded(

@@ -16,7 +16,7 @@ from ..ltx.models import ENCODER, GEMMA_FILES, GEMMA_FILES_PAGE, MODELS, PART_FO
 from ..ltx.prompt.gemma import check_gemma, load_gemma
 from ..ltx.weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from . import files, memory, queued
-from .progress import report
+from .progress import report, shown
 from .types import CATEGORY, AudioVaeIO, ConnectorsIO, ModelIO, TextEncoderIO, UpscalerIO, VideoVaeIO, VocoderIO
 from .widgets import aliases
 
@@ -247,6 +247,7 @@ class ModelLoader(io.ComfyNode):
             memory.hold_video_vae(opened, other),
             memory.hold_vae(opened.audio_vae, other),
             memory.hold_vae(opened.vocoder, "float32"),  # it is small, and bfloat16 would be audible
+            ui=shown(opened.told),
         )
 
 

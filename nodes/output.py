@@ -25,7 +25,7 @@ from . import activations, files, memory, safety
 from .destination import check_prefix
 from .film import CUTS, MADE, FilmWindows, Retake, placed_in_film
 from .parts import check_taken
-from .progress import Progress
+from .progress import Progress, shown
 from .progress import report as announce
 from .taking.latent import samples_of
 from .taking.noise import to_noise
@@ -209,9 +209,10 @@ class Decode(io.ComfyNode):
         for chunk in whole:
             images[done : done + len(chunk)] = chunk
             done += len(chunk)
-        if clip.notes:
-            announce(cls, "; ".join(clip.notes))  # at once, because a node shows its last text alone
-        return io.NodeOutput(memory.to_graph(images))
+        said = "; ".join(clip.notes)  # at once, because a node shows its last text alone
+        if said:
+            announce(cls, said)
+        return io.NodeOutput(memory.to_graph(images), ui=shown(said) if said else None)
 
 
 def _file_inputs() -> list[io.Input]:

@@ -19,6 +19,7 @@ from ..ltx.media.rates import frame_rate
 from ..ltx.media.video import mixing, write_video
 from .destination import destination
 from .progress import report as announce
+from .progress import shown
 from .taking.sound import to_track
 
 
@@ -56,8 +57,9 @@ class Target:
         )
         track = None if self.audio is None else soundtrack(to_track(self.audio), self.frames, rate)
         mixed = mixing(track, self.format)
-        if said or mixed:
-            announce(node, "; ".join(filter(None, [said, mixed])))
+        told = "; ".join(filter(None, [said, mixed]))
+        if told:
+            announce(node, told)
 
         def lines() -> list[str]:
             return [line for line in (*notes().splitlines(), mixed) if line.strip()]
@@ -83,9 +85,10 @@ class Target:
             metadata=lambda: _metadata(node.hidden.prompt, node.hidden.extra_pnginfo, {"used": used, "notes": lines()}),
             on_frames=on_frames,
         )
-        shown = ui.PreviewVideo([ui.SavedResult(name, subfolder, self.kind)])
+        preview = ui.PreviewVideo([ui.SavedResult(name, subfolder, self.kind)]).as_dict()
         facts = {**used, **_facts(written, name, subfolder), "notes": lines()}
-        return io.NodeOutput(InputImpl.VideoFromFile(str(written.path)), ui={**shown.as_dict(), "report": [facts]})
+        text = shown(told) if told else {}
+        return io.NodeOutput(InputImpl.VideoFromFile(str(written.path)), ui={**preview, "report": [facts], **text})
 
 
 def _metadata(prompt: Any, extra: dict[str, Any] | None, made: dict[str, Any] | None = None) -> dict[str, str]:

@@ -14,6 +14,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 
 import execution
 from a2v.nodes import files, loaders, loras, memory, safety, text, windows
+from a2v.nodes.progress import TEXT
 from a2v.tests import layouts
 from a2v.tests.tiny import write_tiny
 
@@ -75,7 +76,9 @@ def load(checkpoint: str, dtype: str = "auto", **parts: str) -> tuple[memory.Han
     chosen = {"video_vae": SAME, "audio_vae": SAME, "connectors": SAME, **parts}
     assert LOADER.validate_inputs(checkpoint=checkpoint, **chosen) is True
     assert LOADER.fingerprint_inputs(checkpoint=checkpoint, dtype=dtype, **chosen)
-    return LOADER.execute(checkpoint, dtype, **chosen).args
+    loaded = LOADER.execute(checkpoint, dtype, **chosen)
+    assert "LTX-2.3" in loaded.ui[TEXT][0], "ComfyUI sends it again for a cached node"
+    return loaded.args
 
 
 @pytest.mark.soak

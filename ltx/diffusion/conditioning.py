@@ -123,6 +123,11 @@ class AudioCondition:
         """The track with itself as its reference, as the second stage of such IC-LoRAs hears it."""
         return replace(self, reference=self.latent)
 
+    @property
+    def alone(self) -> AudioCondition:
+        """The track without a reference, as a kept one goes to the next stage."""
+        return self if self.reference is None else replace(self, reference=None)
+
     def made(self, latent: Tensor) -> AudioCondition:
         """The track that a stage made of it, frozen for the next stage, which has no reference."""
         return replace(self, latent=latent.to(self.latent.device), strength=1.0, mask=None, reference=None)

@@ -174,7 +174,7 @@ class KeptWindows:
         try:
             tensors = load(path.read_bytes())
             audio = conditions.audio
-            audio = audio.made(audio.latent if audio.frozen else tensors["audio"])
+            audio = audio.alone if audio.frozen else audio.made(tensors["audio"])
             return Sampled(tensors["video"], audio, Noise(noise.seed, tensors["noise"]), tensors["first"])
         except (OSError, SafetensorError, KeyError, InputError):
             return None

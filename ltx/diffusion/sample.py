@@ -75,8 +75,10 @@ def sample(
         x = gradient_estimation(denoise, x, sigmas, steering.gamma, hooks)
     else:
         x = euler(denoise, x, sigmas, hooks)
-    after = audio.latent if audio.frozen else unpatchify_audio(x.audio[:, : audio.latent.shape[2]])
-    return grid(x.video, latent), audio.made(after), noise
+    if audio.frozen:
+        return grid(x.video, latent), audio.alone, noise
+    made = unpatchify_audio(x.audio[:, : audio.latent.shape[2]])  # without the reference's tokens
+    return grid(x.video, latent), audio.made(made), noise
 
 
 def _trace(trace: Trace, video: Stream, sound: Stream) -> None:

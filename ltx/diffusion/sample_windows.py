@@ -199,8 +199,9 @@ def _kept_whole(place: Window, conditions: Conditions) -> bool:
 def _unchanged(place: Window, start: Tensor, conditions: Conditions, noise: NoiseSource) -> Sampled:
     """What `sample` would make of such a window, without a pass. The other windows draw what they would draw."""
     clean = conditions.clean.float()
-    sound = conditions.audio.made(conditions.audio.latent)
-    return Sampled(clean[:, :, place.given :], sound, _advanced(noise, start, conditions), clean[:, :, :1])
+    return Sampled(
+        clean[:, :, place.given :], conditions.audio.alone, _advanced(noise, start, conditions), clean[:, :, :1]
+    )
 
 
 def _coloured(

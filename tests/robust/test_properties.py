@@ -21,7 +21,7 @@ from a2v.ltx.grid import audio_length, video_shape
 from a2v.ltx.latents import Noise, patchify_video, unpatchify_video, video_positions
 from a2v.ltx.media.audio import MAX_RATE, MIN_RATE, Track, conditioning_track, frames_for_audio, soundtrack
 from a2v.ltx.media.rates import NTSC_TOLERANCE, frame_rate
-from a2v.ltx.plan import MAX_AREA, choose_frames, plan, round_frames, snap_size
+from a2v.ltx.plan import MAX_AREA, SHORTEST, choose_frames, plan, round_frames, snap_size
 from a2v.ltx.request import MAX_FRAMES, PARAMETERS, Request, parse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -95,9 +95,10 @@ def the_clip_fits_or_one_sentence_says_why(samples: int, rate: int, fps: float, 
     except InputError as error:
         one_sentence(error)
         longest = MAX_FRAMES if match else asked + 8
-        assert longest / exact > 600 or longest / exact * rate > 2**27
+        heard = (frames_for_audio(track(samples, rate), exact) if match else round_frames(asked)) / exact
+        assert longest / exact > 600 or longest / exact * rate > 2**27 or heard <= SHORTEST
         return
-    assert frames % 8 == 1 and frames / exact <= 600
+    assert frames % 8 == 1 and SHORTEST < frames / exact <= 600
     assert frames <= MAX_FRAMES if match else frames == round_frames(asked)
     said = " ".join(notes)
     kept = Fraction(frames) / exact

@@ -25,7 +25,7 @@ from .media.audio import Track, frames_for_audio, samples_in, seconds_beyond
 from .media.clip import Clip, clip_track, open_clip, sampled, sampled_frames
 from .media.masks import Area, open_area
 from .media.rates import frame_rate
-from .plan import Plan, round_frames
+from .plan import SHORTEST, Plan, round_frames
 from .request import AUTO, Request
 from .windows import LONGEST, Window
 
@@ -252,7 +252,17 @@ def _sound(reference: Path) -> Track:
     track = clip_track(reference)
     if track is None:
         raise InputError(f"{reference.name}: it has no sound; leave sound out of reference, or name another video.")
+    check_example(reference.name, track)
     return track
+
+
+def check_example(name: str, track: Track) -> None:
+    """Raises InputError, which begins with the name, if a sound is too short for the model to hear it."""
+    if track.seconds <= SHORTEST:
+        raise InputError(
+            f"{name}: {float(track.seconds):.3f} s of sound are too short for an example; more than "
+            f"{float(SHORTEST):g} s are needed."
+        )
 
 
 def _with_source(request: Request, clip: Clip, area: Area | None, track: Track | None) -> Given:
@@ -364,7 +374,7 @@ def check_reach(
     mask: str = "--mask",
 ) -> None:
     """Raises InputError if the source or its new part begins behind the end of a film of so many seconds, or if a mask
-    lets nothing of the source change: all would be sampled for a copy.
+    that is no video lets nothing of the source change: all would be sampled for a copy.
 
     beyond: whether the film goes on beyond the source. at, start, mask: what the user calls these.
     """
@@ -374,7 +384,8 @@ def check_reach(
     for name, second in ((at, edit.at), (start, edit.start or 0.0)):
         if second >= end:
             raise InputError(f"{name}: {second:g} s is behind the video's end at {end:g} s; give an earlier time.")
-    if not beyond and area is not None and edit.renew != SOUND and not area.frames.any():
+    drawn = None if area is None else area.frames  # a mask that is a video is read when it is used
+    if not beyond and drawn is not None and edit.renew != SOUND and not drawn.any():
         raise InputError(
             f"{mask}: it is black everywhere, so no picture of the clip would be made anew; make white what may change."
         )

@@ -35,7 +35,7 @@ from .media.video import mixing
 from .plan import Plan, plan
 from .prompt.expander import check_expander
 from .prompt.gemma import check_gemma
-from .request import Request
+from .request import Request, beside_kept_sound
 from .weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from .weights.lora import Lora, Match, load_lora, match
 from .weights.names import OF_CONNECTORS
@@ -175,7 +175,9 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     pictures, picture_notes = _pictures(files, request)
     sizes = tuple(None if p is None else (p.shape[1], p.shape[0]) for p in pictures)
     heard = part_from(track, given.lead, frame_rate(request.fps))
-    planned = plan(request, heard, (given.size, *sizes), shown=given.shown, downscale=given.downscale)
+    made = given.source is not None and given.source.sounds
+    grid = {"shown": given.shown, "downscale": given.downscale}
+    planned = plan(request, heard, (given.size, *sizes), **grid, silence=not made)
     planned = replace(planned, lead=given.lead, tail=given.tail)
     placed, speakers = _placed(files, request, planned, pictures), _speakers(files, request, given.source)
     _check_stages(files, request, planned, kept or KeptWindows.beside(files.output))
@@ -197,6 +199,7 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     lora_notes += [warning for fit, *others in fits if (warning := fit.warning_beside(*others))]
     images = tuple(Picture(compress(p, checkpoint.crf), *place) for p, *place in placed)
     beside = [] if given.reference is None else given.reference.told(planned.frames, planned.fps)
+    notes = [note for note in notes if not made or note not in beside_kept_sound(request.given)]
     notes += [*given.notes, *beside, *picture_notes, *lora_notes, *planned.notes, *heard_by(len(speakers))]
     job = Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits))
     job = replace(job, source=given.source, reference=given.reference, silent=silent, speakers=speakers)
@@ -210,7 +213,8 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     if not silent:
         if job.keeps_sound:  # otherwise the model makes new sound, in stereo
             notes += filter(None, [mixing(track, request.video_output_type)])
-        notes += preprocess.warnings(heard, planned.frames, planned.fps, levelled=request.preprocess_audio)
+        if not made:  # what is heard of a sound of which a part is made anew is no reason for a still picture
+            notes += preprocess.warnings(heard, planned.frames, planned.fps, levelled=request.preprocess_audio)
     return replace(job, notes=tuple(notes))
 
 

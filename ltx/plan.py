@@ -91,11 +91,12 @@ def snap_size(width: int, height: int, two_stages: bool, downscale: int = 1) -> 
 
 
 def choose_frames(
-    track: Track, fps: Fraction, match: bool, num_frames: int, *, windowed: bool = False
+    track: Track, fps: Fraction, match: bool, num_frames: int, *, windowed: bool = False, silence: bool = True
 ) -> tuple[int, list[str]]:
     """Returns the frames of the clip, 8k+1, and notes on changes. match: whether the audio sets the length, up to 481
-    frames, or up to LONGEST seconds if the clip is `windowed`. Raises InputError if the sound is too long or would not
-    fit into memory."""
+    frames, or up to LONGEST seconds if the clip is `windowed`. silence: whether silence follows a track that is
+    shorter, and not a sound that the model makes. Raises InputError if the sound is too long or would not fit into
+    memory."""
     notes = []
     if match:
         if windowed and track.seconds >= LONGEST:
@@ -111,7 +112,7 @@ def choose_frames(
     _check_length(frames, fps, track, LONGEST if windowed else MAX_SECONDS)
     if frames != num_frames:
         notes.append(f"num_frames rounded up from {num_frames} to {frames}")
-    if float(track.seconds) < float(frames / fps):
+    if silence and float(track.seconds) < float(frames / fps):
         notes.append(
             f"the audio ends after {float(track.seconds):.2f} s of {float(frames / fps):.2f} s; silence follows"
         )
@@ -163,12 +164,14 @@ def plan(
     *,
     shown: int = 0,
     downscale: int = 1,
+    silence: bool = True,
 ) -> Plan:
     """Plans a request for this track and these images, given as (width, height). shown: as in `Plan`. downscale: as for
-    `snap_size`. Raises InputError as `choose_frames` and `choose_size`."""
+    `snap_size`. silence: as for `choose_frames`. Raises InputError as `choose_frames` and `choose_size`."""
     fps = frame_rate(request.fps)
     windowed = request.windows is not None
-    frames, frame_notes = choose_frames(track, fps, request.match_audio_length, request.num_frames, windowed=windowed)
+    asked = request.match_audio_length, request.num_frames
+    frames, frame_notes = choose_frames(track, fps, *asked, windowed=windowed, silence=silence)
     width, height, size_notes = choose_size(request.video_size, request.use_multiscale, images, downscale)
     sections = request.sections
     levels: tuple[int, ...] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -297,6 +297,11 @@ def check_value(name: str, value: Any) -> Any:
     return value
 
 
+def beside_kept_sound(names: Collection[str]) -> list[str]:
+    """Notes on parameters among these names that do nothing if the sound is kept."""
+    return [f"{name} does nothing while the audio is kept (audio_strength 1)" for name in INERT if name in names]
+
+
 def parse(values: Mapping[str, Any]) -> Request:
     """A JSON object with the endpoint's names → Request. An absent seed is drawn. Raises InputError, which names the
     key, if a value is wrong."""
@@ -324,9 +329,7 @@ def parse(values: Mapping[str, Any]) -> Request:
     if "seed" not in checked:
         checked["seed"] = random.SystemRandom().randrange(SEED_BELOW)
     if checked.get("audio_strength", 1.0) == 1:
-        notes += [
-            f"{name} does nothing while the audio is kept (audio_strength 1)" for name in INERT if name in checked
-        ]
+        notes += beside_kept_sound(checked)
     if checked.get("acceleration") == "full":
         notes += [f"{name} does nothing under acceleration full" for name in DISTILLED_INERT if name in checked]
     defaults = {name: parameter.default for name, parameter in PARAMETERS.items()} | dict.fromkeys(ABSENT, 0)

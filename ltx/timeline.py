@@ -99,12 +99,13 @@ def check_end(sections: Sequence[Section], seconds: Fraction) -> None:
 
 def borders(sections: Sequence[Section], frames: int, fps: Fraction) -> tuple[Border, ...]:
     """Where the windows of a film of `frames` begin for its sections after the first one. Raises InputError if one
-    begins after the film's end, or two of them within the same eight frames."""
+    begins after the film's end, or two of them within the same eight frames: the first one has at least nine, because
+    latent 0 alone is one frame."""
     check_end(sections, frames / Fraction(fps))
     found: list[Border] = []
     for before, section in pairwise(sections):
         latent = section.first_latent(fps)
-        if latent <= (found[-1].latent if found else 0) or frames_of(latent) >= frames:
+        if latent <= (found[-1].latent if found else 1) or frames_of(latent) >= frames:
             raise InputError(
                 f"timeline: section {section} is less than eight frames away from {before} or from the end; leave one "
                 "of them out."

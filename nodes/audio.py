@@ -221,6 +221,7 @@ class RoomNoise(io.ComfyNode):
     @classmethod
     def execute(cls, audio: dict[str, Any], noise_level: float) -> io.NodeOutput:
         room_noise.check_kept("audio", not is_partly_kept(audio))
+        room_noise.check_level("noise_level", noise_level)  # from another node
         return io.NodeOutput(prepared(room_noise.with_room_noise(heard(audio), noise_level), audio))
 
 

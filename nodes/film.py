@@ -289,8 +289,6 @@ class FilmWindows:
             return keep_nothing
         check_room(folder.parent, disk_needed(cut.windows, size))
         self._windows.expire()
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
         return self._windows.of(identity)
 
     def forget(self, parts: Iterable[Path] = ()) -> None:

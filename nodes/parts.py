@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,8 @@ class SaveFilmPart(io.ComfyNode):
         with replacing(folder / name) as partial, disk_errors(folder / name):
             save_file(_content(samples, noise, audio, numbers), partial, {"format": FORMAT, **_facts(cut, numbers)})
         for path in audio.kept:  # the file has them now
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
         where = f"{subfolder}/{name}" if subfolder else name
         told = {"filename": name, "subfolder": subfolder, "notes": []}
         return io.NodeOutput(where, ui={**shown(where), "report": [told]})

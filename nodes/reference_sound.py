@@ -12,6 +12,7 @@ from torch import Tensor
 from ..ltx.diffusion.conditioning import AudioCondition
 from ..ltx.diffusion.sound import encode_reference
 from ..ltx.errors import InputError
+from ..ltx.given import check_example
 from ..ltx.media.audio import reference_part
 from . import memory
 from .conditioning import CONDITIONING
@@ -76,6 +77,7 @@ def _encoded(
 ) -> Iterator[Tensor | None]:
     """What is heard beside each window; None beside one that is made elsewhere."""
     track, windows = to_track(sound), film.cut.windows
+    check_example("sound", track)
     progress(0, len(windows))
     (vae,) = memory.use(audio_vae)
     for number, window in enumerate(windows):

@@ -433,7 +433,7 @@ class Sampler(io.ComfyNode):
         if model.acceleration.distilled and (guidance or NONE, audio_guidance or NONE) != (NONE, NONE):
             notes.append("acceleration full has no guidance")
         if left:
-            denoised = conditions.resumed(samples, denoised, left)
+            denoised, sounds = conditions.resumed(samples, denoised, left), film.sounds  # its reference is heard on
         result = {"samples": memory.to_graph(denoised)}
         if mask is not None:
             result[MASK] = latent[MASK]
@@ -481,9 +481,7 @@ def _sample(
     largest = max(seen, key=lambda each: each.latent.numel(), default=None)
     passes = steering.passes(film.frozen)
     model.attach()  # the branches of its LoRAs count among the weights of a block
-    placed = activations.sampling_memory(
-        model, samples[:, :, film.cut.longest.whole], passes, largest, conditions.audio
-    )
+    placed = activations.sampling_memory(model, samples[:, :, film.cut.longest.whole], passes, largest, _heaviest(film))
     (module,) = memory.use(model, memory_required=placed.room)
     model.compute_so()
     with blocks_stay(module.transformer_blocks, module.device, placed.stay):
@@ -504,10 +502,10 @@ def _sample(
 
 def _check_references(model: memory.Model, references: References | None, film: FilmSound) -> None:
     """Raises InputError if an IC-LoRA has no reference, or the references were made for other windows. Some IC-LoRAs
-    have a sound alone as their reference."""
+    have a sound alone as their reference. Where all parts of a film were made before, none is needed."""
     if references is not None:
         film.check_references(references)
-    if references is not None or film.referred:
+    if references is not None or film.referred or film.cut.here == frozenset():
         return
     for fit, strength in model.loras:
         if fit.lora.reference is not None and strength:
@@ -515,6 +513,16 @@ def _check_references(model: memory.Model, references: References | None, film: 
                 f"model: {fit.lora.path.name} is an IC-LoRA, which needs a reference video; connect Reference to "
                 "this sampler, or give it the model without that LoRA."
             )
+
+
+def _heaviest(film: FilmSound) -> AudioCondition:
+    """The sound of the window that takes most memory: the reference's length, and whether sound is made anew, differ by
+    window, and a first one may be made elsewhere."""
+
+    def weight(sound: AudioCondition) -> tuple[int, bool]:
+        return 0 if sound.reference is None else sound.reference.shape[2], not sound.frozen
+
+    return max(film.sounds, key=weight)
 
 
 def _left(steering: Steering, film: FilmSound) -> float:

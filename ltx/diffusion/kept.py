@@ -35,7 +35,7 @@ from .conditioning import Conditions
 from .sample_windows import NotKept, Sampled
 from .steering import Steering
 
-FORMAT = 1  # raise it when the same inputs give other latents than before
+FORMAT = 2  # raise it when the same inputs give other latents than before
 ENDING, SUFFIX, SEED = ".windows", ".safetensors", "seed.json"  # of the folder, of a window, of the seed
 WINDOW = re.compile(r"[0-9a-f]{64}\.safetensors")
 FLOAT = torch.float32.itemsize
@@ -58,6 +58,7 @@ class KeptWindows:
         self.only = resume == AS_FAR_AS_IT_IS
         self._begun = False
         self._seed: int | None = None  # to be noted with the first window
+        self._noted = False
         self._own: set[Path] = set()  # files of this run
 
     @classmethod
@@ -69,13 +70,13 @@ class KeptWindows:
 
         def keep(
             make: Callable[[], Sampled],
-            number: int,
+            window: int,
             latent: Tensor,
             conditions: Conditions,
             steering: Steering,
             noise: Noise,
         ) -> Sampled:
-            told = described([FORMAT, identity, number, latent, conditions, steering, noise])
+            told = described([FORMAT, identity, window, latent, conditions, steering, noise])
             path = self.folder / (hashlib.sha256(json.dumps(told).encode()).hexdigest() + SUFFIX)
             piece = self._read(path, conditions, noise) if self.resume else None
             self._own.add(path)
@@ -103,9 +104,17 @@ class KeptWindows:
         """The files of the windows. Other files in the folder are somebody else's."""
         return [path for path in self.folder.glob(f"*{SUFFIX}") if WINDOW.fullmatch(path.name)]
 
+    def _found(self) -> dict[Path, os.stat_result]:
+        """The same with their sizes and times, but for those that another run deletes now."""
+        found = {}
+        for path in self._files():
+            with suppress(OSError):
+                found[path] = path.stat()
+        return found
+
     def spared(self) -> int:
         """Bytes of the windows that may be used again and so need no more room on the disk."""
-        return sum(path.stat().st_size for path in self._files()) if self.resume else 0
+        return sum(each.st_size for each in self._found().values()) if self.resume else 0
 
     def told(self) -> str:
         """Words for the user about what is kept."""
@@ -134,18 +143,20 @@ class KeptWindows:
         return [f"{self.used} windows of an earlier run were used again"] if self.used else []
 
     def _open(self) -> None:
-        """Makes the folder and notes the seed, once."""
-        if self._seed is None:
-            return
+        """Makes the folder and notes the seed, and again if they were deleted since: by a user, or by another run that
+        has finished."""
         with disk_errors(self.folder):
-            self.folder.mkdir(exist_ok=True)
-        with replacing(self.folder / SEED) as file, disk_errors(file):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        note = self.folder / SEED
+        if self._seed is None or (self._noted and note.is_file()):
+            return
+        with replacing(note) as file, disk_errors(file):
             file.write_text(json.dumps({"seed": self._seed}))
-        self._seed = None
+        self._noted = True
 
     def _make_room(self, needed: int) -> None:
         """Deletes the oldest windows of earlier runs until so many bytes more are within the setting."""
-        sizes = {path: path.stat() for path in self._files()}
+        sizes = self._found()
         total = sum(each.st_size for each in sizes.values())
         for path in sorted(sizes.keys() - self._own, key=lambda each: sizes[each].st_mtime):
             if total + needed <= limit():

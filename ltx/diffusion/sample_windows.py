@@ -105,7 +105,7 @@ class Keep(Protocol):
     def __call__(
         self,
         make: Callable[[], Sampled],
-        number: int,
+        window: int,
         latent: Tensor,
         conditions: Conditions,
         steering: Steering,
@@ -155,16 +155,16 @@ def sample_windows(
             continue
         drawn_from = part.stream if part.own is None else part.own
         behind = part.window.new.start if part.window.cut else behind
-        start, noise = start_of(part.window, whole, behind), sources[drawn_from]
+        start, noise, before = start_of(part.window, whole, behind), sources[drawn_from], counts[part.stream]
         own = conditions_of(part, conditions, whole, anchors.get(part.section))
         make = partial(
             _sampled, part.window, model, start, own, steering, noise,
-            device=device, hooks=hooks(number), window=counts[part.stream], room=room,
+            device=device, hooks=hooks(number), window=before, room=room,
         )  # fmt: skip
         if len(parts) > 1 and _kept_whole(part.window, own):
             make = partial(_unchanged, part.window, start, own, noise)
         try:
-            result = keep(make, number, start, own, steering, noise)
+            result = keep(make, before, start, own, steering, noise)
         except NotKept:
             whole = whole[:, :, : part.window.new.start]
             break
@@ -218,17 +218,21 @@ def _coloured(
     if steering.sigmas[-1] > 0:
         return video
     if conditions.clean is None:
-        return _held(video, parts, number, whole)
+        return _held(video, parts, number, whole, conditions.mask)
     return _joined(video, parts, number, conditions)
 
 
-def _held(video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor) -> Tensor:
-    """The new latents of a window, pulled to the first window of its section by the window's share."""
+def _held(
+    video: Tensor, parts: Sequence[WindowInputs], number: int, whole: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """The new latents of a window, pulled to the first window of its section by the window's share. Cells that a mask
+    of the whole keeps stay as they are."""
     part = parts[number]
     first = next(n for n, other in enumerate(parts) if other.section == part.section)
     if not part.drift or first == number:
         return video
-    return _pulled(video, whole[:, :, parts[first].window.new], part.drift)
+    pulled = _pulled(video, whole[:, :, parts[first].window.new], part.drift)
+    return pulled if mask is None else torch.where(mask[:, :, part.window.new].to(video) > 0, pulled, video)
 
 
 def _joined(video: Tensor, parts: Sequence[WindowInputs], number: int, conditions: Conditions) -> Tensor:

@@ -247,10 +247,11 @@ def part_from(track: Track, frame: int, fps: Fraction) -> Track:
 
 
 def reference_part(track: Track, frame: int, frames: int, fps: Fraction) -> Track:
-    """The part of a reference's sound beside a window of so many frames that begins at `frame`, without silence after
-    its end. Beside a window behind its end it begins anew."""
-    left = track.waveform.shape[1] - samples_in(frame, fps, track.rate)
-    return soundtrack(track if left < MARGIN * track.rate else part_from(track, frame, fps), frames, fps)
+    """The part of a reference's sound beside a window of so many frames that begins at `frame`. It is as long as the
+    window, or the whole of a shorter sound: where the sound ends before the window does, it is its last part."""
+    length = samples_in(frames, fps, track.rate)
+    begin = min(samples_in(frame, fps, track.rate), max(0, track.waveform.shape[1] - length))
+    return Track(track.waveform[:, begin : begin + length], track.rate, track.speakers)
 
 
 def to_stereo(waveform: Tensor, speakers: tuple[str, ...] = ()) -> Tensor:

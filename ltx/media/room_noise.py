@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .audio import Track
+from .audio import Track, to_stereo
 
 QUIETEST, LOUDEST = -90.0, -20.0  # dBFS; 16 bits end at -96, and louder noise covers speech of the usual loudness
 USUAL = -50.0  # dBFS, as in a quiet room: about 30 dB below speech that `preprocess` has brought to its level
@@ -36,11 +36,12 @@ def check_kept(name: str, kept: bool) -> None:
 
 
 def with_room_noise(track: Track, level: float) -> Track:
-    """The track with pink noise. Its power is that of `level` in dBFS in each channel, and it is the same in all of
-    them. Raises InputError if noise cannot have this level."""
+    """The track with pink noise, which is the same in all channels. Its power is that of `level` in dBFS in the stereo
+    mix that the model hears. Raises InputError if noise cannot have this level."""
     check_level("level", level)
     noise = _pink(track.waveform.shape[1], track.rate)
-    noise *= 10 ** (level / 20) / noise.square().mean().sqrt()
+    mixed = float(to_stereo(torch.ones(len(track.waveform), 1), track.speakers).max())  # 2.4 for 5.1, where it adds up
+    noise *= 10 ** (level / 20) / (noise.square().mean().sqrt() * (mixed or 1))
     return Track(track.waveform.to("cpu", torch.float32) + noise, track.rate, track.speakers)
 
 

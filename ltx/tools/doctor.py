@@ -434,6 +434,7 @@ def _fits(found: Found) -> Iterator[Line]:
         output=Path("out.mp4"),
         upscaler=found.upscaler,
         distill_lora=None if distilled else found.distilled_lora,
+        safety_checker=next(iter(found.checkers), None),
         **named,
     )
     device = _device().type

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -40,7 +41,7 @@ from a2v.tests.host.draw_workflows import (
     opening_file,
     sent,
 )
-from a2v.tests.host.drawing import faces
+from a2v.tests.host.drawing import faces, poster
 from a2v.tests.host.drawing.parts import CAMERA, FILES, UNION
 from a2v.tests.host.drawing.variants import DEFAULT, REDUB, REFERENCE, RETAKE, SONG, VARIANTS, Variant
 from a2v.tests.ltx.media.clips import write_clip
@@ -505,6 +506,15 @@ def test_the_template_browser_has_a_picture(name: str) -> None:
         assert path.with_suffix(".jpg").stat().st_size < 100_000
     for picture in PICTURES.glob(f"{name}*.jpg"):
         assert picture.stat().st_size < 250_000
+
+
+@pytest.mark.parametrize("name", [variant.name for variant in VARIANTS if variant.is_25])
+def test_the_badge_of_the_template_browser_covers_no_title(name: str) -> None:
+    """Frontends of 2026 lay "Node graph" over the upper left corner of a picture: an eighth of its height."""
+    drawn = re.findall(r'<text x="\d+" y="(\d+)".*? font-size="(\d+)"', poster.svg(BY_NAME[name]))
+    assert len(drawn) == 2
+    for bottom, size in drawn:
+        assert int(bottom) - 0.75 * int(size) >= poster.SIDE / 8
 
 
 @pytest.mark.parametrize("which", ["First image", "End image"])

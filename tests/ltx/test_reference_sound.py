@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from a2v.ltx import given
 from a2v.ltx.diffusion.schedules import REFINE
 from a2v.ltx.errors import InputError
 from a2v.ltx.job import prepare
@@ -137,11 +138,11 @@ def test_the_second_stage_hears_none_unless_it_sees_the_reference(engine: Engine
 
 @pytest.mark.parametrize(
     ("first", "begin", "length"),
-    [(0, 0, 2000), (24, 1000, 1500), (48, 2000, 500), (60, 0, 2000), (90, 0, 2000)],
-    ids=["the beginning", "further on", "what is left of it", "nothing is left", "behind its end"],
+    [(0, 0, 2000), (6, 250, 2000), (24, 500, 2000), (60, 500, 2000), (90, 500, 2000)],
+    ids=["the beginning", "further on", "across its end", "at its end", "behind its end"],
 )
 def test_the_part_beside_a_window(first: int, begin: int, length: int) -> None:
-    """Of 2.5 s at 1 kHz beside windows of 2 s: no silence is added, and behind its end it begins anew."""
+    """Of 2.5 s at 1 kHz beside windows of 2 s: always as long as the window, without silence."""
     track = Track(torch.arange(2500.0)[None], 1000)
     part = reference_part(track, first, 48, Fraction(24))
     assert torch.equal(part.waveform, track.waveform[:, begin : begin + length])
@@ -150,10 +151,11 @@ def test_the_part_beside_a_window(first: int, begin: int, length: int) -> None:
 def test_windows_hear_their_own_part(engine: Engine, media: dict[str, Path]) -> None:
     values = {"video_size": {"width": 64, "height": 64}, "windows": {"frames": 25, "overlap": 1}}
     values |= {"num_frames": 41, "match_audio_length": False, "reference": {"sound": True}}
-    trace = engine(values, audio=media["voice"], reference=media["reference"]).trace
-    heard = [trace[f"reference/window{n or ''}/audio_latent" if n else "reference/audio_latent"] for n in (0, 1)]
-    assert all(each.shape[2] > 4 for each in heard) and heard[0].shape[2] > heard[1].shape[2]
-    assert clip_track(media["reference"]).seconds < Fraction(41, 24)
+    names = "reference/audio_latent", "reference/window1/audio_latent"
+    first, second = (engine(values, audio=media["voice"], reference=media["long"]).trace[name] for name in names)
+    assert first.shape == second.shape and not torch.equal(first, second)
+    first, second = (engine(values, audio=media["voice"], reference=media["reference"]).trace[name] for name in names)
+    assert first.shape == second.shape and clip_track(media["reference"]).seconds < Fraction(41, 24)
 
 
 def test_words_for_the_sound_of_a_reference(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
@@ -168,3 +170,12 @@ def test_words_for_the_sound_of_a_reference(tiny: TinyFiles, media: dict[str, Pa
         files = files_of(tiny, tmp_path / "out.mp4", audio=media["voice"], reference=media[reference])
         with pytest.raises(InputError, match=sentence):
             prepare(files, parse({**BASE, **REQUEST, "reference": value}))
+
+
+def test_a_sound_of_which_there_is_no_spectrogram_is_told_before_a_model_is_loaded(
+    tiny: TinyFiles, media: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(given, "clip_track", lambda path: Track(torch.zeros(1, 512), 16_000))
+    files = files_of(tiny, tmp_path / "out.mp4", audio=media["voice"], reference=media["reference"])
+    with pytest.raises(InputError, match=r"^reference\.mp4: 0\.032 s of sound are too short for an example"):
+        prepare(files, parse({**BASE, **REQUEST, "reference": {"sound": True}}))

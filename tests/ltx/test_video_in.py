@@ -209,6 +209,21 @@ def test_outside_the_mask_pixels_are_the_sources(engine: Engine, media: dict[str
     assert result.report["used"]["frames"] == FRAMES
 
 
+def test_a_mask_that_moves_is_a_video(engine: Engine, media: dict[str, Path], tmp_path: Path) -> None:
+    """Its white is a quarter of the width up to frame 8, and half of it from frame 9, latent 2, on."""
+    pictures = [Image.new("L", (WIDTH, HEIGHT)) for _ in range(FRAMES)]
+    for number, picture in enumerate(pictures):
+        picture.paste(255, (0, 0, WIDTH // (4 if number < 9 else 2), HEIGHT))
+    durations = [9000 / 24, (FRAMES - 9) * 1000 / 24]
+    pictures[0].save(tmp_path / "mask.png", save_all=True, append_images=pictures[9:10], duration=durations)
+    result = engine({}, video=media["video"], mask=tmp_path / "mask.png")
+    source, quarter = source_frames(media["video"]), WIDTH // 4
+    assert torch.equal(result.frames[:9, :, quarter:], source[:9, :, quarter:])
+    assert torch.equal(result.frames[9:, :, 2 * quarter :], source[9:, :, 2 * quarter :])
+    mask = result.trace["s1/denoise_mask_video"].reshape(4, HEIGHT // 32, WIDTH // 32)
+    assert mask[:, 0].tolist() == [[1, 0, 0, 0]] * 2 + [[1, 1, 0, 0]] * 2
+
+
 def test_both_stages_keep_what_the_mask_keeps(engine: Engine, media: dict[str, Path]) -> None:
     """By their latents: the source's pixels come back in any case."""
     result = engine({"use_multiscale": True, "edit": {"start": 9 / 24}}, video=media["video"], mask=media["mask"])
@@ -487,6 +502,32 @@ def test_what_is_cut_is_told(
     given = {named: media[named], "audio": media["voice"]}
     request = parse({**BASE, "match_audio_length": False, "video_size": {"width": 64, "height": 64}, **values})
     assert any(words in note for note in prepare(files_of(tiny, tmp_path / "out.mp4", **given), request).notes)
+
+
+@pytest.mark.parametrize(
+    ("named", "values"),
+    [
+        ("video", {"edit": {"extend": "forward"}}),
+        ("video", {"edit": {"extend": "backward"}}),
+        ("video", {"edit": {"at": 1}, "num_frames": 97}),
+        ("video", {"num_frames": 97}),
+        ("mute", {"edit": {"renew": "sound"}}),
+    ],
+    ids=["forward", "backward", "both ends", "beyond its end", "a silent video"],
+)
+def test_sound_that_is_made_is_not_called_silent(
+    tiny: TinyFiles, media: dict[str, Path], tmp_path: Path, named: str, values: dict[str, Any]
+) -> None:
+    """Nor its guidance without effect."""
+    files = files_of(tiny, tmp_path / "out.mp4", video=media[named])
+    notes = " ".join(prepare(files, parse({**BASE, **values, "audio_cfg_scale": 3})).notes)
+    assert "silen" not in notes and "audio_cfg_scale does nothing" not in notes
+
+
+def test_guidance_of_a_kept_sound_is_told(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
+    files = files_of(tiny, tmp_path / "out.mp4", video=media["video"])
+    notes = prepare(files, parse({**BASE, "edit": {"start": 0.5}, "audio_cfg_scale": 3})).notes
+    assert "audio_cfg_scale does nothing while the audio is kept (audio_strength 1)" in notes
 
 
 def test_a_reference_of_every_other_frame(engine: Engine, media: dict[str, Path]) -> None:

@@ -287,6 +287,8 @@ def test_noise_is_under_what_the_model_hears_of_a_clip_alone() -> None:
     _, placed, _ = extended(extend="forward", renew="picture")
     (noisy,) = audio.RoomNoise.execute(placed, -40.0).args
     assert torch.equal(heard(noisy).waveform, with_room_noise(heard(placed), -40.0).waveform)
+    with pytest.raises(InputError, match=r"^noise_level: 5 dBFS; give a number from -90 to -20"):
+        audio.RoomNoise.execute(placed, 5.0)
     _, placed, _ = extended(extend="forward", renew="both")
     with pytest.raises(InputError, match=r"^audio: the model would put the noise into the sound that it makes"):
         audio.RoomNoise.execute(placed, -40.0)

@@ -93,15 +93,28 @@ def part(film: Cut, number: int = 0, made: str = "") -> Cut:
     return type("FilmPart", (parts.FilmPart,), {"hidden": hidden}).execute(film, number, 3, made).args[0]
 
 
-@pytest.fixture
-def second(folder: Path) -> str:
-    """The file of the second part."""
+def saved(*kept: Path) -> str:
+    """Saves the second part, of which these windows were kept, and returns the file's name."""
     cut = part(story(), 2)
     sounds = tuple(AudioCondition(torch.zeros(1, 8, 18, 16), 17, FPS) for _ in cut.windows)
     hidden = SimpleNamespace(unique_id="1", prompt=None, extra_pnginfo=None)
     save = type("SaveFilmPart", (parts.SaveFilmPart,), {"hidden": hidden})
     latent = {"samples": torch.zeros(1, 128, 13, 1, 1)}
-    return save.execute(latent, NextNoise(Noise(1)), FilmSound(cut, sounds), "part").args[0]
+    return save.execute(latent, NextNoise(Noise(1)), FilmSound(cut, sounds, kept), "part").args[0]
+
+
+@pytest.fixture
+def second(folder: Path) -> str:
+    """The file of the second part."""
+    return saved()
+
+
+def test_a_part_is_saved_where_a_kept_window_cannot_be_deleted(folder: Path) -> None:
+    """A virus scanner may hold it. The part is in its file by then."""
+    locked, free = folder / "locked", folder / "free"
+    locked.mkdir(parents=True)  # no file, so that unlink fails
+    free.touch()
+    assert (folder.parent / saved(locked, folder / "gone", free)).is_file() and not free.exists()
 
 
 def test_a_part_is_taken_where_the_film_changes_elsewhere(second: str) -> None:

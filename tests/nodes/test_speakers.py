@@ -25,7 +25,7 @@ from a2v.nodes.conditioning import AudioConditioning
 from a2v.nodes.film import IN_FILM, Cut, FilmSound, InFilm, prepared
 from a2v.nodes.film import heard as audible
 from a2v.nodes.reference_sound import ReferenceSound
-from a2v.nodes.sampling import _check_references
+from a2v.nodes.sampling import _check_references, _heaviest
 from a2v.nodes.speakers import WhoSpeaks
 from a2v.tests.nodes.test_steering import run
 from a2v.tests.tiny import write_tiny
@@ -126,10 +126,12 @@ def test_a_reference_sound_of_a_clip(vae: memory.Handle) -> None:
     assert torch.equal(itself.reference, own.latent)
     with pytest.raises(InputError, match=r"^audio_vae: it is not connected, and a sound needs it"):
         run(ReferenceSound, audio=sound(FRAMES), sound=spoken)
+    with pytest.raises(InputError, match=r"^sound: 0\.032 s of sound are too short for an example"):
+        run(ReferenceSound, audio=sound(FRAMES), sound=voice(0.032), audio_vae=vae)
 
 
 def test_each_window_has_its_part_of_a_reference_sound(vae: memory.Handle) -> None:
-    """But for one that is made elsewhere, which needs none; behind its end it begins anew."""
+    """But for one that is made elsewhere, which needs none; all of a sound that is shorter than the window."""
     windows = cut_windows(FRAMES, WindowSize(33, 2))
     film = FilmSound(Cut(FRAMES, FPS, windows, here=frozenset({0, 2})), tuple(sound(each.frames) for each in windows))
     spoken = voice(1.0)
@@ -147,3 +149,18 @@ def test_an_ic_lora_may_have_a_sound_alone(tmp_path: Path) -> None:
     _check_references(model, None, heard_alone)
     with pytest.raises(InputError, match=r"^model: voices\.safetensors is an IC-LoRA, which needs a reference video"):
         _check_references(model, None, FilmSound.of(sound(FRAMES)))
+    windows = cut_windows(FRAMES, WindowSize(33, 2))
+    made_elsewhere = Cut(FRAMES, FPS, windows, here=frozenset())
+    _check_references(model, None, FilmSound(made_elsewhere, tuple(sound(each.frames) for each in windows)))
+
+
+def test_memory_is_kept_for_the_window_that_takes_most(vae: memory.Handle) -> None:
+    """The first window may be short or made elsewhere, and only a later one may make sound anew."""
+    windows = cut_windows(FRAMES, WindowSize(33, 2))
+    film = FilmSound(Cut(FRAMES, FPS, windows, here=frozenset({1, 2})), tuple(sound(each.frames) for each in windows))
+    assert _heaviest(film) is film.sounds[0]
+    (made,) = run(ReferenceSound, audio=film, sound=voice(FRAMES / 24 - 0.2), audio_vae=vae)
+    assert made.sounds[0].reference is None and _heaviest(made) is made.sounds[1]
+    first, second, last = film.sounds
+    renewed = replace(second, mask=torch.ones(second.latent.shape[2]))
+    assert _heaviest(replace(film, sounds=(first, renewed, last))) is renewed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -146,6 +147,25 @@ def test_res_2s_through_the_node(model: memory.Model, level: str, strength: floa
     scales = first.guidance, first.audio_guidance
     expected = by_engine(model, strength, Steering(first.sigmas, *scales, first.acceleration, sampler=RES_2S))
     assert torch.equal(latent, expected[0]) and torch.equal(audio.latent, expected[1].latent)
+
+
+def test_the_rest_of_a_split_schedule_hears_the_same_reference(model: memory.Model) -> None:
+    """Its stage is not over, so next audio still has it; behind the end of the stage it has not."""
+    asked, steering = conditions(model.module, 1.0), steer(request("none", 1.0), stg_blocks=(1,))[0]
+    sigmas, heard = steering.sigmas, replace(asked.audio, reference=noise(4, 1, 8, 7, 16))
+
+    def sampled(sigmas: Tensor, source: Any, latent: Tensor, audio: AudioCondition) -> tuple[Any, ...]:
+        same = {"positive": asked.positive, "negative": asked.negative, "guidance": steering.guidance}
+        start = {"latent": {"samples": latent}, "audio": audio}
+        return run(sampling.Sampler, model=model, noise=source, sigmas=sigmas, **same, **start)
+
+    none = SimpleNamespace(seed=0, generate_noise=lambda latent: torch.zeros_like(latent["samples"]))
+    empty, source = torch.zeros(1, CHANNELS, 2, 2, 3), SimpleNamespace(seed=SEED)
+    whole, _, after, _ = sampled(sigmas, source, empty, heard)
+    half, _, between, _ = sampled(sigmas[:3], source, empty, heard)
+    rest, _, last, _ = sampled(sigmas[2:], none, half["samples"], between)
+    assert torch.allclose(rest["samples"], whole["samples"], atol=1e-4)
+    assert between.reference is heard.reference and after.reference is None is last.reference
 
 
 def test_the_distilled_recipe_has_no_guidance_whoever_gives_some(model: memory.Model) -> None:

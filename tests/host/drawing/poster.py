@@ -24,16 +24,16 @@ def _text(y: int, size: int, weight: int, color: str, words: str) -> str:
 
 
 def _frame(x: int, mouth: int, edge: str) -> str:
-    eyes = "".join(f'<circle cx="{x + at}" cy="236" r="5" fill="{NIGHT}"/>' for at in (49, 79))
-    return (f'<rect x="{x}" y="174" width="128" height="160" rx="14" fill="{PANEL}" stroke="{edge}" stroke-width="8"/>'
-            f'<circle cx="{x + 64}" cy="246" r="42" fill="{AMBER}"/>{eyes}'
-            f'<ellipse cx="{x + 64}" cy="263" rx="14" ry="{mouth}" fill="{NIGHT}"/>')  # fmt: skip
+    eyes = "".join(f'<circle cx="{x + at}" cy="250" r="5" fill="{NIGHT}"/>' for at in (49, 79))
+    return (f'<rect x="{x}" y="188" width="128" height="160" rx="14" fill="{PANEL}" stroke="{edge}" stroke-width="8"/>'
+            f'<circle cx="{x + 64}" cy="260" r="42" fill="{AMBER}"/>{eyes}'
+            f'<ellipse cx="{x + 64}" cy="277" rx="14" ry="{mouth}" fill="{NIGHT}"/>')  # fmt: skip
 
 
 def _wave() -> str:
     heights = (8 + 40 * abs(math.sin(0.55 * bar) * math.cos(0.21 * bar)) for bar in range(WAVE))
     step = (SIDE - 80) / (WAVE - 1)
-    path = "".join(f"M{40 + step * bar:.0f} {414 - height:.0f}v{2 * height:.0f}" for bar, height in enumerate(heights))
+    path = "".join(f"M{40 + step * bar:.0f} {424 - height:.0f}v{2 * height:.0f}" for bar, height in enumerate(heights))
     return f'<path d="{path}" stroke="{GREEN}" stroke-width="10" stroke-linecap="round"/>'
 
 
@@ -42,8 +42,8 @@ def svg(variant: Variant) -> str:
     about = variant.title.partition(f"LTX-{variant.version} ")[2]
     edges = (GREEN if variant.images else CREAM, CREAM, CREAM)
     frames = "".join(_frame(40 + 152 * n, *each) for n, each in enumerate(zip(MOUTHS, edges, strict=True)))
-    title = _text(90, 60, 700, CREAM, f"LTX-{variant.version}")
-    below = _text(134, 29, 400, GREY, about[:1].upper() + about[1:])
+    title = _text(112, 60, 700, CREAM, f"LTX-{variant.version}")
+    below = _text(154, 29, 400, GREY, about[:1].upper() + about[1:])
     return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{SIDE}" height="{SIDE}">'
             f'<rect width="{SIDE}" height="{SIDE}" fill="{NIGHT}"/>{title}{below}{frames}{_wave()}</svg>')  # fmt: skip
 

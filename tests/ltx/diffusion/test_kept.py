@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
@@ -118,6 +119,27 @@ def test_it_is_removed_and_nothing_else(tmp_path: Path) -> None:
     store.remove()
     assert list(tmp_path.iterdir()) == []
     store.remove()
+
+
+def test_a_folder_that_is_deleted_meanwhile(tmp_path: Path) -> None:
+    """By a user, or by another run of the same output that has finished: the film goes on and notes its seed again."""
+    store, (made, conditions) = KeptWindows.beside(tmp_path / "film.mp4"), piece(1.0)
+    store.begin(7)
+    for number in range(3):
+        store.of("")(lambda: made, number, torch.zeros(1), conditions, STEERING, Noise(4))
+        assert (store.count(), store.seed()) == (1, 7)
+        shutil.rmtree(store.folder)
+
+
+def test_windows_that_another_run_deletes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are listed, and gone when their size is asked for."""
+    store, (made, conditions) = KeptWindows(tmp_path, resume=True), piece(1.0)
+    listed = KeptWindows._files
+    gone = tmp_path / f"{'a' * 64}.safetensors"
+    monkeypatch.setattr(KeptWindows, "_files", lambda self: [gone, *listed(self)])
+    store.of("")(lambda: made, 0, torch.zeros(1), conditions, STEERING, Noise(4))
+    (file,) = listed(store)
+    assert store.spared() == file.stat().st_size
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

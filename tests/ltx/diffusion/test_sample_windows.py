@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from a2v.ltx.diffusion import samplers
 from a2v.ltx.diffusion.acceleration import LEVELS
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, Guide, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.diffusion.kept import KeptWindows
 from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.sample_windows import Sampled, WindowInputs, conditions_of, sample_windows, start_of
 from a2v.ltx.diffusion.samplers import Hooks, Restart
@@ -334,6 +336,16 @@ def test_drift_pulls_what_is_as_in_the_first_window(model: nn.Module) -> None:
     assert float(spread.nan_to_num().max()) < 1e-5, "what moves in a window moves as before"
 
 
+def test_drift_does_not_touch_what_a_mask_keeps(model: nn.Module) -> None:
+    """A latent with a noise mask and no source video, as other nodes make it."""
+    start, mask = drawn(9, 1, CHANNELS, LATENTS, HEIGHT, WIDTH), torch.ones(1, 1, LATENTS, HEIGHT, WIDTH)
+    mask[..., 0] = 0
+    given = {"conditions": conditions(mask=mask), "start": start}
+    pulled, free = (Watched(model, Steering(SIGMAS), drift=drift, **given).video for drift in (1.0, 0.0))
+    assert torch.equal(pulled[..., 0], start[..., 0])
+    assert torch.equal(pulled[:, :, :5], free[:, :, :5]) and not torch.equal(pulled[..., 1:], free[..., 1:])
+
+
 def test_a_section_drifts_from_its_own_beginning(model: nn.Module) -> None:
     """The first window of a section is not pulled to another section's colours."""
     heard = sounds()
@@ -427,6 +439,23 @@ def test_a_window_with_its_own_seed_leaves_the_others_theirs(model: nn.Module) -
     expected = torch.randn(1, 30, CHANNELS, generator=torch.Generator().manual_seed(77))
     assert torch.equal(entering[2][:, :, 3:], unpatchify_video(expected, (5, HEIGHT, WIDTH))[:, :, 3:])
     assert torch.equal(noises[0].state, usual.noise.state), "the second stage draws what it drew without"
+
+
+def test_a_kept_window_has_the_renewed_noise_that_sampling_would_give(model: nn.Module, tmp_path: Path) -> None:
+    """The third window has a seed of its own. Whether its section has one decides how many windows were drawn before
+    from that stream, and so which noise restart sampling renews in it."""
+
+    def film(streams: Sequence[int], folder: str) -> tuple[Tensor, KeptWindows]:
+        own = max(streams) + 1
+        asked = [replace(part, stream=stream) for part, stream in zip(parts(sounds()), streams, strict=True)]
+        asked[2] = replace(asked[2], own=own)
+        noises = [Noise(seed) for seed in (4, 5)[:own]] + [Noise(77)]
+        steering, store = Steering(SIGMAS, restart=Restart()), KeptWindows(tmp_path / folder, resume=True)
+        return sample_windows(model, zeros(), asked, conditions(), steering, noises, keep=store.of(""))[0], store
+
+    film((0, 0, 1, 1), "kept")
+    video, store = film((0, 0, 0, 0), "kept")
+    assert torch.equal(video, film((0, 0, 0, 0), "new")[0]) and store.used == 2
 
 
 # Sections

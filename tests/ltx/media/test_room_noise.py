@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from a2v.ltx.errors import InputError
-from a2v.ltx.media.audio import Track
+from a2v.ltx.media.audio import Track, to_stereo
 from a2v.ltx.media.room_noise import LOUDEST, QUIETEST, USUAL, check_kept, with_room_noise
 
 
@@ -17,6 +17,16 @@ def test_the_noise_has_its_power(samples: int, rate: int, level: float) -> None:
     noisy = with_room_noise(Track(torch.zeros(2, samples), rate), level)
     assert noisy.waveform.shape == (2, samples) and noisy.rate == rate
     assert 10 * noisy.waveform.square().mean(dim=1).log10() == pytest.approx([level, level], abs=1e-3)
+
+
+@pytest.mark.parametrize("speakers", [("FL", "FR", "FC", "LFE", "SL", "SR"), ("FL", "FR", "LFE"), ("LFE",) * 3])
+def test_what_the_model_hears_of_surround_sound_has_the_power(speakers: tuple[str, ...]) -> None:
+    """The same noise in all channels adds up in the stereo mix: in 5.1 by 7.7 dB."""
+    noisy = with_room_noise(Track(torch.zeros(len(speakers), 9000), 48_000, speakers), USUAL).waveform
+    heard = to_stereo(noisy, speakers)
+    if "FL" in speakers:
+        assert 10 * heard.square().mean(dim=1).log10() == pytest.approx([USUAL, USUAL], abs=1e-3)
+    assert noisy.isfinite().all() and not noisy[0].equal(torch.zeros(9000))
 
 
 def test_the_noise_is_pink_and_equal_in_all_channels() -> None:

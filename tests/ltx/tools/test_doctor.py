@@ -17,6 +17,7 @@ import pytest
 import torch
 from a2v.ltx import models, versions
 from a2v.ltx.diffusion.tiling import USUAL
+from a2v.ltx.media.safety import REQUIRED
 from a2v.ltx.memory import forecast
 from a2v.ltx.memory.rehearsal import blueprint
 from a2v.ltx.models import MODELS
@@ -24,6 +25,7 @@ from a2v.ltx.tools import doctor
 from a2v.ltx.weights import products
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests import layouts
+from a2v.tests.ltx.media.test_safety import write as write_checker
 from a2v.tests.tiny import TinyFiles
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -147,6 +149,19 @@ def test_a_gemma_that_lacks_a_file_says_which(placed: TinyFiles, tmp_path: Path)
     (placed.gemma / "tokenizer.json").unlink()
     status, lines = told(tmp_path)
     assert status == 1 and "not found" in line_with(lines, placed.gemma / "tokenizer.json")
+
+
+@pytest.mark.usefixtures("measured_once", "placed")
+def test_a_safety_checker_that_is_required_counts_if_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(REQUIRED, "require")
+    status, lines = told(tmp_path)
+    assert status == 1 and line_with(lines, "enable_safety_checker: no classifier").startswith(doctor.BAD)
+    write_checker(tmp_path / "models" / "safety_checker" / "classifier")
+    status, lines = told(tmp_path)
+    assert status == 0, lines
+    assert line_with(lines, "safety checker ").startswith(doctor.OK)
 
 
 @pytest.mark.usefixtures("measured_once")

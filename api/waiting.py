@@ -10,13 +10,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+class TimeIsOverError(asyncio.TimeoutError):
+    """What was awaited did not come in time. It is none that it raised itself."""
+
+
 async def wait_for(awaitable: Awaitable[T], seconds: float) -> T:
-    """Awaits something for at most so many seconds. Errors: `asyncio.TimeoutError`; the awaitable is cancelled then."""
+    """Awaits something for at most so many seconds. Errors: `TimeIsOverError`; the awaitable is cancelled then."""
     task = asyncio.ensure_future(awaitable)
     try:
         await asyncio.wait({task}, timeout=seconds)
         if not task.done():
-            raise asyncio.TimeoutError
+            raise TimeIsOverError
         return task.result()
     finally:
         task.cancel()
@@ -47,7 +51,7 @@ async def paced(read: Callable[[], Awaitable[bytes]], idle: float, least: float,
         begun = time.monotonic()
         try:
             piece = await wait_for(read(), idle)
-        except asyncio.TimeoutError:
+        except TimeIsOverError:
             raise TooSlowError(f"nothing came for {idle:g} s") from None
         if not piece:
             return

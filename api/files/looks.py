@@ -11,15 +11,14 @@ import av
 from PIL import Image
 
 from ...ltx.errors import InputError
-from ...ltx.media.container import TAGS, picture_stream
+from ...ltx.media.container import open_bytes, picture_stream
 from ...ltx.media.images import check_size, open_image
 
 Kind = Literal["audio", "image", "video"]
 
 SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
-OPTIONS = {"protocol_whitelist": "none", "probesize": "65536"}
-"""FFmpeg's options. As in ltx/media/audio.py, a playlist must not make it read other files or the network. It reads
-`probesize` bytes behind a file's headers: the usual 5 MB take 30 ms of the interpreter from a running job."""
+PROBED = "65536"
+"""Bytes that FFmpeg reads behind a file's headers: the usual 5 MB take 30 ms of the interpreter from a running job."""
 
 
 def look(path: Path, kind: Kind, field: str) -> str:
@@ -31,7 +30,7 @@ def _look_at_streams(path: Path, kind: Kind, field: str) -> str:
     """A suffix that fits the container. Errors: InputError if FFmpeg cannot read it or it has no stream of the
     kind."""
     try:
-        with path.open("rb") as file, av.open(file, options=OPTIONS, **TAGS) as container:
+        with path.open("rb") as file, open_bytes(file, probesize=PROBED) as container:
             if kind == "video":
                 _check_picture(container, field)
             elif not container.streams.audio:

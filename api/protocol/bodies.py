@@ -83,7 +83,8 @@ def _too_many() -> Refusal:
 
 
 async def pieces_of(request: web.Request) -> AsyncIterator[bytes]:
-    """Yields a request's body. Errors: 408 if it comes too slowly; 503 if it gave way to another one."""
+    """Yields a request's body. Errors: 408 if it comes too slowly; 503 if it gave way to another one; 400 if it is not
+    compressed or divided as its headers say."""
     try:
         async for piece in paced(request.content.readany, IDLE_SECONDS, LEAST_RATE, RATE_SECONDS):
             yield piece
@@ -91,6 +92,13 @@ async def pieces_of(request: web.Request) -> AsyncIterator[bytes]:
         raise Refusal(408, f"The body came too slowly: {error}.", headers={"Connection": "close"}) from None
     except GaveWayError:
         raise _too_many() from None
+    except web.RequestPayloadError:
+        raise Refusal(
+            400,
+            "The body is broken: it is not compressed as Content-Encoding says, or not sent in the chunks "
+            "that it announces.",
+            headers={"Connection": "close"},
+        ) from None
 
 
 def check_json(request: web.Request) -> None:

@@ -46,7 +46,7 @@ def operations(settings: Settings) -> list[Operation]:
 
 def file_headers(content_type: str, name: str) -> dict[str, str]:
     """Headers for a client's file: a browser plays or saves it, and never runs it on this origin."""
-    plays = re.fullmatch(r"(audio|video)/[\w.+-]+|image/(?!svg)[\w.+-]+", content_type)
+    plays = re.fullmatch(r"(audio|video|image)/(?!svg|.*xml)[\w.+-]+", content_type)  # XML may hold scripts
     return {
         "Content-Type": content_type if plays else "application/octet-stream",
         "Content-Disposition": f'{"inline" if plays else "attachment"}; filename="{name}"',

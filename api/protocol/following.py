@@ -124,6 +124,7 @@ class Following:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """Sends server-sent events: the status whenever it changes, and each line of the log once."""
+        base_url(request, self.settings)  # an answer that has begun cannot become a refusal any more
         snapshot = await self._snapshot(request)
         request_id = snapshot.request.id
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Fal-Request-Id": request_id}

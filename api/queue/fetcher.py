@@ -30,6 +30,7 @@ from .leases import Leases
 FETCHES = 64  # requests whose files are fetched from other servers at once
 FETCHES_OF_A_HOST = 24
 OWN_FETCHES = 16  # requests whose files are copied here at once
+BEGUN_AT_ONCE = 16  # fetches that a tick begins: one that fails at once makes room for the next, for hours on end
 RETRY_SECONDS = 5.0  # until the next try if the disk is full or fails
 
 Files = dict[str, str]
@@ -37,7 +38,7 @@ Files = dict[str, str]
 
 
 class Fetcher:
-    """wake: is called when a request's files are there, or cannot be fetched."""
+    """wake: is called when a request's files are there, or cannot be fetched, and when there may be more to fetch."""
 
     def __init__(
         self, leases: Leases, database: Store, settings: Settings, finishing: Finishing, wake: Callable[[], None]
@@ -60,9 +61,12 @@ class Fetcher:
                 fetch.stop(cancelled())
             elif is_late(fetch.request, clock.now()):
                 fetch.stop(late(fetch.request))
-        while request := await self._claim():
+        for _ in range(BEGUN_AT_ONCE):
+            if (request := await self._claim()) is None:
+                return
             over = partial(self._over, request.id)
             self._fetching[request.id] = InHand(request, self._leases, self._finishing, self._fetch, self._settle, over)
+        self._wake()  # for more, after the queue's other work
 
     def stop(self, request_id: str, ending: RequestFailed) -> None:
         """Ends a request if its files are being fetched. Its end is written soon after."""

@@ -35,6 +35,7 @@ from .preparation import Preparation
 from .snapshots import Snapshot, Snapshots
 from .submissions import Submission, Submissions
 
+ENDED_AT_ONCE = 16  # waiting requests that a tick ends: each costs a transaction, and other work waits meanwhile
 CANCEL_SECONDS = 5.0  # that the answer to a cancellation waits for the request's end
 
 
@@ -152,7 +153,9 @@ class RequestQueue:
     async def _end_waiting(self) -> None:
         overdue, unwanted = await self.store.read(_waiting_in_vain)
         ends = [(request, late(request)) for request in overdue] + [(request, cancelled()) for request in unwanted]
-        await each_of(partial(self.finishing.finish, *end) for end in ends)
+        if len(ends) > ENDED_AT_ONCE:
+            self._ticker.wake()  # for the others, after the queue's other work
+        await each_of(partial(self.finishing.finish, *end) for end in ends[:ENDED_AT_ONCE])
 
 
 def _waiting_in_vain(session: Session) -> tuple[list[StoredRequest], list[StoredRequest]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -12,6 +13,7 @@ import av
 from av.stream import Disposition
 
 from ..errors import InputError, no_such_file
+from .promised import MOST_SAMPLES, promised_samples
 
 # Tags may be in any encoding. PyAV before version 19 needs an option for that; newer versions do not.
 TAGS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
@@ -42,16 +44,20 @@ def open_media(path: Path, example: str) -> Iterator[Any]:
         ) from error
 
 
-def open_bytes(file: BinaryIO) -> Any:
+def open_bytes(file: BinaryIO, **options: str) -> Any:
     """An open file as an av container. FFmpeg gets no protocols, so that a playlist cannot make it read other files or
-    the network.
+    the network. options: FFmpeg's other ones.
+
+    Raises av.FFmpegError if FFmpeg cannot read it, or would need any amount of memory for its header alone.
 
     PyAV's messages are off, as they are unless another package wants them (torchvision before 0.24 does): a decoder's
     thread would wait for Python's lock to tell an error, and whoever closes the decoder holds that lock until the
     thread ends.
     """
+    if promised_samples(file) > MOST_SAMPLES:
+        raise av.InvalidDataError(errno.EINVAL, f"its header promises more than {MOST_SAMPLES} packets")
     av.logging.set_level(None)
-    return av.open(file, options={"protocol_whitelist": "none"}, **TAGS)
+    return av.open(file, options={"protocol_whitelist": "none", **options}, **TAGS)
 
 
 def packets_of(container: Any, *streams: Any) -> Iterator[Any]:

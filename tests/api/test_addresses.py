@@ -8,6 +8,7 @@ import ipaddress
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -409,6 +410,30 @@ def test_a_server_that_drips_is_given_up(tmp_path: Path) -> None:
     settings = make_settings(tmp_path, allowed_hosts=(FAR,), fetch_seconds=0.5)
     with pytest.raises(InputError, match="took too long"):
         asyncio.run(raw(settings, HEAD, *[b"x"] * 90, pause=0.05))
+
+
+def test_a_file_that_comes_steadily_and_not_in_time_is_not_told_as_silence(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, allowed_hosts=(FAR,), fetch_seconds=0.5)
+
+    async def steady(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with suppress(ConnectionError):
+            while True:
+                await response.write(b"x" * 2**16)
+                await asyncio.sleep(0.02)
+        return response
+
+    async def all_of(url: str) -> None:
+        async with fetch(url, "audio_url", settings) as response:
+            async for _ in fetching.body_of(response, "audio_url"):
+                pass
+
+    with (
+        answering(steady, host=FAR) as (port, _),
+        pytest.raises(InputError, match=f"^audio_url: {FAR} took too long to answer"),
+    ):
+        asyncio.run(all_of(f"http://{FAR}:{port}/a.wav"))
 
 
 @pytest.mark.parametrize("bad", [b"no http at all\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", b""])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
 import os
 import socket
@@ -266,6 +267,29 @@ def test_a_stream_ends_where_its_request_is_forgotten(served: Served) -> None:
             session.delete(rows.find(session, answer["request_id"]))
         assert not any(b"COMPLETED" in line for line in events.iter_lines()), "and it ends"
     gate.open.set()
+
+
+def test_a_stream_under_a_host_that_is_no_name_is_refused_with_one_answer(served: Served) -> None:
+    """An answer had begun before, so a second one stood on the same connection."""
+    url = served.ask().json()["status_url"]
+    port, path = int(served.base.split(":")[2].split("/")[0]), url.partition("/fal")[2]
+    with socket.create_connection(("127.0.0.1", port), 20) as plain:
+        plain.sendall(f"GET /fal{path}/stream HTTP/1.1\r\nHost: a@localhost\r\nConnection: close\r\n\r\n".encode())
+        said = plain.makefile("rb").read()
+    assert said.startswith(b"HTTP/1.1 400 ") and said.count(b"HTTP/1.1") == 1 and b"Host header" in said
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_a_body_that_is_not_compressed_as_it_says_is_the_clients_mistake(served: Served, coding: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    for url in (f"{served.base}/queue/{APP}", f"{served.base}/rest/storage/upload/initiate"):
+        answer = requests.post(url, data=b"abcde", headers=headers, timeout=20)
+        assert answer.status_code == 400 and "Content-Encoding" in answer.json()["detail"], answer.text
+    packed = gzip.compress(json.dumps(BODY).encode())
+    right = requests.post(
+        f"{served.base}/queue/{APP}", data=packed, headers={**headers, "Content-Encoding": "gzip"}, timeout=20
+    )
+    assert right.status_code == 200, "a body that is"
 
 
 # what stays how long

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from a2v.api.database.rows import QUEUED
+from a2v.api.database import rows
+from a2v.api.database.rows import DONE, QUEUED
 from a2v.api.files import owners, uploads
 from a2v.api.files.incoming import Incoming
 from a2v.api.files.media import Inbox
@@ -21,7 +22,7 @@ from a2v.api.files.uploads import Announcement
 from a2v.api.network import fetching
 from a2v.api.queue import fetcher
 from a2v.api.queue.cleaner import Cleaner
-from a2v.tests.api.edges import answering, make_settings, opened, png, wav
+from a2v.tests.api.edges import APP, answering, make_settings, opened, png, wav
 from a2v.tests.api.stand_ins import BODY, Place, working
 from aiohttp import web
 
@@ -113,6 +114,37 @@ def test_however_many_are_slow_a_file_of_our_own_comes_through(tmp_path: Path, m
             assert (await place.end_of(own)).error is None and len(got) == 2
             for each in ids:
                 assert await place.queue.cancel(each)
+
+    at(tmp_path, visit)
+
+
+def test_many_files_that_cannot_be_fetched_hold_up_no_run(tmp_path: Path) -> None:
+    """Each makes room for the next one at once, and the queue's other work comes in between."""
+
+    async def visit(place: Place) -> None:
+        url = f"http://{HERE}:9/none.wav"
+        ids = [f"bad-{number}" for number in range(60)]
+        like = {"app": APP, "digest": "d", "created": time.time(), "ready": False, "origin": f"{HERE}:9"}
+        with place.database.session() as session:
+            for each in ids:
+                rows.add(session, rows.StoredRequest(id=each, arguments={**BODY, "audio_url": url}, **like))
+        good = await place.end_of(await place.submit(BODY))
+        assert good.error is None and place.request(ids[-1]).status == QUEUED
+        await place.until(lambda: place.request(ids[-1]).status == DONE)
+
+    at(tmp_path, visit)
+
+
+def test_many_cancellations_hold_up_no_run(tmp_path: Path) -> None:
+    async def visit(place: Place) -> None:
+        ids = [f"unwanted-{number}" for number in range(60)]
+        like = {"app": APP, "digest": "d", "created": time.time(), "ready": True, "cancel": True}
+        with place.database.session() as session:
+            for each in ids:
+                rows.add(session, rows.StoredRequest(id=each, arguments=BODY, **like))
+        good = await place.end_of(await place.submit(BODY))
+        assert good.error is None and place.request(ids[-1]).status == QUEUED
+        await place.until(lambda: place.request(ids[-1]).status == DONE)
 
     at(tmp_path, visit)
 

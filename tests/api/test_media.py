@@ -7,6 +7,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import mimetypes
 import os
 import random
@@ -32,7 +33,9 @@ from a2v.api.protocol.json_reader import JsonReader
 from a2v.api.settings import SUBFOLDER, Settings
 from a2v.ltx.errors import InputError
 from a2v.ltx.media.audio import load_track
+from a2v.ltx.media.container import open_bytes
 from a2v.ltx.media.images import load_image
+from a2v.ltx.media.promised import MOST_SAMPLES, promised_samples
 from a2v.tests.api.edges import answering, app_of, data_uri, make_settings, opened, png, serving, wav
 from aiohttp import web
 from av.stream import Disposition
@@ -311,6 +314,111 @@ def test_a_film_of_too_large_pictures_is_refused_by_its_header(settings: Setting
     with pytest.raises(InputError, match=r"^video_url: is 16400x16; at most 80 megapixels and 16384 pixels a side"):
         bring(uri(film("avi", "ffv1", 16_400, 16, 1), "video/avi"), settings, store, "video")
     assert left(settings) == []
+
+
+# films whose header promises more than the file has: FFmpeg would take 36 bytes of memory for each packet
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    inside = b"".join(parts)
+    return struct.pack(">I", 8 + len(inside)) + kind + inside
+
+
+def table(kind: bytes, *numbers: int) -> bytes:
+    """A box with a version, flags and 32-bit numbers."""
+    return box(kind, struct.pack(f">{1 + len(numbers)}I", 0, *numbers))
+
+
+def promise(
+    samples: int, *, handler: bytes = b"vide", ticks: int = 2, chunks: int = 1, pack: bool = False, fragment: int = 0
+) -> bytes:
+    """Some hundred bytes of MP4 that promise so many samples of one byte, and as many in each chunk."""
+    matrix = struct.pack(">9I", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    film_head = box(b"mvhd", bytes(12), struct.pack(">IIIH", 1000, 1000, 1 << 16, 256), bytes(10), matrix, bytes(28))
+    head = box(
+        b"tkhd", struct.pack(">6I", 7, 0, 0, 1, 0, 1000), bytes(16), matrix, struct.pack(">II", 64 << 16, 64 << 16)
+    )
+    if handler == b"vide":
+        kind = box(b"avc1", bytes(6), b"\0\1", bytes(16), struct.pack(">HHII", 64, 64, 72 << 16, 72 << 16), bytes(4),
+                   b"\0\1", bytes(32), struct.pack(">Hh", 24, -1))  # fmt: skip
+    else:
+        kind = box(b"sowt", bytes(6), b"\0\1", bytes(8), struct.pack(">HHII", 2, 16, 0, 48_000 << 16))
+    tables = box(
+        b"stbl",
+        box(b"stsd", struct.pack(">II", 0, 1), kind),
+        table(b"stts", 1, samples, ticks),
+        table(b"stsc", 1, 1, samples, 1),
+        table(b"stsz", 1, samples),
+        table(b"stco", chunks, *[40] * chunks),
+    )
+    named = box(b"hdlr", bytes(8), handler, bytes(13))
+    media = box(b"mdia", table(b"mdhd", 0, 0, 25, 1000, 0), named, box(b"minf", table(b"vmhd", 0, 0), tables))
+    fragments = box(b"mvex", table(b"trex", 1, 1, 1, 1, 0)) if fragment else b""
+    moov = box(b"moov", film_head, box(b"trak", head, media), fragments)
+    if pack:
+        packed = struct.pack(">I", len(moov)) + zlib.compress(moov)
+        moov = box(b"moov", box(b"cmov", box(b"dcom", b"zlib"), box(b"cmvd", packed)))
+    moof = box(b"moof", box(b"traf", box(b"tfhd", struct.pack(">II", 1 << 17, 1)), table(b"trun", fragment)))
+    return box(b"ftyp", b"isom", bytes(4), b"isom") + box(b"mdat", bytes(64)) + moov + (moof if fragment else b"")
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("video", promise(2 * 10**7)),
+        ("audio", promise(2 * 10**7, handler=b"soun")),
+        ("audio", promise(2**31, handler=b"soun", ticks=1, chunks=20)),
+        ("video", promise(2 * 10**7, pack=True)),
+        ("video", promise(8, fragment=2 * 10**7)),
+        ("video", b"".join((box(b"ftyp", b"isom", bytes(4)), bytes(4), promise(2 * 10**7)))),
+    ],
+    ids=["pictures", "sound", "sound in chunks", "packed", "fragment", "behind other bytes"],
+)
+def test_a_header_that_promises_millions_of_packets_is_refused(
+    kind: str, data: bytes, settings: Settings, store: Store
+) -> None:
+    """FFmpeg would take 700 MB for 20 million of them, and some kilobytes can promise thousands of millions."""
+    assert len(data) < 1000
+    with pytest.raises(
+        InputError, match=rf"^{kind}_url: the file is no {kind} \(its header promises more than 8388608"
+    ):
+        bring(uri(data, "video/mp4"), settings, store, kind)
+    assert left(settings) == []
+
+
+def test_a_table_whose_end_is_missing_promises_anything() -> None:
+    """FFmpeg reads on behind its box, where any numbers may be."""
+    for kind in (b"stts", b"ctts", b"stsc", b"stsz", b"trun"):
+        data = box(b"ftyp", b"isom", bytes(4)) + box(b"moov", struct.pack(">I4sIH", 16, kind, 0, 0))
+        assert promised_samples(io.BytesIO(data)) == math.inf, kind
+
+
+@pytest.mark.parametrize(("format", "codec"), [("mov", "pcm_s16le"), ("mp4", "aac"), ("mov", "adpcm_ima_qt")])
+def test_an_hour_of_sound_promises_little(format: str, codec: str) -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=48_000, layout="mono")
+        layout = "s16p" if codec == "adpcm_ima_qt" else "s16" if codec == "pcm_s16le" else "fltp"
+        for _ in range(36):
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((1, 4_800), np.int16 if "s16" in layout else np.float32), layout, "mono"
+            )
+            frame.rate = 48_000
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    file.seek(0)
+    promised = promised_samples(file)
+    assert file.tell() == 0 and 0 < promised * 1000 < MOST_SAMPLES, "3.6 seconds"
+    with open_bytes(file) as container:
+        assert container.streams.audio
+
+
+@pytest.mark.parametrize("format", ["mp4", "mov"])
+def test_a_film_promises_the_packets_that_it_has(format: str) -> None:
+    data = film(format, "mpeg4")
+    with av.open(io.BytesIO(data)) as container:
+        assert promised_samples(io.BytesIO(data)) == container.streams.video[0].frames
+    assert promised_samples(io.BytesIO(wav())) == promised_samples(io.BytesIO(film("matroska", "mpeg4"))) == 0
 
 
 def test_a_film_above_the_cap_is_refused_as_any_file(tmp_path: Path, store: Store) -> None:

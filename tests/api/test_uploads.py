@@ -421,7 +421,17 @@ def test_a_files_name_is_an_ornament(place: Place, name: str, kept: str) -> None
 
 
 @pytest.mark.parametrize(
-    "content_type", ["text/html", "image/svg+xml", "application/xhtml+xml", "x", "a/b\x7f", "text/xml; a=b"]
+    "content_type",
+    [
+        "text/html",
+        "image/svg+xml",
+        "application/xhtml+xml",
+        "x",
+        "a/b\x7f",
+        "text/xml; a=b",
+        "image/a+xml",
+        "video/xml",
+    ],
 )
 def test_what_a_browser_would_run_is_only_saved(place: Place, content_type: str) -> None:
     url = f"{place.base}/rest/storage/upload/initiate"

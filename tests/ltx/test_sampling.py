@@ -21,7 +21,8 @@ def job(windows: int) -> SimpleNamespace:
     plan = SimpleNamespace(
         windows=[Window(number, 1) for number in range(windows)], two_stages=True, sizes=[(32, 32), (64, 64)]
     )
-    return SimpleNamespace(plan=plan, steering=(STEERING, STEERING), keeps_sound=True, keeps_picture=False)
+    kept = {"keeps_sound": True, "keeps_picture": False, "source": None, "images": ()}
+    return SimpleNamespace(plan=plan, steering=(STEERING, STEERING), **kept)
 
 
 def test_a_stage_says_that_it_compiles() -> None:

@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from a2v.ltx import pipeline
+from a2v.ltx import pipeline, sampling
 from a2v.ltx.arguments import keyframe_argument, parser
 from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.diffusion.masks import ramped
@@ -522,6 +522,23 @@ def test_sound_that_is_made_is_not_called_silent(
     files = files_of(tiny, tmp_path / "out.mp4", video=media[named])
     notes = " ".join(prepare(files, parse({**BASE, **values, "audio_cfg_scale": 3})).notes)
     assert "silen" not in notes and "audio_cfg_scale does nothing" not in notes
+
+
+def test_windows_that_keep_all_cost_no_time(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
+    """They run no pass, so they do not count for the time that is left."""
+    files = files_of(tiny, tmp_path / "out.mp4", video=media["long"])
+    values = {**BASE, "video_size": {"width": 64, "height": 64}, "windows": {"frames": 33, "overlap": 1}}
+    costs = {}
+    for name, edit in (
+        ("a second", {"start": 0.1, "end": 1.0}),
+        ("all", {"strength": 0.5}),
+        ("sound", {"renew": "both", "start": 0.1}),
+    ):
+        job = prepare(files, parse({**values, "edit": edit}))
+        (costs[name],) = sampling._costs(job)
+    first, *others = costs["a second"]
+    assert first == costs["all"][0] and len(others) > 2 and not any(others)
+    assert all(costs["all"]) and all(costs["sound"])
 
 
 def test_guidance_of_a_kept_sound_is_told(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from . import memory
 from .conditioning import CONDITIONING
 from .film import FilmSound
 from .progress import Progress
-from .taking.sound import to_track
+from .taking.sound import UNCONNECTED, to_track
 from .types import AudioIO, AudioVaeIO
 from .widgets import aliases
 
@@ -58,11 +58,11 @@ class ReferenceSound(io.ComfyNode):
     def execute(
         cls,
         audio: AudioCondition | FilmSound,
-        sound: dict[str, Any] | None = None,
+        sound: dict[str, Any] | None = UNCONNECTED,
         audio_vae: memory.Handle | None = None,
     ) -> io.NodeOutput:
         film = FilmSound.of(audio)
-        if sound is None:
+        if sound is UNCONNECTED:
             sounds = [each.beside_itself for each in film.sounds]
         else:
             if audio_vae is None:
@@ -73,7 +73,7 @@ class ReferenceSound(io.ComfyNode):
 
 
 def _encoded(
-    film: FilmSound, sound: dict[str, Any], audio_vae: memory.Handle, progress: Progress
+    film: FilmSound, sound: dict[str, Any] | None, audio_vae: memory.Handle, progress: Progress
 ) -> Iterator[Tensor | None]:
     """What is heard beside each window; None beside one that is made elsewhere."""
     track, windows = to_track(sound), film.cut.windows

@@ -18,6 +18,7 @@ from .conditioning import CONDITIONING, encode_windows
 from .film import FilmSound, from_beginning
 from .progress import Progress
 from .taking.mask import to_area
+from .taking.sound import UNCONNECTED, to_track
 from .types import AudioIO, AudioVaeIO
 from .widgets import aliases
 
@@ -63,7 +64,7 @@ class WhoSpeaks(io.ComfyNode):
         cls,
         audio: AudioCondition | FilmSound,
         mask: Tensor,
-        voice: dict[str, Any] | None = None,
+        voice: dict[str, Any] | None = UNCONNECTED,
         audio_vae: memory.Handle | None = None,
     ) -> io.NodeOutput:
         film, area = FilmSound.of(audio), to_area(mask)
@@ -80,11 +81,12 @@ def _voices(
     film: FilmSound, voice: dict[str, Any] | None, audio_vae: memory.Handle | None, progress: Progress
 ) -> Sequence[Tensor | None]:
     """The voice beside each window, encoded as its sound is. Raises InputError if a voice cannot be heard."""
-    if voice is None:
+    if voice is UNCONNECTED:
         return [None] * len(film.sounds)
     if audio_vae is None:
         raise InputError("audio_vae: it is not connected, and a voice needs it; connect the one of Load Model.")
     check_voices(film.frozen)
+    to_track(voice)  # for its errors, before it is placed in the film
     track = part_from(from_beginning(voice), film.sounds[0].lead, film.fps)
     return list(encode_windows(audio_vae, track, film.cut, progress))
 

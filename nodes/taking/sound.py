@@ -15,6 +15,9 @@ from torch import Tensor
 from ...ltx.errors import InputError
 from ...ltx.media.audio import LOUDEST, MAX_CHANNELS, Track
 
+UNCONNECTED: Any = object()
+"""The default of an optional AUDIO: None comes in where one is connected and the file that it is from has no sound."""
+
 # The middle and the range of each type of integer samples. int64 is left out, because its range would be a guess.
 INTEGERS = {torch.uint8: (128, 2**7), torch.int8: (0, 2**7), torch.int16: (0, 2**15), torch.int32: (0, 2**31)}
 

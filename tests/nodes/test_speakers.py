@@ -164,3 +164,11 @@ def test_memory_is_kept_for_the_window_that_takes_most(vae: memory.Handle) -> No
     first, second, last = film.sounds
     renewed = replace(second, mask=torch.ones(second.latent.shape[2]))
     assert _heaviest(replace(film, sounds=(first, renewed, last))) is renewed
+
+
+@pytest.mark.parametrize(("node", "field"), [(WhoSpeaks, "voice"), (ReferenceSound, "sound")])
+def test_a_clip_without_sound_is_not_taken_for_nothing(vae: memory.Handle, node: type, field: str) -> None:
+    """ComfyUI gives None for the sound of such a video, and nothing for an input that is not connected."""
+    more = {"mask": LEFT} if node is WhoSpeaks else {}
+    with pytest.raises(InputError, match=r"^audio: there is none, so the video that it was to come from has no sound"):
+        run(node, audio=sound(FRAMES), audio_vae=vae, **{field: None}, **more)

@@ -20,12 +20,12 @@ from .diffusion.masks import audio_spans, outside_mask, ramped, time_mask, video
 from .edits import BOTH, PICTURE, SOUND, ReferenceUse, VideoEdit
 from .errors import InputError
 from .extension import stretch_beside
-from .grid import AUDIO_RATE, SPACE_SCALE, TIME_SCALE, audio_length, frames_of
+from .grid import AUDIO_RATE, SHORTEST_SOUND, SPACE_SCALE, TIME_SCALE, audio_length, frames_of
 from .media.audio import Track, frames_for_audio, samples_in, seconds_beyond
 from .media.clip import Clip, clip_track, open_clip, sampled, sampled_frames
 from .media.masks import Area, open_area
 from .media.rates import frame_rate
-from .plan import SHORTEST, Plan, round_frames
+from .plan import Plan, round_frames
 from .request import AUTO, Request
 from .windows import LONGEST, Window
 
@@ -258,10 +258,10 @@ def _sound(reference: Path) -> Track:
 
 def check_example(name: str, track: Track) -> None:
     """Raises InputError, which begins with the name, if a sound is too short for the model to hear it."""
-    if track.seconds <= SHORTEST:
+    if track.seconds <= SHORTEST_SOUND:
         raise InputError(
             f"{name}: {float(track.seconds):.3f} s of sound are too short for an example; more than "
-            f"{float(SHORTEST):g} s are needed."
+            f"{float(SHORTEST_SOUND):g} s are needed."
         )
 
 

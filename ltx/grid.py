@@ -19,6 +19,7 @@ AUDIO_BINS = 16
 # One audio latent covers four mel frames of 10 ms; the first latent covers only one, because the encoder is causal.
 MEL_FRAMES_PER_LATENT = 4
 MEL_FFT, MEL_HOP, MEL_RATE = 1024, 160, 16000
+SHORTEST_SOUND = Fraction(MEL_FFT // 2, MEL_RATE)  # seconds; of no shorter sound there is a spectrogram
 
 
 def video_shape(frames: int, height: int, width: int) -> tuple[int, int, int]:

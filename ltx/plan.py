@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from .errors import InputError
-from .grid import MEL_FFT, MEL_RATE, SPACE_SCALE, TIME_SCALE
+from .grid import SHORTEST_SOUND, SPACE_SCALE, TIME_SCALE
 from .media.audio import LONGEST, MAX_SECONDS, Track, frames_for_audio
 from .media.pauses import levels_heard
 from .media.rates import frame_rate
@@ -18,7 +18,6 @@ from .windows import Window, cut_windows
 
 MAX_AREA = 1920 * 1088
 LONGEST_SIDE = 16_384  # pixels; x264 encodes no longer side
-SHORTEST = Fraction(MEL_FFT // 2, MEL_RATE)  # seconds; of no shorter sound there is a spectrogram
 MAX_SAMPLES = 2**27  # of the sound, padded to the video's end: over ten minutes at 192 kHz, 1 GiB in stereo
 
 
@@ -120,13 +119,13 @@ def choose_frames(
 
 
 def _check_length(frames: int, fps: Fraction, track: Track, most: int) -> None:
-    """Raises InputError if the clip lasts more than `most` seconds or no more than SHORTEST, or its sound would not fit
-    into memory."""
+    """Raises InputError if the clip lasts more than `most` seconds or no more than SHORTEST_SOUND, or its sound would
+    not fit into memory."""
     seconds = frames / fps
-    if seconds <= SHORTEST:
+    if seconds <= SHORTEST_SOUND:
         raise InputError(
             f"fps: {frames} frame(s) at {float(fps):g} fps last {float(seconds):.3f} s, but the model needs more than "
-            f"{float(SHORTEST):g} s of sound; lower fps or ask for more frames."
+            f"{float(SHORTEST_SOUND):g} s of sound; lower fps or ask for more frames."
         )
     if seconds > most:
         raise InputError(

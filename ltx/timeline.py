@@ -22,7 +22,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from .errors import InputError
-from .grid import TIME_SCALE, frames_of
+from .grid import SHORTEST_SOUND, TIME_SCALE, frames_of
 from .windows import Border
 
 SECTION_SEED = 7_368_787  # between the seeds of two sections that name none
@@ -99,13 +99,14 @@ def check_end(sections: Sequence[Section], seconds: Fraction) -> None:
 
 def borders(sections: Sequence[Section], frames: int, fps: Fraction) -> tuple[Border, ...]:
     """Where the windows of a film of `frames` begin for its sections after the first one. Raises InputError if one
-    begins after the film's end, or two of them within the same eight frames: the first one has at least nine, because
-    latent 0 alone is one frame."""
+    begins after the film's end, two of them within the same eight frames, or the first one is too short for its sound
+    to be heard."""
     check_end(sections, frames / Fraction(fps))
     found: list[Border] = []
     for before, section in pairwise(sections):
         latent = section.first_latent(fps)
-        if latent <= (found[-1].latent if found else 1) or frames_of(latent) >= frames:
+        short = not found and frames_of(latent) / Fraction(fps) <= SHORTEST_SOUND  # the first latent is one frame
+        if short or latent <= (found[-1].latent if found else 0) or frames_of(latent) >= frames:
             raise InputError(
                 f"timeline: section {section} is less than eight frames away from {before} or from the end; leave one "
                 "of them out."

@@ -544,6 +544,7 @@ def test_a_section_is_made_again_alone(sing: Callable[..., Made]) -> None:
         ("0:10 later", {}, "section 0:10.0 begins after the end of the film at 3.4 s"),
         ("0:01 a\n0:01.1 b", {}, "section 0:01.1 is less than eight frames away from 0:01.0"),
         ("0:03.37 a", {}, "section 0:03.4 is less than eight frames away"),
+        ("0:00 a\n0:00.02 b", {"fps": 50}, "section 0:00.0 is less than eight frames away from 0:00.0"),
         ("0:01 [image no.png] a", {}, "no.png"),
         ("0:01 a", {"windows": False}, "timeline: a film with sections needs windows"),
         ("rain", {}, "timeline: line 1"),

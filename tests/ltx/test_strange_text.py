@@ -213,4 +213,4 @@ def test_a_folder_without_a_chat_template_uses_gemmas(whole: Path, monkeypatch: 
     monkeypatch.setattr("a2v.ltx.prompt.expand.NEW_TOKENS", 3)
     for image in (None, torch.zeros(20, 30, 3, dtype=torch.uint8)):
         expansion = expand(gemma, "a woman speaks", seed=1, image=image)
-        assert expansion.reason is None or "no letters" in expansion.reason
+        assert expansion.reason is None or "no letters" in expansion.reason or "cut after 3 tokens" in expansion.reason

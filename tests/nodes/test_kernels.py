@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,7 +130,9 @@ def test_the_sampler_obeys(model: memory.Model, monkeypatch: pytest.MonkeyPatch,
         return activations.Sampling(0, stay, repeated=not stay)
 
     order: list[str] = []
-    film = type("Film", (), {"cut": _cut(), "frozen": True})()
+    film = type(
+        "Film", (), {"cut": _cut(), "frozen": True, "sounds": (SimpleNamespace(reference=None, frozen=True),)}
+    )()
     steering = type("S", (), {"steps": 1, "passes": lambda self, frozen: 4})()
     monkeypatch.setattr(sampling, "StageProgress", lambda *a: None)
     monkeypatch.setattr(memory.Model, "attach", lambda self: order.append("LoRAs beside the weights"))

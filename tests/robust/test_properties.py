@@ -17,11 +17,11 @@ from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO
 from a2v.api.applications.inputs import STRANGERS
 from a2v.ltx.diffusion.schedules import SCHEDULES
 from a2v.ltx.errors import InputError
-from a2v.ltx.grid import audio_length, video_shape
+from a2v.ltx.grid import SHORTEST_SOUND, audio_length, video_shape
 from a2v.ltx.latents import Noise, patchify_video, unpatchify_video, video_positions
 from a2v.ltx.media.audio import MAX_RATE, MIN_RATE, Track, conditioning_track, frames_for_audio, soundtrack
 from a2v.ltx.media.rates import NTSC_TOLERANCE, frame_rate
-from a2v.ltx.plan import MAX_AREA, SHORTEST, choose_frames, plan, round_frames, snap_size
+from a2v.ltx.plan import MAX_AREA, choose_frames, plan, round_frames, snap_size
 from a2v.ltx.request import MAX_FRAMES, PARAMETERS, Request, parse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -96,9 +96,9 @@ def the_clip_fits_or_one_sentence_says_why(samples: int, rate: int, fps: float, 
         one_sentence(error)
         longest = MAX_FRAMES if match else asked + 8
         heard = (frames_for_audio(track(samples, rate), exact) if match else round_frames(asked)) / exact
-        assert longest / exact > 600 or longest / exact * rate > 2**27 or heard <= SHORTEST
+        assert longest / exact > 600 or longest / exact * rate > 2**27 or heard <= SHORTEST_SOUND
         return
-    assert frames % 8 == 1 and SHORTEST < frames / exact <= 600
+    assert frames % 8 == 1 and SHORTEST_SOUND < frames / exact <= 600
     assert frames <= MAX_FRAMES if match else frames == round_frames(asked)
     said = " ".join(notes)
     kept = Fraction(frames) / exact

@@ -209,12 +209,12 @@ def release(session: Session, server: str, *, but: Collection[str] = ()) -> int:
     return _release(session, held, attempts=func.max(_R.attempts - 1, 0))
 
 
-def release_one(session: Session, request_id: str, server: str, *, counts: bool) -> bool:
+def release_one(session: Session, request_id: str, server: str, *, counts: bool, last: bool = False) -> bool:
     """Returns one request of a server to the queue. counts: it may have killed its worker; it goes to the end as an
-    attempt."""
+    attempt. last: it goes to the end in any case."""
     held = and_(_R.id == request_id, _R.lease_server == server)
-    more = {"turn": _last_turn()} if counts else {"attempts": func.max(_R.attempts - 1, 0)}
-    return bool(_release(session, held, **more))
+    place = {"turn": _last_turn()} if counts or last else {}
+    return bool(_release(session, held, **place, **({} if counts else {"attempts": func.max(_R.attempts - 1, 0)})))
 
 
 def release_expired(session: Session, now: Moment, server: str) -> int:

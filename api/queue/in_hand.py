@@ -14,6 +14,7 @@ from .finishing import Finishing
 from .leases import Leases
 
 CLOSE_SECONDS = 5.0  # that an outcome may take that is being written when the server ends
+PAUSE_SECONDS = 0.2  # after an outcome that could not be written: the next try fails as fast
 
 T = TypeVar("T")
 
@@ -75,8 +76,10 @@ class InHand(Generic[T]):
             await settle(self.request, self._outcome())
         except (LeaseLost, asyncio.CancelledError):  # cancelled: this server ends, and another one takes the request
             await asyncio.to_thread(self._finishing.discard_files, self.request.token)
-        except Exception as error:  # a bug: the request goes back into the queue
+        except Exception as error:  # a bug: the request goes to the end of the queue, where it holds up no other
             log_unexpected(f"the outcome of request {self.request.id} could not be written", error)
+            await asyncio.sleep(PAUSE_SECONDS)
+            await self._leases.give_back_one(self.request.id, counts=False, last=True)
         finally:
             self._leases.drop(self.request.id)
             over()

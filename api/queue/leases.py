@@ -98,9 +98,10 @@ class Leases:
             expired = rows.release_expired(session, now, self.holder)
         return expired + rows.release(session, self.holder, but=self._held)
 
-    async def give_back_one(self, request_id: str, *, counts: bool) -> None:
-        """Returns one request to the queue. counts: it was an attempt, and the request goes to the end."""
-        await self._store.run_patiently(rows.release_one, request_id, self.holder, counts=counts)
+    async def give_back_one(self, request_id: str, *, counts: bool, last: bool = False) -> None:
+        """Returns one request to the queue. counts: it was an attempt, and the request goes to the end. last: it goes
+        there in any case."""
+        await self._store.run_patiently(rows.release_one, request_id, self.holder, counts=counts, last=last)
 
     async def change(self, request_id: str, **values: Any) -> bool:
         """Changes a request in hand, however long that takes, and says whether it still is in hand."""

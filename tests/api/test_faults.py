@@ -327,6 +327,30 @@ def test_a_request_that_cannot_be_ended_holds_up_no_other(settings: Settings, da
     at(settings, database, visit)
 
 
+def test_a_run_whose_end_cannot_be_written_goes_behind_the_others(settings: Settings, database: Store) -> None:
+    """The lane would take it again and again: it is the first of the queue."""
+    now = clock.now()
+    values = {"app": APP, "arguments": {}, "media": {}, "digest": "d", "created": now.wall - 9, "boot": now.boot}
+    with database.session() as session:
+        rows.add(session, StoredRequest(id="bad", **values))
+
+    async def visit(place: Place) -> None:
+        finish, tries = place.queue.finishing.finish, []
+
+        async def broken(request: StoredRequest, ending: Any) -> None:
+            if request.id == "bad":
+                tries.append(place.request("bad").turn)
+                raise KeyError("a mistake")
+            await finish(request, ending)
+
+        place.queue.finishing.finish = broken
+        await place.until(lambda: len(tries) > 1)
+        assert tries[1] > tries[0]
+        assert (await place.end_of(await place.submit())).error is None
+
+    at(settings, database, visit)
+
+
 def test_files_that_the_disk_does_not_take_are_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -126,6 +126,14 @@ class ReferenceUse:
             if factor is not None and (not _whole(factor) or not 1 <= factor <= MOST_FACTOR):
                 raise InputError(f"reference: {name} is {_shown(factor)}; give a whole number from 1 to {MOST_FACTOR}.")
 
+    def acts(self, first: bool) -> bool:
+        """Whether the reference and its LoRA act in a stage. first: whether it is the first one."""
+        return first or self.stages == ALL
+
+    def hears(self, first: bool) -> bool:
+        """Whether a stage hears a sound as its example: the reference's, or in the second stage its own."""
+        return self.sound and self.acts(first)
+
     @classmethod
     def parse(cls, value: Any) -> ReferenceUse | None:
         """As `VideoEdit.parse`."""

@@ -20,7 +20,6 @@ from .diffusion.kept import KeptWindows, check_room, disk_needed
 from .diffusion.speakers import check_region, check_voices, heard_by
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
 from .diffusion.tiling import Tiling
-from .edits import ALL
 from .errors import InputError
 from .given import Given, ReferenceVideo, SourceVideo, delayed, open_videos
 from .media import preprocess
@@ -148,9 +147,14 @@ class Job:
         return part_from(self.track, self.plan.lead, self.plan.fps)
 
     @property
+    def renews_sound(self) -> bool:
+        """Whether sound of the source is made anew, or beside it."""
+        return self.source is not None and self.source.sounds
+
+    @property
     def keeps_sound(self) -> bool:
         """Whether the track is kept as it is."""
-        return self.request.audio_strength == 1 and not (self.source is not None and self.source.sounds)
+        return self.request.audio_strength == 1 and not self.renews_sound
 
     @cached_property
     def keeps_picture(self) -> bool:
@@ -352,7 +356,8 @@ def _loras(
 ) -> tuple[tuple[Strengths, Strengths], list[str]]:
     """Loads every LoRA. Returns them with their strengths in the first and in the second stage, and notes for the
     report."""
-    whole, referenced = request.reference is not None and request.reference.stages == ALL, files.reference is not None
+    whole = request.reference is not None and request.reference.acts(first=False)
+    referenced = files.reference is not None
     both = [(load_lora(path, referenced), scale) for path, scale in files.loras]
     later = [(lora, scale if lora.reference is None or whole else 0.0) for lora, scale in both]
     if files.camera_lora is not None:

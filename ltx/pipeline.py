@@ -183,7 +183,7 @@ def _track(job: Job, compute: Compute, sounds: tuple[AudioCondition, ...], trace
     for sound in sounds:
         parts.append(decode_audio(vae, vocoder, sound.latent, sound.frames, clip.fps))
     made = crossfade.join(parts, [window.starts_at(clip.fps) for window in clip.windows])
-    if job.source is not None and job.source.sounds:
+    if job.renews_sound:
         made = resounded(made, job.track, job.source, clip)
     return soundtrack(made, clip.written, clip.fps)
 

@@ -20,7 +20,6 @@ from .diffusion.kernels import fuse
 from .diffusion.sample_windows import Keep, keep_nothing, noise_seeds, sample_windows, window_inputs
 from .diffusion.samplers import Hooks
 from .diffusion.upscale import upscale, upscale_long
-from .edits import ALL
 from .encoding import OnProgress, Prompts
 from .errors import InputError
 from .grid import CHANNELS, video_shape
@@ -62,7 +61,9 @@ def sample_stages(
             transformer.begin(number)
         own = seen[number]
         told = {} if job.source is None else job.source.told(clip)
-        heard = tuple(sound.beside_itself for sound in sounds) if number and _hears_itself(job) else sounds
+        heard = sounds
+        if number and job.reference is not None and job.reference.use.hears(first=False):
+            heard = tuple(sound.beside_itself for sound in sounds)
         conditions = Conditions(prompts.positive, heard[0], negative, own.guides, own.mask, own.clean, **told)
         return sample_windows(
             None if transformer is None else transformer.model,
@@ -93,11 +94,6 @@ def sample_stages(
     if trace is not None:
         trace("final/video_latent", latent)
     return latent, sounds, noises[0]
-
-
-def _hears_itself(job: Job) -> bool:
-    """Whether the second stage hears its sound as a reference, because the first one heard the reference's."""
-    return job.reference is not None and job.reference.use.sound and job.reference.use.stages == ALL
 
 
 class Observer:

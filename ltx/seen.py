@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .diffusion.conditioning import Guide, Reference
 from .diffusion.encode import encode_image, encode_video
-from .edits import ALL
 from .encoding import OnProgress
 from .job import Compute, Job
 from .media.images import fit
@@ -52,7 +51,7 @@ class _PictureEncoder:
         if job.source is not None:
             mask, clean = job.source.mask(job.plan, size), self._source(size, None if number else self.trace)
         references = ()
-        if job.reference is not None and (not number or job.reference.use.stages == ALL):
+        if job.reference is not None and job.reference.use.acts(not number):
             references = tuple((self._reference(window, size),) for window in job.plan.windows)
         return Seen(guides, clean, mask, references)
 

@@ -30,8 +30,8 @@ def check_kept(name: str, kept: bool) -> None:
     """Raises InputError, which begins with the name, unless the sound is kept as it is."""
     if not kept:
         raise InputError(
-            f"{name}: the model would put the noise into the sound that it makes; leave it out, or keep the audio as "
-            "it is, at strength 1."
+            f"{name}: the model would put the noise into the sound that it makes; leave the noise out, or keep the "
+            "audio as it is, at strength 1."
         )
 
 

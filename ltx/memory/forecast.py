@@ -27,7 +27,6 @@ from ..diffusion.passes import batch_memory, batch_room, beside_passes, kept_tex
 from ..diffusion.sound import decode_audio, encode_mel
 from ..diffusion.tiling import Tiling, tile_count
 from ..diffusion.upscale import PIECE
-from ..edits import ALL
 from ..grid import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, audio_length, video_shape
 from ..job import Compute, Job, Picture
 from ..models import size as readable
@@ -274,7 +273,7 @@ class _Measured:
         if job.source is not None:
             work = max(work, clip_encoding(vae, *size, self.on)) + self._whole(size) + self._whole(self.first)
         elif job.reference is not None:
-            stage = size if job.reference.use.stages == ALL else self.first
+            stage = size if job.reference.use.acts(first=False) else self.first
             work = max(work, clip_encoding(vae, *job.reference.size(stage[::-1])[::-1], self.on))
         name = "encode images" if job.source is None and job.reference is None else "encode pictures"
         self.planner.add(name, (Resident.of("video VAE", vae),), work)
@@ -282,7 +281,7 @@ class _Measured:
     def _reference(self, size: tuple[int, int], first: bool) -> tuple[Tensor | None, float]:
         """The reference's latent beside a stage of that height and width, and its attention."""
         reference, window = self.job.reference, max(self.clip.windows, key=lambda each: each.frames)
-        if reference is None or not (first or reference.use.stages == ALL):
+        if reference is None or not reference.use.acts(first):
             return None, 1.0
         shape = video_shape(reference.frames(window), *reference.size(size[::-1])[::-1])
         return torch.zeros(1, CHANNELS, *shape), reference.use.attention
@@ -389,13 +388,10 @@ class _Measured:
     def _heard(self, first: bool) -> AudioCondition:
         """The sound of a window as a stage is given it, which may be made anew or have other sounds beside it. first:
         whether it is the first stage."""
-        job, use = self.job, None if self.job.reference is None else self.job.reference.use
-        hears = use is not None and use.sound and (first or use.stages == ALL)
-        made = job.source is not None and job.source.sounds
+        job = self.job
         voices = [voice is not None for _, voice in job.speakers]
-        return sound_like(
-            self.frames, self.clip.fps, job.request.audio_strength, made, voices, self.sound if hears else 0
-        )
+        referred = self.sound if job.reference is not None and job.reference.use.hears(first) else 0
+        return sound_like(self.frames, self.clip.fps, job.request.audio_strength, job.renews_sound, voices, referred)
 
     def _at_once(self) -> list[Picture]:
         """The images of the window that has most of them."""

@@ -28,7 +28,7 @@ class ReferenceSound(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTXA2VReferenceSound",
-            display_name="LTX A2V Reference Sound",
+            display_name="LTX A2V Reference Sound (experimental)",
             category=CONDITIONING,
             description="For IC-LoRAs that were trained with sound, such as DubIt, and for voices such as ID-LoRA's: "
             "the model hears a sound as an example, beside the one that the video gets.",

@@ -28,7 +28,7 @@ class WhoSpeaks(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTXA2VSpeaker",
-            display_name="LTX A2V Speaker",
+            display_name="LTX A2V Speaker (experimental)",
             category=CONDITIONING,
             description="Experimental: only a region of the picture hears the sound, so that one person speaks and "
             "others do not. For two people, use two of these nodes in a row, each with the voice of one person.",

@@ -86,7 +86,7 @@ class Cost:
         names = ("flops", "bytes", "launches", "waits")
         numbers = (getattr(self, name) + times * getattr(other, name) for name in names)
         each = zip(self.seconds, other.seconds, strict=True)
-        return Cost(*numbers, tuple(own + times * further for own, further in each))
+        return Cost(*numbers, tuple(own + times * further if own < inf else inf for own, further in each))
 
     def per(self, steps: int, before: Cost) -> Cost:
         """What came after `before`, by step."""

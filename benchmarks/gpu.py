@@ -212,9 +212,10 @@ def prepare(
     adopt(model)
     if fp8:
         quantize(model, on=model.proj_in.weight.device, to=model.proj_in.weight.device)
+    kind = model.proj_in.weight.dtype
     for layer in model.modules():
         if isinstance(layer, QuantizedLinear):
-            layer.branches = ((random_pair(layer, rank), STRENGTH),) if rank else ()
+            layer.branches = ((random_pair(layer, rank, kind), STRENGTH),) if rank else ()
     quicken(model, fast)
     fuse(model, fused)
     attend_by(model, attention or TORCH)  # the model may have another way's from before

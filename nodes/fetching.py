@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..ltx.memory.rehearsal import bytes_of
 from ..ltx.weights.adapters import Leaf
 from ..ltx.weights.quantized import QuantizedLinear, ScaledLinear, parts_of
+from ..ltx.weights.rounding import Input
 
 
 def resident(layer: nn.Module, device: torch.device, dtype: torch.dtype, bias_dtype: torch.dtype) -> bool:
@@ -65,7 +66,7 @@ class FetchingLinear(QuantizedLinear, comfy.ops.CastWeightBiasOp):
 
     comfy_cast_weights = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Input) -> Tensor:
         if resident(self, x.device, self.weight.dtype, x.dtype):
             return self.compute(x, self.weight, self.bias)
         data, bias, stream = comfy.ops.cast_bias_weight(

@@ -88,10 +88,27 @@ def test_fast_products_run_where_the_card_has_them(kind: str, number: str, cards
 def test_the_input_of_an_fp8_product_is_rounded_in_one_pass() -> None:
     """3 bytes for each value and 4 for each row's scale, as the kernel moves them; then the product."""
     tokens, inputs, outputs = call = 4096, 2048, 1024
-    rounding, scales = tokens * (3 * inputs + 4), 4 * outputs  # the weight's one scale is written for all its rows
+    rounding, scales = tokens * (3 * inputs + 4), 4 * outputs  # the weight's one scale was written for all its rows
     product = tokens * inputs + inputs * outputs + 4 * tokens + scales + 2 * outputs + 2 * tokens * outputs
     fast = layers.of_call((*call, True), Layers("fp8", fast=True))
-    assert (fast.bytes, fast.launches) == (rounding + scales + product, 3)
+    assert (fast.bytes, fast.launches) == (rounding + product, 2)
+
+
+@pytest.mark.parametrize(
+    ("rank", "first", "second"), [(0, (13.68, 435), (16.34, 389)), (layers.RANK, (21.07, 557), (25.23, 511))]
+)
+def test_inputs_of_fp8_products_are_rounded_where_they_are_made(
+    rank: int, first: tuple[float, int], second: tuple[float, int]
+) -> None:
+    """A step moves a fifth less than with a rounding of its own for each input. Beside a LoRA, which reads the input
+    itself, it moves a twelfth less."""
+    size = {**SIZE, "layers": 2}
+    without = cost.ours(size, gpu.CLIP)
+    found = cost.ours(size, gpu.CLIP, how={"fp8": True, "fast": True, "rank": rank})
+    for stage, expected in zip(cost.STAGES, (first, second), strict=True):
+        now, apart = found[stage].cost, exchanged(without[stage], Layers("fp8", rank, fast=True)).cost
+        assert (round(now.bytes / 1e9, 2), round(now.launches)) == expected
+        assert now.bytes <= (11 / 12 if rank else 4 / 5) * apart.bytes and now.launches < apart.launches
 
 
 def test_blocks_that_do_not_fit_are_copied() -> None:

@@ -5,9 +5,12 @@ STG can perturb the self-attention of the video or of the audio alone; diffusers
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.activations import GELU
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_ltx2 import (
     LTX2VideoTransformer3DModel,
@@ -17,9 +20,10 @@ from diffusers.models.transformers.transformer_ltx2 import (
 from torch import Tensor, nn
 
 from ..classes import give_classes
-from ..weights.rounding import sharing
+from ..weights.quantized import given
+from ..weights.rounding import Input, sharing
 from .attention import taking_weights
-from .kernels import add_gated, fuses, gate_heads, modulator, norm_rotate
+from .kernels import add_gated, fuses, gate_heads, gelu, modulator, norm_rotate
 from .modulation import Ada, Modulations, Pair, Rotary, ada
 from .sight import View, attend_in_groups
 
@@ -73,7 +77,7 @@ class Block(LTX2VideoTransformerBlock):
         """
         of_video, of_audio = levels.video, levels.audio
         video_ada = ada(self.scale_shift_table, of_video.own, of_video.places)
-        x = _modulated(self.norm1, video, video_ada, 0, 1)
+        x = _modulated(self.norm1, video, video_ada, 0, 1, _readers(self.attn1, rows.skipped))
         change = _attention(self.attn1, x, positions=positions.video, skipped=rows.skipped, views=views)
         video = self._added(video_ada, video, change, 2)
         if texts is None:
@@ -82,12 +86,12 @@ class Block(LTX2VideoTransformerBlock):
             )
         else:
             video_read = texts[0]
-        x = _modulated(self.norm2, video, video_ada, 6, 7)
+        x = _modulated(self.norm2, video, video_ada, 6, 7, _askers(self.attn2))
         video = self._added(video_ada, video, _attention(self.attn2, x, pair=video_read, second=rows.second_text), 8)
         heard = None
         if audio is not None:
             audio_ada = ada(self.audio_scale_shift_table, of_audio.own, of_audio.places)
-            x = _modulated(self.audio_norm1, audio, audio_ada, 0, 1)
+            x = _modulated(self.audio_norm1, audio, audio_ada, 0, 1, _readers(self.audio_attn1, rows.skipped_audio))
             change = _attention(self.audio_attn1, x, positions=positions.audio, skipped=rows.skipped_audio)
             audio = self._added(audio_ada, audio, change, 2)
             if texts is None:
@@ -95,15 +99,15 @@ class Block(LTX2VideoTransformerBlock):
                 heard = _pair(self.audio_attn2, text)
             else:
                 heard = texts[1]
-            x = _modulated(self.audio_norm2, audio, audio_ada, 6, 7)
+            x = _modulated(self.audio_norm2, audio, audio_ada, 6, 7, _askers(self.audio_attn2))
             change = _attention(self.audio_attn2, x, pair=heard, second=rows.second_audio_text)
             audio = self._added(audio_ada, audio, change, 8)
         if not all(rows.isolated):
             joined = len([row for row in rows.isolated if not row])  # torch 2.6 cannot compile count()
             self._exchange(video, audio, levels, positions, joined, audio_read)
-        video = self._added(video_ada, video, self.ff(_modulated(self.norm3, video, video_ada, 3, 4)), 5)
+        video = self._added(video_ada, video, self._fed(self.ff, self.norm3, video, video_ada), 5)
         if audio is not None and audio_read:
-            change = self.audio_ff(_modulated(self.audio_norm3, audio, audio_ada, 3, 4))
+            change = self._fed(self.audio_ff, self.audio_norm3, audio, audio_ada)
             audio = self._added(audio_ada, audio, change, 5)
         return video, audio, (video_read, heard) if keep else None
 
@@ -122,15 +126,19 @@ class Block(LTX2VideoTransformerBlock):
         of_sound = modulator(self.video_to_audio_norm, audio[: joined * sounds])
         # A table holds scale and shift for the direction to the video, scale and shift for the direction to the audio,
         # and the gate.
-        looking, heard = of_picture(video_ada, 1, 0), of_sound(audio_ada, 1, 0)
+        alone = sounds == 1  # otherwise rows are chosen of what is heard, and those of what is seen are repeated
+        to_video, to_audio = self.audio_to_video_attn, self.video_to_audio_attn
+        looking = of_picture(video_ada, 1, 0, _askers(to_video))
+        heard = of_sound(audio_ada, 1, 0, _answerers(to_video) if alone else ())
         if audio_read:
-            listening, seen = of_sound(audio_ada, 3, 2), of_picture(video_ada, 3, 2)
+            listening = of_sound(audio_ada, 3, 2, _askers(to_audio))
+            seen = of_picture(video_ada, 3, 2, _answerers(to_audio) if alone else ())
         del of_picture, of_sound
         change, *others = (
             _attention(
-                self.audio_to_video_attn,
+                to_video,
                 looking,
-                heard[number::sounds],
+                heard if alone else heard[number::sounds],
                 positions=positions.cross_video,
                 key_positions=positions.cross_audio,
             )
@@ -144,9 +152,9 @@ class Block(LTX2VideoTransformerBlock):
         self._add(ada(video_table[4:], of_video.gate), video[:joined], change)
         if audio_read:
             change = _attention(
-                self.video_to_audio_attn,
+                to_audio,
                 listening,
-                _for_each(seen, sounds),
+                seen if alone else seen.repeat_interleave(sounds, 0),  # beside each row of the audio
                 positions=positions.cross_audio,
                 key_positions=positions.cross_video,
             )
@@ -157,6 +165,14 @@ class Block(LTX2VideoTransformerBlock):
         if fuses(self, x) and change.is_contiguous():
             return add_gated(x, change, ada, gate, change)
         return ada.gated(x, change, gate)
+
+    def _fed(self, feed: FeedForward, norm: nn.Module, x: Tensor, ada: Ada) -> Tensor:
+        """What a feed-forward network gives for x, normalised and modulated."""
+        first, last = feed.net[0], feed.net[-1]  # between them is the dropout of training
+        if not (fuses(self, x) and isinstance(first, GELU) and first.approximate == "tanh"):
+            return feed(_modulated(norm, x, ada, 3, 4, ()))
+        x = _modulated(norm, x, ada, 3, 4, (first.proj,))
+        return last(gelu(first.proj(x), (last,)))
 
     def _add(self, gate: Ada, x: Tensor, change: Tensor) -> None:
         """Adds change · gate to x in place. gate: of one parameter, which is the same for all tokens."""
@@ -171,20 +187,30 @@ def adopt(model: LTX2VideoTransformer3DModel) -> None:
     give_classes(model.transformer_blocks, {LTX2VideoTransformerBlock: Block})
 
 
-def _for_each(x: Tensor, sounds: int) -> Tensor:
-    """Rows of the video [R, N, D] beside as many rows of the audio as each has sounds."""
-    return x if sounds == 1 else x.repeat_interleave(sounds, 0)
+def _askers(attention: Any) -> list[nn.Module]:
+    """The layers that read the input of attention to a context."""
+    return [layer for layer in (attention.to_gate_logits, attention.to_q) if layer is not None]
 
 
-def _modulated(norm: nn.Module, x: Tensor, ada: Ada, shift: int, scale: int) -> Tensor:
-    """Normalised x, modulated by two parameters of `ada`."""
-    return modulator(norm, x)(ada, shift, scale)
+def _answerers(attention: Any) -> list[nn.Module]:
+    """The layers that read the context."""
+    return [attention.to_k, attention.to_v]
+
+
+def _readers(attention: Any, skipped: tuple[bool, ...]) -> list[nn.Module]:
+    """The layers that read the input of self-attention; none if rows of it are skipped, for which it is cut."""
+    return [] if any(skipped) else _askers(attention) + _answerers(attention)
+
+
+def _modulated(norm: nn.Module, x: Tensor, ada: Ada, shift: int, scale: int, readers: Iterable[nn.Module]) -> Input:
+    """Normalised x, modulated by two parameters of `ada`, for the layers that read it."""
+    return modulator(norm, x)(ada, shift, scale, readers)
 
 
 def _attention(
     attention: Any,
-    x: Tensor,
-    context: Tensor | None = None,
+    x: Input,
+    context: Input | None = None,
     *,
     pair: Pair | None = None,
     positions: Pair | None = None,
@@ -200,16 +226,17 @@ def _attention(
     of attention. views: as for `Block`.
     """
     with sharing():
-        logits = None if attention.to_gate_logits is None else attention.to_gate_logits(x)
+        gates, source = attention.to_gate_logits, x if context is None else context
+        logits = None if gates is None else gates(given(gates, x))
         if pair is None:
-            value = attention.to_v(x if context is None else context).unflatten(2, (attention.heads, -1))
+            value = attention.to_v(given(attention.to_v, source)).unflatten(2, (attention.heads, -1))
             if skipped and all(skipped):
                 return attention.to_out[0](_gated(attention, [value], logits))
         kept = _without_skipped(x, skipped)
-        query = _rotate(attention, attention.norm_q, attention.to_q(kept), positions)
+        query = _rotate(attention, attention.norm_q, attention.to_q(given(attention.to_q, kept)), positions)
         if pair is None:
-            key = kept if context is None else context
-            key = _rotate(attention, attention.norm_k, attention.to_k(key), key_positions or positions)
+            key = attention.to_k(given(attention.to_k, kept if context is None else context))
+            key = _rotate(attention, attention.norm_k, key, key_positions or positions)
     if pair is not None:
         return attention.to_out[0](_gated(attention, _read(attention, query, pair, second), logits))
     attended = [_attend(attention.processor, query, key, _without_skipped(value, skipped), views)]
@@ -233,11 +260,11 @@ def _read(attention: Any, query: Tensor, pair: Pair, second: tuple[bool, ...]) -
     return read
 
 
-def _gated(attention: Any, parts: list[Tensor], logits: Tensor | None) -> Tensor:
-    """Rows [r, N, heads, d] of attention, one part after the other, times their gates, if there are any → [R, N, D], in
-    the memory of a single part. logits: [R, N, heads], of which twice the sigmoid is the gate."""
+def _gated(attention: Any, parts: list[Tensor], logits: Tensor | None) -> Input:
+    """Rows [r, N, heads, d] of attention, one part after the other, times their gates, if there are any → [R, N, D] for
+    `to_out`, in the memory of a single part. logits: [R, N, heads], of which twice the sigmoid is the gate."""
     if logits is not None and fuses(attention, logits):
-        return gate_heads(parts, logits)
+        return gate_heads(parts, logits, attention.to_out[0])
     gates = None if logits is None else 2.0 * torch.sigmoid(logits).unsqueeze(-1)
     if gates is None or torch.compiler.is_compiling():
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -273,7 +300,7 @@ def _pair(attention: Any, context: Tensor) -> Pair:
         return _rotate(attention, attention.norm_k, attention.to_k(context), None), attention.to_v(context)
 
 
-def _without_skipped(x: Tensor, skipped: tuple[bool, ...]) -> Tensor:
+def _without_skipped(x: Input, skipped: tuple[bool, ...]) -> Input:
     """The rows that are not skipped."""
     if not any(skipped):
         return x

@@ -1,14 +1,17 @@
 """Triton kernels for what a block does beside its products: normalisation with modulation and with rotation, residuals
-with gates, and the gates of attention heads.
+with gates, the gates of attention heads, and activations that are rounded.
 
 Each reads its input once and writes its result once. The eager code does so up to six times, or with slow strided
 access. The kernels compute in float32 and round once at the end, while the eager code rounds to the model's dtype in
 between; in float32 both agree to 1e-6. They run on CUDA wherever Triton can build them, unless they are switched off.
+
+Where layers multiply in fp8 (weights/products.py), a kernel that makes their input also rounds it to fp8, in registers.
+The input in 16 bits is then written only for layers that read it. The values are those of a rounding afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -17,6 +20,8 @@ from diffusers.models.transformers.transformer_ltx2 import LTX2Attention, LTX2Vi
 from torch import Tensor, nn
 
 from ..fused import takes_over, tl, triton
+from ..weights.quantized import reading
+from ..weights.rounding import INVERSE, PTX, TINY, Input, Rounded, store_rounded, warps
 from .modulation import Ada, Pair
 
 SWITCHED = (nn.RMSNorm, RMSNorm, LTX2Attention, LTX2VideoTransformerBlock)
@@ -41,29 +46,59 @@ def fuses(module: nn.Module, x: Tensor) -> bool:
     )
 
 
-def modulator(norm: nn.Module, x: Tensor) -> Callable[[Ada, int, int], Tensor]:
-    """Normalised x as a function of an `Ada` and its numbers of shift and scale. Without the kernels x is normalised
-    once, here; with them in each call, which reads `x`: call it before `x` changes."""
+def modulator(norm: nn.Module, x: Tensor) -> Callable[[Ada, int, int, Iterable[nn.Module]], Input]:
+    """Normalised x as a function of an `Ada`, its numbers of shift and scale, and the layers that read the result.
+    Without the kernels x is normalised once, here; with them in each call, which reads `x`: call it before `x` changes.
+    """
     if norm.weight is None and fuses(norm, x):
         return partial(norm_modulate, norm, x)
     normed = nn.functional.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
-    return lambda ada, shift, scale: ada.modulate(normed, shift, scale)
+    return lambda ada, shift, scale, readers: ada.modulate(normed, shift, scale)
 
 
-def norm_modulate(norm: nn.Module, x: Tensor, ada: Ada, shift: int, scale: int) -> Tensor:
-    """RMS-normalised x [R, N, D], times 1 + scale, plus shift. shift, scale: the parameters' numbers in `ada`. The
-    normalisation has no weight."""
+def norm_modulate(
+    norm: nn.Module, x: Tensor, ada: Ada, shift: int, scale: int, readers: Iterable[nn.Module] = ()
+) -> Input:
+    """RMS-normalised x [R, N, D], times 1 + scale, plus shift. shift, scale: the parameters' numbers in `ada`. readers:
+    the layers that read it. The normalisation has no weight."""
     x = x.contiguous()
-    result = torch.empty_like(x)
+    rounded, plain = reading(readers, x)
+    made = Rounded.empty(x, plain) if rounded else torch.empty_like(x)
     tokens, width = x.shape[1:]
     places = None if ada.places is None else ada.places.index
     shift, scale = (ada.values[number].contiguous() for number in (shift, scale))
     block = triton.next_power_of_2(width)
     with torch.cuda.device_of(x):
         _norm_modulate[(x.shape[0] * tokens,)](
-            x, shift, scale, places, result, tokens, width, norm.eps, BLOCK=block, LEVELS=places is not None
-        )
-    return result
+            x, shift, scale, places, *_targets(made), tokens, width, norm.eps, INVERSE, TINY,
+            BLOCK=block, LEVELS=places is not None, **_how(made, block),
+        )  # fmt: skip
+    return made
+
+
+def gelu(x: Tensor, readers: Iterable[nn.Module]) -> Input:
+    """The tanh form of GELU of x [R, N, D]. readers: as for `norm_modulate`; if none takes it rounded, torch has it in
+    one pass, too."""
+    rounded, plain = reading(readers, x)
+    if not rounded:
+        return nn.functional.gelu(x, approximate="tanh")
+    x, made, width = x.contiguous(), Rounded.empty(x, plain), x.shape[2]
+    block = triton.next_power_of_2(width)
+    with torch.cuda.device_of(x):
+        _gelu[(x.numel() // width,)](x, *_targets(made), width, INVERSE, TINY, BLOCK=block, **_how(made, block))
+    return made
+
+
+def _targets(made: Input) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Where a kernel writes an input of layers: as it is, rounded, and the factors."""
+    return (made.plain, made.target, made.factors) if isinstance(made, Rounded) else (made, None, None)
+
+
+def _how(made: Input, block: int) -> dict[str, int | bool]:
+    """The forms in which a kernel writes an input of layers, and the warps that share a row of `block` values."""
+    if not isinstance(made, Rounded):
+        return {"PLAIN": True, "ROUND": False, "PTX": PTX}
+    return {"PLAIN": made.plain is not None, "ROUND": True, "PTX": PTX, "num_warps": warps(block)}
 
 
 def add_gated(x: Tensor, change: Tensor, ada: Ada, gate: int, result: Tensor) -> Tensor:
@@ -88,22 +123,30 @@ def add_gated(x: Tensor, change: Tensor, ada: Ada, gate: int, result: Tensor) ->
     return result
 
 
-def gate_heads(parts: list[Tensor], logits: Tensor) -> Tensor:
+def gate_heads(parts: list[Tensor], logits: Tensor, reader: nn.Module | None = None) -> Input:
     """Rows [r, N, heads, d], one part after the other, times twice the sigmoid of their logits [R, N, heads] → [R, N,
-    heads · d]. A single contiguous part is overwritten."""
+    heads · d]. reader: the layer that reads it. A single contiguous part may be overwritten."""
     heads, width = parts[0].shape[2:]
     sizes = [len(part) for part in parts]
-    if len(parts) == 1 and parts[0].is_contiguous():
-        whole = parts[0]
+    shape = (sum(sizes), parts[0].shape[1], heads * width)
+    rounded, plain = (False, True) if reader is None else reading((reader,), parts[0])
+    if rounded:
+        made = Rounded.empty(parts[0], plain, shape)
+    elif len(parts) == 1 and parts[0].is_contiguous():
+        made = parts[0].view(shape)
     else:
-        whole = parts[0].new_empty(sum(sizes), *parts[0].shape[1:])
+        made = parts[0].new_empty(shape)
     blocks = {"HEADS": triton.next_power_of_2(heads), "DIM": triton.next_power_of_2(width)}
-    for part, own, own_logits in zip(parts, whole.split(sizes), logits.contiguous().split(sizes), strict=True):
+    how = _how(made, blocks["HEADS"] * blocks["DIM"])
+    targets = [(None,) * len(parts) if target is None else target.split(sizes) for target in _targets(made)]
+    for part, own_logits, *own in zip(parts, logits.contiguous().split(sizes), *targets, strict=True):
         part = part if part.stride(3) == 1 else part.contiguous()
         rows, tokens = part.shape[:2]
         with torch.cuda.device_of(part):
-            _gate_heads[(rows * tokens,)](part, own_logits, own, tokens, *part.stride()[:3], heads, width, **blocks)
-    return whole.flatten(2)
+            _gate_heads[(rows * tokens,)](
+                part, own_logits, *own, tokens, *part.stride()[:3], heads, width, INVERSE, TINY, **blocks, **how
+            )
+    return made
 
 
 def norm_rotate(norm: nn.Module, x: Tensor, heads: int, positions: Pair) -> Tensor:
@@ -123,18 +166,26 @@ def norm_rotate(norm: nn.Module, x: Tensor, heads: int, positions: Pair) -> Tens
 
 if triton is not None:
 
+    # long: a kernel takes each tensor and each size by itself
     @triton.jit
     def _norm_modulate(
         x,
         shift,
         scale,
         places,
-        result,
+        plain,
+        rounded,
+        factors,
         tokens,
         width,
         eps,
+        inverse,
+        tiny,
         BLOCK: tl.constexpr,
         LEVELS: tl.constexpr,
+        PLAIN: tl.constexpr,
+        ROUND: tl.constexpr,
+        PTX: tl.constexpr,
     ):
         row = tl.program_id(0).to(tl.int64)
         column = tl.arange(0, BLOCK)
@@ -146,7 +197,42 @@ if triton is not None:
             at += tl.load(places + row % tokens) * width
         factor = 1 + tl.load(scale + at, mask, 0.0).to(tl.float32)
         value = value * factor + tl.load(shift + at, mask, 0.0).to(tl.float32)
-        tl.store(result + row * width + column, value, mask)
+        value = value.to(x.dtype.element_ty)
+        at = row * width + column
+        if PLAIN:
+            tl.store(plain + at, value, mask)
+        if ROUND:
+            value = value.to(tl.float32)
+            store_rounded(value, mask, at, row, tl.max(tl.abs(value), 0), rounded, factors, inverse, tiny, PTX)
+
+    # long: a kernel takes each tensor and each size by itself
+    @triton.jit
+    def _gelu(
+        x,
+        plain,
+        rounded,
+        factors,
+        width,
+        inverse,
+        tiny,
+        BLOCK: tl.constexpr,
+        PLAIN: tl.constexpr,
+        ROUND: tl.constexpr,
+        PTX: tl.constexpr,
+    ):
+        row = tl.program_id(0).to(tl.int64)
+        column = tl.arange(0, BLOCK)
+        mask = column < width
+        at = row * width + column
+        value = tl.load(x + at, mask, 0.0).to(tl.float32)
+        # (1 + tanh(u)) / 2 is the sigmoid of 2u, with u = sqrt(2 / pi) (x + 0.044715 x³)
+        value *= tl.sigmoid(value * (1.5957691216057308 + 0.07135481627362753 * value * value))
+        value = value.to(x.dtype.element_ty)
+        if PLAIN:
+            tl.store(plain + at, value, mask)
+        if ROUND:
+            value = value.to(tl.float32)
+            store_rounded(value, mask, at, row, tl.max(tl.abs(value), 0), rounded, factors, inverse, tiny, PTX)
 
     # long: a kernel takes each tensor and each size by itself
     @triton.jit
@@ -208,20 +294,33 @@ if triton is not None:
     def _gate_heads(
         x,
         logits,
-        result,
+        plain,
+        rounded,
+        factors,
         tokens,
         row_stride,
         token_stride,
         head_stride,
         heads,
         width,
+        inverse,
+        tiny,
         HEADS: tl.constexpr,
         DIM: tl.constexpr,
+        PLAIN: tl.constexpr,
+        ROUND: tl.constexpr,
+        PTX: tl.constexpr,
     ):
         row = tl.program_id(0).to(tl.int64)
         head, place = tl.arange(0, HEADS)[:, None], tl.arange(0, DIM)[None, :]
         mask = (head < heads) & (place < width)
         factor = 2 * tl.sigmoid(tl.load(logits + row * heads + head, head < heads, 0.0).to(tl.float32))
         at = row // tokens * row_stride + row % tokens * token_stride + head.to(tl.int64) * head_stride + place
-        value = tl.load(x + at, mask, 0.0).to(tl.float32)
-        tl.store(result + row * heads * width + head * width + place, value * factor, mask)
+        value = (tl.load(x + at, mask, 0.0).to(tl.float32) * factor).to(x.dtype.element_ty)
+        at = row * heads * width + head * width + place
+        if PLAIN:
+            tl.store(plain + at, value, mask)
+        if ROUND:
+            value = value.to(tl.float32)
+            most = tl.max(tl.max(tl.abs(value), 1), 0)
+            store_rounded(value, mask, at, row, most, rounded, factors, inverse, tiny, PTX)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import out_of_memory
-from .rounding import TINY, TOP, round_to_float8, top
+from .rounding import FLOAT8, TINY, TOP, Input, round_to_float8, top
 
 HALVES = (torch.bfloat16, torch.float16)
 NVFP4_TOP = TOP * 6  # the largest scale of a block times the largest 4-bit value
@@ -26,6 +26,10 @@ NEEDED = {"int8": (7, 5), "fp8": (8, 9), "nvfp4": (10, 0), "mxfp8": (10, 0)}
 KITCHEN = {"int8": "int8_linear", "nvfp4": "scaled_mm_nvfp4", "mxfp8": "scaled_mm_mxfp8"}
 """comfy-kitchen's product in each format that torch does not multiply in itself."""
 EXPONENTS = getattr(torch, "float8_e8m0fnu", None)  # the dtype of MXFP8's scales; torch before 2.7 has none
+
+
+Kept = dict[tuple[bool, torch.device], Tensor]
+"""The scale of a weight as tensors, by whether it is written for each row, and by device."""
 
 
 @dataclass(frozen=True)
@@ -55,27 +59,49 @@ def obstacle(stored: WeightFormat, device: torch.device) -> str:
     return ""
 
 
-def float8_product(x: Tensor, weight: Tensor, scale: float | Tensor, bias: Tensor | None) -> Tensor | None:
-    """weight: float8 [out, in]; scale: of all values, as a number or float32 [], or float32 [out].
+def multiplies_float8(x: Input, kind: torch.dtype, shape: tuple[int, ...], by_rows: bool) -> bool:
+    """Whether a card multiplies inputs like x, rounded to fp8, with a weight of that dtype and shape.
+
+    by_rows: whether there is a scale for each row of the input.
+    """
+    aligned = not any(side % ALIGNED for side in shape)
+    if kind != FLOAT8 or x.dtype not in HALVES or not aligned or not card_has("fp8", x.device):
+        return False
+    return not by_rows or (x.dtype == torch.bfloat16 and rows_have_scales(x.device))
+
+
+def float8_product(
+    x: Input, weight: Tensor, scale: float | Tensor, bias: Tensor | None, kept: Kept | None = None
+) -> Tensor | None:
+    """weight: float8 [out, in]; scale: of all values, as a number or float32 [], or float32 [out]. kept: where a number
+    stays as the tensor that a product takes, so that it is not written for each product.
 
     The input gets a scale per row from its own values. A file's own scale for the input was measured with other inputs:
     larger ones, for instance with a LoRA, would be cut off. Where torch multiplies only with one scale for all rows, as
     on a CPU, the input gets one, if the weight has one as well.
     """
-    aligned = not any(side % ALIGNED for side in weight.shape)
-    if weight.dtype != torch.float8_e4m3fn or x.dtype not in HALVES or not aligned or not card_has("fp8", x.device):
-        return None
-    by_rows = x.dtype == torch.bfloat16 and rows_have_scales(x.device)
-    each = isinstance(scale, Tensor) and scale.ndim == 1
-    if not by_rows and each:
+    by_rows = multiplies_float8(x, weight.dtype, weight.shape, by_rows=True)
+    each = isinstance(scale, Tensor) and scale.ndim > 0
+    if not by_rows and (each or not multiplies_float8(x, weight.dtype, weight.shape, by_rows=False)):
         return None
     rounded, factor = round_to_float8(x, by_rows)
-    if isinstance(scale, Tensor) and not each:
-        scale = torch.ones((1, len(weight)) if by_rows else (), device=x.device) * scale
-    elif not each:
-        scale = torch.full((1, len(weight)) if by_rows else (), scale, device=x.device)
-    scale = scale.view(1, -1) if by_rows else scale
+    if each:
+        scale = scale.view(1, -1)
+    elif kept is None:
+        scale = _spread(scale, len(weight), by_rows, x.device)
+    else:
+        if (by_rows, x.device) not in kept:
+            kept[by_rows, x.device] = _spread(scale, len(weight), by_rows, x.device)
+        scale = kept[by_rows, x.device]
     return torch._scaled_mm(rounded, weight.t(), scale_a=factor, scale_b=scale, bias=bias, out_dtype=x.dtype)
+
+
+def _spread(scale: float | Tensor, rows: int, by_rows: bool, device: torch.device) -> Tensor:
+    """The scale of all values as a product takes it: for each row, float32 [1, rows], or once, []."""
+    shape = (1, rows) if by_rows else ()
+    if isinstance(scale, Tensor):
+        return torch.ones(shape, device=device) * scale
+    return torch.full(shape, scale, device=device)
 
 
 def int8_product(x: Tensor, weight: Tensor, scales: Tensor, group: int, bias: Tensor | None) -> Tensor | None:

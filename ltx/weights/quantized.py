@@ -15,7 +15,7 @@ rounds the input. It is off unless somebody asks for it, because it changes the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from .adapters import Adapter, Edit, Leaf, LowRank, combine
 from .decoding import decode
-from .products import WeightFormat, float8_product
+from .products import Kept, WeightFormat, float8_product, multiplies_float8
+from .rounding import Input, Rounded
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 PLAIN_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -47,9 +48,9 @@ class Coding(Protocol):
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [out, bytes of a row] → weight [out, in] in `dtype`, on the device of `data`."""
 
-    def product(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor | None:
+    def product(self, x: Input, data: Tensor, bias: Tensor | None) -> Tensor | None:
         """x [M, in] times the weight, plus the bias, in the weight's own format [M, out]; None where that cannot be
-        computed."""
+        computed. Only `Float8` gets an input that was rounded before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,7 @@ class Float8:
     scale: Tensor | None = field(default=None, repr=False)
     scales: Tensor | None = field(default=None, repr=False)
     factor: float = field(default=1.0, repr=False)
+    _kept: Kept = field(default_factory=dict, repr=False)
 
     @property
     def format(self) -> WeightFormat:
@@ -78,11 +80,13 @@ class Float8:
         # a CPU scalar: any device multiplies it in float32 and rounds once
         return values if self.scale is None else values.mul_(self.scale)
 
-    def product(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor | None:
-        scale = self.factor if self.scales is None else floats(self.scales, data.device)
-        if torch.compiler.is_compiling() and self.scales is None and self.scale is not None:
-            scale = self.scale  # as for the factors of branches
-        return float8_product(x, data.view(self.dtype), scale, bias)
+    def product(self, x: Input, data: Tensor, bias: Tensor | None) -> Tensor | None:
+        weight = data.view(self.dtype)
+        if self.scales is not None:
+            return float8_product(x, weight, floats(self.scales, data.device), bias)
+        if torch.compiler.is_compiling():
+            return float8_product(x, weight, self.factor if self.scale is None else self.scale, bias)  # as for branches
+        return float8_product(x, weight, self.factor, bias, self._kept)
 
 
 def floats(scales: Tensor, device: torch.device) -> Tensor:
@@ -238,26 +242,28 @@ class QuantizedLinear(nn.Linear):
         """The coding with its tensors on `device`, where the input is."""
         return self.coding
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Input) -> Tensor:
         return self.compute(x, self.weight, self.bias)
 
-    def compute(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor:
-        """x [..., in] → [..., out]. The bytes and the bias must be on the device of x."""
+    def compute(self, x: Input, data: Tensor, bias: Tensor | None) -> Tensor:
+        """x [..., in], rounded before only if `takes_rounded` → [..., out]. The bytes and the bias must be on its
+        device."""
         coding, bias = self.coding_on(x.device), None if bias is None else bias.to(x.dtype)
         branches = self._beside()
         edits = [(edit, scale) for edit, scale in branches if isinstance(edit, Edit)]
         pairs = [(branch, scale) for branch, scale in branches if isinstance(branch, Branch)]
-        y = coding.product(x.flatten(0, -2), data, bias) if self.fast and not edits else None
+        rows, plain = (x.rows(), x.plain) if isinstance(x, Rounded) else (x.flatten(0, -2), x)
+        y = coding.product(rows, data, bias) if self.fast and not edits else None
         if y is not None:
             y = y.view(*x.shape[:-1], self.out_features)
         else:
             weight = coding.decode(data, torch.float32 if edits else x.dtype)
             weight = combine(weight, edits).to(x.dtype) if edits else weight
-            if pairs and joining_is_cheaper(x.numel() // self.in_features, self.in_features, self.out_features):
+            if pairs and joining_is_cheaper(plain.numel() // self.in_features, self.in_features, self.out_features):
                 weight, pairs = join(weight, pairs), []
-            y = F.linear(x, weight, bias)
+            y = F.linear(plain, weight, bias)
         for branch, scale in pairs:
-            y = branch(x, y, scale)
+            y = branch(plain, y, scale)
         return y
 
     def extra_repr(self) -> str:
@@ -273,6 +279,29 @@ class ScaledLinear(QuantizedLinear):
 
     def coding_on(self, device: torch.device) -> Coding:
         return replace(self.coding, scales=self.weight_scale.to(device, non_blocking=True))
+
+
+def takes_rounded(layer: nn.Module, x: Input) -> bool:
+    """Whether a layer multiplies inputs like x in fp8 with a scale for each of their rows, so that it can read them as
+    `Rounded`."""
+    return (
+        isinstance(layer, QuantizedLinear)
+        and layer.fast
+        and isinstance(layer.coding, Float8)
+        and not any(isinstance(change, Edit) for change, _ in layer.branches)
+        and multiplies_float8(x, layer.coding.dtype, (layer.out_features, layer.in_features), by_rows=True)
+    )
+
+
+def reading(layers: Iterable[nn.Module], x: Input) -> tuple[bool, bool]:
+    """Whether any of the layers takes inputs like x rounded, and whether any reads them as they are, as a LoRA does."""
+    takes = [(takes_rounded(layer, x), layer) for layer in layers]
+    return any(rounded for rounded, _ in takes), not all(rounded and not layer.branches for rounded, layer in takes)
+
+
+def given(layer: nn.Module, x: Input) -> Input:
+    """What a layer reads of an input of several layers."""
+    return x.plain if isinstance(x, Rounded) and not takes_rounded(layer, x) else x
 
 
 def layer_of(stored: Stored, bias: nn.Parameter | None) -> QuantizedLinear:

@@ -2,7 +2,8 @@
 
 The eager code moves 13 bytes for each 16-bit value, in three passes over memory. For scales by rows, a Triton kernel
 moves 3 bytes in one pass: it reads a row once and keeps it in registers. Both give the same bits, so the kernel has no
-switch of its own: it takes over on a GPU where Triton can build it.
+switch of its own: it takes over on a GPU where Triton can build it. Where a kernel makes the input itself
+(diffusion/kernels.py), it rounds it in registers and hands on what it made as `Rounded`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,9 +24,51 @@ TOP = torch.finfo(FLOAT8).max
 # torch divides by a number as it likes: on a GPU most versions multiply by the inverse, and a CPU divides. A product is
 # the same everywhere.
 INVERSE = 1 / TOP
+PTX = not INTERPRETED  # whether kernels convert by the card's own instruction
 TINY = 2.0**-100  # keeps the scale of an input of zeros above 0
 WARPS = ((2048, 4), (8192, 8))  # up to so wide a block, so many warps hold it; MOST_WARPS hold a wider one
 MOST_WARPS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """An input of linear layers that was rounded where it was made, with a scale for each row.
+
+    values: float8 [..., in]; factors: float32 [..., 1], by which they have to be multiplied; dtype: that of the input;
+    plain: the input itself, None if no layer reads it.
+    """
+
+    values: Tensor
+    factors: Tensor
+    dtype: torch.dtype
+    plain: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+    @classmethod
+    def empty(cls, x: Tensor, plain: bool, shape: tuple[int, ...] | None = None) -> Rounded:
+        """Room for the rounded form of an input as `x`, or of another shape. plain: and for the input itself."""
+        values = torch.empty(shape or x.shape, dtype=FLOAT8, device=x.device)
+        factors = torch.empty(*values.shape[:-1], 1, dtype=torch.float32, device=x.device)
+        return cls(values, factors, x.dtype, torch.empty_like(values, dtype=x.dtype) if plain else None)
+
+    @property
+    def target(self) -> Tensor:
+        """The values as a kernel writes them: as bytes, except in the interpreter."""
+        return self.values if INTERPRETED else self.values.view(torch.uint8)
+
+    def rows(self) -> Rounded:
+        """The same as matrices, [M, in]."""
+        return Rounded(self.values.flatten(0, -2), self.factors.flatten(0, -2), self.dtype)
+
+
+Input = Tensor | Rounded
 
 
 class _Shared(threading.local):
@@ -51,9 +95,11 @@ def _sharing() -> Iterator[None]:
         _shared.found = before
 
 
-def round_to_float8(x: Tensor, by_rows: bool) -> tuple[Tensor, Tensor]:
+def round_to_float8(x: Input, by_rows: bool) -> tuple[Tensor, Tensor]:
     """x [M, in], of a float type → float8 [M, in], and what it has to be multiplied by: float32 [M, 1] by rows, else
-    []."""
+    []. An input that was rounded before has a scale for each row."""
+    if isinstance(x, Rounded):
+        return x.values, x.factors
     if torch.compiler.is_compiling() or _shared.found is None:
         return _rounded(x, by_rows)
     key = x.data_ptr(), x.shape, x.stride(), x.dtype, x.device, by_rows
@@ -77,15 +123,13 @@ def in_one_pass(x: Tensor) -> tuple[Tensor, Tensor]:
     row's products are of no use in both cases."""
     x = x.contiguous()
     rows, width = x.shape
-    rounded = torch.empty_like(x, dtype=FLOAT8)
-    factor = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
+    made = Rounded.empty(x, plain=False)
     block = triton.next_power_of_2(width)
-    target = rounded if INTERPRETED else rounded.view(torch.uint8)
     with torch.cuda.device_of(x):
         _round_rows[(rows,)](
-            x, target, factor, width, INVERSE, TINY, BLOCK=block, PTX=not INTERPRETED, num_warps=warps(block)
+            x, made.target, made.factors, width, INVERSE, TINY, BLOCK=block, PTX=PTX, num_warps=warps(block)
         )
-    return rounded, factor
+    return made.values, made.factors
 
 
 def warps(block: int) -> int:
@@ -98,15 +142,13 @@ def top(x: Tensor, by_rows: bool = False) -> Tensor:
     return torch.linalg.vector_norm(x, torch.inf, 1 if by_rows else None, keepdim=by_rows)
 
 
+store_rounded = None  # without Triton
 if triton is not None:
 
     @triton.jit
-    def _round_rows(x, rounded, factors, width, inverse, tiny, BLOCK: tl.constexpr, PTX: tl.constexpr):
-        row = tl.program_id(0).to(tl.int64)
-        column = tl.arange(0, BLOCK)
-        mask = column < width
-        value = tl.load(x + row * width + column, mask, 0.0).to(tl.float32)
-        factor = tl.maximum(tl.max(tl.abs(value), 0) * inverse, tiny)
+    def store_rounded(value, mask, at, row, most, rounded, factors, inverse, tiny, PTX: tl.constexpr):
+        """Rounds the values of a row, in float32, of which `most` is the largest magnitude."""
+        factor = tl.maximum(most * inverse, tiny)
         tl.store(factors + row, factor)
         value *= tl.div_rn(1.0, factor)
         if PTX:
@@ -134,4 +176,13 @@ if triton is not None:
             size = (size + above) - above
             sign = value.to(tl.int32, bitcast=True) & -0x80000000  # what is rounded to 0 keeps it, too
             value = (size.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
-        tl.store(rounded + row * width + column, value, mask)
+        tl.store(rounded + at, value, mask)
+
+    @triton.jit
+    def _round_rows(x, rounded, factors, width, inverse, tiny, BLOCK: tl.constexpr, PTX: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        column = tl.arange(0, BLOCK)
+        mask = column < width
+        at = row * width + column
+        value = tl.load(x + at, mask, 0.0).to(tl.float32)
+        store_rounded(value, mask, at, row, tl.max(tl.abs(value), 0), rounded, factors, inverse, tiny, PTX)

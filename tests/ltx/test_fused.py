@@ -104,12 +104,21 @@ def test_on_a_gpu_with_triton_they_run() -> None:
 
 INTEGERS = ["tokens", "width", "heads", "half", "shared", "columns", "row_stride", "token_stride", "head_stride"]
 TYPES = dict.fromkeys(INTEGERS, "i32") | dict.fromkeys(("cos", "sin", "scales"), "*fp32")
-TYPES |= {"eps": "fp32", "places": "*i64", "data": "*u8"}
+TYPES |= {"places": "*i64", "data": "*u8", "rounded": "*u8", "factors": "*fp32"}
+TYPES |= dict.fromkeys(("eps", "inverse", "tiny"), "fp32")
+AS_IT_IS = {"rounded": None, "factors": None, "PLAIN": True, "ROUND": False, "PTX": True}
+ROUNDED = {"plain": None, "PLAIN": False, "ROUND": True, "PTX": True}
+BOTH = {"PLAIN": True, "ROUND": True, "PTX": True}
 KERNELS = {
-    "modulate": (kernels, "_norm_modulate", {"BLOCK": 4096, "LEVELS": True}),
+    "modulate": (kernels, "_norm_modulate", {"BLOCK": 4096, "LEVELS": True, **AS_IT_IS}),
     "rotate": (kernels, "_norm_rotate", {"HEADS": 32, "HALF": 64}),
     "gate": (kernels, "_add_gated", {"BLOCK": 4096, "LEVELS": False}),
-    "heads": (kernels, "_gate_heads", {"HEADS": 32, "DIM": 128}),
+    "heads": (kernels, "_gate_heads", {"HEADS": 32, "DIM": 128, **AS_IT_IS}),
+    "modulate, rounded": (kernels, "_norm_modulate", {"BLOCK": 4096, "LEVELS": False, **ROUNDED}),
+    "modulate, both": (kernels, "_norm_modulate", {"BLOCK": 4096, "LEVELS": True, **BOTH}),
+    "heads, rounded": (kernels, "_gate_heads", {"HEADS": 32, "DIM": 128, **ROUNDED}),
+    "gelu, rounded": (kernels, "_gelu", {"BLOCK": 16384, **ROUNDED}),
+    "gelu, both": (kernels, "_gelu", {"BLOCK": 16384, **BOTH}),
     **{
         f"decode {kind}": (decoding, "_decode", {"KIND": number, "EACH": True, "NUMBER": False, "BLOCK": 4096})
         for kind, number in decoding.KINDS.items()
@@ -122,12 +131,15 @@ KERNELS = {
 def test_cards_that_are_not_there_can_run_them(
     name: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Triton compiles for any card. Turing, the oldest one here, has neither bfloat16 nor fp8 itself."""
+    """Triton compiles for any card. Turing, the oldest one here, has neither bfloat16 nor fp8 itself. On a card without
+    fp8 products no kernel rounds."""
     triton = pytest.importorskip("triton", "3.3", reason="Triton is not installed, or compiles by another interface")
     if fused.INTERPRETED:
         pytest.skip("Triton runs in its interpreter here")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     module, kernel, constants = KERNELS[name]
+    if constants.get("ROUND") and capability < 89:
+        pytest.skip("this card has no fp8")
     kernel = getattr(module, kernel)
     kinds = {each: "constexpr" if each in constants else TYPES.get(each, "*bf16") for each in kernel.arg_names}
     aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(kinds.values()) if kind[0] == "*"}

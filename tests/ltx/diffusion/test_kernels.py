@@ -42,6 +42,21 @@ def test_they_give_the_eager_codes_numbers(tmp_path: Path, part: str, count: int
 
 
 @pytest.mark.skipif(kernels.triton is None, reason="Triton is not installed")
+@pytest.mark.parametrize(
+    ("part", "count"), [("rounded", 2 * 2 * 8), pytest.param("fp8 step", 1, marks=pytest.mark.soak)]
+)
+def test_what_they_round_is_what_a_rounding_afterwards_gives(tmp_path: Path, part: str, count: int) -> None:
+    """Of norms, gates of heads and activations, with and without the input itself, which a LoRA reads."""
+    env = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, PROGRAM, part, tmp_path], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    errors = dict(map(json.loads, done.stdout.splitlines()))
+    assert len(errors) == count
+    for name, error in errors.items():
+        assert error <= (1e-6 if "float32" in name else 0), name
+
+
+@pytest.mark.skipif(kernels.triton is None, reason="Triton is not installed")
 def test_what_they_cannot_take_over_stays_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "INTERPRETED", True)
     norm, x = torch.nn.RMSNorm(4), torch.zeros(1, 1, 4)

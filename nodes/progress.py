@@ -99,7 +99,7 @@ def show_text(node_id: str, text: str, window: str = "") -> None:
     ComfyUI's own text of a running node would vanish at the end of the run, in frontends since 1.58.
     """
     server = running_server()
-    if server is not None and text:
+    if server is not None and server.client_id is not None and text:  # without a client it would reach every browser
         running = {"prompt_id": getattr(server, "last_prompt_id", None), "window": window} if window else {}
         server.send_sync(TEXT, {"node": node_id, "text": text, **running}, server.client_id)
 

@@ -12,6 +12,30 @@ const ROOM = HEIGHT + 4; // what a node grows by; the canvas puts 4 between widg
 // While a graph runs, another one may be open, whose nodes have the same ids.
 const ours = (node) => node?.comfyClass?.startsWith("LTXA2V");
 
+const opened = () => app.extensionManager?.workflow?.activeWorkflow;
+const origins = new Map(); // the workflow that a prompt of this page was queued from, by the prompt's id
+let running; // the id of the prompt that runs
+
+// Whether the open workflow may be the one that runs. A page that was loaded again knows of no prompt, so it may.
+function here() {
+  const origin = origins.get(running);
+  return !origin || origin.deref() === opened();
+}
+
+const queuePrompt = api.queuePrompt;
+api.queuePrompt = async function (...given) {
+  const workflow = opened();
+  const answer = await queuePrompt.apply(this, given);
+  const id = answer?.prompt_id; // it may run before this answer is here
+  if (workflow && id) origins.set(id, new WeakRef(workflow));
+  return answer;
+};
+
+api.addEventListener("execution_start", ({ detail }) => {
+  if (running !== detail.prompt_id) origins.delete(running);
+  running = detail.prompt_id;
+});
+
 function show(node, text) {
   let widget = node.widgets?.find((widget) => widget.name === NAME);
   if (!widget && !text) return;
@@ -26,6 +50,12 @@ function show(node, text) {
   }
   widget.value = text;
   app.graph.setDirtyCanvas(true);
+}
+
+// What stands on a node, as its output has it.
+function said(node) {
+  const text = node.widgets?.find((widget) => widget.name === NAME)?.value;
+  return text ? [text] : [];
 }
 
 function whole() {
@@ -46,21 +76,22 @@ function key(node) {
   return node.graph && node.graph !== whole() ? `${node.graph.id}:${node.id}` : String(node.id);
 }
 
+// Outputs that come while another tab is open are kept by the path of their node.
 function withKey(found) {
   const [id, graph] = found.split(":").reverse();
-  return (graph ? whole().subgraphs?.get(graph) : whole())?.getNodeById(id);
+  return find(found) ?? whole().subgraphs?.get(graph)?.getNodeById(id);
 }
 
 api.addEventListener(TEXT, ({ detail }) => {
-  const node = find(detail.node);
+  const node = here() && find(detail.node);
   if (ours(node)) show(node, detail.text);
 });
 
 api.addEventListener("executing", ({ detail }) => {
-  const node = detail && find(detail);
+  const node = detail && here() && find(detail);
   if (!ours(node)) return;
   show(node, "");
-  delete app.nodeOutputs?.[key(node)]?.[TEXT];
+  for (const kept of [key(node), detail]) delete app.nodeOutputs?.[kept]?.[TEXT];
 });
 
 app.registerExtension({
@@ -70,15 +101,21 @@ app.registerExtension({
     const before = node.onExecuted;
     node.onExecuted = function (output, ...rest) {
       before?.call(this, output, ...rest);
-      if (output?.[TEXT]?.length) show(this, output[TEXT].join("\n"));
+      if (!output?.[TEXT]?.length) return;
+      if (here()) show(this, output[TEXT].join("\n"));
+      // the frontend takes it for the output of this node, and gives it back with this tab
+      else if (app.nodeOutputs) app.nodeOutputs[key(this)] = { ...output, [TEXT]: said(this) };
     };
   },
   // The frontend makes all nodes anew for an undo and for another tab, and then gives their outputs back. A node that
-  // would grow stays without its text: the frontend would take that for a change of the person, and forget the redo.
+  // would grow stays without its text where the frontend would take that for a change of the person, and forget the redo.
   onNodeOutputsUpdated(outputs) {
+    const { _restoringState: undoing, redoQueue } = opened()?.changeTracker ?? {};
+    const grows = undoing === false && redoQueue?.length === 0;
     for (const [found, output] of Object.entries(outputs)) {
       const node = output?.[TEXT]?.length && withKey(found);
-      if (ours(node) && node.size[1] >= node.computeSize()[1] + ROOM) show(node, output[TEXT].join("\n"));
+      if (!ours(node)) continue;
+      if (grows || node.size[1] >= node.computeSize()[1] + ROOM) show(node, output[TEXT].join("\n"));
     }
   },
 });

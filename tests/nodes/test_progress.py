@@ -50,3 +50,21 @@ def test_a_film_estimates_without_the_step_that_compiled(shown: list[str], monke
     hooks.on_step(2, 4, X0)
     place = "window 1 of 2"
     assert shown == [f"{place}, compiling", place, f"{place}, about 30 s left"], "six steps of five seconds"
+
+
+def test_a_text_reaches_only_the_browser_that_queued_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that queues without a browser names no client, and what goes to no client goes to all."""
+    sent: list[tuple[dict[str, str], str]] = []
+
+    class Server:
+        client_id: str | None = "page"
+
+        def send_sync(self, event: str, data: dict[str, str], client_id: str) -> None:
+            sent.append((data, client_id))
+
+    server = Server()
+    monkeypatch.setattr(progress, "running_server", lambda: server)
+    progress.show_text("7", "9 frames")
+    server.client_id = None
+    progress.show_text("7", "17 frames")
+    assert sent == [({"node": "7", "text": "9 frames"}, "page")]

@@ -6,7 +6,7 @@ They are opened and checked here, before a model is loaded; their pictures are r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
@@ -29,6 +29,8 @@ from .plan import Plan, round_frames
 from .request import AUTO, Request
 from .windows import LONGEST, Window
 
+Note = Callable[[str], None]
+"""A function that takes a sentence for the report."""
 SEAM = 4  # frames at an edge of what was made in which it passes into the source
 
 
@@ -49,10 +51,10 @@ class SourceVideo:
         still."""
         return self.clip.pictures(plan.fps, plan.frames, -self.at)
 
-    def all_pictures(self, plan: Plan) -> Iterator[Tensor]:
-        """The same with the frames before and behind those."""
+    def all_pictures(self, plan: Plan, note: Note | None = None) -> Iterator[Tensor]:
+        """The same with the frames before and behind those. note: as for `Clip.pictures`."""
         start = -self.at - plan.lead / plan.fps
-        return self.clip.pictures(plan.fps, plan.lead + plan.frames + plan.tail, start)
+        return self.clip.pictures(plan.fps, plan.lead + plan.frames + plan.tail, start, note)
 
     @property
     def sounds(self) -> bool:
@@ -196,9 +198,9 @@ class ReferenceVideo:
             return [f"{self.clip.name}: it ends after {count} of {frames} frames, and its last one stands still"]
         return []
 
-    def pictures(self, window: Window, fps: Fraction) -> Iterator[Tensor]:
-        """Its pictures beside a window, uint8 [H, W, 3]."""
-        taken = sampled(self.clip.pictures(fps, window.frames, window.starts_at(fps)), self.use.stride)
+    def pictures(self, window: Window, fps: Fraction, note: Note | None = None) -> Iterator[Tensor]:
+        """Its pictures beside a window, uint8 [H, W, 3]. note: as for `Clip.pictures`."""
+        taken = sampled(self.clip.pictures(fps, window.frames, window.starts_at(fps), note), self.use.stride)
         return islice(taken, self.frames(window))
 
 
@@ -327,10 +329,22 @@ def placed(clip: Clip, edit: VideoEdit, area: Area | None, fps: Fraction, frames
     if area is not None:
         area = replace(area, soften=edit.soften_pixels).on(clip, fps, -at / fps)
     source = SourceVideo(clip, edit, area, at / fps, math.inf if follows else float((at + count) / fps))
-    whole, length, notes = round_frames(frames), at + count, ()
+    whole, length, notes = round_frames(frames), at + count, [] if area is None else _told_mask(area, clip, edit, fps)
     if whole < length:
-        notes = (f"only the first {whole - at} of the video's {count} frames are used: ask for more to keep all",)
-    return Placed(source, whole, length if follows and length < whole else 0, notes=notes)
+        notes.append(f"only the first {whole - at} of the video's {count} frames are used: ask for more to keep all")
+    return Placed(source, whole, length if follows and length < whole else 0, notes=tuple(notes))
+
+
+def _told_mask(area: Area, clip: Clip, edit: VideoEdit, fps: Fraction) -> list[str]:
+    """A sentence for the report if a mask does nothing, or moves and ends before its source does: eight frames are a
+    latent."""
+    if edit.renew == SOUND:
+        return ["the mask does nothing, because only the sound is made anew"]
+    rate = clip.fps if area.clip is None else fps  # masks without a rate are one for each frame of the source
+    found, count = len(area.frames) if area.clip is None else area.clip.count(fps), clip.count(rate)
+    if found == 1 or found > count - TIME_SCALE:
+        return []
+    return [f"the mask ends after {found} of the video's {count} frames, and its last one stands still"]
 
 
 def shown_frames(clip: Clip, edit: VideoEdit, fps: Fraction) -> int:

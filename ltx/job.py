@@ -23,7 +23,7 @@ from .diffusion.tiling import Tiling
 from .errors import InputError
 from .given import Given, ReferenceVideo, SourceVideo, delayed, open_videos
 from .media import preprocess
-from .media.audio import LONGEST, Track, load_track, part_from
+from .media.audio import LONGEST, MARGIN, Track, load_track, part_from
 from .media.clip import clip_track, silent_track
 from .media.images import compress, load_image
 from .media.masks import Area, open_area
@@ -31,7 +31,7 @@ from .media.rates import frame_rate
 from .media.room_noise import check_kept, check_level
 from .media.safety import REQUIRED, UNCHECKED
 from .media.video import mixing
-from .plan import Plan, plan
+from .plan import Plan, plan, silence_behind
 from .prompt.expander import check_expander
 from .prompt.gemma import check_gemma
 from .request import Request, beside_kept_sound
@@ -181,8 +181,10 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     heard = part_from(track, given.lead, frame_rate(request.fps))
     made = given.source is not None and given.source.sounds
     grid = {"shown": given.shown, "downscale": given.downscale}
-    planned = plan(request, heard, (given.size, *sizes), **grid, silence=not made)
+    planned = plan(request, heard, (given.size, *sizes), **grid, silence=given.source is None)
     planned = replace(planned, lead=given.lead, tail=given.tail)
+    falls_short = given.source is not None and planned.written / planned.fps - track.seconds >= MARGIN
+    behind = silence_behind(track, planned.written, planned.fps) if falls_short and not (made or silent) else []
     placed, speakers = _placed(files, request, planned, pictures), _speakers(files, request, given.source)
     _check_stages(files, request, planned, kept or KeptWindows.beside(files.output))
     checkpoint = load_checkpoint(
@@ -204,7 +206,7 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     images = tuple(Picture(compress(p, checkpoint.crf), *place) for p, *place in placed)
     beside = [] if given.reference is None else given.reference.told(planned.frames, planned.fps)
     notes = [note for note in notes if not made or note not in beside_kept_sound(request.given)]
-    notes += [*given.notes, *beside, *picture_notes, *lora_notes, *planned.notes, *heard_by(len(speakers))]
+    notes += [*given.notes, *beside, *picture_notes, *lora_notes, *planned.notes, *behind, *heard_by(len(speakers))]
     job = Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits))
     job = replace(job, source=given.source, reference=given.reference, silent=silent, speakers=speakers)
     if given.reference is not None and given.reference.use.sound:

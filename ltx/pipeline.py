@@ -74,13 +74,13 @@ def run(
 
     prompts = prompts or encode_prompts(job, compute, trace, say, forecast)
     sounds = encode_sound(job, compute, trace)
-    seen = encode_pictures(job, compute, trace, say)
+    told: dict[str, str] = {}
+    seen = encode_pictures(job, compute, trace, say, lambda sentence: told.update(reference=sentence))
     notes = _begun(job, kept)
     observer = Observer(job, trace, say, left)
     latent, sounds, noise = sample_stages(job, compute, prompts, sounds, seen, kept, forecast, observer)
     job, short = _as_far_as_it_is(job, latent)
     track = _track(job, compute, sounds, trace)
-    told: dict[str, str] = {}
     notes = [*prompts.notes, *notes, *short, *kept.notes()]
 
     def report() -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _decoded(
     told: dict[str, str],
 ) -> Iterator[Tensor]:
     """Decodes the latent → uint8 frames. told: gets the notes for the report, of which the last of each kind counts:
-    the tiles, and that memory ran out."""
+    the tiles, that memory ran out, and that the source is damaged."""
     grid, device = tuple(latent.shape[2:]), torch.device(compute.device)
     room = free_memory(device) if compute.tiling is not None and compute.tiling.open else 0
     decoder = job.checkpoint.video_decoder(compute.dtype, compute.device)
@@ -212,7 +212,9 @@ def _decoded(
     if trace is not None and diffuses(decoder):
         trace("final/frames_u8_chunked", torch.cat([to_uint8(chunk) for chunk in decode(continued=True)]))
     frames = _frames(decoded, trace)
-    return frames if job.source is None else restored(frames, job.source, job.plan)
+    if job.source is None:
+        return frames
+    return restored(frames, job.source, job.plan, lambda sentence: told.update(source=sentence))
 
 
 def _refuse(watch: Watch, frames: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -105,20 +105,22 @@ def choose_frames(
             kept = float(MAX_FRAMES / fps)
             notes.append(f"the audio lasts {float(track.seconds):.2f} s; the video ends after {kept:.2f} s")
             frames = MAX_FRAMES
-        _check_length(frames, fps, track, LONGEST if windowed else MAX_SECONDS)
+        _check_length(frames, fps, track, LONGEST + TIME_SCALE / fps if windowed else MAX_SECONDS)  # it is rounded up
         return frames, notes
     frames = round_frames(num_frames)
     _check_length(frames, fps, track, LONGEST if windowed else MAX_SECONDS)
     if frames != num_frames:
         notes.append(f"num_frames rounded up from {num_frames} to {frames}")
-    if silence and float(track.seconds) < float(frames / fps):
-        notes.append(
-            f"the audio ends after {float(track.seconds):.2f} s of {float(frames / fps):.2f} s; silence follows"
-        )
-    return frames, notes
+    return frames, [*notes, *(silence_behind(track, frames, fps) if silence else [])]
 
 
-def _check_length(frames: int, fps: Fraction, track: Track, most: int) -> None:
+def silence_behind(track: Track, frames: int, fps: Fraction) -> list[str]:
+    """A sentence for the report if a film of so many frames goes on behind the end of its track."""
+    end, seconds = float(track.seconds), float(frames / fps)
+    return [f"the audio ends after {end:.2f} s of {seconds:.2f} s; silence follows"] if end < seconds else []
+
+
+def _check_length(frames: int, fps: Fraction, track: Track, most: Fraction | int) -> None:
     """Raises InputError if the clip lasts more than `most` seconds or no more than SHORTEST_SOUND, or its sound would
     not fit into memory."""
     seconds = frames / fps

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .diffusion.sound import resample
-from .given import SourceVideo, beside
+from .given import Note, SourceVideo, beside
 from .media.audio import Track, samples_in, to_stereo
 from .media.masks import blend, fitted
 from .plan import Plan
@@ -23,10 +23,11 @@ from .plan import Plan
 FADE = Fraction(20, 1000)  # seconds in which sound that was made passes into the source's
 
 
-def restored(decoded: Iterator[Tensor], source: SourceVideo, plan: Plan) -> Iterator[Tensor]:
+def restored(decoded: Iterator[Tensor], source: SourceVideo, plan: Plan, note: Note | None = None) -> Iterator[Tensor]:
     """Decoded frames, uint8 [n, H, W, 3] → the same with the source's own pixels where they are kept, between its
-    frames that the plan writes before and behind them. Frames that the plan does not write are left out."""
-    pictures = fitted(source.all_pictures(plan), plan.width, plan.height)
+    frames that the plan writes before and behind them. Frames that the plan does not write are left out. note: as for
+    `Clip.pictures`."""
+    pictures = fitted(source.all_pictures(plan, note), plan.width, plan.height)
     for picture in islice(pictures, plan.lead):
         yield picture[None]
     left = plan.used

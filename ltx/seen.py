@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .diffusion.conditioning import Guide, Reference
 from .diffusion.encode import encode_image, encode_video
 from .encoding import OnProgress
+from .given import Note
 from .job import Compute, Job
 from .media.images import fit
 from .trace import Trace
@@ -28,19 +29,22 @@ class Seen:
     references: tuple[tuple[Reference, ...], ...] = ()
 
 
-def encode_pictures(job: Job, compute: Compute, trace: Trace | None, say: OnProgress) -> tuple[Seen, ...]:
-    """Encodes the images, the source and the reference for each stage."""
+def encode_pictures(
+    job: Job, compute: Compute, trace: Trace | None, say: OnProgress, note: Note | None = None
+) -> tuple[Seen, ...]:
+    """Encodes the images, the source and the reference for each stage. note: of the reference, as for
+    `Clip.pictures`."""
     if not job.images and job.source is None and job.reference is None:
         return tuple(Seen() for _ in job.plan.sizes)
-    encoder = _PictureEncoder(job, job.checkpoint.video_encoder(compute.dtype, compute.device), trace, say)
+    encoder = _PictureEncoder(job, job.checkpoint.video_encoder(compute.dtype, compute.device), trace, say, note)
     return tuple(encoder.stage(number, size) for number, size in enumerate(job.plan.sizes))
 
 
 class _PictureEncoder:
     """Encodes what the stages of a job see. The trace counts what conditions them."""
 
-    def __init__(self, job: Job, vae: nn.Module, trace: Trace | None, say: OnProgress) -> None:
-        self.job, self.vae, self.trace, self.say = job, vae, trace, say
+    def __init__(self, job: Job, vae: nn.Module, trace: Trace | None, say: OnProgress, note: Note | None) -> None:
+        self.job, self.vae, self.trace, self.say, self.note = job, vae, trace, say, note
         self.count = 0
 
     def stage(self, number: int, size: tuple[int, int]) -> Seen:
@@ -74,7 +78,7 @@ class _PictureEncoder:
     def _reference(self, window: Window, size: tuple[int, int]) -> Reference:
         reference, fps = self.job.reference, self.job.plan.fps
         use, pixels = reference.use, [] if self.trace is not None else None
-        pictures = reference.pictures(window, fps)
+        pictures = reference.pictures(window, fps, self.note)
         latent = self._video("encode reference", pictures, reference.size(size), reference.frames(window), pixels)
         if pixels is not None:
             self._traced(torch.cat(pixels, 2), latent)

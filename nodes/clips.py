@@ -21,6 +21,7 @@ from ..ltx.edits import (
     NOISY,
     PICTURE,
     RENEWALS,
+    SOUND,
     ReferenceUse,
     VideoEdit,
 )
@@ -262,7 +263,7 @@ def _told(retake: Retake, masked: bool) -> str:
     if edit.extend is not None:
         return f"{edit.renew} made {'after' if edit.extend == FORWARD else 'before'} the clip"
     notes = [f"{edit.renew} made anew from {edit.start or 0:g} s to {f'{edit.end:g} s' if edit.end else 'the end'}"]
-    notes += ["where the mask is white"] if masked else []
+    notes += ["where the mask is white"] if masked and edit.renew != SOUND else []
     notes += ["and beyond the clip"] if retake.source.falls_short(retake.frames / retake.fps) else []
     notes += [f"the video ends with the clip, after {retake.shown} frames"] if retake.shown else []
     return ", ".join(notes)
@@ -376,18 +377,24 @@ class ReferenceConditioning(io.ComfyNode):
             )
         if references is not None:
             film.check_references(references)
-        said = "; ".join(reference.told(film.frames, film.fps))
-        if said:
-            announce(cls, said)  # now, before the pictures are encoded
+        notes = dict.fromkeys(reference.told(film.frames, film.fps))
+        if notes:
+            announce(cls, "; ".join(notes))  # now, before the pictures are encoded
         progress, found = Progress(cls.hidden.unique_id), []
+
+        def note(sentence: str) -> None:
+            if sentence not in notes:
+                notes[sentence] = None
+                announce(cls, "; ".join(notes))
+
         for number, window in enumerate(film.cut.windows):
-            pictures = reference.pictures(window, film.fps)
+            pictures = reference.pictures(window, film.fps, note)
             latents = _encoded(video_vae, pictures, size, reference.frames(window), progress)
             made = Reference(
                 memory.to_graph(latents), reference.use.downscale, reference.use.stride, strength, attention
             )
             found.append((*(references[number] if references else ()), made))
-        return io.NodeOutput(tuple(found), ui=shown(said) if said else None)
+        return io.NodeOutput(tuple(found), ui=shown("; ".join(notes)) if notes else None)
 
 
 def _encoded(

@@ -23,7 +23,7 @@ from ..ltx.media.safety import Watch
 from ..ltx.restoring import restored
 from . import activations, files, memory, safety
 from .destination import check_prefix
-from .film import CUTS, MADE, FilmWindows, Retake, placed_in_film
+from .film import Retake, forget, placed_in_film
 from .parts import check_taken
 from .progress import Progress, shown
 from .progress import report as announce
@@ -111,7 +111,8 @@ class _Decoder:
     noise: NoiseSource
     retake: Retake | None = None
     told: dict[str, str] = field(default_factory=dict)
-    """Notes for the report, the last of each kind: the tiles, and that memory ran out and they became smaller."""
+    """Notes for the report, the last of each kind: the tiles, that memory ran out and they became smaller, and that
+    the source is damaged."""
 
     @property
     def notes(self) -> list[str]:
@@ -135,7 +136,8 @@ class _Decoder:
         frames = (to_uint8(chunk) for chunk in self.chunks(progress))
         if self.retake is None:
             return frames
-        return restored(frames, self.retake.source, self.retake.plan(self.height, self.width))
+        plan = self.retake.plan(self.height, self.width)
+        return restored(frames, self.retake.source, plan, lambda sentence: self.told.update(source=sentence))
 
     def _retry(self, note: str) -> None:
         logging.warning("LTX A2V: %s", note)
@@ -406,8 +408,7 @@ class SaveLatentVideo(io.ComfyNode):
         try:
             return write(safety.stop_at_flag(watch, frames), safety.passed(watch))
         except safety.Flagged:
-            if CUTS in latent:
-                FilmWindows().forget(latent.get(MADE, ()))  # what was flagged does not stay on the disk
+            forget(latent)  # what was flagged does not stay on the disk
             clip.told.clear()  # the black frames are not decoded
             verdict = safety.flagged(watch, action)
             black = torch.zeros(1, clip.height, clip.width, 3, dtype=torch.uint8)

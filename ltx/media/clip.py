@@ -30,7 +30,9 @@ from .seek import Doubt, Key, KeyFinder, Keys, frames_behind
 EXAMPLE = "MP4"  # a format to export to, for messages
 USUAL_RATE = Fraction(25)  # of a file that does not tell its rate, as FFmpeg assumes for raw video
 COARSEST = Fraction(1, 100)  # seconds; a coarser tick counts frames, and its times are not rounded
+SUMS = "apng"  # FFmpeg's name of the format whose times are sums of lengths, each of them rounded to ticks
 MISSING = Fraction(1, 2)  # seconds by which a header may be wrong
+REORDERED = 16  # pictures at most that a codec stores between one and those that are shown before it
 MAX_RATE = 1000  # frames per second; a higher number in a header means nothing
 SILENCE = 48_000  # Hz, of a clip without sound
 
@@ -69,7 +71,7 @@ class Clip(Protocol):
         """Yields so many pictures, uint8 [height, width, 3], for the times start + k / fps.
 
         Each is the last one that begins at or before its time; after the end, the last picture is held. note: is called
-        with a sentence for the report if something was damaged.
+        with a sentence for the report when something damaged is met.
         """
 
 
@@ -121,11 +123,18 @@ class FileClip:
                 raise InputError(f"{self.name}: has changed since it was opened; start again.")
             stream.thread_type = "AUTO"
             develop = Developer(self.name, _aspect(stream))
-            damaged: list[None] = []
+            damaged = False
+
+            def left_out() -> None:
+                nonlocal damaged
+                if note and not damaged:  # at once: whoever has enough pictures does not ask for an end
+                    note(f"{self.name}: damaged parts of it were left out")
+                damaged = True
+
             if pair:
                 decoded, zero = frames_behind(container, stream, self.keys.zero, pair), self.keys.zero * self.keys.tick
             else:
-                decoded, zero = frames_of_stream(container, stream, lambda: damaged.append(None)), None
+                decoded, zero = frames_of_stream(container, stream, left_out), None
             timed = _timed(decoded, stream, zero)
             timed = ((time, develop.settled(frame)) for time, frame in timed)
             shown, picture = None, None
@@ -135,8 +144,6 @@ class FileClip:
                 yield picture
             if shown is None:
                 raise InputError(f"{self.name}: no picture could be decoded; it is damaged: export it again.")
-            if damaged and note:
-                note(f"{self.name}: damaged parts of it were left out ({len(damaged)})")
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,19 +211,23 @@ def open_clip(path: str | Path) -> FileClip:
         if ("alpha_mode", "1") in ((key.lower(), value) for key, value in stream.metadata.items()):
             # VP8 and VP9 keep the opacity beside the stream that is decoded.
             notes.append("its transparency is not read, and what is under it is seen: convert it to ProRes 4444")
-        fps, tick = _rate(stream), Fraction(stream.time_base)
+        tick, format_ = Fraction(stream.time_base), container.format.name
         first = frame.pts if frame.pts is not None else frame.dts
     with open_media(path, EXAMPLE) as container:
-        end, missing, keys = _end(container, picture_stream(container), fps)
-    seconds = max(end - (first or 0) * tick, 1 / fps)
+        found = _packets(container, picture_stream(container))
+    fps, missing = found.fps, found.missing
+    seconds = max(found.end - (first or 0) * tick, 1 / fps)
     if missing > max(MISSING, 2 / fps):
         notes.append(f"it is cut short: its last {float(missing):.1f} s are missing")
+    if (back := found.back / fps) > MISSING:
+        notes.append(f"its times go back, so {float(back):.1f} s of it are not seen: export it again as {EXAMPLE}")
     if seconds > LONGEST:
         notes.append(f"it is longer than {LONGEST // 60} minutes, of which only the first are read")
         seconds = Fraction(LONGEST)
-    slack = min(tick, 1 / fps / 2) if tick <= COARSEST else Fraction(0)
+    late = tick * max(1, Fraction(found.count, 2)) if format_ == SUMS else tick
+    slack = min(late, 1 / fps / 2) if tick <= COARSEST else Fraction(0)
     notes = tuple(f"{name}: {note}" for note in notes)
-    known = None if first is None else Keys(first, tick, keys)
+    known = None if first is None else Keys(first, tick, found.keys)
     return FileClip(path, name, width, height, fps, seconds, slack, notes, known)
 
 
@@ -257,12 +268,15 @@ def _aspect(stream: Any) -> Fraction | None:
     return Fraction(aspect) if aspect else None
 
 
-def _rate(stream: Any) -> Fraction:
-    """The usual frame rate, exact also where the container stores rounded times."""
-    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+def _rate(stream: Any) -> Fraction | None:
+    """The usual frame rate, exact also where the container stores rounded times. None if the file does not tell it, as
+    the recordings of browsers do not: for a guess FFmpeg then takes the ticks of the clock, 1000 a second."""
+    clock = 1 / Fraction(stream.time_base)
+    guesses = (rate for rate in (stream.guessed_rate, stream.base_rate) if rate != clock or clock <= 1 / COARSEST)
+    for rate in (stream.average_rate, *guesses):
         if rate and 0 < rate <= MAX_RATE:
             return frame_rate(float(rate))
-    return USUAL_RATE
+    return None
 
 
 def _said_of(frame: Any, aspect: Fraction | None) -> Iterator[str]:
@@ -275,29 +289,67 @@ def _said_of(frame: Any, aspect: Fraction | None) -> Iterator[str]:
         yield f"its pixels are not square ({aspect.numerator}:{aspect.denominator}), and it was scaled"
 
 
-def _end(container: Any, stream: Any, fps: Fraction) -> tuple[Fraction, Fraction, tuple[Key, ...]]:
-    """The end of the last picture in seconds, by the packets' times, how much earlier than its header tells the whole
-    file ends, and the keyframes."""
-    finder = KeyFinder(stream)
+@dataclass(frozen=True)
+class _Packets:
+    """What the packets of a file tell. fps: its usual frame rate; count: of its pictures; back: of those with times
+    before those of pictures that come earlier; end: of the last one in seconds; missing: how much earlier than its
+    header tells the whole file ends; keys: the keyframes."""
+
+    fps: Fraction
+    count: int
+    back: int
+    end: Fraction
+    missing: Fraction
+    keys: tuple[Key, ...]
+
+
+def _packets(container: Any, stream: Any) -> _Packets:
+    """Reads the packets of a file whose picture is that stream."""
+    finder, told = KeyFinder(stream), _rate(stream)
     ends = {stream.index: Fraction(0)}
+    begun: list[Fraction] = []  # the times of the first and of the last picture
+    count = back = 0
+    bare: Fraction | None = None  # the last picture that has no length
+    near = max(Fraction(1), REORDERED / (told or USUAL_RATE))
     played = [each for each in container.streams if each.type in ("video", "audio") and each.time_base]
     for packet in packets_of(container, *played):
-        if packet.stream_index == stream.index and packet.size:
+        index, shows = packet.stream_index, packet.stream_index == stream.index
+        if shows and packet.size:
             finder.see(packet)
-        time = packet.pts if packet.pts is not None else packet.dts
-        if time is None or not packet.size or packet.is_discard:
+        if not packet.size or packet.is_discard:
             continue
-        tick, index = Fraction(packet.time_base), packet.stream_index
-        length = packet.duration * tick if packet.duration else 1 / fps if index == stream.index else Fraction(0)
-        ends[index] = max(ends.get(index, Fraction(0)), time * tick + length)
-    told = Fraction((container.duration or 0) + (container.start_time or 0), av.time_base)
-    return ends[stream.index], told - max(ends.values()), tuple(finder.keys)
+        time = packet.pts if packet.pts is not None else packet.dts
+        count += shows
+        if time is None:
+            continue
+        time *= Fraction(packet.time_base)
+        if shows:
+            begun = [min(time, begun[0]), max(time, begun[1])] if begun else [time, time]
+            back += time < begun[1] - near
+        length = packet.duration if told or not shows else None  # FFmpeg takes it from the rate
+        if shows and not length:
+            bare = time if bare is None else max(bare, time)
+        ends[index] = max(ends.get(index, Fraction(0)), time + (length or 0) * Fraction(packet.time_base))
+    fps = told or _mean(count, *begun)
+    if not begun:  # a stream without times, as raw H.264
+        ends[stream.index] = count / fps
+    if bare is not None:
+        ends[stream.index] = max(ends[stream.index], bare + 1 / fps)
+    # Matroska's length counts from time 0, and others' from the first packet.
+    start = 0 if "matroska" in container.format.name else container.start_time or 0
+    whole = Fraction((container.duration or 0) + start, av.time_base)
+    return _Packets(fps, count, back, ends[stream.index], whole - max(ends.values()), tuple(finder.keys))
+
+
+def _mean(count: int, first: Fraction = Fraction(0), last: Fraction = Fraction(0)) -> Fraction:
+    """The frame rate of so many pictures with these times of the first and the last one."""
+    return frame_rate(min(MAX_RATE, float((count - 1) / (last - first)))) if first < last else USUAL_RATE
 
 
 def _timed(frames: Iterable[Any], stream: Any, zero: Fraction | None = None) -> Iterator[tuple[Fraction, Any]]:
     """Yields (seconds from the first picture, frame), deinterlaced, in times that rise. zero: the time of the first
     picture, by default that of the first frame."""
-    whole, rate, tick = Deinterlacer(), _rate(stream), Fraction(stream.time_base)
+    whole, rate, tick = Deinterlacer(), _rate(stream) or USUAL_RATE, Fraction(stream.time_base)
     last = None
 
     def with_times() -> Iterator[Any]:

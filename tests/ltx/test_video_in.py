@@ -31,6 +31,7 @@ from a2v.ltx.media.seek import Keys
 from a2v.ltx.request import parse
 from a2v.ltx.trace import Recorder
 from a2v.tests.ltx.loaded import loaded_once
+from a2v.tests.ltx.media.clips import write_clip
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -522,6 +523,45 @@ def test_sound_that_is_made_is_not_called_silent(
     files = files_of(tiny, tmp_path / "out.mp4", video=media[named])
     notes = " ".join(prepare(files, parse({**BASE, **values, "audio_cfg_scale": 3})).notes)
     assert "silen" not in notes and "audio_cfg_scale does nothing" not in notes
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(1, False), (0.75, False), (0.5, True)])
+def test_a_mask_that_ends_before_the_video_is_told(
+    tiny: TinyFiles, media: dict[str, Path], tmp_path: Path, seconds: float, told: bool
+) -> None:
+    pictures = [Image.new("L", (WIDTH, HEIGHT), 255 - number) for number in range(2)]
+    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:], duration=500 * seconds)
+    files = files_of(tiny, tmp_path / "out.mp4", video=media["video"], mask=tmp_path / "a.png")
+    words = "the mask ends after 12 of the video's 25 frames, and its last one stands still"
+    assert (words in prepare(files, parse(BASE)).notes) == told
+
+
+@pytest.mark.parametrize("named", ["video", "reference"])
+def test_damage_that_is_met_is_told(engine: Engine, media: dict[str, Path], tmp_path: Path, named: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    path = write_clip(tmp_path / "a.mov", noise, kind="png.mov")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 400] = bytes(400)
+    path.write_bytes(content)
+    values = {"edit": {"renew": "sound"}} if named == "video" else {"num_frames": FRAMES, "match_audio_length": False}
+    values = {**values, "video_size": {"width": WIDTH, "height": HEIGHT}}
+    result = engine(values, **{named: path}, **({} if named == "video" else {"audio": media["voice"]}))
+    assert "a.mov: damaged parts of it were left out" in result.report["notes"]
+
+
+def test_silence_is_told_of_the_film_that_is_written(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
+    """Of 22 frames, which are made as 25, and not of the part that the model makes beside them."""
+
+    def said(name: str, **values: Any) -> list[str]:
+        files = files_of(tiny, tmp_path / "out.mp4", video=media[name])
+        return [note for note in prepare(files, parse({**BASE, **values})).notes if "silen" in note]
+
+    assert not said("odd", edit={"start": 0, "end": 0.2})
+    assert not said("mute", num_frames=49, edit={"renew": "picture"})  # the film has no sound
+    seconds = sound_of(media["odd"]).shape[1] / 48000
+    (note,) = said("odd", num_frames=25, edit={"extend": "forward", "context": 9, "renew": "picture"})
+    assert note == f"the audio ends after {seconds:.2f} s of {38 / 24:.2f} s; silence follows"
 
 
 def test_windows_that_keep_all_cost_no_time(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:

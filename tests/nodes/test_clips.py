@@ -22,8 +22,9 @@ from a2v.ltx.latents import pixel_size
 from a2v.ltx.media.clip import FileClip, ImageClip
 from a2v.ltx.media.masks import area_of
 from a2v.ltx.media.room_noise import with_room_noise
+from a2v.ltx.windows import Window
 from a2v.nodes import audio, clips, conditioning, latents, output
-from a2v.nodes.film import Retake, heard
+from a2v.nodes.film import FilmSound, Retake, heard
 from a2v.nodes.taking.clip import to_clip, to_image_clip
 from a2v.nodes.taking.mask import to_area
 from a2v.tests.host.graph import RETAKE
@@ -317,6 +318,53 @@ def test_the_sound_of_another_part_is_refused() -> None:
     sound = {"waveform": torch.zeros(1, 2, 48_000), "sample_rate": 48_000}
     with pytest.raises(InputError, match=r"audio: it begins with the clip, but the model sees only the clip's end"):
         run(conditioning.AudioConditioning, audio_vae=None, audio=sound, frames=25, fps=24.0, retake=made)
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, False), (40, False), (33, False), (32, True), (41, False)])
+def test_masks_of_another_number_than_the_frames_are_told(count: int, told: bool) -> None:
+    """As a node gives them that reads fewer frames of a file with a variable rate."""
+    _, _, report = retake(to_image_clip(frames(40), 24.0), frames=41, mask=torch.ones(count, 48, 64))
+    assert (f"the mask ends after {count} of the video's 40 frames, and its last one stands still" in report) == told
+
+
+def test_a_mask_beside_new_sound_is_told() -> None:
+    """It says where the picture may change, and that stays."""
+    _, _, report = retake(to_image_clip(frames(25), 24.0), renew="sound", mask=torch.ones(1, 48, 64))
+    assert report == "sound made anew from 0 s to the end; the mask does nothing, because only the sound is made anew"
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Any:
+    noise = np.random.default_rng(0).integers(0, 256, (25, 64, 64, 3), dtype=np.uint8)
+    path = write_clip(tmp_path / "a.mov", noise, kind="png.mov")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 400] = bytes(400)
+    path.write_bytes(content)
+    return to_clip(InputImpl.VideoFromFile(str(path)))[0]
+
+
+def test_damage_of_a_clip_is_told(damaged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the node that puts the clip's own pixels back, whose report is in the file."""
+    made, *_ = retake(damaged, renew="sound")
+    monkeypatch.setattr(output._Decoder, "chunks", lambda self, progress: iter([torch.zeros(25, 64, 64, 3)]))
+    decoder = output._Decoder(None, torch.zeros(1), output.TILING, 25, 64, 64, None, made)
+    assert sum(map(len, decoder.pictures(None))) == 25
+    assert decoder.notes == ["a.mov: damaged parts of it were left out"]
+
+
+def test_damage_of_a_reference_is_told(damaged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, also by several windows."""
+    told: list[str] = []
+    monkeypatch.setattr(clips, "announce", lambda node, text: told.append(text))
+    monkeypatch.setattr(clips, "_encoded", lambda vae, pictures, *_: torch.zeros(1, len(list(pictures)), 1, 2, 2))
+    monkeypatch.setattr(FilmSound, "of", lambda audio: audio)
+    windows = [Window(0, 4), Window(0, 4)]
+    film = SimpleNamespace(frames=25, fps=Fraction(24), cut=SimpleNamespace(windows=windows))
+    latent = {"samples": torch.zeros(1, CHANNELS, 4, 2, 2)}
+    usual = {"strength": 1.0, "attention": 1.0, "downscale": 1, "stride": 1}
+    (found,) = run(clips.ReferenceConditioning, video_vae=None, clip=damaged, latent=latent, audio=film, **usual)
+    assert len(found) == 2 and told == ["a.mov: damaged parts of it were left out"]
 
 
 # Sizes

@@ -338,6 +338,62 @@ def test_the_own_rate_gives_every_frame_once(tmp_path: Path, kind: str, fps: Fra
     assert numbers(read(path, fps)) == [n % len(COLOURS) for n in range(50)]
 
 
+def without_rate(path: Path) -> Path:
+    """A Matroska file without the usual length of its frames, as browsers record it."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x23\xe3\x83")  # DefaultDuration
+    length = content[at + 3] & 0x7F
+    content[at : at + 4 + length] = bytes([0xEC, 0x80 | (2 + length)]) + bytes(2 + length)  # an empty element
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["vp8.webm", "h264_10bit.mkv"])
+def test_a_browsers_recording_does_not_tell_its_rate(tmp_path: Path, kind: str) -> None:
+    """FFmpeg guesses 1000 a second, which are the ticks of its clock."""
+    draw = random.Random(3)
+    times = [Fraction(0)]
+    while len(times) < 60:
+        times.append(times[-1] + Fraction(draw.choice([28, 31, 33, 34, 36, 40]), 1000))
+    options = {"deadline": "realtime", "cpu-used": "8"} if kind == "vp8.webm" else {}
+    pictures = [plain(n) for n in range(60)]
+    clip = open_clip(without_rate(write_clip(tmp_path / kind, pictures, kind=kind, times=times, options=options)))
+    assert float(clip.fps) == pytest.approx(59 / times[-1], rel=1e-5)
+    assert clip.count(clip.fps) == 60 and clip.notes == ()
+    assert float(clip.seconds) == pytest.approx(60 * times[-1] / 59, rel=1e-5)
+
+
+@pytest.mark.parametrize("codec, format_", [("libx264", "h264"), ("libx265", "hevc")])
+def test_a_raw_stream_without_times(tmp_path: Path, codec: str, format_: str) -> None:
+    path = tmp_path / f"a.{format_}"
+    with av.open(str(path), "w", format=format_) as output:
+        stream = output.add_stream(codec, rate=25, options={"x265-params": "log-level=none:pools=1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(20):
+            output.mux(stream.encode(to_frame(plain(number), "yuv420p")))
+        output.mux(stream.encode())
+    clip = open_clip(path)
+    assert clip.count(clip.fps) == 20
+    assert numbers(read(path, clip.fps)) == [n % len(COLOURS) for n in range(20)]
+
+
+@pytest.mark.parametrize("fps", [24, 60])
+def test_times_that_are_sums_of_rounded_lengths(tmp_path: Path, fps: int) -> None:
+    """FFmpeg rounds each length in an animated PNG to its ticks, and adds them up."""
+    path = tmp_path / "a.png"
+    with av.open(str(path), "w", format="apng") as output:
+        stream = output.add_stream("apng", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        for number in range(100):
+            frame = av.VideoFrame.from_ndarray(plain(number), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    clip = open_clip(path)
+    assert clip.fps == fps and clip.count(clip.fps) == 100
+    assert numbers(read(path, clip.fps)) == [n % len(COLOURS) for n in range(100)]
+
+
 @pytest.mark.parametrize("kind", ["h264.ts", "ffv1.mkv", "h264.flv"])
 @pytest.mark.parametrize("fps", [Fraction(24), Fraction(24000, 1001), Fraction(30), Fraction(60000, 1001)])
 @pytest.mark.parametrize("first", [1, 2, 3])
@@ -490,6 +546,23 @@ def test_a_short_file_is_told(tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
     (note,) = open_clip(path).notes
     assert note.startswith("a.mkv: it is cut short: its last 1.")
+
+
+def test_a_recording_that_begins_at_a_late_time_is_no_short_file(tmp_path: Path) -> None:
+    times = [100 + n / RATE for n in range(20)]
+    path = write_clip(tmp_path / "a.mkv", [plain(n) for n in range(20)], times=times)
+    clip = open_clip(path)
+    assert clip.count(RATE) == 20 and clip.notes == ()
+
+
+@pytest.mark.parametrize("kind", ["h264.ts", "mpeg2.ts"])
+def test_recordings_put_behind_each_other_are_told(tmp_path: Path, kind: str) -> None:
+    """Their times begin anew, so the pictures of the second one lie where the first one is."""
+    path = write_clip(tmp_path / kind, [plain(n) for n in range(72)], kind=kind, options={"bf": "2"})
+    assert open_clip(path).notes == ()
+    path.write_bytes(2 * path.read_bytes())
+    (note,) = open_clip(path).notes
+    assert note.startswith(f"{kind}: its times go back, so 2.") and note.endswith("export it again as MP4")
 
 
 # Images

@@ -23,6 +23,7 @@ from .prompt.expand import Expansion, expand
 from .prompt.expander import load_expander
 from .prompt.gemma import Gemma, load_gemma
 from .prompt.text import encode_texts
+from .timeline import prompts_of, told_of
 from .trace import Trace, under
 from .weights.lora import Merger
 
@@ -55,19 +56,19 @@ def encode_prompts(
     both wait; None to have them whole on the device.
     """
     sections = job.plan.sections
-    asked = list(dict.fromkeys(section.prompt for section in sections)) or [job.request.prompt]
+    asked = prompts_of(sections, job.request.prompt)
     with _TextEncoder(job, compute, forecast) as encoder:
-        prompts, notes = asked, []
+        prompts, notes = list(asked), []
         if job.request.enable_prompt_expansion:
-            written = encoder.expand(asked, lambda done, all_, _: say("expand prompt", done, all_))
+            written = encoder.expand(prompts, lambda done, all_, _: say("expand prompt", done, all_))
             prompts = [expansion.prompt for expansion in written]
-            notes += dict.fromkeys(expansion.reason for expansion in written if expansion.reason)
+            notes += told_of(asked.values(), [expansion.reason for expansion in written])
         texts = [*prompts, job.request.negative_prompt]
         device = "cpu" if sections else compute.device  # there may be many
         say("encode text", 0, len(texts))
         made = encoder.encode(texts, trace, lambda done: say("encode text", done, len(texts)))
         contexts = [context.to(device) for context in made]
-        for name, context in zip((*("prompt" for _ in prompts), "negative prompt"), contexts, strict=True):
+        for name, context in zip((*asked.values(), "negative prompt"), contexts, strict=True):
             notes += context.told(name)
     used = dict(zip(asked, zip(prompts, contexts[:-1], strict=True), strict=True))
     of_sections = tuple(used[section.prompt] for section in sections)

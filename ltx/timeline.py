@@ -16,7 +16,7 @@ comments. This module only reads text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -85,6 +85,22 @@ def read_timeline(text: str, prompt: str = "") -> tuple[Section, ...]:
     if sections and sections[0].start > 0:
         sections.insert(0, Section(Fraction(0), prompt.strip()))
     return _prompted(sections)
+
+
+def prompts_of(sections: Sequence[Section], prompt: str) -> dict[str, str]:
+    """The prompts of a film, each once, with what a report calls them: after the first section that has it. `prompt` is
+    that of a film without sections."""
+    named: dict[str, str] = {}
+    for section in sections:
+        named.setdefault(section.prompt, f"prompt of section {section}")
+    return named or {prompt: "prompt"}
+
+
+def told_of(prompts: Iterable[str], sentences: Sequence[str | None]) -> list[str]:
+    """Sentences for the report, each after what its prompt is called; what all have in common is told once."""
+    if len(set(sentences)) == 1:
+        return [sentence for sentence in sentences[:1] if sentence]
+    return [f"{prompt}: {sentence}" for prompt, sentence in zip(prompts, sentences, strict=True) if sentence]
 
 
 def check_end(sections: Sequence[Section], seconds: Fraction) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.guidance import NONE, Guidance
 from ..ltx.diffusion.passes import batch_memory
+from ..ltx.diffusion.steering import EULER
 from ..ltx.diffusion.tiling import Tiling
 from ..ltx.latents import pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
@@ -53,10 +54,16 @@ class Sampling:
 
 
 def sampling_memory(
-    model: Model, latent: Tensor, passes: int, reference: Reference | None = None, heard: AudioCondition | None = None
+    model: Model,
+    latent: Tensor,
+    passes: int,
+    reference: Reference | None = None,
+    heard: AudioCondition | None = None,
+    sampler: str = EULER,
 ) -> Sampling:
     """How a stage over `latent` [1, C, F, H, W] is placed, with so many passes in a step. reference: the largest one
-    beside it. heard: the sound of one of its windows, None for one that is kept, at 24 frames per second.
+    beside it. heard: the sound of one of its windows, None for one that is kept, at 24 frames per second. sampler: one
+    of SAMPLERS.
 
     If all weights fit beside a step whose passes run one after the other, nothing waits in host memory. Otherwise each
     waiting weight shall come to the device once a step and not once a pass: there is room for the passes as one batch,
@@ -65,7 +72,7 @@ def sampling_memory(
     module, device = model.module, model.patcher.load_device
     frames = pixel_frames(latent)
     sound = sound_like(frames, Fraction(24)) if heard is None else _as_long(heard, frames)
-    single = _step_memory(module, latent, sound, reference, model.acceleration.reuse)
+    single = _step_memory(module, latent, sound, reference, model.acceleration.reuse, sampler)
     if passes == 1 or device.type == "cpu":
         return Sampling(single)
     room = obtainable(device)
@@ -91,12 +98,17 @@ def _as_long(heard: AudioCondition, frames: int) -> AudioCondition:
 
 
 def _step_memory(
-    module: nn.Module, latent: Tensor, sound: AudioCondition, reference: Reference | None = None, reuse: float = 0.0
+    module: nn.Module,
+    latent: Tensor,
+    sound: AudioCondition,
+    reference: Reference | None = None,
+    reuse: float = 0.0,
+    sampler: str = EULER,
 ) -> int:
     """Bytes for a guided step over `latent`, if its passes run one after the other. reuse: the threshold of the
     first-block cache."""
     empty = torch.empty_like(latent, device="meta")
-    more: dict[str, Any] = {"reuse": reuse}
+    more: dict[str, Any] = {"reuse": reuse, "sampler": sampler}
     if reference is not None:
         more |= {"reference": torch.empty_like(reference.latent, device="meta"), "attention": reference.attention}
 

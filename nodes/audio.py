@@ -67,7 +67,7 @@ class LoadAudio(io.ComfyNode):
                     max=86400.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Seconds to read; 0 reads to the end, at most 45 minutes.",
+                    tooltip=f"Seconds to read; 0 reads to the end, at most {engine.LONGEST // 60} minutes.",
                 ),
                 # The player. The frontend needs it as the last input and under this name.
                 io.Custom("AUDIO_UI").Input("audioUI", optional=True, tooltip="Plays the chosen file."),
@@ -111,8 +111,8 @@ class FrameCount(io.ComfyNode):
                     "whole_track",
                     default=False,
                     optional=True,
-                    tooltip=f"On: the video may be longer than {MAX_FRAMES} frames, up to 45 minutes. The model cannot "
-                    "make so much at once: connect Window, too.",
+                    tooltip=f"On: the video may be longer than {MAX_FRAMES} frames, but shorter than "
+                    f"{engine.LONGEST // 60} minutes. The model cannot make so much at once: connect Window, too.",
                 ),
             ],
             outputs=[
@@ -133,7 +133,7 @@ class FrameCount(io.ComfyNode):
         whole_track: bool = False,
     ) -> io.NodeOutput:
         frames, note = count(to_track(audio), frame_rate, match_audio_length, num_frames, whole_track)
-        return reported(cls, frames, frame_rate, text=note)
+        return reported(cls, frames, float(frame_rate), text=note)  # a workflow may have a text
 
 
 def count(track: engine.Track, fps: float, match: bool, num_frames: int, windowed: bool = False) -> tuple[int, str]:

@@ -5,7 +5,7 @@ A clip is a film of one window, so the samplers have one path for both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -25,10 +25,10 @@ from ..ltx.timeline import Section
 from ..ltx.windows import Window, WindowSize, cut_windows, hard_cuts
 from .taking.sound import from_track, to_track
 
-CUTS, HERE, MADE = "ltx_a2v_cuts", "ltx_a2v_here", "ltx_a2v_made"
-"""The keys of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew; and, if
-only a part of the film is made here, the stretches between hard cuts that are, by their first latents, and the files
-of parts that were made before."""
+CUTS, KEPT, HERE, MADE = "ltx_a2v_cuts", "ltx_a2v_kept", "ltx_a2v_here", "ltx_a2v_made"
+"""The keys of a LATENT of several windows: its latents behind a hard cut, at which the upscaler begins anew; the files
+of its windows, of this stage and those before; and, if only a part of the film is made here, the stretches between hard
+cuts that are, by their first latents, and the files of parts that were made before."""
 SOURCE = "ltx_a2v_source"
 """The key of a LATENT for what a stage is told of a source video: fields of `Conditions`, with the video encoded at the
 latent's size, which is what the noise mask keeps."""
@@ -287,14 +287,14 @@ class FilmWindows:
         folder = self._windows.folder
         if len(cut.windows) == 1 or not limit():
             return keep_nothing
-        check_room(folder.parent, disk_needed(cut.windows, size))
         self._windows.expire()
+        check_room(folder.parent, disk_needed(cut.windows, size), self._windows.spared())
         return self._windows.of(identity)
 
-    def forget(self, parts: Iterable[Path] = ()) -> None:
-        """Deletes all of them: what was flagged does not stay on the disk. parts: files of the film's parts, which go,
-        too."""
-        self._windows.remove()
-        for path in parts:
-            with suppress(OSError):
-                path.unlink()
+
+def forget(latent: Mapping[str, Any]) -> None:
+    """Deletes what is on the disk of the film of a LATENT: its finished windows, of all stages, and the files of parts
+    that were made before."""
+    for path in (*latent.get(KEPT, ()), *latent.get(MADE, ())):
+        with suppress(OSError):
+            path.unlink()

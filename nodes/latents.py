@@ -14,7 +14,7 @@ from ..ltx.plan import choose_size
 from ..ltx.request import AUTO, PARAMETERS, SIZES, check_value
 from . import activations, files, memory
 from .audio import frames_input
-from .film import CUTS, HERE
+from .film import CUTS, HERE, KEPT
 from .progress import Progress, reported
 from .taking.latent import MASK, samples_of
 from .taking.picture import size_of
@@ -157,7 +157,7 @@ class LatentUpscale(io.ComfyNode):
         else:
             result = upscale_long(upsampler, video_vae.module, samples, cuts, on_piece=progress, only=here)
         progress(samples.shape[2], samples.shape[2])
-        kept = {MASK: latent[MASK]} if latent.get(MASK) is not None else {}  # the second stage keeps it, too
+        kept = {key: latent[key] for key in (MASK, KEPT) if latent.get(key) is not None}  # for the second stage, too
         return io.NodeOutput({"samples": memory.to_graph(result), **kept})
 
 

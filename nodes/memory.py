@@ -161,7 +161,10 @@ class Adapted(Handle):
         return self.with_loras((*self.loras, (fit, strength)))
 
     def with_loras(self, loras: tuple[tuple[Match, float], ...]) -> Self:
-        """This model with these LoRAs instead of its own."""
+        """This model with these LoRAs instead of its own. Raises InputError if a strength, or a value of one that acts,
+        is NaN or infinite."""
+        for fit, strength in loras:
+            fit.check(strength)
         loras = tuple(sorted(loras, key=lambda each: merge_place(each[0].lora, each[1])))
         layers = {f"{n}.weight" for n, m in self.module.named_modules() if isinstance(m, QuantizedLinear)}
         for fit, _ in loras:

@@ -25,7 +25,7 @@ from ..ltx.models import is_distilled
 from ..ltx.request import ACCELERATIONS
 from . import activations, files, memory
 from .fetching import blocks_stay
-from .film import CUTS, HERE, MADE, SOURCE, FilmSound, FilmWindows, References
+from .film import CUTS, HERE, KEPT, MADE, SOURCE, FilmSound, FilmWindows, References
 from .parts import join
 from .progress import Progress, StageProgress, reported
 from .taking.latent import MASK, mask_of, start_of
@@ -439,14 +439,14 @@ class Sampler(io.ComfyNode):
             result[MASK] = latent[MASK]
         if left and mask is not None:  # what stays is that of the first start, and not of a state with noise in it
             result[SOURCE] = {"clean": samples, **latent.get(SOURCE, {})}
+        remembered = tuple(dict.fromkeys((*latent.get(KEPT, ()), *film.kept, *kept.paths)))
         if len(film.cut.windows) > 1:
-            result[CUTS] = film.cut.hard
+            result |= {CUTS: film.cut.hard, KEPT: remembered}
         if film.cut.here is not None:
             result[HERE] = film.cut.stretches
             result[MADE] = tuple(part.path for part in film.cut.made)
         after = streams[0]
         following = after.native if isinstance(after, Generated) else NextNoise(after, streams)
-        remembered = (*film.kept, *kept.paths)
         next_audio = replace(film, sounds=sounds, kept=remembered) if isinstance(audio, FilmSound) else sounds[0]
         return reported(cls, result, following, next_audio, text="; ".join(notes))
 
@@ -481,7 +481,8 @@ def _sample(
     largest = max(seen, key=lambda each: each.latent.numel(), default=None)
     passes = steering.passes(film.frozen)
     model.attach()  # the branches of its LoRAs count among the weights of a block
-    placed = activations.sampling_memory(model, samples[:, :, film.cut.longest.whole], passes, largest, _heaviest(film))
+    longest = samples[:, :, film.cut.longest.whole]
+    placed = activations.sampling_memory(model, longest, passes, largest, _heaviest(film), steering.sampler)
     (module,) = memory.use(model, memory_required=placed.room)
     model.compute_so()
     with blocks_stay(module.transformer_blocks, module.device, placed.stay):
@@ -502,13 +503,13 @@ def _sample(
 
 def _check_references(model: memory.Model, references: References | None, film: FilmSound) -> None:
     """Raises InputError if an IC-LoRA has no reference, or the references were made for other windows. Some IC-LoRAs
-    have a sound alone as their reference. Where all parts of a film were made before, none is needed."""
+    that hear have a sound alone as their reference. Where all parts of a film were made before, none is needed."""
     if references is not None:
         film.check_references(references)
-    if references is not None or film.referred or film.cut.here == frozenset():
+    if references is not None or film.cut.here == frozenset():
         return
     for fit, strength in model.loras:
-        if fit.lora.reference is not None and strength:
+        if fit.lora.reference is not None and strength and not (film.referred and fit.hears):
             raise InputError(
                 f"model: {fit.lora.path.name} is an IC-LoRA, which needs a reference video; connect Reference to "
                 "this sampler, or give it the model without that LoRA."

@@ -20,6 +20,25 @@ def aliases(*words: str) -> dict[str, Any]:
     return {"search_aliases": list(words)} if known else {}
 
 
+class _Limit(float):
+    """A limit of an input that takes FLOAT and INT. ComfyUI makes no number of a text in such an input, but compares it
+    with the limits. A text that is a number is within them as that number; of anything else the node says what is wrong
+    with it."""
+
+    def __lt__(self, value: Any) -> bool:
+        return super().__lt__(_number(value, self))
+
+    def __gt__(self, value: Any) -> bool:
+        return super().__gt__(_number(value, self))
+
+
+def _number(value: Any, otherwise: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return otherwise
+
+
 def widget(
     parameter: str,
     name: str | None = None,
@@ -45,5 +64,7 @@ def widget(
         return io.String.Input(**options, multiline=True)
     if known.kind == "integer":
         return io.Int.Input(**options, **limits, step=int(step) or 1)
+    if linked_whole:
+        limits = {name: None if limit is None else _Limit(limit) for name, limit in limits.items()}
     number = io.Float.Input(**{**options, "default": float(known.default or 0)}, **limits, step=step)
     return io.MultiType.Input(number, [io.Int]) if linked_whole else number

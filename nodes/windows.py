@@ -12,7 +12,7 @@ from ..ltx.errors import InputError
 from ..ltx.media.images import compress, load_image
 from ..ltx.media.pauses import levels
 from ..ltx.media.rates import frame_rate
-from ..ltx.timeline import Section, borders, read_timeline
+from ..ltx.timeline import Section, borders, prompts_of, read_timeline, told_of
 from ..ltx.windows import LONGEST, MOST_OVERLAP, SHORTEST, WindowSize, cut_windows
 from . import files, memory, text
 from .audio import frames_input
@@ -244,24 +244,23 @@ class SectionTimeline(io.ComfyNode):
         rate, sections = frame_rate(fps), _read(timeline, prompt)
         borders(sections, frames, rate)  # for its errors
         progress = Progress(cls.hidden.unique_id)
-        asked = list(dict.fromkeys(section.prompt for section in sections)) or [prompt]
-        used, notes = dict(zip(asked, asked, strict=True)), []
+        asked = prompts_of(sections, prompt)
+        first, used, notes = next(iter(asked)), dict(zip(asked, asked, strict=True)), []
         if enabled:
             picture = _seen(sections) if image is None else compress(to_picture(image))
             writer = text.Writing(cls.hidden.unique_id, text_encoder, seed, picture, expander)
-            for each in asked:
-                written = writer.write(each)
-                used[each] = written.prompt
-                notes += filter(None, [written.reason])
+            written = [writer.write(each) for each in asked]
+            used = {each: expansion.prompt for each, expansion in zip(asked, written, strict=True)}
+            notes = told_of(asked.values(), [expansion.reason for expansion in written])
         progress(0, len(asked))
         contexts = dict(zip(asked, text.encoded(text_encoder, [used[each] for each in asked], progress), strict=True))
         progress(len(asked), len(asked))
-        notes += [sentence for each in asked for sentence in contexts[each].told("prompt")]
+        notes += [sentence for each, name in asked.items() for sentence in contexts[each].told(name)]
         made = Timeline(sections, tuple(contexts[section.prompt] for section in sections), frames, rate)
         lines = [f"{section}: {text.line(used[section.prompt])}" for section in sections]
         lines = lines or [f"prompt: {text.line(used[prompt])}"]
         said = "\n".join([*lines, *dict.fromkeys(notes)])
-        return reported(cls, made, contexts[asked[0]], used[asked[0]], text=said)
+        return reported(cls, made, contexts[first], used[first], text=said)
 
 
 def _read(timeline: str, prompt: str) -> tuple[Section, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..database.rows import StoredRequest
 from ..settings import Settings
@@ -18,6 +20,7 @@ PART = re.compile(r"[0-9a-f]{32}[0-9_]{0,16}\.safetensors")
 """The name of a part of a film, which a worker leaves and nobody else gets."""
 CONTENT_TYPES = {"mp4": "video/mp4", "webm": "video/webm", "mov": "video/quicktime", "gif": "image/gif"}
 RESULTS = "/cdn/results/"
+PIECE = 3 * 2**16  # bytes that are encoded at a time; those of three are four characters
 GONE = "This sync_mode result is gone: it is kept for 10 minutes after it was first read, and for an hour otherwise."
 
 
@@ -35,13 +38,31 @@ def result_url(name: str, base_url: str, settings: Settings) -> str:
     return f"{base_url}{settings.prefix}{RESULTS}{name}"
 
 
-async def data_uri(path: Path) -> str:
-    """Builds the data URI of a `sync_mode` result when it is read."""
-    return await in_thread(_data_uri, path)
+@dataclass(frozen=True)
+class InlineResult:
+    """The file of a `sync_mode` result, which is read and encoded as it is sent: many readers take no memory. size: its
+    bytes."""
 
+    head: bytes
+    file: BinaryIO
+    size: int
 
-def _data_uri(path: Path) -> str:
-    return f"data:{CONTENT_TYPES[path.suffix[1:]]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    @classmethod
+    def opened(cls, path: Path) -> InlineResult:
+        """Errors: FileNotFoundError. From then on the file can be read even if it is deleted."""
+        file = path.open("rb")
+        return cls(f"data:{CONTENT_TYPES[path.suffix[1:]]};base64,".encode(), file, os.fstat(file.fileno()).st_size)
+
+    def __len__(self) -> int:
+        """Bytes of the data URI."""
+        return len(self.head) + 4 * -(-self.size // 3)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The data URI, and closes the file."""
+        yield self.head
+        with self.file:
+            while piece := await in_thread(self.file.read, PIECE):
+                yield base64.b64encode(piece)
 
 
 def inline_gone(ended: float, first_read: float | None, now: float, settings: Settings) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -64,5 +64,14 @@ def _failed(request: web.Request, error: Exception) -> web.Response:
 
 def about(found: StoredRequest, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """An answer about one request, with the headers that the clients read."""
-    known = {"X-Fal-Request-Id": found.id, **({"X-Ltx-Safety": found.safety} if found.safety else {})}
-    return web.json_response(body, status=status, headers={**known, **(headers or {})})
+    return web.json_response(body, status=status, headers={**_known(found), **(headers or {})})
+
+
+def about_in_pieces(found: StoredRequest, pieces: AsyncIterator[bytes], size: int) -> web.Response:
+    """The same of JSON that is made while it is sent. size: its bytes."""
+    headers = {**_known(found), "Content-Length": str(size)}
+    return web.Response(body=pieces, headers=headers, content_type="application/json", charset="utf-8")
+
+
+def _known(found: StoredRequest) -> dict[str, str]:
+    return {"X-Fal-Request-Id": found.id, **({"X-Ltx-Safety": found.safety} if found.safety else {})}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +21,7 @@ from ..queue.queue import RequestQueue
 from ..queue.snapshots import Snapshot
 from ..settings import Settings
 from ..waiting import is_set_within
-from .answers import Refusal, about
+from .answers import Refusal, about, about_in_pieces
 from .messages import Cancelled, PlainProblem, Status, ValidationProblem
 from .operations import Answer, Operation, RouteParameter
 from .pollers import Told
@@ -206,10 +208,23 @@ async def result_answer(
         if found.sync_mode:
             with suppress(StoreFailed):  # it stays for an hour then; a 503 to `run` would have the client send it again
                 await queue.note_read(found.id)
-            url = await results.data_uri(path)
-        else:
-            await in_thread(path.stat)
-            url = results.result_url(path.name, base_url(request, settings), settings)
+            return _inline(found, await in_thread(results.InlineResult.opened, path))
+        await in_thread(path.stat)
     except FileNotFoundError:  # perhaps deleted just now
         return no_more
+    url = results.result_url(path.name, base_url(request, settings), settings)
     return about(found, results.with_url(found.result, url))
+
+
+def _inline(found: StoredRequest, video: results.InlineResult) -> web.Response:
+    """The answer with the video in it, which is made as the client reads it."""
+    place = secrets.token_hex(16)
+    before, after = json.dumps(results.with_url(found.result or {}, place)).encode().split(place.encode())
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield before
+        async for piece in video.pieces():
+            yield piece
+        yield after
+
+    return about_in_pieces(found, pieces(), len(before) + len(video) + len(after))

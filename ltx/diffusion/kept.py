@@ -113,7 +113,7 @@ class KeptWindows:
         return found
 
     def spared(self) -> int:
-        """Bytes of the windows that may be used again and so need no more room on the disk."""
+        """Bytes of the windows that need no more room on the disk: they are used again, or are deleted for others."""
         return sum(each.st_size for each in self._found().values()) if self.resume else 0
 
     def told(self) -> str:
@@ -155,11 +155,12 @@ class KeptWindows:
         self._noted = True
 
     def _make_room(self, needed: int) -> None:
-        """Deletes the oldest windows of earlier runs until so many bytes more are within the setting."""
+        """Deletes the oldest windows of earlier runs until so many bytes more are within the setting, and the disk has
+        room for them."""
         sizes = self._found()
         total = sum(each.st_size for each in sizes.values())
         for path in sorted(sizes.keys() - self._own, key=lambda each: sizes[each].st_mtime):
-            if total + needed <= limit():
+            if total + needed <= limit() and needed <= shutil.disk_usage(self.folder).free:
                 break
             with suppress(OSError):
                 path.unlink()

@@ -16,7 +16,7 @@ from ..diffusion.encode import encode_image, encode_video
 from ..diffusion.guidance import NONE, Guidance, needed
 from ..diffusion.sample import sample
 from ..diffusion.speakers import Speaker
-from ..diffusion.steering import Steering
+from ..diffusion.steering import EULER, Steering
 from ..diffusion.tiling import Tiling, held_frames, largest_tile
 from ..diffusion.upscale import upscale
 from ..grid import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, SPACE_SCALE, audio_length, frames_of
@@ -64,6 +64,7 @@ def step_size(
     return sum(stream.mask.shape[1] for stream in streams), 1 + sum(needed(*guidance))
 
 
+# long: what a step is rehearsed with, by name
 def one_step(
     model: nn.Module,
     latent: Tensor,
@@ -75,19 +76,21 @@ def one_step(
     attention: float = 1.0,
     still: bool = False,
     reuse: float = 0.0,
+    sampler: str = EULER,
     room: float = 0.0,
 ) -> None:
     """Samples one step of a stage. The model has at least two blocks, and STG perturbs the second one.
 
     guidance: for picture and sound. images: for each image, whether it is the first frame. reference: a latent beside
     it, seen with that attention. still: whether the picture is kept as it is. reuse: the threshold of the first-block
-    cache; with one, three steps are sampled, because the second one runs beside what the first one has kept. room:
-    bytes that the passes may take as one batch. No text is kept for the next step: a forecast adds `kept_texts`.
+    cache; with one, three steps are sampled, because the second one runs beside what the first one has kept. sampler:
+    one of SAMPLERS; res_2s computes in float64, and keeps a step's start and its first prediction. room: bytes that the
+    passes may take as one batch. No text is kept for the next step: a forecast adds `kept_texts`.
     """
     conditions = _conditions(model, latent, audio, images, reference, attention, still)
     sigmas = torch.tensor([1.0, 0.9, 0.8, 0.0] if reuse else [1.0, 0.0])
     guidance = (replace(each, stg_blocks=(1,)) for each in guidance)
-    steering = Steering(sigmas, *guidance, acceleration=Acceleration(reuse=reuse))
+    steering = Steering(sigmas, *guidance, acceleration=Acceleration(reuse=reuse), sampler=sampler)
     sample(model, latent, conditions, steering, Noise(0), room=room, texts=0)
 
 

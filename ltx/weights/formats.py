@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .finite import is_finite
 from .int8 import int8
 from .mxfp8 import mxfp8
 from .nvfp4 import nvfp4
@@ -31,6 +32,7 @@ READ = (*FLOAT8_KINDS, "nvfp4", "mxfp8", "int8_tensorwise")
 PACKED = "nvfp4"  # two values in a byte
 EXPONENTS = "mxfp8"  # its scales are bytes that mean powers of two
 PADDED = (PACKED, EXPONENTS)  # rows and columns are padded to whole blocks
+NAN_BYTES = (0x7F, 0xFF)  # of NVFP4's scales, and of MXFP8's, where 0x7F is 1
 METADATA = "_quantization_metadata"
 GROUP = 256  # columns that are rotated together if the note does not say
 
@@ -51,17 +53,33 @@ def stored(
     if kind not in READ:
         return weight
     if kind in FLOAT8_KINDS:
-        return float8(weight.view(FLOAT8_KINDS[kind]) if weight.dtype == torch.uint8 else weight, scale)
+        values = weight.view(FLOAT8_KINDS[kind]) if weight.dtype == torch.uint8 else weight
+        return _checked(float8(values, scale), [scale])
     if scale is None:
         raise ValueError("no scale beside it")
     if kind == "int8_tensorwise":
-        return int8(weight, scale, rotated_columns(note))
+        return _checked(int8(weight, scale, rotated_columns(note)), [scale])
     if kind == "mxfp8":
-        return mxfp8(weight, scale, shape)
+        return _checked(mxfp8(weight, scale, shape), [scale])
     second = beside(SECOND_SCALE)
     if second is None:
         raise ValueError("no second scale beside it")
-    return nvfp4(weight, scale, second, shape)
+    return _checked(nvfp4(weight, scale, second, shape), [scale, second])
+
+
+def _checked(weight: Stored, scales: Iterable[Tensor | None]) -> Stored:
+    """The weight. Raises ValueError if a scale of it is NaN or infinite: then all that the model makes would be."""
+    if all(scale is None or _is_sound(scale) for scale in scales) or is_finite(weight.decode()):  # it may be padding
+        return weight
+    raise ValueError("a scale that is NaN or infinite")
+
+
+def _is_sound(scale: Tensor) -> bool:
+    """Whether no number is NaN or infinite. Scales of blocks are bytes, which are read fastest as such: none of them is
+    negative."""
+    if scale.element_size() > 1 or scale.is_meta:
+        return is_finite(scale)
+    return int(scale.view(torch.uint8).amax()) not in NAN_BYTES
 
 
 def kind_of(dtype: torch.dtype, note: Note, beside: Callable[[str], Tensor | None]) -> str | None:

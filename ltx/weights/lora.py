@@ -14,13 +14,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..models import GENERATIONS
-from .adapters import Adapter, Decomposed, LowRank, combine
+from .adapters import Adapter, Decomposed, LowRank, combine, tensors
+from .files import open_safetensors
+from .finite import is_finite
 from .lora_file import Lora, load_lora
 from .names import OF_CONNECTORS, Names
 from .quantized import Beside, QuantizedLinear, beside, factor, weight_shape
@@ -29,6 +33,7 @@ __all__ = ("Lora", "Match", "Merger", "applied", "load_lora", "match", "merged")
 CHUNK = 1 << 20  # values that are summed at once
 ABSENT = "no such layer"
 ELSEWHERE = "it belongs to the text connectors, which this LoRA is not applied to here"
+_SOUND: WeakSet[Adapter] = WeakSet()  # those whose values were read and are finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,25 @@ class Match:
     def kinds(self) -> dict[str, int]:
         """The number of changed parameters by the kind of change."""
         return dict(Counter(adapter.kind for adapter in self.changes.values()))
+
+    @property
+    def hears(self) -> bool:
+        """Whether it changes a layer of the sound. An IC-LoRA that does not can only look at its reference."""
+        return any("audio" in name for name in self.changes)
+
+    def check(self, strength: float) -> None:
+        """Raises InputError if the strength is not a finite number, or, unless it is 0, a value that changes the model
+        is NaN or infinite. All are read, once for each LoRA that is opened, just before they are summed."""
+        check_strength(self.lora, strength)
+        for name, adapter in self.changes.items() if strength else ():
+            if adapter in _SOUND:
+                continue
+            if not all(map(is_finite, tensors(adapter))):
+                raise InputError(
+                    f"{self.lora.path}: {_damaged(self.lora.path) or name} has a value that is NaN or infinite; "
+                    "download the LoRA again, or choose another one."
+                )
+            _SOUND.add(adapter)
 
     def told(self, *others: Match) -> str:
         """What is applied and what is left out, in words without an end. others: how it fits further models."""
@@ -79,6 +103,18 @@ class Match:
     @property
     def warning(self) -> str | None:
         return self.warning_beside()
+
+
+def check_strength(lora: Lora, strength: float) -> None:
+    """Raises InputError if the strength of a LoRA is not a finite number."""
+    if not math.isfinite(strength):
+        raise InputError(f"{lora.path.name}: its strength is {strength}; give a number.")
+
+
+def _damaged(path: Path) -> str | None:
+    """The first tensor of a file that has such a value."""
+    file = open_safetensors(path, "the LoRA file")
+    return next((key for key in sorted(file.keys()) if not is_finite(file.get_tensor(key))), None)
 
 
 def match(lora: Lora, module: nn.Module, others: Collection[Match] = (), optional: bool = False) -> Match:
@@ -181,17 +217,18 @@ class Merger:
         """Sets the weights to W + these (LoRA, strength) pairs, whatever was merged before; `[]` restores W.
 
         Returns one warning for each LoRA that fits only in part. A LoRA at strength 0 has no effect. Raises InputError
-        if a LoRA fits nothing or a strength is not a finite number; no weight has changed then.
+        if a LoRA fits nothing, or a strength or a value is not a finite number; no weight has changed then.
         """
         for lora, strength in loras:
-            if not math.isfinite(strength):
-                raise InputError(f"{lora.path.name}: its strength is {strength}; give a number.")
+            check_strength(lora, strength)
         given = sorted(loras, key=lambda each: merge_place(*each))
         active = tuple((lora, float(strength)) for lora, strength in given if strength != 0)
         matches = [match(lora, self.module, optional=self.optional) for lora, _ in active]
         warnings = [m.warning for m in matches if m.warning]
         if active == self._current:
             return warnings
+        for (_, strength), fit in zip(active, matches, strict=True):
+            fit.check(strength)
         terms: dict[str, list[tuple[Adapter, float]]] = {}
         for (_, strength), fit in zip(active, matches, strict=True):
             for name, adapter in fit.changes.items():

@@ -11,11 +11,12 @@ import socket
 import sqlite3
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import requests
@@ -218,16 +219,39 @@ def test_a_result_that_vanishes_is_gone_even_while_it_is_read(served: Served, mo
     assert gone.status_code == 410 and gone.json()["error_type"] == "result_gone"
 
     once = served.ask({**BODY, "sync_mode": True})
-    read = Path.read_bytes
+    read = Path.open
 
-    def vanish(path: Path) -> bytes:
+    def vanish(path: Path, *mode: str) -> BinaryIO:
         path.unlink()
-        return read(path)
+        return read(path, *mode)
 
     until(lambda: requests.get(once.json()["status_url"], timeout=10).status_code == 200)
-    monkeypatch.setattr(Path, "read_bytes", vanish)
+    monkeypatch.setattr(Path, "open", vanish)
     gone = requests.get(once.json()["response_url"], timeout=10)
     assert gone.status_code == 410 and "sync_mode" in gone.json()["detail"]
+
+
+def test_many_readers_of_results_that_are_sent_but_once_take_no_memory(served: Served) -> None:
+    """Whoever reads slowly, or not at all, has the video read and encoded for him piece by piece."""
+    once = served.ask({**BODY, "sync_mode": True})
+    served.result_of(once).raise_for_status()
+    (name,), film = os.listdir(served.settings.passing_folder), os.urandom(8 * 2**20 + 1)
+    (served.settings.passing_folder / name).write_bytes(film)
+    url = once.json()["response_url"]
+    tracemalloc.start()
+    try:
+        with ExitStack() as readers:
+            for _ in range(8):
+                answer = readers.enter_context(requests.get(url, timeout=30, stream=True))
+                assert answer.raw.read(100)
+            most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < len(film), f"{most / 2**20:.0f} MiB"
+    whole = requests.get(url, timeout=30)
+    assert whole.json()["video"]["url"] == data_uri(film, "video/mp4")
+    assert int(whole.headers["Content-Length"]) == len(whole.content) and "json" in whole.headers["Content-Type"]
+    assert whole.headers["X-Fal-Request-Id"] == once.json()["request_id"]
 
 
 def test_a_result_that_is_sent_but_once_lies_where_comfyui_does_not_clean_up(served: Served) -> None:

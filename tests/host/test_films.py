@@ -218,11 +218,14 @@ def test_the_lips_follow_a_voice_and_the_film_keeps_the_song(
 def test_nothing_is_kept_of_a_film_that_was_flagged(comfy: Comfy, models: TinyFiles, unkept: None) -> None:
     folder = comfy.base / "models" / "safety_checker"
     write_classifier(folder / "bright")
+    comfy.run(film(models, comfy, stream=True, seed=15))
+    others = kept(comfy)
     try:
         for threshold, count in ((1.0, 6), (0.01, 0)):
             safety = {"checker": "bright", "threshold": threshold, "action": "replace"}
             done = comfy.run(film(models, comfy, stream=True, seed=14, safety=safety))
-            assert done.message is None and len(kept(comfy)) == count
+            assert done.message is None and len(kept(comfy)) == len(others) + count
+        assert kept(comfy) == others, "another film's stay"
     finally:
         shutil.rmtree(folder)
 

@@ -15,6 +15,7 @@ import sys
 import types
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 from a2v.ltx.diffusion.conditioning import TEXT_LENGTH, AudioCondition, TextContext
 from a2v.ltx.diffusion.decode import decode_video, to_uint8
 from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.diffusion.steering import EULER, RES_2S
 from a2v.ltx.encoding import encode_prompts
 from a2v.ltx.grid import CHANNELS, audio_length, video_shape
 from a2v.ltx.job import Compute, Files, Job, prepare
@@ -68,7 +70,7 @@ def text(job: Job, dtype: torch.dtype | None) -> Loaded:
     return lambda: encode_prompts(job, Compute(dtype), None, lambda *_: None)
 
 
-def first_stage(job: Job, dtype: torch.dtype | None) -> Loaded:
+def first_stage(job: Job, dtype: torch.dtype | None, sampler: str = EULER) -> Loaded:
     """One guided step."""
     clip, model = job.plan, job.checkpoint.transformer(dtype)
     merger = lora.Merger(model, job.checkpoint.transformer_weight)
@@ -85,6 +87,7 @@ def first_stage(job: Job, dtype: torch.dtype | None) -> Loaded:
         "guidance": GUIDANCE,
         "noise": Noise(0),
         "room": 0.0,
+        "sampler": sampler,
     }
     return lambda: sample(model, given)
 
@@ -182,7 +185,12 @@ def main(asked: list[tuple[str, dict[str, Any]]]) -> None:
         if phase in ("stream", "node"):
             {"stream": stream, "node": node}[phase](described)
             continue
-        work = {"encode text": text, "sample": first_stage, "decode": decode}[phase]
+        work = {
+            "encode text": text,
+            "sample": first_stage,
+            "sample with res_2s": partial(first_stage, sampler=RES_2S),
+            "decode": decode,
+        }[phase]
         dtype = getattr(torch, described["dtype"]) if described["dtype"] else None
         work(job_of(described["warm"]), dtype)()
         job = job_of(described)

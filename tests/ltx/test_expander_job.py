@@ -16,7 +16,7 @@ from a2v.ltx import encoding
 from a2v.ltx.job import Compute, Files, Job, prepare
 from a2v.ltx.memory.forecast import estimate
 from a2v.ltx.prompt import expand as module
-from a2v.ltx.prompt.expand import expand
+from a2v.ltx.prompt.expand import Expansion, expand
 from a2v.ltx.prompt.expander import load_expander
 from a2v.ltx.request import parse
 from a2v.tests.tiny25 import Tiny25Files, write_tiny25
@@ -122,7 +122,26 @@ def test_the_expander_is_loaded_once_for_all_sections(
     }
     opened = job({**REQUEST, **timeline}, expander=chat)
     prompts = encoding.encode_prompts(opened, Compute(torch.float32), None, lambda *_: None)
+    assert prompts.notes == ("Gemma's answer was cut after 8 tokens.",)
     assert len(prompts.sections) == 3 and len({prompt for prompt, _ in prompts.sections}) > 1 and len(loads) == 1
+
+
+def test_a_note_on_a_prompt_names_its_section(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    timeline = {
+        "num_frames": 25,
+        "timeline": f"0:00 a man\n0:00.4 chorus: {'$' * 1100}\n0:00.7 a dog",
+        "windows": {"frames": 17, "overlap": 1},
+        "negative_prompt": "$" * 1100,
+    }
+    reasons = iter([None, None, "no room."])
+    monkeypatch.setattr(encoding, "expand", lambda _, prompt, **__: Expansion(prompt, True, next(reasons)))
+    opened = job({**REQUEST, **timeline})
+    prompts = encoding.encode_prompts(opened, Compute(torch.float32), None, lambda *_: None)
+    assert prompts.notes == (
+        "prompt of section 0:00.7: no room.",
+        "the prompt of section 0:00.4 chorus is longer than 1024 tokens and was cut",
+        "the negative prompt is longer than 1024 tokens and was cut",
+    )
 
 
 def test_the_two_models_are_never_in_memory_at_once(

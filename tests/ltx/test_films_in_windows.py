@@ -428,6 +428,7 @@ def test_the_audio_sets_the_length() -> None:
     assert plan(parse({"prompt": "x"}), track(60)).frames == 481, "the endpoint's cut stays"
     assert len(plan(parse({"prompt": "x"}), track(60)).windows) == 1
     assert plan(parse(asked), track(LONGEST - 1)).frames == 64777
+    assert plan(parse(asked), track(LONGEST - 0.01)).frames == 64801, "rounded up beyond the end"
     for seconds in (LONGEST, LONGEST + 60):
         with pytest.raises(InputError, match="audio: it lasts 45 minutes or more"):
             plan(parse(asked), track(seconds))

@@ -5,6 +5,7 @@ The device is simulated (devices.py), and ComfyUI itself loads the model in part
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from a2v.ltx.diffusion.compiled import compile_blocks
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.sample import sample
-from a2v.ltx.diffusion.steering import Steering
+from a2v.ltx.diffusion.steering import RES_2S, Steering
 from a2v.ltx.grid import audio_length
 from a2v.ltx.latents import Noise
 from a2v.ltx.memory.work import sound_like
@@ -204,6 +205,8 @@ def test_voices_and_what_is_kept_between_steps_have_room(files: TinyFiles) -> No
     assert activations.sampling_memory(model, latent, 1, heard=referred).room > 1.1 * plain
     keeping = replace(model, acceleration=Acceleration(reuse=0.1))
     assert activations.sampling_memory(keeping, latent, 1).room > 1.1 * plain
+    start = math.prod(latent.shape[1:]) * torch.float64.itemsize  # res_2s keeps a step's, and the first prediction
+    assert activations.sampling_memory(model, latent, 1, sampler=RES_2S).room > plain + 2 * start
 
 
 def test_where_comfyui_pages_the_weights_the_report_says_what_it_costs(

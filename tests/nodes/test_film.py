@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 from a2v.ltx.diffusion.conditioning import AudioCondition
-from a2v.ltx.diffusion.kept import DAYS, ROOM
+from a2v.ltx.diffusion.kept import DAYS, ROOM, disk_needed
 from a2v.ltx.diffusion.sample_windows import keep_nothing
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import Noise
@@ -67,6 +67,31 @@ def test_the_room_is_a_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
             setting.delenv(ROOM)
             setting.setenv(name, "much")
             FilmWindows().of([], FILM, (64, 64))
+
+
+def test_windows_that_are_there_need_no_more_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a run that ended with a full disk: what it kept is used again, and what other films left makes room."""
+    needed, left = disk_needed(FILM.windows, (64, 64)), 1000
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=left))
+    with pytest.raises(InputError, match=r"the windows of this film take .* there until it is written"):
+        FilmWindows().of([], FILM, (64, 64))
+    folder.mkdir()
+    (folder / f"{'a' * 64}.safetensors").write_bytes(b"0" * (needed - left))
+    assert FilmWindows().of([], FILM, (64, 64)) is not keep_nothing
+    (folder / f"{'a' * 64}.safetensors").write_bytes(b"0" * (needed - left - 1))
+    with pytest.raises(InputError, match="free; delete files"):
+        FilmWindows().of([], FILM, (64, 64))
+
+
+def test_a_film_that_was_flagged_is_forgotten_and_no_other(folder: Path) -> None:
+    folder.mkdir()
+    names = {name: folder / f"{name * 64}.safetensors" for name in "abc"}
+    part = folder.parent / "part.safetensors"
+    for path in (*names.values(), part):
+        path.touch()
+    film.forget({"samples": None, film.KEPT: (names["a"], names["b"], folder / "gone"), film.MADE: (part,)})
+    assert list(folder.parent.iterdir()) == [folder] and list(folder.iterdir()) == [names["c"]]
+    film.forget({"samples": None})
 
 
 @pytest.mark.parametrize(("frames", "fps"), [(73, FPS), (65, Fraction(25))])

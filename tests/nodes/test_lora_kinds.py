@@ -125,6 +125,25 @@ def assert_same(found: Tensors, expected: Tensors) -> None:
 
 
 @pytest.mark.parametrize("name", ["ltx-2.3-tiny.safetensors", "fp8.safetensors"])
+def test_what_is_no_number_is_told_by_the_node_that_adds_the_lora(files: TinyFiles, tmp_path: Path, name: str) -> None:
+    """A strength may be the text nan, which ComfyUI reads as a number."""
+    module = load_checkpoint(files.checkpoint.with_name(name)).transformer(torch.float32)
+    patcher = memory.hold(module, torch.device("cpu"), torch.device("cpu"))
+    model, layer = memory.Model(patcher, patcher), "transformer_blocks.1.attn1.to_q"
+    pair = kinds(layer, *lora.weight_shape(module, f"{layer}.weight"))["LoRA"]
+    whole = lora.match(saved(tmp_path, pair), module)
+    for strength in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match=rf"^lora\.safetensors: its strength is {strength}; give a number"):
+            model.with_lora(whole, strength)
+    down = next(key for key in pair if "lora_down" in key)
+    pair[down][0, 0] = float("nan")
+    broken = lora.match(saved(tmp_path, pair, "broken.safetensors"), module)
+    assert model.with_lora(broken, 0.0).loras and model.with_lora(whole, 1.0).loras
+    with pytest.raises(InputError, match=rf"broken\.safetensors: {down} has a value that is NaN or infinite; download"):
+        model.with_lora(broken, 0.5)
+
+
+@pytest.mark.parametrize("name", ["ltx-2.3-tiny.safetensors", "fp8.safetensors"])
 def test_every_kind_is_merged_as_the_engine_merges_it(
     files: TinyFiles, mixed: lora.Lora, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -19,6 +19,7 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.grid import CHANNELS, audio_length
 from a2v.ltx.media.audio import Track
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.ltx.weights.lora import Match
 from a2v.ltx.windows import WindowSize, cut_windows
 from a2v.nodes import memory
 from a2v.nodes.conditioning import AudioConditioning
@@ -142,16 +143,23 @@ def test_each_window_has_its_part_of_a_reference_sound(vae: memory.Handle) -> No
     assert windows[2].first_frame / 24 > 1.0 and made.cut is film.cut
 
 
-def test_an_ic_lora_may_have_a_sound_alone(tmp_path: Path) -> None:
+def test_an_ic_lora_that_hears_may_have_a_sound_alone(tmp_path: Path) -> None:
     lora = SimpleNamespace(path=tmp_path / "voices.safetensors", reference=(1, 1))
-    model = SimpleNamespace(loras=[(SimpleNamespace(lora=lora), 1.0)])
-    heard_alone = FilmSound.of(sound(FRAMES).beside_itself)
-    _check_references(model, None, heard_alone)
-    with pytest.raises(InputError, match=r"^model: voices\.safetensors is an IC-LoRA, which needs a reference video"):
-        _check_references(model, None, FilmSound.of(sound(FRAMES)))
+    seeing, hearing = ("transformer_blocks.0.attn1.to_q.weight",), ("transformer_blocks.0.audio_attn1.to_q.weight",)
+    by_eye, by_ear = (
+        SimpleNamespace(loras=[(Match(lora, dict.fromkeys(names), frozenset(), {}), 1.0)])
+        for names in (seeing, seeing + hearing)
+    )
+    silent, heard_alone = FilmSound.of(sound(FRAMES)), FilmSound.of(sound(FRAMES).beside_itself)
+    _check_references(by_ear, None, heard_alone)
+    for model, film in ((by_ear, silent), (by_eye, silent), (by_eye, heard_alone)):
+        with pytest.raises(
+            InputError, match=r"^model: voices\.safetensors is an IC-LoRA, which needs a reference video"
+        ):
+            _check_references(model, None, film)
     windows = cut_windows(FRAMES, WindowSize(33, 2))
     made_elsewhere = Cut(FRAMES, FPS, windows, here=frozenset())
-    _check_references(model, None, FilmSound(made_elsewhere, tuple(sound(each.frames) for each in windows)))
+    _check_references(by_eye, None, FilmSound(made_elsewhere, tuple(sound(each.frames) for each in windows)))
 
 
 def test_memory_is_kept_for_the_window_that_takes_most(vae: memory.Handle) -> None:

@@ -127,6 +127,15 @@ def test_a_cut_text_is_told_each_time(encoder: memory.TextEncoder) -> None:
     assert text.TextEncode.execute.__func__(node, encoder, PROMPT).ui is None
 
 
+def test_a_cut_prompt_of_a_timeline_is_told_with_its_section(encoder: memory.TextEncoder) -> None:
+    lines = f"0:00 a woman\n0:01 chorus: {'$' * 1100}\n0:02 a man\n0:03 chorus:"
+    *_, report = run(windows.SectionTimeline, encoder, "", lines, 97, 24.0, 0, False)
+    told = [line for line in report.splitlines() if "was cut" in line]
+    assert told == ["the prompt of section 0:01.0 chorus is longer than 1024 tokens and was cut"]
+    *_, report = run(windows.SectionTimeline, encoder, "$" * 1100, "", 97, 24.0, 0, False)
+    assert report.splitlines()[1:] == ["the prompt is longer than 1024 tokens and was cut"]
+
+
 def test_another_encoder_has_its_own_and_none_is_kept_alive(files: TinyFiles, brought: list[Any]) -> None:
     encoders = [
         memory.hold_gemma(lambda dtype: load_gemma(files.gemma, dtype), "float32", connectors(files)) for _ in range(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 import comfy.model_management as management
+import execution
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import Noise
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.probe import VideoFile
 from a2v.nodes import audio, conditioning, latents, progress, safety, sampling, writing
 from a2v.nodes.destination import destination
+
+import nodes as comfy_nodes
 
 
 def track(seconds: float, rate: int = 48000) -> Track:
@@ -42,6 +46,49 @@ def test_frames_and_what_is_said_of_them(
 ) -> None:
     counted, report = audio.count(track(seconds), fps, match, asked)
     assert counted == frames and said in report
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ("24", None),
+        (24, None),
+        ("abc", None),  # the node itself says what is wrong
+        ({}, None),
+        ("0", "value_smaller_than_min"),
+        (0, "value_smaller_than_min"),
+        ("1e9", "value_bigger_than_max"),
+        (1001, "value_bigger_than_max"),
+    ],
+)
+def test_frames_per_second_that_a_workflow_has_as_a_text(
+    monkeypatch: pytest.MonkeyPatch, given: object, fault: str | None
+) -> None:
+    """ComfyUI makes a number of a text in an input that takes FLOAT, but not in one that takes INT, too."""
+    monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, "LTXA2VFrameCount", audio.FrameCount)
+    inputs = {"frame_rate": given, "match_audio_length": True, "num_frames": 9}
+    graph = {"1": {"class_type": "LTXA2VFrameCount", "inputs": inputs}}
+    _, errors, _ = asyncio.run(execution.validate_inputs("run", graph, "1", {}))
+    told = [error["type"] for error in errors if error["extra_info"]["input_name"] == "frame_rate"]
+    assert told == ([] if fault is None else [fault])
+
+
+def test_what_is_no_number_of_frames_per_second_is_told_and_a_text_becomes_one() -> None:
+    node = type("Node", (audio.FrameCount,), {"hidden": SimpleNamespace(unique_id="1")})
+    sound = audio.from_track(track(1.0))
+    frames, fps, _ = node.execute(sound, "23.976", True, 9).args
+    assert (frames, fps) == (25, 23.976)
+    with pytest.raises(InputError, match=r"^fps: 'abc' is not a frame rate; give a number"):
+        node.execute(sound, "abc", True, 9)
+
+
+def test_the_help_tells_the_length_that_is_refused() -> None:
+    (whole,) = (each for each in audio.FrameCount.GET_SCHEMA().inputs if each.id == "whole_track")
+    assert "shorter than 45 minutes" in whole.tooltip
+    silence = torch.zeros(1, 1)
+    with pytest.raises(InputError, match="it lasts 45 minutes or more"):
+        audio.count(Track(silence.expand(1, 45 * 60 * 1000), 1000), 24.0, True, 121, True)
+    assert audio.count(Track(silence.expand(1, 45 * 60 * 1000 - 1), 1000), 24.0, True, 121, True)[0] == 64801
 
 
 def test_audio_goes_through_the_graph_whole() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,6 +141,22 @@ def test_windows_that_another_run_deletes_meanwhile(tmp_path: Path, monkeypatch:
     store.of("")(lambda: made, 0, torch.zeros(1), conditions, STEERING, Noise(4))
     (file,) = listed(store)
     assert store.spared() == file.stat().st_size
+
+
+def test_windows_of_other_films_make_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = (tmp_path / f"{letter * 64}.safetensors" for letter in "ab")
+    for path, age in ((old, 20), (new, 10)):
+        path.write_bytes(b"0" * 10**6)
+        os.utime(path, (time.time() - age,) * 2)
+    room = 2 * 10**6 + 100
+
+    def usage(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=room - sum(each.stat().st_size for each in folder.iterdir()))
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    store, (made, conditions) = KeptWindows(tmp_path, resume=True), piece(1.0)
+    store.of("")(lambda: made, 0, torch.zeros(1), conditions, STEERING, Noise(4))
+    assert not old.exists() and new.exists() and store.count() == 2
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

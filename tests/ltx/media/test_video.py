@@ -103,14 +103,16 @@ def boxes(path: Path) -> list[str]:
         (16.6666667, Fraction(50, 3)),
         (23.99, Fraction(2399, 100)),
         (1, Fraction(1)),
+        ("24", Fraction(24)),
+        (" 23.976", Fraction(24000, 1001)),
     ],
 )
-def test_frame_rates(given: float, exact: Fraction) -> None:
+def test_frame_rates(given: float | str, exact: Fraction) -> None:
     assert frame_rate(given) == exact
 
 
-@pytest.mark.parametrize("given", [0, -24, float("nan"), float("inf")])
-def test_what_is_no_frame_rate(given: float) -> None:
+@pytest.mark.parametrize("given", [0, -24, float("nan"), float("inf"), "abc", "nan", None, [24], 10**400])
+def test_what_is_no_frame_rate(given: object) -> None:
     with pytest.raises(InputError, match="fps"):
         frame_rate(given)
 

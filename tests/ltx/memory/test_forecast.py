@@ -18,6 +18,7 @@ from a2v.ltx.diffusion.guidance import NONE
 from a2v.ltx.diffusion.passes import CPU_CACHE, Reuse, batch_room, working_set
 from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.speakers import Speaker
+from a2v.ltx.diffusion.steering import EULER, RES_2S
 from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.edits import ReferenceUse
 from a2v.ltx.errors import InputError
@@ -120,6 +121,24 @@ def test_the_estimate_is_what_is_measured(jobs: dict[str, dict[str, Any]], phase
     found = phase_of(forecast, phase)
     assert took > 100e6, "too little to tell"
     assert abs(found.peak / took - 1) <= WITHIN, f"{found}: {took / 1e6:.0f} MB measured"
+
+
+@LINUX
+@pytest.mark.soak  # that it is counted at all: tests/nodes/test_fetches.py
+def test_what_res_2s_keeps_in_float64_is_counted(folder: Path, tiny: TinyFiles) -> None:
+    """A graph chooses it, so the room of a graph has it."""
+    mid = write_tiny(folder / "mid", layers=2, heads=4, head_dim=64)
+    asked = described(folder, mid, "float32", num_frames=65, video_size=(512, 512), use_multiscale=False)
+    asked["files"]["distill_lora"] = None
+    asked["warm"] = described(folder, tiny, "float32", video_size=(64, 64), use_multiscale=False)
+    job = job_of(asked)
+    model = blueprint(lambda: job.checkpoint.transformer(torch.float32))
+    latent, sound = torch.zeros(1, 128, *video_shape(65, 512, 512)), audio_length(65, job.plan.fps)
+    audio = AudioCondition(torch.zeros(1, 8, sound, 16), 65, job.plan.fps)
+    for sampler, took in zip((EULER, RES_2S), run(("sample", asked), ("sample with res_2s", asked)), strict=True):
+        room = peak(lambda sampler=sampler: one_step(model, latent, audio, (GUIDANCE, NONE), sampler=sampler), "cpu")
+        assert took > 50e6, "too little to tell"
+        assert abs((weights(model) + room) / took - 1) <= WITHIN, f"{sampler}: {took / 1e6:.0f} MB measured"
 
 
 @CUDA

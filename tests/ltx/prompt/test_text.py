@@ -11,7 +11,7 @@ import pytest
 import torch
 from a2v.ltx.diffusion.conditioning import TEXT_LENGTH, TextContext
 from a2v.ltx.errors import InputError
-from a2v.ltx.prompt.gemma import Gemma, load_gemma
+from a2v.ltx.prompt.gemma import Gemma, load_gemma, read_model
 from a2v.ltx.prompt.text import encode_text, hidden_states, tokenize
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx.goldens import relative
@@ -252,6 +252,37 @@ def test_wrong_content(folder: Path, name: str, content: str, match: str) -> Non
     with pytest.raises(InputError, match=match) as error:
         load_gemma(folder, None, "cpu")
     assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "value", "said"),
+    [
+        ("text_config", "hidden_activation", "nope", "'nope'"),  # a KeyError of transformers
+        ("vision_config", "hidden_act", "nope", "'nope'"),
+        ("text_config", "num_key_value_heads", 0, "by zero"),  # a ZeroDivisionError
+        ("vision_config", "patch_size", 0, "by zero"),
+    ],
+)
+def test_a_configuration_that_no_model_can_be_made_of(
+    folder: Path, part: str, entry: str, value: object, said: str
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config[part][entry] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=rf"cannot be loaded as Gemma 3 \(.*{said}.*\); use ") as error:
+        load_gemma(folder, None, "cpu")
+    assert str(error.value).startswith(f"{folder}: ")
+
+
+@pytest.mark.parametrize("fault", [KeyError("x"), IndexError("x"), TypeError("x"), OverflowError("x")])
+def test_what_transformers_raises_of_a_folder_is_one_sentence(folder: Path, fault: Exception) -> None:
+    class Failing:
+        @classmethod
+        def from_pretrained(cls, *_: object, **__: object) -> None:
+            raise fault
+
+    with pytest.raises(InputError, match=r"cannot be loaded as a model \('?x'?\); use it\.$"):
+        read_model(Failing, folder, "a model", "it", None)
 
 
 def test_incomplete_weights_are_refused(folder: Path) -> None:

@@ -225,6 +225,31 @@ def test_restored_after_an_interruption_halfway(model: Model, original: Callable
     assert len(asked) == 4
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e5m2])
+def test_a_value_that_is_no_number_is_told_before_anything_changes(
+    model: Model, original: Callable, write: Callable, number: float, dtype: torch.dtype
+) -> None:
+    down, up = pair()
+    up[-1, -1] = number
+    unread = {"other.lora_A.weight": torch.full((RANK, 8), number), "other.lora_B.weight": pair()[1]}
+    tensors = {"proj_in.lora_A.weight": down.to(dtype), "proj_in.lora_B.weight": up.to(dtype)}
+    scales = {f"{key}_scale": torch.ones(()) for key in tensors} if dtype.itemsize == 1 else {}
+    bad = write(tensors | scales)
+    whole = {key: t.float().where(t.float().isfinite(), torch.zeros(())) for key, t in tensors.items()}
+    good = load_lora(write(unread | whole, "good"))
+    before, merger = snapshot(model), Merger(model, original)
+    for _ in range(2):
+        with pytest.raises(
+            InputError, match=r"lora\.safetensors: proj_in\.lora_B\.weight has a value that is NaN or inf"
+        ):
+            merger.set([(good, 1.0), (load_lora(bad), 0.5)])
+        assert identical(snapshot(model), before)
+    merger.set([(load_lora(bad), 0.0)])
+    merger.set([(good, 1.0)])
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_bfloat16_rounds_once(model: Model, write: Callable) -> None:
     model = model.bfloat16()
     stored = snapshot(model)

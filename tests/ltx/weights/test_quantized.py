@@ -237,6 +237,34 @@ def test_scales_that_do_not_fit_are_refused(
         load_checkpoint(tmp_path / "q.safetensors").transformer()
 
 
+SCALED = {"fp8": "fp8", "int8": "int8", "nvfp4": "nvfp4", "nvfp4 whole": "nvfp4", "mxfp8": "mxfp8"}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_scale_that_is_no_number_is_told_when_the_file_is_loaded(
+    wide: TinyFiles, tmp_path: Path, kind: str, number: float, refusal: Callable
+) -> None:
+    if kind != "fp8":
+        pytest.importorskip("comfy_kitchen")
+    path, wanted = tmp_path / "q.safetensors", "transformer_blocks.1.ff.net.2.weight"
+    if kind == "fp8":
+        layouts.write_fp8(wide.checkpoint, path)
+    else:
+        layouts.write_blocks(wide.checkpoint, path, SCALED[kind], "tensors")
+    tensors, metadata = layouts.read(path)
+    key = next(key for key in tensors if key.endswith(f"{wanted}_scale_2" if "whole" in kind else f"{wanted}_scale"))
+    scale = tensors[key]
+    load_checkpoint(path).transformer(torch.float32)
+    if scale.element_size() == 1:
+        scale.view(torch.uint8).flatten()[5] = 0xFF if kind == "mxfp8" or number > 0 else 0x7F
+    else:
+        scale.view(-1)[-1] = number
+    save_file(tensors, path, metadata)
+    with refusal(path, wanted, "a scale that is NaN or infinite"):
+        load_checkpoint(path).transformer(torch.float32)
+
+
 # fp8 made from a bfloat16 file.
 
 

@@ -165,6 +165,14 @@ MODELS: Mapping[str, Published] = {
         "loras",
         654_465_352,
     ),
+    "dubit": Published(
+        "IC-LoRA for dubbing",
+        f"{LTX}-22b-IC-LoRA-DubIt",
+        "ltx-2.3-22b-ic-lora-dubit-0.9.safetensors",
+        "loras",
+        2_466_665_072,
+        terms=True,
+    ),
     "detailer": Published(  # published for LTX-2 alone, as the camera LoRAs
         "IC-LoRA for details",
         "Lightricks/LTX-2-19b-IC-LoRA-Detailer",

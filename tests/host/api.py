@@ -63,11 +63,11 @@ PLACED_25 = {
 """Keys of published models → fields of the tiny set."""
 
 
-def write_ic_lora(source: Path, target: Path) -> None:
-    """The tensors of a LoRA as an IC-LoRA, whose metadata says that it reads half a size."""
+def write_ic_lora(source: Path, target: Path, downscale: int = 2) -> None:
+    """The tensors of a LoRA as an IC-LoRA, whose metadata says how many times smaller what it reads is."""
     from safetensors.torch import load_file, save_file
 
-    save_file(load_file(source), target, metadata={"reference_downscale_factor": "2"})
+    save_file(load_file(source), target, metadata={"reference_downscale_factor": str(downscale)})
 
 
 def write_published(base: Path, **sizes: int | str) -> TinyFiles:

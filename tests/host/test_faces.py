@@ -53,7 +53,7 @@ FIRST, EARLY = (
 )
 TOO_LARGE = [
     *((name, face) for name in ("first_and_last_image", "song", "redub") for face in FILES),
-    *((name, "all nodes") for name in ("retake", "reference")),
+    *((name, "all nodes") for name in ("retake", "reference", "dub")),
 ]
 
 

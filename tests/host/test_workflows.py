@@ -42,8 +42,8 @@ from a2v.tests.host.draw_workflows import (
     sent,
 )
 from a2v.tests.host.drawing import faces, poster
-from a2v.tests.host.drawing.parts import CAMERA, FILES, UNION
-from a2v.tests.host.drawing.variants import DEFAULT, REDUB, REFERENCE, RETAKE, SONG, VARIANTS, Variant
+from a2v.tests.host.drawing.parts import CAMERA, DUBIT, FILES, UNION
+from a2v.tests.host.drawing.variants import DEFAULT, DUB, REDUB, REFERENCE, RETAKE, SONG, VARIANTS, Variant
 from a2v.tests.ltx.media.clips import write_clip
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -106,6 +106,12 @@ CHANGED: dict[str, dict[tuple[str, str], Any]] = {
         ("LTXA2VScheduler", "scheduler"): "linear_quadratic",
         ("LTXA2VScheduler", "steps"): 8,
     },
+    "dub": {
+        ("LTXA2VVideoSize", "video_size"): "auto",
+        ("LTXA2VScheduler", "scheduler"): "linear_quadratic",
+        ("LTXA2VScheduler", "steps"): 8,
+        ("LTXA2VExpandPrompt", "enabled"): False,
+    },
     "audio_to_video_25": {**PARTS_25, **QUALITY_25},
     "image_and_audio_25": {
         **PARTS_25,
@@ -166,7 +172,7 @@ def sound(comfy: Comfy, comfy_base: Path, models: TinyFiles) -> Iterator[str]:
     """The workflows' own files are there, as on a server whose user has uploaded them, and a small image and clip.
 
     So are the tiny camera LoRA and the tiny checkpoint under the published names that these two are known by, and the
-    camera LoRA as an IC-LoRA.
+    camera LoRA as both IC-LoRAs, of which DubIt reads the whole size.
     """
     picture = Image.effect_noise(SIDES, 60).convert("RGB")
     picture.save(comfy_base / "input" / SMALL)
@@ -174,8 +180,9 @@ def sound(comfy: Comfy, comfy_base: Path, models: TinyFiles) -> Iterator[str]:
     tone = 0.3 * np.sin(np.arange(48_000 * FRAMES // 24) / 17)
     write_clip(comfy_base / "input" / SMALL_CLIP, pictures, kind="h264.mp4", sound=(tone, 0.0))
     placed = {CAMERA: models.camera_lora, DISTILLED: models.checkpoint}
-    links = [comfy_base / "models" / UNION.folder / UNION.name]
-    write_ic_lora(models.camera_lora, links[0])
+    links = [comfy_base / "models" / file.folder / file.name for file in (UNION, DUBIT)]
+    for downscale, link in zip((2, 1), links, strict=True):
+        write_ic_lora(models.camera_lora, link, downscale)
     for file, tiny in placed.items():
         links.append(comfy_base / "models" / file.folder / file.name)
         links[-1].symlink_to(tiny)
@@ -347,7 +354,7 @@ def test_quality_workflows_renew_no_noise() -> None:
     assert not kinds["audio_to_video_25"] - kinds[DEFAULT]
 
 
-@pytest.mark.parametrize("name", ["distilled_fast", "distilled_fast_25", REFERENCE])
+@pytest.mark.parametrize("name", ["distilled_fast", "distilled_fast_25", REFERENCE, DUB])
 def test_the_distilled_workflow_is_the_distilled_recipe(name: str) -> None:
     prompt = API[name]
     assert titled(prompt, "First stage")["sampler"] == ("euler_ancestral" if BY_NAME[name].is_25 else "euler")
@@ -656,6 +663,7 @@ def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: s
         "song": ["2 windows of up to", "2 sections"],
         "redub": ["picture made anew from 0 s to the end, where the mask is white", "noise mask"],
         "reference": ["1 reference video", UNION.name],
+        "dub": ["1 reference video", DUBIT.name, "hears the sound of a reference", "the audio is the loaded one"],
         "retake": ["picture made anew from 0.1 s to 0.3 s", "noise mask", "the audio is the loaded one"],
         "distilled_fast_25": ["euler_ancestral, 1 passes each"],
     }.get(name, [])
@@ -670,6 +678,24 @@ def decoded(path: Path) -> list[bytes]:
         with av.open(str(path)) as file:
             found += [frame.to_ndarray().tobytes() for frame in file.decode(**{kind: 0})]
     return found
+
+
+def test_the_sound_of_the_clip_counts_in_a_dub(comfy: Comfy, comfy_base: Path, models: TinyFiles, sound: str) -> None:
+    """Of two clips with the same pictures, whose sounds differ, other pictures are made to the same new voice."""
+    pictures = [np.full((SIDES[1], SIDES[0], 3), 20 * number, np.uint8) for number in range(FRAMES)]
+    made = []
+    for name, pitch in (("low", 170), ("high", 17)):
+        tone = 0.3 * np.sin(np.arange(48_000 * FRAMES // 24) / pitch)
+        clip = write_clip(comfy_base / "input" / f"{name}.mp4", pictures, kind="h264.mp4", sound=(tone, 0.0))
+        prompt = quick(DUB, models, sound)
+        (loader,) = demo.nodes(prompt, "LoadVideo")
+        loader["file"] = clip.name
+        run = comfy.run(prompt)
+        assert run.error is None, run.message
+        made.append(decoded(demo.video_of(comfy, run)))
+    low, high = made
+    assert low[FRAMES:] == high[FRAMES:], "both have the new voice"
+    assert low[:FRAMES] != high[:FRAMES]
 
 
 @pytest.mark.parametrize(
@@ -707,7 +733,7 @@ def test_without_the_models_it_is_refused_by_name(name: str, comfy: Comfy, sound
     # each node is refused once, whichever of its values are wrong
     assert [(node["class_type"], len(node["errors"])) for node in nodes] == [(node["class_type"], 1) for node in nodes]
     for file in faces.files(BY_NAME[name]):
-        assert file.name in said or file in (DISTILLED, CAMERA, UNION)  # these are there, tiny
+        assert file.name in said or file in (DISTILLED, CAMERA, UNION, DUBIT)  # these are there, tiny
 
 
 @each

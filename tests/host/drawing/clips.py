@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from .parts import GREEN, UNION, Node, Stage, Widget, joined, note
-from .variants import REDUB, REFERENCE, RETAKE, Variant
+from .parts import DUBIT, GREEN, UNION, Node, Stage, Widget, joined, note
+from .variants import DUB, REDUB, REFERENCE, RETAKE, Variant
 
 START, END = 1.0, 2.5
 """Seconds of the shipped clip that a retake makes anew."""
 SOFT = 16
 """Pixels over which a redub's mask rises, because it is painted by hand."""
+IC_LORAS = {REFERENCE: UNION, DUB: DUBIT}
 ABOUT = {
     RETAKE: ("Retake of a clip", "Makes a part of a clip anew and keeps the rest."),
     REDUB: ("New voice for a clip", "Moves the mouth of a clip to a new voice and keeps the rest."),
     REFERENCE: ("Video that follows a clip", "Makes a video that has the outlines and movements of a clip."),
+    DUB: ("Dub a clip", "Gives a clip other words: the mouth follows a new voice, and the rest follows the clip."),
 }
 """The one node's title and description."""
 SETTINGS = {
@@ -20,6 +22,7 @@ SETTINGS = {
              "held to the clip": "retake.strength"},
     REDUB: {"soft edge": "retake.soften_pixels", "held to the clip": "retake.strength"},
     REFERENCE: {"follow the clip": "reference.strength", "IC-LoRA strength": "ic.strength"},
+    DUB: {"IC-LoRA strength": "ic.strength"},
 }  # fmt: skip
 """What the one node shows of the nodes for clips: label → "key.widget"."""
 LABELS = tuple(dict.fromkeys(label for labels in SETTINGS.values() for label in labels))
@@ -31,6 +34,9 @@ HINTS = {
     "the clip.",
     REFERENCE: "*Edges* draws the clip's outlines. If your clip shows poses, depth or edges already, bypass *Edges* "
     "(*Ctrl+B*).\n\n*strength* says how clean the model sees the clip.",
+    DUB: "Both stages see the clip (*Reference*). The first one hears its sound as an example (*Reference Sound*), and "
+    "the second one the new sound.\n\n*strength* of *Audio Conditioning*: 1 keeps your voice, an experiment; 0 lets "
+    "the model speak the prompt's words.",
 }
 LENGTH = {"frames": "clip.frames", "fps": "clip.fps"}
 
@@ -62,24 +68,36 @@ def retake(v: Variant) -> Node:
     return Node("retake", "LTXA2VRetake", "Retake", values, links, 320)
 
 
-def ic_lora() -> Node:
-    """For the first stage alone, as it was trained."""
-    return Node("ic", "LTXA2VLora", "IC-LoRA", {"lora": UNION.name}, {"model": "model.model"}, 400, 0, (UNION,))
+def ic_lora(v: Variant) -> Node:
+    file = IC_LORAS[v.clip]
+    return Node("ic", "LTXA2VLora", "IC-LoRA", {"lora": file.name}, {"model": "model.model"}, 400, 0, (file,))
 
 
-def follow() -> tuple[Node, Node]:
-    """What the first stage looks at."""
-    edges = Node("edges", "LTXA2VEdges", "Edges", {}, {"clip": "clip.clip"}, 320)
-    links = {"video_vae": "model.video_vae", "clip": "edges.clip", "latent": "size.first stage", "audio": "sound.audio",
+def model(v: Variant, *, first: bool) -> str:
+    """The distilled model of a stage. An IC-LoRA acts where it was trained to: DubIt in both stages, others in the
+    first."""
+    return "ic.model" if v.ic_lora and (first or v.clip == DUB) else "model.model"
+
+
+def refer(key: str, title: str, seen: str, latent: str, says: str = "references") -> Node:
+    """What a stage looks at. seen: the output with the clip. says: what a subgraph calls it."""
+    links = {"video_vae": "model.video_vae", "clip": seen, "latent": latent, "audio": "sound.audio",
              "model": "ic.model"}  # fmt: skip
-    return edges, Node("reference", "LTXA2VReference", "Reference", {}, links, 320)
+    return Node(key, "LTXA2VReference", title, {}, links, 320, says={"references": says})
+
+
+def hear(stage: str, links: dict[str, str]) -> Node:
+    """Lets a stage hear an example."""
+    title = f"Reference Sound, {stage} stage"
+    says = {"audio": f"audio, {stage} stage"}
+    return Node(f"hear {stage}", "LTXA2VReferenceSound", title, {}, links, 320, says=says)
 
 
 def conditions(v: Variant) -> Stage:
     """What is kept of the clip or seen of it, the size and the sound."""
     size = Node("size", "LTXA2VVideoSize", "Video Size", {"video_size": "auto"},
                 {"frames": LENGTH["frames"], "first_image": "clip.first image",
-                 **({"model": "ic.model"} if v.clip == REFERENCE else {})}, 320)  # fmt: skip
+                 **({"model": "ic.model"} if v.ic_lora else {})}, 320)  # fmt: skip
     track = "audio.audio" if v.takes_sound else "retake.audio"
     preprocess = Node("preprocess", "LTXA2VPreprocessAudio", "Preprocess Audio", {}, {"audio": track, **LENGTH},
                       320)  # fmt: skip
@@ -91,19 +109,36 @@ def conditions(v: Variant) -> Stage:
     why = "The video has the clip's length and rate. *auto* takes its size, too."
     if v.clip == REFERENCE:
         why += "\n\nThe IC-LoRA sees the clip at half the size, so width and height are rounded up to multiples of 128."
+    if v.clip == DUB:
+        why += "\n\nOf a voice that is longer the rest is left out, and after a shorter one there is silence."
     length = note("size and length", why, 320)
-    reports = ["ic.report" if v.clip == REFERENCE else "lora.report", "clip.report", "size.report", "preprocess.report"]
-    report = joined("sound report", *reports, *(["retake.report"] if v.retakes else []))
-    if v.retakes:
-        columns = ((retake(v), hint), (preprocess, size, length), (sound, keep("first", "size.first stage"), report))
-    else:
-        edges, reference = follow()
-        columns = ((preprocess, size, length), (sound, edges, hint), (reference, report))
+    reports = ["ic.report" if v.ic_lora else "lora.report", "clip.report", "size.report", "preprocess.report"]
+    reports += ["retake.report"] if v.retakes else ["own.report"] if v.clip == DUB else []
+    report = joined("sound report", *reports)
     shown = {label: target for label, target in SETTINGS[v.clip].items() if not target.startswith("ic.")}
     shown |= {"size": "size.video_size", "width": "size.width", "height": "size.height"}
-    about = "Says what of the clip is made anew, sets the size, and encodes the clip and the sound."
-    if v.clip == REFERENCE:
+    if v.retakes:
+        columns = ((retake(v), hint), (preprocess, size, length), (sound, keep("first", "size.first stage"), report))
+        about = "Says what of the clip is made anew, sets the size, and encodes the clip and the sound."
+    elif v.clip == REFERENCE:
+        edges = Node("edges", "LTXA2VEdges", "Edges", {}, {"clip": "clip.clip"}, 320)
+        seen = refer("reference", "Reference", "edges.clip", "size.first stage")
+        columns = ((preprocess, size, length), (sound, edges, hint), (seen, report))
         about = "Draws the clip's outlines, sets the size, and encodes the clip and the sound."
+    else:
+        links = {"audio": "clip.audio", **LENGTH}
+        own = Node("own", "LTXA2VPreprocessAudio", "Preprocess Clip's Sound", {}, links, 320)
+        heard = hear("first", {"audio": "sound.audio", "sound": "own.audio", "audio_vae": "model.audio_vae"})
+        seen, again = (
+            refer(key, f"Reference, {stage} stage", "clip.clip", f"size.{latent}", f"references, {stage} stage")
+            for key, stage, latent in (
+                ("reference", "first", "first stage"),
+                ("reference second", "second", "full size"),
+            )
+        )
+        columns = ((preprocess, own, size), (sound, hint, length), (heard, seen, again, report))
+        shown |= {"audio strength": "sound.strength"}  # and no other strength: ComfyUI 0.3.75 shows one of a name
+        about = "Sets the size, and encodes the clip, its sound and the new voice."
     return Stage("conditions", "Clip, size and sound", columns,
                  tuple(Widget.of(label, target) for label, target in shown.items()), {"report": "sound report.report"},
                  GREEN, 290, 0, about, 130)  # fmt: skip

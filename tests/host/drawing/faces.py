@@ -13,7 +13,6 @@ from .parts import (
     FINER,
     ORANGE,
     SMALL,
-    UNION,
     File,
     Node,
     Stage,
@@ -33,7 +32,7 @@ from .stages import (
     second_stage,
     seed,
 )
-from .variants import REDUB, Variant
+from .variants import DUB, REDUB, Variant
 
 ALL, MICROPHONE = " (all nodes)", " (microphone)"
 """What the title of a workflow with open stages ends in, and of one that records its sound."""
@@ -48,7 +47,8 @@ SPOKEN = (
 def files(v: Variant) -> list[File]:
     own = FILES[v.version]
     return [own.distilled if v.distilled else own.dev, *([] if v.distilled else [own.lora]), own.upscaler, own.encoder,
-            *own.apart.values(), *([CAMERA] if v.camera else []), *([UNION] if v.ic_lora else [])]  # fmt: skip
+            *own.apart.values(), *([CAMERA] if v.camera else []),
+            *([clips.IC_LORAS[v.clip]] if v.ic_lora else [])]  # fmt: skip
 
 
 def start(v: Variant) -> Node:
@@ -62,6 +62,8 @@ def files_note(v: Variant) -> Node:
         parts.insert(0, f"First accept LTX-2.5's terms on [its page]({MODELS['dev-2.5'].page}).")
         parts += [f"[{FINER.name}]({FINER.url}) ({FINER.size}) as *video VAE* gives finer pictures and needs more time "
                   "and memory.", "On a small card, set *dtype* to fp8 in both loaders."]  # fmt: skip
+    elif v.clip == DUB:
+        parts.insert(0, f"First accept the terms of the IC-LoRA DubIt on [its page]({MODELS['dubit'].page}).")
     elif not v.distilled:
         small = " and ".join(f"[{name}]({file.url}) ({file.size})" for name, file in SMALL.items())
         parts += [f"Small cards can use {small} instead."]
@@ -145,7 +147,8 @@ def all_nodes(v: Variant) -> Stage:
     columns = (*((files_in, loaders) if two else ((*files_in, *loaders),)), *settings,
                (first_stage(v), start(v)), (second_stage(v), files_note(v)),
                (save(v, {}, "Decode and Save", 760, 310),))  # fmt: skip
-    return Stage("root", v.title + ALL, columns, gutter=80 if two else 90)
+    gutter = 98 if v.clip == DUB else 80 if two else 90  # a dub has more links, which bend farther
+    return Stage("root", v.title + ALL, columns, gutter=gutter)
 
 
 def flat(v: Variant) -> Stage:
@@ -153,7 +156,8 @@ def flat(v: Variant) -> Stage:
     nodes = [node for node in all_nodes(v).nodes() if node.kind not in ("MarkdownNote", "LTXA2VReport")]
     prompt = ["timeline", "windows"] if v.timeline else ["expand"]
     counted = ["clip"] if v.clip else ["frames"]
-    said = [*counted, "size", "preprocess", *prompt, *(["retake"] if v.retakes else []),
+    said = [*counted, "size", "preprocess", *(["own"] if v.clip == DUB else []), *prompt,
+            *(["retake"] if v.retakes else []),
             *(["camera"] if v.camera else []), *(["ic"] if v.ic_lora else []),
             *([] if v.distilled else ["lora", "faster"]), "first", "second",
             *(["track"] if v.may_renew_sound else [])]  # fmt: skip

@@ -28,7 +28,7 @@ from .parts import (
     joined,
     note,
 )
-from .variants import REFERENCE, Variant
+from .variants import DUB, Variant
 
 OTHER_LORAS = (
     "For a camera or style LoRA, put *LTX A2V Camera LoRA* or *LTX A2V LoRA* between Load Model and Distilled LoRA. It "
@@ -85,7 +85,7 @@ def models(v: Variant) -> Stage:
                    f"Distilled LoRA and no Guidance.\n\n{use}, put *LTX A2V LoRA* after Load Model, "
                    "before both samplers.", 400)]]  # fmt: skip
         if v.ic_lora:
-            columns[1].insert(0, clips.ic_lora())
+            columns[1].insert(0, clips.ic_lora(v))
             widgets += [Widget.of("IC-LoRA", "ic.lora"), Widget.of("IC-LoRA strength", "ic.strength")]
     else:
         strengths = {f"{stage}_strength": QUALITY_RECIPE[f"distill_lora_{stage}_scale"] for stage in
@@ -202,7 +202,7 @@ def prompts(v: Variant) -> Stage:
     if v.clip:
         links["image"] = "clip.first image"
     text = {"text_encoder": "gemma.text_encoder"}
-    written = {"prompt": v.prompt, **({"enabled": False} if v.is_25 else {})}  # its text encoder cannot write
+    written = {"prompt": v.prompt, **({"enabled": False} if v.word_for_word else {})}
     expand = Node("expand", "LTXA2VExpandPrompt", "Positive prompt", written, links, 440, 400, (),
                   POSITIVE)  # fmt: skip
     if v.timeline:
@@ -220,6 +220,10 @@ def prompts(v: Variant) -> Stage:
         hint += f"folder [{expander.name}]({expander.page}) into text_encoders, choose it as *expander*, and switch "
         hint += "*enabled* on."
         widgets += [Widget.of("prompt expander", "expand.expander")]
+    elif v.clip == DUB:
+        hint = "Your prompt is used as it is: *enabled* would let Gemma write it out and change the words.\n\nName the "
+        hint += "language and how the voice sounds, then quote the words. DubIt's makers tried English, French, "
+        hint += "Spanish, German and Russian."
     else:
         hint = "Your prompt may be short: Gemma writes it out" + (
             " and looks at the clip's first picture."
@@ -233,7 +237,8 @@ def prompts(v: Variant) -> Stage:
     if not v.distilled:
         widgets += [Widget.of("negative prompt", "negative.text")]
         columns[0] += [negative]
-    return Stage("prompts", "Prompt", tuple(map(tuple, columns)), tuple(widgets), {}, YELLOW, 290, 460,
+    height = 300 if v.clip == DUB else 460  # the words of a clip are few
+    return Stage("prompts", "Prompt", tuple(map(tuple, columns)), tuple(widgets), {}, YELLOW, 290, height,
                  about="Writes the prompt out and encodes it.")  # fmt: skip
 
 
@@ -290,7 +295,7 @@ def first_stage(v: Variant) -> Stage:
         also = " with the sampler *euler_ancestral*: leave all three" if v.is_25 else ": leave both"
         hint = note("steps", f"This checkpoint was distilled for *linear_quadratic* in 8 steps{also} as they are. A "
                     "higher number does not make the video better.", 300)  # fmt: skip
-        model, schedule_of = "ic.model" if v.ic_lora else "model.model", "sigmas.first stage sigmas"
+        model, schedule_of = clips.model(v, first=True), "sigmas.first stage sigmas"
         columns = [[sigmas, noise, hint]]
     else:
         guidance = Node("guidance", "LTXA2VGuidance", "Guidance", scales, {}, 300)
@@ -314,11 +319,11 @@ def first_stage(v: Variant) -> Stage:
             columns[0].pop()
             steer["audio_guidance"] = "audio guidance.audio guidance"
     links = {"model": model, "noise": "noise.NOISE", "sigmas": schedule_of, "positive": positive(v),
-             "audio": "sound.audio", "latent": "keep first.latent" if v.retakes else "size.first stage",
-             **steer}  # fmt: skip
+             "audio": "hear first.audio" if v.clip == DUB else "sound.audio",
+             "latent": "keep first.latent" if v.retakes else "size.first stage", **steer}  # fmt: skip
     if v.images:
         links["guides"] = f"{v.images[-1]} in first.guides"
-    if v.clip == REFERENCE:
+    if v.ic_lora:
         links["references"] = "reference.references"
     sampler = Node("first", "LTXA2VSampler", "First stage", renewing, links, 340, 600)
     report = joined("first report", *reports, "first.report")
@@ -333,11 +338,14 @@ def second_stage(v: Variant) -> Stage:
     upscaler = Node("upscaler", "LTXA2VUpscalerLoader", "Load Upscaler", {"file": file.name}, {}, 360, 0, (file,))
     links = {"upscaler": "upscaler.upscaler", "video_vae": "model.video_vae", "latent": "first.latent"}
     upscale = Node("upscale", "LTXA2VLatentUpscale", "Latent Upscale", {}, links, 300)
-    links = {"model": "model.model" if v.distilled else "faster.second stage model", "noise": "first.next noise",
-             "sigmas": "sigmas.second stage sigmas", "positive": positive(v), "audio": "first.next audio",
+    links = {"model": clips.model(v, first=False) if v.distilled else "faster.second stage model",
+             "noise": "first.next noise", "sigmas": "sigmas.second stage sigmas", "positive": positive(v),
+             "audio": "hear second.audio" if v.clip == DUB else "first.next audio",
              "latent": "keep second.latent" if v.retakes else "upscale.latent"}  # fmt: skip
     if v.images:
         links["guides"] = f"{v.images[-1]} in second.guides"
+    if v.clip == DUB:
+        links["references"] = "reference second.references"
     second = Node("second", "LTXA2VSampler", "Second stage", {}, links, 340, 600)
     hint = note("one stage only", "This stage doubles the size and refines the picture in three steps.\n\nTo leave "
                 "it out, switch *two_stages* (before ComfyUI 0.8: *two_passes*) off in Video Size, and bypass Latent "
@@ -347,7 +355,7 @@ def second_stage(v: Variant) -> Stage:
     if v.may_renew_sound:
         decode = {"before": "sound.audio", "after": "second.next audio", "audio_vae": "model.audio_vae",
                   "vocoder": "model.vocoder", "audio": "audio.audio"}  # fmt: skip
-        if v.clip:
+        if v.retakes:
             decode |= {"audio": "retake.audio", "retake": "retake.retake"}
         last = [Node("track", "LTXA2VDecodeAudio", "Decode Audio", {}, decode, 300)]
         reports += ["track.report"]
@@ -355,7 +363,9 @@ def second_stage(v: Variant) -> Stage:
     report = joined("report", *reports)
     ends = ((*last,), (report,)) if last else ((report,),)
     kept = ((clips.keep("second", "upscale.latent"),),) if v.retakes else ()
-    return Stage("second stage", "Second stage: full size", ((upscaler, hint), (upscale,), *kept, (second,), *ends),
+    heard = (clips.hear("second", {"audio": "first.next audio"}),) if v.clip == DUB else ()
+    columns = ((upscaler, hint), (upscale, *heard), *kept, (second,), *ends)
+    return Stage("second stage", "Second stage: full size", columns,
                  (Widget.of("upscaler", "upscaler.file"),), {}, VIOLET, 280,
                  about="Doubles the size and refines the picture in three steps.",
                  gutter=76 if kept and last else 110)  # fmt: skip

@@ -8,7 +8,7 @@ from a2v.ltx.models import V23, V25
 
 DEFAULT = "audio_to_video"
 SONG = "song"
-RETAKE, REDUB, REFERENCE = "retake", "redub", "reference"
+RETAKE, REDUB, REFERENCE, DUB = "retake", "redub", "reference", "dub"
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class Variant:
     audio_strength: float = 1.0
     version: str = V23.version  # of LTX
     timeline: str = ""  # of a film in windows
-    clip: str = ""  # what a given clip is for: RETAKE, REDUB or REFERENCE
-    ic_lora: bool = False  # whether the first stage has one
+    clip: str = ""  # what a given clip is for: RETAKE, REDUB, REFERENCE or DUB
 
     @property
     def is_25(self) -> bool:
@@ -38,13 +37,25 @@ class Variant:
         return self.clip in (RETAKE, REDUB)
 
     @property
+    def ic_lora(self) -> bool:
+        """Whether the clip is a reference, which the model looks at with an IC-LoRA."""
+        return self.clip in (REFERENCE, DUB)
+
+    @property
+    def word_for_word(self) -> bool:
+        """Whether the prompt is used as it is: LTX-2.5's text encoder cannot write, and a dub's words are not to be
+        changed."""
+        return self.is_25 or self.clip == DUB
+
+    @property
     def takes_sound(self) -> bool:
         """Whether the sound is a file of its own, and not the clip's."""
         return self.clip != RETAKE
 
     @property
     def may_renew_sound(self) -> bool:
-        return self.audio_strength < 1 or self.clip == RETAKE
+        """Whether the sound of the file can be the model's own."""
+        return self.audio_strength < 1 or self.clip in (RETAKE, DUB)
 
 
 VARIANTS = (
@@ -181,6 +192,16 @@ VARIANTS = (
         "in *prompt*.\n\n3. Press *Run*. The video keeps your sound unchanged.",
         distilled=True,
         clip=REFERENCE,
-        ic_lora=True,
+    ),
+    Variant(
+        DUB,
+        "14 Dub a clip",
+        'The subject of the clip speaks English in a clear, friendly voice: "Hello, and welcome! Give me a voice or a '
+        'song, and I will turn it into a moving picture."',
+        "1. Upload your clip, with its sound, and the new voice.\n\n2. Say in *prompt* who speaks which language, and "
+        "quote the words of the new voice.\n\n3. Press *Run*. The mouth follows the new voice. With *audio strength* 0 "
+        "the model speaks your words itself, in the voice of the clip.",
+        distilled=True,
+        clip=DUB,
     ),
 )

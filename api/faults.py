@@ -18,7 +18,7 @@ LAST = r"""[^\s/\\'"<>|:;,()]+"""
 PATH = re.compile(
     r"""(?P<quote>['"])(?:/|[A-Za-z]:[\\/]|\\\\)(?:(?!(?P=quote))[^\n])*(?P=quote)"""
     rf"""|(?<![\w:/.\\-])/+(?:{FOLDER}/+)+(?:{LAST})?"""
-    rf"""|(?:(?<!\w)[A-Za-z]:[\\/]+|(?<![\w:/.\\-])\\\\+)(?:(?:{FOLDER}[\\/]+)+(?:{LAST})?|{LAST})"""
+    rf"""|(?:(?:\\\\\?\\)?(?<!\w)[A-Za-z]:[\\/]+|(?<![\w:/.\\-])\\\\+)(?:(?:{FOLDER}[\\/]+)+(?:{LAST})?|{LAST})"""
 )
 """A whole path: in quotes, or as far as it can be told from the text around it."""
 

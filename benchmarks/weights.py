@@ -64,8 +64,8 @@ def weights(folder: Path, small: bool = False) -> Table:
         "bits. `decoded` is what the pack does by itself: the weight is decoded at each call and multiplied in 16 "
         "bits. Decoding costs time, so a small format gains room and fewer copies, and no speed where copies are "
         "hidden. Fast products (`--fast-products`) replace decoding and the 16-bit product by rounding the input and a "
-        "product in the format. For fp8, the pack's Triton kernels round most inputs where they make them. For int8 the "
-        "input is rounded in one pass over memory, and for NVFP4 in two.",
+        "product in the format. For fp8, the pack's Triton kernels round most inputs where they make them. For int8 "
+        "the input is rounded in one pass over memory, and for NVFP4 in two.",
         ", ".join(f"{name}: {_sheet(card)}" for name, card in CARDS.items()) + ".",
     )
     rows = tuple(row for card in cells.values() for row in card)

@@ -10,9 +10,11 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..ltx.errors import InputError
+from ..ltx.media.unfinished import unfinished
 
 PART = 255  # bytes of a file or folder name, on all usual disks
 PATH = 259 if os.name == "nt" else 4095  # characters of a whole path on Windows, else bytes
@@ -114,9 +116,11 @@ def check_name(prefix: str) -> None:
 
 
 def check_path(path: str) -> None:
-    """Raises InputError if the whole path is longer than the system allows."""
-    length = len(path) if os.name == "nt" else len(os.fsencode(path))
+    """Raises InputError if the whole path, or that of the unfinished file, is longer than the system allows."""
+    names = path, str(unfinished(Path(path)))
+    length = max(len(name) if os.name == "nt" else len(os.fsencode(name)) for name in names)
     if length > PATH:
         raise InputError(
-            f"filename_prefix: the whole path has {length} characters, and {PATH} is the most; shorten it."
+            f"filename_prefix: the whole path has {length} characters while the file is written, and {PATH} is the "
+            "most; shorten it."
         )

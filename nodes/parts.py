@@ -18,7 +18,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from ..ltx.characters import check_name
@@ -258,7 +258,7 @@ def _look(path: Path, film: Cut) -> Made:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        return load(path.read_bytes())  # tensors that map a file keep Windows from deleting it
     except (OSError, SafetensorError) as error:
         raise InputError(f"made: {path.name} cannot be read any more; make that part again.") from error
 

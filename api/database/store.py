@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import JSON, Engine, create_engine, event
+from sqlalchemy import JSON, URL, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
@@ -173,7 +173,7 @@ def _plain(error: SQLAlchemyError) -> Exception:
 def connect(path: Path, synchronous: str, begin: str = "BEGIN IMMEDIATE") -> Engine:
     """An engine whose transactions begin with that statement. With BEGIN IMMEDIATE a writer waits for its turn at the
     start."""
-    engine = create_engine(f"sqlite:///{path}", hide_parameters=True)
+    engine = create_engine(URL.create("sqlite", database=str(path)), hide_parameters=True)
 
     def configure(connection: Any, _: object) -> None:
         connection.isolation_level = None  # otherwise the driver begins transactions itself, and later

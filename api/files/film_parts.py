@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ...ltx.diffusion.kept import DAYS, limit, setting
 from ..settings import Settings
+from .owners import remove
 from .results import PART
 
 DAY = 24 * 3600.0
@@ -43,9 +44,9 @@ def sweep(settings: Settings) -> None:
 
 
 def drop(names: list[str], settings: Settings) -> None:
-    """Deletes parts."""
+    """Deletes parts. One that cannot be deleted now is swept later."""
     for name in names:
-        (settings.output_folder / name).unlink(missing_ok=True)
+        remove(settings.output_folder / name)
 
 
 def _parts(folder: Path, name: str = "") -> list[Path]:

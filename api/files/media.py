@@ -67,7 +67,7 @@ class Inbox:
         kept = f"{SUBFOLDER}/{file.digest[:32]}{best_suffix(name, content_type, kind, found)}"
         await file.seal(0o644)
         await self._store.run(owners.reserve, kept, request_id, time.time())
-        await in_thread(file.place, self._settings.input / kept)
+        await in_thread(_place, file, self._settings.input / kept)
         return kept
 
     async def _find_own(self, url: URL) -> tuple[Path, str, str] | None:
@@ -94,6 +94,16 @@ class Inbox:
             f"{field}: the file is larger than {self._settings.max_media // MIB} MiB; send a smaller one, "
             "or let the administrator raise LTX_A2V_MAX_MEDIA_MB."
         )
+
+
+def _place(file: Incoming, target: Path) -> None:
+    """Gives a file its name, which is its content's. Windows replaces no file that a running request reads: that one
+    has the same content."""
+    try:
+        file.place(target)
+    except PermissionError:
+        if not target.is_file():
+            raise
 
 
 async def _read(path: Path) -> AsyncIterator[bytes]:

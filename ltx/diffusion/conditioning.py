@@ -238,8 +238,9 @@ class Stream:
         return self.blend(noise * scale + self.latent * (1 - scale))
 
     def blend(self, x: Tensor) -> Tensor:
-        """Mixes `x` (mask 1) with the clean tokens (mask 0)."""
-        return x * self.mask + self.clean * (1 - self.mask)
+        """Mixes `x` (mask 1) with the clean tokens (mask 0), on the device of `x`."""
+        mask = self.mask.to(x.device)
+        return x * mask + self.clean.to(x.device) * (1 - mask)
 
     def shown(self, x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """The tokens as the model is shown them at a step: wholly or partly kept ones that have a higher level than

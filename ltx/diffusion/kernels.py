@@ -165,7 +165,6 @@ def norm_rotate(norm: nn.Module, x: Tensor, heads: int, positions: Pair) -> Tens
 
 
 if triton is not None:
-
     # long: a kernel takes each tensor and each size by itself
     @triton.jit
     def _norm_modulate(

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..computing import WITH_FLOAT64
 from ..errors import InputError
 from .samplers import UNWATCHED, Blend, Denoiser, Hooks, unmasked
 from .schedules import checked
@@ -32,26 +33,29 @@ def res_2s(
     each step, half of the noise is drawn anew.
 
     blend: called each time noise was added, because noise is added to every token; its argument is float64, as all of
-    the method's own arithmetic is. Raises InputError if the sigmas cannot be used or do not fall.
+    the method's own arithmetic is. It is on the CPU where the device has no float64. Raises InputError if the sigmas
+    cannot be used or do not fall.
     """
     sigmas = falling(checked(sigmas))
     at_end, at_middle = FreshNoise(seed), FreshNoise(seed + SUBSTEP_SEED)
     levels = sigmas.double().tolist()
     total = len(levels) - 1 - (levels[-1] == 0)
     x = x.float()
+    device = x.video.device
+    wide = device if device.type in WITH_FLOAT64 else torch.device("cpu")
     for step, (sigma, after) in enumerate(pairwise(levels[: total + 1])):
         h = math.log(sigma / after)
         a21, b1, b2 = weights(h)
-        anchor = x.double()
-        first = denoise(x, sigmas[step], step).double()
+        anchor = x.to(wide).double()
+        first = denoise(x, sigmas[step], step).to(wide).double()
         middle_sigma = (sigma * after) ** 0.5
         middle = blend(_renewed(anchor, anchor + h * a21 * (first - anchor), sigma, middle_sigma, at_middle))
         if h < SMALL_STEP and sigma > LOW_SIGMA:
             # The anchor becomes the start that leads to the noisy middle. The official code approaches it by iteration.
             anchor = (middle - h * a21 * first) / (1 - h * a21)
-        second = denoise(middle.float(), torch.tensor(middle_sigma, dtype=torch.float32), step)
-        end = anchor + h * b1 * (first - anchor) + h * b2 * (second.double() - anchor)
-        out = blend(_renewed(anchor, end, sigma, after, at_end)).float()
+        second = denoise(middle.float().to(device), torch.tensor(middle_sigma, dtype=torch.float32), step)
+        end = anchor + h * b1 * (first - anchor) + h * b2 * (second.to(wide).double() - anchor)
+        out = blend(_renewed(anchor, end, sigma, after, at_end)).float().to(device)
         hooks.stepped(step, total, second, x=x, x0=second, out=out)
         x = out
     return denoise(x, sigmas[total], total).float() if levels[-1] == 0 else x

@@ -25,6 +25,9 @@ class Tokens:
         pairs = [(o.video, o.audio) if isinstance(o, Tokens) else (o, o) for o in others]
         return Tokens(function(self.video, *(v for v, _ in pairs)), function(self.audio, *(a for _, a in pairs)))
 
+    def to(self, device: torch.device) -> Tokens:
+        return self.map(lambda own: own.to(device))
+
     def float(self) -> Tokens:
         return self.map(Tensor.float)
 

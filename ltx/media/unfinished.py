@@ -21,7 +21,9 @@ UNFINISHED = re.compile(r"\..*\.[0-9a-f]{8}\.partial\.[a-z0-9]+")
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`. On success that file is renamed to `path`; after a failure it is deleted.
 
-    Only a killed process leaves such a file; it is deleted after a day. Raises InputError if `path` cannot be written.
+    Only a killed process leaves such a file, and Windows one that is still open; it is deleted after a day. Raises
+    InputError if `path` cannot be written. If only a file of that name cannot be replaced, the error says under which
+    other name the new one is.
     """
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; create it or choose another.")
@@ -30,14 +32,35 @@ def replacing(path: Path) -> Iterator[Path]:
     _sweep(path.parent)
     # It is in the same folder, so that the rename is atomic, and its name is random, so that two writers do not
     # collide.
-    partial = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}")
+    partial = unfinished(path)
     try:
         yield partial
         with disk_errors(path):
-            os.replace(partial, path)
+            _rename(partial, path)
     finally:
-        if partial.exists():  # on a read-only disk even deleting a missing file fails
+        # Not on a read-only disk, and on Windows not while a container that could not be closed has it open.
+        with suppress(OSError):
             partial.unlink()
+
+
+def unfinished(path: Path) -> Path:
+    """A name for the file until it is complete. It is up to 18 characters longer."""
+    return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}")
+
+
+def _rename(partial: Path, path: Path) -> None:
+    """Raises InputError if there is a file that cannot be replaced, as on Windows one that another program has open:
+    the new one may be the work of hours, so it gets a name of its own."""
+    try:
+        os.replace(partial, path)
+    except PermissionError:
+        if not path.exists():
+            raise
+        other = path.with_name(f"{path.stem[:40]}-{secrets.token_hex(4)}{path.suffix}")
+        os.replace(partial, other)
+        raise InputError(
+            f"{path}: cannot be replaced, perhaps because another program has it open; the new file is {other}."
+        ) from None
 
 
 def _sweep(folder: Path) -> None:

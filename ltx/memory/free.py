@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,27 @@ def _available(proc: Path) -> int:
         try:  # half of the host's memory is a careful guess
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
         except (AttributeError, ValueError, OSError):
-            return UNKNOWN
+            return _of_windows()
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of Windows."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("total", ctypes.c_uint64),
+        ("available", ctypes.c_uint64),
+        ("rest", ctypes.c_uint64 * 5),
+    )
+
+
+def _of_windows() -> int:
+    """Bytes that Windows can give without swapping; UNKNOWN on other systems."""
+    windows = getattr(ctypes, "windll", None)
+    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+    told = windows is not None and windows.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return status.available if told else UNKNOWN
 
 
 def _within_limits(proc: Path, cgroups: Path) -> Iterator[int]:

@@ -15,10 +15,12 @@ from itertools import count
 from typing import Any
 
 import torch
-from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.connectors import LTX2RotaryPosEmbed1d, LTX2TextConnectors
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..classes import give_classes
+from ..computing import WITH_FLOAT64
 from ..diffusion.conditioning import TEXT_LENGTH, TextContext
 from ..errors import InputError
 from ..trace import Trace
@@ -181,8 +183,18 @@ def connect(
         )
     features = rearrange(states, "layer batch token width -> batch token width layer")
     features = features.to(connectors.device, connectors.dtype)
+    give_classes(connectors.modules(), {LTX2RotaryPosEmbed1d: Positions})
     video, audio, _ = connectors(features, mask.to(connectors.device))
     if trace is not None:
         for name, tensor in (("hidden_states", states), ("mask", mask), ("video_enc", video), ("audio_enc", audio)):
             trace(name, tensor)
     return TextContext(video, audio, tokens)
+
+
+class Positions(LTX2RotaryPosEmbed1d):
+    """The connectors' rotary embeddings, which begin in float64, for any device."""
+
+    def forward(self, batch_size: int, pos: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        where = device if torch.device(device).type in WITH_FLOAT64 else "cpu"
+        cos, sin = super().forward(batch_size, pos, where)
+        return cos.to(device), sin.to(device)

@@ -303,17 +303,31 @@ def _hash(file: Wanted) -> str:
 def _locked(part: Any, file: Wanted) -> Iterator[None]:
     """Locks the unfinished file. Raises Failed if another process writes it now."""
     try:
-        import fcntl
-    except ImportError:  # on Windows a file has one writer, and the hash would find mixed content
+        lock = _lock(part, file.part)
+    except (BlockingIOError, FileExistsError) as error:
+        raise Failed(f"{file.target.name}: another download of it is running; wait for that one.") from error
+    try:
         yield
-        return
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(part: Any, path: Path) -> int | None:
+    """Locks an open file. Returns what must be closed afterwards, if anything. Raises BlockingIOError or
+    FileExistsError if another process has locked it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a file beside it vanishes when it is closed, also by the end of its process
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_TEMPORARY
+        return os.open(path.with_name(f"{path.name}.lock"), flags)
     try:
         fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise Failed(f"{file.target.name}: another download of it is running; wait for that one.") from error
+    except BlockingIOError:
+        raise
     except OSError:  # a file system without locks
         pass
-    yield
+    return None
 
 
 @contextmanager

@@ -6,9 +6,13 @@ The kernel moves 3 bytes. It takes values apart by their bits, because Triton co
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..computing import WITH_FLOAT8
 from ..fused import takes_over, tl, triton
 
 BLOCK = 4096
@@ -36,6 +40,26 @@ def decode(data: Tensor, kind: torch.dtype, scales: Tensor | float, dtype: torch
             BLOCK=BLOCK,
         )
     return weight
+
+
+def float8_values(data: Tensor, kind: torch.dtype, dtype: torch.dtype) -> Tensor:
+    """Bytes of a float8 type → their values, exact: bfloat16, float16 and float32 hold those of both types. A device
+    without float8 looks them up."""
+    if data.device.type in WITH_FLOAT8:
+        return data.view(kind).to(dtype)
+    return F.embedding(data.int(), values_of(kind, dtype, data.device)).squeeze(-1)
+
+
+@torch.compiler.assume_constant_result
+def values_of(kind: torch.dtype, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The value of each of the 256 bytes of a float8 type: [256, 1]."""
+    return _values_of(kind, dtype, device)
+
+
+@cache
+def _values_of(kind: torch.dtype, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # the cached tensor serves later calls, which may run in another mode
+        return torch.arange(256, dtype=torch.uint8).view(kind).to(dtype)[:, None].to(device)
 
 
 if triton is not None:

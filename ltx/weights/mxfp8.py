@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .decoding import float8_values
 from .nvfp4 import tiled, unswizzle
 from .products import EXPONENTS, WeightFormat, mxfp8_product
 from .quantized import Stored
@@ -32,7 +33,7 @@ class MXFP8:
     def decode(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [R, C] → weight [out, in], rounded once to `dtype`."""
         rows, columns = data.shape
-        numbers = data.view(torch.float8_e4m3fn).to(dtype).view(rows, columns // BLOCK, BLOCK)
+        numbers = float8_values(data, torch.float8_e4m3fn, dtype).view(rows, columns // BLOCK, BLOCK)
         exponents = unswizzle(self.scales.to(data.device), rows, columns // BLOCK)
         weight = torch.mul(numbers, powers(exponents).unsqueeze(-1), out=torch.empty_like(numbers))
         return weight.view(rows, columns)[: self.shape[0], : self.shape[1]]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .decoding import float8_values
 from .products import WeightFormat, nvfp4_product
 from .quantized import Stored
 
@@ -40,7 +41,7 @@ class NVFP4:
         rows, columns = data.shape[0], 2 * data.shape[1]
         numbers = F.embedding(data.int(), pairs(dtype, data.device)).view(rows, columns // BLOCK, BLOCK)
         scales = unswizzle(self.scales.to(data.device), rows, columns // BLOCK).contiguous()
-        factors = scales.view(torch.float8_e4m3fn).float() * self.scale
+        factors = float8_values(scales, torch.float8_e4m3fn, torch.float32) * self.scale
         weight = torch.mul(numbers, factors.unsqueeze(-1), out=torch.empty_like(numbers))
         return weight.view(rows, columns)[: self.shape[0], : self.shape[1]]
 

@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..computing import WITH_FLOAT8
 from .adapters import Adapter, Edit, Leaf, LowRank, combine
-from .decoding import decode
+from .decoding import decode, float8_values
 from .products import Kept, WeightFormat, float8_product, multiplies_float8
 from .rounding import Input, Rounded
 
@@ -74,7 +75,7 @@ class Float8:
         scales = self.factor if self.scales is None else floats(self.scales, data.device)
         if (weight := decode(data, self.dtype, scales, dtype)) is not None:
             return weight
-        values = data.view(self.dtype).to(dtype)  # exact, because both formats fit into bfloat16, float16 and float32
+        values = float8_values(data, self.dtype, dtype)
         if self.scales is not None:
             return torch.mul(values, scales.view(-1, 1), out=torch.empty_like(values))
         # a CPU scalar: any device multiplies it in float32 and rounds once
@@ -364,8 +365,10 @@ def quantize(
 ) -> None:
     """Rounds the weight of every linear layer below `prefix` to fp8, one layer after the other; biases do not change.
 
-    on: the device that computes the rounding; to: the device that keeps the bytes.
+    on: the device that computes the rounding, the CPU in place of one without float8; to: the device that keeps the
+    bytes.
     """
+    on = on if torch.device(on).type in WITH_FLOAT8 else "cpu"
     for name, layer in list(module.named_modules()):
         if type(layer) is nn.Linear and name.startswith(prefix):
             stored = to_float8(layer.weight.to(on))

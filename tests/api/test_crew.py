@@ -276,6 +276,16 @@ def test_parts_stay_as_long_as_windows_and_take_as_much_room(
     assert [path.name for path in folder.iterdir()] == ["x.safetensors"], "and no longer than results"
 
 
+def test_a_part_that_cannot_be_deleted_now_does_not_fail_the_film(settings: Settings) -> None:
+    """Somebody may have it open, and Windows deletes no such file. It is swept later."""
+    folder = settings.output_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stuck").mkdir()  # no file, so that unlink fails
+    (folder / "free").touch()
+    film_parts.drop(["stuck", "gone", "free"], settings)
+    assert [path.name for path in folder.iterdir()] == ["stuck"]
+
+
 def test_a_part_is_known_by_all_that_goes_into_it() -> None:
     """Its name is its content's; the name of the film is no part of that."""
     asked = {"prompt": "x", "timeline": FILM["timeline"], "seed": 3}

@@ -235,3 +235,13 @@ def test_reads_go_on_while_another_process_holds_the_file(store: Store) -> None:
             await waiting
 
         asyncio.run(read())
+
+
+@pytest.mark.parametrize("folder", ["a%20b", "what?", "50%", "ä #1"])
+def test_any_name_of_a_folder_will_do(tmp_path: Path, folder: str) -> None:
+    """Not only those that are themselves in a URL."""
+    place = tmp_path / folder
+    place.mkdir()
+    schema.prepare(place / "requests.sqlite")
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+    assert [path.name for path in place.iterdir()] == ["requests.sqlite"]

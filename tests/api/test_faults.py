@@ -414,6 +414,7 @@ def test_nothing_of_the_inside_reaches_a_client_a_webhook_or_the_log(
         ("/home/John Smith/my models/ltx 2.3.safetensors: is damaged", "ltx 2.3.safetensors: is damaged"),
         ("at C:\\Program Files (x86)\\a b\\x.bin: no", "at x.bin: no"),
         ("at \\\\server\\John Smith\\x.bin: no", "at x.bin: no"),
+        ("at \\\\?\\C:\\Users\\me\\x.bin: no", "at x.bin: no"),  # as Windows names paths of any length
         ("/home/O'Brien/a/x.bin and '/b c/y' and \"/home/O'Brien/z\"", "x.bin and 'y' and \"z\""),
         ("/a b/x.bin is 24/1 of /c d/y.bin", "x.bin is 24/1 of y.bin"),
         ("x.safetensors is not in models/checkpoints: get it from https://huggingface.co/Lightricks/LTX-2.3.",) * 2,

@@ -101,6 +101,22 @@ DATA_URIS = {
 }
 
 
+def test_a_file_that_cannot_be_replaced_is_the_same(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows replaces no file that somebody reads, for instance an earlier request with the same sound."""
+    name, replace = bring(uri(wav()), settings, store), os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if target.exists():
+            raise PermissionError(13, "Access is denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert bring(uri(wav()), settings, store) == name
+    assert left(settings) == [Path(name).name]
+
+
 @pytest.mark.parametrize("form", DATA_URIS)
 def test_every_form_of_data_uri_is_the_same_file(form: str, settings: Settings, store: Store) -> None:
     data = wav(0.11)[:-1]  # a length that base64 must pad
@@ -565,8 +581,15 @@ def test_a_file_of_this_server_that_has_expired_is_told_as_that(path: str, tmp_p
 
 
 def test_a_data_uri_holds_the_result(result: Path) -> None:
-    head, _, body = asyncio.run(results.data_uri(result)).partition(",")
-    assert head == "data:video/mp4;base64" and base64.b64decode(body) == result.read_bytes()
+    result.write_bytes(os.urandom(results.PIECE + 1))  # no multiple of three bytes, in two pieces
+
+    async def whole() -> tuple[bytes, int]:
+        video = results.InlineResult.opened(result)
+        return b"".join([piece async for piece in video.pieces()]), len(video)
+
+    told, size = asyncio.run(whole())
+    head, _, body = told.partition(b",")
+    assert head == b"data:video/mp4;base64" and base64.b64decode(body) == result.read_bytes() and len(told) == size
 
 
 def test_an_inline_result_stays_ten_minutes_after_its_first_reader_or_an_hour(settings: Settings) -> None:

@@ -19,6 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 DEVICE = torch.device("meta")  # a device that needs no driver; here its tensors do hold numbers
 CPU = torch.device("cpu")
 MOVES = ("copy_", "to", "_to_copy")
+LACKS = (torch.float64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2)
+"""The dtypes that Apple's GPUs lack."""
+
+
+_lacks: tuple[torch.dtype, ...] = ()
 
 
 class Elsewhere(Tensor):
@@ -58,9 +63,15 @@ class _FromNumbers(TorchFunctionMode):
 
 
 @contextmanager
-def simulated() -> Iterator[torch.device]:
-    with _FromNumbers(), _Factories():
-        yield DEVICE
+def simulated(lacks: tuple[torch.dtype, ...] = ()) -> Iterator[torch.device]:
+    """lacks: dtypes that no tensor on the device can have."""
+    global _lacks
+    before, _lacks = _lacks, lacks
+    try:
+        with _FromNumbers(), _Factories():
+            yield DEVICE
+    finally:
+        _lacks = before
 
 
 def _run(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
@@ -97,6 +108,8 @@ def _run(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     def wrap(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
+        if target.type == DEVICE.type and value.dtype in _lacks:
+            raise TypeError(f"{func}: the device has no {value.dtype}")
         owner = owners.get(id(value))
         if target.type == DEVICE.type:
             return Elsewhere(value) if owner is None else owner  # the owner: an operation in place

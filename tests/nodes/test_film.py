@@ -193,3 +193,13 @@ def test_a_file_that_names_no_windows_is_refused(folder: Path, windows: str | No
     save_file({"video": torch.zeros(1)}, folder.parent / "odd.safetensors", facts)
     with pytest.raises(InputError, match=r"^made: odd\.safetensors is no part of a film; name files of Save Film Part"):
         part(story(), made="odd.safetensors")
+
+
+def test_a_part_that_was_taken_up_does_not_map_its_file(tmp_path: Path) -> None:
+    """Windows deletes no file that is mapped."""
+    path = tmp_path / "part.safetensors"
+    save_file({"video": torch.ones(1000)}, path)
+    video = parts._read(path)["video"]
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))  # a tensor that maps the file changes with it
+    assert video.all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,6 +127,16 @@ def test_usual_names_and_the_longest_are_written(base: Path, prefix: str) -> Non
     assert node.validate_inputs(filename_prefix=prefix) is True
     made = node.execute(torch.zeros(1, 64, 64, 3), 24.0, prefix).ui["report"][0]
     assert (base / "output" / made["subfolder"] / made["filename"]).stat().st_size == made["size"]
+
+
+def test_a_path_has_room_for_the_unfinished_file(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is longer. Otherwise writing fails after hours of sampling, on Windows at 259 characters."""
+    path = os.fsencode(base.resolve() / "output" / f"clip{names.ENDING}")
+    monkeypatch.setattr(names, "PATH", len(path) + 18)
+    assert check_prefix("clip") == "clip"
+    monkeypatch.setattr(names, "PATH", len(path) + 17)
+    with pytest.raises(InputError, match=r"^filename_prefix: the whole path has .* while the file is written"):
+        check_prefix("clip")
 
 
 def test_a_file_in_the_place_of_a_folder_is_told(base: Path) -> None:

@@ -149,6 +149,7 @@ ERRORS = {
     "torch on Linux": RuntimeError(
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1"
     ),
+    "Apple": RuntimeError("Invalid buffer size: 19.38 GiB"),
 }
 
 

@@ -8,8 +8,9 @@ from fractions import Fraction
 
 import pytest
 import torch
+from a2v.ltx.diffusion import res_2s as method
 from a2v.ltx.diffusion import schedules
-from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, TextContext
+from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, Stream, TextContext
 from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.res_2s import res_2s, weights
 from a2v.ltx.diffusion.samplers import Hooks, Restart
@@ -21,6 +22,7 @@ from a2v.ltx.latents import Noise
 from a2v.ltx.trace import Recorder
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx import stage
+from a2v.tests.nodes.devices import LACKS, simulated
 from a2v.tests.tiny import TinyFiles
 from torch import Tensor, nn
 
@@ -293,3 +295,25 @@ def test_it_goes_alone(model: nn.Module, more: dict[str, object]) -> None:
 def test_unknown_sampler(model: nn.Module) -> None:
     with pytest.raises(InputError, match="'heun' is not one of euler, res_2s"):
         sample(model, sampler="heun")
+
+
+def test_a_device_without_float64_gives_the_same(start: Tokens, clean: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Apple's. The device is simulated (tests/nodes/devices.py)."""
+    streams = zip((clean.video, clean.audio), MASKS["partial"], strict=True)
+    video, audio = (Stream(own, own, mask, torch.zeros(1, 1, own.shape[1], 2)) for own, mask in streams)
+
+    def sampled(x: Tokens) -> Tokens:
+        there = [each.to(x.video.device) for each in (video, audio)]
+        return res_2s(
+            lambda own, sigma, _: bend(own, float(sigma)),
+            x,
+            SIGMAS,
+            7,
+            blend=lambda own: Tokens(*map(Stream.blend, there, (own.video, own.audio))),
+        )
+
+    expected = sampled(start)
+    monkeypatch.setattr(method, "WITH_FLOAT64", ("cpu", "cuda"))
+    with simulated(LACKS) as device:
+        made = sampled(start.to(device)).to(torch.device("cpu"))
+    assert torch.equal(made.video, expected.video) and torch.equal(made.audio, expected.audio)

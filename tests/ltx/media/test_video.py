@@ -22,7 +22,7 @@ from a2v.ltx.media import video
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.probe import probe
 from a2v.ltx.media.rates import frame_rate
-from a2v.ltx.media.unfinished import ABANDONED
+from a2v.ltx.media.unfinished import ABANDONED, replacing
 from a2v.ltx.media.video import write_video
 from av.video.reformatter import Interpolation
 
@@ -378,6 +378,37 @@ def test_what_a_killed_process_left_is_swept_after_a_day(tmp_path: Path) -> None
     write_video(tmp_path / "v.mp4", [clip(1)], Fraction(24), None)
     left = {"v.mp4", young.name, *(path.name for path in (*others, *stuck))}
     assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_a_video_is_not_lost_where_a_file_cannot_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows a file that another program has open cannot be replaced."""
+    path, replace = tmp_path / "v.mp4", os.replace
+    path.write_text("open in a player")
+
+    def refuse(source: Path, target: Path) -> None:
+        if target == path:
+            raise PermissionError(13, "The process cannot access the file")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(InputError, match=r"v\.mp4: cannot be replaced.*; the new file is .*v-[0-9a-f]{8}\.mp4\.$"):
+        write_video(path, [clip(1)], Fraction(24), None)
+    (other,) = set(tmp_path.iterdir()) - {path}
+    assert probe(other).frames == 1 and path.read_text() == "open in a player"
+
+
+def test_a_file_that_cannot_be_deleted_does_not_hide_why_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows a file cannot be deleted while a container that could not be closed has it open."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "The process cannot access the file")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match="the disk is full"), replacing(tmp_path / "v.mp4") as partial:
+        partial.touch()
+        raise OSError("the disk is full")
 
 
 @pytest.mark.skipif(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from a2v.ltx.memory.free import free_memory, host_memory
 
 MIB = 2**20
@@ -59,3 +64,20 @@ def test_control_groups_of_version_1(tmp_path: Path) -> None:
         "memory__job__memory_at_stat": "total_inactive_file 0\n",
     }
     assert host_memory(*system(tmp_path, "5:cpu:/job\n4:memory:/job\n", **files)) == 2000 * MIB
+
+
+def test_windows_tells_its_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no /proc and no sysconf. Without a number, every model would seem to fit, and be page-locked."""
+
+    def tell(reference: Any) -> int:
+        status = reference._obj
+        assert status.length == ctypes.sizeof(status) == 64  # or Windows refuses to tell
+        status.available = 5 * 2**30
+        return 1
+
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    kernel = SimpleNamespace(GlobalMemoryStatusEx=tell)
+    monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
+    assert host_memory(tmp_path, tmp_path) == 5 * 2**30
+    kernel.GlobalMemoryStatusEx = lambda reference: 0  # it failed
+    assert host_memory(tmp_path, tmp_path) == 2**63

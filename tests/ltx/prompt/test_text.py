@@ -11,10 +11,12 @@ import pytest
 import torch
 from a2v.ltx.diffusion.conditioning import TEXT_LENGTH, TextContext
 from a2v.ltx.errors import InputError
+from a2v.ltx.prompt import text as module
 from a2v.ltx.prompt.gemma import Gemma, load_gemma, read_model
 from a2v.ltx.prompt.text import encode_text, hidden_states, tokenize
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.ltx.goldens import relative
+from a2v.tests.nodes.devices import LACKS, simulated
 from a2v.tests.tiny import TinyFiles, write_tiny
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from safetensors import safe_open
@@ -314,3 +316,16 @@ def test_processor_missing_is_named(folder: Path) -> None:
     gemma = load_gemma(folder, None, "cpu")
     with pytest.raises(InputError, match=r"preprocessor_config\.json"):
         _ = gemma.processor
+
+
+def test_connectors_on_a_device_without_float64_give_the_same(
+    tiny: TinyFiles, gemma: Gemma, connectors: LTX2TextConnectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Apple's: diffusers' rotary embeddings begin in float64. The device is simulated (tests/nodes/devices.py)."""
+    there = load_checkpoint(tiny.checkpoint).connectors(torch.float32, "cpu")
+    expected = encode_text(gemma, connectors, "a woman speaks")
+    monkeypatch.setattr(module, "WITH_FLOAT64", ("cpu", "cuda"))
+    with simulated(LACKS) as device:
+        made = encode_text(gemma, there.to(device), "a woman speaks")
+        found = made.video.cpu(), made.audio.cpu()
+    assert relative(found[0], expected.video) < 1e-6 and relative(found[1], expected.audio) < 1e-6

@@ -448,6 +448,23 @@ def test_two_downloads_of_one_file_do_not_mix(hub: Hub, models: Path) -> None:
     assert first.returncode == 130 and "the same command continues the download" in said and "Traceback" not in said
 
 
+def test_two_downloads_of_one_file_do_not_mix_on_windows_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no flock, and several processes may write to a file there. Its temporary files vanish when they are
+    closed, which no other system does."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(os, "O_TEMPORARY", 0, raising=False)
+    wanted = tool.Wanted(UPSCALER, tmp_path / UPSCALER.name, "", "0" * 64, 10)
+    with wanted.part.open("ab") as part, tool._locked(part, wanted):
+        with pytest.raises(tool.Failed, match="another download of it is running"), tool._locked(part, wanted):
+            raise AssertionError("it was locked twice")
+        assert len(list(tmp_path.iterdir())) == 2
+    next(tmp_path.glob("*.lock")).unlink()
+    with tool._locked(None, wanted):
+        pass
+
+
 def test_extra_model_paths_are_used(hub: Hub, models: Path, tmp_path: Path) -> None:
     (tmp_path / "extra_model_paths.yaml").write_text(
         "big:\n  base_path: disk\n  is_default: true\n  latent_upscale_models: |\n    up\n    more\n"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
 from a2v.ltx.arguments import parser
-from a2v.ltx.request import FLAGS, PARAMETERS, Parameter
+from a2v.ltx.models import MODELS, SETS, named_file, total
+from a2v.ltx.request import FLAGS, PARAMETERS, Parameter, parse
 from a2v.ltx.tools import doctor, download
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "web" / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEXTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md"]
+TEXTS = [ROOT / f"{name}.md" for name in ("README", "ARCHITECTURE", "CONTRIBUTING", "SECURITY", "CHANGELOG")]
+TEXTS += [ROOT / "assets" / "README.md", ROOT / "mini" / "weights" / "README.md"]
 TEXTS += sorted((ROOT / "docs").glob("*.md")) + sorted(PAGES.glob("*.md"))
 Row = tuple[str, ...]
 
@@ -102,12 +105,76 @@ def test_a_page_names_each_input_with_its_default_and_each_output(node_id: str) 
     assert [name for name, _ in listed(node_id, "Outputs")] == [each.display_name for each in schema.outputs]
 
 
-@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
+@pytest.mark.parametrize("node_id", NODES)
+def test_a_page_names_each_choice(node_id: str) -> None:
+    """Of the widgets whose choices are the pack's own, not the user's files."""
+    pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
+    from a2v import nodes
+
+    (node,) = (node for node in nodes.NODES if node.GET_SCHEMA().node_id == node_id)
+    for each in node.GET_SCHEMA().inputs:
+        for choice in getattr(each, "options", None) or ():
+            assert re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", page(node_id)), (each.id, choice)
+
+
+def prose(file: Path) -> str:
+    return re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def anchors(file: Path) -> set[str]:
+    """What GitHub calls the headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(file), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_text_is_plain_markdown_whose_links_lead_somewhere(file: Path) -> None:
-    text = re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = prose(file)
     assert not re.search(r"<[a-zA-Z/!]", text), "raw HTML"
-    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
-        assert target.startswith("https://") or (file.parent / target).exists(), target
+    for target in re.findall(r"\]\(\s*([^)\s]+)\s*\)", text):
+        if not target.startswith("https://"):
+            path, _, heading = target.partition("#")
+            place = file.parent / path if path else file
+            assert place.exists() and (not heading or heading in anchors(place)), target
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_requests_that_a_text_shows_are_read(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    for request in re.findall(r"```json\n(.*?)```", text, re.DOTALL):
+        parse(json.loads(request))
+    for part in re.findall(r'`("(?:edit|reference|windows)": [^`]+)`', text):
+        parse({"prompt": "a face", **json.loads(f"{{{part}}}")})
+
+
+def test_the_readme_s_tables_of_models_are_the_one_in_the_code() -> None:
+    """Their files, sizes and folders, and what each set of `download` takes on the disk."""
+    named = set()
+    for line in README.splitlines():
+        cells = [cell.strip() for cell in line[1:-1].split("|")]
+        for name in re.findall(r"`([^`]+)`", cells[1]) if len(cells) == 4 else ():
+            model = named_file(name) or next((each for each in MODELS.values() if each.repository == name), None)
+            if model is None:
+                assert "…" in name, name
+                continue
+            named.add(model.name)
+            assert cells[3].startswith(f"`{model.folder}`"), name
+            (number,) = re.findall(r"(?:below )?([\d.]+) GB", cells[2])
+            rounding = 0.51 * 10 ** -len(number.partition(".")[2])
+            size = model.size / 1e9
+            assert size < 1 if "below" in cells[2] else abs(size - float(number)) <= rounding, (name, size)
+    assert len(named) > 15
+    for key in ("default", "small", "16-bit", "2.5", "2.5-small"):
+        assert f"{total(SETS[key]) / 1e9:.0f} GB" in README, key
+    for key in re.findall(r"`download ([\w][\w.-]+)`", README):
+        assert key in {*SETS, *MODELS}, key
+
+
+def test_each_setting_of_the_environment_is_in_a_text() -> None:
+    sources = [file for folder in ("api", "ltx", "nodes") for file in (ROOT / folder).rglob("*.py")]
+    settings = {name for file in sources for name in re.findall(r"LTX_A2V_[A-Z_]*[A-Z]", file.read_text("utf-8"))}
+    told = "".join(file.read_text(encoding="utf-8") for file in TEXTS)
+    assert len(settings) > 15 and {name for name in settings if not re.search(rf"{name}(?![A-Z_])", told)} == set()
 
 
 def span(parameter: Parameter) -> str:
@@ -170,5 +237,6 @@ def test_the_readme_lists_the_workflows() -> None:
     titles = [file.stem for file in (ROOT / "example_workflows").glob("*.json")]
     assert listed == {title for title in titles if not title.endswith(")")}
     assert all(f"`{kind}`" in README for title in titles for kind in re.findall(r"\(.*\)$", title))
-    screens = (ROOT / "docs" / "screens.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^## (.+)$", screens, re.MULTILINE)) == listed
+    for name in ("screens", "gallery"):
+        text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert re.findall(r"^## (.+)$", text, re.MULTILINE) == sorted(listed), name

@@ -106,6 +106,15 @@ class Server:
         """Resident MiB."""
         return self._of_status("VmRSS")
 
+    def processor_times(self) -> dict[str, float]:
+        """Seconds of processor time that each of its threads has taken, by the thread's number."""
+        taken = {}
+        for path in Path(f"/proc/{self.comfy.pid}/task").iterdir():
+            with suppress(OSError):  # a thread that has ended meanwhile
+                fields = (path / "stat").read_text().rpartition(")")[2].split()
+                taken[path.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return taken
+
     @contextmanager
     def peak(self) -> Iterator[Callable[[], int]]:
         """The most resident MiB above what it was before."""

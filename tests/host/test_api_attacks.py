@@ -22,8 +22,18 @@ from a2v.tests.host.attacks import ATTACKS, Figures
 from a2v.tests.host.comfy import Comfy
 
 
-def no_more_than(figures: Figures, **limits: float) -> bool:
-    return all(figures[name] <= limit for name, limit in limits.items())
+def goes_on_beside_bodies(figures: Figures) -> bool:
+    """Whether a run and the event loop go on while bodies arrive, and nothing waits for more than the bodies.
+
+    No bound falls when runs get faster. A sixth of the processor is the run's, beside the event loop and four threads
+    for files; an event loop that the bodies hold up answers nothing for most of their time, and starts no run.
+    """
+    bodies = figures["bodies, s"]
+    return (
+        figures["the run's share"] >= 0.05
+        and figures["longest answer, s"] <= bodies / 3
+        and figures["beside, s"] <= 2 * (figures["alone, s"] + bodies)
+    )
 
 
 HOLDS: dict[str, Any] = {
@@ -41,7 +51,7 @@ HOLDS: dict[str, Any] = {
     "slow_addresses": lambda f: f["beside, s"] <= 2 * f["alone, s"] + 1,
     "hanging_webhooks": lambda f: f["told after, s"] < 10,
     "stalled_uploads": lambda f: (f["ended of 200"], f["files half written"]) == (200, 0) and f["MiB"] < 200,
-    "all_at_once": lambda f: f["times"] <= 2 and f["MiB above idle"] < 2048,
+    "all_at_once": lambda f: goes_on_beside_bodies(f) and f["MiB above idle"] < 2048,
     "a_second_server": lambda f: f["the result is there"] and f["the run succeeds"],
     "without_a_key": lambda f: list(f.values()) == [403, 401, 401, 200],
     "clock_an_hour_back": lambda f: f["goes on after, s"] < 30,

@@ -160,7 +160,6 @@ def cost(folder: Path, small: bool = False) -> Table:
         "… in fp8, decoded": lambda: in_format(Layers("fp8"), small),
         f"… in fp8, with a LoRA of rank {RANK}": lambda: in_format(Layers("fp8", RANK), small),
         "… in fp8, fast products": lambda: in_format(Layers("fp8", fast=True), small),
-        "… in fp8, fast products, with a LoRA": lambda: in_format(Layers("fp8", RANK, fast=True), small),
         "diffusers": lambda: diffusers(size, clip),
     }
     if version("ltx-core"):

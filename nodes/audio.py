@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -171,7 +172,7 @@ class PreprocessAudio(io.ComfyNode):
                 io.Audio.Output("heard", display_name="audio", tooltip="Only for Audio Conditioning."),
                 io.String.Output("report", display_name="report", tooltip="Says what was done, and gives warnings."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -180,12 +181,26 @@ class PreprocessAudio(io.ComfyNode):
         warnings = preprocess.warnings(track, frames, rate, levelled=enabled and not kept)
         if not enabled or kept:
             why = ": a part of it is kept, and the new part shall be as loud" if kept and enabled else ""
-            return reported(cls, audio, text="\n".join([f"the audio was not preprocessed{why}", *warnings]))
+            return reported(cls, audio, text=_told(cls.hidden, f"the audio was not preprocessed{why}", *warnings))
         source = engine.soundtrack(track, frames, rate)
         levelled = preprocess.preprocess(source)
         levels = " to ".join(_level(preprocess.loudness(each)) for each in (source, levelled))
         note = f"the audio for the model was brought from {levels}"
-        return reported(cls, prepared(levelled, audio), text="\n".join([note, *warnings]))
+        return reported(cls, prepared(levelled, audio), text=_told(cls.hidden, note, *warnings))
+
+
+def _told(hidden: Any, *lines: str) -> str:
+    """The lines as a report. In a graph with several Preprocess Audio, each line begins with its node's title, because
+    their reports are joined. hidden: the node's hidden inputs, None outside of a graph."""
+    prompt, node_id = getattr(hidden, "prompt", None), str(getattr(hidden, "unique_id", None))
+    nodes = prompt if isinstance(prompt, Mapping) else {}
+    kind = nodes.get(node_id, {}).get("class_type")
+    if sum(node.get("class_type") == kind for node in nodes.values()) < 2:
+        return "\n".join(lines)
+    meta = nodes[node_id].get("_meta")  # a program that queues a graph may leave it out
+    title = meta.get("title") if isinstance(meta, Mapping) else None
+    title = " ".join(str(title or f"node {node_id}").split())
+    return "\n".join(f"{title}: {line}" for line in lines)
 
 
 def _level(loudness: float) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +69,26 @@ def test_the_model_hears_a_levelled_copy_and_the_loaded_sound_stays() -> None:
     assert f"to {TARGET:.1f} LUFS" in report
     same, report = audio.PreprocessAudio.execute(loaded, 25, 24.0, False).args
     assert same is loaded and report == "the audio was not preprocessed"
+
+
+def test_two_that_are_joined_say_which_sound_they_mean() -> None:
+    """As a dub has them: for the new voice, and for the clip's sound. One alone needs no name."""
+    titles = {"1": "Preprocess New Voice", "4:2": "Preprocess Clip's Sound", "3": "Report"}
+    kinds = {"1": "LTXA2VPreprocessAudio", "4:2": "LTXA2VPreprocessAudio", "3": "LTXA2VReport"}
+    prompt = {key: {"class_type": kinds[key], "inputs": {}, "_meta": {"title": titles[key]}} for key in kinds}
+
+    def said(node_id: str, graph: dict[str, object], enabled: bool = True) -> list[str]:
+        hidden = SimpleNamespace(unique_id=node_id, prompt=graph)
+        node = type("PreprocessAudio", (audio.PreprocessAudio,), {"hidden": hidden})
+        return node.execute(tone(0.0), 25, 24.0, enabled).args[1].splitlines()
+
+    for node_id in ("1", "4:2"):
+        for enabled in (True, False):
+            plain = said(node_id, {node_id: prompt[node_id], "3": prompt["3"]}, enabled)
+            assert plain[0].startswith("the audio ") and len(plain) > 1  # with a warning of silence
+            assert said(node_id, prompt, enabled) == [f"{titles[node_id]}: {line}" for line in plain]
+    untitled = {key: {"class_type": node["class_type"], "inputs": {}} for key, node in prompt.items()}
+    assert said("4:2", untitled)[0].startswith("node 4:2: the audio ")
 
 
 def test_room_noise_is_under_what_the_model_hears_and_the_loaded_sound_stays() -> None:

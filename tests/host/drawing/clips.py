@@ -99,8 +99,8 @@ def conditions(v: Variant) -> Stage:
                 {"frames": LENGTH["frames"], "first_image": "clip.first image",
                  **({"model": "ic.model"} if v.ic_lora else {})}, 320)  # fmt: skip
     track = "audio.audio" if v.takes_sound else "retake.audio"
-    preprocess = Node("preprocess", "LTXA2VPreprocessAudio", "Preprocess Audio", {}, {"audio": track, **LENGTH},
-                      320)  # fmt: skip
+    levelling = "Preprocess New Voice" if v.clip == DUB else "Preprocess Audio"  # of two, their reports name each
+    preprocess = Node("preprocess", "LTXA2VPreprocessAudio", levelling, {}, {"audio": track, **LENGTH}, 320)
     links = {"audio_vae": "model.audio_vae", "audio": "preprocess.audio", **LENGTH}
     if v.clip == RETAKE:
         links["retake"] = "retake.retake"

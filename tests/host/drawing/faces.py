@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import replace
 
 from a2v.ltx.models import MODELS
@@ -141,9 +142,13 @@ def all_nodes(v: Variant) -> Stage:
         loaders = (*loaders, mask)
     # both images and the loaders are too high for one column; a clip is opened behind its file
     two = len(v.images) > 1 or bool(v.clip)
-    settings = ((conditions(v), prompts(v)),)
+    written = prompts(v)
+    # Nodes 2.0 shows nine lines of a prompt, and gives all texts of a node the same height; a film has three of them
+    further = 80 if v.timeline else 40 * max(0, len(textwrap.wrap(v.prompt, 34)) - 9)
+    written = replace(written, height=written.height + further)
+    settings = ((conditions(v), written),)
     if v.timeline:
-        settings = (prompts(v),), (conditions(v),)
+        settings = (written,), (conditions(v),)
     columns = (*((files_in, loaders) if two else ((*files_in, *loaders),)), *settings,
                (first_stage(v), start(v)), (second_stage(v), files_note(v)),
                (save(v, {}, "Decode and Save", 760, 310),))  # fmt: skip

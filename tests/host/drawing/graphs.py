@@ -225,14 +225,18 @@ class Graph:
     def workflow(self, sizes: dict[str, tuple[float, float]] | None = None) -> Workflow:
         """sizes: of closed stages by id, as the frontend computes them."""
         root = self.drawn[self.root.key]
-        body = self._body(root, sizes or {})
+        # the root first: no two corners in a workflow have one id, or newer frontends warn of each and change it
+        corners = count(1)
+        bodies = {drawn.id: self._body(drawn, sizes or {}, corners) for drawn in reversed(self.drawn.values())}
+        last_corner = next(corners) - 1
+        body = bodies.pop(root.id)
         return {
             "id": self._uuid("root"), "revision": 0, "last_node_id": len(self.nodes) + len(self.drawn),
             "last_link_id": self.last_link, "nodes": body["nodes"],
             "links": [[link["id"], link["origin_id"], link["origin_slot"], link["target_id"], link["target_slot"],
                        link["type"]] for link in body["links"]],
-            "groups": [], "definitions": {"subgraphs": [self._definition(drawn, sizes or {}) for drawn in
-                                                        reversed(self.drawn.values()) if drawn is not root]},
+            "groups": [], "definitions": {"subgraphs": [self._definition(drawn, bodies[drawn.id], last_corner) for drawn
+                                                        in reversed(self.drawn.values()) if drawn is not root]},
             "config": {},
             "extra": {
                 "reroutes": body["reroutes"],
@@ -242,8 +246,7 @@ class Graph:
             "version": 0.4,
         }  # fmt: skip
 
-    def _definition(self, drawn: Drawn, sizes: dict[str, tuple[float, float]]) -> Json:
-        body = self._body(drawn, sizes)
+    def _definition(self, drawn: Drawn, body: Json, last_corner: int) -> Json:
         bounds = {IN: body["input"], OUT: body["output"]}
 
         def slots(found: list[Slot], side: int) -> list[Json]:
@@ -258,7 +261,7 @@ class Graph:
         return {
             "id": drawn.uuid, "version": 1,
             "state": {"lastGroupId": 0, "lastNodeId": len(self.nodes) + len(self.drawn), "lastLinkId": self.last_link,
-                      "lastRerouteId": len(body["reroutes"])},
+                      "lastRerouteId": last_corner},
             "revision": 0, "config": {}, "name": drawn.stage.title,
             **({"description": drawn.stage.about} if drawn.stage.about else {}),
             "inputNode": {"id": IN, "bounding": body["input"]}, "outputNode": {"id": OUT, "bounding": body["output"]},
@@ -278,7 +281,7 @@ class Graph:
         )
         return max(width, item.width), max(height + REPORT * reports, item.height)
 
-    def _body(self, drawn: Drawn, sizes: dict[str, tuple[float, float]]) -> Json:
+    def _body(self, drawn: Drawn, sizes: dict[str, tuple[float, float]], corners: Iterator[int]) -> Json:
         stage = drawn.stage
         item_ids = {item.key: self.drawn[item.key].id if isinstance(item, Stage) else self.ids[item.key]
                     for item in stage.items}  # fmt: skip
@@ -287,7 +290,7 @@ class Graph:
             for column in stage.columns
         ]
         edges = [Edge(*link[:5]) for link in drawn.links]
-        layout = lay_out(columns, edges, len(drawn.inputs), len(drawn.outputs), stage.gutter)
+        layout = lay_out(columns, edges, len(drawn.inputs), len(drawn.outputs), stage.gutter, corners)
         links = [
             {"id": number, "origin_id": start, "origin_slot": a, "target_id": end, "target_slot": b, "type": kind,
              **({"parentId": layout.ends[number]} if number in layout.ends else {})}

@@ -7,6 +7,7 @@ where that is needed, too; every other link is straight.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,9 +107,15 @@ class _Plan:
 
 
 def lay_out(
-    columns: list[list[tuple[int, tuple[float, float]]]], edges: list[Edge], inputs: int, outputs: int, gutter: int
+    columns: list[list[tuple[int, tuple[float, float]]]],
+    edges: list[Edge],
+    inputs: int,
+    outputs: int,
+    gutter: int,
+    corners: Iterator[int],
 ) -> Layout:
-    """columns: (id, size) of their nodes from above. inputs, outputs: how many the graph has as a subgraph."""
+    """columns: (id, size) of their nodes from above. inputs, outputs: how many the graph has as a subgraph. corners:
+    the ids of its links' corners."""
     plan = _Plan(columns, edges, gutter)
     layout = Layout(dict(plan.boxes))
     layout.input = [-gutter - END_WIDTH, -10, END_WIDTH, 48 + SLOT * inputs]
@@ -139,9 +146,9 @@ def lay_out(
             if not rest:
                 continue
             if last_corner is None and not plan.free(y, lane, first, column - 1):
-                last_corner = _corner(layout, out(key[0]) + 0.3 * gutter, lane, None)
+                last_corner = _corner(layout, next(corners), out(key[0]) + 0.3 * gutter, lane, None)
             left = layout.output[0] if column == len(columns) else plan.lefts[column]
-            last_corner = _corner(layout, left - 0.4 * gutter, lane, last_corner)
+            last_corner = _corner(layout, next(corners), left - 0.4 * gutter, lane, last_corner)
             for edge in rest:
                 layout.ends[edge.link] = last_corner["id"]
     by_id = {corner["id"]: corner for corner in layout.reroutes}
@@ -153,8 +160,8 @@ def lay_out(
     return layout
 
 
-def _corner(layout: Layout, x: float, y: float, parent: dict[str, Any] | None) -> dict[str, Any]:
-    corner: dict[str, Any] = {"id": len(layout.reroutes) + 1}
+def _corner(layout: Layout, number: int, x: float, y: float, parent: dict[str, Any] | None) -> dict[str, Any]:
+    corner: dict[str, Any] = {"id": number}
     if parent:
         corner["parentId"] = parent["id"]
     corner |= {"pos": [round(x), round(y)], "linkIds": []}

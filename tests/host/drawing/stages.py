@@ -105,8 +105,10 @@ def models(v: Variant) -> Stage:
         else:
             hint = note("other LoRAs", OTHER_LORAS_25 if v.is_25 else OTHER_LORAS, 400)
             columns = [[loader], [lora, gemma, hint]]
+    added = "LoRAs" if v.camera else "IC-LoRA" if v.ic_lora else "" if v.distilled else "distilled LoRA"
+    opened = f"the checkpoint, the text encoder and the {added}" if added else "the checkpoint and the text encoder"
     return Stage("models", "Models", tuple(map(tuple, columns)), tuple(widgets), {}, BLUE, 340,
-                 about="Opens the checkpoint, the text encoder and the LoRAs.")  # fmt: skip
+                 about=f"Opens {opened}.")  # fmt: skip
 
 
 def frame_count(v: Variant) -> Node:
@@ -189,7 +191,10 @@ def conditions(v: Variant) -> Stage:
         hint += "clean image look like video. At 0 the motion may freeze."
         columns[0] += [note("image", hint, 320)]
     title = "Sound, images and size" if len(v.images) > 1 else "Sound, image and size" if v.images else "Sound and size"
-    about = "Counts the frames, sets the size, and encodes the sound and the images."
+    first = "Cuts the film into windows" if v.timeline else "Counts the frames"
+    # the timeline of a film may name more images
+    seen = " and the images" if len(v.images) > 1 or v.timeline else " and the image" if v.images else ""
+    about = f"{first}, sets the size, and encodes the sound{seen}."
     outputs = {"report": "sound report.report"}
     return Stage("conditions", title, tuple(map(tuple, columns)), tuple(widgets), outputs, GREEN, 290, 0, about,
                  130 if v.images else 110)  # fmt: skip
@@ -239,7 +244,8 @@ def prompts(v: Variant) -> Stage:
         columns[0] += [negative]
     height = 300 if v.clip == DUB else 460  # the words of a clip are few
     return Stage("prompts", "Prompt", tuple(map(tuple, columns)), tuple(widgets), {}, YELLOW, 290, height,
-                 about="Writes the prompt out and encodes it.")  # fmt: skip
+                 about="Encodes the prompt as it is." if v.word_for_word else "Writes the prompt out and encodes it.",
+                 )  # fmt: skip
 
 
 def _timeline(v: Variant, links: dict[str, str], text: dict[str, str]) -> Stage:
@@ -249,8 +255,8 @@ def _timeline(v: Variant, links: dict[str, str], text: dict[str, str]) -> Stage:
                     POSITIVE, {"text": "positive"})  # fmt: skip
     negative = Node("negative", "LTXA2VTextEncode", "Negative prompt", {"text": NEGATIVE_PROMPT}, text, 440, 220, (),
                     NEGATIVE, {"text": "negative"})  # fmt: skip
-    length = note("length", "The length follows the audio, up to 45 minutes. To set it yourself, switch "
-                  "*match_audio_length* off.", 320)  # fmt: skip
+    length = note("length", "The length follows the audio, which must be shorter than 45 minutes. To set it yourself, "
+                  "switch *match_audio_length* off.", 320)  # fmt: skip
     hint = note("timeline", "Write one section a line: *0:18.5 she dances in the rain*.\n\n*[cut]* after the time "
                 "starts a new shot, *[seed 7]* makes this section anew, and *[image face.png]* begins it with a "
                 "picture of the input folder. Put a comma between two of them.\n\nA name and a colon before the "
@@ -328,8 +334,9 @@ def first_stage(v: Variant) -> Stage:
     sampler = Node("first", "LTXA2VSampler", "First stage", renewing, links, 340, 600)
     report = joined("first report", *reports, "first.report")
     title = "First stage: half the size"
+    steered = "without guidance, which the distilled checkpoint does not need" if v.distilled else "with guidance"
     return Stage("first stage", title, (*map(tuple, columns), (sampler,), (report,)), tuple(widgets), {}, VIOLET, 270,
-                 about="Samples the video at half its size, with guidance.")  # fmt: skip
+                 about=f"Samples the video at half its size, {steered}.")  # fmt: skip
 
 
 def second_stage(v: Variant) -> Stage:

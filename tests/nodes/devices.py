@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from a2v.ltx.memory.rehearsal import mapped
+from a2v.ltx.weights import decoding, int8, nvfp4
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -67,11 +68,19 @@ def simulated(lacks: tuple[torch.dtype, ...] = ()) -> Iterator[torch.device]:
     """lacks: dtypes that no tensor on the device can have."""
     global _lacks
     before, _lacks = _lacks, lacks
+    _forget_tables()
     try:
         with _FromNumbers(), _Factories():
             yield DEVICE
     finally:
         _lacks = before
+        _forget_tables()
+
+
+def _forget_tables() -> None:
+    """Tables that code keeps for a device are of another kind inside than outside, where DEVICE holds no numbers."""
+    for kept in (decoding._values_of, nvfp4._pairs, int8._rotation):
+        kept.cache_clear()
 
 
 def _run(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:

@@ -133,7 +133,7 @@ def test_the_sampler_obeys(model: memory.Model, monkeypatch: pytest.MonkeyPatch,
     film = type(
         "Film", (), {"cut": _cut(), "frozen": True, "sounds": (SimpleNamespace(reference=None, frozen=True),)}
     )()
-    steering = type("S", (), {"steps": 1, "passes": lambda self, frozen: 4})()
+    steering = type("S", (), {"steps": 1, "sampler": "euler", "passes": lambda self, frozen: 4})()
     monkeypatch.setattr(sampling, "StageProgress", lambda *a: None)
     monkeypatch.setattr(memory.Model, "attach", lambda self: order.append("LoRAs beside the weights"))
     monkeypatch.setattr(activations, "sampling_memory", placed)

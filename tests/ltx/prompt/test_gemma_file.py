@@ -224,7 +224,7 @@ def test_without_a_vision_tower_text_is_read_and_written(
     assert torch.equal(hidden_states(blind, PROMPT)[0], hidden_states(seeing, PROMPT)[0])
     monkeypatch.setattr(expansion, "NEW_TOKENS", 6)
     plain = expand(seeing, PROMPT, seed=1)
-    assert plain.expanded and plain.reason == "Gemma's answer was cut after 6 tokens."
+    assert plain.expanded and "image" not in (plain.reason or "")
     without = expand(blind, PROMPT, seed=1, image=picture)
     assert without.expanded and without.prompt == plain.prompt
     assert without.reason is not None and "image" in without.reason and path.name in without.reason

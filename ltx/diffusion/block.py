@@ -20,7 +20,7 @@ from diffusers.models.transformers.transformer_ltx2 import (
 from torch import Tensor, nn
 
 from ..classes import give_classes
-from ..weights.quantized import given
+from ..weights.quantized import read_by
 from ..weights.rounding import Input, sharing
 from .attention import taking_weights
 from .kernels import add_gated, fuses, gate_heads, gelu, modulator, norm_rotate
@@ -227,15 +227,15 @@ def _attention(
     """
     with sharing():
         gates, source = attention.to_gate_logits, x if context is None else context
-        logits = None if gates is None else gates(given(gates, x))
+        logits = None if gates is None else gates(read_by(gates, x))
         if pair is None:
-            value = attention.to_v(given(attention.to_v, source)).unflatten(2, (attention.heads, -1))
+            value = attention.to_v(read_by(attention.to_v, source)).unflatten(2, (attention.heads, -1))
             if skipped and all(skipped):
                 return attention.to_out[0](_gated(attention, [value], logits))
         kept = _without_skipped(x, skipped)
-        query = _rotate(attention, attention.norm_q, attention.to_q(given(attention.to_q, kept)), positions)
+        query = _rotate(attention, attention.norm_q, attention.to_q(read_by(attention.to_q, kept)), positions)
         if pair is None:
-            key = attention.to_k(given(attention.to_k, kept if context is None else context))
+            key = attention.to_k(read_by(attention.to_k, kept if context is None else context))
             key = _rotate(attention, attention.norm_k, key, key_positions or positions)
     if pair is not None:
         return attention.to_out[0](_gated(attention, _read(attention, query, pair, second), logits))

@@ -167,6 +167,28 @@ def norm_rotate(norm: nn.Module, x: Tensor, heads: int, positions: Pair) -> Tens
 if triton is not None:
     # long: a kernel takes each tensor and each size by itself
     @triton.jit
+    def _store(
+        value,
+        mask,
+        at,
+        row,
+        plain,
+        rounded,
+        factors,
+        inverse,
+        tiny,
+        PLAIN: tl.constexpr,
+        ROUND: tl.constexpr,
+        PTX: tl.constexpr,
+    ):
+        """Writes a row of an input of layers, in the model's dtype, in the forms that they read."""
+        if PLAIN:
+            tl.store(plain + at, value, mask)
+        if ROUND:
+            store_rounded(value.to(tl.float32), mask, at, row, rounded, factors, inverse, tiny, PTX)
+
+    # long: a kernel takes each tensor and each size by itself
+    @triton.jit
     def _norm_modulate(
         x,
         shift,
@@ -198,11 +220,7 @@ if triton is not None:
         value = value * factor + tl.load(shift + at, mask, 0.0).to(tl.float32)
         value = value.to(x.dtype.element_ty)
         at = row * width + column
-        if PLAIN:
-            tl.store(plain + at, value, mask)
-        if ROUND:
-            value = value.to(tl.float32)
-            store_rounded(value, mask, at, row, tl.max(tl.abs(value), 0), rounded, factors, inverse, tiny, PTX)
+        _store(value, mask, at, row, plain, rounded, factors, inverse, tiny, PLAIN, ROUND, PTX)
 
     # long: a kernel takes each tensor and each size by itself
     @triton.jit
@@ -227,11 +245,7 @@ if triton is not None:
         # (1 + tanh(u)) / 2 is the sigmoid of 2u, with u = sqrt(2 / pi) (x + 0.044715 x³)
         value *= tl.sigmoid(value * (1.5957691216057308 + 0.07135481627362753 * value * value))
         value = value.to(x.dtype.element_ty)
-        if PLAIN:
-            tl.store(plain + at, value, mask)
-        if ROUND:
-            value = value.to(tl.float32)
-            store_rounded(value, mask, at, row, tl.max(tl.abs(value), 0), rounded, factors, inverse, tiny, PTX)
+        _store(value, mask, at, row, plain, rounded, factors, inverse, tiny, PLAIN, ROUND, PTX)
 
     # long: a kernel takes each tensor and each size by itself
     @triton.jit
@@ -317,9 +331,4 @@ if triton is not None:
         at = row // tokens * row_stride + row % tokens * token_stride + head.to(tl.int64) * head_stride + place
         value = (tl.load(x + at, mask, 0.0).to(tl.float32) * factor).to(x.dtype.element_ty)
         at = row * heads * width + head * width + place
-        if PLAIN:
-            tl.store(plain + at, value, mask)
-        if ROUND:
-            value = value.to(tl.float32)
-            most = tl.max(tl.max(tl.abs(value), 1), 0)
-            store_rounded(value, mask, at, row, most, rounded, factors, inverse, tiny, PTX)
+        _store(value, mask, at, row, plain, rounded, factors, inverse, tiny, PLAIN, ROUND, PTX)

@@ -300,7 +300,7 @@ def reading(layers: Iterable[nn.Module], x: Input) -> tuple[bool, bool]:
     return any(rounded for rounded, _ in takes), not all(rounded and not layer.branches for rounded, layer in takes)
 
 
-def given(layer: nn.Module, x: Input) -> Input:
+def read_by(layer: nn.Module, x: Input) -> Input:
     """What a layer reads of an input of several layers."""
     return x.plain if isinstance(x, Rounded) and not takes_rounded(layer, x) else x
 

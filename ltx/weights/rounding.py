@@ -146,9 +146,9 @@ store_rounded = None  # without Triton
 if triton is not None:
 
     @triton.jit
-    def store_rounded(value, mask, at, row, most, rounded, factors, inverse, tiny, PTX: tl.constexpr):
-        """Rounds the values of a row, in float32, of which `most` is the largest magnitude."""
-        factor = tl.maximum(most * inverse, tiny)
+    def store_rounded(value, mask, at, row, rounded, factors, inverse, tiny, PTX: tl.constexpr):
+        """Rounds the values of a row, in float32; those outside of the mask are 0."""
+        factor = tl.maximum(tl.max(tl.abs(value)) * inverse, tiny)
         tl.store(factors + row, factor)
         value *= tl.div_rn(1.0, factor)
         if PTX:
@@ -185,4 +185,4 @@ if triton is not None:
         mask = column < width
         at = row * width + column
         value = tl.load(x + at, mask, 0.0).to(tl.float32)
-        store_rounded(value, mask, at, row, tl.max(tl.abs(value), 0), rounded, factors, inverse, tiny, PTX)
+        store_rounded(value, mask, at, row, rounded, factors, inverse, tiny, PTX)

@@ -31,7 +31,7 @@ from a2v.ltx.media.seek import Keys
 from a2v.ltx.request import parse
 from a2v.ltx.trace import Recorder
 from a2v.tests.ltx.loaded import loaded_once
-from a2v.tests.ltx.media.clips import write_clip
+from a2v.tests.ltx.media.clips import write_damaged
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -538,12 +538,7 @@ def test_a_mask_that_ends_before_the_video_is_told(
 
 @pytest.mark.parametrize("named", ["video", "reference"])
 def test_damage_that_is_met_is_told(engine: Engine, media: dict[str, Path], tmp_path: Path, named: str) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    path = write_clip(tmp_path / "a.mov", noise, kind="png.mov")
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 400] = bytes(400)
-    path.write_bytes(content)
+    path = write_damaged(tmp_path / "a.mov", (FRAMES, HEIGHT, WIDTH))
     values = {"edit": {"renew": "sound"}} if named == "video" else {"num_frames": FRAMES, "match_audio_length": False}
     values = {**values, "video_size": {"width": WIDTH, "height": HEIGHT}}
     result = engine(values, **{named: path}, **({} if named == "video" else {"audio": media["voice"]}))

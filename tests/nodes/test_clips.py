@@ -28,7 +28,7 @@ from a2v.nodes.film import FilmSound, Retake, heard
 from a2v.nodes.taking.clip import to_clip, to_image_clip
 from a2v.nodes.taking.mask import to_area
 from a2v.tests.host.graph import RETAKE
-from a2v.tests.ltx.media.clips import plain, write_clip
+from a2v.tests.ltx.media.clips import plain, write_clip, write_damaged
 from a2v.tests.nodes.test_steering import run
 from a2v.tests.robust.odd_nodes import values
 from comfy_api.latest import InputImpl, Types
@@ -335,12 +335,7 @@ def test_a_mask_beside_new_sound_is_told() -> None:
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Any:
-    noise = np.random.default_rng(0).integers(0, 256, (25, 64, 64, 3), dtype=np.uint8)
-    path = write_clip(tmp_path / "a.mov", noise, kind="png.mov")
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 400] = bytes(400)
-    path.write_bytes(content)
+    path = write_damaged(tmp_path / "a.mov", (25, 64, 64))
     return to_clip(InputImpl.VideoFromFile(str(path)))[0]
 
 

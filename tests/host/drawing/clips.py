@@ -35,8 +35,8 @@ HINTS = {
     REFERENCE: "*Edges* draws the clip's outlines. If your clip shows poses, depth or edges already, bypass *Edges* "
     "(*Ctrl+B*).\n\n*strength* says how clean the model sees the clip.",
     DUB: "Both stages see the clip (*Reference*). The first one hears its sound as an example (*Reference Sound*), and "
-    "the second one the new sound.\n\n*strength* of *Audio Conditioning*: 1 keeps your voice, an experiment; 0 lets "
-    "the model speak the prompt's words.",
+    "the second one hears the new sound.\n\nWith *strength* 1 of *Audio Conditioning* your voice stays, which is an "
+    "experiment. With 0 the model speaks the prompt's words.",
 }
 LENGTH = {"frames": "clip.frames", "fps": "clip.fps"}
 
@@ -110,7 +110,7 @@ def conditions(v: Variant) -> Stage:
     if v.clip == REFERENCE:
         why += "\n\nThe IC-LoRA sees the clip at half the size, so width and height are rounded up to multiples of 128."
     if v.clip == DUB:
-        why += "\n\nOf a voice that is longer the rest is left out, and after a shorter one there is silence."
+        why += "\n\nIf the voice is longer than the clip, its rest is left out. If it is shorter, silence follows it."
     length = note("size and length", why, 320)
     reports = ["ic.report" if v.ic_lora else "lora.report", "clip.report", "size.report", "preprocess.report"]
     reports += ["retake.report"] if v.retakes else ["own.report"] if v.clip == DUB else []

@@ -31,7 +31,7 @@ from a2v.ltx.diffusion.block import Block, _gated, _modulated, _rotate
 from a2v.ltx.diffusion.modulation import Ada, Places
 from a2v.ltx.weights import products, rounding
 from a2v.ltx.weights.checkpoint import load_checkpoint
-from a2v.ltx.weights.quantized import Branch, QuantizedLinear, given, layer_of, quantize, quicken, to_float8
+from a2v.ltx.weights.quantized import Branch, QuantizedLinear, layer_of, quantize, quicken, read_by, to_float8
 from a2v.ltx.weights.rounding import Input, Rounded
 from a2v.tests.ltx.diffusion.one_pass import Case, guided_step
 from a2v.tests.tiny import write_tiny
@@ -123,7 +123,7 @@ def compare_rounded(shape: tuple[int, int, int, int], lora: bool, randn: Draw) -
         expected = _modulated(norm, x, ada, 1, 2, ())
         tell_rounded(f"modulate {levels} {name}", _modulated(norm, x, ada, 1, 2, (layer, layer)), expected, lora)
     both_forms = _modulated(norm, x, ada, 1, 2, (layer, nn.Linear(width, 4)))
-    assert given(nn.Linear(width, 4), both_forms) is both_forms.plain and given(layer, both_forms) is both_forms
+    assert read_by(nn.Linear(width, 4), both_forms) is both_forms.plain and read_by(layer, both_forms) is both_forms
     attended, logits = randn(rows, tokens, heads, 2 * half).bfloat16(), randn(rows, tokens, heads).bfloat16()
     strided = attended.transpose(1, 2).contiguous().transpose(1, 2)
     for kind, parts in (("whole", (attended,)), ("rows", attended.split(1)), ("strided", (strided,))):

@@ -34,6 +34,16 @@ KINDS: Mapping[str, tuple[str, str, str, dict[str, str]]] = {
 }
 
 
+def write_damaged(path: Path, shape: tuple[int, int, int]) -> Path:
+    """Writes pictures of noise, [frames, H, W], as a .mov that has lost what is in its middle."""
+    write_clip(path, np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8), kind="png.mov")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 400] = bytes(400)
+    path.write_bytes(content)
+    return path
+
+
 def write_clip(
     path: Path,
     pictures: Iterable[np.ndarray],

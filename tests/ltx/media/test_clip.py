@@ -16,7 +16,17 @@ from a2v.ltx.media.images import fit, load_image
 from PIL import ExifTags, Image
 from safetensors import safe_open
 
-from .clips import COLOURS, KINDS, plain, quarters, set_display_matrix, to_frame, write_clip, write_planes
+from .clips import (
+    COLOURS,
+    KINDS,
+    plain,
+    quarters,
+    set_display_matrix,
+    to_frame,
+    write_clip,
+    write_damaged,
+    write_planes,
+)
 
 RATE = Fraction(24)
 
@@ -528,12 +538,7 @@ def test_a_truncated_file(tmp_path: Path, kind: str, share: float) -> None:
 
 
 def test_damaged_parts_are_told(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-    path = write_clip(tmp_path / "a.mov", noise, kind="png.mov")
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 400] = bytes(400)
-    path.write_bytes(content)
+    path = write_damaged(tmp_path / "a.mov", (20, 32, 32))
     told: list[str] = []
     pictures = list(open_clip(path).pictures(RATE, 20, note=told.append))
     assert len(pictures) == 20 and any("damaged" in text for text in told)

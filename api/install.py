@@ -17,6 +17,7 @@ from .protocol.cors import install_cors
 from .protocol.following import Following
 from .protocol.openapi import document
 from .protocol.operations import Answer, Operation
+from .protocol.packed import unpacked
 from .protocol.submitting import Submitting
 from .protocol.uploads import Uploads
 from .queue.queue import RequestQueue
@@ -87,7 +88,7 @@ def other_applications(settings: Settings) -> web.RouteDef:
             return no_such_path(request)
         return problem(404, f"Application {name[:200]!r} not found; this server has {', '.join(APPLICATIONS)}.")
 
-    return web.route("*", settings.prefix + "/{kind:run|queue}/{path:[^/]+/[^/]+[\\s\\S]*}", unknown)
+    return web.route("*", settings.prefix + "/{kind:run|queue}/{path:[^/]+/[^/]+[\\s\\S]*}", unpacked(unknown))
 
 
 def anything_else(settings: Settings) -> web.RouteDef:
@@ -96,7 +97,7 @@ def anything_else(settings: Settings) -> web.RouteDef:
     async def unknown(request: web.Request) -> web.Response:
         return no_such_path(request)
 
-    return web.route("*", f"{settings.prefix}/{{path:[\\s\\S]*}}", unknown)
+    return web.route("*", f"{settings.prefix}/{{path:[\\s\\S]*}}", unpacked(unknown))
 
 
 def no_such_path(request: web.Request) -> web.Response:

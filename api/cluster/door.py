@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from ..files.incoming import CHUNK, Incoming, TooLargeError, in_thread
+from ..files.incoming import CHUNK, Incoming, TooLargeError, in_larger, in_thread
 from ..files.results import PART, RESULT
 from ..settings import MIB, Settings
 
@@ -109,7 +109,7 @@ class Door:
         folder = self._settings.output_folder
         try:
             async with Incoming(folder, LARGEST_RESULT) as file:
-                async for piece in request.content.iter_chunked(CHUNK):
+                async for piece in in_larger(request.content.iter_chunked(CHUNK)):
                     await file.write(piece)
                 if request.content_length not in (None, file.size):
                     return 400

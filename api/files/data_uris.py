@@ -67,7 +67,7 @@ class DataUri:
     def _decode(self, data: bytes) -> None:
         if not self._base64:
             return self._write(data)
-        text = data.translate(None, WHITE)
+        text = data.translate(None, WHITE) if any(byte in data for byte in WHITE) else data
         digits = text.rstrip(b"=")
         if self._padded and digits:
             raise self._broken("characters after the padding")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,13 +18,20 @@ from .results import PART
 DAY = 24 * 3600.0
 
 
-def found(name: str, settings: Settings) -> str:
-    """The file of the part whose name begins so, or "". It counts as new then."""
-    for path in _parts(settings.output_folder, name):
-        with suppress(OSError):
-            os.utime(path)
-            return path.name
-    return ""
+def found(names: Iterable[str], settings: Settings) -> dict[str, str]:
+    """The files of those parts that are there, by the names that they begin with. They count as new then.
+
+    It lists the folder once, which may have very many results: call it off the event loop.
+    """
+    there: dict[str, str] = {}
+    paths = _parts(settings.output_folder)
+    for name in names:
+        for path in paths:
+            if name not in there and path.name.startswith(name):
+                with suppress(OSError):
+                    os.utime(path)
+                    there[name] = path.name
+    return there
 
 
 def sweep(settings: Settings) -> None:
@@ -49,5 +57,5 @@ def drop(names: list[str], settings: Settings) -> None:
         remove(settings.output_folder / name)
 
 
-def _parts(folder: Path, name: str = "") -> list[Path]:
-    return sorted(path for path in folder.glob(f"{name}*.safetensors") if PART.fullmatch(path.name))
+def _parts(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.safetensors") if PART.fullmatch(path.name))

@@ -6,15 +6,20 @@ import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 CHUNK = 2**20
+LEAST_PIECE = 2**18
+"""Bytes of an arriving file that go to the thread at once: each time costs a running job up to five milliseconds."""
 THREADS = ThreadPoolExecutor(4, "ltx-a2v-files")
 """Threads for files alone, so that many arriving files hold up nothing else in ComfyUI."""
+ARRIVING = ThreadPoolExecutor(1, "ltx-a2v-bytes")
+"""The thread that decodes, hashes and writes what arrives. Several would only take the interpreter from a running job
+in turns."""
 
 T = TypeVar("T")
 
@@ -22,6 +27,25 @@ T = TypeVar("T")
 async def in_thread(work: Callable[..., T], *args: Any) -> T:
     """Runs `work(*args)` off the event loop."""
     return await asyncio.get_running_loop().run_in_executor(THREADS, work, *args)
+
+
+async def as_arriving(work: Callable[..., T], *args: Any) -> T:
+    """Runs `work(*args)` on arriving bytes off the event loop, one piece after the other."""
+    return await asyncio.get_running_loop().run_in_executor(ARRIVING, work, *args)
+
+
+async def in_larger(pieces: AsyncIterator[bytes], least: int = LEAST_PIECE) -> AsyncIterator[bytes]:
+    """Joins pieces until they have that many bytes. The first one comes as it is, so that a wrong file is refused at
+    its beginning; the last ones may have fewer."""
+    held, size = [], least
+    async for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= least:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
 
 
 class TooLargeError(ValueError):
@@ -55,7 +79,7 @@ class Incoming:
 
     async def write(self, data: bytes) -> None:
         """As `write_now`, off the event loop."""
-        await in_thread(self.write_now, data)
+        await as_arriving(self.write_now, data)
 
     async def inspect(self, look: Callable[[Path], str]) -> str:
         """Calls `look` on the file so far, off the event loop, and returns its result."""

@@ -18,7 +18,7 @@ from ..network import addresses
 from ..network.fetching import body_of, fetch
 from ..settings import MIB, SUBFOLDER, Settings
 from . import owners, uploads
-from .incoming import CHUNK, Incoming, TooLargeError, in_thread
+from .incoming import CHUNK, Incoming, TooLargeError, in_larger, in_thread
 from .looks import Kind, best_suffix, look
 from .results import CONTENT_TYPES, RESULTS, result_path
 
@@ -83,7 +83,7 @@ class Inbox:
     ) -> str:
         async with Incoming(self._settings.input_folder, self._settings.max_media) as file:
             try:
-                async for piece in pieces:
+                async for piece in in_larger(pieces):
                     await file.write(piece)
             except TooLargeError as error:
                 raise self._too_large(field) from error

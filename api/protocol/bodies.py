@@ -15,7 +15,7 @@ from aiohttp import StreamReader, web
 from ...ltx.characters import is_whole
 from ..applications.inputs import HALF_TEXT, digest, read_json
 from ..files.data_uris import ArrivedFile
-from ..files.incoming import Incoming, in_thread
+from ..files.incoming import Incoming, as_arriving, in_larger, in_thread
 from ..settings import Settings
 from ..waiting import TooSlowError, paced
 from .answers import RETRY, Refusal
@@ -84,9 +84,9 @@ def _too_many() -> Refusal:
 
 async def pieces_of(request: web.Request) -> AsyncIterator[bytes]:
     """Yields a request's body. Errors: 408 if it comes too slowly; 503 if it gave way to another one; 400 if it is not
-    compressed or divided as its headers say."""
+    divided as its headers say."""
     try:
-        async for piece in paced(request.content.readany, IDLE_SECONDS, LEAST_RATE, RATE_SECONDS):
+        async for piece in in_larger(paced(request.content.readany, IDLE_SECONDS, LEAST_RATE, RATE_SECONDS)):
             yield piece
     except TooSlowError as error:
         raise Refusal(408, f"The body came too slowly: {error}.", headers={"Connection": "close"}) from None
@@ -95,8 +95,7 @@ async def pieces_of(request: web.Request) -> AsyncIterator[bytes]:
     except web.RequestPayloadError:
         raise Refusal(
             400,
-            "The body is broken: it is not compressed as Content-Encoding says, or not sent in the chunks "
-            "that it announces.",
+            "The body is broken: it is not sent in the chunks that it announces.",
             headers={"Connection": "close"},
         ) from None
 
@@ -153,7 +152,7 @@ async def read_submission(request: web.Request, names: Collection[str], settings
             if size > longest:
                 raise Refusal(413, TOO_LARGE)
             if len(piece) > AT_ONCE:
-                await in_thread(reader.feed, piece)
+                await as_arriving(reader.feed, piece)
             else:
                 reader.feed(piece)
         text = bytes(reader.text)

@@ -14,6 +14,7 @@ from ..settings import Settings
 from .access import guard
 from .answers import Handler, answering
 from .messages import PlainProblem
+from .packed import unpacked
 
 JSON, BYTES = "application/json", "application/octet-stream"
 
@@ -85,7 +86,8 @@ def routes(operations: Iterable[Operation], settings: Settings) -> list[web.Rout
     """The routes of all operations, for the server's app."""
     found = []
     for operation in operations:
-        handler = answering(guard(operation.handler, settings) if operation.needs_key else operation.handler)
+        guarded = guard(operation.handler, settings) if operation.needs_key else operation.handler
+        handler = unpacked(answering(guarded))
         options = {"allow_head": operation.head} if operation.method == "GET" else {}
         for path in (operation.path, *operation.also):
             found.append(web.RouteDef(operation.method, settings.prefix + path, handler, options))

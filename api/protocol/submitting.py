@@ -51,7 +51,7 @@ BAD_BODY = {
     400: Answer("The HTTP request is broken.", PlainProblem),
     408: Answer("The body came too slowly.", PlainProblem),
     413: Answer("The body is too large.", PlainProblem),
-    415: Answer("The body is not announced as JSON.", PlainProblem),
+    415: Answer("The body is compressed, or not announced as JSON.", PlainProblem),
     422: Answer("An input is missing or wrong.", ValidationProblem),
     424: Answer("A model file is not installed.", PlainProblem),
     **UNAVAILABLE,

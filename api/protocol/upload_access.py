@@ -30,7 +30,7 @@ ANSWERS = {
     409: Answer("The file is uploaded in parts, or a newer part of that number has come.", PlainProblem),
     410: Answer("This upload is complete.", PlainProblem),
     413: Answer("The file is too large.", PlainProblem),
-    415: Answer("The body is not announced as JSON.", PlainProblem),
+    415: Answer("The body is compressed, or not announced as JSON.", PlainProblem),
     422: Answer("The announcement, the part's number or the list of parts is wrong.", PlainProblem),
     **UNAVAILABLE,
 }

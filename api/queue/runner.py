@@ -140,7 +140,9 @@ class Runner:
         """Makes the parts of a film together with all lanes that are free. Errors: RequestFailed."""
         await asyncio.to_thread(film_parts.sweep, self._settings)
         graphs = [part_of(prompt, number, count, asked.sections) for number in range(1, count + 1)]
-        film = self._crew.open([self._part(request, application, number, graphs) for number in range(1, count + 1)])
+        there = await asyncio.to_thread(film_parts.found, [name for _, name in graphs], self._settings)
+        parts = [self._part(request, application, number, graphs, there) for number in range(1, count + 1)]
+        film = self._crew.open(parts)
         lost = False
         try:
             while not film.is_over:
@@ -162,9 +164,15 @@ class Runner:
         film.check()
 
     def _part(
-        self, request: StoredRequest, application: Application, number: int, graphs: list[tuple[Prompt, str]]
+        self,
+        request: StoredRequest,
+        application: Application,
+        number: int,
+        graphs: list[tuple[Prompt, str]],
+        there: dict[str, str],
     ) -> PartRun:
-        """A part to run. graphs: of all parts, with the names that their files begin with."""
+        """A part to run. graphs: of all parts, with the names that their files begin with; there: such a name → the
+        part's file, if it was made before."""
         graph, name = graphs[number - 1]
         graph = save_as(graph, f"{SUBFOLDER}/{name}")
         before = f"Part {number} of {len(graphs)}"
@@ -186,7 +194,7 @@ class Runner:
             return node_failed(error.error, graph, application) if isinstance(error, Outcome) else error
 
         part = PartRun(graph, say, happened, judge)
-        part.file = film_parts.found(name, self._settings)
+        part.file = there.get(name, "")
         if part.file:  # for a film that was ended, or that has the same part
             say("made before")
         return part

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Index, Text, delete, or_, select, update
+from sqlalchemy import Index, Text, delete, func, literal, or_, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from ...ltx.errors import InputError
@@ -180,8 +180,10 @@ def _host(url: str) -> str:
 
 
 def _due(now: float, busy: Collection[str]) -> Any:
-    """Whether it is time for a try. A time too far ahead is one of another clock and counts as due."""
-    past = or_(Delivery.due <= now, Delivery.due > now + CLAIM_SECONDS + 2 * LONGEST_WAIT)
+    """Whether it is time for a try. A time further ahead than any that is set after so many tries is one of another
+    clock, or of this one before it was set back, and counts as due."""
+    longest = func.max(CLAIM_SECONDS, func.min(FIRST_WAIT * literal(1).bitwise_lshift(Delivery.tries), LONGEST_WAIT))
+    past = or_(Delivery.due <= now, Delivery.due > now + longest)
     return (Delivery.state == PENDING) & past & Delivery.host.not_in(busy)
 
 

@@ -27,13 +27,13 @@ from a2v.api.database.store import StoreFailed
 from a2v.api.files.incoming import Incoming
 from a2v.api.graph.graph import Prompt
 from a2v.api.host import Outcome
-from a2v.api.protocol import bodies
+from a2v.api.protocol import bodies, packed
 from a2v.api.queue.cleaner import Cleaner
 from a2v.api.settings import Settings
 from a2v.ltx.errors import InputError
 from a2v.tests.api.edges import APP, before_writes, data_uri, make_settings, opened, serving, wav
 from a2v.tests.api.stand_ins import BODY, PICTURE, Place, failing
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 
 class Served(Place):
@@ -303,17 +303,61 @@ def test_a_stream_under_a_host_that_is_no_name_is_refused_with_one_answer(served
     assert said.startswith(b"HTTP/1.1 400 ") and said.count(b"HTTP/1.1") == 1 and b"Host header" in said
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate"])
-def test_a_body_that_is_not_compressed_as_it_says_is_the_clients_mistake(served: Served, coding: str) -> None:
+def test_bodies_take_turns_on_one_thread_in_large_pieces(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several threads, and many small pieces, left a running job an eighth of the interpreter."""
+    writes: list[tuple[str, int]] = []
+    write = Incoming.write_now
+
+    def note(file: Incoming, data: bytes) -> None:
+        writes.append((threading.current_thread().name, len(data)))
+        write(file, data)
+
+    monkeypatch.setattr(Incoming, "write_now", note)
+    sound = bytes(4_000_000)
+    token = requests.post(f"{served.base}/rest/storage/auth/token", json={}, timeout=20).json()["token"]
+    headers = {"Authorization": f"Bearer {token}"}
+    with ThreadPoolExecutor() as pool:
+        upload = f"{served.base}/cdn/files/upload"
+        sent = [pool.submit(requests.post, upload, data=sound, headers=headers, timeout=60) for _ in range(2)]
+        sent += [pool.submit(served.ask, {**BODY, "audio_url": data_uri(sound, "audio/wav")}) for _ in range(2)]
+        assert sorted(each.result().status_code for each in sent) == [200, 200, 422, 422], "zeros are no sound"
+    assert {thread for thread, _ in writes} == {"ltx-a2v-bytes_0"}
+    assert sum(size for _, size in writes) == 16_000_000 and len(writes) < 16_000_000 / 2**17
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "identity, gzip"])
+def test_a_compressed_body_is_refused_with_the_reason(
+    served: Served, coding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right, broken or large, on every route, and whether or not the route exists."""
+    monkeypatch.setattr(packed, "ARRIVE_SECONDS", 0.05)
     headers = {"Content-Type": "application/json", "Content-Encoding": coding}
-    for url in (f"{served.base}/queue/{APP}", f"{served.base}/rest/storage/upload/initiate"):
-        answer = requests.post(url, data=b"abcde", headers=headers, timeout=20)
-        assert answer.status_code == 400 and "Content-Encoding" in answer.json()["detail"], answer.text
-    packed = gzip.compress(json.dumps(BODY).encode())
-    right = requests.post(
-        f"{served.base}/queue/{APP}", data=packed, headers={**headers, "Content-Encoding": "gzip"}, timeout=20
-    )
-    assert right.status_code == 200, "a body that is"
+    paths = (f"queue/{APP}", f"run/{APP}", "rest/storage/upload/initiate", "cdn/files/upload", "proxy", "none/such")
+    for path in paths:
+        for body in (gzip.compress(json.dumps(BODY).encode()), b"abcde", os.urandom(2**20)):
+            answer = requests.post(f"{served.base}/{path}", data=body, headers=headers, timeout=20)
+            assert answer.status_code == 415 and "Content-Encoding" in answer.json()["detail"], answer.text
+    plain = {**headers, "Content-Encoding": "identity"}
+    assert requests.post(f"{served.base}/queue/{APP}", json=BODY, headers=plain, timeout=20).status_code == 200
+
+
+def test_what_a_refused_body_unpacks_to_is_never_unpacked(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiohttp reads what nobody has read after an answer, and unpacked all of it on the event loop."""
+    came = 0
+    feed = StreamReader.feed_data
+
+    def count(reader: StreamReader, data: bytes, *others: Any) -> Any:
+        nonlocal came
+        came += len(data)
+        return feed(reader, data, *others)
+
+    monkeypatch.setattr(StreamReader, "feed_data", count)
+    bomb = gzip.compress(bytes(2**27), 1)
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip", "Connection": "close"}
+    for path in (f"queue/{APP}", "none/such"):
+        answer = requests.post(f"{served.base}/{path}", data=bomb, headers=headers, timeout=20)
+        assert answer.status_code == 415
+    assert came < 2**25, f"{came >> 20} of 256 MiB were unpacked"
 
 
 # what stays how long

@@ -170,6 +170,15 @@ def pieces(count: int) -> Iterator[bytes]:
     yield b'"}'
 
 
+def test_plain_base64_needs_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pattern reads a hundred megabytes in a second, and no other thread runs Python meanwhile."""
+    monkeypatch.setattr(json_reader, "WITHOUT_END", None)
+    with Reading(tmp_path) as reader:
+        for piece in (b'{"audio_url": "data:audio/wav;base64,', b"QUJD" * 1000, b'QUJD", "seed": 7}'):
+            reader.feed(piece)
+        assert reader.files["audio_url"].file.size == 3003 and json.loads(reader.text)["seed"] == 7
+
+
 def test_a_large_file_is_never_in_memory(tmp_path: Path) -> None:
     with Reading(tmp_path) as reader:
         for piece in pieces(100):

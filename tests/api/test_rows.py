@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import stat
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -14,6 +15,7 @@ from a2v.api.database import rows
 from a2v.api.database.rows import DONE, QUEUED, RUNNING, StoredRequest
 from a2v.api.database.store import Store, StoreConflict
 from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 
 def at(seconds: float, boot: str = "this") -> Moment:
@@ -335,7 +337,8 @@ def test_a_result_that_is_sent_but_once_is_over_some_time_after_it_was_read_or_e
         assert [found.id for found in rows.inline(session, 1000.0, 1099.0, 9)] == ["unread"]
 
 
-def test_old_requests_are_found_by_an_index_and_not_by_a_walk_through_all(database: Store) -> None:
+def plans_of(database: Store, work: Callable[[Session], object]) -> list[str]:
+    """How SQLite would run each statement of that work."""
     plans: list[str] = []
 
     def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
@@ -348,14 +351,45 @@ def test_old_requests_are_found_by_an_index_and_not_by_a_walk_through_all(databa
     for engine in database.engines:
         event.listen(engine, "before_cursor_execute", explain)
     with database.session() as session:
+        work(session)
+    return plans
+
+
+def test_old_requests_are_found_by_an_index_and_not_by_a_walk_through_all(database: Store) -> None:
+    def work(session: Session) -> None:
         rows.with_files(session, 1.0, rows.FIRST_ENDED, 9)
         rows.inline(session, 1.0, 1.0, 9)
         rows.forget(session, 1.0, 9)
-    with_files, inline, forget = plans
+
+    with_files, inline, forget = plans = plans_of(database, work)
     assert with_files.startswith("SEARCH requests USING INDEX requests_with_files (ended>? AND ended<?)")
     assert "USING INDEX requests_sent_once" in inline
     assert "INDEX requests_without_files (ended>? AND ended<?)" in forget
     assert not any("B-TREE" in plan for plan in plans), "none is sorted"
+
+
+def test_what_the_queue_asks_each_second_reads_no_request_that_has_ended(database: Store) -> None:
+    """With 200,000 of them each of the first three took a second, within a transaction that writes."""
+
+    now = at(200.0)
+
+    def work(session: Session) -> None:
+        rows.release_expired(session, now, "a")
+        rows.release(session, "a", but=["b"])
+        rows.marked(session, "a")
+        rows.renew(session, "a", ["b"], now, 1.0)
+        rows.change(session, "b", "a", ready=True)
+        rows.overdue(session, now)
+        rows.cancelled(session)
+        rows.claim(session, "a", now, 1.0)
+        rows.claim(session, "a", now, 1.0, rows.unfetched(True, True, ["c"]))
+        rows.positions(session, ["b"])
+
+    plans = plans_of(database, work)
+    assert len(plans) == 10
+    for plan in plans:
+        first = plan.partition(", SCALAR SUBQUERY")[0]  # behind it: the last place, which only a release asks for
+        assert "SEARCH requests USING" in first and "SCAN requests" not in first, plan
 
 
 def test_of_a_request_whose_words_are_forgotten_none_is_in_the_files(database: Store) -> None:

@@ -334,6 +334,19 @@ def test_a_clock_that_is_set_back_costs_no_hour(settings: Settings, fast: None) 
         drive(settings, store, until=lambda: row(store).state == DELIVERED)
 
 
+@pytest.mark.parametrize("tries", range(webhooks.TRIES))
+def test_after_any_try_a_clock_that_is_set_back_costs_no_hour(settings: Settings, tries: int) -> None:
+    """By the waits of a server: those of a test are so short that any hour was too far ahead."""
+    longest = min(webhooks.FIRST_WAIT * 2 ** (tries - 1), webhooks.LONGEST_WAIT)  # as `_try` sets it
+    for waits, claimed in ((longest - 1, 0), (longest + 3600, 1)):
+        with opened(settings) as store:
+            with store.session() as session:
+                values = {"request_id": f"r-{waits}", "url": "http://a/", "body": BODY, "tries": tries}
+                session.add(Delivery(due=time.time() + waits, **values))
+            with store.session() as session:
+                assert len(webhooks._claim(session, 9, [])) == claimed
+
+
 def test_nothing_of_a_delivered_or_given_up_body_is_kept(settings: Settings, fast: None) -> None:
     def answer(request: web.Request) -> web.Response:
         return web.Response(status=200 if request.path == "/" else 500)

@@ -81,11 +81,12 @@ class SourceVideo:
         found = torch.nonzero(beyond == 0).flatten().tolist()
         return (found[0], found[-1] + 1) if found and beyond.any() else None
 
-    def weights(self, plan: Plan) -> Iterator[Tensor]:
-        """How much of each decoded frame is used, float32 [H, W] in 0..1; the rest is the source's own picture."""
+    def weights(self, plan: Plan, note: Note | None = None) -> Iterator[Tensor]:
+        """How much of each decoded frame is used, float32 [H, W] in 0..1; the rest is the source's own picture. note:
+        as for `Clip.pictures`, of the mask."""
         times, beyond = (_of_frames(each > 0) for each in self._latents(plan))
         seamed = beside(torch.maximum(times, beyond), plan, SEAM)
-        areas = None if self.area is None else self.area.weights(plan.frames, plan.height, plan.width)
+        areas = None if self.area is None else self.area.weights(plan.frames, plan.height, plan.width, note)
         for weight, everywhere in zip(seamed, beyond, strict=True):
             area = torch.ones(plan.height, plan.width) if areas is None else next(areas)
             yield weight * (torch.ones_like(area) if everywhere else area)
@@ -281,7 +282,7 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
         follows, frames = False, frames_for_audio(track, fps) if matched else request.num_frames
     place = placed(clip, edit, area, fps, frames, follows)
     source = _decided(place.source, (place.shown or place.frames) / fps, track)
-    frames, notes = place.frames, [*clip.notes, *place.notes]
+    frames, notes = place.frames, [*clip.notes, *(() if area is None else area.notes), *place.notes]
     if not matched and not follows and frames != request.num_frames:
         notes.append(f"num_frames rounded up from {request.num_frames} to {frames}")
     if track is not None:

@@ -26,12 +26,12 @@ FADE = Fraction(20, 1000)  # seconds in which sound that was made passes into th
 def restored(decoded: Iterator[Tensor], source: SourceVideo, plan: Plan, note: Note | None = None) -> Iterator[Tensor]:
     """Decoded frames, uint8 [n, H, W, 3] → the same with the source's own pixels where they are kept, between its
     frames that the plan writes before and behind them. Frames that the plan does not write are left out. note: as for
-    `Clip.pictures`."""
+    `Clip.pictures`, of the source and of its mask."""
     pictures = fitted(source.all_pictures(plan, note), plan.width, plan.height)
     for picture in islice(pictures, plan.lead):
         yield picture[None]
     left = plan.used
-    for chunk in blend(decoded, pictures, source.weights(plan)):
+    for chunk in blend(decoded, pictures, source.weights(plan, note)):
         if left > 0:
             yield chunk[:left]
         left -= len(chunk)

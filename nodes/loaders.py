@@ -174,7 +174,8 @@ class ModelLoader(io.ComfyNode):
                     default=SAME,
                     optional=True,
                     tooltip="The file with the video VAE, if the checkpoint has none: a file in models/vae, for "
-                    f"instance {V23.parts['video_vae']}, or a whole checkpoint.",
+                    f"instance {V23.parts['video_vae']}, or for {V25.name} {V25.parts['video_vae']}; or a whole "
+                    "checkpoint.",
                 ),
                 io.Combo.Input(
                     "audio_vae",
@@ -182,7 +183,8 @@ class ModelLoader(io.ComfyNode):
                     default=SAME,
                     optional=True,
                     tooltip="The file with the audio VAE and the vocoder, if the checkpoint has none: a file in "
-                    f"models/vae, for instance {V23.parts['audio_vae']}, or a whole checkpoint.",
+                    f"models/vae, for instance {V23.parts['audio_vae']}, or for {V25.name} {V25.parts['audio_vae']}; "
+                    "or a whole checkpoint.",
                 ),
                 io.Combo.Input(
                     "connectors",
@@ -309,7 +311,8 @@ class UpscalerLoader(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=files.model_files("latent_upscale_models"),
-                    tooltip=f"A file in models/latent_upscale_models: {MODELS['upscaler'].name}.",
+                    tooltip=f"A file in models/latent_upscale_models: {MODELS[V23.upscaler].name}, or for "
+                    f"{V25.name} {MODELS[V25.upscaler].name}.",
                 ),
                 io.Combo.Input(
                     "dtype",

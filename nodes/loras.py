@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 from comfy_api.latest import io
 
 from ..ltx.errors import InputError
-from ..ltx.models import MODELS, is_distilled, overdone
+from ..ltx.models import MODELS, V23, V25, is_distilled, overdone
 from ..ltx.request import PARAMETERS
 from ..ltx.weights.lora import ELSEWHERE, Match, load_lora, match
 from . import files, memory
@@ -193,7 +193,8 @@ class DistilledLora(io.ComfyNode):
                 io.Combo.Input(
                     "lora",
                     options=sorted(files.model_files("loras"), key=lambda name: not is_distilled(name)),
-                    tooltip=f"A file in models/loras: {MODELS['distilled-lora'].name}.",
+                    tooltip=f"A file in models/loras: {MODELS[V23.distilled_lora].name}, or for {V25.name} "
+                    f"{MODELS[V25.distilled_lora].name}.",
                 ),
                 widget("distill_lora_first_pass_scale", "first_pass_strength", display_name="first_stage_strength"),
                 widget("distill_lora_second_pass_scale", "second_pass_strength", display_name="second_stage_strength"),

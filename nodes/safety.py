@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
@@ -20,6 +21,7 @@ from ..ltx.errors import FlaggedError, InputError
 from ..ltx.media.images import flat
 from ..ltx.media.safety import REQUIRED, SAMPLES, THRESHOLD, Checker, Watch, blank, load_checker
 from . import files
+from .film import forget
 from .progress import Progress, reported
 from .taking.picture import to_frames
 from .types import CATEGORY
@@ -179,6 +181,12 @@ class SafetyChecker(io.ComfyNode):
                     "things that appear only briefly.",
                 ),
                 action_input(),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="From the last sampler. If the clip is flagged, what is kept of it on the disk is deleted, "
+                    "too.",
+                ),
             ],
             outputs=[
                 io.Image.Output("checked", display_name="images", tooltip="The frames, or black frames instead."),
@@ -200,7 +208,13 @@ class SafetyChecker(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images: Tensor, checker: str, threshold: float, frames_looked_at: int, action: str
+        cls,
+        images: Tensor,
+        checker: str,
+        threshold: float,
+        frames_looked_at: int,
+        action: str,
+        latent: Mapping[str, Any] | None = None,
     ) -> io.NodeOutput:
         files.choice("action", action, ACTIONS)
         opened = open_checker(checker)
@@ -216,6 +230,7 @@ class SafetyChecker(io.ComfyNode):
             done += len(chunk)
             progress(done, len(images))
         if watch.flagged:
+            forget(latent or {})  # what was flagged does not stay on the disk
             return reported(cls, blank(images), True, text=flagged(watch, action))
         return reported(cls, images, False, text=f"{passed(watch)}, highest score {watch.verdict.score:.2f}")
 

@@ -396,6 +396,13 @@ def test_counter_counts_rows() -> None:
     assert counter.runs == 10
 
 
+def test_the_readme_has_the_ratios_of_the_page() -> None:
+    page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/benchmarks.md", "README.md"))
+    section = " ".join(readme.partition("## How fast")[2].partition("\n## ")[0].split())
+    found = re.findall(r"\d\.\d+ \(\d\.\d+–\d\.\d+\)", section)
+    assert len(found) >= 5 and [each for each in found if each not in page] == []
+
+
 def test_the_page_is_the_results() -> None:
     """docs/benchmarks.md is written by the benchmarks, every figure with its date and machine."""
     results = sorted(measure.RESULTS.glob("*.json"))

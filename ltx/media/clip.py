@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import av
 import torch
+from av.format import Flags
 from torch import Tensor
 
 from ..errors import InputError
@@ -212,7 +213,7 @@ def open_clip(path: str | Path) -> FileClip:
             # VP8 and VP9 keep the opacity beside the stream that is decoded.
             notes.append("its transparency is not read, and what is under it is seen: convert it to ProRes 4444")
         tick, format_ = Fraction(stream.time_base), container.format.name
-        first = frame.pts if frame.pts is not None else frame.dts
+        first = None if _is_raw(stream) else frame.pts if frame.pts is not None else frame.dts
     with open_media(path, EXAMPLE) as container:
         found = _packets(container, picture_stream(container))
     fps, missing = found.fps, found.missing
@@ -270,13 +271,27 @@ def _aspect(stream: Any) -> Fraction | None:
 
 def _rate(stream: Any) -> Fraction | None:
     """The usual frame rate, exact also where the container stores rounded times. None if the file does not tell it, as
-    the recordings of browsers do not: for a guess FFmpeg then takes the ticks of the clock, 1000 a second."""
+    the recordings of browsers do not: for a guess FFmpeg then takes the ticks of the clock, 1000 a second. Of a raw
+    stream the average is always USUAL_RATE, and the guess is what the stream's own headers say."""
     clock = 1 / Fraction(stream.time_base)
-    guesses = (rate for rate in (stream.guessed_rate, stream.base_rate) if rate != clock or clock <= 1 / COARSEST)
-    for rate in (stream.average_rate, *guesses):
+    guesses = [rate for rate in (stream.guessed_rate, stream.base_rate) if rate != clock or clock <= 1 / COARSEST]
+    average = [stream.average_rate]
+    for rate in (*guesses, *average) if _is_raw(stream) else (*average, *guesses):
         if rate and 0 < rate <= MAX_RATE:
             return frame_rate(float(rate))
     return None
+
+
+def _is_raw(stream: Any) -> bool:
+    """Whether the file has no container, and so no times: FFmpeg makes them up, for several codecs wrongly."""
+    return bool(stream.container.format.flags & Flags.no_timestamps.value)
+
+
+def _length(item: Any, stream: Any, rate: Fraction) -> Fraction:
+    """The seconds that a picture of a raw stream, as a packet or a frame, is shown: in two fields at that rate, or in
+    more of them, as films for television are."""
+    fields = round((item.duration or 0) * Fraction(stream.time_base) * rate * 2)
+    return Fraction(max(2, fields), 2) / rate
 
 
 def _said_of(frame: Any, aspect: Fraction | None) -> Iterator[str]:
@@ -306,7 +321,7 @@ class _Packets:
 def _packets(container: Any, stream: Any) -> _Packets:
     """Reads the packets of a file whose picture is that stream."""
     finder, told = KeyFinder(stream), _rate(stream)
-    ends = {stream.index: Fraction(0)}
+    ends, raw = {stream.index: Fraction(0)}, _is_raw(stream)
     begun: list[Fraction] = []  # the times of the first and of the last picture
     count = back = 0
     bare: Fraction | None = None  # the last picture that has no length
@@ -314,13 +329,15 @@ def _packets(container: Any, stream: Any) -> _Packets:
     played = [each for each in container.streams if each.type in ("video", "audio") and each.time_base]
     for packet in packets_of(container, *played):
         index, shows = packet.stream_index, packet.stream_index == stream.index
-        if shows and packet.size:
+        if shows and packet.size and not raw:
             finder.see(packet)
         if not packet.size or packet.is_discard:
             continue
         time = packet.pts if packet.pts is not None else packet.dts
         count += shows
-        if time is None:
+        if raw and shows:
+            ends[index] += _length(packet, stream, told or USUAL_RATE)
+        if time is None or raw:
             continue
         time *= Fraction(packet.time_base)
         if shows:
@@ -331,7 +348,7 @@ def _packets(container: Any, stream: Any) -> _Packets:
             bare = time if bare is None else max(bare, time)
         ends[index] = max(ends.get(index, Fraction(0)), time + (length or 0) * Fraction(packet.time_base))
     fps = told or _mean(count, *begun)
-    if not begun:  # a stream without times, as raw H.264
+    if not begun and not raw:  # a stream without times
         ends[stream.index] = count / fps
     if bare is not None:
         ends[stream.index] = max(ends[stream.index], bare + 1 / fps)
@@ -350,15 +367,17 @@ def _timed(frames: Iterable[Any], stream: Any, zero: Fraction | None = None) -> 
     """Yields (seconds from the first picture, frame), deinterlaced, in times that rise. zero: the time of the first
     picture, by default that of the first frame."""
     whole, rate, tick = Deinterlacer(), _rate(stream) or USUAL_RATE, Fraction(stream.time_base)
+    raw = _is_raw(stream)
     last = None
 
     def with_times() -> Iterator[Any]:
-        """Gives each frame a time: its own, or else one frame after the one before."""
-        before = None
+        """Gives each frame a time: its own, or else, and in a raw stream, the end of the one before."""
+        before, length = None, Fraction(0)
         for frame in frames:
-            time = frame.pts if frame.pts is not None else frame.dts
+            time = None if raw else frame.pts if frame.pts is not None else frame.dts
             if time is None:
-                time = 0 if before is None else before + max(1, round(1 / rate / tick))
+                time = 0 if before is None else before + max(1, round(length / tick))
+            length = _length(frame, stream, rate) if raw else 1 / rate
             frame.time_base = frame.time_base or tick
             frame.pts = before = time if before is None else max(time, before)
             yield frame

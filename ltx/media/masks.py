@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -68,6 +68,11 @@ class Area:
         """Whether it is the same at all times."""
         return self.frames is not None and len(self.frames) == 1
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the report says about its file."""
+        return () if self.clip is None else self.clip.notes
+
     def cells(self, frames: int, height: int, width: int) -> Tensor:
         """The mask for the latent of a video of that size in pixels → float32 [1, 1, F, H / 32, W / 32], the largest
         value of the pixels and frames in each cell."""
@@ -83,14 +88,16 @@ class Area:
             found[cell] = torch.maximum(found[cell], pooled)
         return found[None, None]
 
-    def weights(self, frames: int, height: int, width: int) -> Iterator[Tensor]:
+    def weights(
+        self, frames: int, height: int, width: int, note: Callable[[str], None] | None = None
+    ) -> Iterator[Tensor]:
         """Yields for each frame of a video of that size the share of the new picture, float32 [height, width]: 0
-        outside the mask, and 1 inside behind the seam."""
+        outside the mask, and 1 inside behind the seam. note: as for `Clip.pictures`."""
         scale = max(width / self._laid[0], height / self._laid[1])
         seam = round(self.feather * scale)
 
         def sized() -> Iterator[Tensor]:
-            for mask in self._softened(frames):
+            for mask in self._softened(frames, note):
                 yield _ramp(self._resized(mask, height, width), seam)
                 if self.still:
                     return
@@ -110,19 +117,19 @@ class Area:
             return self.frames.shape[2], self.frames.shape[1]
         return self.clip.width, self.clip.height
 
-    def _masks(self, count: int) -> Iterator[Tensor]:
+    def _masks(self, count: int, note: Callable[[str], None] | None) -> Iterator[Tensor]:
         """float32 [H, W] for each frame of the video, at its own size."""
         if self.frames is None:
-            for picture in self.clip.pictures(self.rate, count, self.start):
+            for picture in self.clip.pictures(self.rate, count, self.start, note):
                 yield picture.float().mean(dim=2).div_(255)
             return
         for number in range(count):
             at = math.floor((self.start + number / self.rate) * self.fps)
             yield self.frames[min(max(at, 0), len(self.frames) - 1)]
 
-    def _softened(self, count: int) -> Iterator[Tensor]:
+    def _softened(self, count: int, note: Callable[[str], None] | None = None) -> Iterator[Tensor]:
         def softened() -> Iterator[Tensor]:
-            for mask in self._masks(1 if self.still else count):
+            for mask in self._masks(1 if self.still else count, note):
                 yield _ramp(mask, round(self.soften * mask.shape[1] / self._laid[0]))
 
         return softened() if self.still else _ramp_in_time(softened(), round(self.soften_time * self.rate))

@@ -503,6 +503,15 @@ def test_app_mode_shows_what_a_first_run_needs(name: str) -> None:
 
 
 @each
+def test_a_text_of_the_one_node_is_not_much_larger_than_it_needs(name: str) -> None:
+    """A text gets what the other widgets leave: twenty lines at most, of which no prompt here has more than six."""
+    (node,) = (node for node in FACES[name]["opening"]["nodes"] if len(node["type"]) == 36)
+    names = [slot["name"] for slot in node["inputs"] if "widget" in slot]
+    texts = len({"prompt", "text", "timeline"} & set(names))
+    assert 0 < (node["size"][1] - 42 - 24 * (len(names) - texts)) / texts <= 220
+
+
+@each
 def test_the_links_out_of_the_one_node_do_not_cross(name: str) -> None:
     face = FACES[name]["opening"]
     height = {node["id"]: node["pos"][1] for node in face["nodes"]}

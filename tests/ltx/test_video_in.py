@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from a2v.ltx import pipeline, sampling
+from a2v.ltx import given, pipeline, sampling
 from a2v.ltx.arguments import keyframe_argument, parser
 from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.diffusion.masks import ramped
@@ -26,7 +26,7 @@ from a2v.ltx.job import Compute, Files, prepare
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.clip import open_clip
 from a2v.ltx.media.images import fit
-from a2v.ltx.media.masks import fitted
+from a2v.ltx.media.masks import fitted, open_area
 from a2v.ltx.media.seek import Keys
 from a2v.ltx.request import parse
 from a2v.ltx.trace import Recorder
@@ -543,6 +543,23 @@ def test_damage_that_is_met_is_told(engine: Engine, media: dict[str, Path], tmp_
     values = {**values, "video_size": {"width": WIDTH, "height": HEIGHT}}
     result = engine(values, **{named: path}, **({} if named == "video" else {"audio": media["voice"]}))
     assert "a.mov: damaged parts of it were left out" in result.report["notes"]
+
+
+def test_damage_of_a_mask_is_told(engine: Engine, tmp_path: Path) -> None:
+    """Beside that of the video."""
+    video, mask = (write_damaged(tmp_path / name, (FRAMES, HEIGHT, WIDTH)) for name in ("a.mov", "mask.mov"))
+    result = engine({"video_size": {"width": WIDTH, "height": HEIGHT}}, video=video, mask=mask)
+    found = [note for note in result.report["notes"] if "damaged" in note]
+    assert sorted(found) == [f"{name}: damaged parts of it were left out" for name in ("a.mov", "mask.mov")]
+
+
+def test_what_is_known_of_a_mask_is_told(
+    tiny: TinyFiles, media: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = open_area(media["video"])
+    monkeypatch.setattr(given, "open_area", lambda path: replace(mask, clip=replace(mask.clip, notes=("mask: cut",))))
+    files = files_of(tiny, tmp_path / "out.mp4", video=media["video"], mask=tmp_path / "a.mov")
+    assert "mask: cut" in prepare(files, parse(BASE)).notes
 
 
 def test_silence_is_told_of_the_film_that_is_written(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +23,7 @@ from a2v.ltx.media.audio import Track, soundtrack
 from a2v.ltx.media.preprocess import TARGET, loudness
 from a2v.ltx.media.room_noise import with_room_noise
 from a2v.ltx.media.safety import Watch, load_checker
-from a2v.nodes import audio, latents, loras, output, safety
+from a2v.nodes import audio, film, latents, loras, output, safety
 from a2v.tests.ltx.media.test_safety import write as write_classifier
 
 
@@ -202,6 +204,25 @@ def test_an_installed_one_is_loaded_and_a_damaged_one_named(checkers: Path) -> N
     assert safety.stamp() != stamp
     with pytest.raises(InputError, match="bright"):
         safety.open_checker("bright")
+
+
+@pytest.mark.parametrize("action", ["replace", "refuse"])
+def test_what_is_kept_of_a_flagged_clip_is_deleted(
+    checkers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """If the checker is given its latent. What is kept of a clip that passes stays."""
+    write_classifier(checkers / "bright")
+    monkeypatch.setattr(safety.SafetyChecker, "hidden", SimpleNamespace(unique_id="1"))
+    window = tmp_path / "window.safetensors"
+    window.touch()
+    execute = partial(safety.SafetyChecker.execute, checker="bright", threshold=0.5, frames_looked_at=2, action=action)
+    for images, latent in ((torch.zeros(2, 8, 8, 3), {film.KEPT: (window,)}), (torch.ones(2, 8, 8, 3), None)):
+        with suppress(FlaggedError):
+            execute(images, latent=latent)
+        assert window.exists()
+    with suppress(FlaggedError):
+        assert execute(torch.ones(2, 8, 8, 3), latent={film.KEPT: (window,)}).args[1]
+    assert not window.exists()
 
 
 def test_a_clip_ends_at_its_first_flagged_frame(checkers: Path) -> None:

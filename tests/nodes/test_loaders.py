@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 import execution
+from a2v.ltx.models import GENERATIONS, MODELS, Generation
 from a2v.nodes import files, loaders, loras, memory, safety, text, windows
 from a2v.nodes.progress import TEXT
 from a2v.tests import layouts
@@ -70,6 +71,16 @@ def test_files_are_offered_where_they_are_kept(kept: dict[str, str]) -> None:
         options = offered(part)
         assert options[0] == SAME and {kept[part], kept["fp8"]} <= set(options)
     assert "fp8" in offered("dtype")
+
+
+@pytest.mark.parametrize("version", GENERATIONS, ids=lambda each: each.name)
+def test_tooltips_name_the_files_of_each_version(version: Generation) -> None:
+    nodes = (LOADER, loaders.UpscalerLoader, loras.DistilledLora)
+    tooltips = {each.id: each.tooltip for node in nodes for each in node.define_schema().inputs}
+    assert MODELS[version.upscaler].name in tooltips["file"]
+    assert MODELS[version.distilled_lora].name in tooltips["lora"]
+    for part in ("video_vae", "audio_vae"):
+        assert version.parts[part] in tooltips[part]
 
 
 def load(checkpoint: str, dtype: str = "auto", **parts: str) -> tuple[memory.Handle, ...]:

@@ -108,8 +108,10 @@ def whole(v: Variant) -> Stage:
         parts["models"] = replace(parts["models"], width=290)  # so that one column more fits the window
     loaders = (parts["models"], seed(v), *([clips.clip()] if v.clip else []))
     columns = (loaders, *settings, (parts["first"],), (parts["second"],), (writing,))
+    # all texts of a node get the same height; one alone would get the room of two
+    height = 232 + 24 * len(widgets) if v.distilled else 760
     return Stage("whole", f"{title} (LTX-{v.version})", columns, tuple(widgets),
-                 {"video": "save.video", "report": "report.report"}, ORANGE, 470, 760,
+                 {"video": "save.video", "report": "report.report"}, ORANGE, 470, height,
                  f"{about} Open it for all settings.", 92 if v.timeline else 110)  # fmt: skip
 
 

@@ -242,7 +242,7 @@ def prompts(v: Variant) -> Stage:
     if not v.distilled:
         widgets += [Widget.of("negative prompt", "negative.text")]
         columns[0] += [negative]
-    height = 300 if v.clip == DUB else 460  # the words of a clip are few
+    height = 260 if v.clip == DUB else 460  # the words of a clip are few
     return Stage("prompts", "Prompt", tuple(map(tuple, columns)), tuple(widgets), {}, YELLOW, 290, height,
                  about="Encodes the prompt as it is." if v.word_for_word else "Writes the prompt out and encodes it.",
                  )  # fmt: skip

@@ -373,18 +373,56 @@ def test_a_browsers_recording_does_not_tell_its_rate(tmp_path: Path, kind: str) 
     assert float(clip.seconds) == pytest.approx(60 * times[-1] / 59, rel=1e-5)
 
 
-@pytest.mark.parametrize("codec, format_", [("libx264", "h264"), ("libx265", "hevc")])
-def test_a_raw_stream_without_times(tmp_path: Path, codec: str, format_: str) -> None:
-    path = tmp_path / f"a.{format_}"
-    with av.open(str(path), "w", format=format_) as output:
-        stream = output.add_stream(codec, rate=25, options={"x265-params": "log-level=none:pools=1"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number in range(20):
-            output.mux(stream.encode(to_frame(plain(number), "yuv420p")))
-        output.mux(stream.encode())
+RAW = {
+    "h264": "libx264", "hevc": "libx265", "m2v": "mpeg2video", "m1v": "mpeg1video", "m4v": "mpeg4",
+    "ivf": "libvpx-vp9", "y4m": "wrapped_avframe",
+}  # fmt: skip
+"""Kinds of files without a container, or with hardly one, by a codec."""
+
+
+@pytest.mark.parametrize("fps", [Fraction(24), Fraction(24000, 1001), Fraction(25), Fraction(60)], ids=str)
+@pytest.mark.parametrize("kind", RAW)
+def test_a_raw_stream(tmp_path: Path, kind: str, fps: Fraction) -> None:
+    """Its own headers tell the rate, and all its pictures are seen."""
+    path = write_raw(tmp_path / f"a.{kind}", fps, 20)
     clip = open_clip(path)
-    assert clip.count(clip.fps) == 20
-    assert numbers(read(path, clip.fps)) == [n % len(COLOURS) for n in range(20)]
+    assert clip.fps == fps and clip.count(fps) == 20
+    assert numbers(read(path, fps, 20)) == [n % len(COLOURS) for n in range(20)]
+    assert numbers(read(path, fps, 5, 10 / fps)) == [n % len(COLOURS) for n in range(10, 15)]
+
+
+def test_a_raw_stream_with_repeated_fields(tmp_path: Path) -> None:
+    """As on DVDs of films: 24 pictures a second are shown in 60 fields, three and two in turns."""
+    content = bytearray(write_raw(tmp_path / "a.m2v", Fraction(30000, 1001), 20).read_bytes())
+    at, pictures = content.find(EXTENSION), 0
+    while at >= 0:
+        if content[at + 4] >> 4 == 1:
+            content[at + 5] &= ~0x08  # of the sequence: it is not progressive
+        elif content[at + 4] >> 4 == 8:
+            content[at + 7] |= pictures % 2 << 1  # of a picture: its first field is repeated
+            content[at + 8] |= 0x80  # it is progressive
+            pictures += 1
+        at = content.find(EXTENSION, at + 4)
+    (tmp_path / "a.m2v").write_bytes(content)
+    clip = open_clip(tmp_path / "a.m2v")
+    assert pictures == 20 and clip.count(clip.fps) == 25 and clip.fps == Fraction(30000, 1001)
+    wanted = [n % len(COLOURS) for n in range(20)]
+    assert numbers(read(tmp_path / "a.m2v", clip.fps * 4 / 5 - Fraction(1, 1000))) == wanted
+
+
+EXTENSION = b"\0\0\1\xb5"
+
+
+def write_raw(path: Path, fps: Fraction, frames: int) -> Path:
+    with av.open(str(path), "w", format={"m2v": "mpeg2video", "m1v": "mpeg1video"}.get(path.suffix[1:])) as output:
+        stream = output.add_stream(RAW[path.suffix[1:]], rate=fps, options={"x265-params": "log-level=none:pools=1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(frames):
+            frame = to_frame(plain(number), "yuv420p")
+            frame.pts, frame.time_base = number, 1 / fps
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
 
 
 @pytest.mark.parametrize("fps", [24, 60])

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SMALL = 2**18
 """A rehearsed tensor with at most this many elements has numbers. Masks and the noise levels of a clip's tokens are
@@ -178,17 +178,13 @@ def _here(value: Any) -> Any:
 
 
 class _Functions(TorchFunctionMode):
-    """Functions that the rehearsal treats as a whole: fused attention holds only its result, and tensors that map a
-    file are passed on."""
+    """Functions that the rehearsal treats as a whole: fused attention holds only its result."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             query, _, value = (kwargs.get(name, *args[i : i + 1]) for i, name in enumerate(("query", "key", "value")))
             return query.new_empty(*query.shape[:-1], value.shape[-1])
-        if func is torch.asarray:
-            with _disable_current_modes():
-                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
 

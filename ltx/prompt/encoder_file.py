@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..models import ENCODER
 from ..weights import formats
 from ..weights.files import open_safetensors
+from ..weights.mapping import MappedFile
 from ..weights.modules import DTYPES
 from ..weights.quantized import Stored, layer_of, put
 
@@ -51,10 +51,10 @@ class EncoderFile:
         self.path = path
         opened = [open_safetensors(file, self.wanted) for file in files or (path,)]
         self.metadata: dict[str, str] = opened[0].metadata() or {}
-        self.names: dict[str, tuple[safe_open, str]] = {
+        self.names: dict[str, tuple[MappedFile, str]] = {
             rename(key): (file, key)
             for file in opened
-            for key in file.keys()  # noqa: SIM118 - safe_open is no mapping
+            for key in file.keys()  # noqa: SIM118 - MappedFile is no mapping
         }
         self.tensors = {name for name in self.names if name.startswith(self.parts)}
 

@@ -510,7 +510,8 @@ def _transformer_file(path: Path) -> tuple[WeightFile, str]:
         return file, version
     on, meta = measure.switches(file.names), file.config.get("transformer")
     meta = meta if isinstance(meta, Mapping) else {}  # building the transformer refuses what is no object
-    static = not meta.get("use_prompt_adaln_single", bool(meta)) and measure.STATIC in file.names
+    prompted = meta.get("use_prompt_adaln_single", bool(meta) or on["use_prompt_adaln_single"])
+    static = not prompted and measure.STATIC in file.names
     if not on["use_prompt_adaln_single"] and not static:
         raise InputError(
             f"{path}: names no model_version and lacks a layer of version {VERSIONS}; it may be LTX 2.0: use {WANTED}."

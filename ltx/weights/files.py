@@ -13,14 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import InputError
 from ..foreign import check_kind, quantization
+from ..models import named_file
 from . import formats
 from .configs import AUDIO_VAE, TEXT_PROJECTION, TRANSFORMER, VIDEO_VAE, VOCODER
 from .gguf import GgufFile
+from .mapping import MappedFile
 from .quantized import FLOAT8, Stored, float8
 
 PREFIX = re.compile(r"^(model\.)?diffusion_model\.")
@@ -157,16 +159,20 @@ def original_names(keys: Iterable[str]) -> dict[str, str]:
     return {key if key.startswith(TEXT_PROJECTION) else prefix + key: key for key in keys}
 
 
-def open_safetensors(path: Path, wanted: str) -> safe_open:
-    """Maps a safetensors file. Raises InputError if it is missing, empty, truncated or of another format."""
+def open_safetensors(path: Path, wanted: str) -> MappedFile:
+    """Maps a safetensors file. Raises InputError if it is missing, empty, truncated or of another format, or if the
+    system does not map it."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file in it, {wanted}.")
     if not path.is_file():
         raise InputError(f"{path}: no such file; get {wanted} and name it here.")
     try:
-        return safe_open(str(path), framework="pt", device="cpu")
+        return MappedFile(path)
+    except InputError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         check_kind(path, wanted)
+        wanted = wanted if (known := named_file(path.name)) is None else known.name
         raise InputError(
             f"{path}: not a complete safetensors file ({error}); it may be cut short: download {wanted} again."
         ) from error

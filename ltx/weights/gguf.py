@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError, no_such_file
 from ..foreign import check_kind, unreadable
+from .mapping import map_file
 from .products import WeightFormat
 from .quantized import Stored
 
@@ -105,7 +106,7 @@ class GgufFile:
                     f"{path}: is not a complete GGUF file ({tensor.name} is misaligned); download it again."
                 )
             self._tensors[tensor.name] = (kind.name, shape, int(tensor.data_offset), int(tensor.n_bytes))
-        self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        self._bytes = torch.frombuffer(map_file(path), dtype=torch.uint8)
         end = max((start + size for *_, start, size in self._tensors.values()), default=0)
         if end > len(self._bytes):
             raise InputError(f"{path}: is not a complete GGUF file (cut short); download it again.")

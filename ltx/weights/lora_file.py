@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import InputError
@@ -25,6 +24,7 @@ from ..models import generation, named_version
 from .adapters import Adapter, Decomposed, Full, Hadamard, Kronecker, LowRank, Replacement
 from .files import open_safetensors
 from .formats import BESIDE, SCALES
+from .mapping import MappedFile
 from .quantized import one_per_row
 
 TENSORS = tuple(  # (tensor's name in the table below, how a key ends); the first that fits counts
@@ -180,7 +180,7 @@ class _Layer:
     """The tensors of one layer. stored: all keys of the file. keys: the tensor's name in TENSORS → its key."""
 
     path: Path
-    file: safe_open
+    file: MappedFile
     stored: frozenset[str]
     keys: Mapping[str, str]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,3 +51,11 @@ def test_each_stage_counts_its_texts(job: Job, monkeypatch: pytest.MonkeyPatch) 
         "first stage": 2 * one,
         "second stage": one,
     }
+
+
+def test_its_gemma_writes_no_prompt(job: Job) -> None:
+    """It encodes alone: each layer is called once a prompt, for which page-locking all of them does not pay."""
+    asked = replace(job, request=replace(job.request, enable_prompt_expansion=True))
+    first = estimate(asked, COMPUTE).phases[0]
+    assert first.name == "encode text"
+    assert not next(model for model in first.models if model.name == forecast.GEMMA).repeated

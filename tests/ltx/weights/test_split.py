@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from a2v.ltx.prompt.gemma import check_gemma
 from a2v.ltx.weights.checkpoint import Checkpoint, load_checkpoint
 from a2v.tests import layouts
 from a2v.tests.tiny import TinyFiles
@@ -200,6 +201,18 @@ def test_without_metadata_the_published_model_is_meant(
     with refusal(vae, "video VAE"):
         load_checkpoint(tmp_path / "transformer.safetensors", video_vae=vae).video_vae()
     load_checkpoint(split["transformer"], video_vae=vae).video_vae()  # the other file's configuration has an entry
+
+
+def test_a_transformer_without_metadata_is_of_the_version_of_its_tensors(
+    split: dict[str, Path], tiny_default: TinyFiles, tmp_path: Path
+) -> None:
+    """Repacks have neither model_version nor a configuration, and 2.3's Gemma goes with such a file."""
+    tensors, metadata = layouts.read(split["transformer"])
+    for said in ({}, {"config": metadata["config"]}):
+        save_file(tensors, tmp_path / "t.safetensors", said)
+        opened = load_checkpoint(tmp_path / "t.safetensors")
+        assert opened.version == "2.3"
+        check_gemma(tiny_default.gemma, opened)
 
 
 def test_the_wrong_configuration_is_not_taken(split: dict[str, Path], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ...ltx.media.rates import frame_rate
 from ...ltx.media.unfinished import replacing
 from ..progress import INTERRUPTS
 from .picture import to_frames
-from .sound import to_track
+from .sound import read, to_track
 
 BLOCK = 1 << 20
 TRIMMED = ("_VideoFromFile__start_time", "_VideoFromFile__duration")
@@ -46,7 +46,7 @@ def to_clip(video: Any) -> tuple[Clip, Track | None]:
         ) from error
     clip = ImageClip(to_frames(parts.images), _rate(parts.frame_rate), "video")
     sound = parts.audio
-    return clip, to_track(sound) if isinstance(sound, Mapping) and sound.get("waveform") is not None else None
+    return clip, to_track(sound) if isinstance(sound, Mapping) and read(sound, "waveform") is not None else None
 
 
 def to_image_clip(images: Any, fps: float) -> Clip:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...ltx.errors import InputError
 from ...ltx.media.audio import LOUDEST, MAX_CHANNELS, Track
+from ..progress import INTERRUPTS
 
 UNCONNECTED: Any = object()
 """The default of an optional AUDIO: None comes in where one is connected and the file that it is from has no sound."""
@@ -35,11 +36,26 @@ def to_track(audio: Any) -> Track:
         )
     if not isinstance(audio, Mapping):
         raise InputError(f"audio: it is {_kind(audio)} instead of ComfyUI's AUDIO; connect a node that gives AUDIO.")
-    missing = [key for key in ("waveform", "sample_rate") if audio.get(key) is None]
+    given = {key: read(audio, key) for key in ("waveform", "sample_rate")}
+    missing = [key for key, value in given.items() if value is None]
     if missing:
         raise InputError(f"audio: it has no {' and no '.join(missing)}; connect another node that gives AUDIO.")
-    waveform = _samples(audio["waveform"])
-    return Track(waveform, _rate(audio["sample_rate"]), _speakers(audio.get("speakers"), len(waveform)))
+    waveform = _samples(given["waveform"])
+    return Track(waveform, _rate(given["sample_rate"]), _speakers(read(audio, "speakers"), len(waveform)))
+
+
+def read(audio: Mapping[str, Any], key: str) -> Any:
+    """The value under a key of AUDIO; None without it. Another pack's AUDIO can decode its file only now. Raises
+    InputError if that fails."""
+    try:
+        return audio.get(key)
+    except INTERRUPTS:  # ComfyUI's interrupt is a plain Exception
+        raise
+    except Exception as error:  # another pack's code may raise anything
+        raise InputError(
+            f"audio: {type(audio).__name__} cannot be read ({type(error).__name__}), perhaps because its file has no "
+            "sound; choose a file with sound, or connect LTX A2V Load Audio instead."
+        ) from error
 
 
 def from_track(track: Track) -> dict[str, Any]:

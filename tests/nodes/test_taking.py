@@ -66,17 +66,36 @@ def test_audio_from_any_node(kind: str) -> None:
     assert len(track.speakers) in (0, len(wave)) and not track.waveform.requires_grad
 
 
-@pytest.mark.parametrize("kind", [kind for kind, (_, meant) in values.AUDIO.items() if isinstance(meant, str)])
-def test_the_node_that_takes_it_says_so(kind: str) -> None:
-    given = values.AUDIO[kind][0](ours())
+def refuse(given: Any, words: str) -> None:
+    """Every node that takes AUDIO refuses that value in one line with those words."""
     takers = (
         lambda: audio.FrameCount.execute(given, 24.0, True, 121),
         lambda: audio.PreprocessAudio.execute(given, 25, 24.0, False),
         lambda: run(conditioning.AudioConditioning, audio_vae=None, audio=given, frames=25, fps=24.0),
     )
     for take in takers:
-        with pytest.raises(InputError, match=values.AUDIO[kind][1]):
+        with pytest.raises(InputError, match=words) as refused:
             take()
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (_, meant) in values.AUDIO.items() if isinstance(meant, str)])
+def test_the_node_that_takes_it_says_so(kind: str) -> None:
+    change, words = values.AUDIO[kind]
+    refuse(change(ours()), words)
+
+
+def test_a_lazy_sound_that_cannot_be_read_is_told_in_one_sentence() -> None:
+    refuse(values.Unread(), r"^audio: Unread cannot be read \(RuntimeError\), perhaps because its file has no sound; ")
+
+
+def test_an_interrupt_while_a_lazy_sound_is_read_stays_one() -> None:
+    class Stopped(values.Unread):
+        def __getitem__(self, key: str) -> Any:
+            raise management.InterruptProcessingException
+
+    with pytest.raises(management.InterruptProcessingException):
+        to_track(Stopped())
 
 
 @pytest.mark.parametrize("factor", [1, 1.01])

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from . import terminal
 from .errors import INTERRUPTED, InputError
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ def _end(*_: object) -> None:
 
 
 if __name__ == "__main__":
+    terminal.steady_streams()
     # Nothing is open until `run_job` starts, and what it imports takes seconds: a signal ends the program at once.
-    signal.signal(signal.SIGINT, _end)
-    signal.signal(signal.SIGTERM, _end)
+    terminal.on_end(_end)
 
 from . import versions  # noqa: E402 - it imports only Python's own library
 from .arguments import checked, parser  # noqa: E402
@@ -38,8 +39,7 @@ COMMANDS = {"doctor": doctor.main, "download": download.main}
 
 def command(name: str, argv: Sequence[str]) -> int:
     """Runs one of COMMANDS and returns its exit status."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    terminal.on_end(signal.default_int_handler)
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         return COMMANDS[name](list(argv), functools.partial(print, flush=True))
@@ -53,8 +53,7 @@ def command(name: str, argv: Sequence[str]) -> int:
 def leave(status: int) -> NoReturn:
     """Ends the program. What it was to do is done or told, so a signal no longer counts: it would end in a traceback
     out of some library's own ending."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    terminal.on_end(signal.SIG_IGN)
     sys.exit(status)
 
 

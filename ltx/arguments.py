@@ -7,14 +7,18 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .characters import check_name
-from .computing import ATTENTION, AUTO, BY_MEMORY, DTYPES, OFFLOAD, TORCH
+from . import characters
+from .characters import check_name, fault_on_windows, path_length
+from .computing import ATTENTION, AUTO, BY_MEMORY, CPU, DTYPES, GPUS, OFFLOAD, TORCH
 from .errors import InputError, no_such_file
 from .media.formats import SUFFIXES
+from .media.unfinished import check_path, unfinished
 from .request import Request, parse
+from .terminal import to_path
 
 MEDIA = {
     "audio": "audio, or a video with sound; default: that of --video",
@@ -30,16 +34,17 @@ MEDIA = {
 """The flags that name what a video is made of, with their help."""
 REPEATED = ("keyframe", "speaker", "voice")
 WRITTEN = ("output", "trace", "cache_dir")
-LONGEST_NAME = 246  # bytes: disks take 255, and what is beside a file while it is made has up to 9 more in its name
+LONGEST_NAME = 246  # disks take 255 bytes, and what is beside a file while it is made has up to 9 more in its name
+KEPT = Path("0" * 64 + ".safetensors")  # as long as the name of a film's window that is kept (diffusion/kept.py)
 
 
 def lora_argument(text: str) -> tuple[Path, float]:
     """Splits FILE:SCALE; FILE alone has scale 1. The last colon separates them, so C:\\x.safetensors is a file."""
-    path, _, scale = text.rpartition(":")
+    file, _, scale = text.rpartition(":")
     try:
-        found = (Path(path), float(scale)) if path else (Path(text), 1.0)
+        found = (to_path(file), float(scale)) if file else (to_path(text), 1.0)
     except ValueError:
-        return Path(text), 1.0
+        return to_path(text), 1.0
     if not math.isfinite(found[1]):
         raise argparse.ArgumentTypeError(f"{text!r} has no number as its scale, as in style.safetensors:0.8")
     return found
@@ -47,11 +52,11 @@ def lora_argument(text: str) -> tuple[Path, float]:
 
 def keyframe_argument(text: str) -> tuple[Path, int, float]:
     """Splits FILE@FRAME:STRENGTH; without a strength it is 1. The last @ separates the file."""
-    path, _, place = text.rpartition("@")
+    file, _, place = text.rpartition("@")
     frame, _, strength = place.partition(":")
     try:
-        if path:
-            return Path(path), int(frame), float(strength or 1)
+        if file:
+            return to_path(file), int(frame), float(strength or 1)
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"{text!r} is not FILE@FRAME:STRENGTH, as in face.png@48:0.8")
@@ -63,28 +68,28 @@ def parser() -> argparse.ArgumentParser:
         description="Makes a video that moves with an audio file, with LTX-2.3 or LTX-2.5, without ComfyUI.",
         epilog="python -m ltx doctor reports what is installed and missing; python -m ltx download gets models.",
     )
-    p.add_argument("--checkpoint", type=Path, required=True, metavar="F", help="LTX file, or a diffusers folder")
+    p.add_argument("--checkpoint", type=to_path, required=True, metavar="F", help="LTX file, or a diffusers folder")
     p.add_argument(
         "--text-encoder",
-        type=Path,
+        type=to_path,
         metavar="PATH",
         help="Gemma: folder, or single file; default: the checkpoint's own, if that is a diffusers folder",
     )
     p.add_argument(
         "--expander",
-        type=Path,
+        type=to_path,
         metavar="PATH",
         help="instruct model that expands prompts: folder of Gemma 4 E2B-it or larger, or a Gemma 3; LTX-2.5 needs it",
     )
-    p.add_argument("--upscaler", type=Path, metavar="F", help="latent upscaler x2; needed for two stages")
-    p.add_argument("--distill-lora", type=Path, metavar="F", help="distilled LoRA, at the request's two strengths")
-    p.add_argument("--camera-lora", type=Path, metavar="F", help="camera LoRA, at camera_lora_scale in both stages")
+    p.add_argument("--upscaler", type=to_path, metavar="F", help="latent upscaler x2; needed for two stages")
+    p.add_argument("--distill-lora", type=to_path, metavar="F", help="distilled LoRA, at the request's two strengths")
+    p.add_argument("--camera-lora", type=to_path, metavar="F", help="camera LoRA, at camera_lora_scale in both stages")
     p.add_argument(
         "--lora", type=lora_argument, action="append", default=[], metavar="F:SCALE", help="another LoRA, both stages"
     )
-    p.add_argument("--video-vae", type=Path, metavar="F", help="video VAE, if the checkpoint has none")
-    p.add_argument("--audio-vae", type=Path, metavar="F", help="audio VAE and vocoder, if the checkpoint has none")
-    p.add_argument("--connectors", type=Path, metavar="F", help="text connectors, if the checkpoint has none")
+    p.add_argument("--video-vae", type=to_path, metavar="F", help="video VAE, if the checkpoint has none")
+    p.add_argument("--audio-vae", type=to_path, metavar="F", help="audio VAE and vocoder, if the checkpoint has none")
+    p.add_argument("--connectors", type=to_path, metavar="F", help="text connectors, if the checkpoint has none")
     _add_media(p)
     p.add_argument(
         "--room-noise",
@@ -92,8 +97,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="DBFS",
         help="quiet noise under the sound that the model hears, as -50, for voices that leave the picture still",
     )
-    p.add_argument("--safety-checker", type=Path, metavar="DIR", help="folder of an image classifier of transformers")
-    p.add_argument("--request", type=Path, required=True, metavar="FILE.json", help="the endpoint's parameters")
+    p.add_argument(
+        "--safety-checker", type=to_path, metavar="DIR", help="folder of an image classifier of transformers"
+    )
+    p.add_argument("--request", type=to_path, required=True, metavar="FILE.json", help="the endpoint's parameters")
     p.add_argument(
         "--resume", action="store_true", help="go on from the windows that an ended run of the same output kept"
     )
@@ -102,12 +109,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--stg-blocks", type=int, nargs="+", default=[], metavar="N", help="blocks that STG perturbs")
     _add_computing(p)
-    p.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep encoded prompts and compiled blocks here")
-    p.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
-    p.add_argument("--trace", type=Path, metavar="FILE.safetensors", help="write the run's tensors")
+    p.add_argument("--cache-dir", type=to_path, metavar="DIR", help="keep encoded prompts and compiled blocks here")
+    p.add_argument("--trace", type=to_path, metavar="FILE.safetensors", help="write the run's tensors")
     p.add_argument(
         "--output",
-        type=Path,
+        type=to_path,
         required=True,
         metavar="FILE",
         help="the finished video, .mp4 unless the request names another format",
@@ -117,7 +123,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_computing(p: argparse.ArgumentParser) -> None:
     """The flags about the way to compute."""
-    p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
+    p.add_argument(
+        "--device",
+        choices=(CPU, *GPUS),
+        help="default: the GPU if there is one: cuda by NVIDIA or AMD, xpu by Intel, mps by Apple",
+    )
+    p.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU that has it, else float32")
     p.add_argument("--fp8", action="store_true", help="store transformer and text encoder in float8: half the memory")
     p.add_argument(
         "--fast-products",
@@ -153,7 +164,7 @@ def _add_computing(p: argparse.ArgumentParser) -> None:
 
 def _add_media(p: argparse.ArgumentParser) -> None:
     for name, told in MEDIA.items():
-        kind: dict[str, Any] = {"type": Path, "metavar": "F"}
+        kind: dict[str, Any] = {"type": to_path, "metavar": "F"}
         if name == "keyframe":
             kind = {"type": keyframe_argument, "metavar": "F@FRAME:STRENGTH"}
         if name in REPEATED:
@@ -202,18 +213,36 @@ def check_outputs(arguments: argparse.Namespace, request: Request) -> None:
         raise InputError(
             f"--output: {arguments.output} does not end in {suffix}, which {request.video_output_type} needs."
         )
-    for name, path in (("--output", arguments.output), ("--trace", arguments.trace)):
-        if path is not None and (length := len(os.fsencode(path.name))) > LONGEST_NAME:
-            raise InputError(f"{name}: the file name has {length} bytes; give at most {LONGEST_NAME}.")
-        if path is not None and not os.path.isdir(path.absolute().parent):
-            raise InputError(f"{name}: the folder {path.absolute().parent} does not exist; create it first.")
-        if path is not None and os.path.isdir(path):
-            raise InputError(f"{name}: {path} is a folder; name a file in it.")
-        if path is not None and not os.access(path.absolute().parent, os.W_OK):
-            raise InputError(f"{name}: the folder {path.absolute().parent} cannot be written to; choose another.")
+    whole = arguments.output.absolute()
+    kept = () if request.windows is None else (whole.with_name(f"{whole.name}.windows") / KEPT,)
+    _check_written("--output", whole, *kept)
+    if arguments.trace is not None:
+        _check_written("--trace", arguments.trace.absolute())
     _check_replaced(arguments)
     if (cache := arguments.cache_dir) is not None and os.path.exists(cache) and not os.path.isdir(cache):
         raise InputError(f"--cache-dir: {cache} is a file; name a folder, which need not exist yet.")
+
+
+def _check_written(flag: str, path: Path, *beside: Path) -> None:
+    """Raises InputError if a file cannot be written there. beside: other files that the run writes near it."""
+    if os.path.isdir(path):
+        raise InputError(f"{flag}: {path} is a folder; name a file in it.")
+    if characters.WINDOWS and (fault := fault_on_windows(path.name)):
+        raise InputError(f"{flag}: {path.name!r} {fault}.")
+    if (length := path_length(path.name)) > LONGEST_NAME:
+        raise InputError(f"{flag}: the file name has {length} bytes; give at most {LONGEST_NAME}.")
+    check_path(flag, path, *beside)
+    if not os.path.isdir(path.parent):
+        raise InputError(f"{flag}: the folder {path.parent} does not exist; create it first.")
+    trial = unfinished(path)
+    try:  # to ask for the permission is not enough: Windows, macOS and read-only disks have further rules
+        trial.touch(exist_ok=False)
+    except OSError as error:
+        raise InputError(
+            f"{flag}: the folder {path.parent} cannot be written to ({error.strerror}); choose another."
+        ) from error
+    with suppress(OSError):  # a virus scanner may have it open; it is swept later, as other unfinished files
+        trial.unlink()
 
 
 def _check_replaced(arguments: argparse.Namespace) -> None:

@@ -43,7 +43,7 @@ def obstacle(device: torch.device) -> str:
     if INTERPRETED and triton is not None and device.type == "cpu":
         return ""
     if device.type != "cuda" or not torch.cuda.is_available():
-        return "they need a GPU"
+        return "they need a GPU by NVIDIA or AMD"
     try:
         return _tried(device)
     except (RuntimeError, MemoryError):  # the trial lets only the lack of memory pass

@@ -15,7 +15,8 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from .computing import BLOCKS
+from .computing import BLOCKS, CPU, WITH_COMPILER
+from .devices import has_bfloat16, is_there, usual, usual_dtype
 from .diffusion.kept import AS_FAR_AS_IT_IS, KeptWindows
 from .diffusion.tiling import Tiling
 from .errors import INTERRUPTED, FlaggedError, InputError
@@ -24,6 +25,7 @@ from .left import told
 from .models import ENCODER
 from .pipeline import Result, run
 from .request import Request
+from .terminal import on_end
 from .trace import Recorder
 
 
@@ -95,16 +97,19 @@ def files_of(arguments: argparse.Namespace) -> Files:
 
 
 def compute_of(arguments: argparse.Namespace) -> Compute:
-    """The device and the way to compute. Raises InputError if there is no GPU for --device cuda or --offload blocks, or
-    a tile cannot have that size."""
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: cuda is not available here; use --device cpu.")
-    if device == "cpu" and arguments.offload == BLOCKS:
+    """The device and the way to compute. Raises InputError if there is no such device, if it cannot do what is asked,
+    or if a tile cannot have that size."""
+    device = arguments.device or usual()
+    if not is_there(device):
+        raise InputError(f"--device: torch finds no {device} device here; leave it out, or use --device cpu.")
+    if device == CPU and arguments.offload == BLOCKS:
         raise InputError("--offload: blocks can wait in host memory only for a GPU; leave it out on the CPU.")
-    dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
+    if arguments.compile and device not in WITH_COMPILER:
+        raise InputError(f"--compile: blocks are compiled for {' and '.join(WITH_COMPILER)}; leave it out on {device}.")
+    if arguments.dtype == "bfloat16" and not has_bfloat16(device):
+        raise InputError(f"--dtype: this {device} device has no bfloat16, which needs macOS 14; use --dtype float32.")
     return Compute(
-        dtype,
+        getattr(torch, arguments.dtype) if arguments.dtype else usual_dtype(device),
         device,
         arguments.fp8,
         arguments.compile,
@@ -122,8 +127,7 @@ def run_job(arguments: argparse.Namespace, request: Request, job: Callable[..., 
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # The handler raises KeyboardInterrupt, so that a terminated run cleans up as an interrupted one does.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    on_end(signal.default_int_handler)
     bars, recorder, written = Bars(), Recorder() if arguments.trace else None, False
 
     def ended(message: object, status: int) -> int:

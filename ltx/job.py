@@ -207,6 +207,7 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     beside = [] if given.reference is None else given.reference.told(planned.frames, planned.fps)
     notes = [note for note in notes if not made or note not in beside_kept_sound(request.given)]
     notes += [*given.notes, *beside, *picture_notes, *lora_notes, *planned.notes, *behind, *heard_by(len(speakers))]
+    notes += [note for area, _ in speakers for note in area.notes]
     job = Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits))
     job = replace(job, source=given.source, reference=given.reference, silent=silent, speakers=speakers)
     if given.reference is not None and given.reference.use.sound:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .computing import GPUS
 from .diffusion.conditioning import AudioCondition
 from .diffusion.decode import decode_video, diffuses, to_uint8
 from .diffusion.kept import KeptWindows, sweep
@@ -75,7 +76,7 @@ def run(
     prompts = prompts or encode_prompts(job, compute, trace, say, forecast)
     sounds = encode_sound(job, compute, trace)
     told: dict[str, str] = {}
-    seen = encode_pictures(job, compute, trace, say, lambda sentence: told.update(reference=sentence))
+    seen = encode_pictures(job, compute, trace, say, lambda sentence: told.update({sentence: sentence}))
     notes = _begun(job, kept)
     observer = Observer(job, trace, say, left)
     latent, sounds, noise = sample_stages(job, compute, prompts, sounds, seen, kept, forecast, observer)
@@ -158,7 +159,7 @@ def _fitting(
 ) -> tuple[Compute, Forecast | None]:
     """Makes the job fit into memory. Returns `compute` with tiles that fit, and the forecast, which says where blocks
     wait; None where nobody asks and there is no GPU."""
-    if announce is None and torch.device(compute.device).type != "cuda":
+    if announce is None and torch.device(compute.device).type not in GPUS:
         return compute, None
     forecast = estimate(job, compute)
     if announce is not None:
@@ -198,7 +199,7 @@ def _decoded(
     told: dict[str, str],
 ) -> Iterator[Tensor]:
     """Decodes the latent → uint8 frames. told: gets the notes for the report, of which the last of each kind counts:
-    the tiles, that memory ran out, and that the source is damaged."""
+    the tiles, that memory ran out, and that the source or its mask is damaged."""
     grid, device = tuple(latent.shape[2:]), torch.device(compute.device)
     room = free_memory(device) if compute.tiling is not None and compute.tiling.open else 0
     decoder = job.checkpoint.video_decoder(compute.dtype, compute.device)
@@ -214,7 +215,7 @@ def _decoded(
     frames = _frames(decoded, trace)
     if job.source is None:
         return frames
-    return restored(frames, job.source, job.plan, lambda sentence: told.update(source=sentence))
+    return restored(frames, job.source, job.plan, lambda sentence: told.update({sentence: sentence}))
 
 
 def _refuse(watch: Watch, frames: Iterator[Tensor]) -> Iterator[Tensor]:

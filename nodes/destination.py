@@ -10,7 +10,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..ltx.errors import InputError
-from .names import ENDING, check_name, check_path, fill_in
+from ..ltx.media.unfinished import check_path
+from .names import ENDING, check_name, fill_in
 
 
 def destination(
@@ -49,7 +50,7 @@ def check_prefix(
     filled = fill_in(prefix, width, height, prompt, extra)
     check_name(filled)
     output = Path(folder_paths.get_directory_by_type(kind.value)).resolve()
-    check_path(f"{output / filled}{ENDING}")
+    check_path("filename_prefix", Path(f"{output / filled}{ENDING}"))
     target = (output / filled).resolve()
     if target == output:
         raise InputError(f"filename_prefix: {prefix!r} names no file; give a name like video/ltx-a2v.")

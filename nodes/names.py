@@ -6,21 +6,16 @@ its %…% still, and so has a prefix that comes from another node; they are fill
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from ..ltx.characters import fault_on_windows
 from ..ltx.errors import InputError
-from ..ltx.media.unfinished import unfinished
 
 PART = 255  # bytes of a file or folder name, on all usual disks
-PATH = 259 if os.name == "nt" else 4095  # characters of a whole path on Windows, else bytes
 ENDING = "_00001_.webm"  # what is added to the last part, at its longest
-FORBIDDEN = '<>:"|?*'  # besides slashes; Windows and the disks made for it have no such names
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices of Windows
 TIMES = {"month": "tm_mon", "day": "tm_mday", "hour": "tm_hour", "minute": "tm_min", "second": "tm_sec"}
 DATES = {"d": "tm_mday", "M": "tm_mon", "h": "tm_hour", "m": "tm_min", "s": "tm_sec"}
 DATE = re.compile(r"dd?|hh?|mm?|ss?|MM?|yyyy|yyy|yy")
@@ -97,30 +92,13 @@ def check_name(prefix: str) -> None:
     The rules are the same everywhere, because a graph and its files go from one system to another.
     """
     shown = repr(prefix if len(prefix) <= 60 else f"{prefix[:57]}…")
-    if bad := next((sign for sign in prefix if sign in FORBIDDEN or sign < " " or sign == "\x7f"), None):
-        raise InputError(f"filename_prefix: {shown} has {bad!r}, which no Windows name can have; use - or _ instead.")
     parts = [part for part in prefix.split("/") if part not in ("", ".", "..")]
     for part in parts:
-        if part[-1] in ". ":
-            raise InputError(f"filename_prefix: {shown} has a part that ends with a dot or a blank; take it away.")
-        if RESERVED.fullmatch(part):
-            raise InputError(
-                f"filename_prefix: {shown} has {part!r}, which is a device on Windows; choose another name."
-            )
+        if fault := fault_on_windows(part):
+            raise InputError(f"filename_prefix: {shown} {fault}.")
         try:
             length = len(part.encode()) + (len(ENDING) if part is parts[-1] else 0)
         except UnicodeEncodeError as error:
             raise InputError(f"filename_prefix: {shown} has half a character; type it again.") from error
         if length > PART:
             raise InputError(f"filename_prefix: {shown} has {len(part)} characters in one name; use at most 100.")
-
-
-def check_path(path: str) -> None:
-    """Raises InputError if the whole path, or that of the unfinished file, is longer than the system allows."""
-    names = path, str(unfinished(Path(path)))
-    length = max(len(name) if os.name == "nt" else len(os.fsencode(name)) for name in names)
-    if length > PATH:
-        raise InputError(
-            f"filename_prefix: the whole path has {length} characters while the file is written, and {PATH} is the "
-            "most; shorten it."
-        )

@@ -54,7 +54,7 @@ def check_attention(name: str, device: torch.device | str, dtype: torch.dtype | 
             f"choose {TORCH!r}."
         ) from None
     if torch.device(device).type != "cuda":
-        raise InputError(f"attention: {name!r} computes on a GPU only; choose {TORCH!r} on this device.")
+        raise InputError(f"attention: {name!r} computes on GPUs by NVIDIA and AMD only; choose {TORCH!r} here.")
     if dtype == torch.float32:
         raise InputError(f"attention: {name!r} computes in 16 bits only; choose the dtype bfloat16, or {TORCH!r}.")
 

@@ -25,18 +25,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..classes import give_classes
+from ..devices import free_cached_memory
 from ..errors import InputError, out_of_memory
 from ..latents import Noise, denormalize_video
 from .tiling import CHUNK, USUAL, Span, Tiling, in_words, spans, volume
 
 if TYPE_CHECKING:
     from .diffusion_decoder import DiffusionTiles
-
-
-def free_cached_memory() -> None:
-    """Releases the memory that torch keeps in reserve on a GPU, so that tiles of another size fit."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def decode_video(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .. import characters
 from ..errors import InputError
 
 ABANDONED = 24 * 3600  # seconds; an unfinished file that did not change for so long belongs to a killed process
@@ -46,6 +47,17 @@ def replacing(path: Path) -> Iterator[Path]:
 def unfinished(path: Path) -> Path:
     """A name for the file until it is complete. It is up to 18 characters longer."""
     return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}")
+
+
+def check_path(name: str, path: Path, *beside: Path) -> None:
+    """Raises InputError, which begins with `name`, if the whole path, that of the unfinished file, or one of those
+    beside it is longer than the system allows."""
+    length, most = max(map(characters.path_length, (path, unfinished(path), *beside))), characters.LONGEST_PATH
+    if length > most:
+        raise InputError(
+            f"{name}: the whole path has {length} characters while the file is written, and {most} is the most; "
+            "shorten it."
+        )
 
 
 def _rename(partial: Path, path: Path) -> None:

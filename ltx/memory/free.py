@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+from ..computing import GPUS
+from ..devices import free_on_gpu
+
 UNKNOWN = 2**63
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -16,13 +19,13 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 def free_memory(device: torch.device | str) -> int:
     """Bytes that new tensors may take on a device now. Memory that torch keeps in reserve there counts as free.
 
-    On a CPU it is the memory that the system can give without swapping, within the limit of a container. For a device
-    without such a figure it is UNKNOWN, which means no limit.
+    On a CPU it is the memory that the system can give without swapping, within the limit of a container; a GPU that
+    does not tell shares it. For a device of another kind it is UNKNOWN, which means no limit.
     """
     device = torch.device(device)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type in GPUS:
+        free = free_on_gpu(device)
+        return host_memory() if free is None else free
     return host_memory() if device.type == "cpu" else UNKNOWN
 
 

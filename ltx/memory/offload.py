@@ -34,10 +34,12 @@ Home = list[tuple[nn.Module, str, Tensor]]
 @dataclass(frozen=True)
 class Placement:
     """Where a model's blocks wait. resident: the number of blocks that stay on the device; pinned: whether the others
-    are page-locked for good, so that a copy to the device reads them as they lie."""
+    are page-locked for good, so that a copy to the device reads them as they lie. locked: whether blocks are copied
+    from page-locked memory at all, as on CUDA alone."""
 
     resident: int = 0
     pinned: bool = False
+    locked: bool = True
 
 
 def waiting(blocks: int, resident: int) -> list[int]:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import models, versions
+from ..computing import CPU
 from ..errors import InputError
 from ..models import ENCODER, MODELS, PACK, Published, size
+from ..terminal import to_path
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--models",
-        type=Path,
+        type=to_path,
         metavar="DIR",
         help="ComfyUI's models folder; default: the one of the ComfyUI that has this pack in custom_nodes",
     )
@@ -203,13 +205,13 @@ def _packages() -> Iterator[Line]:
 def _devices() -> Iterator[Line]:
     import torch
 
+    from ..devices import found
     from ..memory.free import free_memory
 
-    if torch.cuda.is_available():
-        for number in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(number)
-            yield True, f"{torch.cuda.get_device_name(number)}: {size(total)}, {size(free)} free"
-    else:
+    gpus = list(found())
+    for device, name, total in gpus:
+        yield True, f"{name} ({device.type}): {size(total)}, {size(free_memory(device))} free"
+    if not gpus:
         yield None, "torch finds no GPU: a job runs on the CPU and takes hours with the published model"
     yield True, f"torch {torch.__version__}, host memory {size(free_memory('cpu'))} free"
 
@@ -295,7 +297,9 @@ def _device() -> torch.device:
     """Where a job computes by default."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from ..devices import usual
+
+    return torch.device(usual())
 
 
 def _format_of(transformer: nn.Module, device: torch.device) -> str:
@@ -334,11 +338,11 @@ def _writes_only(path: Path) -> bool:
     from ..prompt.expander import check_expander
     from ..prompt.gemma4_file import is_gemma4
 
-    if not is_gemma4(path):
-        return False
     try:
+        if not is_gemma4(path):
+            return False
         check_expander(path)
-    except InputError:
+    except Exception:  # a broken file may raise anything; checked as a text encoder, it gets its line
         return False
     return True
 
@@ -419,6 +423,7 @@ def _fits(found: Found) -> Iterator[Line]:
     kind."""
     import torch
 
+    from ..devices import usual_dtype
     from ..job import Compute, Files, prepare
     from ..memory.forecast import estimate
     from ..request import parse
@@ -438,7 +443,7 @@ def _fits(found: Found) -> Iterator[Line]:
         **named,
     )
     device = _device().type
-    compute = Compute(torch.bfloat16 if device == "cuda" else torch.float32, device)
+    compute = Compute(usual_dtype(device), device)
     with torch.inference_mode():
         forecast = estimate(prepare(files, request), compute)
     head, *_ = forecast.lines()
@@ -458,7 +463,7 @@ def _known_sizes() -> Iterator[Line]:
         whole, blocks = max(share * TRANSFORMER, text * TEXT), 2 * share * BLOCK
         if whole < free:
             state = f"fit on {device} with {size(free)} free, without the memory that computing takes"
-        elif device == "cuda" and whole < host and 4 * blocks < free:
+        elif device != CPU and whole < host and 4 * blocks < free:
             state = f"wait in host memory with {size(host)} free, and go to {device} block by block"
         else:
             state = f"do not fit: {size(free)} free on {device}, {size(host)} on the host"

@@ -23,6 +23,7 @@ from typing import Any
 from .. import models, versions
 from ..errors import InputError
 from ..models import DEFAULT, MODELS, PACK, PARTS_OF_A_FOLDER, SETS, Published, size
+from ..terminal import to_path
 
 ASK = 1_000_000_000  # bytes; a larger download needs a confirmation
 SPARE = 1_000_000_000  # bytes that must stay free on the disk
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--models",
-        type=Path,
+        type=to_path,
         metavar="DIR",
         help="ComfyUI's models folder; default: the one of the ComfyUI that has this pack in custom_nodes",
     )

@@ -19,6 +19,7 @@ from typing import Any
 from a2v.ltx import __main__ as program
 from a2v.ltx import pipeline
 from a2v.ltx.job import Files
+from a2v.ltx.terminal import ENDING
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -138,7 +139,7 @@ class Golden:
             command += ["--lora", f"{path}:{scale}"]
         command += ["--stg-blocks", *map(str, self.info["stg_blocks"]), "--dtype", "float32", "--device", "cpu"]
         out, error = io.StringIO(), io.StringIO()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.getsignal(number) for number in ENDING}
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
             status = program.main([str(word) for word in command], unforeseen)
         for number, handler in handlers.items():

@@ -26,9 +26,11 @@ import numpy as np
 import pytest
 import torch
 from a2v.ltx import __main__ as command
-from a2v.ltx import pipeline
-from a2v.ltx.arguments import lora_argument
+from a2v.ltx import characters, devices, headless, pipeline, terminal
+from a2v.ltx.arguments import KEPT, lora_argument
+from a2v.ltx.computing import GPUS
 from a2v.ltx.diffusion.conditioning import TextContext
+from a2v.ltx.diffusion.kept import KeptWindows
 from a2v.ltx.encoding import Prompts
 from a2v.ltx.job import Compute, Files
 from a2v.ltx.memory import forecast
@@ -165,7 +167,7 @@ def run(
     tiny: TinyFiles, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], job: list[Job]
 ) -> Iterator[Callable[..., Outcome]]:
     """`main` in this process, its output in an empty folder; puts the signal handlers back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in terminal.ENDING}
     folder = tmp_path / "output"
     folder.mkdir()
 
@@ -338,10 +340,91 @@ def test_a_wrong_command_line(run: Run, flags: dict[str, Any]) -> None:
     assert re.search(r"error: .*(checkpoint|int8|tpu|nonsense|'x')", done.last)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_no_gpu(run: Run) -> None:
-    done = run(device="cuda")
-    assert done.status == 2 and "--device" in done.last
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and paths are judged as on Windows."""
+    monkeypatch.setattr(characters, "WINDOWS", True)
+    monkeypatch.setattr(characters, "LONGEST_PATH", 259)
+
+
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a:b.mp4", "'a:b.mp4' has ':', which no Windows name can have"),  # it would be a stream beside the file a
+        ("what?.mp4", "has '?', which no Windows name can have"),
+        ("con.mp4", "has 'con.mp4', which is a device on Windows"),
+        ("CONIN$.mp4", "has 'CONIN$.mp4', which is a device on Windows"),
+        ("com³.x.mp4", "has 'com³.x.mp4', which is a device on Windows"),
+        ("LPT1 .mp4", "has 'LPT1 .mp4', which is a device on Windows"),
+    ],
+)
+def test_what_windows_cannot_name_is_told_before_anything_loads(
+    run: Run, asked: list[Compute], name: str, told: str
+) -> None:
+    done = run(output=name)
+    assert done.status == 2 and not asked and done.left == []
+    assert done.last.startswith("--output: ") and told in done.last
+    for trace in (name, "trace.", "trace "):
+        done = run(trace=trace)
+        assert done.status == 2 and not asked and done.last.startswith("--trace: ")
+
+
+def test_elsewhere_such_names_are_good(run: Run, asked: list[Compute], tmp_path: Path) -> None:
+    for name in ("a:b.mp4", "con.mp4"):
+        assert run(output=tmp_path / name).status == 130
+    assert len(asked) == 2
+
+
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize("film", [False, True])
+def test_a_whole_path_is_as_short_as_windows_wants(run: Run, asked: list[Compute], tmp_path: Path, film: bool) -> None:
+    """With the windows that a film keeps beside itself, and counted in 16-bit units: an emoji has two."""
+    folder = tmp_path / "folder"
+    more = 18  # of the unfinished file
+    if film:
+        more = len(str(KeptWindows.beside(folder / "x.mp4").folder / KEPT)) - len(str(folder / "x.mp4"))
+        assert more == len(".windows/.safetensors") + 64
+    deep = folder / ("d" * (259 - more - len(str(folder / "x" / "12345678901234567890.mp4"))))
+    deep.mkdir(parents=True)
+    values = {**SMALL, "windows": {}} if film else SMALL
+    fits, longer = deep / f"{'x' * 21}.mp4", deep / f"{'x' * 22}.mp4"
+    assert characters.path_length(fits) == 259 - more
+    assert run(values, output=fits).status == 130 and asked.pop()
+    for path in (longer, deep / f"{'x' * 20}😀.mp4"):
+        done = run(values, output=path)
+        assert done.status == 2 and not asked
+        assert re.search("^--output: the whole path has 260 characters while .*, and 259 is the most; ", done.last)
+    assert list(deep.iterdir()) == []
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_long_japanese_name_is_no_longer_than_it_is(run: Run, asked: list[Compute], tmp_path: Path) -> None:
+    """Windows counts characters and not bytes."""
+    assert run(output=tmp_path / f"{'映' * 81}.mp4").status == 130 and asked
+
+
+def test_a_folder_that_only_seems_to_be_writable(
+    run: Run, asked: list[Compute], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`os.access` says nothing of the rights that Windows and macOS have beside permissions."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    monkeypatch.setattr(Path, "touch", refused)
+    done = run()
+    assert done.status == 2 and not asked
+    assert re.search(r"^--output: the folder .* cannot be written to \(Operation not permitted\); choose", done.last)
+
+
+@pytest.mark.parametrize("device", GPUS)
+def test_no_gpu(run: Run, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    found(monkeypatch)
+    done = run(device=device)
+    assert done.status == 2
+    assert done.error == f"--device: torch finds no {device} device here; leave it out, or use --device cpu.\n"
 
 
 @pytest.mark.usefixtures("quick")
@@ -613,27 +696,58 @@ def test_without_the_distilled_lora_its_scales_are_0(run: Run, tiny: TinyFiles) 
     assert {tensor.dtype for tensor in traces[0].values()} == {torch.float32, torch.uint8}
 
 
+def found(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
+    """torch finds GPUs of these kinds, as the command learns it."""
+    monkeypatch.setattr(devices, "is_there", lambda kind: kind in ("cpu", *kinds))
+    monkeypatch.setattr(headless, "is_there", devices.is_there)
+    monkeypatch.setattr(devices, "has_bfloat16", lambda kind: True)
+
+
 @pytest.mark.parametrize(
-    ("gpu", "flags", "dtype"),
+    ("gpus", "flags", "device", "dtype"),
     [
-        (False, {}, torch.float32),
-        (False, {"dtype": "bfloat16"}, torch.bfloat16),
-        (True, {"device": "cpu"}, torch.float32),
-        (True, {}, torch.bfloat16),
+        ((), {}, "cpu", torch.float32),
+        ((), {"dtype": "bfloat16"}, "cpu", torch.bfloat16),
+        (("cuda",), {"device": "cpu"}, "cpu", torch.float32),
+        (("cuda",), {}, "cuda", torch.bfloat16),
+        (("xpu",), {}, "xpu", torch.bfloat16),
+        (("mps",), {}, "mps", torch.bfloat16),
+        (("mps",), {"dtype": "float32"}, "mps", torch.float32),
+        (("cuda", "xpu"), {"device": "xpu"}, "xpu", torch.bfloat16),
+        (("mps",), {"offload": "blocks"}, "mps", torch.bfloat16),
     ],
 )
 def test_default_dtype_and_device(
     run: Run,
     asked: list[Compute],
     monkeypatch: pytest.MonkeyPatch,
-    gpu: bool,
+    gpus: tuple[str, ...],
     flags: dict[str, Any],
+    device: str,
     dtype: torch.dtype,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    found(monkeypatch, *gpus)
     assert run(**flags).status == 130
-    assert asked[0].dtype is dtype
-    assert asked[0].device == ("cuda" if gpu and not flags else "cpu")
+    assert (asked[0].device, asked[0].dtype) == (device, dtype)
+
+
+@pytest.mark.parametrize("device", ["xpu", "mps"])
+def test_blocks_are_not_compiled_for_every_gpu(
+    run: Run, asked: list[Compute], monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    found(monkeypatch, device)
+    done = run(compile=[])
+    assert done.status == 2 and not asked
+    assert done.error == f"--compile: blocks are compiled for cpu and cuda; leave it out on {device}.\n"
+
+
+def test_a_mac_without_bfloat16(run: Run, asked: list[Compute], monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, "mps")
+    monkeypatch.setattr(devices, "has_bfloat16", lambda kind: False)
+    monkeypatch.setattr(headless, "has_bfloat16", devices.has_bfloat16)
+    done = run(dtype="bfloat16")
+    assert done.status == 2 and re.search(r"--dtype: .* no bfloat16.*; use --dtype float32\.$", done.last)
+    assert run().status == 130 and asked[0].dtype is torch.float32
 
 
 def test_every_flag_about_computing_arrives(run: Run, asked: list[Compute]) -> None:
@@ -815,9 +929,17 @@ def start(line: list[str]) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
-@pytest.mark.parametrize("number", (pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGTERM))
-def test_a_signal_in_the_middle(number: int, tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
-    """While the first stage samples: status 130 soon, and the folder as it was, an older file in it."""
+@pytest.mark.parametrize(
+    "number",
+    (
+        pytest.param(signal.SIGINT, marks=pytest.mark.soak),
+        signal.SIGTERM,
+        pytest.param("SIGHUP", marks=pytest.mark.soak),
+    ),
+)
+def test_a_signal_in_the_middle(number: int | str, tiny: TinyFiles, media: Path, tmp_path: Path) -> None:
+    """While the first stage samples: status 130 soon, and the folder as it was, an older file in it. SIGHUP comes when
+    the terminal is gone."""
     folder = tmp_path / "output"
     folder.mkdir()
     (folder / "out.mp4").write_bytes(b"older")
@@ -830,8 +952,14 @@ def test_a_signal_in_the_middle(number: int, tiny: TinyFiles, media: Path, tmp_p
                 character = program.stderr.read(1)
                 assert character, seen
                 seen += character
-            program.send_signal(number)
-            out, error = program.communicate(timeout=60)
+            if number == "SIGHUP":
+                program.stderr.close()
+                program.send_signal(signal.SIGHUP)
+                out, error = program.stdout.read(), "interrupted; nothing was written"
+                program.wait(60)
+            else:
+                program.send_signal(number)
+                out, error = program.communicate(timeout=60)
         finally:
             program.kill()
     assert program.returncode == 130, error

@@ -82,7 +82,7 @@ def test_a_triton_for_another_torch_is_as_good_as_none(tmp_path: Path) -> None:
 def test_elsewhere_nothing_is_said(device: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert not fused.takes_over(torch.zeros(1, device=device))
-        assert fused.obstacle(torch.device(device)) == "they need a GPU"
+        assert fused.obstacle(torch.device(device)) == "they need a GPU by NVIDIA or AMD"
     assert not caplog.messages
 
 

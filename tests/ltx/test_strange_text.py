@@ -22,6 +22,7 @@ from a2v.ltx.prompt.gemma import check_gemma, load_gemma
 from a2v.ltx.prompt.sentencepiece import CHAT
 from a2v.ltx.report import describe
 from a2v.ltx.request import PARAMETERS, parse
+from a2v.ltx.terminal import ENDING
 from a2v.ltx.tools import doctor
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests import layouts
@@ -109,7 +110,7 @@ def test_a_file_name_that_is_no_text(
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
 def test_doctor_says_names_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in ENDING}
     folder = tmp_path / "models" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / os.fsdecode(b"ltx-caf\xe9.safetensors")).write_bytes(b"")

@@ -54,7 +54,7 @@ def chosen(model: memory.Model, *values: object) -> tuple[memory.Model, str]:
 def test_the_defaults_change_nothing(model: memory.Model) -> None:
     same, told = chosen(model, TORCH, True, False)
     assert same.identity == model.identity
-    assert told == "attention by torch (exact); no fused kernels: they need a GPU"
+    assert told == "attention by torch (exact); no fused kernels: they need a GPU by NVIDIA or AMD"
     defaults = {each.id: each.default for each in Kernels.GET_SCHEMA().inputs if hasattr(each, "default")}
     assert (defaults["attention"], defaults["fused"], defaults["fast_products"]) == (TORCH, True, False)
 
@@ -95,7 +95,7 @@ def test_what_is_not_installed_is_refused_before_anything_runs(name: str, model:
 
 def test_what_cannot_compute_here_is_refused(model: memory.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_check_attention_backend_requirements", lambda backend: None)  # as if installed
-    with pytest.raises(InputError, match="computes on a GPU only"):
+    with pytest.raises(InputError, match="computes on GPUs by NVIDIA and AMD only"):
         Kernels.execute(model, "sage", False, False)
     assert "is unknown" in str(Kernels.validate_inputs(attention="nonsense"))
 

@@ -15,6 +15,7 @@ import torch
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 import folder_paths
+from a2v.ltx import characters
 from a2v.ltx.errors import InputError
 from a2v.nodes import files, loaders, loras, names, output, pictures
 from a2v.nodes.audio import LoadAudio
@@ -91,6 +92,11 @@ BAD = {
     "CON": "'CON', which is a device on Windows",
     "nul/clip": "'nul', which is a device on Windows",
     "a/com1.x": "'com1.x', which is a device on Windows",
+    "conin$": r"'conin\$', which is a device on Windows",
+    "CONOUT$.x/clip": r"'CONOUT\$.x', which is a device on Windows",
+    "com¹": "'com¹', which is a device on Windows",
+    "LPT².mp4": "'LPT².mp4', which is a device on Windows",
+    "nul .x": "'nul .x', which is a device on Windows",
     "x" * 300: "300 characters in one name",
     "x" * 250: "250 characters in one name",
     "y" * 300 + "/clip": "300 characters in one name",
@@ -118,7 +124,20 @@ def test_a_name_that_cannot_be_written_is_told_before_anything_runs(node: type, 
 
 @pytest.mark.parametrize(
     "prefix",
-    ["video/ltx-a2v", "日本語/клип", "a b/c.d", "x" * 240, "é" * 120, "😀" * 60, "%KSampler.seed%", "a/./b", "..a"],
+    [
+        "video/ltx-a2v",
+        "日本語/клип",
+        "a b/c.d",
+        "x" * 240,
+        "conduct",
+        "com¹⁰",
+        "console$",
+        "é" * 120,
+        "😀" * 60,
+        "%KSampler.seed%",
+        "a/./b",
+        "..a",
+    ],
 )
 def test_usual_names_and_the_longest_are_written(base: Path, prefix: str) -> None:
     node = type(
@@ -132,9 +151,9 @@ def test_usual_names_and_the_longest_are_written(base: Path, prefix: str) -> Non
 def test_a_path_has_room_for_the_unfinished_file(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name is longer. Otherwise writing fails after hours of sampling, on Windows at 259 characters."""
     path = os.fsencode(base.resolve() / "output" / f"clip{names.ENDING}")
-    monkeypatch.setattr(names, "PATH", len(path) + 18)
+    monkeypatch.setattr(characters, "LONGEST_PATH", len(path) + 18)
     assert check_prefix("clip") == "clip"
-    monkeypatch.setattr(names, "PATH", len(path) + 17)
+    monkeypatch.setattr(characters, "LONGEST_PATH", len(path) + 17)
     with pytest.raises(InputError, match=r"^filename_prefix: the whole path has .* while the file is written"):
         check_prefix("clip")
 

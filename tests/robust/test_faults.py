@@ -34,6 +34,7 @@ from a2v.ltx.media.probe import probe
 from a2v.ltx.media.video import write_video
 from a2v.ltx.prompt import text as prompt_text
 from a2v.ltx.request import parse
+from a2v.ltx.terminal import ENDING
 from a2v.ltx.weights import lora
 from a2v.tests.ltx.goldens import unforeseen
 from a2v.tests.ltx.test_command import arguments, start, write_wav
@@ -69,7 +70,7 @@ Main = Callable[..., tuple[int, str]]
 @pytest.fixture
 def main(tiny: TinyFiles, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
     """The command in this process: its status and the last line on standard error. The signal handlers come back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in ENDING}
 
     def call(folder: Path, values: dict[str, Any] = REQUEST, **flags: Any) -> tuple[int, str]:
         every = {"image": media / "picture.png", "distill-lora": tiny.distilled_lora, **flags}

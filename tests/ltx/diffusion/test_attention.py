@@ -78,7 +78,7 @@ def test_other_mistakes_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(InputError, match="attention: 'fast' is unknown; choose one of torch, math, sage"):
         Compute(attention="fast")
     monkeypatch.setattr(attention, "_check_attention_backend_requirements", lambda backend: None)  # as if installed
-    with pytest.raises(InputError, match="'sage' computes on a GPU only"):
+    with pytest.raises(InputError, match="'sage' computes on GPUs by NVIDIA and AMD only"):
         check_attention("sage", "cpu", torch.bfloat16)
     with pytest.raises(InputError, match="'sage' computes in 16 bits only"):
         check_attention("sage", "cuda", torch.float32)

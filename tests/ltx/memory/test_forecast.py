@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import wave
 from dataclasses import replace
 from pathlib import Path
@@ -540,6 +541,16 @@ def test_what_is_said_of_blocks_that_wait(stage: tuple[tuple[Resident, ...], Ste
     stay = some.offloaded.resident
     assert 0 < stay < 8 and f"{8 - stay} of 8 blocks wait in host memory, pinned once; {stay} stay" in str(some)
     assert not told(2**40, replace(model, repeated=False)).offloaded.pinned
+
+
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
+def test_on_other_gpus_nothing_is_page_locked(stage: tuple[tuple[Resident, ...], Step], kind: str) -> None:
+    """Blocks that do not fit wait there as well, and what is said of them is what `Offload` does."""
+    planner = _Planner(kind, int(0.95 * stage[0][0].size), "auto", 2**40)
+    planner.add("sample", *stage)
+    (phase,) = planner.settled()
+    assert not phase.offloaded.pinned and 0 < phase.offloaded.resident < 8
+    assert re.search(r"of 8 blocks wait in host memory; \d stay on the device", str(phase))
 
 
 def test_gemma_s_layers_are_page_locked_if_it_writes_the_prompt(folder: Path, tiny: TinyFiles) -> None:

@@ -21,6 +21,7 @@ from a2v.ltx.media.safety import REQUIRED
 from a2v.ltx.memory import forecast
 from a2v.ltx.memory.rehearsal import blueprint
 from a2v.ltx.models import MODELS
+from a2v.ltx.prompt import gemma4_file
 from a2v.ltx.tools import doctor
 from a2v.ltx.weights import products
 from a2v.ltx.weights.checkpoint import load_checkpoint
@@ -149,6 +150,20 @@ def test_a_gemma_that_lacks_a_file_says_which(placed: TinyFiles, tmp_path: Path)
     (placed.gemma / "tokenizer.json").unlink()
     status, lines = told(tmp_path)
     assert status == 1 and "not found" in line_with(lines, placed.gemma / "tokenizer.json")
+
+
+def test_an_encoder_that_breaks_a_reader_hides_no_other_model(
+    placed: TinyFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The models after it would else be reported as missing, and fetched once more."""
+
+    def breaks(path: Path) -> bool:
+        raise RuntimeError("unable to mmap")
+
+    monkeypatch.setattr(gemma4_file, "is_gemma4", breaks)
+    _, lines = told(tmp_path)
+    assert line_with(lines, "upscaler ", placed.upscaler).startswith(doctor.OK)
+    assert not any("upscaler" in line and "https://" in line for line in lines)
 
 
 @pytest.mark.usefixtures("measured_once", "placed")

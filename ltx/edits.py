@@ -6,12 +6,13 @@ diffusion/masks.py turns an edit into the masks of tokens. This module only read
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import InputError
 from .extension import CONTEXT, DIRECTIONS
+from .objects import check_number, members, shown
 
 PICTURE, SOUND, BOTH = RENEWALS = ("picture", "sound", "both")
 FIRST, ALL = STAGES = ("first", "both")
@@ -19,7 +20,6 @@ NOISY, CLEAN = KEPT_CELLS = ("noisy", "clean")
 MOST_SECONDS, MOST_PIXELS, MOST_FACTOR = 2700.0, 256, 8  # of a film, of a seam, and of a reference's size and rate
 WITHIN = ("start", "end", "soften", "soften_pixels")  # fields that say which part of the source is made anew
 MOST_CONTEXT = 473  # frames: what the model was made for, without a latent of new ones
-SHOWN = 60  # characters of a wrong name or value in a message
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class VideoEdit:
 
     def __post_init__(self) -> None:
         if self.renew is not None and self.renew not in RENEWALS:
-            raise InputError(f"edit: renew is {_shown(self.renew)}; choose one of {', '.join(RENEWALS)}.")
+            raise InputError(f"edit: renew is {shown(self.renew)}; choose one of {', '.join(RENEWALS)}.")
         if self.kept_cells not in KEPT_CELLS:
-            raise InputError(f"edit: kept_cells is {_shown(self.kept_cells)}; choose one of {', '.join(KEPT_CELLS)}.")
+            raise InputError(f"edit: kept_cells is {shown(self.kept_cells)}; choose one of {', '.join(KEPT_CELLS)}.")
         most = {"strength": 1.0, "soften": MOST_SECONDS, "soften_pixels": MOST_PIXELS, "at": MOST_SECONDS}
         for name, limit in most.items():
-            _check_number("edit", name, getattr(self, name), 0.0, limit)
+            check_number("edit", name, getattr(self, name), 0.0, limit)
         for name in ("start", "end"):
             if getattr(self, name) is not None:
-                _check_number("edit", name, getattr(self, name), 0.0, MOST_SECONDS)
+                check_number("edit", name, getattr(self, name), 0.0, MOST_SECONDS)
         self._check_extension()
         if self.extend is None and self.ranged and not self.span[0] < self.span[1]:
             raise InputError(
@@ -68,10 +68,10 @@ class VideoEdit:
 
     def _check_extension(self) -> None:
         if self.extend is not None and self.extend not in DIRECTIONS:
-            raise InputError(f"edit: extend is {_shown(self.extend)}; choose one of {', '.join(DIRECTIONS)}.")
+            raise InputError(f"edit: extend is {shown(self.extend)}; choose one of {', '.join(DIRECTIONS)}.")
         if not _whole(self.context) or not 0 <= self.context <= MOST_CONTEXT:
             raise InputError(
-                f"edit: context is {_shown(self.context)}; give a whole number of frames from 0 to {MOST_CONTEXT}."
+                f"edit: context is {shown(self.context)}; give a whole number of frames from 0 to {MOST_CONTEXT}."
             )
         if self.extend is not None and self.at:
             raise InputError("edit: extend says where the video lies, so at does nothing; leave one of them out.")
@@ -116,15 +116,15 @@ class ReferenceUse:
 
     def __post_init__(self) -> None:
         if not isinstance(self.sound, bool):
-            raise InputError(f"reference: sound is {_shown(self.sound)}; give true or false.")
+            raise InputError(f"reference: sound is {shown(self.sound)}; give true or false.")
         if self.stages not in STAGES:
-            raise InputError(f"reference: stages is {_shown(self.stages)}; choose one of {', '.join(STAGES)}.")
+            raise InputError(f"reference: stages is {shown(self.stages)}; choose one of {', '.join(STAGES)}.")
         for name in ("strength", "attention"):
-            _check_number("reference", name, getattr(self, name), 0.0, 1.0)
+            check_number("reference", name, getattr(self, name), 0.0, 1.0)
         for name in ("downscale", "stride"):
             factor = getattr(self, name)
             if factor is not None and (not _whole(factor) or not 1 <= factor <= MOST_FACTOR):
-                raise InputError(f"reference: {name} is {_shown(factor)}; give a whole number from 1 to {MOST_FACTOR}.")
+                raise InputError(f"reference: {name} is {shown(factor)}; give a whole number from 1 to {MOST_FACTOR}.")
 
     def acts(self, first: bool) -> bool:
         """Whether the reference and its LoRA act in a stage. first: whether it is the first one."""
@@ -141,20 +141,7 @@ class ReferenceUse:
 
 
 def _read(cls: type, name: str, value: Any, example: str) -> Any:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise InputError(f"{name}: the value is not null or an object like {example}.")
-    known = [each.name for each in fields(cls)]
-    if unknown := sorted(map(repr, value.keys() - set(known))):
-        raise InputError(f"{name}: {unknown[0][:SHOWN]} is unknown; use {', '.join(known)}.")
-    return cls(**value)
-
-
-def _check_number(name: str, field: str, value: Any, low: float, high: float) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        raise InputError(f"{name}: {field} is {_shown(value)}; give a number from {low:g} to {high:g}.")
+    return None if value is None else cls(**members(cls, name, value, f"null or an object like {example}"))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -164,7 +151,3 @@ def _listed(names: Sequence[str]) -> str:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _shown(value: Any) -> str:
-    return f"{value!r:.{SHOWN}}"

@@ -16,6 +16,7 @@ from .characters import check_text
 from .edits import ReferenceUse, VideoEdit
 from .errors import InputError
 from .media.formats import FORMATS, QUALITIES, WRITE_MODES
+from .nag import Nag
 from .timeline import Section, read_timeline
 from .windows import LONGEST, WindowSize
 
@@ -42,7 +43,8 @@ SHOWN = 100  # characters of a wrong value in a message; the value may be a whol
 
 @dataclass(frozen=True)
 class Parameter:
-    """One input of the endpoint. kind: text, integer, number, switch, choice, size, seed, windows, edit or reference.
+    """One input of the endpoint. kind: text, integer, number, switch, choice, size, seed, windows, edit,
+    reference or nag.
 
     minimum, maximum: the endpoint's range. hard_minimum, hard_maximum: the limits of the engine itself, which apply to
     the command.
@@ -136,6 +138,7 @@ PARAMETERS: dict[str, Parameter] = {
     "timeline": Parameter("text", "", "Sections of a film: times and prompts. Not the endpoint's."),
     "edit": Parameter("edit", None, "What of a given video is made anew. Not the endpoint's."),
     "reference": Parameter("reference", None, "How a reference video is used. Not the endpoint's."),
+    "nag": Parameter("nag", None, "The negative prompt without a pass of its own (NAG). Not the endpoint's."),
 }  # fmt: skip
 
 OF_VIDEOS = ("edit", "reference")
@@ -209,6 +212,7 @@ class Request:
     timeline: str
     edit: VideoEdit | None
     reference: ReferenceUse | None
+    nag: Nag | None
     given: frozenset[str] = field(default=frozenset(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -282,6 +286,8 @@ def check_value(name: str, value: Any) -> Any:
         return VideoEdit.parse(value)
     elif kind == "reference":
         return ReferenceUse.parse(value)
+    elif kind == "nag":
+        return Nag.parse(value)
     elif kind == "number":
         if value is None and parameter.default is None:
             return 0.0
@@ -331,6 +337,7 @@ def parse(values: Mapping[str, Any]) -> Request:
     if checked.get("audio_strength", 1.0) == 1:
         notes += beside_kept_sound(checked)
     if checked.get("acceleration") == "full":
-        notes += [f"{name} does nothing under acceleration full" for name in DISTILLED_INERT if name in checked]
+        inert = [each for each in DISTILLED_INERT if not (each == "negative_prompt" and checked.get("nag"))]
+        notes += [f"{name} does nothing under acceleration full" for name in inert if name in checked]
     defaults = {name: parameter.default for name, parameter in PARAMETERS.items()} | dict.fromkeys(ABSENT, 0)
     return Request(**{**defaults, **checked}, given=given, notes=tuple(notes))

@@ -89,7 +89,7 @@ def sample_stages(
         if clip.two_stages and pixel_frames(latent) == clip.frames:
             first = (latent, sounds) if kept.only else None
             latent = _upscaled(job, compute, latent, trace)
-            latent, sounds, noises = stage(1, latent, noises)
+            latent, sounds, noises = stage(1, latent, noises, prompts.negative if job.steering[1].nag else None)
             latent, sounds = (latent, sounds) if first is None or latent.shape[2] else first
     if trace is not None:
         trace("final/video_latent", latent)

@@ -9,13 +9,14 @@ latent 0, one frame that the whole already has, is dropped. This module only cal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise, starmap
 from typing import Any
 
 from .errors import InputError
 from .grid import TIME_SCALE, frames_of
+from .objects import SHOWN, members
 
 LONGEST = 481  # frames; the model was made for clips up to that
 SHORTEST, MOST_OVERLAP = frames_of(3), LONGEST // TIME_SCALE - 1  # with the least overlap, and in the longest window
@@ -24,7 +25,6 @@ DRIFT = 0.3  # on the miniature, three minutes of song end with colours that are
 PAUSE_REACH = Fraction(1, 4)  # the share of a window by which it may end earlier, where the sound is quieter
 JOIN = 3  # dB; so much quieter must the ends of windows be on the whole for each window more
 NUMBERS, SHARES = ("frames", "overlap"), ("anchor", "drift")
-SHOWN = 60  # characters of a wrong name in a message
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,7 @@ class WindowSize:
             return None
         if value is True:
             return cls()
-        if not isinstance(value, Mapping):
-            raise InputError('windows: the value is not true, false or an object like {"frames": 121, "overlap": 2}.')
-        if unknown := sorted(map(repr, value.keys() - {each.name for each in fields(cls)})):
-            raise InputError(
-                f"windows: {unknown[0][:SHOWN]} is unknown; use {', '.join(each.name for each in fields(cls))}."
-            )
+        members(cls, "windows", value, 'true, false or an object like {"frames": 121, "overlap": 2}')
         for name in value.keys() & set(NUMBERS):
             if not isinstance(value[name], int) or isinstance(value[name], bool) or abs(value[name]) >= 2**31:
                 raise InputError(f"windows: {name} is not a whole number that a window can have.")

@@ -23,6 +23,7 @@ from ..ltx.latents import pixel_frames
 from ..ltx.memory.rehearsal import peak, twin
 from ..ltx.memory.tiles import choose, needed
 from ..ltx.memory.work import clip_encoding, image_encoding, one_step, sound_like, upscaling
+from ..ltx.nag import Nag
 from .fetching import stay_memory
 from .memory import Handle, Model, obtainable
 
@@ -72,7 +73,7 @@ def sampling_memory(
     module, device = model.module, model.patcher.load_device
     frames = pixel_frames(latent)
     sound = sound_like(frames, Fraction(24)) if heard is None else _as_long(heard, frames)
-    single = _step_memory(module, latent, sound, reference, model.acceleration.reuse, sampler)
+    single = _step_memory(module, latent, sound, reference, model.acceleration.reuse, sampler, model.nag)
     if passes == 1 or device.type == "cpu":
         return Sampling(single)
     room = obtainable(device)
@@ -104,11 +105,12 @@ def _step_memory(
     reference: Reference | None = None,
     reuse: float = 0.0,
     sampler: str = EULER,
+    nag: Nag | None = None,
 ) -> int:
     """Bytes for a guided step over `latent`, if its passes run one after the other. reuse: the threshold of the
     first-block cache."""
     empty = torch.empty_like(latent, device="meta")
-    more: dict[str, Any] = {"reuse": reuse, "sampler": sampler}
+    more: dict[str, Any] = {"reuse": reuse, "sampler": sampler, "nag": nag}
     if reference is not None:
         more |= {"reference": torch.empty_like(reference.latent, device="meta"), "attention": reference.attention}
 

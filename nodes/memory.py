@@ -32,6 +32,7 @@ from ..ltx.diffusion.kernels import fuse
 from ..ltx.errors import InputError
 from ..ltx.memory.free import free_memory
 from ..ltx.models import V23
+from ..ltx.nag import Nag
 from ..ltx.prompt.contexts import fingerprint
 from ..ltx.prompt.gemma import Gemma, check_gemma
 from ..ltx.weights.checkpoint import Checkpoint
@@ -231,7 +232,7 @@ class TextEncoder(Handle):
 class Model(Adapted):
     """The transformer. checkpoint: the name of its file. version: as the file tells it. acceleration: the settings of
     an acceleration level. compiled: whether its blocks are compiled. weights: a hash of its file and of how it was
-    loaded; "" if they are not known. attention, fused, fast_products: as in `Compute`."""
+    loaded; "" if they are not known. attention, fused, fast_products: as in `Compute`. nag: as in `Steering`."""
 
     checkpoint: str = ""
     version: str = V23.version
@@ -241,6 +242,7 @@ class Model(Adapted):
     attention: str = TORCH
     fused: bool = True
     fast_products: bool = False
+    nag: Nag | None = None
 
     @property
     def identity(self) -> list[Any]:

@@ -22,6 +22,7 @@ from ..ltx.diffusion.steering import EULER, INERT, SAMPLERS, Steering, schedule_
 from ..ltx.errors import InputError
 from ..ltx.latents import NoiseSource, pixel_frames, pixel_size
 from ..ltx.models import is_distilled
+from ..ltx.nag import RANGES, Nag
 from ..ltx.request import ACCELERATIONS
 from . import activations, files, memory
 from .fetching import blocks_stay
@@ -222,6 +223,52 @@ def _distilled(model: memory.Model) -> memory.Model:
     )
 
 
+class NegativeAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        usual = Nag()
+        ranges = {name: {"min": low, "max": high} for name, (low, high) in RANGES.items()}
+        return io.Schema(
+            node_id="LTXA2VNag",
+            display_name="LTX A2V NAG",
+            category=SAMPLING,
+            description="Makes the negative prompt act without CFG: in the second stage, and with distilled models, "
+            "whose steps have one pass. In each block, the attention to the prompt is led away from that to the "
+            "negative prompt (normalized attention guidance). A step takes a little longer, not twice the time. "
+            "Connect the negative prompt to the sampler, too.",
+            **aliases("negative prompt", "normalized attention guidance", "distilled", "cfg"),
+            inputs=[
+                ModelIO.Input("base", display_name="model", tooltip="From Acceleration, Load Model or a LoRA."),
+                io.Float.Input(
+                    "scale",
+                    default=usual.scale,
+                    **ranges["scale"],
+                    step=0.5,
+                    tooltip="How far it is led away. 1 is neutral; lower it if colours or faces become hard.",
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=usual.alpha,
+                    **ranges["alpha"],
+                    step=0.05,
+                    tooltip="The share of the led result; the rest is the prompt alone. 0 is neutral.",
+                ),
+                io.Float.Input(
+                    "tau",
+                    default=usual.tau,
+                    **ranges["tau"],
+                    step=0.1,
+                    tooltip="The most by which a token may grow. A lower value keeps more of the prompt alone.",
+                ),
+            ],
+            outputs=[ModelIO.Output("model", display_name="model", tooltip="For a sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, base: memory.Model, scale: float, alpha: float, tau: float) -> io.NodeOutput:
+        return io.NodeOutput(replace(base, nag=Nag(scale, alpha, tau)))
+
+
 class RestartSampling(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -328,7 +375,8 @@ class Sampler(io.ComfyNode):
                 TextIO.Input(
                     "negative",
                     optional=True,
-                    tooltip="The negative prompt: what the video must not show. It is needed if cfg is not 1.",
+                    tooltip="The negative prompt: what the video must not show. It is needed if cfg is not 1, and by "
+                    "NAG.",
                 ),
                 GuidanceIO.Input("guidance", optional=True, tooltip="From Guidance. Without it a step takes one pass."),
                 GuidesIO.Input("guides", optional=True, tooltip="Images, encoded at this stage's size."),
@@ -391,6 +439,7 @@ class Sampler(io.ComfyNode):
             restart,
             gradient_estimation_gamma,
             sampler,
+            model.nag,
         )
         layers = len(model.module.transformer_blocks)
         film = FilmSound.of(audio)
@@ -415,6 +464,8 @@ class Sampler(io.ComfyNode):
         passes = steering.passes(film.frozen, still)
         steps = f"seed {source.seed}, {steering.steps} steps of {steering.sampler}, {passes} passes each"
         notes = [f"{steps}, with LTX-{model.version}", *placing]
+        if steering.nag is not None:
+            notes.append(f"NAG leads away from the negative prompt, at scale {steering.nag.scale:g}")
         if steering.sampler != sampler and (restart or gradient_estimation_gamma):
             notes.append(INERT)
         if isinstance(source, Generated):
@@ -546,4 +597,4 @@ def _left(steering: Steering, film: FilmSound) -> float:
     return left
 
 
-NODES = (Scheduler, PictureGuidance, AudioGuidance, Accelerate, RestartSampling, Sampler)
+NODES = (Scheduler, PictureGuidance, AudioGuidance, Accelerate, NegativeAttention, RestartSampling, Sampler)

@@ -7,4 +7,5 @@ BEYOND = {
     "timeline",
     "edit",
     "reference",
+    "nag",
 }

@@ -32,10 +32,11 @@ DISTILLED_RECIPE = {"acceleration": "full", "use_restart_sampling": False}
 OF_DISTILLED = (
     *("prompt", "negative_prompt", "match_audio_length", "num_frames", "video_size", "use_multiscale", "fps", "seed"),
     *("acceleration", "camera_lora", "camera_lora_scale", "image_strength", "end_image_strength", "audio_strength"),
-    *("preprocess_audio", "enable_prompt_expansion", "enable_safety_checker", "windows", "timeline"),
+    *("preprocess_audio", "enable_prompt_expansion", "enable_safety_checker", "windows", "timeline", "nag"),
     *("video_output_type", "video_quality", "video_write_mode"),
 )
-"""The inputs that the endpoint has with the distilled model. `negative_prompt` and `acceleration` do nothing there."""
+"""The inputs that the endpoint has with the distilled model. `acceleration` does nothing there, and `negative_prompt`
+acts with `nag` alone."""
 
 
 def compose_request(checked: CheckedRequest, models: ModelNames, files: Mapping[str, str], prefix: str) -> Prompt:

@@ -28,6 +28,7 @@ from pydantic import (
 
 from ...ltx.characters import is_whole
 from ...ltx.errors import InputError
+from ...ltx.nag import RANGES, Nag
 from ...ltx.request import OF_VIDEOS, PARAMETERS, SIDE, Parameter, Request, parse
 from ...ltx.windows import LONGEST, MOST_OVERLAP, SHORTEST, WindowSize
 
@@ -85,23 +86,43 @@ class WindowSettings(BaseModel):
     seeds: dict[str, int] = Field({}, description="Seeds for single windows, by their numbers from 1.")
 
 
+LED = Nag()
+
+
+def _within(name: str, description: str) -> Any:
+    low, high = RANGES[name]
+    return Field(getattr(LED, name), ge=low, le=high, allow_inf_nan=False, description=description)
+
+
+class NagSettings(BaseModel):
+    """How far attention to the prompt is led away from the negative prompt. The hosted endpoint has no such input."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scale: float = _within("scale", "How far it is led away; 1 is neutral.")
+    alpha: float = _within("alpha", "The share of the led result; the rest is the prompt alone.")
+    tau: float = _within("tau", "The most by which a token may grow.")
+
+
 NAME_TAG, SIZE_TAG = "a name", "width and height"
-SWITCH_TAG, SETTINGS_TAG = "a switch", "settings of windows"
+SWITCH_TAG, SETTINGS_TAG = "a switch", "settings"
+SETTINGS: Mapping[str, type[BaseModel]] = {"windows": WindowSettings, "nag": NagSettings}
+"""The kinds of parameters that are a switch or an object with settings."""
 
 
 def _kind_of_size(value: object) -> str:
     return SIZE_TAG if isinstance(value, (Mapping, ImageSize)) else NAME_TAG
 
 
-def _kind_of_windows(value: object) -> str:
-    return SETTINGS_TAG if isinstance(value, (Mapping, WindowSettings)) else SWITCH_TAG
+def _kind_of_settings(value: object) -> str:
+    return SETTINGS_TAG if isinstance(value, (Mapping, *SETTINGS.values())) else SWITCH_TAG
 
 
 def _type(parameter: Parameter) -> Any:
-    if parameter.kind == "windows":
+    if parameter.kind in SETTINGS:
         return Annotated[
-            Annotated[bool, Tag(SWITCH_TAG)] | Annotated[WindowSettings, Tag(SETTINGS_TAG)],
-            Discriminator(_kind_of_windows),
+            Annotated[bool, Tag(SWITCH_TAG)] | Annotated[SETTINGS[parameter.kind], Tag(SETTINGS_TAG)],
+            Discriminator(_kind_of_settings),
         ]
     if parameter.kind == "choice":
         return Literal[parameter.choices]

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ...ltx.grid import SPACE_SCALE
+from ...ltx.nag import Nag
 from ...ltx.plan import round_frames
 from ...ltx.request import Request
 from .graph import Graph, Prompt, is_link_from, read
@@ -36,7 +37,7 @@ SAMPLER, SAVE, REPORT, EXPAND, ENCODE = (
 )
 IMAGE, END_IMAGE = "LTXA2VImageConditioning", "LTXA2VEndImageConditioning"
 LOAD_IMAGE = "LTXA2VLoadImage"
-ACCELERATION = "LTXA2VAcceleration"
+ACCELERATION, NAG = "LTXA2VAcceleration", "LTXA2VNag"
 FRAME_COUNT, WINDOW, TIMELINE = "LTXA2VFrameCount", "LTXA2VWindow", "LTXA2VTimeline"
 AUDIO, FILM_PART, SAVE_PART = "LTXA2VAudioConditioning", "LTXA2VFilmPart", "LTXA2VSaveFilmPart"
 FIRST_STAGE, SECOND_STAGE = "First stage", "Second stage"  # titles of the samplers in the workflows
@@ -77,6 +78,8 @@ def compose(
         _regenerate(graph, request)
     if not request.use_multiscale:
         _make_one_stage(graph)
+    if request.nag is not None:
+        _lead(graph, request.nag)
     _write(graph, request, prefix)
     for sentence in _said_of_rounding(request):
         tell(graph, sentence)
@@ -247,6 +250,14 @@ def _make_one_stage(graph: Graph) -> None:
                 node["inputs"][name] = [first, value[1]]
     for key in (second, graph.find("LTXA2VLatentUpscale"), graph.find(UPSCALER)):
         graph.remove(key)
+
+
+def _lead(graph: Graph, nag: Nag) -> None:
+    """Puts NAG between each sampler and its model, and gives each the negative prompt."""
+    for key in graph.all(SAMPLER):
+        inputs, title = graph.prompt[key]["inputs"], f"NAG, {graph.title(key).lower()}"
+        led = graph.add(NAG, title, base=inputs["model"], scale=nag.scale, alpha=nag.alpha, tau=nag.tau)
+        inputs |= {"model": [led, 0], "negative": [graph.find(ENCODE, NEGATIVE), 0]}
 
 
 def _regenerate(graph: Graph, request: Request) -> None:

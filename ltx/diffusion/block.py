@@ -24,6 +24,7 @@ from ..weights.quantized import read_by
 from ..weights.rounding import Input, sharing
 from .attention import taking_weights
 from .kernels import add_gated, fuses, gate_heads, gelu, modulator, norm_rotate
+from .leading import Leading
 from .modulation import Ada, Modulations, Pair, Rotary, ada
 from .sight import View, attend_in_groups
 
@@ -37,7 +38,8 @@ class Rows(NamedTuple):
 
     second_text, second_audio_text: the row reads the second context; such rows come after those of the first one.
     isolated: there is no attention between its streams; such rows come last. skipped, skipped_audio: its video or audio
-    self-attention is replaced by the value projection. Those of the audio have one flag for each row of the audio.
+    self-attention is replaced by the value projection. Those of the audio have one flag for each row of the audio. led,
+    led_audio: a flag for each context, whether NAG leads the rows that read it away from the other context.
     """
 
     second_text: tuple[bool, ...]
@@ -45,6 +47,18 @@ class Rows(NamedTuple):
     skipped: tuple[bool, ...]
     second_audio_text: tuple[bool, ...]
     skipped_audio: tuple[bool, ...]
+    led: tuple[bool, ...]
+    led_audio: tuple[bool, ...]
+
+
+class Reading(NamedTuple):
+    """How rows read a text. pair: keys and values of its one or two contexts. second, led: as in `Rows`. nag: for
+    the rows that are led."""
+
+    pair: Pair
+    second: tuple[bool, ...]
+    led: tuple[bool, ...]
+    nag: Leading | None
 
 
 class Block(LTX2VideoTransformerBlock):
@@ -67,13 +81,15 @@ class Block(LTX2VideoTransformerBlock):
         texts: Texts | None = None,
         keep: bool = False,
         views: tuple[View, ...] = (),
+        nag: Leading | None = None,
     ) -> tuple[Tensor, Tensor | None, Texts | None]:
         """Runs one block: video [R, N, D] and audio [R', T, D'] → both streams after it. The inputs do not change.
 
         The first rows have audio, each as many rows of it as there are sounds, of which the picture hears shares, and
         one without them: R' in all. video_text, audio_text: one or two contexts, [1 or 2, M, D]. audio_read: whether a
         later block reads the audio. texts: the keys and values of these contexts, if they were kept; keep: whether to
-        return them. views: what groups of video tokens see of each other; empty if all tokens see all.
+        return them. views: what groups of video tokens see of each other; empty if all tokens see all. nag: for the
+        rows that are led.
         """
         of_video, of_audio = levels.video, levels.audio
         video_ada = ada(self.scale_shift_table, of_video.own, of_video.places)
@@ -87,7 +103,8 @@ class Block(LTX2VideoTransformerBlock):
         else:
             video_read = texts[0]
         x = _modulated(self.norm2, video, video_ada, 6, 7, _askers(self.attn2))
-        video = self._added(video_ada, video, _attention(self.attn2, x, pair=video_read, second=rows.second_text), 8)
+        change = _attention(self.attn2, x, reading=Reading(video_read, rows.second_text, rows.led, nag))
+        video = self._added(video_ada, video, change, 8)
         heard = None
         if audio is not None:
             audio_ada = ada(self.audio_scale_shift_table, of_audio.own, of_audio.places)
@@ -100,7 +117,8 @@ class Block(LTX2VideoTransformerBlock):
             else:
                 heard = texts[1]
             x = _modulated(self.audio_norm2, audio, audio_ada, 6, 7, _askers(self.audio_attn2))
-            change = _attention(self.audio_attn2, x, pair=heard, second=rows.second_audio_text)
+            reading = Reading(heard, rows.second_audio_text, rows.led_audio, nag)
+            change = _attention(self.audio_attn2, x, reading=reading)
             audio = self._added(audio_ada, audio, change, 8)
         if not all(rows.isolated):
             joined = len([row for row in rows.isolated if not row])  # torch 2.6 cannot compile count()
@@ -212,33 +230,30 @@ def _attention(
     x: Input,
     context: Input | None = None,
     *,
-    pair: Pair | None = None,
+    reading: Reading | None = None,
     positions: Pair | None = None,
     key_positions: Pair | None = None,
-    second: tuple[bool, ...] = (),
     skipped: tuple[bool, ...] = (),
     views: tuple[View, ...] = (),
 ) -> Tensor:
-    """Gated attention of x [R, N, D] to itself or to a context [R, M, D'] → [R, N, D].
+    """Gated attention of x [R, N, D] to itself, to a context [R, M, D'], or to a text by `reading` → [R, N, D].
 
-    pair: the keys and values of the context, as `_pair` makes them. second: flags of the rows that read the second
-    context; the pair is then of one or two contexts. skipped: flags of the rows that take the value projection instead
-    of attention. views: as for `Block`.
+    skipped: flags of the rows that take the value projection instead of attention. views: as for `Block`.
     """
     with sharing():
         gates, source = attention.to_gate_logits, x if context is None else context
         logits = None if gates is None else gates(read_by(gates, x))
-        if pair is None:
+        if reading is None:
             value = attention.to_v(read_by(attention.to_v, source)).unflatten(2, (attention.heads, -1))
             if skipped and all(skipped):
                 return attention.to_out[0](_gated(attention, [value], logits))
         kept = _without_skipped(x, skipped)
         query = _rotate(attention, attention.norm_q, attention.to_q(read_by(attention.to_q, kept)), positions)
-        if pair is None:
+        if reading is None:
             key = attention.to_k(read_by(attention.to_k, kept if context is None else context))
             key = _rotate(attention, attention.norm_k, key, key_positions or positions)
-    if pair is not None:
-        return attention.to_out[0](_gated(attention, _read(attention, query, pair, second), logits))
+    if reading is not None:
+        return attention.to_out[0](_gated(attention, _read(attention, query, reading), logits))
     attended = [_attend(attention.processor, query, key, _without_skipped(value, skipped), views)]
     if any(skipped):
         rows = iter(attended[0].split(1))
@@ -246,16 +261,24 @@ def _attention(
     return attention.to_out[0](_gated(attention, attended, logits))
 
 
-def _read(attention: Any, query: Tensor, pair: Pair, second: tuple[bool, ...]) -> list[Tensor]:
+def _read(attention: Any, query: Tensor, reading: Reading) -> list[Tensor]:
     """What the rows [R, N, heads, d] read in their contexts, a tensor for each context. The rows of one context are one
     long row, so that its keys and values are not repeated."""
-    values = pair[1].unflatten(2, (attention.heads, -1))
+    (keys, values), second, led, nag = reading
+    values = values.unflatten(2, (attention.heads, -1))
     others = len([row for row in second if row])  # as for `joined`
     parts = query.split([len(second) - others, others]) if others else (query,)
     read = []
     for number, part in enumerate(parts):
-        context = slice(number, number + 1)
-        row = _attend(attention.processor, part.flatten(0, 1)[None], pair[0][context], values[context], ())
+        rows = part.flatten(0, 1)[None]
+
+        def in_context(number: int, rows: Tensor = rows) -> Tensor:
+            context = slice(number, number + 1)
+            return _attend(attention.processor, rows, keys[context], values[context], ())
+
+        row = in_context(number)
+        if led[number]:
+            row = nag(row, in_context(1 - number))
         read.append(row.reshape(part.shape))
     return read
 

@@ -14,8 +14,9 @@ from .block import adopt
 from .compiled import is_compiled, telling
 from .conditioning import Conditions, Stream
 from .guidance import Guidance, needed
+from .leading import Leading
 from .modulation import Levels, modulation, rotary
-from .passes import KeptTexts, Pass, Reuse, beside_passes, run_as_batch, static_texts, text_limit, velocities
+from .passes import KeptTexts, Led, Pass, Reuse, beside_passes, run_as_batch, static_texts, text_limit, velocities
 from .samplers import UNWATCHED, Hooks
 from .steering import Steering
 from .tokens import Tokens
@@ -124,16 +125,35 @@ class GuidedDenoiser:
 
         runs_uncond, runs_perturbed, runs_isolated = needed(*self.guidances)
         video_text, audio_text = placed(conditions.positive.video), placed(conditions.positive.audio)
-        passes = {"cond": Pass(video_text, audio_text)}
+        nag, led, video_negative, audio_negative = self.steering.nag, None, None, None
+        if runs_uncond or nag is not None:
+            video_negative, audio_negative = placed(conditions.negative.video), placed(conditions.negative.audio)
+        if nag is not None:  # a frozen stream is not led, as it is not guided
+            leading = Leading.of(nag, self.device, self.dtype)
+            led = Led(leading, None if self.still else video_negative, None if self.frozen else audio_negative)
+        passes = {"cond": Pass(video_text, audio_text, led=led)}
         if runs_uncond:
-            video_negative = video_text if self.still else placed(conditions.negative.video)
-            audio_negative = placed(conditions.negative.audio) if self.guidances[1].runs_uncond else audio_text
-            passes["uncond"] = Pass(video_negative, audio_negative)
+            passes["uncond"] = self._uncond(passes["cond"], video_negative, audio_negative)
         if runs_perturbed:
-            passes["perturbed"] = Pass(video_text, audio_text, *(_stg_blocks(g, layers) for g in self.guidances))
+            blocks = (_stg_blocks(guidance, layers) for guidance in self.guidances)
+            passes["perturbed"] = Pass(video_text, audio_text, *blocks, led=led)
         if runs_isolated:
-            passes["isolated"] = Pass(video_text, audio_text, isolated=True)
+            passes["isolated"] = Pass(video_text, audio_text, isolated=True, led=led)
         return passes
+
+    def _uncond(self, cond: Pass, video: Tensor, audio: Tensor) -> Pass:
+        """The pass with these negative contexts. A stream that is not guided has the text of the other passes, and is
+        led as there."""
+        led = cond.led
+        if self.still:
+            video = cond.video_context
+        elif led is not None:
+            led = led._replace(video=None)
+        if not self.guidances[1].runs_uncond:
+            audio = cond.audio_context
+        elif led is not None:
+            led = led._replace(audio=None)
+        return Pass(video, audio, led=led)
 
     def _guide(self, predictions: dict[str, Tokens]) -> Tokens:
         of_video, of_audio = self.guidances

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import NamedTuple
 
 import torch
 from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
+from ..computing import CUDA
+from ..devices import free_on_gpu
 from .block import Pair, Rows, Texts
 from .compiled import is_compiled, with_any_sizes
 from .conditioning import TEXT_LENGTH
+from .leading import Leading
 from .modulation import Modulation, Modulations, Rotary, ada
 from .sight import View
 from .tokens import Tokens, joined
@@ -50,12 +54,21 @@ class Batch:
         return dict(zip(self.rows, zip_longest(self.video.split(1), audio), strict=True))
 
 
+class Led(NamedTuple):
+    """What NAG leads the attention to a text away from: the negative contexts of video and audio, [1, tokens, D]; None
+    for a stream that is not led."""
+
+    nag: Leading
+    video: Tensor | None
+    audio: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class Pass:
     """One forward of the transformer. video_context, audio_context: its text contexts, [1, tokens, D].
 
     perturbed, perturbed_audio: blocks whose video or audio self-attention is replaced by its value projection (STG
-    pass). isolated: whether the attention between the streams is left out (modality pass).
+    pass). isolated: whether the attention between the streams is left out (modality pass). led: for NAG.
     """
 
     video_context: Tensor
@@ -63,10 +76,16 @@ class Pass:
     perturbed: tuple[int, ...] = ()
     perturbed_audio: tuple[int, ...] = ()
     isolated: bool = False
+    led: Led | None = None
 
     @property
     def contexts(self) -> tuple[Tensor, Tensor]:
         return self.video_context, self.audio_context
+
+    @property
+    def away(self) -> tuple[Tensor | None, Tensor | None]:
+        """For both streams, the context that its attention is led away from."""
+        return (None, None) if self.led is None else (self.led.video, self.led.audio)
 
     def same_text(self, other: Pass) -> bool:
         return self.video_context is other.video_context and self.audio_context is other.audio_context
@@ -167,17 +186,15 @@ def working_set(model: LTX2VideoTransformer3DModel, tokens: int) -> float:
 
 
 def batch_room(device: torch.device, free: float | None = None) -> float:
-    """Bytes that the passes of a step may take as one batch: a share of a GPU's free memory, or the size of a CPU's
-    caches. Measured on a CPU, a batch of four is twice as fast if it stays in the cache, and 7 % slower if it does not.
+    """Bytes that the passes of a step may take as one batch: a share of the free memory of a GPU by NVIDIA or AMD, or
+    elsewhere the size of a CPU's caches. Measured on a CPU, a batch of four is twice as fast if it stays in the cache,
+    and 7 % slower if it does not.
 
     free: bytes that are free on the device beside the weights, by default measured now.
     """
-    if device.type != "cuda":
+    if device.type != CUDA:
         return CPU_CACHE
-    if free is None:
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + cached
-    return GPU_SHARE * free
+    return GPU_SHARE * (free_on_gpu(device) if free is None else free)
 
 
 def run_as_batch(model: LTX2VideoTransformer3DModel, tokens: int, passes: int, room: float) -> bool:
@@ -332,8 +349,13 @@ def _run(
 ) -> Batch:
     """Runs one block on a batch → the same passes after it."""
     heard = 0 if batch.audio is None else len(batch.audio) // batch.sounds
-    read = [passes[row].video_context for row in batch.rows], [passes[row].audio_context for row in batch.rows]
-    texts = tuple(list({id(context): context for context in stream}.values()) for stream in read)
+    running = [passes[row] for row in batch.rows]
+    read = [each.video_context for each in running], [each.audio_context for each in running]
+    away = ([each.away[stream] for each in running if each.away[stream] is not None] for stream in (0, 1))
+    texts = tuple(
+        list({id(context): context for context in (*stream, *others)}.values())
+        for stream, others in zip(read, away, strict=True)
+    )
     second, second_audio = ([context is not stream[0] for context in stream] for stream in read)
     key = (number, *(tuple(map(id, text)) for text in texts))
     known = None if kept is None else kept.get(key, heard > 0)
@@ -348,6 +370,7 @@ def _run(
             tuple(number in passes[row].perturbed for row in batch.rows),
             tuple(other for other in second_audio[:heard] for _ in range(batch.sounds)),
             tuple(number in passes[row].perturbed_audio for row in batch.rows[:heard] for _ in range(batch.sounds)),
+            *(_led(stream, running, texts[stream]) for stream in (0, 1)),
         ),
         levels,
         positions,
@@ -355,10 +378,18 @@ def _run(
         known,
         kept is not None and known is None,
         views,
+        next((each.led.nag for each in running if each.led is not None), None),
     )
     if pairs is not None:
         kept.put(key, pairs)
     return Batch(batch.rows, video, audio, batch.sounds)
+
+
+def _led(stream: int, passes: Sequence[Pass], texts: Sequence[Tensor]) -> tuple[bool, ...]:
+    """For each of these contexts of a stream, whether the passes that read it are led away from the other one. There is
+    no other one if both prompts are the same, and leading would change nothing."""
+    led = [each.contexts[stream] for each in passes if each.away[stream] is not None]
+    return tuple(len(texts) > 1 and any(text is own for own in led) for text in texts)
 
 
 def _plus(a: State, b: State) -> State:

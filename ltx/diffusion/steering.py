@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models import V23
+from ..nag import Nag
 from ..request import Request
 from . import schedules
 from .acceleration import EXACT, Acceleration, level
@@ -30,7 +31,8 @@ class Steering:
     """How a stage is sampled.
 
     sigmas: float32 [steps + 1] on the CPU. guidance: for the picture; audio_guidance: for the sound. restart: fresh
-    noise during sampling. gamma: the factor of gradient estimation, 0 for off. sampler: one of SAMPLERS. An
+    noise during sampling. gamma: the factor of gradient estimation, 0 for off. sampler: one of SAMPLERS. nag: leads the
+    passes with the prompt away from the negative prompt, in the streams that are not frozen. An
     acceleration level changes settings here: the distilled recipe has no guidance, and LTX-2.5's samples with
     euler_ancestral, without restart and gamma. Raises InputError if a value is out of range or the settings do not fit
     together.
@@ -43,9 +45,12 @@ class Steering:
     restart: Restart | None = None
     gamma: float = 0.0
     sampler: str = EULER
+    nag: Nag | None = None
 
     def __post_init__(self) -> None:
         final = {"sigmas": schedules.checked(self.sigmas), "restart": self.restart or None}
+        if self.nag is not None and not self.nag.acts:
+            final["nag"] = None
         if self.acceleration.distilled:
             final |= {"guidance": NONE, "audio_guidance": NONE}
         if self.acceleration.ancestral and self.sampler == EULER:
@@ -92,6 +97,10 @@ class Steering:
             raise InputError(
                 "negative prompt: missing, and a CFG scale other than 1 needs it; connect one or set CFG to 1."
             )
+        if self.nag is not None and not negative:
+            raise InputError(
+                "negative prompt: missing, and NAG leads away from it; connect one to this sampler, or leave out NAG."
+            )
         if layers is not None:
             for guidance in acting:
                 guidance.blocks(layers)
@@ -112,8 +121,9 @@ def steer(request: Request, stg_blocks: tuple[int, ...] = (), version: str = V23
         acceleration,
         Restart() if request.use_restart_sampling else None,
         gamma,
+        nag=request.nag,
     )
-    return first, Steering(torch.tensor(schedules.REFINE), gamma=gamma)
+    return first, Steering(torch.tensor(schedules.REFINE), gamma=gamma, nag=request.nag)
 
 
 def schedule_under(acceleration: Acceleration, sigmas: Tensor) -> Tensor:

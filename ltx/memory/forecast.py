@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..computing import BLOCKS, NEVER
+from ..computing import BLOCKS, CUDA, NEVER
 from ..diffusion.conditioning import AudioCondition
 from ..diffusion.guidance import NONE
 from ..diffusion.kept import disk_needed, limit
@@ -30,6 +30,7 @@ from ..diffusion.upscale import PIECE
 from ..grid import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, audio_length, video_shape
 from ..job import Compute, Job, Picture
 from ..models import size as readable
+from ..prompt.gemma4_file import is_gemma4
 from ..weights.adapters import LowRank, tensors
 from ..weights.checkpoint import load_upscaler
 from ..weights.quantized import QuantizedLinear, weight_shape
@@ -112,9 +113,9 @@ class Phase:
             return ""
         total = sum(len(model.blocks) for model in self.models)
         stay = self.offloaded.resident
-        locked = "pinned once" if self.offloaded.pinned else "pinned at each fetch"
+        locked = ", pinned once" if self.offloaded.pinned else ", pinned at each fetch"
         kept = f"{stay} stay on the device" if stay != 1 else "1 stays on the device"
-        return f"{total - stay} of {total} blocks wait in host memory, {locked}; {kept}"
+        return f"{total - stay} of {total} blocks wait in host memory{locked * self.offloaded.locked}; {kept}"
 
     def __str__(self) -> str:
         models = " + ".join(f"{model.name} {readable(model.size)}" for model in self.models)
@@ -251,7 +252,8 @@ class _Measured:
         connectors = blueprint(lambda: job.checkpoint.connectors(dtype))
         size, blocks, language = text_encoder(job.files.text_encoder, dtype, self.compute.fp8)
         gemma = Resident(GEMMA, size, blocks, repeated=False)  # each layer is called once a prompt
-        if job.files.expander is None and job.request.enable_prompt_expansion:
+        writes = job.files.expander is None and not is_gemma4(job.files.text_encoder)  # LTX-2.5's Gemma only reads
+        if writes and job.request.enable_prompt_expansion:
             gemma = replace(gemma, repeated=True)  # and once a token
             add("expand prompt", (gemma,), peak(lambda: write_longest(language), self.on))
         work = peak(lambda: encode_longest(language, connectors, job.files.text_encoder), self.on)
@@ -311,11 +313,12 @@ class _Measured:
     def _kept(self, model: nn.Module) -> tuple[int, int]:
         """Bytes of the texts' keys and values that the first and the second stage keep between the steps."""
         steering = self.job.steering[0]
+        negative = 0 if steering.nag is None else 1  # NAG reads both texts together
         texts = 1
         if any(guidance.runs_uncond for guidance in steering.acting(self.job.keeps_sound, self.job.keeps_picture)):
             # If some steps are not guided, both texts together and the positive one alone are kept.
             texts = 3 if steering.acceleration.guided_above(steering.sigmas) > 0 and self.on != "cpu" else 2
-        return kept_texts(model, texts), kept_texts(model, 1)
+        return kept_texts(model, texts + negative), kept_texts(model, 1 + negative)
 
     def _changing(self, model: nn.Module) -> tuple[int, int]:
         """Bytes that LoRAs take for one weight: when they are merged, and in a step beside a quantized weight.
@@ -361,7 +364,7 @@ class _Measured:
         reference, attention = self._reference(size, first)
         images = [not image.frame for image in self._at_once()]
 
-        def given(step: Callable[..., Any], **more: float) -> Any:
+        def given(step: Callable[..., Any], **more: Any) -> Any:
             return step(
                 model,
                 torch.zeros(1, CHANNELS, *video_shape(self.frames, *size)),
@@ -376,8 +379,8 @@ class _Measured:
 
         @cache
         def rehearse(batched: bool) -> int:
-            reuse = steering.acceleration.reuse if guided else 0.0
-            work = peak(lambda: given(one_step, reuse=reuse, room=math.inf if batched else 0.0), self.on)
+            more = {"reuse": steering.acceleration.reuse if guided else 0.0, "nag": steering.nag}
+            work = peak(lambda: given(one_step, **more, room=math.inf if batched else 0.0), self.on)
             return max(merging, work + editing) + self._whole(size)
 
         with rehearsed(self.on):
@@ -466,8 +469,9 @@ class _Planner:
         """Where the blocks of a model wait. Whoever asks for `--offload blocks` wants the device free: none stays."""
         having = [(phase, model) for phase in self.phases for model in phase.models if model.name == name]
         stay = 0 if self.offload == BLOCKS else min(self._staying(*each) for each in having)
-        locked = self.device == "cuda" and any(model.repeated for _, model in having)
-        return Placement(stay, locked and pins(having[0][1].waiting(stay), self.host))
+        locked = self.device == CUDA
+        pinned = locked and any(model.repeated for _, model in having)
+        return Placement(stay, pinned and pins(having[0][1].waiting(stay), self.host), locked)
 
     def _staying(self, phase: Phase, model: Resident) -> int:
         """The number of the model's blocks that fit beside the phase. The passes of a step come first: as one batch

@@ -22,6 +22,7 @@ from ..diffusion.upscale import upscale
 from ..grid import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, SPACE_SCALE, audio_length, frames_of
 from ..latents import Noise, pixel_frames
 from ..media.masks import Area
+from ..nag import Nag
 from .rehearsal import META, peak
 
 
@@ -77,6 +78,7 @@ def one_step(
     still: bool = False,
     reuse: float = 0.0,
     sampler: str = EULER,
+    nag: Nag | None = None,
     room: float = 0.0,
 ) -> None:
     """Samples one step of a stage. The model has at least two blocks, and STG perturbs the second one.
@@ -84,13 +86,14 @@ def one_step(
     guidance: for picture and sound. images: for each image, whether it is the first frame. reference: a latent beside
     it, seen with that attention. still: whether the picture is kept as it is. reuse: the threshold of the first-block
     cache; with one, three steps are sampled, because the second one runs beside what the first one has kept. sampler:
-    one of SAMPLERS; res_2s computes in float64, and keeps a step's start and its first prediction. room: bytes that the
-    passes may take as one batch. No text is kept for the next step: a forecast adds `kept_texts`.
+    one of SAMPLERS; res_2s computes in float64, and keeps a step's start and its first prediction. nag: as in
+    `Steering`. room: bytes that the passes may take as one batch. No text is kept for the next step: a forecast adds
+    `kept_texts`.
     """
     conditions = _conditions(model, latent, audio, images, reference, attention, still)
     sigmas = torch.tensor([1.0, 0.9, 0.8, 0.0] if reuse else [1.0, 0.0])
     guidance = (replace(each, stg_blocks=(1,)) for each in guidance)
-    steering = Steering(sigmas, *guidance, acceleration=Acceleration(reuse=reuse), sampler=sampler)
+    steering = Steering(sigmas, *guidance, acceleration=Acceleration(reuse=reuse), sampler=sampler, nag=nag)
     sample(model, latent, conditions, steering, Noise(0), room=room, texts=0)
 
 

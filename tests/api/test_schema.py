@@ -11,6 +11,7 @@ from a2v.api.applications import APPLICATIONS
 from a2v.api.applications.audio_to_video import AUDIO_TO_VIDEO, DISTILLED, WITH_LORAS, Input
 from a2v.api.applications.inputs import CheckedRequest, Invalid, digest, read_json
 from a2v.api.applications.outputs import Output, ResultVideo
+from a2v.ltx.nag import Nag
 from a2v.ltx.request import OF_VIDEOS, PARAMETERS
 from a2v.ltx.windows import WindowSize
 from a2v.tests.beyond import BEYOND
@@ -170,6 +171,20 @@ def test_settings_of_windows_are_read_as_all_inputs_are(sent: dict[str, Any], me
     )
 
 
+@pytest.mark.parametrize(
+    ("sent", "meant"),
+    [(True, Nag()), ({"scale": "5"}, Nag(5)), ({"alpha": 0.5, "tau": 2}, Nag(alpha=0.5, tau=2)), (False, None)],
+    ids=str,
+)
+def test_settings_of_nag(sent: Any, meant: Nag | None) -> None:
+    assert check({**LEAST, "nag": sent}).request.nag == meant
+
+
+@pytest.mark.parametrize("sent", [{"scale": 0.5}, {"alpha": 2}, {"tau": 11}, {"strength": 1}], ids=str)
+def test_wrong_settings_of_nag(sent: dict[str, Any]) -> None:
+    assert places({**LEAST, "nag": sent}) == [["body", "nag", *sent]]
+
+
 def test_strange_names_are_passed_over_and_named() -> None:
     (note,) = check({**LEAST, "num_frame": 9}).notes
     assert note == "'num_frame' is no input and was passed over; did you mean num_frames?"
@@ -202,7 +217,7 @@ OF_THE_DISTILLED = {
     *("video_write_mode", "sync_mode", "image_strength", "end_image_strength", "audio_strength", "preprocess_audio"),
 }
 """The inputs of the distilled endpoints, as the official client's types list them."""
-BEYOND_IT = {"windows", "timeline"}  # ours
+BEYOND_IT = {"windows", "timeline", "nag"}  # ours
 
 
 @pytest.mark.parametrize("own", ["fal-ai/ltx-2.3-22b", "local/ltx-2.5-22b"])

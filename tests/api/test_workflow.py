@@ -203,6 +203,24 @@ def test_a_film_is_cut_into_windows() -> None:
     assert not clip.has(workflow.WINDOW) and clip.inputs(workflow.FRAME_COUNT)["whole_track"] is False
 
 
+@pytest.mark.parametrize("two_stages", [True, False])
+def test_nag_leads_every_stage_away_from_the_negative_prompt(two_stages: bool) -> None:
+    asked = {"prompt": "x", "use_multiscale": two_stages}
+    plain, led = (
+        Graph(compose(parse({**asked, **more}), MODELS, audio="a.wav", prefix="p"))
+        for more in ({}, {"nag": {"scale": 5}})
+    )
+    assert not plain.has(workflow.NAG)
+    samplers = led.all(workflow.SAMPLER)
+    assert len(samplers) == len(led.all(workflow.NAG)) == (2 if two_stages else 1)
+    for key in samplers:
+        inputs, before = led.prompt[key]["inputs"], plain.prompt[key]["inputs"]
+        node = led.prompt[inputs["model"][0]]
+        assert node["class_type"] == workflow.NAG
+        assert node["inputs"] == {"base": before["model"], "scale": 5, "alpha": 0.25, "tau": 2.5}
+        assert inputs["negative"] == [led.find(workflow.ENCODE, workflow.NEGATIVE), 0]
+
+
 @pytest.mark.parametrize("seed", [5, 2**64 - 5])
 def test_a_timeline_takes_the_place_of_the_prompt(seed: int) -> None:
     asked = {"prompt": "x", "timeline": "0:01 [cut] y", "seed": seed, "enable_prompt_expansion": False}

@@ -52,6 +52,7 @@ def audio_to_video(
     output: dict[str, str] | None = None,
     stream: bool = False,
     acceleration: str | None = None,
+    nag: dict[str, float] | None = None,
     windows: dict[str, int] | None = None,
     timeline: str | None = None,
     **scales: Any,
@@ -61,8 +62,9 @@ def audio_to_video(
     The parts of the endpoint that are off here: camera (movement, strength), preprocess, expand; room_noise (dBFS);
     audio_guidance, restart and safety (inputs of their nodes, {} for the defaults). An audio strength below 1 brings
     the decoded track. two_passes False leaves the second sampler out. stream: one node decodes, checks and saves.
-    output: format, quality, write_mode. acceleration: its node with that level. windows: inputs of Window, for a film;
-    timeline: its sections, with the images that they name. `save` is the node that writes, `joined` all reports in one.
+    output: format, quality, write_mode. acceleration: its node with that level. nag: inputs of NAG, before both
+    samplers. windows: inputs of Window, for a film; timeline: its sections, with the images that they name. `save` is
+    the node that writes, `joined` all reports in one.
     """
     graph: Prompt = {}
     reports: list[Link] = []
@@ -185,6 +187,10 @@ def audio_to_video(
              second_model=models_of[1], schedule=["sigmas", 0], scales=["guidance", 0])  # fmt: skip
         models_of, steer = (["faster", 0], ["faster", 1]), {"sigmas": ["faster", 2], "guidance": ["faster", 3]}
         reports.append(["faster", 4])
+    if nag:
+        for stage in (0, 1):
+            node(f"nag {stage}", "LTXA2VNag", base=models_of[stage], **nag)
+        models_of, guides["second"]["negative"] = (["nag 0", 0], ["nag 1", 0]), ["negative", 0]
     common = {"positive": positive, **gamma}
     node("noise", "RandomNoise", noise_seed=seed_of)
     node(

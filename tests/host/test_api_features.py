@@ -66,7 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "all reports": {"camera_lora": "dolly_in", "audio_strength": 0.5, "image_url": True, "scheduler": "ltx2"},
     "one pass, new sound": {"use_multiscale": False, "audio_strength": 0, "video_output_type": "PRORES4444 (.mov)"},
-    "distilled recipe": {"acceleration": "full"},
+    "distilled recipe": {"acceleration": "full", "nag": True},
     "negative seed, no restart": {"seed": -5, "use_restart_sampling": False, "video_output_type": "GIF (.gif)"},
     "written prompt": {"enable_prompt_expansion": True, "image_url": True, "image_strength": 0},
 }
@@ -143,6 +143,7 @@ def test_a_request_is_the_command_bit_for_bit(
         "enable_safety_checker": False,
         "video_cfg_scale": 2.5,
         "audio_cfg_scale": 3.0,
+        "nag": {"scale": 6},
         "video_output_type": "PRORES4444 (.mov)",
     }
     image = fal_client.encode_file(picture)

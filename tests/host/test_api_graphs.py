@@ -37,6 +37,7 @@ EVERYTHING: dict[str, Any] = {
     "num_context_frames": 9,
     "audio_strength": 0.5,
     "image_strength": 0.9,
+    "nag": {"scale": 6, "alpha": 0.5},
     "camera_lora": "dolly_in",
     "loras": [{"path": CAMERA_FILE, "scale": 0.5}],
     "preprocessor": "canny",

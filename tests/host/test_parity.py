@@ -42,6 +42,7 @@ CASES = {
         "images": (0.7, 0.8),
         "gamma": 2.0,
         "room_noise": -40.0,
+        "nag": {"scale": 6.0, "alpha": 0.5, "tau": 2.0},
         "scales": {"cfg": 2.5, "stg": 0.5, "rescale": 0.4, "modality": 1.5},
     },
     "regular": {"scheduler": "beta", "steps": 3, "size": (128, 128), "seed": 6, "acceleration": "regular"},
@@ -95,6 +96,7 @@ def test_graph_and_command_give_the_same_frames(
         audio_strength=case.get("audio_strength", 1.0),
         audio_guidance={} if "audio_strength" in case else None,
         room_noise=case.get("room_noise"),
+        nag=case.get("nag"),
         **scales,
     )
     prompt["frames as png"] = {
@@ -120,6 +122,7 @@ def test_graph_and_command_give_the_same_frames(
         "end_image_strength": end,
         "acceleration": case.get("acceleration", "none"),
         "audio_strength": case.get("audio_strength", 1.0),
+        "nag": case.get("nag"),
     }
     files = {
         "checkpoint": models.checkpoint,

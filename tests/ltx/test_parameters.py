@@ -94,6 +94,10 @@ class Row:
 
 
 SOFT = {"audio_strength": 0.5}
+UNGUIDED = {
+    **{"video_cfg_scale": 1, "video_stg_scale": 0, "video_modality_scale": 1},
+    **{"audio_cfg_scale": 1, "audio_modality_scale": 1},
+}  # one pass a step
 # What guides the audio's first step reaches the video a step later, in the passes where it hears.
 HALF_AUDIO = (
     r"s1/step0/(x0|out)_audio",
@@ -112,6 +116,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "negative_prompt": (
         Row("light", (r"prompt/1/(hidden_states|mask|video_enc|audio_enc)", r"s1/step0/call1/video_x0", FIRST, *LATER)),
+        Row(
+            "light",
+            (r"prompt/1/(hidden_states|mask|video_enc|audio_enc)", r"s1/step0/call0/video_x0", FIRST, *LATER),
+            {**UNGUIDED, "nag": True},
+        ),
         # Where CFG is 1 nobody asks for it; the audio's own CFG makes it act again, on the audio.
         Row("light", (r"prompt/1/(hidden_states|mask|video_enc|audio_enc)",), {"video_cfg_scale": 1}),
         Row(
@@ -273,6 +282,12 @@ ROWS: dict[str, tuple[Row, ...]] = {
             (r"s1/step0/in_video", r"s1/(denoise_mask_video|step\d/call\d/video_timesteps)", CALLS, FIRST, *LATER),
             files=("reference",),
         ),
+    ),
+    # The uncond pass does not read the prompt, and kept audio is not led.
+    "nag": (
+        Row({"scale": 7}, (r"s1/step0/call[023]/video_x0", FIRST, *LATER)),
+        Row({"scale": 7}, (r"s1/step0/call0/video_x0", FIRST, *LATER), UNGUIDED),
+        Row({"scale": 7}, (r"s1/step0/call0/(video|audio)_x0", FIRST, *HALF_AUDIO, LATER[0]), {**UNGUIDED, **SOFT}),
     ),
     "use_restart_sampling": (Row(False, (r"s1/step0/out_video", *LATER)),),
     # Of three steps, regular leaves the last one unguided: its one pass is alone in its batch.

@@ -76,7 +76,7 @@ def test_defaults_in_numbers() -> None:
     names = {field.name for field in dataclasses.fields(Request)} - {"given", "notes"}
     assert names == PARAMETERS.keys()
     for name in names - {"prompt", "seed"}:
-        absent = {"windows": None, "timeline": "", "edit": None, "reference": None}.get(name, 0)
+        absent = {"timeline": "", **dict.fromkeys(("windows", "edit", "reference", "nag"))}.get(name, 0)
         assert getattr(ASKED, name) == (PARAMETERS[name].default or absent), name
     assert SIZES == {
         "square_hd": (1024, 1024), "square": (512, 512), "portrait_4_3": (768, 1024), "portrait_16_9": (576, 1024),
@@ -155,6 +155,9 @@ def test_what_was_given() -> None:
 
 
 def test_notes() -> None:
+    full = {"prompt": "x", "acceleration": "full", "negative_prompt": "text"}
+    assert parse(full).notes == ("negative_prompt does nothing under acceleration full",)
+    assert parse({**full, "nag": True}).notes == ()
     assert any("audio_cfg_scale does nothing" in note for note in parse({"prompt": "x", "audio_cfg_scale": 7}).notes)
     assert not parse({"prompt": "x"}).notes
     inert = {"audio_cfg_scale": 7, "audio_stg_scale": 1, "audio_rescaling_scale": 0.5, "audio_modality_scale": 2}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from a2v.mini import readers
 from a2v.mini.evaluate import Evaluation
 from a2v.tests.ltx.loaded import loaded_once
 
@@ -12,6 +13,7 @@ from . import sample
 
 pytestmark = sample.ready
 USUAL = (sample.check_words,)
+FACES = (("round", "black"), ("triangular", "teal"))
 CHECKS = (
     *USUAL,
     sample.check_faces,
@@ -45,6 +47,21 @@ def test_the_pack_keeps_the_sample(
     check: Callable[[Evaluation, sample.Counts], None], counts: sample.Counts, evaluation: Evaluation
 ) -> None:
     check(evaluation, counts)
+
+
+def test_a_negative_prompt_acts_in_the_distilled_recipe(evaluation: Evaluation) -> None:
+    """Its steps have one pass. A face whose colour the prompt does not name is pink, and with NAG against pink it is
+    not."""
+    (case,) = sample.cases(1, extras=False, frames=25)
+    asked = {"num_frames": 25, "seed": 100, "acceleration": "full", "use_multiscale": False, "negative_prompt": "pink"}
+
+    def colours(**more: object) -> list[str]:
+        faces = (f"a {face} face on the center is talking on a {ground} background" for face, ground in FACES)
+        return [readers.words(evaluation.video(prompt, case.track, **asked, **more))["colour"] for prompt in faces]
+
+    assert colours() == ["pink", "pink"]
+    led = colours(nag=True)
+    assert all(led) and "pink" not in led
 
 
 @pytest.mark.soak

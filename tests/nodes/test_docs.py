@@ -143,7 +143,7 @@ def test_the_requests_that_a_text_shows_are_read(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     for request in re.findall(r"```json\n(.*?)```", text, re.DOTALL):
         parse(json.loads(request))
-    for part in re.findall(r'`("(?:edit|reference|windows)": [^`]+)`', text):
+    for part in re.findall(r'`("(?:edit|reference|windows|nag)": [^`]+)`', text):
         parse({"prompt": "a face", **json.loads(f"{{{part}}}")})
 
 
@@ -185,7 +185,7 @@ def span(parameter: Parameter) -> str:
         return f"{', '.join(parameter.choices)}, or {{width, height}}, {parameter.minimum:g}–{parameter.maximum:g} each"
     if parameter.kind == "number" or parameter.kind == "integer":
         return f"{parameter.minimum:g}–{parameter.maximum:g}"
-    if parameter.kind == "windows":
+    if parameter.kind in ("windows", "nag"):
         return "true, false, or an object as below"
     if parameter.kind in ("edit", "reference"):
         return "an object"

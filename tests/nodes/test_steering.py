@@ -85,6 +85,9 @@ def by_nodes(model: memory.Model, request: Request, sampler: str = "euler") -> t
         schedule=sigmas,
         scales=scales["video"],
     )
+    if request.nag is not None:
+        nag = request.nag
+        (first,) = run(sampling.NegativeAttention, base=first, scale=nag.scale, alpha=nag.alpha, tau=nag.tau)
     share = 0.2 if request.use_restart_sampling else 0.0
     (restart,) = run(sampling.RestartSampling, noise=share, restarts=0, sigma_min=0.3, sigma_max=0.7)
     latent, _, audio, report = run(
@@ -147,6 +150,33 @@ def test_res_2s_through_the_node(model: memory.Model, level: str, strength: floa
     scales = first.guidance, first.audio_guidance
     expected = by_engine(model, strength, Steering(first.sigmas, *scales, first.acceleration, sampler=RES_2S))
     assert torch.equal(latent, expected[0]) and torch.equal(audio.latent, expected[1].latent)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("level", ["none", "full"])
+def test_nag_through_the_node(model: memory.Model, level: str, strength: float) -> None:
+    asked = request(level, strength, nag={"scale": 6, "alpha": 0.5})
+    latent, audio, report = by_nodes(model, asked)
+    steering, _ = steer(asked, stg_blocks=(1,))
+    expected, plain = by_engine(model, strength, steering), by_engine(model, strength, replace(steering, nag=None))
+    assert torch.equal(latent, expected[0]) and torch.equal(audio.latent, expected[1].latent)
+    assert not torch.allclose(expected[0], plain[0], atol=1e-3)
+    assert torch.allclose(expected[1].latent, plain[1].latent, atol=1e-3) == (strength == 1)
+    assert "NAG leads away from the negative prompt, at scale 6" in report
+
+
+def test_nag_without_a_negative_prompt_is_refused(model: memory.Model) -> None:
+    asked, (led,) = conditions(model.module, 1.0), run(sampling.NegativeAttention, base=model, scale=6, alpha=1, tau=2)
+    with pytest.raises(InputError, match=r"^negative prompt: missing, and NAG leads away from it; connect one to this"):
+        run(
+            sampling.Sampler,
+            model=led,
+            noise=SimpleNamespace(seed=SEED),
+            sigmas=torch.tensor([1.0, 0.0]),
+            positive=asked.positive,
+            audio=asked.audio,
+            latent={"samples": torch.zeros(1, CHANNELS, 2, 2, 3)},
+        )
 
 
 def test_the_rest_of_a_split_schedule_hears_the_same_reference(model: memory.Model) -> None:

@@ -21,6 +21,7 @@ from a2v.ltx.diffusion.guidance import NONE, Guidance
 from a2v.ltx.grid import CHANNELS, audio_length
 from a2v.ltx.latents import Noise
 from a2v.ltx.memory.offload import offload_transformer
+from a2v.ltx.nag import Nag
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.lora import Merger, load_lora
 from a2v.tests.ltx import stage
@@ -112,6 +113,8 @@ def test_a_form_is_compiled_once_and_serves_all_sizes(files: TinyFiles) -> None:
     assert counted(guidance=GUIDED, steps=5, acceleration=LEVELS["high"]) == (0, 0)
     assert counted(images=(IMAGE,), size=LARGE) == (1, 0), "an image: two noise levels"
     assert counted(images=(IMAGE,)) == (0, 0) == counted(images=(FAINT,), size=(4, 5, 3))
+    assert counted(nag=Nag()) == (1, 0), "the unguided pass is led"
+    assert counted(nag=Nag(5, 0.5, 2), size=LARGE, words=24) == (0, 0), "other settings of NAG"
     compile_blocks(counted.model, False)
     assert not is_compiled(counted.model.transformer_blocks[0]) and counted(guidance=GUIDED) == (0, 0)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ from .weights.lora import Merger
 from .weights.quantized import quicken
 from .windows import hard_cuts
 
+T = TypeVar("T")
+LOADING = "load transformer"
 CODE = "compiled"  # the folder of compiled blocks in that of encoded prompts
 
 
@@ -80,7 +82,7 @@ def sample_stages(
 
     seeds = noise_seeds(clip.sections, job.request.seed, job.request.windows)
     latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
-    with nullcontext() if kept.only else _Transformer(job, compute, placement) as transformer:
+    with nullcontext() if kept.only else observer.loading(_Transformer, job, compute, placement) as transformer:
         latent, sounds, noises = stage(0, latent, tuple(map(Noise, seeds)), prompts.negative)
         if not latent.shape[2]:
             raise InputError(
@@ -105,6 +107,13 @@ class Observer:
         self._left = left if self._windows > 1 else None
         self._time_left = TimeLeft(_costs(job))
         self._steps = [steering.steps for steering in job.steering]
+
+    def loading(self, load: Callable[..., T], *given: Any) -> T:
+        """Loads the transformer by `load`, which takes minutes if it is read from a slow disk."""
+        self._say(LOADING, 0, 1)
+        loaded = load(*given)
+        self._say(LOADING, 1, 1)
+        return loaded
 
     def hooks(self, stage: int, window: int) -> Hooks:
         """The hooks of a window in the stage of that number. A clip of one window has no word about it."""

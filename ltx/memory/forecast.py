@@ -169,13 +169,15 @@ class Step:
 @dataclass(frozen=True)
 class Forecast:
     """The memory that each phase of a job takes on a device with `free` bytes. tiling: the tiling that the decoder
-    should use, None for the clip as one tile. windows: what a film in windows takes on the disk, in words."""
+    should use, None for the clip as one tile. windows: what a film in windows takes on the disk, in words. advice: what
+    may help if a phase does not fit, in words."""
 
     device: str
     free: int
     phases: tuple[Phase, ...]
     tiling: Tiling | None = None
     windows: str = ""
+    advice: str = ""
 
     @property
     def peak(self) -> int:
@@ -192,10 +194,10 @@ class Forecast:
         return [phase.room for phase in self.phases if phase.room is not None][stage]
 
     def lines(self) -> list[str]:
-        """Lines for the terminal and for doctor: a header, then one line for each phase, in order."""
+        """Lines for the terminal and for doctor: a header, then one line for each phase, in order, and the advice."""
         known = f"{readable(self.free)} free" if self.free < 2**62 else "free memory unknown"
         head = f"memory on {self.device}, {known}; the most at once {readable(self.peak)}"
-        return [head, *([self.windows] if self.windows else []), *map(str, self.phases)]
+        return [line for line in (head, self.windows, *map(str, self.phases), self.advice) if line]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -212,7 +214,16 @@ def estimate(job: Job, compute: Compute, free: int | None = None, host: int | No
     measured.encoding()
     measured.sampling()
     tiling = measured.decoding()
-    return Forecast(str(device), room, planner.settled(), tiling, _windows(job))
+    phases = planner.settled()
+    advice = "" if all(phase.fits for phase in phases) else _advice(device, compute)
+    return Forecast(str(device), room, phases, tiling, _windows(job), advice)
+
+
+def _advice(device: torch.device, compute: Compute) -> str:
+    """What may help where a phase does not fit."""
+    widest = device.type == "cpu" and compute.dtype in (None, torch.float32)
+    flags = [*(["--dtype bfloat16"] if widest else []), *([] if compute.fp8 else ["--fp8"])]
+    return f"the system may end what does not fit: try {', '.join([*flags, 'a smaller size'])} or fewer frames"
 
 
 def _windows(job: Job) -> str:

@@ -46,6 +46,13 @@ def test_a_stage_says_that_it_compiles() -> None:
     assert said[-1] == ("second stage, compiling", 0, 4)
 
 
+def test_loading_is_told_before_it_begins() -> None:
+    said: list[tuple[str, int, int]] = []
+    observer = Observer(job(1), None, lambda *phase: said.append(phase), None)
+    assert observer.loading(lambda number: (number, len(said)), 7) == (7, 1)
+    assert said == [("load transformer", 0, 1), ("load transformer", 1, 1)]
+
+
 def test_the_time_that_is_left_is_that_of_usual_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now, told = [0.0], []
     monkeypatch.setattr(left.TimeLeft.__init__, "__defaults__", (lambda: now[0],))

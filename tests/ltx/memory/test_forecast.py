@@ -326,14 +326,15 @@ def test_given_videos_are_counted(folder: Path, tiny: TinyFiles) -> None:
     assert told("reference", reference={"attention": 0.5})[1] < 1.5 * first[0]
 
 
-@pytest.mark.parametrize("passes", [1, 3, 4])
-def test_what_the_first_block_cache_keeps_is_counted(
-    folder: Path, wide: TinyFiles, passes: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("passes", "nag"), [(1, False), (3, False), (4, False), (1, True)])
+def test_what_the_first_block_cache_and_nag_keep_is_counted(
+    folder: Path, wide: TinyFiles, passes: int, nag: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The states of a step that are remembered for the next one, which may have to run all blocks beside them."""
     guided = {"cfg": 3 if passes > 1 else 1, "stg": float(passes == 4), "modality": 3 if passes > 1 else 1}
     scales = {f"video_{name}_scale": value for name, value in guided.items()}
     asked = {"num_frames": 49, "video_size": (384, 256), "use_multiscale": False, "acceleration": "high", **scales}
+    asked |= {"nag": True} if nag else {}
     described_job = described(folder, wide, **asked)
     described_job["files"]["distill_lora"] = None
     job = job_of(described_job)
@@ -358,6 +359,17 @@ def test_what_the_first_block_cache_keeps_is_counted(
         assert phase.work == pytest.approx(most, rel=0.05)
         seen.append(phase.batched)
     assert passes == 1 or seen == [True, False], "both ways are met"
+
+
+def test_where_a_job_does_not_fit_it_says_what_may_help(deep: Job) -> None:
+    def last(compute: Compute, free: int) -> str:
+        return estimate(deep, compute, free, 2**40).lines()[-1]
+
+    ends = "the system may end what does not fit: try"
+    assert last(Compute(torch.float32), 10) == f"{ends} --dtype bfloat16, --fp8, a smaller size or fewer frames"
+    assert last(Compute(torch.bfloat16), 10) == f"{ends} --fp8, a smaller size or fewer frames"
+    assert last(Compute(torch.bfloat16, "cuda", fp8=True), 10) == f"{ends} a smaller size or fewer frames"
+    assert ends not in last(Compute(torch.float32), 2**40)
 
 
 def never_spared(cache: Reuse, change: torch.Tensor, passes: int) -> bool:

@@ -238,7 +238,7 @@ class NegativeAttention(io.ComfyNode):
             "Connect the negative prompt to the sampler, too.",
             **aliases("negative prompt", "normalized attention guidance", "distilled", "cfg"),
             inputs=[
-                ModelIO.Input("base", display_name="model", tooltip="From Acceleration, Load Model or a LoRA."),
+                ModelIO.Input("model", tooltip="From Acceleration, Load Model or a LoRA."),
                 io.Float.Input(
                     "scale",
                     default=usual.scale,
@@ -261,12 +261,12 @@ class NegativeAttention(io.ComfyNode):
                     tooltip="The most by which a token may grow. A lower value keeps more of the prompt alone.",
                 ),
             ],
-            outputs=[ModelIO.Output("model", display_name="model", tooltip="For a sampler.")],
+            outputs=[ModelIO.Output("led", display_name="model", tooltip="For a sampler.")],
         )
 
     @classmethod
-    def execute(cls, base: memory.Model, scale: float, alpha: float, tau: float) -> io.NodeOutput:
-        return io.NodeOutput(replace(base, nag=Nag(scale, alpha, tau)))
+    def execute(cls, model: memory.Model, scale: float, alpha: float, tau: float) -> io.NodeOutput:
+        return io.NodeOutput(replace(model, nag=Nag(scale, alpha, tau)))
 
 
 class RestartSampling(io.ComfyNode):

@@ -256,7 +256,7 @@ def _lead(graph: Graph, nag: Nag) -> None:
     """Puts NAG between each sampler and its model, and gives each the negative prompt."""
     for key in graph.all(SAMPLER):
         inputs, title = graph.prompt[key]["inputs"], f"NAG, {graph.title(key).lower()}"
-        led = graph.add(NAG, title, base=inputs["model"], scale=nag.scale, alpha=nag.alpha, tau=nag.tau)
+        led = graph.add(NAG, title, model=inputs["model"], scale=nag.scale, alpha=nag.alpha, tau=nag.tau)
         inputs |= {"model": [led, 0], "negative": [graph.find(ENCODE, NEGATIVE), 0]}
 
 

@@ -217,7 +217,7 @@ def test_nag_leads_every_stage_away_from_the_negative_prompt(two_stages: bool) -
         inputs, before = led.prompt[key]["inputs"], plain.prompt[key]["inputs"]
         node = led.prompt[inputs["model"][0]]
         assert node["class_type"] == workflow.NAG
-        assert node["inputs"] == {"base": before["model"], "scale": 5, "alpha": 0.25, "tau": 2.5}
+        assert node["inputs"] == {"model": before["model"], "scale": 5, "alpha": 0.25, "tau": 2.5}
         assert inputs["negative"] == [led.find(workflow.ENCODE, workflow.NEGATIVE), 0]
 
 

@@ -189,7 +189,7 @@ def audio_to_video(
         reports.append(["faster", 4])
     if nag:
         for stage in (0, 1):
-            node(f"nag {stage}", "LTXA2VNag", base=models_of[stage], **nag)
+            node(f"nag {stage}", "LTXA2VNag", model=models_of[stage], **nag)
         models_of, guides["second"]["negative"] = (["nag 0", 0], ["nag 1", 0]), ["negative", 0]
     common = {"positive": positive, **gamma}
     node("noise", "RandomNoise", noise_seed=seed_of)

@@ -87,7 +87,7 @@ def by_nodes(model: memory.Model, request: Request, sampler: str = "euler") -> t
     )
     if request.nag is not None:
         nag = request.nag
-        (first,) = run(sampling.NegativeAttention, base=first, scale=nag.scale, alpha=nag.alpha, tau=nag.tau)
+        (first,) = run(sampling.NegativeAttention, model=first, scale=nag.scale, alpha=nag.alpha, tau=nag.tau)
     share = 0.2 if request.use_restart_sampling else 0.0
     (restart,) = run(sampling.RestartSampling, noise=share, restarts=0, sigma_min=0.3, sigma_max=0.7)
     latent, _, audio, report = run(
@@ -166,7 +166,7 @@ def test_nag_through_the_node(model: memory.Model, level: str, strength: float) 
 
 
 def test_nag_without_a_negative_prompt_is_refused(model: memory.Model) -> None:
-    asked, (led,) = conditions(model.module, 1.0), run(sampling.NegativeAttention, base=model, scale=6, alpha=1, tau=2)
+    asked, (led,) = conditions(model.module, 1.0), run(sampling.NegativeAttention, model=model, scale=6, alpha=1, tau=2)
     with pytest.raises(InputError, match=r"^negative prompt: missing, and NAG leads away from it; connect one to this"):
         run(
             sampling.Sampler,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import types
 from pathlib import Path
@@ -22,6 +23,10 @@ ORACLE = ROOT.parent / "shared" / "oracle"
 # Dozens of programs are started, and each would compile torch and ComfyUI anew where nothing compiled may be kept.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A script's background job ignores Ctrl-C, and so would each program that the tests start and then interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("a2v", deadline=None)  # a busy machine is no fault
 settings.load_profile("a2v")

@@ -148,15 +148,18 @@ def test_the_licence_is_apache() -> None:
 
 
 def test_the_registry_s_archive_leaves_out_what_no_user_needs() -> None:
-    """Each line names something that exists, and no code that stays imports what is left out."""
+    """Each line names something that exists, and no code that stays imports or opens what is left out."""
     lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
     ignored = [line for line in lines if line and not line.startswith("#")]
     assert [line for line in ignored if not (ROOT / line).exists()] == []
     folders = {line.rstrip("/") for line in ignored if "/" not in line.rstrip("/")}
+    files = {line.rpartition("/")[2] for line in ignored} - {""}
     assert {"mini", "tests", "benchmarks"} <= folders
     for part in ("api", "ltx", "nodes"):
         for file in (ROOT / part).rglob("*.py"):
             wanted = re.findall(r"^\s*(?:from|import) \.{2,}(\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert not folders & set(wanted), file
+            opened = {name for name in files if f'"{name}"' in file.read_text(encoding="utf-8")}
+            assert not opened, f"{file} opens {opened}, which is left out"
     for needed in ("web", "subgraphs", "example_workflows", "workflows", "requirements.txt", "pyproject.toml"):
         assert (ROOT / needed).exists() and needed not in folders

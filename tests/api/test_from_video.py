@@ -34,7 +34,7 @@ OWN = {
 }
 HOSTED = {name: SHARED | GUIDANCE | OF_THE_DISTILLED | own for name, own in OWN.items()}
 """The inputs of the hosted applications, by the schemas that the service publishes."""
-ALIASES = {"image_size"}  # ours
+BEYOND_IT = {"image_size", "nag"}  # ours
 
 
 def test_which_there_are() -> None:
@@ -47,7 +47,7 @@ def test_which_there_are() -> None:
 @pytest.mark.parametrize("name", BY_NAME)
 def test_the_inputs_are_the_hosted_ones(name: str) -> None:
     kind = name.removeprefix("distilled/").removesuffix("/lora")
-    expected = HOSTED[kind] | ALIASES | ({"loras"} if name.endswith("/lora") else set())
+    expected = HOSTED[kind] | BEYOND_IT | ({"loras"} if name.endswith("/lora") else set())
     if name.startswith("distilled/"):
         expected -= GUIDANCE | OF_THE_DISTILLED
     schema = BY_NAME[name].inputs.model_json_schema()

@@ -21,7 +21,8 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="signals and streams as POSIX
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in terminal.ENDING}
+    """Those of a program in a terminal, also where the tests run behind nohup."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in terminal.ENDING}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -25,6 +25,7 @@ from a2v.ltx.diffusion.steering import RES_2S, Steering
 from a2v.ltx.errors import InputError
 from a2v.ltx.latents import Noise
 from a2v.ltx.media.masks import Area
+from a2v.ltx.nag import Nag
 from torch import Tensor
 
 FPS = Fraction(24)
@@ -36,7 +37,7 @@ CONDITIONS = Conditions(
     (Guide(torch.zeros(1, 128, 1, 1, 1), 0, 1.0),), torch.ones(1, 1, 2, 1, 1), torch.ones(1, 128, 2, 1, 1),
     (Reference(torch.zeros(1, 128, 1, 1, 1), 2, 2, 0.9, 0.5),),
 )  # fmt: skip
-STEERING = Steering(torch.tensor([1.0, 0.5, 0.0]), Guidance(3, 1, 0.85, 3), restart=Restart(), gamma=1.5)
+STEERING = Steering(torch.tensor([1.0, 0.5, 0.0]), Guidance(3, 1, 0.85, 3), restart=Restart(), gamma=1.5, nag=Nag())
 
 
 def variants(value: Any) -> list[Any]:

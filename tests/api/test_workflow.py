@@ -316,6 +316,10 @@ def test_the_distilled_checkpoint_or_what_does_the_same() -> None:
 
     assert found() == ("x/ltx-2.3-22b-distilled-1.1.safetensors", None)
     assert found(checkpoints=["ltx-2.3-22b-dev.safetensors"]) == ("ltx-2.3-22b-dev.safetensors", *there["loras"])
+    for name in ("ltx-2.3-22b-distilled-fp8.safetensors", "ltx-2.3-22b-distilled.safetensors"):
+        # what ComfyUI's templates and the first release have: it serves beside the LoRA, and without one
+        assert found(checkpoints=[name, "ltx-2.3-22b-dev.safetensors"]) == found(checkpoints=[name], loras=[])
+        assert found(checkpoints=[name]) == (name, None)
     for changes in ({"checkpoints": []}, {"checkpoints": ["ltx-2.3-22b-dev.safetensors"], "loras": []}):
         with pytest.raises(ModelMissing, match=r"^ltx-2.3-22b-distilled-1.1.safetensors is not in"):
             found(**changes)

@@ -12,6 +12,7 @@ import sys
 import types
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,7 +29,10 @@ import torch
 import torch.nn.functional as F
 from a2v.ltx.diffusion import kernels
 from a2v.ltx.diffusion.block import Block, _gated, _modulated, _rotate
+from a2v.ltx.diffusion.leading import Leading
 from a2v.ltx.diffusion.modulation import Ada, Places
+from a2v.ltx.diffusion.passes import Led
+from a2v.ltx.nag import Nag
 from a2v.ltx.weights import products, rounding
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.quantized import Branch, QuantizedLinear, layer_of, quantize, quicken, read_by, to_float8
@@ -197,8 +201,11 @@ def main(part: str, folder: str) -> None:
     files = write_tiny(Path(folder), layers=2, vae_width=4, gemma_layers=1)
     model = load_checkpoint(files.checkpoint).transformer(torch.float32)
     run = Case(model, randn, image=0.4)
-    eager, fused = both(model, lambda: torch.cat([one.video for one in run.run(guided_step(run))]))
-    tell("a guided step", eager, fused)
+    usual = guided_step(run)
+    away = Led(Leading.of(Nag(), "cpu", torch.float32), usual[1].video_context, None)
+    led = [replace(each, led=away) if each.video_context is run.text else each for each in usual]
+    for name, passes in (("a guided step", usual), ("with NAG", led)):
+        tell(name, *both(model, lambda passes=passes: torch.cat([one.video for one in run.run(passes)])))
 
 
 main(*sys.argv[1:])

@@ -21,6 +21,7 @@ from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.grid import audio_length
 from a2v.ltx.latents import Noise
+from a2v.ltx.nag import Nag
 from a2v.ltx.weights import products
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.quantized import Branch, layer_of, quicken, to_float8
@@ -40,7 +41,7 @@ def told_by(part: str, folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.skipif(kernels.triton is None, reason="Triton is not installed")
-@pytest.mark.parametrize(("part", "count"), [("kernels", 3 * 2 * 12), pytest.param("step", 1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("part", "count"), [("kernels", 3 * 2 * 12), pytest.param("step", 2, marks=pytest.mark.soak)])
 def test_they_give_the_eager_codes_numbers(tmp_path: Path, part: str, count: int) -> None:
     errors = told_by(part, tmp_path)
     assert len(errors) == count
@@ -77,8 +78,11 @@ def test_what_they_cannot_take_over_stays_eager(monkeypatch: pytest.MonkeyPatch)
 
 
 @CUDA
+@pytest.mark.parametrize("nag", [None, Nag()], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_on_a_gpu_a_guided_step_is_that_of_the_eager_code(dtype: torch.dtype, tmp_path: Path, randn: Callable) -> None:
+def test_on_a_gpu_a_guided_step_is_that_of_the_eager_code(
+    dtype: torch.dtype, nag: Nag | None, tmp_path: Path, randn: Callable
+) -> None:
     files = write_tiny(tmp_path, layers=3, heads=4, head_dim=64)
     model = load_checkpoint(files.checkpoint).transformer(dtype, "cuda")
     widths = model.config.cross_attention_dim, model.config.audio_cross_attention_dim
@@ -89,7 +93,7 @@ def test_on_a_gpu_a_guided_step_is_that_of_the_eager_code(dtype: torch.dtype, tm
     results = []
     for on in (False, True):
         kernels.fuse(model, on)
-        steering = Steering(torch.tensor([0.9, 0.0]), guidance)
+        steering = Steering(torch.tensor([0.9, 0.0]), guidance, nag=nag)
         latent, *_ = sample(
             model, torch.zeros(1, 128, 2, 3, 5), conditions, steering, Noise(1), device="cuda", room=1e9
         )

@@ -81,7 +81,12 @@ def _split(what: str, file: str, folder: str, size: int) -> Published:
 MODELS: Mapping[str, Published] = {
     "dev": Published("checkpoint", LTX, "ltx-2.3-22b-dev.safetensors", "checkpoints", 46_150_000_000),
     "distilled": Published(
-        "distilled checkpoint", LTX, "ltx-2.3-22b-distilled-1.1.safetensors", "checkpoints", 46_149_345_334
+        "distilled checkpoint",
+        LTX,
+        "ltx-2.3-22b-distilled-1.1.safetensors",
+        "checkpoints",
+        46_149_345_334,
+        older=("ltx-2.3-22b-distilled.safetensors",),
     ),
     "upscaler": Published(
         "latent upscaler",
@@ -110,6 +115,13 @@ MODELS: Mapping[str, Published] = {
     ),
     "dev-fp8": Published(
         "checkpoint in fp8", f"{LTX}-fp8", "ltx-2.3-22b-dev-fp8.safetensors", "checkpoints", 29_500_000_000
+    ),
+    "distilled-fp8": Published(
+        "distilled checkpoint in fp8",
+        f"{LTX}-fp8",
+        "ltx-2.3-22b-distilled-fp8.safetensors",
+        "checkpoints",
+        29_531_884_062,
     ),
     "distilled-lora-111": Published(
         "distilled LoRA of rank 111",

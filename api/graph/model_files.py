@@ -15,6 +15,7 @@ Listing = Callable[[str], Iterable[str]]
 
 SMALLER = {
     "dev": ("dev-fp8", "dev-nvfp4"),
+    "distilled": ("distilled-fp8",),
     "distilled-lora": ("distilled-lora-111",),
     "dev-2.5": ("dev-int8-2.5",),
     "distilled-2.5": ("distilled-int8-2.5", "distilled-nvfp4-2.5"),

@@ -47,9 +47,13 @@ def check_expander(path: Path) -> None:
         check_gemma(path)
         return
     if not path.is_dir():
+        encodes = gemma4_file.PROJECTION in open_safetensors(path, WANTED).keys()  # noqa: SIM118 - no mapping
         raise InputError(
-            f"{path}: is a Gemma 4 in one file, which can encode prompts for LTX-2.5 but not write them; give as the "
-            f"expander {WANTED}."
+            f"{path}: is LTX-2.5's text encoder, which can encode prompts but not write them; give as the expander "
+            f"{WANTED}."
+            if encodes
+            else f"{path}: is a Gemma 4 in one file, as ComfyUI has it, and an expander of that kind is only read from "
+            f"the folder of its repository; give as the expander {WANTED}."
         )
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if not (path / name).is_file():

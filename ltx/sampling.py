@@ -60,6 +60,7 @@ def sample_stages(
 
     def stage(number: int, latent: Tensor, noises: tuple[Noise, ...], negative: TextContext | None = None) -> Any:
         if transformer is not None:
+            observer.begin(number)
             transformer.begin(number)
         own = seen[number]
         told = {} if job.source is None else job.source.told(clip)
@@ -115,13 +116,19 @@ class Observer:
         self._say(LOADING, 1, 1)
         return loaded
 
-    def hooks(self, stage: int, window: int) -> Hooks:
-        """The hooks of a window in the stage of that number. A clip of one window has no word about it."""
+    def begin(self, stage: int) -> None:
+        """Tells of a stage before its first step, which may take minutes, as the LoRAs that are merged before it."""
+        self._say(self._name(stage, 0), 0, self._steps[stage])
+
+    def _name(self, stage: int, window: int) -> str:
+        """A stage in words. A clip of one window has no word about it."""
         name = ("first stage", "second stage")[stage] if self._two else "sample"
-        place = f"s{stage + 1}"
-        if self._windows > 1:
-            name += f", window {window + 1} of {self._windows}"
-            place += f"/window{window}"
+        return name if self._windows == 1 else f"{name}, window {window + 1} of {self._windows}"
+
+    def hooks(self, stage: int, window: int) -> Hooks:
+        """The hooks of a window in the stage of that number."""
+        name = self._name(stage, window)
+        place = f"s{stage + 1}" + (f"/window{window}" if self._windows > 1 else "")
         self._time_left.begin(stage, window)
         before, compiling = 0, False  # the steps done; whether this one compiles
 

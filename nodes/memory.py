@@ -11,6 +11,7 @@ No global object here holds a model: handles travel through the graph, and Comfy
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -30,8 +31,10 @@ from ..ltx.diffusion.attention import attend_by
 from ..ltx.diffusion.compiled import compile_blocks
 from ..ltx.diffusion.kernels import fuse
 from ..ltx.errors import InputError
-from ..ltx.memory.free import free_memory
-from ..ltx.models import V23
+from ..ltx.memory.free import free_memory, free_swap
+from ..ltx.memory.rehearsal import loaded
+from ..ltx.memory.rehearsal import weights as weights_of
+from ..ltx.models import V23, size
 from ..ltx.nag import Nag
 from ..ltx.prompt.contexts import fingerprint
 from ..ltx.prompt.gemma import Gemma, check_gemma
@@ -333,14 +336,30 @@ def hold_transformer(
     path: Path | None = None,
 ) -> Model:
     """Loads the transformer into host memory. load: Checkpoint.transformer, called as load(dtype, fp8=…, on=…). path:
-    its file or folder."""
+    its file or folder. Raises InputError if the host has no room for what is cast or rounded."""
     device = management.get_torch_device()
     rounding = {"fp8": True, "on": device} if dtype == "fp8" else {}
     computed = dtype_for("auto" if rounding else dtype, device)
+    if rounding or computed == torch.float32:
+        _check_host(lambda: load(computed, **rounding), checkpoint)
     module = load(computed, **rounding)
     patcher = hold(module, device, management.unet_offload_device())
     weights = fingerprint(path, device=device, dtype=f"{computed} {bool(rounding)}") if path is not None else ""
     return Model(patcher, patcher, checkpoint=checkpoint, version=version, weights=weights)
+
+
+def _check_host(load: Callable[[], nn.Module], checkpoint: str) -> None:
+    """Raises InputError if loading makes more new weights than host memory and swap have room for: Linux would end
+    ComfyUI in the middle of it, without a word. Other systems have more swap than is free now."""
+    if sys.platform != "linux":
+        return
+    module, mapped = loaded(load)
+    made, room = weights_of(module) - mapped, free_memory("cpu") + free_swap()
+    if made > room:
+        raise InputError(
+            f"{checkpoint}: in this dtype its weights take {size(made)} of host memory, and {size(room)} are free; set "
+            "Load Model's dtype to bfloat16, or choose a file in fp8, NVFP4 or GGUF."
+        )
 
 
 def hold_vae(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Handle:

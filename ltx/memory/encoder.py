@@ -24,6 +24,7 @@ from .rehearsal import CPU, META
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes per value of the types that are cast to the compute dtype. Quantized types are not cast."""
+NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 LAYER = re.compile(r"(?!.*vision).*?layers\.(\d+)\.")
 
 
@@ -48,7 +49,18 @@ def text_encoder(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> tu
     fp8: whether the layers' matrices are rounded to one byte per value. Raises InputError if the headers cannot be
     read.
     """
-    return _measured(path, dtype, fp8, lambda name: rename(name).startswith(LANGUAGE))
+    return _measured(path, dtype, fp8, _of_language)
+
+
+def mapped_bytes(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> int:
+    """Bytes of a text encoder on a CPU that map their file, because nothing casts or rounds them: those of the compute
+    dtype, and those that are quantized already."""
+    cast = () if dtype is None else FLOATS.keys() - {NAMES.get(dtype)}
+    return sum(
+        math.prod(shape) * _item(kind)
+        for name, (kind, shape) in _read(path, _of_language).items()
+        if kind not in cast and not (fp8 and kind in FLOATS and len(shape) == 2 and LAYER.match(name))
+    )
 
 
 def expander(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> tuple[int, tuple[int, ...], nn.Module]:
@@ -56,14 +68,24 @@ def expander(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> tuple[
     return _measured(path, dtype, fp8, lambda name: "audio" not in name)
 
 
+def _of_language(name: str) -> bool:
+    return rename(name).startswith(LANGUAGE)
+
+
+def _read(path: Path, read: Callable[[str], bool]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The headers of what is loaded."""
+    entries = headers(folders(path)[0] if path.is_dir() else path)
+    if any(name.endswith(".layer_scalar") for name in entries):
+        entries = {name: entry for name, entry in entries.items() if read(name)}
+    return entries
+
+
 def _measured(
     path: Path, dtype: torch.dtype | None, fp8: bool, read: Callable[[str], bool]
 ) -> tuple[int, tuple[int, ...], nn.Module]:
     """read: whether a tensor of Gemma 4 is loaded; of Gemma 3 all are."""
     try:
-        entries = headers(folders(path)[0] if path.is_dir() else path)
-        if any(name.endswith(".layer_scalar") for name in entries):
-            entries = {name: entry for name, entry in entries.items() if read(name)}
+        entries = _read(path, read)
         size, blocks = _stored(entries, dtype, fp8)
         return size, blocks, _language(entries, len(blocks), dtype)
     except (OSError, KeyError, ValueError, struct.error) as error:
@@ -81,12 +103,17 @@ def _stored(
             item = FLOATS[kind] if dtype is None else dtype.itemsize
             item = 1 if fp8 and layer and len(shape) == 2 else item
         else:
-            item = int(re.search(r"\d+", kind)[0]) // 8 if kind != "BOOL" else 1
+            item = _item(kind)
         size = item * math.prod(shape)
         total += size
         if layer:
             layers[int(layer[1])] = layers.get(int(layer[1]), 0) + size
     return total, tuple(layers[number] for number in sorted(layers))
+
+
+def _item(kind: str) -> int:
+    """Bytes per value of a type of safetensors."""
+    return int(re.search(r"\d+", kind)[0]) // 8 if kind != "BOOL" else 1
 
 
 def _language(entries: Mapping[str, tuple[str, tuple[int, ...]]], layers: int, dtype: torch.dtype | None) -> nn.Module:

@@ -2,16 +2,17 @@
 
 The bytes of a part come from the shapes and types of its tensors in the file headers. The activations are measured in a
 rehearsal (work.py). The forecast counts everything that a device must hold: weights in their form in memory (on a CPU
-they may map their file, and its pages count) and tensors. It does not count file pages that were read only to convert
-weights, because the system frees them when it needs memory. Nor does it count the workspace that torch gives cuBLAS at
-a process's first product and keeps (32 MiB on Hopper, 8 MiB on older cards): it is the process's and not the job's, and
-in every later job it is missing from the free memory already.
+they may map their file, and its pages count) and tensors. A phase that is too large for the memory only with these
+pages still computes, because the system drops them and reads them again. The forecast does not count file pages that
+were read only to convert weights, because the system frees them when it needs memory. Nor does it count the workspace
+that torch gives cuBLAS at a process's first product and keeps (32 MiB on Hopper, 8 MiB on older cards): it is the
+process's and not the job's, and in every later job it is missing from the free memory already.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -31,34 +32,37 @@ from ..grid import AUDIO_BINS, AUDIO_CHANNELS, CHANNELS, MEL_FRAMES_PER_LATENT, 
 from ..job import Compute, Job, Picture
 from ..models import size as readable
 from ..prompt.gemma4_file import is_gemma4
-from ..weights.adapters import LowRank, tensors
+from ..weights.adapters import Adapter, LowRank, tensors
 from ..weights.checkpoint import load_upscaler
 from ..weights.quantized import QuantizedLinear, weight_shape
 from ..windows import Window
-from .encoder import encode_longest, expander, text_encoder, write_longest
+from .encoder import encode_longest, expander, mapped_bytes, text_encoder, write_longest
 from .free import free_memory
 from .offload import Placement, on_device, pins, residents, waiting
-from .rehearsal import META, SPARE, blueprint, bytes_of, peak, rehearsed, weights
+from .rehearsal import META, SPARE, blueprint, bytes_of, loaded, peak, rehearsed, weights
 from .tiles import choose, needed
 from .work import clip_encoding, image_encoding, one_step, sound_like, step_size, upscaling
 
 EXPANDER, GEMMA, TRANSFORMER = "expander", "Gemma", "transformer"  # the models whose blocks can wait in host memory
 OUTSIDE = -1  # stands for the number of a block
+REREAD = "fits only in part, so that its files are read again and again"
 
 
 @dataclass(frozen=True)
 class Resident:
     """A model in memory. size: bytes of its weights; blocks: bytes of each block that can be fetched by itself;
-    repeated: whether its blocks are called so often that page-locking them takes less time than it saves."""
+    repeated: whether its blocks are called so often that page-locking them takes less time than it saves; mapped: bytes
+    of the weights that a CPU reads from their file, and that the system may drop and read again."""
 
     name: str
     size: int
     blocks: tuple[int, ...] = ()
     repeated: bool = True
+    mapped: int = 0
 
     @classmethod
-    def of(cls, name: str, module: nn.Module, blocks: Iterable[nn.Module] = ()) -> Resident:
-        return cls(name, weights(module), tuple(weights(block) for block in blocks))
+    def of(cls, name: str, module: nn.Module, blocks: Iterable[nn.Module] = (), mapped: int = 0) -> Resident:
+        return cls(name, weights(module), tuple(weights(block) for block in blocks), mapped=mapped)
 
     def beside(self, blocks: dict[int, int]) -> Resident:
         """This model with more bytes in its blocks, by their numbers, and OUTSIDE of them."""
@@ -80,9 +84,10 @@ class Phase:
 
     models: those in memory at once; work: peak bytes of activations; remedy: the change that makes the phase fit, "" if
     it needs none; offloaded: where the blocks of its models are, None if all are on the device; host: bytes of host
-    memory in addition to the device; fits: whether the phase fits into the device's free memory. passes: of a guided
-    step, 0 if the phase has none; batched: whether they run as one batch; room: bytes that a step's passes may take as
-    one, None if the phase is no stage.
+    memory in addition to the device; fits: whether the phase fits into the device's free memory; rereads: whether it
+    does not, but would without the weights that map their files. passes: of a guided step, 0 if the phase has none;
+    batched: whether they run as one batch; room: bytes that a step's passes may take as one, None if the phase is no
+    stage.
     """
 
     name: str
@@ -92,6 +97,7 @@ class Phase:
     offloaded: Placement | None = None
     host: int = 0
     fits: bool = True
+    rereads: bool = False
     passes: int = 0
     batched: bool = False
     room: float | None = None
@@ -107,6 +113,11 @@ class Phase:
         return self.weights + self.work
 
     @property
+    def kept(self) -> int:
+        """Bytes of the peak that no file holds: without them the phase cannot be computed."""
+        return self.peak - sum(model.mapped for model in self.models)
+
+    @property
     def _placed(self) -> str:
         """Where the blocks of an offloaded phase are, in words."""
         if self.offloaded is None:
@@ -119,7 +130,8 @@ class Phase:
 
     def __str__(self) -> str:
         models = " + ".join(f"{model.name} {readable(model.size)}" for model in self.models)
-        state = self._placed or self.remedy or ("fits" if self.fits else "does not fit")
+        misfit = REREAD if self.rereads else "does not fit"
+        state = self._placed or self.remedy or ("fits" if self.fits else misfit)
         if (self._placed or self.remedy) and not self.fits:
             state += ", and may not fit even so"
         order = f", {self.passes} passes {'in one batch' if self.batched else 'one by one'}" if self.passes > 1 else ""
@@ -215,15 +227,18 @@ def estimate(job: Job, compute: Compute, free: int | None = None, host: int | No
     measured.sampling()
     tiling = measured.decoding()
     phases = planner.settled()
-    advice = "" if all(phase.fits for phase in phases) else _advice(device, compute)
+    advice = "" if all(phase.fits for phase in phases) else _advice(device, compute, phases)
     return Forecast(str(device), room, phases, tiling, _windows(job), advice)
 
 
-def _advice(device: torch.device, compute: Compute) -> str:
+def _advice(device: torch.device, compute: Compute, phases: tuple[Phase, ...]) -> str:
     """What may help where a phase does not fit."""
+    smaller = "a checkpoint and a text encoder in fewer bits, a smaller size or fewer frames"
+    if all(phase.fits or phase.rereads for phase in phases):
+        return f"what fits only in part is slow: try {smaller}"
     widest = device.type == "cpu" and compute.dtype in (None, torch.float32)
     flags = [*(["--dtype bfloat16"] if widest else []), *([] if compute.fp8 else ["--fp8"])]
-    return f"the system may end what does not fit: try {', '.join([*flags, 'a smaller size'])} or fewer frames"
+    return f"the system may end what does not fit: try {', '.join([*flags, smaller])}"
 
 
 def _windows(job: Job) -> str:
@@ -253,6 +268,11 @@ class _Measured:
         """A part of the checkpoint as the job loads it."""
         return blueprint(lambda: load(self.compute.dtype))
 
+    def _loaded(self, load: Callable[[], nn.Module]) -> tuple[nn.Module, int]:
+        """A large part, and the bytes of it that map their file while it computes."""
+        module, mapped = loaded(load)
+        return module, mapped if self.on == "cpu" else 0
+
     def encoding(self) -> None:
         """Adds the phases that encode prompts, sound and images."""
         job, dtype, add = self.job, self.compute.dtype, self.planner.add
@@ -260,15 +280,17 @@ class _Measured:
             size, blocks, language = expander(job.files.expander, dtype, self.compute.fp8)
             writing = peak(lambda: write_longest(language), self.on)
             add("expand prompt", (Resident(EXPANDER, size, blocks),), writing)
-        connectors = blueprint(lambda: job.checkpoint.connectors(dtype))
-        size, blocks, language = text_encoder(job.files.text_encoder, dtype, self.compute.fp8)
+        connectors, mapped = self._loaded(lambda: job.checkpoint.connectors(dtype))
+        encoder = job.files.text_encoder, dtype, self.compute.fp8
+        size, blocks, language = text_encoder(*encoder)
         gemma = Resident(GEMMA, size, blocks, repeated=False)  # each layer is called once a prompt
+        gemma = replace(gemma, mapped=mapped_bytes(*encoder) if self.on == "cpu" else 0)
         writes = job.files.expander is None and not is_gemma4(job.files.text_encoder)  # LTX-2.5's Gemma only reads
         if writes and job.request.enable_prompt_expansion:
             gemma = replace(gemma, repeated=True)  # and once a token
             add("expand prompt", (gemma,), peak(lambda: write_longest(language), self.on))
         work = peak(lambda: encode_longest(language, connectors, job.files.text_encoder), self.on)
-        add("encode text", (gemma, Resident.of("connectors", connectors)), work)
+        add("encode text", (gemma, Resident.of("connectors", connectors, mapped=mapped)), work)
 
         mel = MEL_FRAMES_PER_LATENT * self.sound
         audio_vae = self.part(job.checkpoint.audio_encoder)
@@ -303,8 +325,9 @@ class _Measured:
         """Adds the stages and the upscaler between them."""
         job, dtype, two_stages = self.job, self.compute.dtype, self.clip.two_stages
         fp8 = {"fp8": True} if self.compute.fp8 else {}
-        model = blueprint(lambda: job.checkpoint.transformer(dtype, **fp8))
-        transformer = Resident.of(TRANSFORMER, model, model.transformer_blocks)
+        model, mapped = self._loaded(lambda: job.checkpoint.transformer(dtype, **fp8))
+        mapped = max(mapped - self._merged(model), 0)
+        transformer = Resident.of(TRANSFORMER, model, model.transformer_blocks, mapped)
         models = (transformer.beside(self._branches(model)), *self._mapped_loras())
         merging, editing = self._changing(model)
         kept = self._kept(model)
@@ -331,13 +354,28 @@ class _Measured:
             texts = 3 if steering.acceleration.guided_above(steering.sigmas) > 0 and self.on != "cpu" else 2
         return kept_texts(model, texts + negative), kept_texts(model, 1 + negative)
 
+    @property
+    def _changes(self) -> Iterator[tuple[str, Adapter]]:
+        """The changes of the transformer by those LoRAs that act in a stage."""
+        job = self.job
+        strengths = zip(*job.loras[: 1 + self.clip.two_stages], strict=True)
+        for (fit, *_), stages in zip(job.fits, strengths, strict=True):
+            if any(strength for _, strength in stages):
+                yield from fit.changes.items()
+
+    def _merged(self, model: nn.Module) -> int:
+        """Bytes of the weights that LoRAs are merged into: these no longer map their file."""
+        owners = {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in self._changes}
+        merged = (name for name, owner in owners.items() if not isinstance(owner, QuantizedLinear))
+        return bytes_of(model.get_parameter(name) for name in merged)
+
     def _changing(self, model: nn.Module) -> tuple[int, int]:
         """Bytes that LoRAs take for one weight: when they are merged, and in a step beside a quantized weight.
 
         Both hold W, its change and their sum in float32; a change that is no plain pair holds one more.
         """
         merging, editing = [0], [0]
-        for name, adapter in ((n, a) for fit, *_ in self.job.fits for n, a in fit.changes.items()):
+        for name, adapter in self._changes:
             size = (12 if isinstance(adapter, LowRank) else 16) * weight_shape(model, name).numel()
             if not isinstance(model.get_submodule(name.rpartition(".")[0]), QuantizedLinear):
                 merging.append(size)
@@ -351,7 +389,7 @@ class _Measured:
         found: dict[int, int] = {}
         if self.on == "cpu":
             return found
-        for name, adapter in ((n, a) for fit, *_ in self.job.fits for n, a in fit.changes.items()):
+        for name, adapter in self._changes:
             owner = name.rpartition(".")[0]
             if isinstance(model.get_submodule(owner), QuantizedLinear):
                 number = int(owner.split(".")[1]) if owner.startswith("transformer_blocks.") else OUTSIDE
@@ -425,11 +463,13 @@ class _Measured:
 
     def _mapped_loras(self) -> tuple[Resident, ...]:
         """The pages of the LoRA files on a CPU, which merging reads."""
-        files = {loaded.path: loaded for loaded, _ in self.job.loras[1]}
+        stages = self.job.loras[: 1 + self.clip.two_stages]
+        files = {lora.path: lora for stage in stages for lora, strength in stage if strength}
         if self.on != "cpu" or not files:
             return ()
-        adapters = [adapter for loaded in files.values() for adapter in loaded.changes.values()]
-        return (Resident("LoRAs", bytes_of(tensor for adapter in adapters for tensor in tensors(adapter))),)
+        adapters = [adapter for lora in files.values() for adapter in lora.changes.values()]
+        size = bytes_of(tensor for adapter in adapters for tensor in tensors(adapter))
+        return (Resident("LoRAs", size, mapped=size),)
 
     def decoding(self) -> Tiling | None:
         """Adds the phases that decode sound and picture. Returns the tiling that fits."""
@@ -498,7 +538,8 @@ class _Planner:
         if step is not None:
             batched, room, passes = step.batched(free), step.room(free), step.passes
             phase = replace(phase, work=step.work(free), passes=passes, batched=batched, room=room)
-        return replace(phase, fits=self._fits(phase))
+        fits = self._fits(phase)
+        return replace(phase, fits=fits, rereads=not fits and phase.kept <= self.room)
 
     def decode(self, vae: nn.Module, latent: tuple[int, int, int], tiling: Tiling | None) -> Tiling | None:
         """Adds the decode phase. Open sizes are chosen; the tiles get smaller until it fits, as they do in the decoder

@@ -34,10 +34,23 @@ def host_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     return min(_available(proc), *_within_limits(proc, cgroups), UNKNOWN)
 
 
+def free_swap(proc: Path = PROC) -> int:
+    """Bytes of swap that Linux may still give; 0 on other systems."""
+    try:
+        return _told(proc, "SwapFree")
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+def _told(proc: Path, name: str) -> int:
+    """Bytes of an entry of Linux's meminfo."""
+    lines = (line.split(":") for line in (proc / "meminfo").read_text("ascii").splitlines())
+    return {name: int(value.split()[0]) * 1024 for name, value in lines}[name]
+
+
 def _available(proc: Path) -> int:
     try:
-        lines = (line.split(":") for line in (proc / "meminfo").read_text("ascii").splitlines())
-        return {name: int(value.split()[0]) * 1024 for name, value in lines}["MemAvailable"]
+        return _told(proc, "MemAvailable")
     except (OSError, KeyError, ValueError):  # not Linux
         try:  # half of the host's memory is a careful guess
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

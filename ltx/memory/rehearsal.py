@@ -204,8 +204,15 @@ def peak(work: Callable[[], object], on: str = "cpu") -> int:
 
 def blueprint(load: Callable[[], nn.Module]) -> nn.Module:
     """The module that `load` returns, with sizes but no numbers. Only headers are read, and nothing is converted."""
-    with rehearsed():
-        return load()
+    return loaded(load)[0]
+
+
+def loaded(load: Callable[[], nn.Module]) -> tuple[nn.Module, int]:
+    """As `blueprint`, with the bytes of those of its tensors that map their file, because nothing converts them."""
+    with rehearsed() as rehearsal:
+        module = load()
+        made = rehearsal.alive
+    return module, max(weights(module) - made, 0)
 
 
 def twin(module: nn.Module, dtype: torch.dtype | None = None, **changes: object) -> nn.Module:

@@ -106,9 +106,9 @@ class GgufFile:
                     f"{path}: is not a complete GGUF file ({tensor.name} is misaligned); download it again."
                 )
             self._tensors[tensor.name] = (kind.name, shape, int(tensor.data_offset), int(tensor.n_bytes))
-        self._bytes = torch.frombuffer(map_file(path), dtype=torch.uint8)
+        self._content = map_file(path)
         end = max((start + size for *_, start, size in self._tensors.values()), default=0)
-        if end > len(self._bytes):
+        if end > len(self._content):
             raise InputError(f"{path}: is not a complete GGUF file (cut short); download it again.")
 
     def keys(self) -> list[str]:
@@ -122,7 +122,8 @@ class GgufFile:
 
     def get(self, key: str) -> Tensor | Stored:
         kind, shape, start, size = self._tensors[key]
-        data = self._bytes[start : start + size]
+        # A tensor of its own, because a part of one that was made outside of inference mode cannot be rehearsed in it.
+        data = torch.frombuffer(self._content, dtype=torch.uint8, count=size, offset=start)
         if kind in DTYPES:
             return data.view(DTYPES[kind]).reshape(shape)
         rows = prod(shape[:-1])

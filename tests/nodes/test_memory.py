@@ -6,6 +6,7 @@ The second device is simulated (devices.py): an operation that mixes devices fai
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.sample import sample
 from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.diffusion.upscale import upscale
+from a2v.ltx.errors import InputError
 from a2v.ltx.grid import audio_length
 from a2v.ltx.latents import Noise
 from a2v.ltx.media import audio
@@ -353,6 +355,22 @@ def test_fp8_of_a_bfloat16_file(files: TinyFiles) -> None:
     memory.use(model)
     expected = load_checkpoint(files.checkpoint).transformer(torch.float32, fp8=True)
     assert torch.equal(run_transformer(model.module, CPU), run_transformer(expected, CPU))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems end no program that asks for too much")
+@pytest.mark.parametrize("dtype", ["float32", "fp8"])
+def test_weights_that_host_memory_cannot_hold_are_refused(
+    files: TinyFiles, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Linux would end ComfyUI while they are cast or rounded. Weights that map their file need no room."""
+    load = load_checkpoint(files.checkpoint).transformer
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(memory, "free_swap", lambda: 0)
+    with pytest.raises(InputError, match=r"^ltx\.safetensors: .* of host memory, and 0 MB are free; set .* bfloat16"):
+        memory.hold_transformer(load, dtype, "ltx.safetensors")
+    assert memory.hold_transformer(load, "bfloat16", "ltx.safetensors").module.dtype == torch.bfloat16
+    monkeypatch.setattr(memory, "free_swap", lambda: 2**40)
+    assert memory.hold_transformer(load, dtype, "ltx.safetensors").module.config.num_layers > 0
 
 
 def test_a_merge_can_be_made_again_from_its_tensors(files: TinyFiles, loras: list[lora.Lora]) -> None:

@@ -31,10 +31,10 @@ from a2v.ltx.media.audio import Track
 from a2v.ltx.media.clip import open_clip
 from a2v.ltx.media.masks import Area
 from a2v.ltx.memory import rehearsal
-from a2v.ltx.memory.encoder import text_encoder
-from a2v.ltx.memory.forecast import Forecast, Phase, Resident, Step, _Measured, _Planner, estimate
+from a2v.ltx.memory.encoder import mapped_bytes, text_encoder
+from a2v.ltx.memory.forecast import Forecast, Phase, Resident, Step, _advice, _Measured, _Planner, estimate
 from a2v.ltx.memory.offload import Placement
-from a2v.ltx.memory.rehearsal import SMALL, blueprint, bytes_of, peak, weights
+from a2v.ltx.memory.rehearsal import SMALL, blueprint, bytes_of, loaded, peak, weights
 from a2v.ltx.memory.work import clip_encoding, one_step
 from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.weights.checkpoint import load_checkpoint
@@ -365,11 +365,69 @@ def test_where_a_job_does_not_fit_it_says_what_may_help(deep: Job) -> None:
     def last(compute: Compute, free: int) -> str:
         return estimate(deep, compute, free, 2**40).lines()[-1]
 
-    ends = "the system may end what does not fit: try"
-    assert last(Compute(torch.float32), 10) == f"{ends} --dtype bfloat16, --fp8, a smaller size or fewer frames"
-    assert last(Compute(torch.bfloat16), 10) == f"{ends} --fp8, a smaller size or fewer frames"
-    assert last(Compute(torch.bfloat16, "cuda", fp8=True), 10) == f"{ends} a smaller size or fewer frames"
+    ends, smaller = "the system may end what does not fit: try", "a checkpoint and a text encoder in fewer bits"
+    rest = f"{smaller}, a smaller size or fewer frames"
+    assert last(Compute(torch.float32), 10) == f"{ends} --dtype bfloat16, --fp8, {rest}"
+    assert last(Compute(torch.bfloat16), 10) == f"{ends} --fp8, {rest}"
+    assert last(Compute(torch.bfloat16, "cuda", fp8=True), 10) == f"{ends} {rest}"
     assert ends not in last(Compute(torch.float32), 2**40)
+
+
+def sampled(job: Job, compute: Compute) -> Phase:
+    """The first phase that computes with the transformer, in enough memory."""
+    planner = _Planner(compute.device, 2**62, "none", 2**62)
+    _Measured(job, compute, planner).sampling()
+    return planner.phases[0]
+
+
+def test_weights_that_map_their_file_may_be_larger_than_the_memory(deep: Job) -> None:
+    """The system reads them again. What is cast, rounded, or on a GPU does not map its file any more."""
+    load = deep.checkpoint.unopened().transformer
+    phase, size = sampled(deep, Compute(torch.bfloat16)), weights(blueprint(lambda: load(torch.bfloat16)))
+    assert phase.fits and not phase.rereads
+    assert phase.models[0].mapped == size and phase.kept == phase.work
+    for room, rereads in ((phase.peak - 1, True), (phase.work, True), (phase.work - 1, False)):
+        planner = _Planner("cpu", room, "none", 2**62)
+        planner.add("sample", phase.models, phase.work)
+        (found,) = planner.settled()
+        assert not found.fits and found.rereads == rereads
+        assert ("fits only in part" in str(found)) == rereads != ("does not fit" in str(found))
+        assert _advice(torch.device("cpu"), Compute(torch.bfloat16), (found,)).startswith("what fits only") == rereads
+    assert loaded(lambda: load(torch.float32))[1] == 0
+    assert 0 < loaded(lambda: load(torch.bfloat16, fp8=True))[1] < size / 4
+    assert sampled(deep, Compute(torch.bfloat16, "cuda")).models[0].mapped == 0
+
+
+def test_merged_weights_do_not_map_their_file(folder: Path, tiny: TinyFiles) -> None:
+    """A LoRA beside quantized weights does, and one that is off changes and takes nothing."""
+    on = job_of(described(folder, tiny, "bfloat16"))
+    off = replace(on, loras=tuple(tuple((lora, 0.0) for lora, _ in stage) for stage in on.loras))
+    plain, merged = (sampled(job, Compute(torch.bfloat16)) for job in (off, on))
+    changed = {name for fit, *_ in on.fits for name in fit.changes}
+    model = blueprint(lambda: on.checkpoint.unopened().transformer(torch.bfloat16))
+    taken = bytes_of(model.get_parameter(name) for name in changed)
+    transformer, loras = merged.models
+    assert plain.models == (replace(transformer, mapped=transformer.size),)
+    assert transformer.mapped == transformer.size - taken and loras.mapped == loras.size > 0
+    rounded = blueprint(lambda: on.checkpoint.unopened().transformer(torch.bfloat16, fp8=True))
+    for job in (on, off):
+        measured = _Measured(job, Compute(torch.bfloat16, "cuda", fp8=True), _Planner("cuda", 2**62, "none", 2**62))
+        assert bool(measured._branches(rounded)) == (job is on)
+
+
+@pytest.mark.parametrize("dtype", (None, torch.bfloat16, torch.float32))
+@pytest.mark.parametrize("fp8", (False, True))
+def test_a_text_encoder_s_bytes_map_its_file_unless_they_change(
+    wide: TinyFiles, dtype: torch.dtype | None, fp8: bool
+) -> None:
+    size, blocks, _ = text_encoder(wide.gemma, dtype, fp8)
+    mapped = mapped_bytes(wide.gemma, dtype, fp8)
+    if dtype is torch.float32:
+        assert mapped == 0
+    elif fp8:
+        assert 0 < mapped < size - 0.9 * sum(blocks)
+    else:
+        assert mapped == size
 
 
 def never_spared(cache: Reuse, change: torch.Tensor, passes: int) -> bool:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from a2v.ltx.memory.free import free_memory, host_memory
+from a2v.ltx.memory.free import free_memory, free_swap, host_memory
 
 MIB = 2**20
 MEMINFO = "MemTotal: 16777216 kB\nMemFree: 1024 kB\nMemAvailable: 8388608 kB\n"
@@ -40,6 +40,12 @@ def test_without_a_limit_it_is_what_the_system_has(tmp_path: Path) -> None:
     assert host_memory(*unlimited) == 8192 * MIB
     (tmp_path / "none/proc/meminfo").unlink()
     assert 0 < host_memory(tmp_path / "none/proc", tmp_path / "none/cgroup") < 2**62
+
+
+def test_swap_is_told_on_linux_alone(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text(f"{MEMINFO}SwapFree: 4096 kB\n")
+    assert free_swap(tmp_path) == 4 * MIB
+    assert free_swap(tmp_path / "none") == 0
 
 
 def test_a_container_s_limit_counts_and_its_file_pages_are_free(tmp_path: Path) -> None:

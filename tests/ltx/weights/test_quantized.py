@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from a2v.ltx.memory.rehearsal import SMALL, blueprint, weights
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.gguf import Blocks
 from a2v.ltx.weights.int8 import int8
@@ -158,6 +159,14 @@ def test_gguf_blocks(kind: str) -> None:
     expected = gguf.quants.dequantize(blocks.reshape(300, -1), gguf.GGMLQuantizationType[kind])
     ours = Blocks(kind).decode(torch.from_numpy(blocks.reshape(300, -1)), torch.float32)
     torch.testing.assert_close(ours, torch.from_numpy(expected), rtol=1e-6, atol=0)
+
+
+def test_a_gguf_file_that_was_opened_before_can_be_rehearsed(wide: TinyFiles, tmp_path: Path) -> None:
+    """A forecast opens it outside of inference mode and rehearses it inside."""
+    layouts.write_gguf(wide.checkpoint, path := tmp_path / "q.gguf", "Q8_0")
+    assert path.stat().st_size > SMALL
+    opened = load_checkpoint(path)
+    assert weights(blueprint(opened.transformer)) == weights(opened.transformer())
 
 
 def test_gguf_maps_the_file(wide: TinyFiles, tmp_path: Path) -> None:

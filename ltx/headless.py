@@ -68,6 +68,7 @@ def text_encoder_of(arguments: argparse.Namespace) -> Path:
 
 
 def files_of(arguments: argparse.Namespace) -> Files:
+    """The files that the flags name. Raises InputError as `text_encoder_of`."""
     return Files(
         checkpoint=arguments.checkpoint,
         text_encoder=text_encoder_of(arguments),

@@ -106,7 +106,7 @@ def statistics(vae: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalize_video(vae: nn.Module, latent: Tensor) -> Tensor:
-    """Latent in the VAE's own space → model space, float32."""
+    """Latent [1, 128, F, H, W] in the VAE's own space → model space, float32."""
     mean, std = statistics(vae, latent)
     return (latent.float() - mean) / std
 
@@ -121,7 +121,7 @@ def check_finite(latent: Tensor) -> None:
 
 
 def denormalize_video(vae: nn.Module, latent: Tensor) -> Tensor:
-    """Latent in model space → the VAE's own space, float32. Raises InputError as `check_finite`."""
+    """Latent [1, 128, F, H, W] in model space → the VAE's own space, float32. Raises InputError as `check_finite`."""
     check_finite(latent)
     mean, std = statistics(vae, latent)
     return latent.float() * std + mean

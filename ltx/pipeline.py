@@ -41,6 +41,8 @@ from .trace import Trace
 
 @dataclass(frozen=True)
 class Result:
+    """The facts of the file that was written, and what the run reports as JSON."""
+
     video: VideoFile
     report: dict[str, Any]
 

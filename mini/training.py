@@ -155,10 +155,6 @@ class Stage:
         self.optimizer.load_state_dict(state)
         self.step, self.spent = int(meta["step"]), float(meta["spent"])
 
-    def averaged(self) -> dict[str, Tensor]:
-        """The module's state with the running average of its weights."""
-        return {k: self.mean.get(k, v).detach().clone() for k, v in self.module.state_dict().items()}
-
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

@@ -11,6 +11,7 @@ No global object here holds a model: handles travel through the graph, and Comfy
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -354,8 +355,10 @@ def _check_host(load: Callable[[], nn.Module], checkpoint: str) -> None:
     if sys.platform != "linux":
         return
     module, mapped = loaded(load)
-    made, room = weights_of(module) - mapped, free_memory("cpu") + free_swap()
-    if made > room:
+    made = weights_of(module) - mapped
+    if made > free_memory("cpu") + free_swap():
+        gc.collect()  # the model that was there before may be waiting for it
+    if made > (room := free_memory("cpu") + free_swap()):
         raise InputError(
             f"{checkpoint}: in this dtype its weights take {size(made)} of host memory, and {size(room)} are free; set "
             "Load Model's dtype to bfloat16, or choose a file in fp8, NVFP4 or GGUF."

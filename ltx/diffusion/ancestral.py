@@ -40,7 +40,8 @@ def euler_ancestral(
 
 
 def coefficients(sigma: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For a step from `sigma` to `after`: the share of x beside x0, the factor of the two, and the factor of the noise.
+    """For a step from `sigma` to `after`: the share of x beside x0, the factor of the two, and the factor of the noise,
+    float32 scalars as the two are.
 
     They are computed in float32: near σ = 1 the differences cancel, and the official code's rounding is part of its
     result.

@@ -2,8 +2,9 @@
 
 Each form of the block is compiled when it first runs. Its form is which rows it has, which streams and texts they read,
 and whether a stream has one noise level or several. Sizes do not belong to the form, because the inputs are marked with
-the axes that vary. Nor do weights, sigmas and the strengths of LoRAs, which are tensors. Only what groups of tokens see
-of each other (`View`) holds sizes as numbers: with such a reference, a second size is compiled once more.
+the axes that vary. Weights, sigmas and the strengths of LoRAs do not belong to it either, because they are tensors.
+Only what groups of tokens see of each other (`View`) holds sizes as numbers: with such a reference, a second size is
+compiled once more.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def keep_code(folder: Path) -> None:
 
 
 def is_compiled(block: nn.Module) -> bool:
+    """Whether `nn.Module.compile` was called on it."""
     return block._compiled_call_impl is not None
 
 

@@ -152,7 +152,8 @@ def diffuses(vae: Any) -> bool:
 
 
 def clip_tiles(vae: Any, latent: Tensor, noise: Noise, continued: bool = False) -> ConvolutionTiles | DiffusionTiles:
-    """A clip on its way through its decoder, an AutoencoderKLLTX2Video or an LTX2VideoDiffusionDecoderModel."""
+    """A clip on its way through its decoder, an AutoencoderKLLTX2Video or an LTX2VideoDiffusionDecoderModel. latent:
+    normalised, [1, 128, F, H, W]; noise, continued: for the diffusion decoder."""
     if not diffuses(vae):
         return ConvolutionTiles(vae, latent)
     from .diffusion_decoder import DiffusionTiles  # older versions of diffusers do not have that decoder
@@ -191,7 +192,7 @@ def _row_of_tiles(
 
 
 def to_uint8(frames: Tensor) -> Tensor:
-    """Float 0..1 → uint8: float × 255, truncated as in the official pipeline."""
+    """Float 0..1 of any shape → uint8: float × 255, truncated as in the official pipeline."""
     return (frames * 255).to(torch.uint8)
 
 

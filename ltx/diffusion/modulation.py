@@ -224,4 +224,5 @@ class Ada:
 
 
 def ada(table: Tensor, values: Tensor, places: Places | None = None) -> Ada:
+    """The parameters of a table [P, D] and of values [L, P, D], a row for each level. places: as in `Levels`."""
     return Ada((table.to(values.device) + values).unbind(1), places)

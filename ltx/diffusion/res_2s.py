@@ -71,8 +71,8 @@ def weights(h: float) -> tuple[float, float, float]:
 
 
 def falling(sigmas: Tensor) -> Tensor:
-    """The schedule with LAST before a 0 at its end, because the logarithm needs a last step above 0. One more
-    prediction at LAST then ends the run. Raises InputError if the sigmas do not fall."""
+    """The schedule [steps + 1] with LAST before a 0 at its end, which makes it one longer, because the logarithm needs
+    a last step above 0. One more prediction at LAST then ends the run. Raises InputError if the sigmas do not fall."""
     if sigmas[-1] == 0:
         sigmas = torch.cat([sigmas[:-1], torch.tensor([LAST, 0.0])])
     if not (sigmas.diff() < 0).all():

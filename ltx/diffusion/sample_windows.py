@@ -295,8 +295,9 @@ def _sampled(place: Window, *inputs: Any, **named: Any) -> Sampled:
 
 
 def start_of(window: Window, whole: Tensor, behind: int = 0) -> Tensor:
-    """The start latent of one window. behind: the latent behind the last hard cut. The window's latent 0 is the whole's
-    at that place, but a copy of the next one if that place is before the cut, so that nothing there acts on it."""
+    """The start latent of one window [1, 128, f, H, W], of that of the whole [1, 128, F, H, W]. behind: the latent
+    behind the last hard cut. The window's latent 0 is the whole's at that place, but a copy of the next one if that
+    place is before the cut, so that nothing there acts on it."""
     start = whole[:, :, window.whole]
     if window.start < behind:
         start = torch.cat((start[:, :, 1:2], start[:, :, 1:]), dim=2)
@@ -311,7 +312,7 @@ def conditions_of(
 
     Its latent 0 is free: it stands for one frame, while the whole's latent at that place stands for eight. Only at the
     film's beginning both are the same, and latent 0 is kept unless there is a cut. An image at the first frame behind a
-    hard cut is that latent 0, as the first image of a clip is. So is, in a window that goes on with the one before, the
+    hard cut is that latent 0, as the first image of a clip is. In a window that goes on with the one before it is the
     anchor [1, 128, 1, H, W], if there is one yet and no source video.
     """
     window, guides = part.window, []

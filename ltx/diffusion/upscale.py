@@ -45,10 +45,10 @@ def upscale_long(
     on_piece: Callable[[int, int], None] = lambda done, total: None,
     only: Container[int] | None = None,
 ) -> Tensor:
-    """As `upscale`, in pieces of at most PIECE latents, which are blended where they overlap. cuts: latents behind a
-    hard cut, at which a piece begins that shares nothing with the one before. on_piece: is called with (latents done,
-    all latents) after each piece. only: the first latents of the stretches between cuts to be upscaled, by default all;
-    the others become 0."""
+    """As `upscale`, [1, 128, F, H, W] → float32 [1, 128, F, 2H, 2W], in pieces of at most PIECE latents, which are
+    blended where they overlap. cuts: latents behind a hard cut, at which a piece begins that shares nothing with the
+    one before. on_piece: is called with (latents done, all latents) after each piece. only: the first latents of the
+    stretches between cuts to be upscaled, by default all; the others become 0."""
     _, channels, frames, height, width = latent.shape
     if not cuts and frames <= PIECE and only is None:
         return upscale(upsampler, vae, latent, trace)

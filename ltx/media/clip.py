@@ -251,8 +251,8 @@ def silent_track(clip: Clip) -> Track:
 
 
 def sampled(pictures: Iterable[Tensor], factor: int) -> Iterator[Tensor]:
-    """The pictures 0, 1, 1 + factor, 1 + 2·factor, …: a reference of which each latent but the first stands for
-    8·factor frames of the video, as ltx-pipelines 1.2 takes them."""
+    """Of pictures [H, W, 3] those with the numbers 0, 1, 1 + factor, 1 + 2·factor, …: a reference of which each latent
+    but the first stands for 8·factor frames of the video, as ltx-pipelines 1.2 takes them."""
     pictures = iter(pictures)
     yield from islice(pictures, 1)
     yield from islice(pictures, 0, None, factor)

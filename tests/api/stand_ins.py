@@ -13,7 +13,7 @@ from typing import Any
 
 from a2v.api.applications import APPLICATIONS
 from a2v.api.database import rows
-from a2v.api.database.rows import DONE, StoredRequest
+from a2v.api.database.rows import StoredRequest
 from a2v.api.database.store import Store
 from a2v.api.files.incoming import Incoming
 from a2v.api.graph.compose import FINAL_PROMPT, SAVE, SAVE_PART
@@ -156,9 +156,6 @@ class Place:
     def request(self, request_id: str) -> StoredRequest:
         with self.database.session() as session:
             return rows.find(session, request_id, whole=True)
-
-    async def is_done(self, request_id: str) -> bool:
-        return self.request(request_id).status == DONE
 
     def files(self, folder: str = "output") -> list[str]:
         where = getattr(self.settings, folder) / "ltx_a2v_api"

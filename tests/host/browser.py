@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -159,15 +159,6 @@ class Frontend:
     def prompt(self) -> dict[str, dict[str, Any]]:
         """The open graph in API form, as the Queue button sends it."""
         return json.loads(self.page.evaluate(PROMPT))
-
-    def set_mode(self, ids: Iterable[int], mode: int) -> None:
-        """Switches nodes on (0) or bypasses them (4), as Ctrl+B does."""
-        self.page.evaluate(
-            """([ids, mode]) => app.graph.nodes
-                .filter(node => ids.includes(Number(node.id))) // newer frontends keep it as a string
-                .forEach(node => node.mode = mode)""",
-            [list(ids), mode],
-        )
 
     def toasts(self) -> int:
         """How many messages pop up in a corner of the page."""

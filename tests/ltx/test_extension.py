@@ -44,6 +44,10 @@ def test_a_video_shorter_than_a_latent_is_held() -> None:
     found = stretch_beside(5, 17, 25, BACKWARD)
     assert (found.frames, found.begin, found.context, found.shown, found.tail, found.film) == (17, 9, 8, 14, 0, 14)
     assert found.told() == "the video has 5 frames, of which the model sees the first 5, and gets 9 new ones"
+    behind = stretch_beside(11, 25, 9, FORWARD)
+    assert behind.told() == "the video has 11 frames, of which the model sees the last 9, and gets 16 new ones"
+    alone = stretch_beside(5, 9, 0, FORWARD)
+    assert alone.told() == "the video has 5 frames, of which the model sees none, and gets 9 new ones"
 
 
 @pytest.mark.parametrize("direction", [FORWARD, BACKWARD])

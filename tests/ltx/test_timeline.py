@@ -6,7 +6,16 @@ from fractions import Fraction
 
 import pytest
 from a2v.ltx.errors import InputError
-from a2v.ltx.timeline import Section, check_end, read_timeline
+from a2v.ltx.timeline import (
+    SECTION_SEED,
+    Section,
+    check_end,
+    prompts_of,
+    read_timeline,
+    section_at,
+    streams,
+    told_of,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +44,7 @@ def test_a_song() -> None:
 def test_the_prompt_is_before_the_first_section() -> None:
     (first, second) = read_timeline("0:05 rain", " a street ")
     assert (first.start, first.prompt, second.start) == (0, "a street", 5)
+    assert [section.start for section in read_timeline("0:00.5 rain", "a street")] == [0, Fraction(1, 2)]
     assert read_timeline("", "x") == read_timeline("\n# nothing\n", "x") == ()
     with pytest.raises(InputError, match=r"section 0:00\.0 has no prompt"):
         read_timeline("0:05 rain")
@@ -60,6 +70,10 @@ def test_the_prompt_is_before_the_first_section() -> None:
         ("0:00 [seed -1] a", ["line 1", "unknown option"]),
         ("0:00 [seed 1e9] a", ["line 1", "unknown option"]),
         ("0:00 [image] a", ["line 1", "unknown option"]),
+        ("0:00 [fade 7] a", ["line 1", "unknown option"]),
+        ("0:00 [cut 3] a", ["line 1", "unknown option"]),
+        (f"0:00 [seed {10**20}] a", ["line 1", "unknown option"]),
+        ("a woman " + "x" * 300, ["line 1", "xxx…'", "begin it with a time"]),
         ("0:00 " + "x" * 20_000, ["20005 characters"]),
         ("\n".join(f"{n // 60}:{n % 60:02} a" for n in range(201)), ["more than 200 sections"]),
     ],
@@ -79,6 +93,22 @@ def test_the_end() -> None:
         check_end(sections, Fraction(10))
 
 
+def test_streams_of_noise_and_the_section_of_a_latent() -> None:
+    sections = read_timeline("0:00 a\n0:10 b\n0:20 [cut] c\n0:30 [seed 9] d\n0:40 e")
+    assert streams(sections, 5) == ((0, 0, 1, 2, 2), (5, 5 + 2 * SECTION_SEED, 9))
+    assert streams((), 5) == ((0,), (5,))
+    assert [section_at(sections, latent, Fraction(24)) for latent in (0, 30, 31, 1000)] == [0, 0, 1, 4]
+    assert section_at((), 7, Fraction(24)) == 0
+
+
+def test_what_all_prompts_have_in_common_is_told_once() -> None:
+    named = prompts_of(read_timeline("0:00 a\n0:10 b\n0:20 rain: a"), "")
+    assert named == {"a": "prompt of section 0:00.0", "b": "prompt of section 0:10.0"}
+    assert prompts_of((), "x") == {"x": "prompt"}
+    assert told_of(named.values(), ["s", "s"]) == ["s"] and told_of(named.values(), [None, None]) == []
+    assert told_of(named.values(), [None, "s"]) == ["prompt of section 0:10.0: s"]
+
+
 @given(st.integers(0, 10**6), st.sampled_from([Fraction(24), Fraction(30000, 1001), Fraction(25)]))
 def test_the_nearest_latent(milliseconds: int, fps: Fraction) -> None:
     start = Fraction(milliseconds, 1000)
@@ -86,7 +116,7 @@ def test_the_nearest_latent(milliseconds: int, fps: Fraction) -> None:
     firsts = {0: 0, **{k: 8 * (k - 1) + 1 for k in range(max(1, latent - 2), latent + 3)}}
     frame = round(start * fps)
     assert latent == 0 or abs(firsts[latent] - frame) == min(abs(first - frame) for k, first in firsts.items() if k)
-    assert latent > 0 or frame == 0
+    assert (latent == 0) == (frame == 0)
 
 
 @given(st.text(max_size=200), st.text(max_size=20))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from a2v.ltx.errors import InputError
 from a2v.ltx.grid import frames_of
-from a2v.ltx.windows import JOIN, Border, Window, WindowSize, cut_windows, hard_cuts, shares
+from a2v.ltx.windows import DRIFT, JOIN, Border, Window, WindowSize, cut_windows, hard_cuts, shares
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,6 +129,15 @@ def test_the_quietest_ends_within_the_bound() -> None:
     assert sum(levels[end] - min(levels[1:]) + JOIN for end in ends[:-1]) == min(found) and len(found) > 20
 
 
+def test_of_equally_quiet_ends_those_of_the_most_equal_windows_are_taken() -> None:
+    windows = cut_windows(frames_of(16), WindowSize(frames_of(8), 2), (), [-60] * 16)
+    assert sorted(window.length for window in windows) == [7, 7, 8]
+
+
+def test_with_the_default_drift_what_is_added_to_a_video_is_matched_to_it() -> None:
+    assert [WindowSize(drift=drift).joined for drift in (0, DRIFT / 2, DRIFT, 1)] == [0, 0.5, 1, 1]
+
+
 def test_a_clip_that_fits_is_one_window() -> None:
     assert cut_windows(481) == (Window(0, 61),) == cut_windows(481, WindowSize(481, 4))
     assert cut_windows(9, WindowSize(121)) == (Window(0, 2),)
@@ -170,6 +179,7 @@ def test_the_one_that_was_tried() -> None:
         ({"seeds": [3]}, ["windows: seeds", '{"5": 123}']),
         ({"seeds": {"0": 3}}, ["windows: '0' in seeds", "from 1"]),
         ({"seeds": {"five": 3}}, ["windows: 'five' in seeds"]),
+        ({"seeds": {"1000000": 3}}, ["windows: '1000000' in seeds"]),
         ({"seeds": {"5": 1.5}}, ["windows: the seed of window 5"]),
         (121, ["windows: ", "true, false"]),
         ("yes", ["windows: "]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,8 @@ def test_every_weight_comes_back_under_its_name(modules: dict[str, torch.nn.Modu
         "vocoder": opened.vocoder(torch.float32),
     }
     for name, module in loaded.items():
-        assert (
-            dict(module.config)
-            == {**dict(modules[name].config), "_use_default_values": module.config.get("_use_default_values")}
-            or True
-        )
+        made, read = ({k: v for k, v in each.config.items() if k[0] != "_"} for each in (modules[name], module))
+        assert json.loads(json.dumps(read)) == json.loads(json.dumps(made)), name  # a tuple may be a list
         ours, theirs = modules[name].state_dict(), module.state_dict()
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():

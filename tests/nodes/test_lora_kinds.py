@@ -27,7 +27,6 @@ pytestmark = pytest.mark.usefixtures("inference")
 
 CPU = torch.device("cpu")
 Tensors = dict[str, Tensor]
-LINEAR = "transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture(scope="module")

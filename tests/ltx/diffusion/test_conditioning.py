@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from a2v.ltx import latents
-from a2v.ltx.diffusion.conditioning import AudioCondition, Guide, audio_stream, video_stream
+from a2v.ltx.diffusion.conditioning import (
+    AudioCondition,
+    Conditions,
+    Guide,
+    TextContext,
+    audio_stream,
+    video_stream,
+)
 from a2v.ltx.errors import InputError
 from a2v.ltx.grid import audio_length
 from a2v.ltx.latents import Noise
@@ -67,6 +74,20 @@ def test_noised(randn: Callable[..., Tensor], scale: float) -> None:
     torch.testing.assert_close(stream.noised(noise, scale)[0, 2], held, rtol=1e-5, atol=1e-6)
     key = stream.clean[0, -1] * 0.4 + 0.6 * noise[0, -1] * scale  # its placeholder is 0
     torch.testing.assert_close(stream.noised(noise, scale)[0, -1], key, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stage_that_goes_on_without_noise_starts_at_the_state_that_was_left(randn: Callable[..., Tensor]) -> None:
+    latent, mask = randn(1, 128, *SHAPE), torch.ones(1, 1, *SHAPE)
+    mask[:, :, 2, 0] = 0
+    text = TextContext(randn(1, 4, 8), randn(1, 4, 4))
+    kept = Conditions(text, AudioCondition(randn(1, 8, 18, 16), 17, FPS), guides=guides(randn, [(0, 0.7)]), mask=mask)
+    left = randn(1, 128, *SHAPE)
+    resumed = kept.resumed(latent, left, 0.6)
+    assert torch.equal(resumed[:, :, 2, 0], latent[:, :, 2, 0]), "what is kept is that of the first start"
+    stream = video_stream(resumed, kept.guides, FPS, mask)
+    started = stream.noised(torch.zeros_like(stream.latent), 0.6)
+    expected = torch.where(mask > 0, left, latent)
+    torch.testing.assert_close(started, latents.patchify_video(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_masks_in_numbers(randn: Callable[..., Tensor]) -> None:
@@ -146,5 +167,7 @@ def test_errors(randn: Callable[..., Tensor]) -> None:
     for frame in (17, -1):
         with pytest.raises(InputError, match=f"frame {frame}; the frames of this video are 0 to 16"):
             video_stream(latent, guides(randn, [(frame, 1.0)]), FPS)
+    with pytest.raises(InputError, match=r"^the noise mask is \[1, 1, 1, 2, 3\]; \[1, 1, 3, 2, 3\] is needed"):
+        video_stream(latent, (), FPS, torch.ones(1, 1, 1, 2, 3))
     with pytest.raises(InputError, match="19 latents, but 17 frames at 24 fps need 18"):
         AudioCondition(randn(1, 8, 19, 16), 17, FPS)

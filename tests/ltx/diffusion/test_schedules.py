@@ -73,3 +73,28 @@ def test_order_and_constants() -> None:
 def test_no_steps(name: str, steps: int) -> None:
     with pytest.raises(InputError, match=f"num_inference_steps is {steps}"):
         schedules.SCHEDULES[name](steps)
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "words"),
+    [
+        ([1.0], "has no step"),
+        ([[1.0, 0.0]], "has no step"),
+        ([1.0, float("nan"), 0.0], "must be above 0"),
+        ([1.0, 0.0, 0.0], "must be above 0"),
+        ([1.0, 0.5, -0.1], "must be above 0"),
+        ([1.001, 0.5, 0.0], "at most 1"),
+        ([1.0, 0.4, 0.5, 0.0], "the values rise"),
+    ],
+)
+def test_a_schedule_that_cannot_be_used(sigmas: list, words: str) -> None:
+    with pytest.raises(InputError, match=rf"^sigmas .*{words}"):
+        schedules.checked(torch.tensor(sigmas))
+
+
+def test_a_schedule_that_can_be_used() -> None:
+    assert schedules.checked(torch.tensor([1.00005, 0.5, 0.5, 0.0])).tolist() == [1.0, 0.5, 0.5, 0.0]
+    with pytest.raises(InputError, match=r"^sigmas is \[2, 2, 2, 2, 2, 2, 2, 2\]: "):
+        schedules.checked(torch.full((8,), 2.0))
+    with pytest.raises(InputError, match=r"^sigmas is \[2, 2, 2, 2, 2, 2, 2, 2, …\]: "):
+        schedules.checked(torch.full((9,), 2.0))

@@ -338,6 +338,29 @@ def test_the_soundtrack_is_cut_and_never_padded():
     assert torch.equal(audio.soundtrack(whole, 121, Fraction(24)).waveform, whole.waveform)
 
 
+def test_the_parts_of_a_track():
+    whole = track(2.0, 8000)
+    assert audio.seconds_beyond(whole, 24, Fraction(24)) == 1
+    assert audio.seconds_beyond(whole, 48, Fraction(24)) == audio.seconds_beyond(whole, 72, Fraction(24)) == 0
+    assert audio.seconds_beyond(whole, 95, Fraction(48)) == 0, "less than the margin"
+    assert torch.equal(audio.part_from(whole, 12, Fraction(24)).waveform, whole.waveform[:, 4000:])
+    assert audio.part_from(whole, 48, Fraction(24)).waveform.tolist() == [[0.0]]
+    for frame, begin in ((12, 4000), (36, 8000)):  # the second window ends behind the sound
+        part = audio.reference_part(whole, frame, 24, Fraction(24))
+        assert torch.equal(part.waveform, whole.waveform[:, begin : begin + 8000])
+    assert torch.equal(audio.reference_part(whole, 12, 72, Fraction(24)).waveform, whole.waveform), "shorter"
+
+
+def test_a_block_without_a_time_is_not_late():
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 8), np.float32), "fltp", "mono")
+    frame.sample_rate = 8000
+    assert frame.pts is None and audio._lateness(frame, Fraction(0)) == 0
+    frame.pts = 8000
+    assert frame.time_base is None and audio._lateness(frame, Fraction(0)) == 0
+    frame.time_base = Fraction(1, 8000)
+    assert audio._lateness(frame, Fraction(1, 4)) == 6000 and audio._lateness(frame, None) == 0
+
+
 def test_the_conditioning_is_stereo_and_padded_with_silence():
     short = track(0.2, 8000)
     padded = audio.conditioning_track(short, 25, Fraction(25))

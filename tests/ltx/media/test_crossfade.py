@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from a2v.ltx.errors import InputError
+from a2v.ltx.media import crossfade
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.crossfade import FADE, join
 from torch import Tensor
@@ -79,6 +80,15 @@ def test_unrelated_sounds_keep_their_power() -> None:
         ratios.append(blocks / usual)
     mean = np.mean(ratios, axis=0)
     assert abs(10 * np.log10(mean)).max() < 0.6, "over all joins and blocks"
+
+
+@pytest.mark.parametrize(("phase", "correlation"), [(0, 1), (1 / 6, 0.5), (1 / 4, 0), (1 / 2, 0)])
+@pytest.mark.parametrize("level", [0.001, 0.9])
+def test_how_alike_two_waves_are(phase: float, correlation: float, level: float) -> None:
+    """Of tones it is the cosine of their distance; what cancels counts as unrelated, and silence is like everything."""
+    alike = crossfade._correlation(tone(100, level=level), tone(100, phase, level))
+    assert alike == pytest.approx(correlation, abs=1e-3)
+    assert crossfade._correlation(tone(100), tone(100, level=0)) == 1
 
 
 def test_it_is_short_and_within_the_overlap() -> None:

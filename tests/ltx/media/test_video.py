@@ -105,6 +105,8 @@ def boxes(path: Path) -> list[str]:
         (1, Fraction(1)),
         ("24", Fraction(24)),
         (" 23.976", Fraction(24000, 1001)),
+        (24 + 1 / 1002, 24 + Fraction(1, 1001)),
+        (1e-9, Fraction(1, 1001)),
     ],
 )
 def test_frame_rates(given: float | str, exact: Fraction) -> None:

@@ -117,18 +117,20 @@ class Observer:
         return loaded
 
     def begin(self, stage: int) -> None:
-        """Tells of a stage before its first step, which may take minutes, as the LoRAs that are merged before it."""
-        self._say(self._name(stage, 0), 0, self._steps[stage])
+        """Tells of a stage before its first step, which may take minutes, as the LoRAs that are merged before it. It
+        names no window, because those that are kept are not sampled."""
+        self._say(self._name(stage), 0, self._steps[stage])
 
-    def _name(self, stage: int, window: int) -> str:
-        """A stage in words. A clip of one window has no word about it."""
-        name = ("first stage", "second stage")[stage] if self._two else "sample"
-        return name if self._windows == 1 else f"{name}, window {window + 1} of {self._windows}"
+    def _name(self, stage: int) -> str:
+        """A stage in words."""
+        return ("first stage", "second stage")[stage] if self._two else "sample"
 
     def hooks(self, stage: int, window: int) -> Hooks:
-        """The hooks of a window in the stage of that number."""
-        name = self._name(stage, window)
-        place = f"s{stage + 1}" + (f"/window{window}" if self._windows > 1 else "")
+        """The hooks of a window in the stage of that number. A clip of one window has no word about it."""
+        name, place = self._name(stage), f"s{stage + 1}"
+        if self._windows > 1:
+            name += f", window {window + 1} of {self._windows}"
+            place += f"/window{window}"
         self._time_left.begin(stage, window)
         before, compiling = 0, False  # the steps done; whether this one compiles
 

@@ -13,7 +13,7 @@ from a2v.ltx.diffusion.passes import KeptTexts, Pass, kept_texts, text_limit
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.tiny import TinyFiles
 from a2v.tests.tiny25 import NONE_OF_THEM, Tiny25Files, write_tiny25
-from torch import nn
+from torch import Tensor, nn
 
 from .one_pass import CASES, Case, by_diffusers, guided_step
 
@@ -148,3 +148,19 @@ def test_the_forecast_knows_what_is_kept(static: nn.Module, randn: Callable, mon
 
 def test_a_modulated_text_is_not_kept(tiny: TinyFiles) -> None:
     assert kept_texts(load_checkpoint(tiny.checkpoint).transformer(), 2) == 0
+
+
+def test_kept_texts_count_their_bytes() -> None:
+    """Also where the audio's are added to those of the video."""
+
+    def pair(numbers: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros(numbers), torch.zeros(numbers)
+
+    for limit, heard in ((80, False), (88, True)):
+        kept = KeptTexts(limit)
+        for name in ("a", "b"):
+            kept.put((name,), (pair(5), None))  # 40 bytes each
+        kept.put(("a",), (pair(5), pair(1)))
+        kept.put(("c",), (pair(2), None))
+        assert all(kept.get((name,), False) for name in ("a", "b")) and kept.get(("c",), False) is None
+        assert (kept.get(("a",), True) is not None) == heard

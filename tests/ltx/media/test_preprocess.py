@@ -347,3 +347,15 @@ def test_many_times_are_counted():
     gaps = np.where((TIME % 1.5 > 1.2), 0, sine(500))
     (sentence,) = warn(track(gaps))
     assert "1.20 s, 2.70 s, 4.20 s and 1 more" in sentence
+
+
+def test_only_steady_sound_breaks_off() -> None:
+    """A click before silence does not, nor does sound that fades out within 50 ms."""
+    loud, faint = sine(500), 1e-3 * sine(500)
+    for name, sound, times in (
+        ("steady", np.where(TIME < 3, loud, 0), [3.0]),
+        ("a click", np.where(TIME < 2.99, faint, np.where(TIME < 3, loud, 0)), []),
+        ("fading", np.where(TIME < 2.97, loud, np.where(TIME < 3, loud / 4, 0)), []),
+    ):
+        found = module._drops(torch.from_numpy(np.stack([sound, sound])), RATE)
+        assert found[:1] == pytest.approx(times), name

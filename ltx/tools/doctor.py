@@ -449,8 +449,8 @@ def _fits(found: Found) -> Iterator[Line]:
     head, *_ = forecast.lines()
     yield True, f"the default request with {checkpoint.path.name} on {head.removeprefix('memory on ')}"
     yield from ((phase.fits, str(phase)) for phase in forecast.phases)
-    if not all(phase.fits for phase in forecast.phases):
-        yield False, "use a smaller size, fewer frames, fp8, int8, MXFP8, NVFP4 or GGUF files, or dtype fp8 (--fp8)"
+    if forecast.advice:
+        yield False, forecast.advice
 
 
 def _known_sizes() -> Iterator[Line]:

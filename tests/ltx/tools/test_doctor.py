@@ -116,6 +116,16 @@ def test_a_default_job_fits_in_tiles_where_little_is_free(tmp_path: Path, monkey
     assert phases_that(lines, f"in tiles of {USUAL}") == PHASES[-1:]
 
 
+@pytest.mark.usefixtures("placed")
+def test_where_a_default_job_does_not_fit_it_says_what_may_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_device", lambda: torch.device("cpu"))
+    status, lines = told(tmp_path, 10)
+    assert status == 1 and lines[-1].startswith("A default job cannot run")
+    assert line_with(lines, "the system may end what does not fit: try --dtype bfloat16, ").startswith(doctor.BAD)
+
+
 @pytest.mark.parametrize(
     ("gone", "key"),
     [("checkpoint", "dev"), ("upscaler", "upscaler"), ("distilled_lora", "distilled-lora"), ("gemma", "gemma-fp4")],

@@ -85,6 +85,7 @@ def test_what_a_card_runs(capability: int, tmp_path: Path, monkeypatch: pytest.M
     assert "st.global.v4.b32" in code
 
 
+@multiplies_fp8
 def test_a_product_takes_the_kernel_where_it_runs(
     by_rows: Callable, randn: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .objects import check_number, members
+from .objects import check_number, settings
 
 RANGES: Mapping[str, tuple[float, float]] = {"scale": (1.0, 100.0), "alpha": (0.0, 1.0), "tau": (1.0, 10.0)}
 
@@ -42,8 +42,5 @@ class Nag:
     def parse(cls, value: Any) -> Nag | None:
         """The value of a request: true for the defaults, false or null for none, or an object with some of the fields.
         Raises InputError for any other value."""
-        if value is None or value is False:
-            return None
-        if value is True:
-            return cls()
-        return cls(**members(cls, "nag", value, 'true, false or an object like {"scale": 11, "alpha": 0.25}'))
+        given = settings(cls, "nag", value, '{"scale": 11, "alpha": 0.25}')
+        return None if given is None else cls(**given)

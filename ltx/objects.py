@@ -22,6 +22,14 @@ def members(kind: type, name: str, value: Any, wanted: str) -> Mapping[str, Any]
     return value
 
 
+def settings(kind: type, name: str, value: Any, example: str) -> Mapping[str, Any] | None:
+    """As `members`, of a parameter that is also a switch: null and false are None, and true is an object without
+    fields."""
+    if value is None or value is False:
+        return None
+    return {} if value is True else members(kind, name, value, f"true, false or an object like {example}")
+
+
 def check_number(name: str, field: str, value: Any, low: float, high: float) -> None:
     """Raises InputError if a field of the parameter `name` is no number of that range."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)

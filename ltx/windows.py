@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import InputError
 from .grid import TIME_SCALE, frames_of
-from .objects import SHOWN, members
+from .objects import SHOWN, settings
 
 LONGEST = 481  # frames; the model was made for clips up to that
 SHORTEST, MOST_OVERLAP = frames_of(3), LONGEST // TIME_SCALE - 1  # with the least overlap, and in the longest window
@@ -74,11 +74,9 @@ class WindowSize:
     def parse(cls, value: Any) -> WindowSize | None:
         """The value of a request: true for the defaults, false or null for none, or an object with some of the fields.
         Raises InputError for any other value."""
-        if value is None or value is False:
+        value = settings(cls, "windows", value, '{"frames": 121, "overlap": 2}')
+        if value is None:
             return None
-        if value is True:
-            return cls()
-        members(cls, "windows", value, 'true, false or an object like {"frames": 121, "overlap": 2}')
         for name in value.keys() & set(NUMBERS):
             if not isinstance(value[name], int) or isinstance(value[name], bool) or abs(value[name]) >= 2**31:
                 raise InputError(f"windows: {name} is not a whole number that a window can have.")

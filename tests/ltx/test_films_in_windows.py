@@ -134,6 +134,8 @@ def test_a_film_of_one_window_is_the_clip(make: Callable[..., Made]) -> None:
 def test_a_film_of_four(make: Callable[..., Made], media: Path, tmp_path: Path) -> None:
     film = make(images=True)
     assert film.sampled == [f"{stage} stage, window {n} of 4" for stage in ("first", "second") for n in (1, 2, 3, 4)]
+    told = [film.phases.index(phase) for phase in ("load transformer", "first stage", film.sampled[0])]
+    assert told == sorted(told) and film.phases.index("second stage") < film.phases.index(film.sampled[4])
     assert film.report["used"]["windows"] == {"count": COUNT, "frames": 33, "overlap": 2, "pauses": True}
     assert film.report["used"]["frames"] == FRAMES == probe(tmp_path / "film.mp4").frames
     assert film.trace["final/video_latent"].shape == (1, 128, 11, 2, 2)

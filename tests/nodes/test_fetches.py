@@ -32,6 +32,7 @@ from a2v.ltx.diffusion.steering import RES_2S, Steering
 from a2v.ltx.grid import audio_length
 from a2v.ltx.latents import Noise
 from a2v.ltx.memory.work import sound_like
+from a2v.ltx.nag import Nag
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.nodes import activations, fetching, memory
 from a2v.tests import layouts
@@ -203,6 +204,7 @@ def test_voices_and_what_is_kept_between_steps_have_room(files: TinyFiles) -> No
     assert activations.sampling_memory(model, latent, 1, heard=four).room > 1.1 * plain
     referred = sound_like(FRAMES, FPS, referred=500)
     assert activations.sampling_memory(model, latent, 1, heard=referred).room > 1.1 * plain
+    assert activations.sampling_memory(replace(model, nag=Nag()), latent, 1).room > plain
     keeping = replace(model, acceleration=Acceleration(reuse=0.1))
     assert activations.sampling_memory(keeping, latent, 1).room > 1.1 * plain
     start = math.prod(latent.shape[1:]) * torch.float64.itemsize  # res_2s keeps a step's, and the first prediction

@@ -12,6 +12,7 @@ from a2v.ltx.job import Compute, Files, Job, prepare
 from a2v.ltx.memory import forecast
 from a2v.ltx.memory.forecast import estimate
 from a2v.ltx.memory.rehearsal import blueprint
+from a2v.ltx.nag import Nag
 from a2v.ltx.request import parse
 from a2v.tests.tiny25 import NONE_OF_THEM, write_tiny25
 
@@ -37,8 +38,12 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 @pytest.mark.soak
-def test_each_stage_counts_its_texts(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two in a guided stage, one in the other."""
+@pytest.mark.parametrize(("nag", "texts"), [(None, (2, 1)), (Nag(), (3, 2))], ids=str)
+def test_each_stage_counts_its_texts(
+    job: Job, nag: Nag | None, texts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two in a guided stage, one in the other; with NAG, passes with the prompt read both texts as one tensor."""
+    job = replace(job, steering=tuple(replace(stage, nag=nag) for stage in job.steering))
     counted = {phase.name: phase.work for phase in estimate(job, COMPUTE).phases}
     monkeypatch.setattr(forecast, "kept_texts", lambda *_: 0)
     without = {phase.name: phase.work for phase in estimate(job, COMPUTE).phases}
@@ -48,8 +53,8 @@ def test_each_stage_counts_its_texts(job: Job, monkeypatch: pytest.MonkeyPatch) 
     one = len(model.transformer_blocks) * 2 * 1024 * width * 4
     assert kept_texts(model, 1) == one
     assert {name: work - without[name] for name, work in counted.items() if work != without[name]} == {
-        "first stage": 2 * one,
-        "second stage": one,
+        "first stage": texts[0] * one,
+        "second stage": texts[1] * one,
     }
 
 

@@ -232,6 +232,15 @@ def test_the_readme_names_flags_and_targets_that_exist() -> None:
     assert set(re.findall(r"\bmake ([a-z]+)\b(?=[ `]*(?:$|[#`A-Z]))", README, re.MULTILINE)) <= targets
 
 
+def test_the_page_of_the_command_has_every_flag() -> None:
+    page = (ROOT / "docs" / "command.md").read_text(encoding="utf-8")
+    flags = {option for action in parser()._actions for option in action.option_strings if option.startswith("--")}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page))
+    assert named == flags - {"--fused"} | {"--help"}, "--fused is the default"
+    listed = set(re.findall(r"--[a-z][a-z0-9-]+", " ".join(row[0] for row in rows(page, "flag"))))
+    assert flags - listed == {"--help", "--fused", "--device", "--dtype"}, "these have words of their own"
+
+
 def test_the_readme_lists_the_workflows() -> None:
     listed = {row[0] for row in rows(README, "workflow")}
     titles = [file.stem for file in (ROOT / "example_workflows").glob("*.json")]

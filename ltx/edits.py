@@ -16,8 +16,10 @@ from .objects import check_number, members, shown
 
 PICTURE, SOUND, BOTH = RENEWALS = ("picture", "sound", "both")
 FIRST, ALL = STAGES = ("first", "both")
+CROP, PAD = FITS = ("crop", "pad")
 NOISY, CLEAN = KEPT_CELLS = ("noisy", "clean")
 MOST_SECONDS, MOST_PIXELS, MOST_FACTOR = 2700.0, 256, 8  # of a film, of a seam, and of a reference's size and rate
+MOST_IDENTITY = 20.0  # as CFG; ID-LoRA's makers use 3
 WITHIN = ("start", "end", "soften", "soften_pixels")  # fields that say which part of the source is made anew
 MOST_CONTEXT = 473  # frames: what the model was made for, without a latent of new ones
 
@@ -105,7 +107,9 @@ class ReferenceUse:
     """How the reference video is used. strength: 0..1, how clean its tokens are; attention: 0..1, how much it and the
     clip see of each other; stages: one of STAGES; downscale: how many times smaller than the clip it is encoded;
     stride: which of its frames are taken. Without these two the IC-LoRA says them. sound: whether the model also hears
-    its sound. Raises InputError if a value is out of range."""
+    its sound; identity: the scale of the guidance to that sound, as in `Guidance`; fit: one of FITS, how it gets the
+    clip's shape, None for PAD if it is a still picture and else CROP. Raises InputError if a value is out of range, or
+    there is an identity without a sound."""
 
     strength: float = 1.0
     attention: float = 1.0
@@ -113,10 +117,17 @@ class ReferenceUse:
     downscale: int | None = None
     stride: int | None = None
     sound: bool = False
+    identity: float = 0.0
+    fit: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.sound, bool):
             raise InputError(f"reference: sound is {shown(self.sound)}; give true or false.")
+        if self.fit is not None and self.fit not in FITS:
+            raise InputError(f"reference: fit is {shown(self.fit)}; choose one of {', '.join(FITS)}.")
+        check_number("reference", "identity", self.identity, 0.0, MOST_IDENTITY)
+        if self.identity and not self.sound:
+            raise InputError("reference: identity leads to the voice of the reference; set sound to true, too.")
         if self.stages not in STAGES:
             raise InputError(f"reference: stages is {shown(self.stages)}; choose one of {', '.join(STAGES)}.")
         for name in ("strength", "attention"):

@@ -34,7 +34,7 @@ from .media.video import mixing
 from .plan import Plan, plan, silence_behind
 from .prompt.expander import check_expander
 from .prompt.gemma import check_gemma
-from .request import Request, beside_kept_sound
+from .request import UNLED, Request, beside_kept_sound
 from .weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from .weights.lora import Lora, Match, load_lora, match
 from .weights.names import OF_CONNECTORS
@@ -156,6 +156,11 @@ class Job:
         """Whether the track is kept as it is."""
         return self.request.audio_strength == 1 and not self.renews_sound
 
+    @property
+    def referred(self) -> bool:
+        """Whether the first stage hears the sound of a reference."""
+        return self.reference is not None and self.reference.use.hears(first=True)
+
     @cached_property
     def keeps_picture(self) -> bool:
         """Whether the picture is kept as it is: only the sound is made anew."""
@@ -201,6 +206,7 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     renewed = request.use_restart_sampling or request.gradient_estimation_gamma
     notes += [INERT] if steering[0].sampler == ANCESTRAL and renewed else []
     loras, lora_notes = _loras(files, request, checkpoint.path.name, planned.two_stages)
+    lora_notes += filter(None, [lora.check_version(checkpoint.path.name, checkpoint.version) for lora, _ in loras[1]])
     fits = [_fit(lora, checkpoint, blueprint, n < len(files.loras)) for n, (lora, _) in enumerate(loras[1])]
     lora_notes += [warning for fit, *others in fits if (warning := fit.warning_beside(*others))]
     images = tuple(Picture(compress(p, checkpoint.crf), *place) for p, *place in placed)
@@ -210,9 +216,11 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     notes += [note for area, _ in speakers for note in area.notes]
     job = Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits))
     job = replace(job, source=given.source, reference=given.reference, silent=silent, speakers=speakers)
-    if given.reference is not None and given.reference.use.sound:
+    if job.referred:
         notes.append(REFERENCE_HEARD)
-    steering[0].check(job.keeps_sound, layers=len(blueprint.transformer_blocks), video_frozen=job.keeps_picture)
+        if job.keeps_sound and given.reference.use.identity:
+            notes.append(UNLED)
+    steering[0].check(job.keeps_sound, True, len(blueprint.transformer_blocks), job.keeps_picture, job.referred)
     if files.room_noise is not None:
         check_level("--room-noise", files.room_noise)
         check_kept("--room-noise", job.keeps_sound)
@@ -344,10 +352,8 @@ def _fit(lora: Lora, checkpoint: Checkpoint, blueprint: nn.Module, whole: bool) 
     """How a LoRA fits the transformer and, if the `whole` model is its target, the text connectors.
 
     The distilled and the camera LoRA change the transformer alone, as in the official pipeline, because their strength
-    may differ by stage and both stages share the prompts. Raises InputError as `match`, and if the LoRA was made for
-    another version.
+    may differ by stage and both stages share the prompts. Raises InputError as `match`.
     """
-    lora.check_version(checkpoint.path.name, checkpoint.version)
     others = ()
     if whole and any(OF_CONNECTORS.search(layer) for layer, _ in lora.changes):
         others = (match(lora, checkpoint.connectors(), optional=True),)

@@ -17,7 +17,7 @@ def describe(job: Job, prompt: str, notes: list[str], sections: Sequence[str] = 
     file names but no paths, because it is stored in the video file."""
     asked = asdict(replace(job.request, given=frozenset(), notes=()))
     del asked["given"], asked["notes"]
-    steering, frozen = job.steering[0], (job.keeps_sound, job.keeps_picture)
+    steering, stage = job.steering[0], (job.keeps_sound, job.keeps_picture, job.referred)
     return {
         "asked": asked,
         "used": {
@@ -30,7 +30,7 @@ def describe(job: Job, prompt: str, notes: list[str], sections: Sequence[str] = 
             "seed": job.request.seed,
             "prompt": prompt,
             "steps": steering.steps,
-            "passes_per_step": steering.passes(*frozen),
+            "passes_per_step": steering.passes(*stage),
             "acceleration": job.request.acceleration,
             "model_version": job.checkpoint.version,
             "loras": [

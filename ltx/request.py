@@ -303,6 +303,9 @@ def check_value(name: str, value: Any) -> Any:
     return value
 
 
+UNLED = "identity of reference does nothing while the audio is kept (audio_strength 1)"
+
+
 def beside_kept_sound(names: Collection[str]) -> list[str]:
     """Notes on parameters among these names that do nothing if the sound is kept."""
     return [f"{name} does nothing while the audio is kept (audio_strength 1)" for name in INERT if name in names]

@@ -200,14 +200,14 @@ def _upscaled(job: Job, compute: Compute, latent: Tensor, trace: Trace | None) -
 
 def _costs(job: Job) -> list[list[float]]:
     """What each window costs in each stage, for the time that is left: nothing if all that it adds is kept."""
-    frozen, changed = (job.keeps_sound, job.keeps_picture), torch.ones(job.plan.windows[-1].stop)
+    stage, changed = (job.keeps_sound, job.keeps_picture, job.referred), torch.ones(job.plan.windows[-1].stop)
     if job.source is not None and job.keeps_sound:
         changed = job.source.mask(job.plan, job.plan.first_size)[0, 0].flatten(1).amax(1)
     if any(not image.frame for image in job.images):
         changed[0] = 1
     windows = [window for window in job.plan.windows if changed[window.new].any()]
     return [
-        [cost(each, size, steering.steps, steering.passes(*frozen)) * (each in windows) for each in job.plan.windows]
+        [cost(each, size, steering.steps, steering.passes(*stage)) * (each in windows) for each in job.plan.windows]
         for size, steering in zip(job.plan.sizes, job.steering, strict=False)
     ]
 

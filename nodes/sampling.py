@@ -19,6 +19,7 @@ from ..ltx.diffusion.samplers import Restart
 from ..ltx.diffusion.schedules import REFINE, SCHEDULES
 from ..ltx.diffusion.speakers import heard_by
 from ..ltx.diffusion.steering import EULER, INERT, SAMPLERS, Steering, schedule_under
+from ..ltx.edits import MOST_IDENTITY
 from ..ltx.errors import InputError
 from ..ltx.latents import NoiseSource, pixel_frames, pixel_size
 from ..ltx.models import is_distilled
@@ -134,13 +135,29 @@ class AudioGuidance(io.ComfyNode):
                     tooltip="How strongly the sound follows the picture. 1 leaves that pass out.",
                 ),
                 _blocks_input(),
+                io.Float.Input(
+                    "identity",
+                    default=NONE.identity,
+                    min=0.0,
+                    max=MOST_IDENTITY,
+                    step=0.1,
+                    tooltip="How strongly the voice is that of Reference Sound: 3 for ID-LoRA. 0 leaves that pass out.",
+                ),
             ],
             outputs=[GuidanceIO.Output("scales", display_name="audio guidance", tooltip="For the first sampler.")],
         )
 
     @classmethod
-    def execute(cls, cfg: float, stg: float, rescale: float, modality: float, stg_blocks: str) -> io.NodeOutput:
-        return io.NodeOutput(Guidance(cfg, stg, rescale, modality, _blocks(stg_blocks)))
+    def execute(
+        cls,
+        cfg: float,
+        stg: float,
+        rescale: float,
+        modality: float,
+        stg_blocks: str,
+        identity: float = NONE.identity,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(Guidance(cfg, stg, rescale, modality, _blocks(stg_blocks), identity))
 
 
 class Accelerate(io.ComfyNode):
@@ -445,7 +462,7 @@ class Sampler(io.ComfyNode):
         film = FilmSound.of(audio)
         samples, mask = start_of(latent), mask_of(latent)
         still = mask is not None and not mask.any()
-        steering.check(film.frozen, negative is not None, layers, still)
+        steering.check(film.frozen, negative is not None, layers, still, film.referred)
         _check_references(model, references, film)
         left = _left(steering, film)
         progress = Progress(cls.hidden.unique_id)
@@ -461,7 +478,7 @@ class Sampler(io.ComfyNode):
         (denoised, sounds, streams), placing = _sample(
             model, samples, film, parts, conditions, steering, sources, kept, progress
         )
-        passes = steering.passes(film.frozen, still)
+        passes = steering.passes(film.frozen, still, film.referred)
         steps = f"seed {source.seed}, {steering.steps} steps of {steering.sampler}, {passes} passes each"
         notes = [f"{steps}, with LTX-{model.version}", *placing]
         if steering.nag is not None:
@@ -481,7 +498,10 @@ class Sampler(io.ComfyNode):
             notes.append(f"noise of sigma {left:g} is left: Disable Noise and the rest of the sigmas continue it")
         if audio_guidance is not None and audio.frozen:
             notes.append("the audio guidance did nothing, because the audio is kept (audio strength 1)")
-        if model.acceleration.distilled and (guidance or NONE, audio_guidance or NONE) != (NONE, NONE):
+        elif audio_guidance is not None and audio_guidance.identity and not film.referred:
+            notes.append("identity did nothing, because no Reference Sound is connected")
+        given = [replace(each or NONE, identity=0.0) for each in (guidance, audio_guidance)]
+        if model.acceleration.distilled and given != [NONE, NONE]:
             notes.append("acceleration full has no guidance")
         if left:
             denoised, sounds = conditions.resumed(samples, denoised, left), film.sounds  # its reference is heard on

@@ -211,7 +211,8 @@ class Stream:
     for which the host waits where that is on a device. hearing: [1, N, 1 + V] for the video, how much each token takes
     from the sound and from each of V voices, from 0 to 1; None if all take all of the sound. level: [1, N, 1], how
     noisy the model is shown each token, as a share of sigma; None is the mask. voices: [V, N, C] for the audio, which
-    are kept as they are. dropped: as in `Conditions`.
+    are kept as they are. dropped: as in `Conditions`. referred: the number of tokens of a reference's sound, the last
+    ones of the audio.
     """
 
     latent: Tensor
@@ -225,6 +226,7 @@ class Stream:
     level: Tensor | None = None
     voices: Tensor | None = None
     dropped: bool = False
+    referred: int = 0
 
     @property
     def frozen(self) -> bool:
@@ -382,6 +384,7 @@ def audio_stream(audio: AudioCondition) -> Stream:
         mask=torch.cat((mask, torch.zeros_like(heard[..., :1])), 1),
         positions=torch.cat((stream.positions, latents.audio_reference_positions(heard.shape[1])), 2),
         voices=None if voices is None else torch.cat((voices, heard.expand(len(voices), -1, -1)), 1),
+        referred=heard.shape[1],
     )
 
 

@@ -9,14 +9,26 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from .block import adopt
 from .compiled import is_compiled, telling
 from .conditioning import Conditions, Stream
 from .guidance import Guidance, needed
 from .leading import Leading
-from .modulation import Levels, modulation, rotary
-from .passes import KeptTexts, Led, Pass, Reuse, beside_passes, run_as_batch, static_texts, text_limit, velocities
+from .modulation import Levels, Modulations, Rotary, modulation, rotary
+from .passes import (
+    Alone,
+    KeptTexts,
+    Led,
+    Pass,
+    Reuse,
+    beside_passes,
+    run_as_batch,
+    static_texts,
+    text_limit,
+    velocities,
+)
 from .samplers import UNWATCHED, Hooks
 from .steering import Steering
 from .tokens import Tokens
@@ -48,9 +60,10 @@ class GuidedDenoiser:
         self.device, self.dtype = video.latent.device, model.proj_in.weight.dtype
         self.frozen, self.still = audio.frozen, video.frozen
         layers = len(model.transformer_blocks)
-        steering.check(self.frozen, conditions.negative is not None, layers, self.still)
+        referred = audio.referred > 0
+        steering.check(self.frozen, conditions.negative is not None, layers, self.still, referred)
         adopt(model)
-        self.guidances = steering.acting(self.frozen, self.still)
+        self.guidances = steering.acting(self.frozen, self.still, referred)
         self.passes = self._passes(conditions, layers)
         self.positions = rotary(model, video.positions, audio.positions, self.device)
         if video.hearing is not None:
@@ -60,12 +73,13 @@ class GuidedDenoiser:
         self.masks, self.heard = Tokens(level[..., 0], audio.mask[..., 0]), audio.mask.max()
         self.levels = Levels.of(self.masks.video), Levels.of(self.masks.audio)
         tokens = self.masks.video.shape[1] + self.masks.audio.shape[1]
-        step = model, tokens, len(self.passes), room
+        step = model, tokens, len(self.passes) - ("alone" in self.passes), room
         self.batched = run_as_batch(*step)
         if texts is None:
             # On a CPU, `room` is about its caches.
             texts = min(text_limit(model), math.inf if self.device.type == "cpu" else beside_passes(*step))
         self.texts = KeptTexts(texts) if static_texts(model) else None
+        self.alone = self._alone() if "alone" in self.passes else None
         sigmas, acceleration = steering.sigmas, steering.acceleration
         self.unguided = acceleration.guided_above(sigmas)
         self.reuse = Reuse(acceleration.reuse, float(sigmas[-2])) if acceleration.reuse else None
@@ -74,14 +88,15 @@ class GuidedDenoiser:
         guided, reused = float(sigma) > self.unguided, self.reuse is not None and float(sigma) > self.reuse.last
         sigma = torch.full((), float(sigma), device=self.device)  # a copy would wait for the device
         video_sigma, audio_sigma = torch.zeros_like(sigma) if self.still else sigma, sigma * self.heard
-        adaln = modulation(
-            self.model,
-            self.levels[0] * sigma,
-            self.levels[1] * sigma,
-            video_sigma[None],
-            audio_sigma[None],
-            self.dtype,
-        )
+
+        def modulated(audio: Levels) -> Modulations:
+            levels = self.levels[0] * sigma, audio * sigma
+            return modulation(self.model, *levels, video_sigma[None], audio_sigma[None], self.dtype)
+
+        alone = None
+        if guided and self.alone is not None:
+            length, positions, levels = self.alone
+            alone = Alone(length, positions, modulated(levels))
         x = replace(x, video=self.video.shown(x.video, self.noise, sigma))
         shown = x.map(lambda own: own.to(self.dtype))
         if self.audio.voices is not None:
@@ -94,20 +109,21 @@ class GuidedDenoiser:
                 shown,
                 list(running.values()),
                 self.positions,
-                adaln,
+                modulated(self.levels[1]),
                 audio_read=not self.frozen,
                 batched=self.batched,
                 reuse=self.reuse if reused else None,
                 marked=self.video.marked,
                 texts=self.texts,
                 views=self.views,
+                alone=alone,
                 on_block=self.hooks.on_block,
             )
         times = self.masks * sigma
         predictions = {
             name: Tokens(
                 x.video - video.float() * times.video[..., None],
-                x.audio if audio is None else x.audio - audio.float() * times.audio[..., None],
+                x.audio if audio is None else x.audio - self._heard(audio).float() * times.audio[..., None],
             )
             for name, (video, audio) in zip(running, results, strict=True)
         }
@@ -123,7 +139,7 @@ class GuidedDenoiser:
         def placed(tensor: Tensor) -> Tensor:
             return tensor.to(self.device, self.dtype)
 
-        runs_uncond, runs_perturbed, runs_isolated = needed(*self.guidances)
+        runs_uncond, runs_perturbed, runs_isolated, runs_alone = needed(*self.guidances)
         video_text, audio_text = placed(conditions.positive.video), placed(conditions.positive.audio)
         nag, led, video_negative, audio_negative = self.steering.nag, None, None, None
         if runs_uncond or nag is not None:
@@ -139,7 +155,21 @@ class GuidedDenoiser:
             passes["perturbed"] = Pass(video_text, audio_text, *blocks, led=led)
         if runs_isolated:
             passes["isolated"] = Pass(video_text, audio_text, isolated=True, led=led)
+        if runs_alone:
+            passes["alone"] = Pass(video_text, audio_text, led=led, alone=True)
         return passes
+
+    def _alone(self) -> tuple[int, Rotary, Levels]:
+        """The sound without its reference: the number of its tokens, their positions and those of the picture, and
+        their noise levels."""
+        length = self.audio.latent.shape[1] - self.audio.referred
+        own = rotary(self.model, self.video.positions[:, :, :1], self.audio.positions[:, :, :length], self.device)
+        positions = replace(self.positions, audio=own.audio, cross_audio=own.cross_audio)
+        return length, positions, Levels.of(self.masks.audio[:, :length])
+
+    def _heard(self, velocity: Tensor) -> Tensor:
+        """The velocity of the audio [1, T, C] with that of the reference's tokens, which are kept, if it lacks them."""
+        return pad(velocity, (0, 0, 0, self.audio.latent.shape[1] - velocity.shape[1]))
 
     def _uncond(self, cond: Pass, video: Tensor, audio: Tensor) -> Pass:
         """The pass with these negative contexts. A stream that is not guided has the text of the other passes, and is

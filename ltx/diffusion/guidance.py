@@ -16,11 +16,12 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Guidance:
-    """Scales of the guidance terms. A pass with a neutral scale (cfg 1, stg 0, modality 1) is not run.
+    """Scales of the guidance terms. A pass with a neutral scale (cfg 1, stg 0, modality 1, identity 0) is not run.
 
     rescale: 0..1, how far the standard deviation of the sum is pulled back to that of the conditional prediction.
     stg_blocks: the transformer blocks whose self-attention the STG pass perturbs; if empty, the default block for the
-    model's depth. Raises InputError if a value is out of range.
+    model's depth. identity: for a stage that hears a reference, how far the prediction is led away from that of the
+    pass without it (identity guidance of ID-LoRA, arXiv 2603.10256). Raises InputError if a value is out of range.
     """
 
     cfg: float = 1.0
@@ -28,9 +29,10 @@ class Guidance:
     rescale: float = 0.0
     modality: float = 1.0
     stg_blocks: tuple[int, ...] = ()
+    identity: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in ("cfg", "stg", "rescale", "modality"):
+        for field in ("cfg", "stg", "rescale", "modality", "identity"):
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{field} is {value}: give a number of at least 0.")
@@ -56,9 +58,14 @@ class Guidance:
         return not math.isclose(self.modality, 1.0)
 
     @property
+    def runs_alone(self) -> bool:
+        """Whether the pass without a reference's sound is needed."""
+        return not math.isclose(self.identity, 0.0)
+
+    @property
     def passes(self) -> int:
         """Number of transformer passes of a step, with the conditional pass."""
-        return 1 + self.runs_uncond + self.runs_perturbed + self.runs_isolated
+        return 1 + sum(needed(self))
 
     def blocks(self, layers: int) -> tuple[int, ...]:
         """`stg_blocks` for a transformer of `layers` blocks. Raises InputError if the transformer lacks one of them."""
@@ -73,6 +80,7 @@ class Guidance:
         uncond: Tensor | None = None,
         perturbed: Tensor | None = None,
         isolated: Tensor | None = None,
+        alone: Tensor | None = None,
     ) -> Tensor:
         """Combines the predictions of the passes to the guided x0, float32 of `cond`'s shape.
 
@@ -82,9 +90,10 @@ class Guidance:
         if self.passes == 1:
             return cond
         guided = cond
-        # The terms have the official order; another order differs in the last bit.
+        # The terms have the official order, and that of ID-LoRA's makers; another order differs in the last bit.
         for runs, weight, other in (
             (self.runs_uncond, self.cfg - 1, uncond),
+            (self.runs_alone, self.identity, alone),
             (self.runs_perturbed, self.stg, perturbed),
             (self.runs_isolated, self.modality - 1, isolated),
         ):
@@ -109,8 +118,8 @@ def default_stg_blocks(layers: int) -> tuple[int, ...]:
     return (min(round(28 / 48 * layers), layers - 1),)
 
 
-def needed(*guidances: Guidance) -> tuple[bool, bool, bool]:
-    """Whether streams with these guidances together need the negative, the STG and the modality pass."""
-    return tuple(
-        any(getattr(g, name) for g in guidances) for name in ("runs_uncond", "runs_perturbed", "runs_isolated")
-    )
+def needed(*guidances: Guidance) -> tuple[bool, bool, bool, bool]:
+    """Whether streams with these guidances together need the negative pass, the STG pass, the modality pass, and the
+    pass without a reference's sound."""
+    runs = ("runs_uncond", "runs_perturbed", "runs_isolated", "runs_alone")
+    return tuple(any(getattr(guidance, name) for guidance in guidances) for name in runs)

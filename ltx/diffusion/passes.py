@@ -63,12 +63,22 @@ class Led(NamedTuple):
     audio: Tensor | None
 
 
+class Alone(NamedTuple):
+    """The sound without its reference, for the pass that does not hear it. length: of its tokens. positions, levels: of
+    both streams."""
+
+    length: int
+    positions: Rotary
+    levels: Modulations
+
+
 @dataclass(frozen=True, eq=False)
 class Pass:
     """One forward of the transformer. video_context, audio_context: its text contexts, [1, tokens, D].
 
     perturbed, perturbed_audio: blocks whose video or audio self-attention is replaced by its value projection (STG
-    pass). isolated: whether the attention between the streams is left out (modality pass). led: for NAG.
+    pass). isolated: whether the attention between the streams is left out (modality pass). led: for NAG. alone: whether
+    the sound of the reference is left out.
     """
 
     video_context: Tensor
@@ -77,6 +87,7 @@ class Pass:
     perturbed_audio: tuple[int, ...] = ()
     isolated: bool = False
     led: Led | None = None
+    alone: bool = False
 
     @property
     def contexts(self) -> tuple[Tensor, Tensor]:
@@ -92,7 +103,7 @@ class Pass:
 
     def departs(self, leader: Pass) -> int | None:
         """The first block in which this pass differs from `leader`; None if their inputs differ already."""
-        if not self.same_text(leader) or self.isolated != leader.isolated:
+        if not self.same_text(leader) or (self.isolated, self.alone) != (leader.isolated, leader.alone):
             return None
         own = {*self.perturbed} ^ {*leader.perturbed}, {*self.perturbed_audio} ^ {*leader.perturbed_audio}
         return min(own[0] | own[1], default=None)
@@ -276,6 +287,7 @@ def velocities(
     marked: Tensor | None = None,
     texts: KeptTexts | None = None,
     views: tuple[View, ...] = (),
+    alone: Alone | None = None,
     on_block: Callable[[], None] | None = None,
 ) -> list[tuple[Tensor, Tensor | None]]:
     """Tokens, video [1, N, C] and sounds [S, T, C], → the velocities of each pass, video [1, N, C] and audio [1, T, C]
@@ -284,20 +296,25 @@ def velocities(
     audio_read: whether audio velocities are needed; otherwise they are None, and work that only serves them is left
     out. batched: whether the passes run as one batch, or else one after the other through each block. marked: [1, N,
     1], 1 for the tokens that get the model's keyframe vector, if it has one. texts: where keys and values of the texts
-    are kept. views: as for `Block`. on_block is called before each block and may raise to stop.
+    are kept. views: as for `Block`. alone: what a pass that is alone hears; it runs beside the batch, because its audio
+    is shorter. on_block is called before each block and may raise to stop.
     """
     blocks, order = model.transformer_blocks, Order.of(passes)
     if is_compiled(blocks[0]):
         with_any_sizes(levels, positions, views)
+        if alone is not None:
+            with_any_sizes(alone.levels, alone.positions, views)
     video_in, audio_in = model.proj_in(x.video), model.audio_proj_in(x.audio)
     vector = getattr(model, "keyframes_abs_pos_embedding", None)
     if vector is not None and marked is not None:
         video_in = video_in + marked.to(video_in.dtype) * vector.to(video_in)
-    state: dict[int, State] = {
-        row: (video_in, audio_in if audio_read or not passes[row].isolated else None)
-        for row in order.rows
-        if row not in order.follows
-    }
+
+    def heard(row: int) -> Tensor | None:
+        if passes[row].isolated and not audio_read:
+            return None
+        return audio_in[:, : alone.length] if passes[row].alone else audio_in
+
+    state: dict[int, State] = {row: (video_in, heard(row)) for row in order.rows if row not in order.follows}
     heads: dict[int, State] = {}
     batches: dict[tuple[int, ...], Batch] = {}
     contexts = Contexts()
@@ -307,12 +324,12 @@ def velocities(
         state |= {row: state[leader] for row, (leader, first) in order.follows.items() if first == number}
         rows = [row for row in order.rows if row in state]
         last = number == len(blocks) - 1
-        groups = [tuple(rows)] if batched else [(row,) for row in rows]
+        apart = [(row,) for row in rows if passes[row].alone or not batched]
+        groups = [group for group in (tuple(row for row in rows if (row,) not in apart), *apart) if group]
         batches = {group: batches.get(group) or Batch.of(group, state) for group in groups}
         for group, batch in batches.items():
-            after = _run(
-                block, number, batch, passes, contexts, positions, levels, audio_read or not last, texts, views
-            )
+            places = (alone.positions, alone.levels) if passes[group[0]].alone else (positions, levels)
+            after = _run(block, number, batch, passes, contexts, *places, audio_read or not last, texts, views)
             batches[group] = after
             state |= after.states()
         if number == 0 and reuse is not None:
@@ -326,10 +343,11 @@ def velocities(
     results = []
     for row in range(len(passes)):
         video, audio = state[row]
-        video = _project(video, levels.video, model.norm_out, model.scale_shift_table, model.proj_out)
+        own = alone.levels if passes[row].alone else levels
+        video = _project(video, own.video, model.norm_out, model.scale_shift_table, model.proj_out)
         if audio_read:
             audio = _project(
-                audio[:1], levels.audio, model.audio_norm_out, model.audio_scale_shift_table, model.audio_proj_out
+                audio[:1], own.audio, model.audio_norm_out, model.audio_scale_shift_table, model.audio_proj_out
             )
         results.append((video, audio if audio_read else None))
     return results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,9 +33,9 @@ class Steering:
     sigmas: float32 [steps + 1] on the CPU. guidance: for the picture; audio_guidance: for the sound. restart: fresh
     noise during sampling. gamma: the factor of gradient estimation, 0 for off. sampler: one of SAMPLERS. nag: leads the
     passes with the prompt away from the negative prompt, in the streams that are not frozen. An
-    acceleration level changes settings here: the distilled recipe has no guidance, and LTX-2.5's samples with
-    euler_ancestral, without restart and gamma. Raises InputError if a value is out of range or the settings do not fit
-    together.
+    acceleration level changes settings here: the distilled recipe has no guidance but that of identity, and LTX-2.5's
+    samples with euler_ancestral, without restart and gamma. Raises InputError if a value is out of range or the
+    settings do not fit together.
     """
 
     sigmas: Tensor
@@ -52,7 +52,7 @@ class Steering:
         if self.nag is not None and not self.nag.acts:
             final["nag"] = None
         if self.acceleration.distilled:
-            final |= {"guidance": NONE, "audio_guidance": NONE}
+            final |= {name: Guidance(identity=getattr(self, name).identity) for name in ("guidance", "audio_guidance")}
         if self.acceleration.ancestral and self.sampler == EULER:
             final |= {"sampler": ANCESTRAL, "restart": None, "gamma": 0.0}
         for name, value in final.items():
@@ -72,22 +72,32 @@ class Steering:
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
-    def acting(self, audio_frozen: bool, video_frozen: bool = False) -> tuple[Guidance, Guidance]:
-        """The guidance of the picture and the guidance of the sound that take effect: a frozen stream is not guided."""
-        return NONE if video_frozen else self.guidance, NONE if audio_frozen else self.audio_guidance
+    def acting(
+        self, audio_frozen: bool, video_frozen: bool = False, referred: bool = False
+    ) -> tuple[Guidance, Guidance]:
+        """The guidance of the picture and the guidance of the sound that take effect: a frozen stream is not guided,
+        and identity is only where the stage hears a reference (`referred`)."""
+        both = NONE if video_frozen else self.guidance, NONE if audio_frozen else self.audio_guidance
+        return both if referred else tuple(replace(each, identity=0.0) for each in both)
 
-    def passes(self, audio_frozen: bool, video_frozen: bool = False) -> int:
+    def passes(self, audio_frozen: bool, video_frozen: bool = False, referred: bool = False) -> int:
         """Number of transformer passes in a guided step."""
-        return 1 + sum(needed(*self.acting(audio_frozen, video_frozen)))
+        return 1 + sum(needed(*self.acting(audio_frozen, video_frozen, referred)))
 
     def check(
-        self, audio_frozen: bool, negative: bool = True, layers: int | None = None, video_frozen: bool = False
+        self,
+        audio_frozen: bool,
+        negative: bool = True,
+        layers: int | None = None,
+        video_frozen: bool = False,
+        referred: bool = False,
     ) -> None:
         """Raises InputError if a stage cannot be sampled with these settings.
 
         negative: whether there is a negative prompt. layers: number of the transformer's blocks, None if unknown.
+        referred: whether the stage hears a reference.
         """
-        acting = self.acting(audio_frozen, video_frozen)
+        acting = self.acting(audio_frozen, video_frozen, referred)
         if self.acceleration.guided < 1 and not self.acceleration.reuse and not any(needed(*acting)):
             raise InputError(
                 "acceleration: regular leaves guidance out of some steps, but there is no guidance (every scale is "
@@ -133,4 +143,5 @@ def schedule_under(acceleration: Acceleration, sigmas: Tensor) -> Tensor:
 
 def _guidance(request: Request, stream: str, stg_blocks: tuple[int, ...]) -> Guidance:
     scales = ("cfg", "stg", "rescaling", "modality")
-    return Guidance(*(getattr(request, f"{stream}_{scale}_scale") for scale in scales), stg_blocks)
+    identity = request.reference.identity if stream == "audio" and request.reference is not None else 0.0
+    return Guidance(*(getattr(request, f"{stream}_{scale}_scale") for scale in scales), stg_blocks, identity)

@@ -17,14 +17,18 @@ from transformers import Gemma3TextConfig, Gemma3TextModel
 
 from ..diffusion.conditioning import TEXT_LENGTH
 from ..errors import InputError
-from ..prompt.encoder_file import LANGUAGE, folders, rename
+from ..prompt.chat_file import PATCHES, ChatFile
+from ..prompt.encoder_file import LANGUAGE, PROJECTOR_4, VISION, folders, rename
 from ..prompt.expand import GREEDY_TOKENS, NEW_TOKENS
+from ..prompt.gemma4_file import is_gemma4
 from ..prompt.text import WALK, encode_texts
 from .rehearsal import CPU, META
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes per value of the types that are cast to the compute dtype. Quantized types are not cast."""
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DECODED = (f"{LANGUAGE}embed_tokens.weight", f"{PATCHES}input_proj.weight")
+"""Weights that a single file may store quantized and that are decoded when they are loaded."""
 LAYER = re.compile(r"(?!.*vision).*?layers\.(\d+)\.")
 
 
@@ -59,13 +63,16 @@ def mapped_bytes(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> in
     return sum(
         math.prod(shape) * _item(kind)
         for name, (kind, shape) in _read(path, _of_language).items()
-        if kind not in cast and not (fp8 and kind in FLOATS and len(shape) == 2 and LAYER.match(name))
+        if kind not in cast and not _is_decoded(name, kind) and not (fp8 and kind in FLOATS and len(shape) == 2 and LAYER.match(name))
     )
 
 
 def expander(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> tuple[int, tuple[int, ...], nn.Module]:
     """As `text_encoder`, for the model that writes prompts, which also looks at an image."""
-    return _measured(path, dtype, fp8, lambda name: "audio" not in name)
+    if not path.is_dir() and is_gemma4(path):
+        loaded = ChatFile(path).tensors
+        return _measured(path, dtype, fp8, lambda name: rename(name) in loaded)
+    return _measured(path, dtype, fp8, lambda name: rename(name).startswith((LANGUAGE, VISION, PROJECTOR_4)))
 
 
 def _of_language(name: str) -> bool:
@@ -102,6 +109,8 @@ def _stored(
         if kind in FLOATS:
             item = FLOATS[kind] if dtype is None else dtype.itemsize
             item = 1 if fp8 and layer and len(shape) == 2 else item
+        elif _is_decoded(name, kind):
+            item = (dtype or torch.bfloat16).itemsize
         else:
             item = _item(kind)
         size = item * math.prod(shape)
@@ -109,6 +118,10 @@ def _stored(
         if layer:
             layers[int(layer[1])] = layers.get(int(layer[1]), 0) + size
     return total, tuple(layers[number] for number in sorted(layers))
+
+
+def _is_decoded(name: str, kind: str) -> bool:
+    return kind not in FLOATS and rename(name) in DECODED
 
 
 def _item(kind: str) -> int:

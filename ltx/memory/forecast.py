@@ -349,9 +349,11 @@ class _Measured:
         steering = self.job.steering[0]
         negative = 0 if steering.nag is None else 1  # NAG reads both texts together
         texts = 1
-        if any(guidance.runs_uncond for guidance in steering.acting(self.job.keeps_sound, self.job.keeps_picture)):
-            # If some steps are not guided, both texts together and the positive one alone are kept.
-            texts = 3 if steering.acceleration.guided_above(steering.sigmas) > 0 and self.on != "cpu" else 2
+        acting = steering.acting(self.job.keeps_sound, self.job.keeps_picture, self.job.referred)
+        if any(guidance.runs_uncond for guidance in acting):
+            # If some passes do not run beside the negative one, both texts together and the positive one are kept.
+            some = acting[1].runs_alone or steering.acceleration.guided_above(steering.sigmas) > 0
+            texts = 3 if some and self.on != "cpu" else 2
         return kept_texts(model, texts + negative), kept_texts(model, 1 + negative)
 
     @property
@@ -408,7 +410,7 @@ class _Measured:
         guided: bool,
     ) -> None:
         clip, job = self.clip, self.job
-        steering, frozen = job.steering[0], (job.keeps_sound, job.keeps_picture)
+        steering, stage = job.steering[0], (job.keeps_sound, job.keeps_picture, job.referred)
         first = guided or not clip.two_stages
         reference, attention = self._reference(size, first)
         images = [not image.frame for image in self._at_once()]
@@ -418,7 +420,7 @@ class _Measured:
                 model,
                 torch.zeros(1, CHANNELS, *video_shape(self.frames, *size)),
                 self._heard(first),
-                steering.acting(*frozen) if guided else (NONE, NONE),
+                steering.acting(*stage) if guided else (NONE, NONE),
                 images=images,
                 reference=reference,
                 attention=attention,

@@ -60,9 +60,9 @@ def step_size(
     attention: float = 1.0,
     still: bool = False,
 ) -> tuple[int, int]:
-    """The tokens of both streams in the step of `one_step`, and the number of its passes."""
+    """The tokens of both streams in the step of `one_step`, and the number of its passes that may run as one batch."""
     streams = _conditions(model, latent, audio, images, reference, attention, still).streams(latent)
-    return sum(stream.mask.shape[1] for stream in streams), 1 + sum(needed(*guidance))
+    return sum(stream.mask.shape[1] for stream in streams), 1 + sum(needed(*guidance)[:3])
 
 
 # long: what a step is rehearsed with, by name

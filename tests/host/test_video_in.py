@@ -195,9 +195,9 @@ def test_more_around_the_clip(
     assert len(same(saved, video)) == written
 
 
-def with_reference(comfy: Comfy, models: TinyFiles, source: Path, use: dict[str, Any]) -> Prompt:
-    """The usual graph with the clip as the first stage's reference. use: inputs of Reference."""
-    prompt = with_clip(comfy, models, source, {"end": 0.5})
+def with_reference(comfy: Comfy, models: TinyFiles, source: Path, use: dict[str, Any], **more: Any) -> Prompt:
+    """The usual graph with the clip as the first stage's reference. use: inputs of Reference. more: as for `graph`."""
+    prompt = with_clip(comfy, models, source, {"end": 0.5}, **more)
     for name in ("retake", "keep first", "keep second"):
         del prompt[name]
     prompt["first"]["inputs"]["latent"], prompt["second"]["inputs"]["latent"] = ["size", 0], ["upscale", 0]
@@ -211,10 +211,10 @@ def with_reference(comfy: Comfy, models: TinyFiles, source: Path, use: dict[str,
     return prompt
 
 
-def referred(use: dict[str, Any]) -> dict[str, Any]:
+def referred(use: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The request of that graph."""
     size = {"width": 256, "height": 128}
-    return request(reference=use, video_size=size, num_frames=25, match_audio_length=False)
+    return request(reference=use, video_size=size, num_frames=25, match_audio_length=False, **more)
 
 
 @pytest.mark.soak  # over HTTP: test_api_from_video.py
@@ -241,5 +241,19 @@ def test_a_reference_with_its_sound_in_both_stages(
         prompt[stage]["inputs"]["audio"] = [f"hear {stage}", 0]
     saved = made(comfy, prompt)
     asked = referred({**use, "stages": "both", "sound": True})
+    video = commanded(tmp_path, asked, files(models, reference=source, audio=SPEECH))
+    same(saved, video)
+
+
+@pytest.mark.soak  # the numbers: tests/ltx/test_reference_sound.py
+def test_a_voice_that_is_led_to_its_example(comfy: Comfy, models: TinyFiles, source: Path, tmp_path: Path) -> None:
+    use = {"strength": 1.0, "attention": 1.0, "downscale": 1, "stride": 1}
+    scales = {"cfg": 7.0, "stg": 0.0, "rescale": 0.7, "modality": 3.0, "stg_blocks": "auto", "identity": 3.0}
+    prompt = with_reference(comfy, models, source, use, audio_strength=0.5, audio_guidance=scales)
+    heard = {"audio": ["sound", 0], "sound": ["clip", 1], "audio_vae": ["model", 3]}
+    prompt["hear"] = {"class_type": "LTXA2VReferenceSound", "inputs": heard}
+    prompt["first"]["inputs"]["audio"] = ["hear", 0]
+    saved = made(comfy, prompt)
+    asked = referred({**use, "sound": True, "identity": 3.0}, audio_strength=0.5)
     video = commanded(tmp_path, asked, files(models, reference=source, audio=SPEECH))
     same(saved, video)

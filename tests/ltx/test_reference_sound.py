@@ -28,6 +28,7 @@ from torch import Tensor
 
 __all__ = ["engine", "media", "peer"]  # the fixtures
 FPS, LORA = 24, 0.7
+SCALES = {"video": 3.0, "audio": 7.0, "identity": 3.0}  # as ID-LoRA's makers have them
 UNGUIDED = {
     f"{stream}_{name}_scale": value
     for name, value in (("cfg", 1.0), ("stg", 0.0), ("modality", 1.0))
@@ -69,15 +70,49 @@ class Heard:
         )
 
 
+def identity_guided(peer: Peer, transformer: Any, heard: int) -> Any:
+    """The first stage of ID-LoRA's pipeline: CFG of both streams, and the sound led away from the one that is made
+    without the last `heard` tokens, which are the example's. Its makers put these first and not last."""
+    positive, negative = text(1), text(2)
+
+    def step(video: Any, audio: Any, sigmas: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        def predicted(audio: Any, context: Any) -> tuple[Tensor, Tensor]:
+            seen = peer.helpers.modality_from_latent_state(video, context.video, sigmas[index])
+            sound = peer.helpers.modality_from_latent_state(audio, context.audio, sigmas[index])
+            return transformer(video=seen, audio=sound, perturbations=None)
+
+        own = slice(None, audio.latent.shape[1] - heard)
+        alone = replace(
+            audio,
+            latent=audio.latent[:, own],
+            clean_latent=audio.clean_latent[:, own],
+            denoise_mask=audio.denoise_mask[:, own],
+            positions=audio.positions[:, :, own],
+        )
+        cond, uncond, unheard = predicted(audio, positive), predicted(audio, negative), predicted(alone, positive)
+        picture, sound = (
+            a + (SCALES[s] - 1) * (a - b) for s, a, b in zip(("video", "audio"), cond, uncond, strict=True)
+        )
+        sound[:, own] += SCALES["identity"] * (cond[1][:, own] - unheard[1])
+        return picture, sound
+
+    return step
+
+
 @torch.inference_mode()
-def official(peer: Peer, files: TinyFiles, lora: Path, ours: dict[str, Tensor], seed: int, kept: bool) -> Any:
+def official(
+    peer: Peer, files: TinyFiles, lora: Path, ours: dict[str, Tensor], seed: int, kept: bool, led: bool = False
+) -> Any:
     """Both stages of the dubbing pipeline → video and audio latent. ours: a trace with the encoded inputs. kept:
-    whether the track is kept in the first stage, too."""
+    whether the track is kept in the first stage, too. led: whether that stage is guided as ID-LoRA's."""
     ledger = peer.ledger.ModelLedger(torch.float32, CPU, str(files.checkpoint), None, str(files.upscaler))
     noiser, stepper, context = Noiser(seed), peer.steps.EulerDiffusionStep(), text(1)
-    function = peer.helpers.simple_denoising_func(
-        video_context=context.video, audio_context=context.audio, transformer=with_loras(ledger, [(lora, LORA)])
+    transformer = with_loras(ledger, [(lora, LORA)])
+    plain = peer.helpers.simple_denoising_func(
+        video_context=context.video, audio_context=context.audio, transformer=transformer
     )
+    heard = ours["reference/audio_latent"].shape[2]
+    functions = plain, identity_guided(peer, transformer, heard) if led else plain
 
     def stage(half: bool, sigmas: Tensor, picture: Tensor, heard: Tensor, kept: Tensor | None, **start: Any) -> Any:
         width, height = (WIDTH, HEIGHT) if half else (2 * WIDTH, 2 * HEIGHT)
@@ -92,7 +127,7 @@ def official(peer: Peer, files: TinyFiles, lora: Path, ours: dict[str, Tensor], 
         audio, audio_tools = peer.helpers.noise_audio_state(conditionings=[Heard(heard)], **same, **frozen)
         if kept is not None:
             audio = replace(audio, denoise_mask=torch.zeros_like(audio.denoise_mask))
-        made = peer.samplers.euler_denoising_loop(sigmas, video, audio, stepper, function)
+        made = peer.samplers.euler_denoising_loop(sigmas, video, audio, stepper, functions[half])
         return [
             tools.unpatchify(tools.clear_conditioning(state)).latent
             for tools, state in zip((video_tools, audio_tools), made, strict=True)
@@ -125,6 +160,33 @@ def test_both_stages_are_the_official_ones(
     assert relative(result.trace["final/audio_latent"], audio) < TIGHT
     without = engine({**values, "reference": {"stages": "both"}}, **given)
     assert relative(without.trace["final/video_latent"], video) > 100 * TIGHT, "the example is heard"
+
+
+def test_identity_is_that_of_the_makers_of_id_lora(
+    engine: Engine, media: dict[str, Path], peer: Peer, tiny: TinyFiles
+) -> None:
+    scales = {f"{stream}_cfg_scale": SCALES[stream] for stream in ("video", "audio")}
+    values = {**REQUEST, **scales, "video_rescaling_scale": 0, "audio_rescaling_scale": 0, "audio_strength": 0}
+    given = {"audio": media["voice"], "reference": media["reference"], "loras": ((media["lora"], LORA),)}
+    use = {"stages": "both", "sound": True, "identity": SCALES["identity"]}
+    result = engine({**values, "reference": use}, **given)
+    assert result.report["used"]["passes_per_step"] == 3
+    video, audio = official(peer, tiny, media["lora"], result.trace, BASE["seed"], kept=False, led=True)
+    assert relative(result.trace["final/video_latent"], video) < TIGHT
+    assert relative(result.trace["final/audio_latent"], audio) < TIGHT
+    without = engine({**values, "reference": {**use, "identity": 0}}, **given)
+    assert relative(without.trace["final/audio_latent"], audio) > 100 * TIGHT
+
+
+def test_identity_beside_a_kept_sound_says_that_it_does_nothing(engine: Engine, media: dict[str, Path]) -> None:
+    values = {**REQUEST, "num_inference_steps": 1, "reference": {"sound": True}}
+    led = {**values, "reference": {"sound": True, "identity": 3}}
+    given = {"audio": media["voice"], "reference": media["reference"]}
+    plain, result = (engine(each, **given) for each in (values, led))
+    assert torch.equal(plain.trace["final/video_latent"], result.trace["final/video_latent"])
+    sentence = "identity of reference does nothing while the audio is kept (audio_strength 1)"
+    assert sentence in result.report["notes"] and sentence not in plain.report["notes"]
+    assert result.report["used"]["passes_per_step"] == 1
 
 
 def test_the_second_stage_hears_none_unless_it_sees_the_reference(engine: Engine, media: dict[str, Path]) -> None:
@@ -166,6 +228,8 @@ def test_words_for_the_sound_of_a_reference(tiny: TinyFiles, media: dict[str, Pa
             r"^mute\.mp4: it has no sound; leave sound out of reference, or name another video\.",
         ),
         ({"sound": 1}, "reference", r"^reference: sound is 1; give true or false\."),
+        ({"identity": 3}, "reference", r"^reference: identity leads to the voice of the reference; set sound to true"),
+        ({"sound": True, "identity": -1}, "reference", r"^reference: identity is -1; give a number from 0 to 20\."),
     ):
         files = files_of(tiny, tmp_path / "out.mp4", audio=media["voice"], reference=media[reference])
         with pytest.raises(InputError, match=sentence):

@@ -312,7 +312,8 @@ def velocities(
     def heard(row: int) -> Tensor | None:
         if passes[row].isolated and not audio_read:
             return None
-        return audio_in[:, : alone.length] if passes[row].alone else audio_in
+        # A view into the longer tensor would have strides for which compiled blocks have no form.
+        return model.audio_proj_in(x.audio[:, : alone.length]) if passes[row].alone else audio_in
 
     state: dict[int, State] = {row: (video_in, heard(row)) for row in order.rows if row not in order.follows}
     heads: dict[int, State] = {}

@@ -49,19 +49,21 @@ def sample(
     words: int = 16,
     steps: int = 1,
     strength: float = 1.0,
+    referred: int = 0,
     **more: Any,
 ) -> Tensor:
-    """A stage with a latent of that size and texts of so many tokens."""
+    """A stage with a latent of that size and texts of so many tokens. referred: latents of a reference's sound."""
     draw = torch.Generator().manual_seed(1)
     texts = [TextContext(*(torch.randn(1, words, w, generator=draw) for w in (64, 32))) for _ in range(2)]
     frames = (size[0] - 1) * 8 + 1
     sound = torch.randn((1, 8, audio_length(frames, FPS), 16), generator=draw)
+    heard = torch.randn((1, 8, referred, 16), generator=draw) if referred else None
     settings: dict[str, Any] = {
         "latent": torch.zeros(1, CHANNELS, *size),
         "sigmas": torch.tensor([1.0, 0.0]) if steps == 1 else schedules.beta(steps),
         "positive": texts[0],
         "negative": texts[1],
-        "audio": AudioCondition(sound, frames, FPS, strength),
+        "audio": AudioCondition(sound, frames, FPS, strength, reference=heard),
         "noise": Noise(4),
         "guidance": guidance,
         "guides": tuple(
@@ -129,6 +131,9 @@ def test_more_forms(files: TinyFiles) -> None:
     assert counted(strength=0.5, guidance=GUIDED) == (1, 0), "the sound is made, too"
     assert counted(strength=0.7, guidance=GUIDED, size=LARGE) == (0, 0)
     assert counted(strength=0.5, images=(IMAGE,), size=LARGE) == (1, 0)
+    led = {"strength": 0.0, "images": (IMAGE,), "audio_guidance": Guidance(identity=3.0)}
+    assert counted(referred=5, **led) == (1, 0), "the pass without the example has the form above"
+    assert counted(referred=7, size=LARGE, **led) == (0, 0)
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 leaves the graph at a quantized layer with a LoRA")

@@ -63,7 +63,9 @@ def mapped_bytes(path: Path, dtype: torch.dtype | None, fp8: bool = False) -> in
     return sum(
         math.prod(shape) * _item(kind)
         for name, (kind, shape) in _read(path, _of_language).items()
-        if kind not in cast and not _is_decoded(name, kind) and not (fp8 and kind in FLOATS and len(shape) == 2 and LAYER.match(name))
+        if kind not in cast
+        and not _is_decoded(name, kind)
+        and not (fp8 and kind in FLOATS and len(shape) == 2 and LAYER.match(name))
     )
 
 

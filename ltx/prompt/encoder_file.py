@@ -22,14 +22,16 @@ from ..weights import formats
 from ..weights.files import open_safetensors
 from ..weights.mapping import MappedFile
 from ..weights.modules import DTYPES
-from ..weights.quantized import Stored, layer_of, put
+from ..weights.quantized import QuantizedEmbedding, Stored, layer_of, put
 
 LANGUAGE, VISION, PROJECTOR = "model.language_model.", "model.vision_tower.", "model.multi_modal_projector."
+PROJECTOR_4 = "model.embed_vision."  # Gemma 4's
 # Maps ComfyUI's names and the names of both generations of transformers to one form, which the model's names match.
 RENAMES = (
     (r"^(model\.)?language_model\.(model\.)?", LANGUAGE),
-    (r"^model\.(?=embed_tokens\.|layers\.|norm\.)", LANGUAGE),
+    (r"^model\.(?=embed_tokens(_per_layer)?\.|per_layer_|layers\.|norm\.)", LANGUAGE),
     (r"^((model\.)?vision_tower\.)(vision_model\.)?|^vision_model\.", VISION),
+    (r"^(model\.)?multi_modal_projector\.(?=embedding_projection\.)", PROJECTOR_4),
     (r"^(model\.)?multi_modal_projector\.", PROJECTOR),
 )
 SAID = 200  # characters of another library's message that a sentence repeats
@@ -40,11 +42,15 @@ class EncoderFile:
     """An opened text encoder. Opening it reads only headers.
 
     kind: the model's name in error messages. wanted: the files that they name. parts: the prefixes of what is read.
+    tables: embeddings that stay as the file stores them. plain: linear layers that do not, because the model's code
+    reads its dtype from their weights.
     """
 
     kind: ClassVar[str]
     wanted: ClassVar[str]
     parts: ClassVar[tuple[str, ...]] = (LANGUAGE, VISION, PROJECTOR)
+    tables: ClassVar[tuple[str, ...]] = ()
+    plain: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, path: Path, files: Sequence[Path] = ()) -> None:
         """files: the files to open if `path` is a folder. Raises InputError if one is missing or cut short."""
@@ -78,8 +84,8 @@ class EncoderFile:
         for owner, last, source, module in _wanted(model):
             stored = self._stored(source, last, getattr(module, last).shape, notes)
             read.add(f"{source}.{last}")
-            if isinstance(stored, Stored) and last == "weight" and type(module) is nn.Linear:
-                put(model, owner, layer_of(stored, module.bias))
+            if layer := self._kept(owner, last, module, stored, dtype):
+                put(model, owner, layer)
                 continue
             tensor = stored.decode(dtype) if isinstance(stored, Stored) else stored.to(dtype)
             if last in module._buffers:
@@ -87,6 +93,18 @@ class EncoderFile:
             else:
                 setattr(module, last, nn.Parameter(tensor, requires_grad=False))
         self._check_known(read)
+
+    def _kept(
+        self, owner: str, last: str, module: nn.Module, stored: Tensor | Stored, dtype: torch.dtype
+    ) -> nn.Module | None:
+        """The layer over a weight that stays as the file stores it; None if it is not quantized or is decoded."""
+        if not isinstance(stored, Stored) or last != "weight":
+            return None
+        if type(module) is nn.Linear and owner not in self.plain:
+            return layer_of(stored, module.bias)
+        if owner in self.tables and QuantizedEmbedding.fits(stored):
+            return QuantizedEmbedding(stored, float(module.embed_scale), dtype)
+        return None
 
     def _check_known(self, read: set[str]) -> None:
         known = formats.BESIDE
@@ -194,9 +212,12 @@ def make_buffers(model: nn.Module) -> None:
         if "RotaryEmbedding" in type(module).__name__:
             put(model, name, type(module)(module.config))
     language.embed_tokens.embed_scale = torch.tensor(language.config.hidden_size**0.5)
+    per_layer = getattr(language, "embed_tokens_per_layer", None)
+    if per_layer is not None:
+        per_layer.embed_scale = torch.tensor(language.config.hidden_size_per_layer_input**0.5)
     tower = getattr(model.model, "vision_tower", None)
-    if tower is not None:
-        embeddings = getattr(tower, "vision_model", tower).embeddings
+    embeddings = getattr(getattr(tower, "vision_model", tower), "embeddings", None)
+    if embeddings is not None:
         embeddings.position_ids = torch.arange(embeddings.num_positions).expand((1, -1))
     left = {name for name, buffer in model.named_buffers() if buffer.is_meta} - model.state_dict().keys()
     if left:

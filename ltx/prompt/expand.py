@@ -33,6 +33,7 @@ GREEDY_TOKENS, NO_REPEAT = 600, 5  # as LTX-2.5's official code has them: tokens
 IMAGE_SIDE = 896  # pixels of the longer side, the input size of Gemma's vision tower
 TEMPERATURE = 0.7
 TOP_K, TOP_P = 64, 0.95  # Gemma's published values; they stand here because some copies of its folder lack them
+SEEING = "describe it in words, or choose a text encoder or expander that has one"
 THOUGHTS_END = "<channel|>"
 STRAIGHT = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "‟": '"'})
 
@@ -106,7 +107,7 @@ def expand(
         )
     image_note = None
     if image is not None and not gemma.sees:
-        image, image_note = None, f"The image is not described: {gemma.path.name} has no vision tower."
+        image, image_note = None, f"The image is not described: {gemma.path.name} has no vision tower; {SEEING}."
     if not prompt.strip() and image_note:
         return Expansion(prompt, expanded=False, reason=image_note)
     if not prompt.strip() and image is None:

@@ -1,7 +1,8 @@
 """Loads an expander: an instruct model that writes prompts for LTX-2.5, whose own text encoder cannot.
 
-It is a stock Gemma 4 in the folder of its repository, E2B-it or larger, or a Gemma 3 in any form in which it serves as
-LTX-2.3's text encoder (gemma.py). Gemma 4's tower for sound is not loaded.
+It is a stock Gemma 4: the folder of its repository, E2B-it or larger, or ComfyUI's single file of E2B-it or E4B-it
+(chat_file.py). Or it is a Gemma 3 in any form in which it serves as LTX-2.3's text encoder (gemma.py). Gemma 4's tower
+for sound is not loaded.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..errors import InputError
 from ..foreign import check_kind
 from ..models import MODELS
 from ..weights.files import open_safetensors
-from . import gemma4_file
+from . import chat_file, gemma4_file
 from .gemma import (
     Gemma,
     check_config,
@@ -29,8 +30,8 @@ from .gemma import (
     weight_files,
 )
 
-GEMMA_4 = MODELS["expander"].repository
-WANTED = f"the folder of {GEMMA_4}, or a Gemma 3 12B-it"
+GEMMA_4, GEMMA_4_FILE = MODELS["expander"].repository, MODELS["expander-int8"].name
+WANTED = f"{GEMMA_4_FILE}, the folder of {GEMMA_4}, or a Gemma 3 12B-it"
 CLASSES = {
     "gemma4": "Gemma4ForConditionalGeneration",
     "gemma4_unified": "Gemma4UnifiedForConditionalGeneration",
@@ -47,14 +48,8 @@ def check_expander(path: Path) -> None:
         check_gemma(path)
         return
     if not path.is_dir():
-        encodes = gemma4_file.PROJECTION in open_safetensors(path, WANTED).keys()  # noqa: SIM118 - no mapping
-        raise InputError(
-            f"{path}: is LTX-2.5's text encoder, which can encode prompts but not write them; give as the expander "
-            f"{WANTED}."
-            if encodes
-            else f"{path}: is a Gemma 4 in one file, as ComfyUI has it, and an expander of that kind is only read from "
-            f"the folder of its repository; give as the expander {WANTED}."
-        )
+        chat_file.ChatFile(path).check()
+        return
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if not (path / name).is_file():
             raise InputError(f"{path / name}: not found; give as the expander {WANTED}.")
@@ -87,9 +82,13 @@ def load_expander(
     check_expander(path)
     if not gemma4_file.is_gemma4(path):
         return load_gemma(path, dtype, device, fp8=fp8)
+    first = dtype if fp8 is None else None
+    if not path.is_dir():
+        file = chat_file.ChatFile(path)
+        tokenizer = file.tokenizer()
+        return finished(Gemma(file.model(tokenizer, first), tokenizer, path), dtype, device, fp8)
     config = AutoConfig.from_pretrained(path, local_files_only=True)
     config.audio_config = None  # transformers then builds no tower for sound and reads none of its weights
-    first = dtype if fp8 is None else None
     model = read_model(_model_class(path), path, "Gemma 4", GEMMA_4, first, config=config)
     return finished(Gemma(model, read_tokenizer(path), path), dtype, device, fp8)
 

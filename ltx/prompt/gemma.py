@@ -24,7 +24,7 @@ from ..models import MODELS, V23, V25
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import open_safetensors
 from ..weights.quantized import quantize
-from . import gemma4_file, gemma_file
+from . import chat_file, gemma4_file, gemma_file
 from .encoder_file import folders, in_one_line
 from .sentencepiece import CHAT
 
@@ -65,6 +65,8 @@ class Gemma:
 
         Raises InputError if its configuration is missing.
         """
+        if not self.path.is_dir() and self.model.config.model_type.startswith("gemma4"):
+            return chat_file.image_processor(self.tokenizer)
         if not self.path.is_dir() or folders(self.path)[1] != self.path:
             return gemma_file.image_processor(self.model, self.tokenizer)
         if not any((self.path / name).is_file() for name in PREPROCESSORS):

@@ -63,7 +63,7 @@ class Gemma4File(EncoderFile):
         if not folder and PROJECTION not in self.names:
             raise InputError(
                 f"{path}: is a stock Gemma 4 ({MARK.removeprefix(LANGUAGE)} without a text projection), and LTX-2.5 "
-                f"needs the one that was trained with it: use {WANTED}."
+                f"needs the one that was trained with it: use {WANTED}. This one may be the expander of prompts."
             )
         if not folder and TOKENIZER not in self.names:
             raise InputError(f"{path}: holds no tokenizer ({TOKENIZER}); use {WANTED}.")

@@ -9,7 +9,7 @@ adds integers, which float32 (and TF32) hold exactly, so the decoded numbers are
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .decoding import decode
 from .products import WeightFormat, int8_product
-from .quantized import Stored, as_bytes, floats, one_per_row
+from .quantized import Stored, as_bytes, floats, one_per_row, scales_of
 
 ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
 CHUNK = 1 << 22  # values decoded at once; it bounds the size of the temporary float32 tensors
@@ -55,6 +55,9 @@ class Int8:
         if not self.group:
             return numbers.float()
         return (numbers.float().unflatten(1, (-1, self.group)) @ rotation(self.group, numbers.device)).flatten(1)
+
+    def rows(self, numbers: Tensor) -> Int8:
+        return replace(self, scales=scales_of(self.scales, numbers))
 
     def product(self, x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor | None:
         return int8_product(x, data.view(torch.int8), floats(self.scales, data.device), self.group, bias)

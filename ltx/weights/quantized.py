@@ -81,6 +81,9 @@ class Float8:
         # a CPU scalar: any device multiplies it in float32 and rounds once
         return values if self.scale is None else values.mul_(self.scale)
 
+    def rows(self, numbers: Tensor) -> Float8:
+        return replace(self, scales=scales_of(self.scales, numbers))
+
     def product(self, x: Input, data: Tensor, bias: Tensor | None) -> Tensor | None:
         weight = data.view(self.dtype)
         if self.scales is not None:
@@ -93,6 +96,12 @@ class Float8:
 def floats(scales: Tensor, device: torch.device) -> Tensor:
     """The float32 numbers [n] that these bytes hold."""
     return scales.to(device, non_blocking=True).view(torch.float32)
+
+
+def scales_of(scales: Tensor | None, rows: Tensor) -> Tensor | None:
+    """The bytes of the scales of some rows [n] of a weight. One scale for all rows stays as it is."""
+    single = scales is None or scales.numel() == torch.float32.itemsize
+    return scales if single else scales.view(-1, torch.float32.itemsize)[rows].flatten()
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,6 +289,34 @@ class ScaledLinear(QuantizedLinear):
 
     def coding_on(self, device: torch.device) -> Coding:
         return replace(self.coding, scales=self.weight_scale.to(device, non_blocking=True))
+
+
+class QuantizedEmbedding(nn.Module):
+    """A table of embeddings whose bytes stay as the file stores them: only the rows that are asked for are decoded.
+
+    scale: what each row is multiplied by, as Gemma does. dtype: of the result. It is that of a parameter without
+    elements, because a cast of the model must change it and must leave the bytes as they are.
+    """
+
+    def __init__(self, stored: Stored, scale: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.coding, self.scale = stored.coding, scale
+        self.weight = nn.Parameter(stored.data, requires_grad=False)
+        scales = stored.coding.scales
+        self.weight_scale = None if scales is None else nn.Parameter(scales, requires_grad=False)
+        self.like = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
+
+    @staticmethod
+    def fits(stored: Stored) -> bool:
+        """Whether the rows of a weight can be decoded one by one: neither their scales nor their bytes are mixed."""
+        return hasattr(stored.coding, "rows")
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] → [..., width]."""
+        rows, dtype = ids.flatten(), self.like.dtype
+        coding = self.coding if self.weight_scale is None else replace(self.coding, scales=self.weight_scale)
+        found = coding.rows(rows).decode(self.weight[rows], dtype)
+        return found.unflatten(0, ids.shape) * torch.tensor(self.scale, dtype=dtype, device=found.device)
 
 
 def takes_rounded(layer: nn.Module, x: Input) -> bool:

@@ -20,7 +20,7 @@ from a2v.ltx.prompt.expand import Expansion, expand
 from a2v.ltx.prompt.expander import load_expander
 from a2v.ltx.request import parse
 from a2v.tests.tiny25 import Tiny25Files, write_tiny25
-from a2v.tests.tiny_chat import write_chat_gemma
+from a2v.tests.tiny_chat import write_chat_file, write_chat_gemma
 from safetensors.torch import load_file
 
 pytest.importorskip("transformers", minversion="5.10.1")
@@ -73,9 +73,12 @@ def job(tiny25: Tiny25Files, folder: Path) -> Callable[..., Job]:
     return lambda request=REQUEST, **more: prepare(files_of(tiny25, folder, **more), parse(request))
 
 
+@pytest.mark.parametrize("single", [False, True], ids=["folder", "file"])
 def test_the_command_writes_the_prompt_with_the_expander(
-    tiny25: Tiny25Files, chat: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny25: Tiny25Files, chat: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], single: bool
 ) -> None:
+    if single:
+        chat = write_chat_file(chat, tmp_path / "gemma4_e2b_it_bf16.safetensors")
     expected = expand(load_expander(chat, torch.float32), PROMPT, seed=0, greedy=True)
     assert expected.expanded and expected.prompt != PROMPT
     (tmp_path / "request.json").write_text(json.dumps(REQUEST))

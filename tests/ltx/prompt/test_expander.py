@@ -17,8 +17,6 @@ from a2v.ltx.prompt.gemma import Gemma, check_gemma
 from a2v.tests.tiny import TinyFiles, write_gemma_file
 from a2v.tests.tiny25 import write_tiny25
 from a2v.tests.tiny_chat import write_chat_gemma
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 pytest.importorskip("transformers", minversion="5.10.1")
@@ -211,16 +209,3 @@ def test_ltx_s_own_encoder_cannot_write(tmp_path: Path) -> None:
     path = write_tiny25(tmp_path).text_encoder
     with pytest.raises(InputError, match=r"not write them.*gemma-4-E2B-it"):
         check_expander(path)
-
-
-def test_comfyui_s_single_file_of_a_chat_model_is_not_read(folder: Path, tmp_path: Path) -> None:
-    """ComfyUI's templates for LTX-2.5 write prompts with such a file, gemma4_e2b_it_int8_convrot.safetensors. It cannot
-    encode for LTX-2.5, so the sentence does not say that it can."""
-    path = tmp_path / "gemma4_e2b_it_int8_convrot.safetensors"
-    with safe_open(folder / "model.safetensors", "pt") as weights:
-        tensors = {name.replace("model.language_model.", "model."): weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
-    save_file(tensors, path)
-    with pytest.raises(InputError, match=r"one file, as ComfyUI has it.*only read from the folder.*gemma-4-E2B-it"):
-        check_expander(path)
-    with pytest.raises(InputError, match="stock Gemma 4"):
-        check_gemma(path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from a2v.ltx.memory.encoder import mapped_bytes, text_encoder
 from a2v.ltx.models import MODELS
 from a2v.ltx.prompt.expand import expand
 from a2v.ltx.prompt.gemma import Gemma, check_gemma, load_gemma
@@ -111,6 +112,19 @@ def test_small_weights(files: Tiny25Files, tmp_path: Path, off: Callable, kind: 
     x = torch.randn(1, 3, ours.connectors().video_text_proj_in.in_features)
     a, b = (each.connectors(torch.float32).video_text_proj_in(x) for each in (ours, theirs))
     assert off(a, b) < 1e-4
+
+
+def test_the_forecast_counts_embeddings_as_they_are_decoded(files: Tiny25Files, tmp_path: Path) -> None:
+    """The linear layers map the file; the embeddings are a new tensor of 16 bits."""
+    path = tmp_path / "gemma4-small-with-proj-ltx-2.5.safetensors"
+    quantized(files.text_encoder, path, "convrot")
+    model = load_gemma(path).model
+    loaded = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
+    table = model.get_input_embeddings().weight
+    beside = sum(t.nbytes for n, t in load_file(path).items() if n.endswith(("comfy_quant", "weight_scale")))
+    assert beside < table.nbytes / 2
+    assert abs(text_encoder(path, torch.bfloat16)[0] - sum(loaded.values())) <= beside
+    assert abs(mapped_bytes(path, torch.bfloat16) - (sum(loaded.values()) - table.nbytes)) <= beside
 
 
 def test_a_prompt_begins_with_bos_and_has_no_end(files: Tiny25Files) -> None:

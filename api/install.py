@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 from aiohttp import web
@@ -24,6 +25,12 @@ from .queue.queue import RequestQueue
 from .settings import Settings, read_settings
 from .webhooks.deliveries import Webhooks
 
+LIVE = ("stream", "realtime")
+"""What the clients add to an application's name for results while they are made."""
+NOT_LIVE = (
+    "This server has no streams of results and no realtime connections; submit the request and follow its status."
+)
+
 
 def install(server: Any) -> None:
     """Registers everything on a PromptServer's app. Call it before the server starts; work begins when that app starts.
@@ -34,7 +41,7 @@ def install(server: Any) -> None:
 
     settings = read_settings(folder_paths)
     settings.prepare()
-    schema.prepare(settings.database)
+    schema.prepare(settings.database, contract())
     database = Store(settings.database)
     webhooks = Webhooks(settings, database)
     queue = RequestQueue(Host(server), database, settings, webhooks)
@@ -43,6 +50,16 @@ def install(server: Any) -> None:
     server.app.on_startup.append(lambda _: queue.start())
     server.app.on_cleanup.append(lambda _: queue.close())
     cluster.install(server, queue)
+
+
+def contract() -> int:
+    """A number for the requests that this version takes: its applications and their inputs.
+
+    A server of another version would run a request without the inputs that it does not know. What such a version lets
+    an input be needs no place in it: the server that runs a request checks it again.
+    """
+    inputs = (f"{name}: {', '.join(sorted(one.inputs.model_fields))}" for name, one in sorted(APPLICATIONS.items()))
+    return zlib.crc32("\n".join(inputs).encode()) & 0x7FFFFFFF
 
 
 def routes(queue: RequestQueue, settings: Settings, database: Store, webhooks: Webhooks) -> list[web.RouteDef]:
@@ -74,7 +91,7 @@ def _description(described: Any, settings: Settings) -> Operation:
         path="/openapi.json",
         handler=describe,
         summary="Returns this document.",
-        answers={200: Answer("An OpenAPI document.")},
+        answers={200: Answer("An OpenAPI document.", schema={"type": "object", "required": ["openapi", "paths"]})},
         needs_key=False,
     )
 
@@ -86,6 +103,9 @@ def other_applications(settings: Settings) -> web.RouteDef:
         name = request.match_info["path"].split("/requests/")[0]
         if name in APPLICATIONS or name in {application.owner for application in APPLICATIONS.values()}:
             return no_such_path(request)
+        known, _, last = name.rpartition("/")
+        if known in APPLICATIONS and last in LIVE:
+            return problem(404, NOT_LIVE)
         return problem(404, f"Application {name[:200]!r} not found; this server has {', '.join(APPLICATIONS)}.")
 
     return web.route("*", settings.prefix + "/{kind:run|queue}/{path:[^/]+/[^/]+[\\s\\S]*}", unpacked(unknown))
@@ -95,6 +115,8 @@ def anything_else(settings: Settings) -> web.RouteDef:
     """Answers every other address. Register it last."""
 
     async def unknown(request: web.Request) -> web.Response:
+        if request.match_info["path"].startswith("rest/tokens"):  # for such a connection
+            return problem(404, NOT_LIVE)
         return no_such_path(request)
 
     return web.route("*", f"{settings.prefix}/{{path:[\\s\\S]*}}", unpacked(unknown))

@@ -9,10 +9,20 @@ from collections.abc import Mapping
 
 from .application import Application
 from .audio_to_video import AUDIO_TO_VIDEO, DISTILLED, DISTILLED_WITH_LORAS, WITH_LORAS
-from .from_video import FROM_VIDEO
+from .from_video import FROM_VIDEO, REFERENCES_25
 from .ltx_2_5 import FAST, OURS, PRO
 
 APPLICATIONS: Mapping[str, Application] = {
     application.id: application
-    for application in (AUDIO_TO_VIDEO, WITH_LORAS, DISTILLED, DISTILLED_WITH_LORAS, *FROM_VIDEO, FAST, PRO, *OURS)
+    for application in (
+        AUDIO_TO_VIDEO,
+        WITH_LORAS,
+        DISTILLED,
+        DISTILLED_WITH_LORAS,
+        *FROM_VIDEO,
+        FAST,
+        PRO,
+        *OURS,
+        *REFERENCES_25,
+    )
 }

@@ -2,7 +2,7 @@
 …/reference-video-to-video a new one that follows it by an IC-LoRA.
 
 They have audio-to-video's inputs where these make sense, and the same variants: /lora, and distilled, of which the
-hosted service has none for extend-video.
+hosted service has none for extend-video. The last one is there for LTX-2.5, too, under our name.
 """
 
 from __future__ import annotations
@@ -10,25 +10,50 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ...ltx.errors import InputError
 from ...ltx.extension import BACKWARD, stretch_beside
 from ...ltx.media.rates import frame_rate
+from ...ltx.models import V23, V25
 from ..graph import compose_video
 from ..graph.compose import compose, tell
 from ..graph.graph import Graph, Prompt
-from ..graph.model_files import ModelNames, find_distilled, find_models, find_published_lora
+from ..graph.model_files import (
+    ModelFinder,
+    ModelNames,
+    find_distilled,
+    find_distilled_25,
+    find_models,
+    find_models_25,
+    find_published_lora,
+)
 from ..settings import Settings
 from .application import Application
 from .audio_to_video import DISTILLED_RECIPE, FAMILY, chosen_loras, split_loras
-from .given_clip import SAID, SOUND, VIDEO, as_long, check_clip, cut_sound, has_sound, opened, rated, sized
+from .given_clip import (
+    PICTURE,
+    SAID,
+    SOUND,
+    VIDEO,
+    as_long,
+    as_long_as_the_sound,
+    check_clip,
+    cut_sound,
+    has_sound,
+    is_picture,
+    opened,
+    rated,
+    sized,
+)
 from .inputs import LORAS, CheckedRequest, input_model, lora_list
+from .ltx_2_5 import OWN
 from .video_inputs import (
     CANNY,
     DETAILER,
     EXTEND,
-    KINDS,
+    INGREDIENTS,
     MATCHING,
     NONE,
     REFERENCE,
@@ -37,20 +62,26 @@ from .video_inputs import (
     Task,
 )
 
-PUBLISHED = {UNION: "union-control", DETAILER: "detailer"}
-"""Kinds of IC-LoRAs → keys of MODELS."""
+PUBLISHED = {
+    V23.version: {UNION: "union-control", DETAILER: "detailer", INGREDIENTS: "ingredients"},
+    V25.version: {UNION: "union-control", DETAILER: "detailer", INGREDIENTS: "ingredients-2.5"},
+}
+"""For each version of LTX, kinds of IC-LoRAs → keys of MODELS. Some are published for an earlier version alone."""
 
 
 def settle(checked: CheckedRequest, paths: Mapping[str, Path], settings: Settings) -> CheckedRequest:
     """The `settle` of the applications that make another video: what only the given one tells. Raises InputError, about
     the input."""
-    clip = opened(paths)
-    request, said = as_long(checked, sized(rated(checked, clip), clip), clip)
+    clip, picture = opened(paths), is_picture(paths)
+    if picture:
+        request, said = sized(as_long_as_the_sound(checked, paths), clip), ()
+    else:
+        request, said = as_long(checked, sized(rated(checked, clip), clip), clip)
     said += cut_sound(checked, request, paths)
     sound = has_sound(paths)
     if not sound:  # there is nothing to be held to: the sound is made from noise alone, or there is none
         request = replace(request, audio_strength=0.0 if checked.own["generate_audio"] else 1.0)
-    return replace(checked, request=request, own={**checked.own, SOUND: sound, SAID: said})
+    return replace(checked, request=request, own={**checked.own, SOUND: sound, SAID: said, PICTURE: picture})
 
 
 def settle_extension(checked: CheckedRequest, paths: Mapping[str, Path], settings: Settings) -> CheckedRequest:
@@ -94,14 +125,17 @@ def compose_take(checked: CheckedRequest, models: ModelNames, files: Mapping[str
     return _finished(graph, checked)
 
 
-def compose_reference(checked: CheckedRequest, models: ModelNames, files: Mapping[str, str], prefix: str) -> Prompt:
-    """The `compose` of reference-video-to-video."""
+def compose_reference(
+    checked: CheckedRequest, models: ModelNames, files: Mapping[str, str], prefix: str, *, version: str = V23.version
+) -> Prompt:
+    """The `compose` of reference-video-to-video. version: of the models."""
     own = checked.own
     others, reading = split_loras(checked, models)
     graph = _composed(checked, models, files, prefix, others)
-    clip = compose_video.load(graph, files["video_url"], its_sound="audio_url" not in files)
+    its_sound = "audio_url" not in files
+    clip = compose_video.load(graph, files["video_url"], its_sound=its_sound, picture=own.get(PICTURE, False))
     if own["video_strength"] > 0:
-        edges, key = own["preprocessor"] == CANNY, PUBLISHED.get(ic_kind(checked))
+        edges, key = own["preprocessor"] == CANNY, PUBLISHED[version].get(ic_kind(checked))
         published = find_published_lora(key, models.loras) if key else None
         compose_video.follow(graph, clip, own["video_strength"], edges=edges, published=published, loras=reading)
     return _finished(graph, checked)
@@ -156,7 +190,6 @@ def _finished(graph: Graph, checked: CheckedRequest) -> Prompt:
 def _variants(
     task: Task, settle: Callable[..., CheckedRequest], compose: Callable[..., Prompt]
 ) -> Iterator[Application]:
-    files = {name: kind for name, kind in KINDS.items() if name in task.fields}
     for distilled in (False, True) if task is not EXTEND else (False,):
         for loras in (False, True):
             whole = ("distilled/" if distilled else "") + task.name + ("/lora" if loras else "")
@@ -169,7 +202,7 @@ def _variants(
                     task.parameters(distilled=distilled),
                     task.defaults,
                 ),
-                files,
+                task.files,
                 find_distilled if distilled else find_models,
                 compose,
                 fixed=DISTILLED_RECIPE if distilled else {},
@@ -179,8 +212,21 @@ def _variants(
             )
 
 
+def _of_25(application: Application) -> Application:
+    """An application of LTX-2.3 with the models of LTX-2.5, under our name."""
+    finders: dict[ModelFinder, ModelFinder] = {find_models: find_models_25, find_distilled: find_distilled_25}
+    return replace(
+        application,
+        id=application.id.replace(FAMILY, OWN),
+        find_models=finders[application.find_models],
+        compose=partial(compose_reference, version=V25.version),
+    )
+
+
+REFERENCES = tuple(_variants(REFERENCE, settle, compose_reference))
 FROM_VIDEO = (
     *_variants(EXTEND, settle_extension, compose_extension),
     *_variants(VIDEO_TO_VIDEO, settle, compose_take),
-    *_variants(REFERENCE, settle, compose_reference),
+    *REFERENCES,
 )
+REFERENCES_25 = tuple(map(_of_25, REFERENCES))

@@ -1,4 +1,5 @@
-"""What a request with a video takes from the video itself: frame rate, length, size, and whether there is sound."""
+"""What a request with a video takes from the video itself: frame rate, length, size, and whether there is sound. A
+picture in its place gives the size alone."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from pathlib import Path
 
 from ...ltx.errors import InputError
 from ...ltx.given import unheard
-from ...ltx.media.audio import LONGEST, load_track
-from ...ltx.media.clip import Clip, is_silent, open_clip
+from ...ltx.media.audio import LONGEST, frames_for_audio, load_track
+from ...ltx.media.clip import Clip, is_silent, open_reference
+from ...ltx.media.images import moves
 from ...ltx.media.rates import frame_rate
 from ...ltx.plan import round_frames, snap_size
 from ...ltx.request import AUTO, MAX_FRAMES, PARAMETERS, Request
@@ -17,15 +19,15 @@ from .audio_to_video import about
 from .inputs import CheckedRequest
 
 VIDEO, SOUND_FILE = "video_url", "audio_url"
-SOUND, SAID = "has_sound", "said"
-"""What `settle` adds to a request's own inputs: whether there is a sound to keep or to begin with, and sentences for
-the report."""
+SOUND, SAID, PICTURE = "has_sound", "said", "is_picture"
+"""What `settle` adds to a request's own inputs: whether there is a sound to keep or to begin with, sentences for the
+report, and whether the video is a still picture."""
 
 
 def opened(paths: Mapping[str, Path]) -> Clip:
     """The given video. Errors: InputError, about the input."""
     try:
-        return open_clip(paths[VIDEO])
+        return open_reference(paths[VIDEO])
     except InputError as error:
         raise about(VIDEO, paths[VIDEO], error) from error
 
@@ -36,9 +38,14 @@ def check_clip(field: str, path: Path) -> None:
         opened({VIDEO: path})
 
 
+def is_picture(paths: Mapping[str, Path]) -> bool:
+    """Whether a still picture was given in place of a video."""
+    return not moves(paths[VIDEO])
+
+
 def has_sound(paths: Mapping[str, Path]) -> bool:
     """Whether there is sound: a file of its own, or the video's."""
-    return SOUND_FILE in paths or not is_silent(paths[VIDEO])
+    return SOUND_FILE in paths or not (is_picture(paths) or is_silent(paths[VIDEO]))
 
 
 def rated(checked: CheckedRequest, clip: Clip) -> Request:
@@ -73,6 +80,19 @@ def as_long(checked: CheckedRequest, request: Request, clip: Clip) -> tuple[Requ
             longer = "set match_input_fps to false and fps to a lower value, or " + longer
         said = (f"video_url: only the first {frames} of its {count} frames are used; to use more, {longer}.",)
     return replace(request, num_frames=frames) if asks else request, said
+
+
+def as_long_as_the_sound(checked: CheckedRequest, paths: Mapping[str, Path]) -> Request:
+    """The request beside a picture, with as many frames as its sound needs if it asks for the given length: 8k+1, at
+    most MAX_FRAMES. Raises InputError, about the input, if the sound cannot be read."""
+    request = checked.request
+    if SOUND_FILE not in paths or not checked.own["match_video_length"]:
+        return request
+    try:
+        track = load_track(paths[SOUND_FILE], most=LONGEST)
+    except InputError as error:
+        raise about(SOUND_FILE, paths[SOUND_FILE], error) from error
+    return replace(request, num_frames=min(frames_for_audio(track, frame_rate(request.fps)), MAX_FRAMES))
 
 
 def cut_sound(checked: CheckedRequest, request: Request, paths: Mapping[str, Path]) -> tuple[str, ...]:

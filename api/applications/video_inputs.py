@@ -26,6 +26,7 @@ KINDS: Mapping[str, Kind] = {
     "end_image_url": "image",
 }
 NONE, CANNY, UNION, DETAILER, MATCHING = "none", "canny", "union", "detailer", "match_preprocessor"
+INGREDIENTS = "ingredients"
 NOT_HERE = ("match_audio_length", "preprocess_audio", "image_strength", "windows", "timeline")
 FAINT = 0.01  # the hosted strengths of video-to-video: only the rough layout of the source stays
 MOST_CONTEXT = 121  # frames
@@ -72,7 +73,10 @@ VIDEO_FIELDS = {
     **RATE_AND_SOUND,
 }
 REFERENCE_FIELDS = {
-    "video_url": required_file("The video that the new one follows: a URL, a data URI or an uploaded file's URL."),
+    "video_url": required_file(
+        "The video that the new one follows, or a picture of who and what shall appear in it: a URL, a data URI or an "
+        "uploaded file's URL."
+    ),
     "audio_url": optional_file("The sound. Without it, the video's own sound is taken."),
     "image_url": optional_file("The first frame."),
     "end_image_url": optional_file("The last frame."),
@@ -86,14 +90,17 @@ REFERENCE_FIELDS = {
         ),
     ),
     "ic_lora_type": (
-        Literal[MATCHING, UNION, DETAILER, NONE],
+        Literal[MATCHING, UNION, DETAILER, INGREDIENTS, NONE],
         Field(
             UNION,
-            description="The IC-LoRA that reads the given video: union reads depth, edges and poses. "
-            "match_preprocessor takes the preprocessor's, and none without one.",
+            description="The IC-LoRA that reads the given video: union reads depth, edges and poses; ingredients reads "
+            "a picture of persons, things and places. match_preprocessor takes the preprocessor's, and none without "
+            "one.",
         ),
     ),
-    **LENGTH,
+    "match_video_length": _switch(
+        True, "The video lasts as long as the given one; beside a picture, as long as the sound. Off: num_frames."
+    ),
     **RATE_AND_SOUND,
 }
 
@@ -101,13 +108,15 @@ REFERENCE_FIELDS = {
 @dataclass(frozen=True)
 class Task:
     """What one of the three applications takes. fields: its own inputs. without: the engine's parameters that it does
-    not have. defaults: of parameters, where they are not the engine's."""
+    not have. defaults: of parameters, where they are not the engine's. pictures: whether a still picture may take the
+    video's place."""
 
     name: str
     description: str
     fields: Mapping[str, Any]
     without: tuple[str, ...] = (*NOT_HERE, "end_image_strength")
     defaults: Values = field(default_factory=lambda: {"video_size": AUTO})
+    pictures: bool = False
     why_not: str = "generate_audio is off"
 
     def sound(self, makes: bool) -> float | None:
@@ -118,6 +127,12 @@ class Task:
         """The engine's parameters that it has."""
         there = OF_DISTILLED if distilled else OFFERED
         return tuple(name for name in there if name not in self.without)
+
+    @property
+    def files(self) -> Mapping[str, Kind]:
+        """The inputs that are files, and the kind of each."""
+        kinds = {name: kind for name, kind in KINDS.items() if name in self.fields}
+        return {**kinds, "video_url": "reference"} if self.pictures else kinds
 
     def translate(self, values: Values, files: Collection[str]) -> tuple[Values, Sequence[str]]:
         """The `Translate` of the application. Raises InputError for a preprocessor that is not here."""
@@ -158,6 +173,7 @@ VIDEO_TO_VIDEO = Task(
 )
 REFERENCE = Task(
     "reference-video-to-video",
-    "Generates a video that follows another one, by an IC-LoRA.",
+    "Generates a video that follows another one, or shows who and what a picture shows, by an IC-LoRA.",
     REFERENCE_FIELDS,
+    pictures=True,
 )

@@ -41,6 +41,7 @@ FIRST_ENDED: Ended = (0.0, 0)
 WITH_FILES = text("ended IS NOT NULL AND gone = 0")
 WITHOUT_FILES = text("ended IS NOT NULL AND gone = 1")
 SENT_ONCE = text("ended IS NOT NULL AND gone = 0 AND sync_mode = 1")
+SHORT_LIVED = text("ended IS NOT NULL AND gone = 0 AND keep_seconds IS NOT NULL")
 """Conditions of partial indexes. A query must have the very same words: SQLite does not use the index otherwise."""
 ANY_START: dict[str, Any] = {"start_timeout": None, "start_before": None}
 """Of a request that has started in time. If its server ends, the next start may be at any time."""
@@ -57,6 +58,7 @@ class StoredRequest(Base):
         Index("requests_with_files", "ended", sqlite_where=WITH_FILES),
         Index("requests_without_files", "ended", sqlite_where=WITHOUT_FILES),
         Index("requests_sent_once", "ended", sqlite_where=SENT_ONCE),
+        Index("requests_short_lived", "ended", sqlite_where=SHORT_LIVED),
     )
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
@@ -97,6 +99,7 @@ class StoredRequest(Base):
     safety: Mapped[str | None]  # the value of the header x-ltx-safety
     read: Mapped[float | None]  # when a result that is sent once was first read
     gone: Mapped[bool] = mapped_column(default=False)  # whether its files were deleted
+    keep_seconds: Mapped[float | None]  # after its end, as the client wishes; None: as long as the server keeps files
 
 
 class Log(Base):
@@ -305,6 +308,12 @@ def with_files(session: Session, ended_before: float, after: Ended, limit: int) 
     """Ended requests that still have files, the oldest first, from the one behind `after` on."""
     kept = (WITH_FILES, _R.ended <= ended_before, tuple_(_R.ended, _R.number) > after)
     return list(session.scalars(select(_R).where(*kept).order_by(_R.ended, _R.number).limit(limit)))
+
+
+def short_lived(session: Session, now: float, limit: int) -> list[StoredRequest]:
+    """Ended requests whose files their clients no longer wish to keep."""
+    over = (SHORT_LIVED, _R.ended + _R.keep_seconds <= now)
+    return list(session.scalars(select(_R).where(*over).order_by(_R.ended).limit(limit)))
 
 
 def inline(session: Session, ended_before: float, read_before: float, limit: int) -> list[StoredRequest]:

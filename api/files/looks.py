@@ -12,9 +12,10 @@ from PIL import Image
 
 from ...ltx.errors import InputError
 from ...ltx.media.container import open_bytes, picture_stream
-from ...ltx.media.images import check_size, open_image
+from ...ltx.media.images import check_size, moves, open_image
 
-Kind = Literal["audio", "image", "video"]
+Kind = Literal["audio", "image", "video", "reference"]
+"""What an input takes. A reference is a video or a still picture."""
 
 SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
 PROBED = "65536"
@@ -23,6 +24,8 @@ PROBED = "65536"
 
 def look(path: Path, kind: Kind, field: str) -> str:
     """A suffix that fits the content. Errors: `InputError` if the file is of another kind."""
+    if kind == "reference":
+        kind = "video" if moves(path) else "image"
     return _look_at_image(path, field) if kind == "image" else _look_at_streams(path, kind, field)
 
 
@@ -72,7 +75,12 @@ def best_suffix(name: str, content_type: str, kind: Kind, found: str) -> str:
     return next((suffix for suffix in candidates if _is_kind(suffix, kind)), found)
 
 
-MEDIA_TYPES = {"audio": ("audio/", "video/"), "image": ("image/",), "video": ("video/", "image/gif")}
+MEDIA_TYPES = {
+    "audio": ("audio/", "video/"),
+    "image": ("image/",),
+    "video": ("video/", "image/gif"),
+    "reference": ("video/", "image/"),
+}
 """The beginnings of the media types of each kind. A film may be a GIF."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...ltx.media.edges import STRONG, WEAK
-from .compose import ACCELERATION, FIRST_STAGE, FRAME_COUNT, MODEL, OTHER_LORA, SAMPLER, SAVE, tell
+from .compose import ACCELERATION, FIRST_STAGE, FRAME_COUNT, LOAD_IMAGE, MODEL, OTHER_LORA, SAMPLER, SAVE, tell
 from .graph import Graph
 
 LOAD_VIDEO, CLIP, RETAKE, KEEP, REFERENCE, EDGES = (
@@ -16,15 +16,20 @@ LOAD_AUDIO, CONDITION, DECODE_AUDIO = "LTXA2VLoadAudio", "LTXA2VAudioConditionin
 IC_LORA, OWN_IC_LORA = "IC-LoRA", "IC-LoRA of the request"
 """The titles of LoRAs that read the given video: of the published one, and of those that the client names. They act in
 the first stage alone, as in the official pipeline."""
+REFERENCE_PICTURE = "Reference picture"
+"""The title of the node that loads a picture in place of the given video."""
 
 Link = list[Any]
 
 
-def load(graph: Graph, video: str, *, its_sound: bool) -> Link:
+def load(graph: Graph, video: str, *, its_sound: bool, picture: bool = False) -> Link:
     """Adds the clip → its output. video: its name in the input folder; its_sound: whether its sound takes the place of
-    the sound file that the graph loads."""
-    loaded = graph.add(LOAD_VIDEO, "Load Video", file=video)
-    clip = graph.add(CLIP, "Clip", fps=graph.inputs(FRAME_COUNT)["frame_rate"], video=[loaded, 0])
+    the sound file that the graph loads; picture: whether it is a still picture, whose sound is silence."""
+    if picture:
+        given = {"images": [graph.add(LOAD_IMAGE, REFERENCE_PICTURE, image=video), 0]}
+    else:
+        given = {"video": [graph.add(LOAD_VIDEO, "Load Video", file=video), 0]}
+    clip = graph.add(CLIP, "Clip", fps=graph.inputs(FRAME_COUNT)["frame_rate"], **given)
     if its_sound:
         sound = graph.find(LOAD_AUDIO)
         for node, name in graph.linked_to([sound, 0]):

@@ -16,7 +16,17 @@ from .compose import (
     TIMELINE,
     WINDOW,
 )
-from .compose_video import CLIP, EDGES, IC_LORA, KEEP, LOAD_AUDIO, LOAD_VIDEO, REFERENCE, RETAKE
+from .compose_video import (
+    CLIP,
+    EDGES,
+    IC_LORA,
+    KEEP,
+    LOAD_AUDIO,
+    LOAD_VIDEO,
+    REFERENCE,
+    REFERENCE_PICTURE,
+    RETAKE,
+)
 from .graph import Prompt
 
 
@@ -24,6 +34,8 @@ def field_of(graph: Prompt, node_id: str) -> str | None:
     """The request's field that a node's mistake is about; None if there is no single one."""
     node = graph.get(node_id, {})
     title = node.get("_meta", {}).get("title", "")
+    if title == REFERENCE_PICTURE:
+        return "video_url"
     if node.get("class_type") in (LOAD_IMAGE, IMAGE, END_IMAGE):
         return "end_image_url" if title.startswith(LAST_IMAGE) or _is_longer(graph) else "image_url"
     if title == IC_LORA:

@@ -22,7 +22,7 @@ SMALLER = {
     "text-encoder-2.5": ("text-encoder-int8-2.5",),
 }
 """Published models that do the work of another one, and that a graph takes if that is not there."""
-GEMMA_3, EXPANDER = "gemma", "expander"
+GEMMA_3, EXPANDER, EXPANDER_FILE = "gemma", "expander", "expander-int8"
 
 
 class ModelMissing(InputError):
@@ -76,7 +76,7 @@ class ModelFinder:
             loras,
             video_vae=_find(files, *self.decoders),
             audio_vae=_find(files, "audio-vae-2.5"),
-            expander=_published(folders, EXPANDER) or gemma_3,
+            expander=_published(folders, EXPANDER) or _published(files, EXPANDER_FILE) or gemma_3,
         )
 
     def _checkpoint(self, files: Listing) -> tuple[str, str | None]:

@@ -11,7 +11,9 @@ from ..settings import Settings
 from .answers import Handler
 
 METHODS = "GET, POST, PUT, OPTIONS"
-REQUEST_HEADERS = re.compile(r"accept|authorization|content-type|last-event-id|range|x-fal-[a-z0-9-]+|idempotency-key")
+REQUEST_HEADERS = re.compile(
+    r"accept|authorization|content-type|last-event-id|(if-)?range|x-fal-[a-z0-9-]+|idempotency-key"
+)
 EXPOSED = (
     "x-fal-request-id, x-fal-request-timeout-type, x-fal-error-type, x-ltx-safety, etag, content-length, "
     "content-range, accept-ranges, content-disposition"

@@ -34,6 +34,19 @@ NO_SUCH = {
     404: Answer("There is no such request.", PlainProblem),
     503: Answer("The server's database cannot be used at the moment.", PlainProblem),
 }
+GRAPH = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "required": ["class_type", "inputs"],
+        "properties": {
+            "class_type": {"type": "string"},
+            "inputs": {"type": "object"},
+            "_meta": {"type": "object", "properties": {"title": {"type": "string"}}},
+        },
+    },
+}
+"""JSON schema of a graph in ComfyUI's API form."""
 ENDINGS = {
     400: Answer("The request was cancelled, or has not ended yet.", PlainProblem),
     410: Answer("The result was deleted.", PlainProblem),
@@ -72,7 +85,8 @@ class Following:
             )
 
         standing = {200: Answer("The request has ended.", Status), 202: Answer("It waits or runs.", Status), **NO_SUCH}
-        streamed = {200: Answer("Each event is a Status.", None, "text/event-stream"), **NO_SUCH}
+        events = {"type": "string", "description": "Server-sent events. The data of each is a Status."}
+        streamed = {200: Answer("Each event is a Status.", None, "text/event-stream", events), **NO_SUCH}
         ended = {200: Answer("The result.", output), **ENDINGS, **NO_SUCH}
         ending = {
             202: Answer("The request will end soon.", Cancelled),
@@ -80,7 +94,7 @@ class Following:
             404: Answer("There is no such request.", Cancelled),
             503: NO_SUCH[503],
         }
-        graph = {200: Answer("Nodes by their ids."), **NO_SUCH}
+        graph = {200: Answer("Nodes by their ids.", schema=GRAPH), **NO_SUCH}
         return [
             one("status", "GET", "/status", "Returns a request's state.", standing, LOGS),
             one("stream", "GET", "/status/stream", "Streams a request's state until its end.", streamed, LOGS),
@@ -200,7 +214,9 @@ async def result_answer(
         return about(found, body, found.error_status or 500, headers)
     gone = results.GONE if found.sync_mode else "The result's file was deleted."
     no_more = about(found, {"detail": gone, "error_type": "result_gone"}, 410)
-    over = found.sync_mode and results.inline_gone(found.ended or 0, found.read, time.time(), settings)
+    now, ended = time.time(), found.ended or 0
+    over = found.sync_mode and results.inline_gone(ended, found.read, now, settings)
+    over |= found.keep_seconds is not None and now >= ended + found.keep_seconds
     if over or found.gone or found.result is None:
         return no_more
     path = results.result_file(found, settings)

@@ -46,6 +46,73 @@ class Cancelled(BaseModel):
     status: Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED", "NOT_FOUND"]
 
 
+class Announced(BaseModel):
+    """A file that a client will send."""
+
+    file_name: str | None = Field(None, description="The last part of the file's address.")
+    content_type: str | None = Field(None, description="The type with which the file is served.")
+
+
+class UploadAddresses(BaseModel):
+    """Where to send an announced file, and where it can be read afterwards. The first address has its token."""
+
+    upload_url: str
+    file_url: str
+
+
+class UploadPermit(BaseModel):
+    """A token for uploads below `base_url`, for the header Authorization."""
+
+    token: str
+    token_type: Literal["Bearer"]
+    base_url: str
+    expires_at: str = Field(json_schema_extra={"format": "date-time"})
+
+
+class Uploaded(BaseModel):
+    """The address of a whole file, twice: each client reads its own name of it."""
+
+    access_url: str
+    file_url: str
+
+
+class UploadBegun(BaseModel):
+    """An upload in parts. They go to `access_url`/multipart/`uploadId`/1 and so on."""
+
+    access_url: str
+    uploadId: str
+
+
+class WholePart(BaseModel):
+    """A whole part of an upload."""
+
+    partNumber: int
+    etag: str
+
+
+class PartsList(BaseModel):
+    """The parts that make the file."""
+
+    parts: list[WholePart]
+
+
+class PublicKey(BaseModel):
+    """An Ed25519 key as RFC 8037 writes it. x: its bytes in base64url."""
+
+    kty: Literal["OKP"]
+    crv: Literal["Ed25519"]
+    use: Literal["sig"]
+    alg: Literal["EdDSA"]
+    kid: str
+    x: str
+
+
+class PublicKeys(BaseModel):
+    """A JSON Web Key Set (RFC 7517)."""
+
+    keys: list[PublicKey]
+
+
 class Problem(BaseModel):
     """One mistake in a request."""
 

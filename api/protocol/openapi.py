@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from ..settings import Settings
 from .messages import PlainProblem
-from .operations import Answer, Operation, RouteParameter
+from .operations import Answer, Body, Operation, RouteParameter
 
 REFERENCE = "#/components/schemas/{model}"
 FOR_ALL = {
@@ -61,8 +61,7 @@ def _operation(operation: Operation, settings: Settings) -> dict[str, Any]:
     if operation.parameters:
         described["parameters"] = [_parameter(parameter) for parameter in operation.parameters]
     if body := operation.body:
-        schema = {"$ref": _reference(body.model)} if body.model else dict(body.schema or {})
-        described["requestBody"] = {"required": True, "content": {body.content: {"schema": schema}}}
+        described["requestBody"] = {"required": True, "content": _content(body)}
     if operation.needs_key and settings.key:
         described["security"] = [{"key": []}]
     return described
@@ -73,8 +72,12 @@ def _reference(model: type[BaseModel]) -> str:
 
 
 def _answer(answer: Answer) -> dict[str, Any]:
-    schema = {"schema": {"$ref": _reference(answer.model)}} if answer.model else {}
-    return {"description": answer.meaning, "content": {answer.content: schema}}
+    return {"description": answer.meaning, **({"content": _content(answer)} if answer.content else {})}
+
+
+def _content(described: Answer | Body) -> dict[str, Any]:
+    schema = {"$ref": _reference(described.model)} if described.model else dict(described.schema or {})
+    return {described.content: {"schema": schema}}
 
 
 def _parameter(parameter: RouteParameter) -> dict[str, Any]:

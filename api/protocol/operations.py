@@ -17,15 +17,19 @@ from .messages import PlainProblem
 from .packed import unpacked
 
 JSON, BYTES = "application/json", "application/octet-stream"
+BINARY = {"type": "string", "format": "binary"}
+"""JSON schema of the bytes of a file."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer's meaning and body: a model, or anything of that content type."""
+    """An answer's meaning and body: a model, or anything of that content type with that JSON schema. content: empty for
+    an answer without a body."""
 
     meaning: str
     model: type[BaseModel] | None = None
     content: str = JSON
+    schema: Mapping[str, Any] | None = None
 
 
 UNAVAILABLE = {

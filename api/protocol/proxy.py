@@ -49,9 +49,9 @@ def operations(settings: Settings, targets: Iterable[web.RouteDef]) -> list[Oper
             summary="Does here what the hosted endpoint does at the URL in the header.",
             parameters=(RouteParameter(TARGET_HEADER, "header", {"type": "string", "format": "uri"}, required=True),),
             answers={
-                200: Answer("As the target answers."),
+                200: Answer("As the target answers.", content="*/*"),
                 403: Answer("The URL is not one of this endpoint.", PlainProblem),
-                "default": Answer("As the target answers."),
+                "default": Answer("As the target answers.", content="*/*"),
             },
             needs_key=False,  # the target's own handler checks it
         )

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from ..webhooks.deliveries import JWKS, Webhooks, WebhooksOff
 from .answers import problem
-from .messages import PlainProblem
+from .messages import PlainProblem, PublicKeys
 from .operations import Answer, Operation
 
 
@@ -26,7 +26,7 @@ def operations(webhooks: Webhooks) -> list[Operation]:
             handler=jwks,
             summary="Returns the public key that checks webhooks.",
             answers={
-                200: Answer("A JSON Web Key Set."),
+                200: Answer("A JSON Web Key Set.", PublicKeys),
                 503: Answer("This server sends no webhooks at the moment.", PlainProblem),
             },
             needs_key=False,

@@ -20,6 +20,7 @@ from ..webhooks.deliveries import FIELD, Webhooks, WebhooksOff
 from .answers import Handler, Refusal, about
 from .bodies import Gate, read_submission
 from .following import ENDINGS, result_answer
+from .lifetimes import OF_REQUEST, keep_seconds
 from .messages import PlainProblem, Submitted, ValidationProblem
 from .operations import UNAVAILABLE, Answer, Body, Operation, RouteParameter
 from .urls import base_url, request_urls
@@ -46,6 +47,7 @@ HEADERS = (
         {"type": "string", "maxLength": LONGEST_KEY},
         "A submission with a known key is a retry of that request.",
     ),
+    OF_REQUEST,
 )
 BAD_BODY = {
     400: Answer("The HTTP request is broken.", PlainProblem),
@@ -124,6 +126,7 @@ class Submitting:
             "webhook_url": await self._webhook(webhook),
             "idempotency_key": _idempotency_key(request),
             "start_timeout": _timeout(request),
+            "keep_seconds": _keep_seconds(request),
         }
         try:
             with self._gate(request):
@@ -169,6 +172,13 @@ def _timeout(request: web.Request) -> float | None:
     if not 0.1 < seconds < math.inf:
         raise _header_problem("x-fal-request-timeout", "Give more than 0.1: the seconds within which it must start.")
     return seconds
+
+
+def _keep_seconds(request: web.Request) -> float | None:
+    try:
+        return keep_seconds(request, OF_REQUEST)
+    except ValueError as error:
+        raise _header_problem(OF_REQUEST.name.lower(), f"This header is broken: {error}.") from None
 
 
 def _idempotency_key(request: web.Request) -> str | None:

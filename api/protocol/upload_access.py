@@ -21,7 +21,6 @@ FILE_NAME = RouteParameter("name", "path", {"type": "string"})
 TOKEN = RouteParameter("token", "query", {"type": "string"})
 ONE = FILES + "{id:[0-9a-f]{32}}/{name}"
 ANSWERS = {
-    200: Answer("Done."),
     400: Answer("The HTTP request is broken.", PlainProblem),
     401: Answer("The key or the upload's token is missing or wrong.", PlainProblem),
     403: Answer("A page of another origin asks.", PlainProblem),
@@ -34,6 +33,7 @@ ANSWERS = {
     422: Answer("The announcement, the part's number or the list of parts is wrong.", PlainProblem),
     **UNAVAILABLE,
 }
+"""How the routes of uploads refuse."""
 
 
 class UploadAccess:

@@ -14,7 +14,8 @@ from ..files.uploads import ETAG, Complete, Parts, Upload, part_path
 from ..settings import Settings
 from .answers import Refusal, problem
 from .bodies import Gate, pieces_of, read_small_json
-from .operations import Body, Operation, RouteParameter
+from .messages import PartsList, Uploaded, WholePart
+from .operations import Answer, Body, Operation, RouteParameter
 from .upload_access import ANSWERS, FILE_ID, FILE_NAME, ONE, TOKEN, UploadAccess
 
 MAX_PARTS = 10_000
@@ -23,22 +24,6 @@ PARTS = ONE + "/multipart/{multipart:[0-9a-f]{32}}"
 PARTS_ID = RouteParameter("multipart", "path", {"type": "string", "pattern": "^[0-9a-f]{32}$"})
 NUMBER = RouteParameter("number", "path", {"type": "integer", "minimum": 1})
 COMPLETE = "This upload is complete."
-LIST = Body(
-    schema={
-        "type": "object",
-        "required": ["parts"],
-        "properties": {
-            "parts": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "required": ["partNumber", "etag"],
-                    "properties": {"partNumber": {"type": "integer"}, "etag": {"type": "string"}},
-                },
-            }
-        },
-    }
-)
 
 
 class UploadParts:
@@ -60,7 +45,7 @@ class UploadParts:
                 path=PARTS + "/{number:[0-9]{1,5}}",
                 handler=self.put_part,
                 summary="Receives a part.",
-                answers=ANSWERS,
+                answers={200: Answer("The part is whole.", WholePart), **ANSWERS},
                 parameters=(*where, NUMBER, TOKEN),
                 body=bytes_of_part,
                 needs_key=False,
@@ -71,9 +56,9 @@ class UploadParts:
                 path=PARTS + "/complete",
                 handler=self.complete,
                 summary="Ends an upload in parts.",
-                answers=ANSWERS,
+                answers={200: Answer("The file is whole.", Uploaded), **ANSWERS},
                 parameters=(*where, TOKEN),
-                body=LIST,
+                body=Body(PartsList),
                 needs_key=False,
             ),
         ]

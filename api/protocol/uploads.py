@@ -7,7 +7,6 @@ for `files/upload` and `files/upload/multipart`. Refusals are JSON with one sent
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
@@ -23,20 +22,19 @@ from ..files.uploads import FILES, TOKEN_SECONDS, Announcement, Complete, Upload
 from ..settings import Settings
 from .answers import Refusal, problem
 from .bodies import Gate, pieces_of, read_small_json
-from .files import FILE_ANSWERS, file_headers
-from .operations import BYTES, Body, Operation, RouteParameter
+from .files import FILE_ANSWERS, RANGE_HEADERS, file_answer
+from .lifetimes import OF_REQUEST, OF_UPLOAD, keep_seconds
+from .messages import Announced, UploadAddresses, UploadBegun, Uploaded, UploadPermit
+from .operations import BINARY, BYTES, Answer, Body, Operation, RouteParameter
 from .upload_access import ANSWERS, FILE_ID, FILE_NAME, ONE, TOKEN, UploadAccess
 from .upload_parts import UploadParts
 from .urls import base_url
 
-LIFECYCLE = ("X-Fal-Object-Lifecycle", "X-Fal-Object-Lifecycle-Preference")
 REST = "/rest/storage"
 
-BINARY = Body(schema={"type": "string", "format": "binary"}, content=BYTES)
-ANNOUNCED = Body(
-    schema={"type": "object", "properties": {"file_name": {"type": "string"}, "content_type": {"type": "string"}}}
-)
+FILE_BYTES = Body(schema=BINARY, content=BYTES)
 NOTHING = Body(schema={"type": "object"})
+NAME_HEADER = RouteParameter("X-Fal-File-Name", "header", {"type": "string"}, "The last part of the file's address.")
 
 
 class Uploads:
@@ -51,37 +49,57 @@ class Uploads:
         self._parts = UploadParts(settings, store, self._access, self._gate)
 
     def operations(self) -> list[Operation]:
-        def post(name: str, path: str, summary: str, body: Body | None, *parameters: RouteParameter) -> Operation:
-            handler = getattr(self, name)
-            needs_key = path.startswith(REST)  # the other routes need a token
+        def post(
+            name: str, path: str, summary: str, done: Answer, body: Body | None, *parameters: RouteParameter
+        ) -> Operation:
             return Operation(
-                name, "POST", path, handler, summary, ANSWERS, parameters=parameters, body=body, needs_key=needs_key
+                name=name,
+                method="POST",
+                path=path,
+                handler=getattr(self, name),
+                summary=summary,
+                answers={200: done, **ANSWERS},
+                parameters=parameters,
+                body=body,
+                needs_key=path.startswith(REST),  # the other routes need a token
             )
 
         file = (FILE_ID, FILE_NAME)
+        announced = (Answer("Where to send it.", UploadAddresses), Body(Announced), OF_UPLOAD)
+        whole = Answer("The file is whole.", Uploaded)
         bytes_of_one = Operation(
             name="put",
             method="PUT",
             path=ONE,
             handler=self.put,
             summary="Receives the bytes of an announced upload.",
-            answers=ANSWERS,
+            answers={200: whole, **ANSWERS},
             parameters=(*file, TOKEN),
-            body=BINARY,
+            body=FILE_BYTES,
             needs_key=False,
         )
         get = Operation(
-            "get", "GET", ONE, self.get, "Returns an uploaded file.", FILE_ANSWERS, file, needs_key=False, head=True
+            name="get",
+            method="GET",
+            path=ONE,
+            handler=self.get,
+            summary="Returns an uploaded file.",
+            answers=FILE_ANSWERS,
+            parameters=(*file, *RANGE_HEADERS),
+            needs_key=False,
+            head=True,
         )
+        permit, begun = Answer("A token.", UploadPermit), Answer("Where to send the parts.", UploadBegun)
+        named = (NAME_HEADER, OF_UPLOAD)
         return [
-            post("initiate", REST + "/upload/initiate", "Announces an upload.", ANNOUNCED),
-            post("initiate_multipart", REST + "/upload/initiate-multipart", "Announces an upload in parts.", ANNOUNCED),
-            post("token", REST + "/auth/token", "Gives a token for uploads, valid for an hour.", NOTHING),
-            post("upload", FILES + "upload", "Receives a whole file.", BINARY),
-            post("upload_multipart", FILES + "upload/multipart", "Begins an upload in parts.", None),
+            post("initiate", f"{REST}/upload/initiate", "Announces an upload.", *announced),
+            post("initiate_multipart", f"{REST}/upload/initiate-multipart", "Announces one in parts.", *announced),
+            post("token", f"{REST}/auth/token", "Gives a token for uploads, valid for an hour.", permit, NOTHING),
+            post("upload", FILES + "upload", "Receives a whole file.", whole, FILE_BYTES, *named),
+            post("upload_multipart", FILES + "upload/multipart", "Begins an upload in parts.", begun, None, *named),
             bytes_of_one,
             get,
-            *self._parts.operations(BINARY),
+            *self._parts.operations(FILE_BYTES),
         ]
 
     # routes that need the key
@@ -161,7 +179,7 @@ class Uploads:
         if found is None:
             return problem(404, "No such upload; it may have expired.")
         path, name, content_type = found
-        return web.FileResponse(path, headers=file_headers(content_type, name))
+        return await file_answer(request, path, content_type, name)
 
 
 def _announced_in_headers(request: web.Request) -> Announcement:
@@ -173,7 +191,9 @@ def _announced(request: web.Request, name: Any, content_type: Any) -> Announceme
     try:
         if not all(text is None or isinstance(text, str) for text in (name, content_type)):
             raise ValueError("file_name and content_type are texts")
-        return Announcement(_plain_name(name or ""), _plain_type(content_type or ""), _keep_seconds(request))
+        return Announcement(
+            _plain_name(name or ""), _plain_type(content_type or ""), keep_seconds(request, OF_UPLOAD, OF_REQUEST)
+        )
     except ValueError as error:
         raise Refusal(422, f"The announcement of an upload is broken: {error}.") from None
 
@@ -188,21 +208,3 @@ def _plain_name(name: str) -> str:
 def _plain_type(content_type: str) -> str:
     bare = content_type.partition(";")[0].strip().lower()
     return bare if re.fullmatch(r"[a-z0-9.+-]{1,60}/[a-z0-9.+-]{1,60}", bare) else "application/octet-stream"
-
-
-def _keep_seconds(request: web.Request) -> float | None:
-    """How long the client wishes to keep the file. It ignores wishes about who may read it: the address is the
-    secret."""
-    text = next((request.headers[name] for name in LIFECYCLE if name in request.headers), None)
-    if text is None:
-        return None
-    try:
-        wish = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("its lifecycle header is no JSON") from error
-    seconds = wish.get("expiration_duration_seconds") if isinstance(wish, dict) else text
-    if seconds is None:
-        return None
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e12:
-        raise ValueError("expiration_duration_seconds is a number of seconds above 0")
-    return float(seconds)

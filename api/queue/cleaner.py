@@ -45,7 +45,15 @@ class Cleaner:
     async def clean(self) -> None:
         # requests go before files are deleted, so that clients can read for a while that a result is gone
         await each_of(
-            (self._forget, self._drop_inline, self._empty_log, self._drop_old, self._give_up_reserved, self._purge)
+            (
+                self._forget,
+                self._drop_inline,
+                self._empty_log,
+                self._drop_short_lived,
+                self._drop_old,
+                self._give_up_reserved,
+                self._purge,
+            )
         )
 
     async def _repeat(self, work: Callable[..., Any], *args: Any) -> None:
@@ -65,6 +73,9 @@ class Cleaner:
     async def _empty_log(self) -> None:
         if self._is_log_full and await in_thread(self._store.empty_log):
             self._is_log_full = False
+
+    async def _drop_short_lived(self) -> None:
+        await self._repeat(_drop_short_lived, time.time(), self._settings)
 
     async def _drop_old(self) -> None:
         after: rows.Ended | None = rows.FIRST_ENDED
@@ -102,6 +113,13 @@ def _drop_inline(session: Session, now: float, settings: Settings) -> int:
     dropped = _drop_files(session, rows.inline(session, unread, read, STEP), settings)
     rows.forget_words(session, dropped)
     deliveries.forget(session, dropped)
+    return len(dropped)
+
+
+def _drop_short_lived(session: Session, now: float, settings: Settings) -> int:
+    """Deletes the files of requests whose clients wish so. Returns the number of these requests."""
+    dropped = _drop_files(session, rows.short_lived(session, now, STEP), settings)
+    rows.mark_gone(session, dropped)
     return len(dropped)
 
 

@@ -30,7 +30,8 @@ LONGEST_KEPT = 100  # characters of a data URI that are stored
 @dataclass(frozen=True)
 class Submission:
     """A request that is being submitted. value: the JSON body; digest: its hash; files: the data URIs of its inputs.
-    base_url: scheme and host of this server, as the client knows them."""
+    base_url: scheme and host of this server, as the client knows them. keep_seconds: how long after its end the client
+    wishes to keep its files."""
 
     value: Any
     digest: str
@@ -40,6 +41,7 @@ class Submission:
     webhook_url: str | None = None
     idempotency_key: str | None = None
     start_timeout: float | None = None
+    keep_seconds: float | None = None
 
 
 class ReusedKey(Exception):
@@ -107,6 +109,7 @@ class Submissions:
             start_timeout=timeout,
             start_before=None if timeout is None else now.plus(timeout).steady,
             boot=now.boot,
+            keep_seconds=submission.keep_seconds,
         )
 
     async def _keep(self, arrived: ArrivedFile, name: str, application: Application, request_id: str) -> str:

@@ -296,12 +296,12 @@ def preflight(url: str, origin: str, headers: str = "authorization,content-type,
 def test_a_configured_page_may_call_the_api(tmp_path: Path) -> None:
     with place(make_settings(tmp_path, key=KEY, origins=(PAGE,))) as base:
         answer = preflight(
-            f"{base}/fal/queue/a/b", PAGE, "Authorization, content-type, x-fal-queue-priority, x-evil, cookie"
+            f"{base}/fal/queue/a/b", PAGE, "Authorization, content-type, x-fal-queue-priority, if-range, x-evil, cookie"
         )
         assert answer.status_code == 204 and not answer.content
         headers = answer.headers
         assert headers["Access-Control-Allow-Origin"] == PAGE and headers["Vary"] == "Origin"
-        assert headers["Access-Control-Allow-Headers"] == "authorization, content-type, x-fal-queue-priority"
+        assert headers["Access-Control-Allow-Headers"] == "authorization, content-type, x-fal-queue-priority, if-range"
         assert {"GET", "POST", "PUT"} <= set(headers["Access-Control-Allow-Methods"].split(", "))
         assert headers["Access-Control-Allow-Private-Network"] == "true"
         assert "Access-Control-Allow-Credentials" not in headers

@@ -6,23 +6,28 @@ import asyncio
 import importlib
 import logging
 import sqlite3
+import subprocess
 import sys
 import threading
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from a2v.api import clock
+from a2v.api.applications import APPLICATIONS
 from a2v.api.database import rows, schema
 from a2v.api.database.rows import DONE, StoredRequest
 from a2v.api.database.store import Base, Store, StoreFailed, StoreMisused
 from a2v.api.files.owners import MediaNeed
-from a2v.api.install import install
+from a2v.api.install import contract, install
 from a2v.ltx.errors import InputError
-from a2v.tests.api.edges import before_writes
+from a2v.tests.api.edges import APP, before_writes
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from pydantic import create_model
 from sqlalchemy import create_engine, event, select
 
 FIRST = Path(__file__).with_name("first.sql")
@@ -93,6 +98,70 @@ def test_two_servers_that_start_at_once_upgrade_one_after_the_other(path: Path) 
     for thread in threads:
         thread.join()
     assert errors == [] and differences(path) == []
+
+
+@pytest.mark.parametrize("of", ["an older version", "the same version with other requests"])
+def test_nothing_changes_beneath_a_running_server(path: Path, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    """It would write rows as its version does: it claims what others have in hand, or runs what it half understands."""
+    monkeypatch.setattr(schema, "WAIT", (0.0, 0.0))
+    if of == "an older version":
+        make_first(path)
+    else:
+        schema.prepare(path, 5)
+
+    def content() -> list[str]:
+        with closing(sqlite3.connect(path)) as connection:
+            return [*connection.iterdump(), connection.execute("PRAGMA user_version").fetchone()]
+
+    before = content()
+    with open_elsewhere(path), pytest.raises(InputError) as refused:
+        schema.prepare(path, 6)
+    assert str(refused.value) == (
+        "requests.sqlite: is of another version of this pack, and a server or another program has it open; end that "
+        "one, and restart this one. Nothing was changed."
+    )
+    assert content() == before
+    schema.prepare(path, 6)  # that one has ended
+    assert differences(path) == []
+    with open_elsewhere(path):
+        schema.prepare(path, 6)  # one of the same version
+
+
+@contextmanager
+def open_elsewhere(path: Path) -> Iterator[None]:
+    """Another server: a process of its own that once has read the database, and waits for requests."""
+    server = f"""
+import sqlite3, sys
+connection = sqlite3.connect({str(path)!r})
+connection.execute("PRAGMA journal_mode=WAL")
+print(connection.execute("SELECT count(*) FROM requests").fetchone(), flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", server], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield
+        process.communicate()
+
+
+def test_a_store_keeps_its_database_open(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a server of another version, which starts, can tell that one runs."""
+    monkeypatch.setattr(schema, "WAIT", (0.0, 0.0))
+    schema.prepare(path)
+    store = Store(path)
+    asyncio.run(store.read(rows.find, "none"))
+    with pytest.raises(InputError, match="another version"):
+        schema.prepare(path, 1)
+    store.close()
+    schema.prepare(path, 1)
+
+
+def test_an_input_more_is_another_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contract()
+    assert before == contract() and 0 < before < 2**31
+    known = APPLICATIONS[APP]
+    more = create_model("More", __base__=known.inputs, newest=(int, 0))
+    monkeypatch.setitem(APPLICATIONS, APP, replace(known, inputs=more))
+    assert contract() != before
 
 
 def newer(path: Path) -> None:

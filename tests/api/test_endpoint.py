@@ -430,6 +430,25 @@ def test_files_expire_and_then_the_requests_whatever_their_end(tmp_path: Path) -
         gate.open.set()
 
 
+def test_a_client_says_how_long_its_files_are_kept(served: Served) -> None:
+    """As `storageSettings` of the JavaScript client does. What it says of one request touches no other."""
+    wish = {"X_Fal_Object_Lifecycle_Preference": json.dumps({"expiration_duration_seconds": 3600, "initial_acl": {}})}
+    short, long = (served.ask(**headers) for headers in (wish, {}))
+    for answer in (short, long):
+        assert served.result_of(answer).status_code == 200
+    clean(served)
+    assert len(served.files()) == 2
+    move_back_ended(served, 3601)
+    assert served.result_of(short).status_code == 410 and served.result_of(short).json()["error_type"] == "result_gone"
+    clean(served)
+    assert len(served.files()) == 1 and served.result_of(long).status_code == 200
+    assert served.request(short.json()["request_id"]).gone and not served.request(long.json()["request_id"]).gone
+    for broken in ("soon", '{"expiration_duration_seconds": 0}', '{"expiration_duration_seconds": "1h"}'):
+        refused = served.ask(X_Fal_Object_Lifecycle_Preference=broken)
+        assert refused.status_code == 422
+        assert refused.json()["detail"][0]["loc"] == ["header", "x-fal-object-lifecycle-preference"]
+
+
 def move_back_ended(served: Served, seconds: float) -> None:
     with served.database.session() as session:
         for request in session.query(rows.StoredRequest).filter(rows.StoredRequest.ended.is_not(None)):

@@ -85,7 +85,7 @@ def test_the_defaults_are_the_hosted_ones(app: Any, values: dict[str, Any]) -> N
         (EXTEND, {"num_frames": 8}, "greater than or equal to 9"),
         (VIDEO, {"video_url": ""}, "at least 1 character"),
         (VIDEO, {"video_strength": float("nan")}, "finite"),
-        (REFERENCE, {"ic_lora_type": "canny"}, "'match_preprocessor', 'union', 'detailer' or 'none'"),
+        (REFERENCE, {"ic_lora_type": "canny"}, "'match_preprocessor', 'union', 'detailer', 'ingredients' or 'none'"),
         (REFERENCE, {"preprocessor": "lines"}, "'depth', 'canny', 'pose' or 'none'"),
         (REFERENCE, {"preprocessor": "pose"}, "preprocessor: pose needs a model that this server does not have; make"),
         (REFERENCE, {"preprocessor": "depth"}, "give it as video_url, and set preprocessor to none"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import wave
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from a2v.api.applications.from_video import FAMILY, FROM_VIDEO
+from a2v.api.applications.from_video import FAMILY, FROM_VIDEO, REFERENCES_25
 from a2v.api.graph import compose_video
 from a2v.api.graph.compose import MOST_REPORTS, REPORT, SAMPLER, SAVE
 from a2v.api.graph.fields import field_of, in_request_words
@@ -19,9 +20,11 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.models import MODELS
 from a2v.tests.api.edges import make_settings
 from a2v.tests.ltx.media.clips import write_clip
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 APPS = {each.id.removeprefix(f"{FAMILY}/"): each for each in FROM_VIDEO}
+APPS |= {each.id: each for each in REFERENCES_25}
 UNION = MODELS["union-control"].name
 MODELS_THERE = ModelNames("dev", "upscaler", "distilled", "gemma", (f"ic/{UNION}", "ink.safetensors", "X-IC-LoRA.pt"))
 NAMES = {"video_url": "ltx_a2v_api/v.mp4", "audio_url": "ltx_a2v_api/a.wav", "end_image_url": "ltx_a2v_api/e.png"}
@@ -216,6 +219,72 @@ def test_a_sound_of_its_own_takes_the_place_of_the_clip_s(clip: Path, tmp_path: 
     graph = graph_of("reference-video-to-video", clip, tmp_path, ("audio_url",))
     assert graph.inputs("LTXA2VLoadAudio")["audio"] == NAMES["audio_url"]
     assert not graph_of("reference-video-to-video", clip, tmp_path).has("LTXA2VLoadAudio")
+
+
+@pytest.fixture
+def sheet(tmp_path: Path) -> Path:
+    path = tmp_path / ("0c" * 16 + ".png")
+    Image.new("RGB", (300, 200), "red").save(path)
+    return path
+
+
+def spoken(path: Path, seconds: float) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(2 * round(8000 * seconds)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("seconds", "asked", "expected"),
+    [
+        (3.0, {}, (24, 73, (300, 200), 1)),
+        (3.0, {"fps": 30}, (30, 97, (300, 200), 1)),
+        (60.0, {}, (24, 481, (300, 200), 1)),
+        (3.0, {"match_video_length": False, "video_size": "square"}, (24, 121, "square", 1)),
+        (None, {}, (24, 121, (300, 200), 0)),
+    ],
+)
+def test_a_picture_gives_its_size_and_the_sound_the_length(
+    seconds: float | None, asked: dict[str, Any], expected: Any, sheet: Path, tmp_path: Path
+) -> None:
+    app, files = APPS["reference-video-to-video"], {"video_url": sheet}
+    files |= {} if seconds is None else {"audio_url": spoken(tmp_path / ("0d" * 16 + ".wav"), seconds)}
+    checked = app.check({"prompt": "x", "seed": 1, **dict.fromkeys(files, "https://host/a"), **asked})
+    app.check_file("video_url", sheet)
+    found = app.settle(checked, files, make_settings(tmp_path))
+    request = found.request
+    assert (request.fps, request.num_frames, request.video_size, request.audio_strength) == expected
+    assert bool(found.own["said"]) == (seconds == 60)
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [("reference-video-to-video", "2.3"), ("local/ltx-2.5-22b/distilled/reference-video-to-video", "2.5")],
+)
+def test_people_of_a_picture_speak_with_a_given_voice(name: str, version: str, sheet: Path, tmp_path: Path) -> None:
+    app = APPS[name]
+    key = {"2.3": "ingredients", "2.5": "ingredients-2.5"}[version]
+    assert version in MODELS[key].name
+    there = replace(MODELS_THERE, loras=(f"ic/{MODELS[key].name}",))
+    urls = dict.fromkeys(("video_url", "audio_url"), "https://host/a")
+    checked = app.check({"prompt": "x", "seed": 1, **urls, "ic_lora_type": "ingredients"})
+    files = {"video_url": sheet, "audio_url": spoken(tmp_path / "a.wav", 3)}
+    checked = app.settle(checked, files, make_settings(tmp_path))
+    names = {**NAMES, "video_url": "ltx_a2v_api/s.png"}
+    graph = Graph(app.compose(checked, there, {field: names[field] for field in files}, "p"))
+    loaded = graph.find("LTXA2VLoadImage", compose_video.REFERENCE_PICTURE)
+    assert graph.prompt[loaded]["inputs"] == {"image": "ltx_a2v_api/s.png"}
+    assert graph.inputs(compose_video.CLIP)["images"] == [loaded, 0] and not graph.has(compose_video.LOAD_VIDEO)
+    assert "video" not in graph.inputs(compose_video.CLIP)
+    assert graph.inputs("LTXA2VLoadAudio")["audio"] == NAMES["audio_url"]
+    lora = graph.find("LTXA2VLora", compose_video.IC_LORA)
+    assert graph.prompt[lora]["inputs"]["lora"] == f"ic/{MODELS[key].name}"
+    reference = graph.find(compose_video.REFERENCE)
+    assert graph.prompt[reference]["inputs"]["clip"] == [graph.find(compose_video.CLIP), 0]
+    assert field_of(graph.prompt, loaded) == field_of(graph.prompt, reference) == "video_url"
+    with pytest.raises(ModelMissing, match=f"download {key} --yes"):
+        app.compose(checked, MODELS_THERE, {field: names[field] for field in files}, "p")
 
 
 def test_an_ic_lora_needs_the_application_that_follows(clip: Path, tmp_path: Path) -> None:

@@ -250,6 +250,10 @@ def test_an_expander_is_used_where_there_is_one() -> None:
     gemma_3 = "google/gemma-3-12b-it-qat-q4_0-unquantized"
     assert found(find_models_25, ("google/gemma-4-E2B-it", gemma_3)).expander == "google/gemma-4-E2B-it"
     assert found(find_models_25, (gemma_3,)).expander == gemma_3
+    single = "gemma4_e2b_it_int8_convrot.safetensors"
+    listed = [GEMMA, f"google/{single}", GEMMA_FILES[-1]]
+    assert found(find_models_25, (gemma_3,), text_encoders=listed).expander == f"google/{single}"
+    assert found(find_models_25, ("gemma-4-E2B-it",), text_encoders=listed).expander == "gemma-4-E2B-it"
     assert found(find_models_25, text_encoders=[GEMMA, GEMMA_FILES[-1]]).expander == GEMMA_FILES[-1]
 
 

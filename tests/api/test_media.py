@@ -15,6 +15,7 @@ import struct
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from email.utils import formatdate
 from fractions import Fraction
 from pathlib import Path
 from urllib.parse import quote
@@ -325,6 +326,14 @@ def test_what_is_no_film_is_refused(data: bytes, words: str, settings: Settings,
     assert left(settings) == []
 
 
+def test_a_reference_is_a_film_or_a_picture(settings: Settings, store: Store) -> None:
+    for data, kind in ((film("mp4", "mpeg4"), "video/"), (png(9), "image/png")):
+        name = bring(uri(data, ""), settings, store, "reference")
+        assert mimetypes.types_map[Path(name).suffix].startswith(kind)
+    with pytest.raises(InputError, match=r"^reference_url: the file is no video \("):
+        bring(uri(b"plain text, of no use", ""), settings, store, "reference")
+
+
 def test_a_film_of_too_large_pictures_is_refused_by_its_header(settings: Settings, store: Store) -> None:
     """Few bytes, if all is one colour: 16,400 pixels wide, and the engine would decode each frame whole."""
     with pytest.raises(InputError, match=r"^video_url: is 16400x16; at most 80 megapixels and 16384 pixels a side"):
@@ -538,6 +547,61 @@ def test_a_result_is_served_whole_and_in_ranges(settings: Settings, result: Path
     assert part.headers["Content-Range"] == "bytes 100-299/5000"
     assert requests.get(url, headers={"Range": "bytes=9000-"}, timeout=10).status_code == 416
     assert requests.head(url, timeout=10).headers["Content-Length"] == "5000"
+
+
+WHOLE = (200, 0, 5000, None)
+"""Status, first byte, byte behind the last one, and Content-Range, of a result of 5000 bytes."""
+NONE = (416, 0, 0, "bytes */5000")
+RANGES = {
+    "bytes=0-9": (206, 0, 10, "bytes 0-9/5000"),
+    "Bytes=4990-": (206, 4990, 5000, "bytes 4990-4999/5000"),
+    "bytes=4990-9000": (206, 4990, 5000, "bytes 4990-4999/5000"),
+    "bytes=-10": (206, 4990, 5000, "bytes 4990-4999/5000"),
+    "bytes=-9000": (206, 0, 5000, "bytes 0-4999/5000"),
+    "bytes=5000-": NONE,
+    "bytes=5000-9000": NONE,
+    "bytes=-0": NONE,
+    "bytes=0-" + "9" * 5000: WHOLE,
+    "bytes=9-2": NONE,
+    "bytes=0-9,20-29": WHOLE,
+    "bytes=9000-9999, 0-9": WHOLE,
+    "bytes=-": WHOLE,
+    "bytes=a-b": WHOLE,
+    "seconds=0-9": WHOLE,
+}
+
+
+def test_ranges_are_answered_as_http_says(settings: Settings, result: Path, base: str) -> None:
+    """RFC 9110, section 14.2: what is no single range of bytes is as if it were not there, and so is one of HEAD."""
+    url = results.result_url(result.name, base, settings)
+    with requests.Session() as session:  # one connection: no answer may leave bytes in it
+        for wanted, (status, start, end, content_range) in RANGES.items():
+            answer = session.get(url, headers={"Range": wanted}, timeout=10)
+            assert (answer.status_code, answer.headers.get("Content-Range")) == (status, content_range), wanted[:40]
+            assert answer.content == result.read_bytes()[start:end], wanted[:40]
+            assert status == 416 or answer.headers["Content-Length"] == str(end - start)
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            head = session.head(url, headers={"Range": wanted}, timeout=10)
+            assert (head.status_code, head.headers["Content-Length"]) == (200, "5000")
+
+
+def test_a_download_goes_on_only_if_the_file_is_the_same(settings: Settings, result: Path, base: str) -> None:
+    url = results.result_url(result.name, base, settings)
+    whole = requests.head(url, timeout=10).headers
+    etag, date = whole["ETag"], whole["Last-Modified"]
+    conditions = {etag: True, date: True, "": True}
+    later = formatdate(result.stat().st_mtime + 3600, usegmt=True)
+    for other in ('"other"', f"W/{etag}", etag.strip('"'), formatdate(0, usegmt=True), later, "yesterday"):
+        conditions[other] = False
+    for condition, same in conditions.items():
+        headers = {"Range": "bytes=10-19", "If-Range": condition}
+        answer = requests.get(url, headers=headers, timeout=10)
+        expected = (206, result.read_bytes()[10:20]) if same else (200, result.read_bytes())
+        assert (answer.status_code, answer.content) == expected, condition
+        assert answer.headers["ETag"] == etag
+    beyond = {"Range": "bytes=5000-", "If-Range": '"other"'}
+    assert requests.get(url, headers=beyond, timeout=10).status_code == 200
+    assert requests.get(url, headers={"If-Range": '"other"'}, timeout=10).status_code == 200
 
 
 def test_nothing_but_results_is_served(settings: Settings, result: Path, base: str) -> None:

@@ -58,6 +58,25 @@ def test_another_application_is_answered_with_the_known_ones(tmp_path: Path, app
     assert set(asked(tmp_path, questions)) == {(404, f"Application {name!r} not found; this server has {known}.")}
 
 
+def test_streams_and_realtime_connections_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    """`fal.stream` and `fal.realtime` of both clients: what they ask for, straight and through the proxy."""
+
+    async def questions(client: Client) -> list[tuple[int, str]]:
+        stream = {"x-fal-target-url": f"https://fal.run/{APP}/stream"}
+        answers = [
+            await client.post(f"/fal/run/{APP}/stream", json={}),
+            await client.post("/fal/proxy", json={}, headers=stream),
+            await client.get(f"/fal/run/{APP}/realtime?max_buffering=1", headers={"Upgrade": "websocket"}),
+            await client.post("/fal/rest/tokens/", json={"allowed_apps": ["ltx-2.3-22b"]}),
+        ]
+        return [(answer.status, (await answer.json())["detail"]) for answer in answers]
+
+    said = (
+        "This server has no streams of results and no realtime connections; submit the request and follow its status."
+    )
+    assert asked(tmp_path, questions) == [(404, said)] * 4
+
+
 @pytest.mark.parametrize(
     "target",
     [

@@ -15,6 +15,8 @@ from a2v.ltx.nag import Nag
 from a2v.ltx.request import OF_VIDEOS, PARAMETERS
 from a2v.ltx.windows import WindowSize
 from a2v.tests.beyond import BEYOND
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = {"prompt": "A woman speaks", "audio_url": "https://host/a.mp3"}
@@ -183,6 +185,42 @@ def test_settings_of_nag(sent: Any, meant: Nag | None) -> None:
 @pytest.mark.parametrize("sent", [{"scale": 0.5}, {"alpha": 2}, {"tau": 11}, {"strength": 1}], ids=str)
 def test_wrong_settings_of_nag(sent: dict[str, Any]) -> None:
     assert places({**LEAST, "nag": sent}) == [["body", "nag", *sent]]
+
+
+NUMBERS = st.one_of(
+    st.integers(-5, 600),
+    st.floats(0, 20),
+    st.sampled_from([2**64, 10**30, -(10**400), 1e308, 1e-320, 0.5, "1", "NaN", True]),
+)
+NAMES = [*WindowSize().__dict__, *Nag().__dict__, "width", "height", "path", "scale", "weight_name", "1", "01", "x"]
+VALUES = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), NUMBERS, st.text(max_size=8), st.sampled_from(["auto", "0:00 x", "\0", "9" * 5000])
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=6,
+)
+TIMES = st.sampled_from(["0:00", "0:01", "1:00", "99:99", "-1:00", "1e9", "٠:٠٠", "NaN:00", "0:0:0:0", ""])
+MARKS = st.sampled_from(["", "[cut]", "[seed 5]", "[seed 1e5]", "[seed " + "9" * 30 + "]", "[image x.png]", "[", "]["])
+LINES = st.builds("{} {} {}".format, TIMES, MARKS, st.text(max_size=8)) | st.text(max_size=12)
+TIMELINES = st.builds(lambda lines, end: end.join(lines), st.lists(LINES, max_size=5), st.sampled_from(["\n", "\r\n"]))
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), name=st.sampled_from([*APPLICATIONS]))
+def test_whatever_is_sent_is_taken_or_refused_by_the_field(data: st.DataObject, name: str) -> None:
+    """One or two fields of each application. What is wrong is told in fal's form and in JSON, and names its field."""
+    application = APPLICATIONS[name]
+    fields = application.inputs.model_fields
+    strange = data.draw(st.lists(st.sampled_from([*fields]), min_size=1, max_size=2), "fields")
+    body = {"prompt": "p", **dict.fromkeys(application.files, "https://host/file")}
+    body |= {field: data.draw(TIMELINES | VALUES if field == "timeline" else VALUES, field) for field in strange}
+    try:
+        application.check(body)
+    except Invalid as refused:
+        json.dumps(refused.detail, allow_nan=False)
+        for problem in refused.detail:
+            assert problem["loc"][0] == "body" and problem["loc"][1] in fields and problem["msg"] and problem["type"]
 
 
 def test_strange_names_are_passed_over_and_named() -> None:

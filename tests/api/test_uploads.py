@@ -26,9 +26,11 @@ from a2v.api.files import uploads
 from a2v.api.files.incoming import Incoming
 from a2v.api.files.media import Inbox
 from a2v.api.protocol import bodies
+from a2v.api.protocol.openapi import document
 from a2v.api.protocol.uploads import Uploads
 from a2v.api.queue.cleaner import Cleaner
 from a2v.api.settings import Settings
+from a2v.tests.api.described import Described
 from a2v.tests.api.edges import KEY, app_of, make_settings, opened, png, serving, wav
 from aiohttp import web
 from fal_client import client as fal
@@ -237,6 +239,49 @@ def test_a_part_sent_again_replaces_the_first(place: Place) -> None:
     assert js_complete(urls, {"parts": [second]}).status_code == 200
     assert requests.get(urls["file_url"], timeout=10).content == b"second"
     assert len(place.files()) == 1
+
+
+def test_what_uploads_answer_is_what_the_document_says(place: Place) -> None:
+    """Each route, its success and its refusals. tests/host/test_api_features.py has the other routes."""
+    operations = place.handlers.operations()
+    described = Described(document(operations, place.settings))
+    storage, files = f"{place.base}/rest/storage", f"{place.base}/cdn/files"
+    with requests.Session() as session:
+        session.hooks["response"].append(described.check)
+        key = {"Authorization": f"Key {KEY}"}
+        session.post(f"{storage}/upload/initiate", json={})  # 401
+        session.post(f"{storage}/upload/initiate", json={"file_name": 1}, headers=key)  # 422
+        session.post(f"{storage}/upload/initiate", data="{", headers={**key, "Content-Type": "application/json"})  # 400
+        session.post(f"{storage}/upload/initiate", data="{}", headers=key)  # 415
+        urls = session.post(f"{storage}/upload/initiate", json={"file_name": None}, headers=key).json()
+        session.get(urls["file_url"])  # 404
+        session.put(urls["upload_url"], data=wav())
+        session.put(urls["upload_url"], data=b"others")  # 410
+        etag = session.get(urls["file_url"]).headers["ETag"]
+        session.head(urls["file_url"])
+        for header in ({"Range": "bytes=0-1"}, {"Range": "bytes=-0"}, {"Range": "bytes=999999-"}):
+            session.get(urls["file_url"], headers=header)
+        session.get(urls["file_url"], headers={"If-None-Match": etag})
+        session.get(urls["file_url"], headers={"If-Match": '"other"'})
+        urls = session.post(f"{storage}/upload/initiate-multipart", json={}, headers=key).json()
+        target, _, query = urls["upload_url"].partition("?")
+        session.put(urls["file_url"] + "?" + query, data=b"")  # 409
+        part = session.put(f"{target}/1?{query}", data=b"part").json()
+        session.put(f"{target}/0?{query}", data=b"part")  # 422
+        session.post(f"{target}/complete?{query}", json={"parts": [part, part | {"partNumber": 2}]})  # 422
+        session.post(f"{target}/complete?{query}", json={"parts": [part]})
+        permit = session.post(f"{storage}/auth/token", json={}, headers=key).json()
+        bearer = {"Authorization": f"Bearer {permit['token']}", "X-Fal-File-Name": "a.wav", "Content-Type": "audio/wav"}
+        session.post(f"{files}/upload", data=wav(), headers=bearer)
+        begun = session.post(f"{files}/upload/multipart", headers=bearer).json()
+        target = f"{begun['access_url']}/multipart/{begun['uploadId']}"
+        session.put(f"{target}/1", data=b"part", headers=bearer)
+        session.put(f"{target}/1", data=b"part")  # 401
+    succeeded = {(method, path) for method, path, status in described.called if status == 200}
+    everything = {(one.method.lower(), place.settings.prefix + one.plain_path) for one in operations}
+    assert succeeded == everything and {status for *_, status in described.called} == {
+        *(200, 206, 304, 400, 401, 404, 409, 410, 412, 415, 416, 422)
+    }
 
 
 @pytest.mark.parametrize(

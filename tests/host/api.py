@@ -132,7 +132,8 @@ def client_of(comfy: Comfy) -> Iterator[Any]:
 
 
 class Outside:
-    """A web server of somebody's on this machine: it takes webhooks, and gives files once it is open."""
+    """A web server of somebody's on this machine: it takes webhooks, and says so once it `answers`; and it gives files
+    once it is `open`."""
 
     def __init__(self) -> None:
         self.posts: list[tuple[Message, bytes]] = []
@@ -140,11 +141,14 @@ class Outside:
         self.asked: list[str] = []
         self.open = threading.Event()
         self.open.set()
+        self.answers = threading.Event()
+        self.answers.set()
         here = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 here.posts.append((self.headers, self.rfile.read(int(self.headers["Content-Length"]))))
+                here.answers.wait(60)
                 self.send_response(200)
                 self.end_headers()
 
@@ -172,6 +176,7 @@ class Outside:
 
     def close(self) -> None:
         self.open.set()
+        self.answers.set()
         self.server.shutdown()
         self.server.server_close()
 

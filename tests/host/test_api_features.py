@@ -18,6 +18,7 @@ import requests
 import torch
 from a2v.api.settings import SUBFOLDER
 from a2v.ltx.media import audio
+from a2v.tests.api.described import Described
 from a2v.tests.host.api import APP, CAMERA_FILE, LONG, SMALL, client_of, environment
 from a2v.tests.host.comfy import Comfy
 from a2v.tests.host.command import command_files, run_request
@@ -115,6 +116,49 @@ def test_a_variant_gives_the_frames_of_the_inputs_that_do_the_same(
     found = client.subscribe(f"{APP.rpartition('/')[0]}/{variant}", {**small, **asked})
     expected = client.subscribe(APP, {**small, **same})
     assert np.array_equal(frames_of(download(found, tmp_path)), frames_of(download(expected, tmp_path)))
+
+
+def test_what_is_answered_is_what_the_document_says(server: Comfy, sound: str) -> None:
+    """Each route of requests, with its refusals. tests/api/test_uploads.py has those of uploads."""
+    described = Described(server.get("/fal/openapi.json"))
+    queue, owner = f"{server.url}/fal/queue/{APP}", f"{server.url}/fal/queue/{APP.rpartition('/')[0]}/requests"
+    body = {**SMALL, "audio_url": sound, "seed": 60}
+    with requests.Session() as session:
+        session.hooks["response"].append(described.check)
+        session.get(f"{server.url}/fal/openapi.json")
+        session.get(f"{server.url}/fal/rest/.well-known/jwks.json")
+        session.post(queue, json={"prompt": "x", "fps": 0})  # 422
+        session.post(queue, data="{}")  # 415
+        session.post(queue, json=body, headers={"X-Fal-Queue-Priority": "high"})  # 422
+        running = session.post(queue, json={**LONG, "audio_url": sound}).json()
+        waiting = session.post(queue, json={**body, "seed": 61}).json()
+        while session.get(running["status_url"] + "?logs=1").json()["status"] != "IN_PROGRESS":
+            time.sleep(0.1)
+        session.get(running["response_url"])  # 400, not ended
+        session.get(running["response_url"] + "/workflow")
+        session.get(waiting["response_url"] + "/workflow")  # 404, no graph yet
+        for each in (waiting, waiting, running):  # 202, 400, 202
+            session.put(each["cancel_url"])
+        session.get(running["status_url"] + "?logs=1")  # with its error
+        session.get(running["response_url"])  # 400, cancelled
+        for method, rest in (("GET", ""), ("GET", "/status"), ("GET", "/status/stream"), ("PUT", "/cancel")):
+            session.request(method, f"{owner}/no-such-request{rest}")
+        queued = session.post(queue, json=body).json()
+        session.get(queued["status_url"] + "/stream?logs=1")
+        session.get(queued["status_url"] + "?logs=1")
+        video = session.get(queued["response_url"]).json()["video"]
+        session.get(video["url"], headers={"Range": "bytes=0-9"})
+        session.get(video["url"][:-4])  # 404
+        session.post(queue.replace("/queue/", "/run/"), json={**body, "sync_mode": True})
+        later = session.post(queue, json={**body, "audio_url": "http://127.0.0.1:9/a.wav"}).json()
+        while session.get(later["status_url"]).json()["status"] != "COMPLETED":
+            time.sleep(0.1)
+        session.get(later["response_url"])  # 422
+        headers = {"x-fal-target-url": f"https://queue.fal.run/{APP}"}
+        session.post(f"{server.url}/fal/proxy", json={}, headers=headers)
+    of_requests = {found for found in described.called if "/requests/" in found[1]}
+    assert {status for *_, status in of_requests} == {200, 202, 400, 404, 422}
+    assert len({found[:2] for found in of_requests if found[2] in (200, 202)}) == 5
 
 
 def test_a_lora_that_is_not_there_is_named(client: Any, sound: str) -> None:

@@ -133,6 +133,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]] = {
         {"reference": {"strength": 0.8}, "num_frames": 17, "match_audio_length": False, "fps": 12},
         {"reference": "spoken", "audio": "spoken", "lora": UNION, "end-image": "picture"},
     ),
+    "who a picture shows, with a voice": (
+        "reference-video-to-video",
+        {"video_url": "picture", "audio_url": "spoken"},
+        {},
+        {"reference": "picture", "audio": "spoken", "lora": UNION},
+    ),
 }
 
 
@@ -155,13 +161,21 @@ def test_a_request_is_the_command_s_film(
     given: dict[str, str],
 ) -> None:
     same = {"video_output_type": "PRORES4444 (.mov)", "enable_safety_checker": False}
-    asked = {name: fal_client.encode_file(picture) if value == "picture" else value for name, value in asked.items()}
+    media = {"picture": picture, **clips}
+    asked = {name: fal_client.encode_file(media[value]) if value in media else value for name, value in asked.items()}
     ours = download(run(client, app, clips["spoken"], **same, **asked), tmp_path)
     theirs = tmp_path / "command.mov"
-    own = {"picture": picture, UNION: files.checkpoint.parent.parent / "loras" / UNION, **clips}
+    own = {UNION: files.checkpoint.parent.parent / "loras" / UNION, **media}
     options = {"audio": None, **{option: own[name] for option, name in given.items()}, "output": theirs}
     run_request(tmp_path, {**ASKED, **same, **request_}, {**command_files(files), **options})
     check_same(ours, theirs)
+
+
+@pytest.mark.soak
+def test_who_a_picture_shows_gets_a_voice(client: Any, picture: Path, tmp_path: Path) -> None:
+    asked = {"num_frames": 25, "match_video_length": False}
+    path = download(run(client, "reference-video-to-video", picture, **asked), tmp_path)
+    assert len(frames_of(path)) == 25 and load_track(path).waveform.abs().max() > 0
 
 
 @pytest.mark.soak

@@ -88,6 +88,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "audio": data_uri(wav(2.0), "audio/wav"),
         "image": fal_client.encode_file(folder / "picture.png"),
         "video": fal_client.encode_file(clip),
+        "reference": fal_client.encode_file(clip),
     }
 
 

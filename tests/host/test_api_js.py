@@ -6,9 +6,11 @@ import base64
 import hashlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,31 @@ def test_subscribe(call: Call, small: dict[str, Any], mode: str) -> None:
 def test_run(call: Call, small: dict[str, Any]) -> None:
     value = call("run", input=small)["value"]
     assert value["data"]["seed"] == 7 and len(value["requestId"]) == 36
+
+
+def test_every_option_of_a_request(server: Comfy, call: Call, small: dict[str, Any]) -> None:
+    """Those that ask for something have it: the files are gone when their time is over."""
+    done = call("options", input=small, seconds=3600)
+    which = done["value"]["requestId"]
+    assert done["updates"][0]["status"] == which
+    with closing(sqlite3.connect(server.base / "user" / "__ltx_a2v" / "requests.sqlite")) as database, database:
+        database.execute("UPDATE requests SET ended = ended - 3600 WHERE id = ?", (which,))
+    later = call("result", requestId=which)
+    assert (later["status"], later["body"]["error_type"]) == (410, "result_gone")
+
+
+def test_events_of_a_request(call: Call, small: dict[str, Any]) -> None:
+    done = call("events", input=small)
+    assert done["value"]["status"] == done["updates"][-1]["status"] == "COMPLETED"
+    assert sum(update["logs"] for update in done["updates"]) > 10
+
+
+def test_an_aborted_run_is_cancelled_here(server: Comfy, call: Call, small: dict[str, Any]) -> None:
+    assert call("aborted", input={**LONG, "audio_url": small["audio_url"]}, seconds=1)["value"] == "TimeoutError"
+    deadline = time.monotonic() + 20
+    while server.get("/queue")["queue_running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_by_its_middleware(server: Comfy, node: str, small: dict[str, Any]) -> None:

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fal_client
 import pytest
 from a2v.api.webhooks.deliveries import CLAIM_SECONDS
-from a2v.tests.host.api import APP, SMALL, SPEECH, Outside, client_of, environment, outside, write_published
+from a2v.tests.host.api import APP, LONG, SMALL, SPEECH, Outside, client_of, environment, outside, write_published
 from a2v.tests.host.comfy import Comfy
 
 LEASE = 6
@@ -104,6 +105,90 @@ def test_one_of_two_servers_dies(base: Path, receiver: Outside) -> None:
         wait(lambda: all(server.get("/queue")["queue_running"] for server in (first, second)))
         os.killpg(second.pid, signal.SIGKILL)
         check_ends(fal, base, ids, receiver)
+
+
+PHASES = {
+    "while models are loaded": "Load Model",
+    "while it waits": None,
+    "while the prompt is encoded": "Encode prompt",
+    "while it is sampled": "First stage: step 2/",
+    "in the second stage": "Second stage: step 1/",
+    "while it is decoded and written": "Decode and Save",
+    "while its webhook is sent": None,
+}
+"""When a server dies → the beginning of the log's line that says so."""
+LARGER = {"num_frames": 49, "video_size": {"width": 192, "height": 192}}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_one_of_two_servers_dies_in_each_phase(base: Path, receiver: Outside) -> None:
+    """The other one ends the request: with one file, and one webhook unless the first was being sent."""
+    servers = [Comfy(base), Comfy(base)]
+    done: list[str] = []
+    try:
+        for seed, (phase, line) in enumerate(PHASES.items()):
+            if phase == "while its webhook is sent":
+                receiver.answers.clear()
+            with client_of(servers[0]) as fal:
+                busy = block(fal, 2) if phase == "while it waits" else []
+                arguments = {**SMALL, **LARGER, "audio_url": fal_client.encode_file(SPEECH), "seed": seed}
+                taken = fal.SyncClient(key="any").submit(APP, arguments, webhook_url=receiver.url + "/").request_id
+                dying = servers[0] if busy else reached(servers, base, taken, line, receiver)
+            os.killpg(dying.pid, signal.SIGKILL)
+            dying.stop()
+            servers.remove(dying)
+            receiver.answers.set()
+            with client_of(servers[0]) as fal:
+                for each in busy:
+                    fal.SyncClient(key="any").cancel(APP, each)
+                done.append(taken)
+                again = {taken} if phase == "while its webhook is sent" else frozenset()
+                wait_for_end(fal, taken)
+                if again:  # the first one was not answered
+                    wait(partial(is_told_twice, receiver, taken), CLAIM_SECONDS + 60)
+                check_ends(fal, base, done, receiver, again)
+            servers.append(Comfy(base))
+            assert not [*base.rglob(".*.part")], phase
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def block(fal: Any, count: int) -> list[str]:
+    """Requests that keep so many servers busy."""
+    client = fal.SyncClient(key="any")
+    arguments = {**LONG, "audio_url": fal_client.encode_file(SPEECH)}
+    handles = [client.submit(APP, {**arguments, "seed": 1000 + number}) for number in range(count)]
+    wait(lambda: all(isinstance(handle.status(), fal.InProgress) for handle in handles))
+    return [handle.request_id for handle in handles]
+
+
+def is_told_twice(receiver: Outside, request_id: str) -> bool:
+    return [body["request_id"] for body in receiver.bodies].count(request_id) == 2
+
+
+def wait_for_end(fal: Any, request_id: str) -> None:
+    wait(lambda: isinstance(fal.SyncClient(key="any").status(APP, request_id), fal.Completed))
+
+
+def reached(servers: list[Comfy], base: Path, request_id: str, line: str | None, receiver: Outside) -> Comfy:
+    """The server that has the request in hand, as soon as its log has that line, or else as its webhook has come."""
+    lines = "SELECT count(*) FROM logs WHERE request_id = ? AND message LIKE ?"
+    holder = "SELECT lease_server FROM requests WHERE id = ?"
+    found: list[str] = []
+    with closing(sqlite3.connect(base / "user" / "__ltx_a2v" / "requests.sqlite")) as database:
+        deadline = time.monotonic() + 120
+        while line is None or not database.execute(lines, (request_id, line + "%")).fetchone()[0]:
+            (held,) = database.execute(holder, (request_id,)).fetchone()
+            found += [held] if held else []
+            if line is None and any(body["request_id"] == request_id for body in receiver.bodies):
+                break
+            assert time.monotonic() < deadline, line
+        (held,) = database.execute(holder, (request_id,)).fetchone()
+        found += [held] if held else []
+    (dying,) = (server for server in servers if f":{server.pid}:" in found[-1])
+    return dying
 
 
 @pytest.mark.soak  # tests/api/test_fetcher.py has the same without servers

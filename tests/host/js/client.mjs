@@ -27,6 +27,23 @@ const calls = {
   status: () => fal.queue.status(app, { requestId, logs: true }),
   result: () => fal.queue.result(app, { requestId }),
   cancel: () => fal.queue.cancel(app, { requestId }),
+  options: () =>
+    fal.subscribe(app, {
+      input,
+      priority: "low",
+      hint: "a-runner",
+      startTimeout: 60,
+      headers: { "x-of-mine": "1" },
+      storageSettings: { expiresIn: seconds, initialAcl: { default: "hide" } },
+      onEnqueue: (id) => updates.push({ status: id, logs: 0 }),
+    }),
+  events: async () => {
+    const { request_id } = await fal.queue.submit(app, { input });
+    const events = await fal.queue.streamStatus(app, { requestId: request_id, logs: true });
+    for await (const event of events) onQueueUpdate(event);
+    return events.done();
+  },
+  aborted: () => fal.run(app, { input, abortSignal: AbortSignal.timeout(1000 * seconds) }).catch((error) => error.name),
   impatient: () => fal.subscribe(app, { input, startTimeout: seconds }),
   upload: () =>
     fal.storage.upload(new File([Buffer.from(bytes, "base64")], "speech.opus", { type: "audio/ogg" })),

@@ -145,8 +145,8 @@ def app_mode(graph: graphs.Graph) -> dict[str, Any]:
               "frames", "seed")  # fmt: skip
     # Record Audio has a player of the same name before its button; newer frontends number the second
     spoken = any(node.kind == "RecordAudio" for node in graph.nodes.values())
-    files = {"video": "file", "audio": "audio#1" if spoken else "audio", "mask": "image", "first image": "image",
-             "end image": "image"}  # fmt: skip
+    files = {"video": "file", "audio": "audio#1" if spoken else "audio", "mask": "image", "sheet": "image",
+             "first image": "image", "end image": "image"}  # fmt: skip
     loaders = [[graph.ids[key], widget] for key, widget in files.items() if key in graph.ids]
     chosen = [[node.id, names[label]] for label in wanted if label in names]
     return {"linearData": {"inputs": loaders + chosen, "outputs": [graph.ids["saved"]]}, "linearMode": False}

@@ -42,8 +42,8 @@ from a2v.tests.host.draw_workflows import (
     sent,
 )
 from a2v.tests.host.drawing import faces, poster
-from a2v.tests.host.drawing.parts import CAMERA, DUBIT, FILES, UNION
-from a2v.tests.host.drawing.variants import DEFAULT, DUB, REDUB, REFERENCE, RETAKE, SONG, VARIANTS, Variant
+from a2v.tests.host.drawing.parts import CAMERA, DUBIT, FILES, INGREDIENTS, UNION
+from a2v.tests.host.drawing.variants import CAST, DEFAULT, DUB, REDUB, REFERENCE, RETAKE, SONG, VARIANTS, Variant
 from a2v.tests.ltx.media.clips import write_clip
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -112,6 +112,15 @@ CHANGED: dict[str, dict[tuple[str, str], Any]] = {
         ("LTXA2VScheduler", "steps"): 8,
         ("LTXA2VExpandPrompt", "enabled"): False,
     },
+    "cast": {
+        ("LTXA2VVideoSize", "video_size"): "custom",
+        ("LTXA2VVideoSize", "width"): 1536,
+        ("LTXA2VVideoSize", "height"): 896,
+        ("LTXA2VScheduler", "scheduler"): "linear_quadratic",
+        ("LTXA2VScheduler", "steps"): 8,
+        ("LTXA2VExpandPrompt", "enabled"): False,
+        ("LTXA2VLora", "strength"): 1.4,
+    },
     "audio_to_video_25": {**PARTS_25, **QUALITY_25},
     "image_and_audio_25": {
         **PARTS_25,
@@ -172,7 +181,7 @@ def sound(comfy: Comfy, comfy_base: Path, models: TinyFiles) -> Iterator[str]:
     """The workflows' own files are there, as on a server whose user has uploaded them, and a small image and clip.
 
     So are the tiny camera LoRA and the tiny checkpoint under the published names that these two are known by, and the
-    camera LoRA as both IC-LoRAs, of which DubIt reads the whole size.
+    camera LoRA as the IC-LoRAs, of which Union-Control reads half the size.
     """
     picture = Image.effect_noise(SIDES, 60).convert("RGB")
     picture.save(comfy_base / "input" / SMALL)
@@ -180,8 +189,8 @@ def sound(comfy: Comfy, comfy_base: Path, models: TinyFiles) -> Iterator[str]:
     tone = 0.3 * np.sin(np.arange(48_000 * FRAMES // 24) / 17)
     write_clip(comfy_base / "input" / SMALL_CLIP, pictures, kind="h264.mp4", sound=(tone, 0.0))
     placed = {CAMERA: models.camera_lora, DISTILLED: models.checkpoint}
-    links = [comfy_base / "models" / file.folder / file.name for file in (UNION, DUBIT)]
-    for downscale, link in zip((2, 1), links, strict=True):
+    links = [comfy_base / "models" / file.folder / file.name for file in (UNION, DUBIT, INGREDIENTS)]
+    for downscale, link in zip((2, 1, 1), links, strict=True):
         write_ic_lora(models.camera_lora, link, downscale)
     for file, tiny in placed.items():
         links.append(comfy_base / "models" / file.folder / file.name)
@@ -354,7 +363,7 @@ def test_quality_workflows_renew_no_noise() -> None:
     assert not kinds["audio_to_video_25"] - kinds[DEFAULT]
 
 
-@pytest.mark.parametrize("name", ["distilled_fast", "distilled_fast_25", REFERENCE, DUB])
+@pytest.mark.parametrize("name", ["distilled_fast", "distilled_fast_25", REFERENCE, DUB, CAST])
 def test_the_distilled_workflow_is_the_distilled_recipe(name: str) -> None:
     prompt = API[name]
     assert titled(prompt, "First stage")["sampler"] == ("euler_ancestral" if BY_NAME[name].is_25 else "euler")
@@ -497,7 +506,7 @@ def test_app_mode_shows_what_a_first_run_needs(name: str) -> None:
     variant = BY_NAME[name]
     assert {"prompt", "size", "seed"} <= set(chosen)
     assert ("audio" in chosen, "file" in chosen) == (variant.takes_sound, bool(variant.clip))
-    assert chosen.count("image") == len(variant.images) + (name == REDUB)
+    assert chosen.count("image") == len(variant.images) + (name in (REDUB, CAST))
     assert ("camera" in chosen) == bool(variant.camera)
     assert ({"made anew", "start", "end"} <= set(chosen)) == (name == RETAKE)
 
@@ -616,7 +625,8 @@ def quick(name: str, models: TinyFiles, sound: str, prompt: Prompt | None = None
     width, height = sides(name)
     size = {"width": width, "height": height}
     given = demo.nodes(prompt, "LTXA2VLoadImage") or demo.nodes(prompt, "LoadVideo")
-    if ("LTXA2VVideoSize", "video_size") in CHANGED[name] and given and name != REFERENCE:
+    automatic = CHANGED[name].get(("LTXA2VVideoSize", "video_size")) == "auto"
+    if automatic and given and name != REFERENCE:
         size = {"video_size": "auto"}
     for kind, values in {
         "LTXA2VLoadImage": {"image": SMALL},
@@ -695,6 +705,7 @@ def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: s
             *("1 reference video", DUBIT.name, "hears the sound of a reference", "the audio is the loaded one"),
             "Preprocess Clip's Sound: the audio for the model",  # the other may be cached from another graph
         ],
+        "cast": ["1 reference video", INGREDIENTS.name, "a single picture"],
         "retake": ["picture made anew from 0.1 s to 0.3 s", "noise mask", "the audio is the loaded one"],
         "distilled_fast_25": ["euler_ancestral, 1 passes each"],
     }.get(name, [])
@@ -764,7 +775,7 @@ def test_without_the_models_it_is_refused_by_name(name: str, comfy: Comfy, sound
     # each node is refused once, whichever of its values are wrong
     assert [(node["class_type"], len(node["errors"])) for node in nodes] == [(node["class_type"], 1) for node in nodes]
     for file in faces.files(BY_NAME[name]):
-        assert file.name in said or file in (DISTILLED, CAMERA, UNION, DUBIT)  # these are there, tiny
+        assert file.name in said or file in (DISTILLED, CAMERA, UNION, DUBIT, INGREDIENTS)  # these are there, tiny
 
 
 @each

@@ -1,20 +1,26 @@
-"""Workflows that take a clip: what is loaded, what of the clip is made anew, and what is kept of it."""
+"""Workflows that take a clip or a sheet: what is loaded, what of a clip is made anew, and what is kept of it."""
 
 from __future__ import annotations
 
-from .parts import DUBIT, GREEN, UNION, Node, Stage, Widget, joined, note
-from .variants import DUB, REDUB, REFERENCE, RETAKE, Variant
+from .parts import DUBIT, GREEN, INGREDIENTS, UNION, Node, Stage, Widget, joined, note
+from .variants import CAST, DUB, REDUB, REFERENCE, RETAKE, Variant
 
 START, END = 1.0, 2.5
 """Seconds of the shipped clip that a retake makes anew."""
 SOFT = 16
 """Pixels over which a redub's mask rises, because it is painted by hand."""
-IC_LORAS = {REFERENCE: UNION, DUB: DUBIT}
+SHEET_STRENGTH = 1.4
+"""Of the IC-LoRA for sheets, by its makers' page; their workflows have 1."""
+SHEET_SIZE = {"video_size": "custom", "width": 1536, "height": 896}
+"""Twice the size of its training, because the first stage has half of it."""
+IC_LORAS = {REFERENCE: UNION, DUB: DUBIT, CAST: INGREDIENTS}
+"""By the variant's name."""
 ABOUT = {
     RETAKE: ("Retake of a clip", "Makes a part of a clip anew and keeps the rest."),
     REDUB: ("New voice for a clip", "Moves the mouth of a clip to a new voice and keeps the rest."),
     REFERENCE: ("Video that follows a clip", "Makes a video that has the outlines and movements of a clip."),
     DUB: ("Dub a clip", "Gives a clip other words: the mouth follows a new voice, and the rest follows the clip."),
+    CAST: ("Your people in a new scene", "Makes a video with the persons, things and places of a picture."),
 }
 """The one node's title and description."""
 SETTINGS = {
@@ -23,8 +29,9 @@ SETTINGS = {
     REDUB: {"soft edge": "retake.soften_pixels", "held to the clip": "retake.strength"},
     REFERENCE: {"follow the clip": "reference.strength", "IC-LoRA strength": "ic.strength"},
     DUB: {"IC-LoRA strength": "ic.strength"},
+    CAST: {"follow the sheet": "reference.strength"},
 }  # fmt: skip
-"""What the one node shows of the nodes for clips: label → "key.widget"."""
+"""What the one node shows of the nodes for clips and sheets: label → "key.widget"."""
 LABELS = tuple(dict.fromkeys(label for labels in SETTINGS.values() for label in labels))
 HINTS = {
     RETAKE: "*renew* chooses what is made anew: the picture, the sound, or both.\n\n*strength* above 0 holds the new "
@@ -37,6 +44,9 @@ HINTS = {
     DUB: "Both stages see the clip (*Reference*). The first one hears its sound as an example (*Reference Sound*), and "
     "the second one hears the new sound.\n\nWith *strength* 1 of *Audio Conditioning* your voice stays, which is an "
     "experiment. With 0 the model speaks the prompt's words.",
+    CAST: "Give each person a panel with the face and one with the whole body, and each thing and place one of its "
+    "own, on black, without text. What has a large panel comes out like it.\n\nThe IC-LoRA was trained with 768×448 in "
+    "the first stage, at 121 frames and 24 a second.",
 }
 LENGTH = {"frames": "clip.frames", "fps": "clip.fps"}
 
@@ -48,6 +58,16 @@ def video() -> Node:
 
 def clip() -> Node:
     return Node("clip", "LTXA2VClip", "Clip", {}, {"video": "video.video"}, 300)
+
+
+def sheet() -> Node:
+    return Node("sheet", "LTXA2VLoadImage", "Reference sheet", {"image": "example.png"}, {}, 300, 300,
+                says={"image": "reference sheet"}, place=1)  # fmt: skip
+
+
+def sheet_clip() -> Node:
+    """What makes a reference of a picture."""
+    return Node("clip", "LTXA2VClip", "Clip", {}, {"images": "sheet.image"}, 320)
 
 
 def keep(stage: str, latent: str) -> Node:
@@ -69,8 +89,9 @@ def retake(v: Variant) -> Node:
 
 
 def ic_lora(v: Variant) -> Node:
-    file = IC_LORAS[v.clip]
-    return Node("ic", "LTXA2VLora", "IC-LoRA", {"lora": file.name}, {"model": "model.model"}, 400, 0, (file,))
+    file, strength = IC_LORAS[v.name], {"strength": SHEET_STRENGTH} if v.sheet else {}
+    values = {"lora": file.name, **strength}
+    return Node("ic", "LTXA2VLora", "IC-LoRA", values, {"model": "model.model"}, 400, 0, (file,))
 
 
 def model(v: Variant, *, first: bool) -> str:

@@ -49,7 +49,7 @@ def files(v: Variant) -> list[File]:
     own = FILES[v.version]
     return [own.distilled if v.distilled else own.dev, *([] if v.distilled else [own.lora]), own.upscaler, own.encoder,
             *own.apart.values(), *([CAMERA] if v.camera else []),
-            *([clips.IC_LORAS[v.clip]] if v.ic_lora else [])]  # fmt: skip
+            *([clips.IC_LORAS[v.name]] if v.ic_lora else [])]  # fmt: skip
 
 
 def start(v: Variant) -> Node:
@@ -65,6 +65,9 @@ def files_note(v: Variant) -> Node:
                   "and memory.", "On a small card, set *dtype* to fp8 in both loaders."]  # fmt: skip
     elif v.clip == DUB:
         parts.insert(0, f"First accept the terms of the IC-LoRA DubIt on [its page]({MODELS['dubit'].page}).")
+    elif v.sheet:
+        page = MODELS["ingredients"].page
+        parts.insert(0, f"First accept the terms of the IC-LoRA Ingredients on [its page]({page}).")
     elif not v.distilled:
         small = " and ".join(f"[{name}]({file.url}) ({file.size})" for name, file in SMALL.items())
         parts += [f"Small cards can use {small} instead."]
@@ -100,8 +103,8 @@ def whole(v: Variant) -> Stage:
     title = "Image and audio to video" if v.images else "Audio to video"
     title = "Song or talk to film" if v.timeline else title
     about = "Makes a video that moves with the sound: lip sync, talking heads, singing, music videos."
-    if v.clip:
-        title, about = clips.ABOUT[v.clip]
+    if v.name in clips.ABOUT:
+        title, about = clips.ABOUT[v.name]
     settings = ((parts["conditions"], parts["prompts"]),)
     if v.timeline:  # the sound is encoded in the windows that the timeline makes
         settings = (parts["prompts"],), (parts["conditions"],)
@@ -120,6 +123,7 @@ def given(v: Variant) -> tuple[Node, ...]:
     loaded = [clips.video()] if v.clip else []
     loaded += [audio()] if v.takes_sound else []
     loaded += [clips.mask()] if v.clip == REDUB else []
+    loaded += [clips.sheet()] if v.sheet else []
     return (*loaded, *images(v))
 
 
@@ -162,7 +166,7 @@ def flat(v: Variant) -> Stage:
     """Every node on one canvas, and one node that joins all reports: the graph of the API form."""
     nodes = [node for node in all_nodes(v).nodes() if node.kind not in ("MarkdownNote", "LTXA2VReport")]
     prompt = ["timeline", "windows"] if v.timeline else ["expand"]
-    counted = ["clip"] if v.clip else ["frames"]
+    counted = ["clip"] if v.clip else ["frames", *(["clip"] if v.sheet else [])]
     said = [*counted, "size", "preprocess", *(["own"] if v.clip == DUB else []), *prompt,
             *(["retake"] if v.retakes else []),
             *(["camera"] if v.camera else []), *(["ic"] if v.ic_lora else []),

@@ -122,7 +122,9 @@ def conditions(v: Variant) -> Stage:
         return clips.conditions(v)
     strength = {"strength": v.audio_strength} if v.audio_strength < 1 else {}
     size_links = {"frames": "frames.frames", **{f"{which}_image": f"{which} image.image" for which in v.images}}
-    size_values = {"video_size": "auto"} if v.images else {}
+    size_values = {"video_size": "auto"} if v.images else clips.SHEET_SIZE if v.sheet else {}
+    if v.sheet:
+        size_links["model"] = "ic.model"
     hint = (
         "*strength* 1 keeps your track, 0.9 touches it up, 0.5 makes it anew along yours, and 0 makes another one."
         if strength
@@ -140,7 +142,8 @@ def conditions(v: Variant) -> Stage:
     sound = Node("sound", "LTXA2VAudioConditioning", "Audio Conditioning", strength,
                  {"audio_vae": "model.audio_vae", "audio": "preprocess.audio", **CLIP,
                   **({"windows": "windows.windows"} if v.timeline else {})}, 320)  # fmt: skip
-    before = [] if v.distilled else ["models report.report" if v.camera else "lora.report"]
+    before = ["ic.report", "clip.report"] if v.sheet else []
+    before += [] if v.distilled else ["models report.report" if v.camera else "lora.report"]
     cut = ["windows.report"] if v.timeline else []
     report = joined("sound report", *before, "frames.report", "size.report", "preprocess.report", *cut)
     widgets = [
@@ -162,6 +165,11 @@ def conditions(v: Variant) -> Stage:
         columns[:2] = [[preprocess, size, why], [windows]]
         widgets = [*widgets[:3], Widget.of("frames of a window", "windows.window_frames"),
                    Widget.of("overlap", "windows.overlap")]  # fmt: skip
+    if v.sheet:
+        columns[1] = [preprocess, size, clips.sheet_clip()]
+        columns[2] = [sound, clips.refer("reference", "Reference", "clip.clip", "size.first stage"), report]
+        columns[0] += [note("sheet", clips.HINTS[v.name], 320)]
+        widgets += [Widget.of(*label) for label in clips.SETTINGS[v.name].items()]
     kinds = {"first": "LTXA2VImageConditioning", "end": "LTXA2VEndImageConditioning"}
     guides: dict[str, str] = {}
     for place, which in enumerate(v.images):
@@ -190,14 +198,15 @@ def conditions(v: Variant) -> Stage:
         hint = "*strength* 1 keeps the image. A lower value lets the model depart from it.\n\n*compression* makes a "
         hint += "clean image look like video. At 0 the motion may freeze."
         columns[0] += [note("image", hint, 320)]
-    title = "Sound, images and size" if len(v.images) > 1 else "Sound, image and size" if v.images else "Sound and size"
+    shown = "images" if len(v.images) > 1 else "image" if v.images else "sheet" if v.sheet else ""
+    title = f"Sound, {shown} and size" if shown else "Sound and size"
     first = "Cuts the film into windows" if v.timeline else "Counts the frames"
     # the timeline of a film may name more images
-    seen = " and the images" if len(v.images) > 1 or v.timeline else " and the image" if v.images else ""
+    seen = " and the images" if v.timeline else f" and the {shown}" if shown else ""
     about = f"{first}, sets the size, and encodes the sound{seen}."
     outputs = {"report": "sound report.report"}
     return Stage("conditions", title, tuple(map(tuple, columns)), tuple(widgets), outputs, GREEN, 290, 0, about,
-                 130 if v.images else 110)  # fmt: skip
+                 130 if shown else 110)  # fmt: skip
 
 
 def prompts(v: Variant) -> Stage:
@@ -219,16 +228,19 @@ def prompts(v: Variant) -> Stage:
                     NEGATIVE, {"text": "negative"})  # fmt: skip
     widgets = [Widget.of("prompt", "expand.prompt"), Widget.of("let Gemma write it out", "expand.enabled")]
     if v.is_25:
-        expander = MODELS["expander"]
+        expander = MODELS["expander-int8"]
         hint = "LTX-2.5 uses your prompt as it is: say who is seen, where, in which light, and whether the sound is "
         hint += "speech, song or noise.\n\nIts text encoder cannot write. To have a short prompt written out, put the "
-        hint += f"folder [{expander.name}]({expander.page}) into text_encoders, choose it as *expander*, and switch "
+        hint += f"file [{expander.name}]({expander.url}) into text_encoders, choose it as *expander*, and switch "
         hint += "*enabled* on."
         widgets += [Widget.of("prompt expander", "expand.expander")]
     elif v.clip == DUB:
         hint = "Your prompt is used as it is: *enabled* would let Gemma write it out and change the words.\n\nName the "
         hint += "language and how the voice sounds, then quote the words. DubIt's makers tried English, French, "
         hint += "Spanish, German and Russian."
+    elif v.sheet:
+        hint = "*Reference sheet:* says what each panel shows, *Generated video:* what happens. Quote the words that "
+        hint += "are spoken.\n\nYour prompt is used as it is: *enabled* would let Gemma lose this form."
     else:
         hint = "Your prompt may be short: Gemma writes it out" + (
             " and looks at the clip's first picture."
@@ -242,7 +254,7 @@ def prompts(v: Variant) -> Stage:
     if not v.distilled:
         widgets += [Widget.of("negative prompt", "negative.text")]
         columns[0] += [negative]
-    height = 260 if v.clip == DUB else 460  # the words of a clip are few
+    height = 260 if v.sheet or v.clip == DUB else 460  # their words are few
     return Stage("prompts", "Prompt", tuple(map(tuple, columns)), tuple(widgets), {}, YELLOW, 290, height,
                  about="Encodes the prompt as it is." if v.word_for_word else "Writes the prompt out and encodes it.",
                  )  # fmt: skip

@@ -9,6 +9,7 @@ from a2v.ltx.models import V23, V25
 DEFAULT = "audio_to_video"
 SONG = "song"
 RETAKE, REDUB, REFERENCE, DUB = "retake", "redub", "reference", "dub"
+CAST = "cast"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Variant:
     version: str = V23.version  # of LTX
     timeline: str = ""  # of a film in windows
     clip: str = ""  # what a given clip is for: RETAKE, REDUB, REFERENCE or DUB
+    sheet: bool = False  # whether a picture is the reference: who and what shall appear
 
     @property
     def is_25(self) -> bool:
@@ -38,14 +40,14 @@ class Variant:
 
     @property
     def ic_lora(self) -> bool:
-        """Whether the clip is a reference, which the model looks at with an IC-LoRA."""
-        return self.clip in (REFERENCE, DUB)
+        """Whether the clip or the sheet is a reference, which the model looks at with an IC-LoRA."""
+        return self.sheet or self.clip in (REFERENCE, DUB)
 
     @property
     def word_for_word(self) -> bool:
-        """Whether the prompt is used as it is: LTX-2.5's text encoder cannot write, and a dub's words are not to be
-        changed."""
-        return self.is_25 or self.clip == DUB
+        """Whether the prompt is used as it is: LTX-2.5's text encoder cannot write, a dub's words are not to be
+        changed, and an IC-LoRA for sheets wants a form of its own."""
+        return self.is_25 or self.sheet or self.clip == DUB
 
     @property
     def takes_sound(self) -> bool:
@@ -203,5 +205,18 @@ VARIANTS = (
         "the model speaks your words itself, in the voice of the clip.",
         distilled=True,
         clip=DUB,
+    ),
+    Variant(
+        CAST,
+        "15 Your people in a new scene",
+        "Reference sheet: the picture shows the character, face and body, on a black background.\n"
+        "Generated video: Medium shot. The character of the sheet stands on a quiet square at night, looks into the "
+        "camera and tells a story with a warm voice, nodding at the stressed words. Wet cobblestones reflect the "
+        "street lamps. The camera holds still.",
+        "1. Upload the *reference sheet*: one picture of the persons, things and places that shall appear, and your "
+        "audio.\n\n2. Say in *prompt* what the sheet shows, then what happens.\n\n3. Press *Run*. The video keeps your "
+        "sound unchanged.",
+        distilled=True,
+        sheet=True,
     ),
 )

@@ -27,7 +27,7 @@ MEDIA = {
     "keyframe": "an image at a frame; its strength is 1 unless it is named; may be repeated",
     "video": "source video; edit in the request says what is made anew",
     "mask": "image or video, white where the source may change",
-    "reference": "reference video, for an IC-LoRA",
+    "reference": "video or picture for an IC-LoRA, or the sound of a voice for ID-LoRA",
     "speaker": "experimental: mask of who hears the audio, image or video, white is the speaker; may be repeated",
     "voice": "the speaker's own voice, which that mask hears in place of the audio; one for each --speaker",
 }
@@ -79,7 +79,8 @@ def parser() -> argparse.ArgumentParser:
         "--expander",
         type=to_path,
         metavar="PATH",
-        help="instruct model that expands prompts: folder of Gemma 4 E2B-it or larger, or a Gemma 3; LTX-2.5 needs it",
+        help="instruct model that expands prompts: ComfyUI's file of Gemma 4 E2B-it or E4B-it, the folder of one of "
+        "these or of a larger one, or a Gemma 3; LTX-2.5 needs it",
     )
     p.add_argument("--upscaler", type=to_path, metavar="F", help="latent upscaler x2; needed for two stages")
     p.add_argument("--distill-lora", type=to_path, metavar="F", help="distilled LoRA, at the request's two strengths")

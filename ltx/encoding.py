@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from .diffusion.conditioning import AudioCondition, TextContext
 from .diffusion.sound import beside, encode_audio, encode_mel, encode_reference, log_mel
 from .diffusion.speakers import Speaker
+from .given import Note
 from .job import Compute, Job
 from .media import preprocess
 from .media.audio import conditioning_track, part_from, reference_part, soundtrack
@@ -175,13 +176,15 @@ class _TextEncoder:
         return self.fingerprint(*used) + (f" {[strength for _, strength in loras]}" if loras else "")
 
 
-def encode_sound(job: Job, compute: Compute, trace: Trace | None) -> tuple[AudioCondition, ...]:
+def encode_sound(
+    job: Job, compute: Compute, trace: Trace | None, note: Note | None = None
+) -> tuple[AudioCondition, ...]:
     """Encodes the track, levelled if the request asks for it and with the job's noise, as one clip for each window. The
-    job's own track, which the file gets, does not change."""
+    job's own track, which the file gets, does not change. note: of the speakers' masks, as for `Clip.pictures`."""
     clip, track, noise = job.plan, job.heard, job.files.room_noise
-    areas = [area for area, _ in job.speakers]
+    areas = [replace(area, note=note) for area, _ in job.speakers]
     voices = [None if voice is None else part_from(voice, clip.lead, clip.fps) for _, voice in job.speakers]
-    referred = None if job.reference is None else job.reference.track
+    referred = None if job.example is None else job.example.track
     if job.request.preprocess_audio:
         track, referred, *voices = (
             None if each is None else preprocess.preprocess(soundtrack(each, clip.frames, clip.fps))

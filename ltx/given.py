@@ -6,7 +6,7 @@ They are opened and checked here, before a model is loaded; their pictures are r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from .diffusion.masks import audio_spans, outside_mask, ramped, time_mask, video_spans
-from .edits import BOTH, PICTURE, SOUND, ReferenceUse, VideoEdit
+from .edits import BOTH, CROP, PAD, PICTURE, SOUND, ReferenceUse, VideoEdit
 from .errors import InputError
 from .extension import stretch_beside
 from .grid import AUDIO_RATE, SHORTEST_SOUND, SPACE_SCALE, TIME_SCALE, audio_length, frames_of
 from .media.audio import Track, frames_for_audio, samples_in, seconds_beyond
-from .media.clip import Clip, clip_track, open_clip, sampled, sampled_frames
+from .media.clip import Clip, clip_track, is_sound, open_clip, open_reference, sampled, sampled_frames
+from .media.images import contain, fit
 from .media.masks import Area, open_area
 from .media.rates import frame_rate
 from .plan import Plan, round_frames
@@ -159,11 +160,10 @@ def _of_frames(latents: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ReferenceVideo:
-    """The reference video of a job. clip: its pictures. use: how it is used. track: its sound, if it is heard."""
+    """The reference of a job, a video or a still picture. clip: its pictures. use: how it is used."""
 
     clip: Clip
     use: ReferenceUse
-    track: Track | None = None
 
     def made_for(self, loras: list[tuple[int, int]]) -> ReferenceVideo:
         """The same with the factors of IC-LoRAs where the request has none. Raises InputError if these differ."""
@@ -188,8 +188,11 @@ class ReferenceVideo:
         return frames_of((sampled_frames(window.frames, self.use.stride) - 1) // TIME_SCALE + 1)
 
     def told(self, frames: int, fps: Fraction) -> list[str]:
-        """What the report says of it beside a film of so many frames, if the lengths differ: eight are a latent."""
+        """What the report says of it beside a film of so many frames, if the lengths differ: eight are a latent. A
+        still picture is there for all of them."""
         count = self.clip.count(fps)
+        if self.still:
+            return []
         if count > frames:
             return [
                 f"{self.clip.name}: it has {count} frames as a reference, and only the first {frames} are seen: "
@@ -204,15 +207,49 @@ class ReferenceVideo:
         taken = sampled(self.clip.pictures(fps, window.frames, window.starts_at(fps), note), self.use.stride)
         return islice(taken, self.frames(window))
 
+    @property
+    def still(self) -> bool:
+        """Whether it is one picture, which is there for the whole film."""
+        return self.clip.count(self.clip.fps) == 1
+
+    def fitted(self, pictures: Iterable[Tensor], width: int, height: int) -> Iterator[Tensor]:
+        """Its pictures in a size, float32 [1, 3, 1, height, width] in -1..1. Of a sheet with several persons none may
+        be cut off, so a still picture gets a border. One that is held is scaled once."""
+        shape = contain if (self.use.fit or (PAD if self.still else CROP)) == PAD else fit
+        held = made = None
+        for picture in pictures:
+            if picture is not held:
+                held, made = picture, shape(picture, width, height)
+            yield made
+
+    def encoded(self, windows: Iterable[Window], encode: Callable[[Window], Tensor]) -> Iterator[Tensor]:
+        """`encode` of each window. A still picture is the same beside windows of one length, and is encoded once for
+        those that follow each other."""
+        made: dict[int, Tensor] = {}
+        for window in windows:
+            count = self.frames(window)
+            if not self.still or count not in made:
+                made = {count: encode(window)}
+            yield made[count]
+
+
+@dataclass(frozen=True)
+class Example:
+    """The sound that a job's model hears as an example: of the reference, or a file of its own. use: how it is used."""
+
+    track: Track
+    use: ReferenceUse
+
 
 @dataclass(frozen=True)
 class Given:
-    """The videos of a job, None for what is not given, and the request that they make complete. shown, lead, tail: as
-    in `Plan`."""
+    """The videos of a job, None for what is not given, and the request that they make complete. reference: what is
+    seen. example: what is heard of the reference. shown, lead, tail: as in `Plan`."""
 
     request: Request
     source: SourceVideo | None = None
     reference: ReferenceVideo | None = None
+    example: Example | None = None
     shown: int = 0
     lead: int = 0
     tail: int = 0
@@ -246,8 +283,11 @@ def open_videos(
         given = _with_source(request, open_clip(video), None if mask is None else open_area(mask), track)
     if reference is not None:
         use = request.reference or ReferenceUse()
-        found = ReferenceVideo(open_clip(reference), use, _sound(reference) if use.sound else None)
-        given = replace(given, reference=found, notes=(*given.notes, *found.clip.notes))
+        if is_sound(reference):  # then there is nothing else that it can be for
+            return replace(given, example=Example(_sound(reference), replace(use, sound=True)))
+        seen = ReferenceVideo(open_reference(reference), use)
+        heard = Example(_sound(reference), use) if use.sound else None
+        given = replace(given, reference=seen, example=heard, notes=(*given.notes, *seen.clip.notes))
     return given
 
 
@@ -300,7 +340,8 @@ def _with_source(request: Request, clip: Clip, area: Area | None, track: Track |
         num_frames=frames,
         preprocess_audio=request.preprocess_audio and not source.sounds,
     )
-    return Given(settled, source, None, place.shown, place.lead, place.tail, tuple(notes))
+    around = {"shown": place.shown, "lead": place.lead, "tail": place.tail}
+    return Given(settled, source, **around, notes=tuple(notes))
 
 
 @dataclass(frozen=True)

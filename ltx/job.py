@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from .diffusion.speakers import check_region, check_voices, heard_by
 from .diffusion.steering import ANCESTRAL, INERT, Steering, steer
 from .diffusion.tiling import Tiling
 from .errors import InputError
-from .given import Given, ReferenceVideo, SourceVideo, delayed, open_videos
+from .given import Example, Given, ReferenceVideo, SourceVideo, delayed, open_videos
 from .media import preprocess
 from .media.audio import LONGEST, MARGIN, Track, load_track, part_from
 from .media.clip import clip_track, silent_track
@@ -138,6 +139,7 @@ class Job:
     notes: tuple[str, ...] = field(default=())
     source: SourceVideo | None = None
     reference: ReferenceVideo | None = None
+    example: Example | None = None
     silent: bool = False
     speakers: tuple[tuple[Area, Track | None], ...] = ()
 
@@ -159,7 +161,7 @@ class Job:
     @property
     def referred(self) -> bool:
         """Whether the first stage hears the sound of a reference."""
-        return self.reference is not None and self.reference.use.hears(first=True)
+        return self.example is not None
 
     @cached_property
     def keeps_picture(self) -> bool:
@@ -208,6 +210,8 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     loras, lora_notes = _loras(files, request, checkpoint.path.name, planned.two_stages)
     lora_notes += filter(None, [lora.check_version(checkpoint.path.name, checkpoint.version) for lora, _ in loras[1]])
     fits = [_fit(lora, checkpoint, blueprint, n < len(files.loras)) for n, (lora, _) in enumerate(loras[1])]
+    if given.reference is None:
+        _check_hearing(loras[0], fits)
     lora_notes += [warning for fit, *others in fits if (warning := fit.warning_beside(*others))]
     images = tuple(Picture(compress(p, checkpoint.crf), *place) for p, *place in placed)
     beside = [] if given.reference is None else given.reference.told(planned.frames, planned.fps)
@@ -215,10 +219,11 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     notes += [*given.notes, *beside, *picture_notes, *lora_notes, *planned.notes, *behind, *heard_by(len(speakers))]
     notes += [note for area, _ in speakers for note in area.notes]
     job = Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits))
-    job = replace(job, source=given.source, reference=given.reference, silent=silent, speakers=speakers)
+    videos = {name: getattr(given, name) for name in ("source", "reference", "example")}
+    job = replace(job, **videos, silent=silent, speakers=speakers)
     if job.referred:
         notes.append(REFERENCE_HEARD)
-        if job.keeps_sound and given.reference.use.identity:
+        if job.keeps_sound and job.example.use.identity:
             notes.append(UNLED)
     steering[0].check(job.keeps_sound, True, len(blueprint.transformer_blocks), job.keeps_picture, job.referred)
     if files.room_noise is not None:
@@ -358,6 +363,16 @@ def _fit(lora: Lora, checkpoint: Checkpoint, blueprint: nn.Module, whole: bool) 
     if whole and any(OF_CONNECTORS.search(layer) for layer, _ in lora.changes):
         others = (match(lora, checkpoint.connectors(), optional=True),)
     return match(lora, blueprint, others), *others
+
+
+def _check_hearing(loras: Strengths, fits: Iterable[tuple[Match, ...]]) -> None:
+    """Raises InputError if an IC-LoRA that was trained without sound has a sound alone as its reference."""
+    for (lora, strength), (fit, *_) in zip(loras, fits, strict=True):
+        if lora.reference is not None and strength and not fit.hears:
+            raise InputError(
+                f"{lora.path}: is an IC-LoRA, which needs a reference video, but --reference names a sound; name a "
+                "video, or choose another LoRA."
+            )
 
 
 def _loras(

@@ -78,6 +78,18 @@ def _split(what: str, file: str, folder: str, size: int) -> Published:
     return Published(what, LTX_25, f"{file}.safetensors", folder, size, terms=True, below=folder)
 
 
+def _ic_lora(what: str, of: str, name: str, file: str, size: int, terms: bool = True) -> Published:
+    """An IC-LoRA in a repository of its own. of: the repository of the model that it was made for."""
+    return Published(
+        what,
+        f"{of}-22b-IC-LoRA-{name}",
+        f"{of.partition('/')[2].lower()}-22b-ic-lora-{file}.safetensors",
+        "loras",
+        size,
+        terms,
+    )
+
+
 MODELS: Mapping[str, Published] = {
     "dev": Published("checkpoint", LTX, "ltx-2.3-22b-dev.safetensors", "checkpoints", 46_150_000_000),
     "distilled": Published(
@@ -131,6 +143,14 @@ MODELS: Mapping[str, Published] = {
         2_740_000_000,
         below="split_files/loras",
     ),
+    "id-lora": Published(
+        "LoRA that takes a voice over",
+        "Comfy-Org/ltx-2.3",
+        "ltx-2.3-id-lora-talkvid-3k.safetensors",
+        "loras",
+        1_160_000_000,
+        below="split_files/loras",
+    ),
     "dev-nvfp4": Published(
         "checkpoint in NVFP4", f"{LTX}-nvfp4", "ltx-2.3-22b-dev-nvfp4.safetensors", "checkpoints", 21_700_000_000
     ),
@@ -170,6 +190,14 @@ MODELS: Mapping[str, Published] = {
     ),
     "distilled-lora-2.5": _split("distilled LoRA", "ltx-2.5-22b-distilled-lora-450-bf16", "loras", 8_899_889_568),
     "expander": Published("prompt expander", "google/gemma-4-E2B-it", "", "text_encoders", 10_200_000_000),
+    "expander-int8": Published(
+        "prompt expander in int8",
+        "Comfy-Org/gemma-4",
+        "gemma4_e2b_it_int8_convrot.safetensors",
+        "text_encoders",
+        4_840_000_000,
+        below="text_encoders",
+    ),
     "union-control": Published(
         "IC-LoRA for depth, edges and poses",
         f"{LTX}-22b-IC-LoRA-Union-Control",
@@ -177,6 +205,23 @@ MODELS: Mapping[str, Published] = {
         "loras",
         654_465_352,
     ),
+    "ingredients": _ic_lora(
+        "IC-LoRA for a picture of who and what shall appear", LTX, "Ingredients", "ingredients-0.9", 1_308_778_338
+    ),
+    "ingredients-2.5": _ic_lora(
+        "IC-LoRA for a picture of who and what shall appear", LTX_25, "Ingredients", "ingredients-0.9", 1_308_787_472
+    ),
+    "motion-track": _ic_lora(
+        "IC-LoRA for paths", LTX, "Motion-Track-Control", "motion-track-control-ref0.5", 327_000_000, terms=False
+    ),
+    "in-outpainting": _ic_lora("IC-LoRA for filling in", LTX, "In-Outpainting", "in-outpainting-0.9", 1_308_778_338),
+    "pixel-upscaler": _ic_lora(
+        "IC-LoRA for twice the size", LTX, "Pixel-Spatial-Upscaler", "pixel-spatial-upscaler-x2-0.9", 654_000_000
+    ),
+    "pixel-upscaler-2.5": _ic_lora(
+        "IC-LoRA for twice the size", LTX_25, "Pixel-Spatial-Upscaler", "pixel-spatial-upscaler-x2-1.0", 327_322_640
+    ),
+    "alpha-gen-2.5": _ic_lora("IC-LoRA for mattes", LTX_25, "Alpha-Gen", "alpha-gen-0.9", 1_308_787_472),
     "dubit": Published(
         "IC-LoRA for dubbing",
         f"{LTX}-22b-IC-LoRA-DubIt",
@@ -324,6 +369,10 @@ KINDS = (
 )
 EXTRA = "extra_model_paths.yaml"
 DEPTH = 4  # levels of subfolders in which a model is searched
+
+
+OF_ONE_VERSION = re.compile(r"distilled|dub-?it|lip-?dub|relight", re.IGNORECASE)
+"""In the names of LoRAs that the makers give for the version alone that they were trained on."""
 
 
 def is_distilled(name: str) -> bool:

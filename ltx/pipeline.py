@@ -21,6 +21,7 @@ from .diffusion.kept import KeptWindows, sweep
 from .diffusion.sound import decode_audio
 from .encoding import OnProgress, Prompts, encode_prompts, encode_sound
 from .errors import FlaggedError, InputError
+from .given import Note
 from .job import Compute, Files, Job, prepare
 from .latents import Noise, pixel_frames, pixel_size
 from .media import crossfade
@@ -76,9 +77,9 @@ def run(
     compute, forecast = _fitting(job, compute, announce)
 
     prompts = prompts or encode_prompts(job, compute, trace, say, forecast)
-    sounds = encode_sound(job, compute, trace)
     told: dict[str, str] = {}
-    seen = encode_pictures(job, compute, trace, say, lambda sentence: told.update({sentence: sentence}))
+    sounds = encode_sound(job, compute, trace, _noted(told))
+    seen = encode_pictures(job, compute, trace, say, _noted(told))
     notes = _begun(job, kept)
     observer = Observer(job, trace, say, left)
     latent, sounds, noise = sample_stages(job, compute, prompts, sounds, seen, kept, forecast, observer)
@@ -108,6 +109,11 @@ def run(
     if not short:
         kept.finish()
     return Result(video, report())
+
+
+def _noted(told: dict[str, str]) -> Note:
+    """A function that puts each sentence into `told` once."""
+    return lambda sentence: told.update({sentence: sentence})
 
 
 def _resumed(request: Request, kept: KeptWindows) -> Request:
@@ -217,7 +223,7 @@ def _decoded(
     frames = _frames(decoded, trace)
     if job.source is None:
         return frames
-    return restored(frames, job.source, job.plan, lambda sentence: told.update({sentence: sentence}))
+    return restored(frames, job.source, job.plan, _noted(told))
 
 
 def _refuse(watch: Watch, frames: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@ of a film with their noise, their prompts and what is kept of them."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -37,7 +38,7 @@ from .weights.quantized import quicken
 from .windows import hard_cuts
 
 T = TypeVar("T")
-LOADING = "load transformer"
+LOADING, MERGING = "load transformer", "merging LoRAs"
 CODE = "compiled"  # the folder of compiled blocks in that of encoded prompts
 
 
@@ -61,11 +62,11 @@ def sample_stages(
     def stage(number: int, latent: Tensor, noises: tuple[Noise, ...], negative: TextContext | None = None) -> Any:
         if transformer is not None:
             observer.begin(number)
-            transformer.begin(number)
+            transformer.begin(number, observer.merging(number))
         own = seen[number]
         told = {} if job.source is None else job.source.told(clip)
         heard = sounds
-        if number and job.reference is not None and job.reference.use.hears(first=False):
+        if number and job.example is not None and job.example.use.hears(first=False):
             heard = tuple(sound.beside_itself for sound in sounds)
         conditions = Conditions(prompts.positive, heard[0], negative, own.guides, own.mask, own.clean, **told)
         return sample_windows(
@@ -83,7 +84,8 @@ def sample_stages(
 
     seeds = noise_seeds(clip.sections, job.request.seed, job.request.windows)
     latent = torch.zeros(1, CHANNELS, *video_shape(clip.frames, *clip.first_size[::-1]))
-    with nullcontext() if kept.only else observer.loading(_Transformer, job, compute, placement) as transformer:
+    load = partial(_Transformer, job, compute, placement, observer.merging())
+    with nullcontext() if kept.only else observer.loading(load) as transformer:
         latent, sounds, noises = stage(0, latent, tuple(map(Noise, seeds)), prompts.negative)
         if not latent.shape[2]:
             raise InputError(
@@ -101,9 +103,17 @@ def sample_stages(
 
 class Observer:
     """Tells of the steps of a job's stages: to `trace` their tensors, to `say` the steps that are done, and, if there
-    are several windows, to `left` the seconds that sampling still takes."""
+    are several windows, to `left` the seconds that sampling still takes. now: the clock."""
 
-    def __init__(self, job: Job, trace: Trace | None, say: OnProgress, left: Callable[[float], None] | None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        trace: Trace | None,
+        say: OnProgress,
+        left: Callable[[float], None] | None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._now = now
         self.trace, self._say, self._windows, self._two = trace, say, len(job.plan.windows), job.plan.two_stages
         self._left = left if self._windows > 1 else None
         self._time_left = TimeLeft(_costs(job))
@@ -115,6 +125,19 @@ class Observer:
         loaded = load(*given)
         self._say(LOADING, 1, 1)
         return loaded
+
+    def merging(self, stage: int | None = None) -> Callable[[int, int], None]:
+        """What tells once a second of the weights that the LoRAs of a stage are merged into, by default while the
+        transformer is loaded."""
+        name, last = f"{LOADING if stage is None else self._name(stage)}, {MERGING}", self._now()
+
+        def told(done: int, total: int) -> None:
+            nonlocal last
+            if (now := self._now()) - last >= 1:
+                self._say(name, done, total)
+                last = now
+
+        return told
 
     def begin(self, stage: int) -> None:
         """Tells of a stage before its first step, which may take minutes, as the LoRAs that are merged before it. It
@@ -152,15 +175,18 @@ class Observer:
 
 
 class _Transformer:
-    """The transformer of a job with the LoRAs of the stage that began last. Leaving the context frees the model."""
+    """The transformer of a job with the LoRAs of the stage that began last. Leaving the context frees the model. told:
+    is called with the weights that are merged and all of them, after each."""
 
-    def __init__(self, job: Job, compute: Compute, placement: Placement | None) -> None:
+    def __init__(
+        self, job: Job, compute: Compute, placement: Placement | None, told: Callable[[int, int], None]
+    ) -> None:
         checkpoint, device = job.checkpoint, compute.device
         self.loras, self.begun = job.loras, 0
         self.model = checkpoint.transformer(compute.dtype, device if placement is None else "cpu", compute.fp8, device)
         # It also merges into blocks in host memory. A LoRA may be for the text connectors alone.
         self.merger = Merger(self.model, checkpoint.transformer_weight, device, optional=True)
-        self.merger.set(job.loras[0])
+        self.merger.set(job.loras[0], told)
         self.waiting = None if placement is None else offload_transformer(self.model, device, placement)
         attend_by(self.model, compute.attention)
         quicken(self.model, compute.fast_products)
@@ -168,13 +194,13 @@ class _Transformer:
         if compute.compiled:
             compile_blocks(self.model, folder=job.files.contexts and job.files.contexts / CODE)
 
-    def begin(self, stage: int) -> None:
+    def begin(self, stage: int, told: Callable[[int, int], None]) -> None:
         """Merges the LoRAs of that stage, if those of another one are merged."""
         if stage == self.begun:
             return
         if self.waiting is not None:
             self.waiting.rest()
-        self.merger.set(self.loras[stage])
+        self.merger.set(self.loras[stage], told)
         self.begun = stage
 
     def __enter__(self) -> _Transformer:

@@ -56,7 +56,7 @@ class _PictureEncoder:
             mask, clean = job.source.mask(job.plan, size), self._source(size, None if number else self.trace)
         references = ()
         if job.reference is not None and job.reference.use.acts(not number):
-            references = tuple((self._reference(window, size),) for window in job.plan.windows)
+            references = tuple((each,) for each in self._references(size))
         return Seen(guides, clean, mask, references)
 
     def _image(self, picture: Tensor, size: tuple[int, int]) -> Tensor:
@@ -70,34 +70,39 @@ class _PictureEncoder:
         if trace is not None:
             pictures = list(pictures)
             trace("source/frames_u8", torch.stack(pictures))
-        latent = self._video("encode video", pictures, size, plan.frames, None)
+        latent = self._video("encode video", (fit(picture, *size) for picture in pictures), plan.frames)
         if trace is not None:
             trace("source/video_latent", latent)
         return latent
 
-    def _reference(self, window: Window, size: tuple[int, int]) -> Reference:
-        reference, fps = self.job.reference, self.job.plan.fps
-        use, pixels = reference.use, [] if self.trace is not None else None
-        pictures = reference.pictures(window, fps, self.note)
-        latent = self._video("encode reference", pictures, reference.size(size), reference.frames(window), pixels)
-        if pixels is not None:
-            self._traced(torch.cat(pixels, 2), latent)
-        return Reference(latent, use.downscale, use.stride, use.strength, use.attention)
+    def _references(self, size: tuple[int, int]) -> Iterator[Reference]:
+        """The reference beside each window of a stage of that width and height."""
+        reference, plan = self.job.reference, self.job.plan
+        use = reference.use
 
-    def _video(
-        self, phase: str, pictures: Iterable[Tensor], size: tuple[int, int], frames: int, kept: list[Tensor] | None
-    ) -> Tensor:
-        """Encodes pictures as they are read. kept: gets what the encoder does."""
+        def encode(window: Window) -> Tensor:
+            kept = None if self.trace is None else []
+            pictures = reference.pictures(window, plan.fps, self.note)
+            pixels = reference.fitted(pictures, *reference.size(size))
+            latent = self._video("encode reference", pixels, reference.frames(window), kept)
+            if kept is not None:
+                self._traced(torch.cat(kept, 2), latent)
+            return latent
 
-        def fitted() -> Iterator[Tensor]:
-            for number, picture in enumerate(pictures):
-                pixels = fit(picture, *size)
+        for latent in reference.encoded(plan.windows, encode):
+            yield Reference(latent, use.downscale, use.stride, use.strength, use.attention)
+
+    def _video(self, phase: str, pixels: Iterable[Tensor], frames: int, kept: list[Tensor] | None = None) -> Tensor:
+        """Encodes pixels, [1, 3, 1, height, width] for each frame, as they come. kept: gets what the encoder does."""
+
+        def told() -> Iterator[Tensor]:
+            for number, picture in enumerate(pixels):
                 if kept is not None:
-                    kept.append(pixels)
-                yield pixels
+                    kept.append(picture)
+                yield picture
                 self.say(phase, number + 1, frames)
 
-        return encode_video(self.vae, fitted())
+        return encode_video(self.vae, told())
 
     def _traced(self, pixels: Tensor, latent: Tensor) -> None:
         if self.trace is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..ltx.diffusion.conditioning import AudioCondition, Reference
 from ..ltx.diffusion.encode import encode_video
 from ..ltx.edits import (
+    FITS,
     KEPT_CELLS,
     MOST_CONTEXT,
     MOST_FACTOR,
@@ -34,7 +35,7 @@ from ..ltx.media.clip import Clip, silent_track
 from ..ltx.media.images import fit
 from ..ltx.media.rates import frame_rate
 from ..ltx.plan import round_frames
-from ..ltx.windows import LONGEST
+from ..ltx.windows import LONGEST, Window
 from . import activations, files, memory
 from .audio import frames_input
 from .film import SOURCE, FilmSound, References, Retake
@@ -49,6 +50,7 @@ from .widgets import ADVANCED, aliases, widget
 
 VIDEO_IN = f"{CATEGORY}/Video In"
 NO = "no"  # the choice of extend that keeps the film as long as its frames say
+AUTOMATIC = "auto"  # the choice of fit that leaves it to the reference
 
 
 class OpenClip(io.ComfyNode):
@@ -94,9 +96,10 @@ class OpenClip(io.ComfyNode):
         clip, track = (to_image_clip(images, fps), None) if video is None else to_clip(video)
         first = next(clip.pictures(clip.fps, 1)).float().div_(255)[None]
         count = clip.count(clip.fps)
-        notes = [f"{clip.width}×{clip.height}, {count} frames at {float(clip.fps):g} fps", *clip.notes]
+        length = f"{count} frames at {float(clip.fps):g} fps" if count > 1 else "a single picture"
+        notes = [f"{clip.width}×{clip.height}, {length}", *clip.notes]
         if track is None:
-            notes.append("it has no sound, and silence stands for it")
+            notes += ["it has no sound, and silence stands for it"] if count > 1 else []
             track = silent_track(clip)
         if round_frames(count) > LONGEST:
             notes.append(f"the model was made for up to {LONGEST} frames: connect Window, or load a shorter part")
@@ -295,8 +298,8 @@ class KeepClip(io.ComfyNode):
         plan = retake.plan(height, width)
         mask = retake.source.mask(plan, (width, height))
         progress = Progress(cls.hidden.unique_id)
-        pictures = retake.source.pictures(plan)
-        clean = _encoded(video_vae, pictures, (width, height), plan.frames, progress)
+        pixels = (fit(picture, width, height) for picture in retake.source.pictures(plan))
+        clean = _encoded(video_vae, pixels, (width, height), plan.frames, progress)
         told = {"clean": memory.to_graph(clean), **retake.source.told(plan)}
         return io.NodeOutput({**latent, MASK: mask, SOURCE: told})
 
@@ -311,9 +314,12 @@ class ReferenceConditioning(io.ComfyNode):
             node_id="LTXA2VReference",
             display_name="LTX A2V Reference",
             category=VIDEO_IN,
-            description="A video that the model looks at while it makes another one: poses, depth, edges or a person, "
-            "for which an IC-LoRA was trained. It is usually for the first stage alone.",
-            **aliases("ic-lora", "control", "pose", "depth", "canny", "reference video"),
+            description="A video or a picture that the model looks at while it makes a video: poses, depth, edges, or "
+            "a sheet of the persons and things that shall appear, for which an IC-LoRA was trained. It is usually for "
+            "the first stage alone.",
+            **aliases(
+                "ic-lora", "control", "pose", "depth", "canny", "reference video", "reference sheet", "ingredients"
+            ),
             inputs=[
                 VideoVaeIO.Input("video_vae", tooltip="From Load Model."),
                 ClipIO.Input("clip", tooltip="From Clip."),
@@ -346,6 +352,15 @@ class ReferenceConditioning(io.ComfyNode):
                     tooltip="The model with the IC-LoRA, which has values for downscale and stride.",
                 ),
                 ReferencesIO.Input("references", optional=True, tooltip="Other references of the same stage."),
+                io.Combo.Input(
+                    "fit",
+                    options=[AUTOMATIC, *FITS],
+                    default=AUTOMATIC,
+                    optional=True,
+                    tooltip="How it gets the video's shape: crop cuts off what is too much, pad shows all of it on "
+                    "black. auto pads a single picture and crops a video.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[ReferencesIO.Output("seen", display_name="references", tooltip="For the stage's sampler.")],
             hidden=[io.Hidden.unique_id],
@@ -364,9 +379,11 @@ class ReferenceConditioning(io.ComfyNode):
         stride: int,
         model: memory.Model | None = None,
         references: References | None = None,
+        fit: str = AUTOMATIC,
     ) -> io.NodeOutput:
         film = FilmSound.of(audio)
-        use = ReferenceUse(strength, attention, downscale=downscale or None, stride=stride or None)
+        shape = None if fit == AUTOMATIC else fit
+        use = ReferenceUse(strength, attention, downscale=downscale or None, stride=stride or None, fit=shape)
         reference = ReferenceVideo(clip, use).made_for([] if model is None else model.references)
         height, width = pixel_size(samples_of(latent))
         size = reference.size((width, height))
@@ -387,30 +404,30 @@ class ReferenceConditioning(io.ComfyNode):
                 notes[sentence] = None
                 announce(cls, "; ".join(notes))
 
-        for number, window in enumerate(film.cut.windows):
-            pictures = reference.pictures(window, film.fps, note)
-            latents = _encoded(video_vae, pictures, size, reference.frames(window), progress)
-            made = Reference(
-                memory.to_graph(latents), reference.use.downscale, reference.use.stride, strength, attention
-            )
+        def encode(window: Window) -> Tensor:
+            pixels = reference.fitted(reference.pictures(window, film.fps, note), *size)
+            return memory.to_graph(_encoded(video_vae, pixels, size, reference.frames(window), progress))
+
+        for number, latents in enumerate(reference.encoded(film.cut.windows, encode)):
+            made = Reference(latents, reference.use.downscale, reference.use.stride, strength, attention)
             found.append((*(references[number] if references else ()), made))
         return io.NodeOutput(tuple(found), ui=shown("; ".join(notes)) if notes else None)
 
 
 def _encoded(
-    video_vae: memory.Handle, pictures: Iterable[Tensor], size: tuple[int, int], frames: int, progress: Progress
+    video_vae: memory.Handle, pixels: Iterable[Tensor], size: tuple[int, int], frames: int, progress: Progress
 ) -> Tensor:
-    """Encodes so many pictures, uint8 [H, W, 3], at a width and a height, as they are read."""
+    """Encodes so many frames, [1, 3, 1, height, width] each, of that width and height, as they are read."""
     width, height = size
     (vae,) = memory.use(video_vae, memory_required=activations.clip_encoding_memory(video_vae.module, height, width))
 
-    def fitted() -> Iterator[Tensor]:
-        for number, picture in enumerate(islice(pictures, frames)):
+    def told() -> Iterator[Tensor]:
+        for number, picture in enumerate(islice(pixels, frames)):
             progress(number, frames)
-            yield fit(picture, width, height)
+            yield picture
 
     with torch.no_grad():
-        latent = encode_video(vae, fitted())
+        latent = encode_video(vae, told())
     progress(frames, frames)
     return latent
 

@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 from comfy_api.latest import io
 
 from ..ltx.errors import InputError
-from ..ltx.models import MODELS, V23, V25, is_distilled, overdone
+from ..ltx.models import MODELS, V23, V25, is_distilled, overdone, size
 from ..ltx.request import PARAMETERS
 from ..ltx.weights.lora import ELSEWHERE, Match, load_lora, match
 from . import files, memory
@@ -20,6 +20,7 @@ from .widgets import widget
 WANTED_DISTILLED = files.published(MODELS["distilled-lora"])
 WANTED_LORA = "choose one that is there"
 NO_CAMERA = "none"
+NOTABLE = 10**9  # bytes of host memory that merging takes; less matters to nobody who computes with such a model
 
 
 def _distilled_path(name: str) -> Path:
@@ -75,7 +76,14 @@ def _lora_schema(
 
 def _merged(node: type[io.ComfyNode], model: memory.Model, path: Path, strength: float) -> io.NodeOutput:
     (fit,), told = _fitting(path, model)
-    return reported(node, model.with_lora(fit, strength), text=f"{told}; strength {strength:g}")
+    merged = model.with_lora(fit, strength)
+    return reported(node, merged, text=f"{told}; strength {strength:g}{_on_host(merged)}")
+
+
+def _on_host(*handles: memory.Adapted) -> str:
+    """What the report says of the host memory that merging takes for all these models, after its other words."""
+    made = sum(handle.merged_on_host for handle in handles)
+    return f"; merged on the CPU, the changed weights take {size(made)} of host memory" if made >= NOTABLE else ""
 
 
 def _fitting(
@@ -87,12 +95,12 @@ def _fitting(
     Raises InputError if it fits nothing.
     """
     loaded = load_lora(path, referenced)
-    loaded.check_version(model.checkpoint or "the model", model.version)
+    foreign = loaded.check_version(model.checkpoint or "the model", model.version)
     others = () if encoder is None else (match(loaded, encoder.connectors.module, optional=True),)
     fit = match(loaded, model.module, others)
     if warning := fit.warning_beside(*others):
         logging.warning(warning)
-    return (fit, *others), f"{path.name}: {fit.told(*others)}"
+    return (fit, *others), "; ".join(filter(None, [f"{path.name}: {fit.told(*others)}", foreign]))
 
 
 class LoraLoader(io.ComfyNode):
@@ -139,8 +147,10 @@ class LoraLoader(io.ComfyNode):
             text_encoder = text_encoder.with_lora(*others, strength)
         elif ELSEWHERE in fit.skipped.values():
             told += "; link text_encoder to apply it to the text connectors, too"
-        line = report(cls, f"{told}; strength {strength:g}")
-        return io.NodeOutput(model.with_lora(fit, strength), line, text_encoder, ui=shown(line))
+        merged = model.with_lora(fit, strength)
+        beside = [] if text_encoder is None else [text_encoder.connectors]
+        line = report(cls, f"{told}; strength {strength:g}{_on_host(merged, *beside)}")
+        return io.NodeOutput(merged, line, text_encoder, ui=shown(line))
 
 
 class CameraLora(io.ComfyNode):
@@ -224,10 +234,12 @@ class DistilledLora(io.ComfyNode):
         warning = overdone(model.checkpoint, strengths)
         if warning:
             logging.warning(warning)
+        stages = [model.with_lora(fit, strength) for strength in strengths]
         note = "strength {:g} in the first stage, {:g} in the second".format(*strengths)
+        note += _on_host(max(stages, key=lambda stage: stage.merged_on_host))  # one stage is merged at a time
         return reported(
             cls,
-            *(model.with_lora(fit, strength) for strength in strengths),
+            *stages,
             text="\n".join([f"{told}; {note}", *([warning] if warning else [])]),
         )
 

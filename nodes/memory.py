@@ -33,7 +33,7 @@ from ..ltx.diffusion.compiled import compile_blocks
 from ..ltx.diffusion.kernels import fuse
 from ..ltx.errors import InputError
 from ..ltx.memory.free import free_memory, free_swap
-from ..ltx.memory.rehearsal import loaded
+from ..ltx.memory.rehearsal import bytes_of, loaded
 from ..ltx.memory.rehearsal import weights as weights_of
 from ..ltx.models import V23, size
 from ..ltx.nag import Nag
@@ -165,11 +165,19 @@ class Adapted(Handle):
         """This model with one more LoRA, as another handle on the same weights."""
         return self.with_loras((*self.loras, (fit, strength)))
 
+    @property
+    def merged_on_host(self) -> int:
+        """Bytes of the weights that merging makes anew in host memory: on a CPU, all that the LoRAs change. A GPU
+        merges into the copies that it has anyway."""
+        if self.plain.load_device.type != "cpu":
+            return 0
+        return bytes_of(self.patcher.model.get_parameter(name) for name in self.patcher.patches)
+
     def with_loras(self, loras: tuple[tuple[Match, float], ...]) -> Self:
         """This model with these LoRAs instead of its own. Raises InputError if a strength, or a value of one that acts,
-        is NaN or infinite."""
+        is NaN or infinite, or if host memory has no room for what is merged."""
         for fit, strength in loras:
-            fit.check(strength)
+            fit.check(strength, management.throw_exception_if_processing_interrupted)
         loras = tuple(sorted(loras, key=lambda each: merge_place(each[0].lora, each[1])))
         layers = {f"{n}.weight" for n, m in self.module.named_modules() if isinstance(m, QuantizedLinear)}
         for fit, _ in loras:
@@ -180,7 +188,22 @@ class Adapted(Handle):
         patcher = self.plain.clone()
         if patches:
             patcher.add_patches(patches)
-        return replace(self, patcher=patcher, loras=loras)
+        model = replace(self, patcher=patcher, loras=loras)
+        model._check_host()
+        return model
+
+    def _check_host(self) -> None:
+        """Raises InputError if host memory has no room for the weights that merging makes. Those that are merged now
+        go before."""
+        made = self.merged_on_host
+        freed = bytes_of(self.patcher.model.get_parameter(name) for name in self.plain.backup)
+        if made and (room := _lacking(made, freed)) is not None:
+            names = ", ".join(fit.lora.path.name for fit, strength in self.loras if strength)
+            raise InputError(
+                f"{names}: merged on the CPU, the changed weights take {size(made)} of host memory, and {size(room)} "
+                "are free; choose a checkpoint in fp8, NVFP4 or GGUF, beside whose weights LoRAs are computed, or "
+                "leave the LoRA out."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -356,13 +379,22 @@ def _check_host(load: Callable[[], nn.Module], checkpoint: str) -> None:
         return
     module, mapped = loaded(load)
     made = weights_of(module) - mapped
-    if made > free_memory("cpu") + free_swap():
-        gc.collect()  # the model that was there before may be waiting for it
-    if made > (room := free_memory("cpu") + free_swap()):
+    if (room := _lacking(made)) is not None:
         raise InputError(
             f"{checkpoint}: in this dtype its weights take {size(made)} of host memory, and {size(room)} are free; set "
             "Load Model's dtype to bfloat16, or choose a file in fp8, NVFP4 or GGUF."
         )
+
+
+def _lacking(made: int, freed: int = 0) -> int | None:
+    """The bytes that host memory and swap have, if they are too few for so many new bytes of weights, else None; always
+    None on systems that have more swap than is free now. freed: bytes that are given back before."""
+    if sys.platform != "linux":
+        return None
+    if made > freed + free_memory("cpu") + free_swap():
+        gc.collect()  # the model that was there before may be waiting for it
+    room = freed + free_memory("cpu") + free_swap()
+    return room if made > room else None
 
 
 def hold_vae(load: Callable[[torch.dtype], nn.Module], dtype: str) -> Handle:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..ltx.weights.adapters import Adapter, filled, tensors
 from ..ltx.weights.lora import Match, merged
 from ..ltx.weights.quantized import beside
+from .progress import Merging
 
 Usual = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 
@@ -42,11 +43,21 @@ class Patcher(Usual):
     merged here.
     """
 
+    _merging: Merging | None = None
+
     def load(self, device_to: torch.device | None = None, *args: Any, **kwargs: Any) -> Any:
-        result = super().load(device_to, *args, **kwargs)
-        for key in self.patches.keys() - self.backup.keys():
-            if not hasattr(self.model.get_submodule(key.rpartition(".")[0]), "comfy_cast_weights"):
-                self.patch_weight_to_device(key, device_to)
+        self._merging = Merging(len(self.patches.keys() - self.backup.keys()))
+        try:
+            result = super().load(device_to, *args, **kwargs)
+            for key in self.patches.keys() - self.backup.keys():
+                if not hasattr(self.model.get_submodule(key.rpartition(".")[0]), "comfy_cast_weights"):
+                    self.patch_weight_to_device(key, device_to)
+        except BaseException:
+            # A part is merged, and the next load would take it for its own. ComfyUI undoes it for an Exception alone,
+            # and the interrupt of newer versions is none.
+            self.detach()
+            raise
+        self._merging.end()
         return result
 
     def patch_weight_to_device(
@@ -56,6 +67,8 @@ class Patcher(Usual):
         merge = patches[0][1] if len(patches) == 1 else None
         if not isinstance(merge, Merge) or inplace_update or self.weight_inplace_update or any(more.values()):
             return super().patch_weight_to_device(key, device_to, inplace_update, **more)
+        if self._merging is not None:
+            self._merging()
         path, _, name = key.rpartition(".")
         layer = self.model.get_submodule(path)
         if key not in self.backup:

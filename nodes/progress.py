@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Collection, Sequence
 
 import comfy.latent_formats
@@ -12,6 +13,7 @@ import comfy.utils
 import latent_preview
 from comfy.cli_args import LatentPreviewMethod, args
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
@@ -90,6 +92,31 @@ class StageProgress:
             compiling = True
 
         return Hooks(on_step, self._progress.check, on_compile=on_compile)
+
+
+class Merging:
+    """Counts the weights that LoRAs are merged into, `total` in all, and shows them on the running node once a second.
+    Before each it checks for an interrupt. It shows a text and no bar, because a sampler's bar counts its steps."""
+
+    EVERY = 1.0  # seconds
+
+    def __init__(self, total: int) -> None:
+        context = get_executing_context()
+        self._node = None if context is None else context.node_id
+        self._done, self._total, self._told = 0, total, time.monotonic()
+        self._shown = False
+
+    def __call__(self) -> None:
+        """Begins with the next weight. Raises ComfyUI's interrupt if the user has interrupted the run."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._done += 1
+        if self._node is not None and time.monotonic() - self._told >= self.EVERY:
+            show_text(self._node, f"merging LoRAs, weight {self._done} of {self._total}")
+            self._told, self._shown = time.monotonic(), True
+
+    def end(self) -> None:
+        if self._shown:
+            show_text(self._node, "LoRAs are merged")
 
 
 def show_text(node_id: str, text: str, window: str = "") -> None:

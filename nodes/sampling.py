@@ -141,6 +141,7 @@ class AudioGuidance(io.ComfyNode):
                     min=0.0,
                     max=MOST_IDENTITY,
                     step=0.1,
+                    optional=True,
                     tooltip="How strongly the voice is that of Reference Sound: 3 for ID-LoRA. 0 leaves that pass out.",
                 ),
             ],

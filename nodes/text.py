@@ -20,7 +20,7 @@ from ..ltx.errors import InputError
 from ..ltx.media.images import compress
 from ..ltx.prompt.contexts import Recent, image_digest
 from ..ltx.prompt.expand import Expansion, expand
-from ..ltx.prompt.expander import GEMMA_4, check_expander, load_expander
+from ..ltx.prompt.expander import GEMMA_4, GEMMA_4_FILE, check_expander, load_expander
 from ..ltx.prompt.text import OnLayer, encode_texts
 from . import activations, files, memory
 from .fetching import blocks_stay
@@ -102,8 +102,8 @@ def expander_input() -> io.Input:
         default=OWN,
         optional=True,
         tooltip=f"The model that writes the prompt. {OWN} is LTX-2.3's own Gemma 3. LTX-2.5's text encoder "
-        f"cannot write: choose an instruct model in models/text_encoders, the folder of {GEMMA_4} or of a "
-        "larger one, or a Gemma 3 12B-it. It takes the most likely words, so the seed does not matter.",
+        f"cannot write: choose an instruct model in models/text_encoders, {GEMMA_4_FILE}, the folder of {GEMMA_4} or "
+        "of a larger one, or a Gemma 3 12B-it. It takes the most likely words, so the seed does not matter.",
     )
 
 

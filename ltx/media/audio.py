@@ -7,6 +7,7 @@ samples, unchanged. video.py writes sound, preprocess.py levels it, and sound.py
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..grid import TIME_SCALE
-from .container import film_start, frames_of_stream, open_media
+from .container import film_start, frames_of_stream, is_matroska, open_media, told_time
 
 MAX_SECONDS = 600  # the longest video, 481 frames at 1 fps, needs less
 MARGIN = Fraction(1, 10)  # seconds by which a track of the same length may be longer: its codec adds some
 GAP = Fraction(1, 10)  # seconds; where so much of a film's sound is missing, silence stands for it
+EARLIEST = 33  # seconds of sound before time 0 in a Matroska file: a block is at most 2**15 ms before its cluster
 BREAK = Fraction(1, 200)  # seconds between two blocks of sound; less is the rounding of their times
 LONGEST = 2700  # seconds of a film that is made in windows: MAX_VALUES holds so much stereo at 48 kHz
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; a lower rate carries no usable sound, and nobody records at a higher one
@@ -113,7 +115,9 @@ def _decode(
     blocks: list[np.ndarray] = []
     kind, speakers, position, first, last = None, (), 0, 0, 0
     begun = ended = 0  # where the film's start lies among the samples; where the block before ends in the film
-    for frame in frames_of_stream(container, _stream(container, name)):
+    stream = _stream(container, name)
+    decoded = frames_of_stream(container, stream)
+    for frame in decoded if film is None else _placed(decoded, stream, film):
         frame_kind = (frame.sample_rate, frame.layout.name, frame.format.name)
         if kind is None:
             kind = frame_kind
@@ -172,6 +176,30 @@ def _stream(container: Any, name: str) -> Any:
     if stream.codec_context is None:
         raise InputError(f"{name}: its audio codec is not supported; convert the file, for example to WAV.")
     return stream
+
+
+def _placed(frames: Iterable[Any], stream: Any, film: Fraction) -> Iterator[Any]:
+    """The same blocks of a film's sound. The first ones, if the file does not tell their times, end where the next one
+    begins. Instead of the times that Matroska does not tell, FFmpeg counts those of Vorbis from 0 on, and then they go
+    back."""
+    counted = film < 0 and is_matroska(stream.container)
+    begun, early, samples, last = [], 0, 0, None
+    frames = iter(frames)
+    for frame in frames:
+        time = told_time(frame, stream)
+        if time is None or (last is not None and time < last):
+            early = len(begun) + (time is None)
+        begun.append(frame)
+        samples, last = samples + frame.samples, time
+        if samples > EARLIEST * frame.sample_rate or (time is not None and not counted):
+            break
+    if 0 < early < len(begun):
+        end = told_time(begun[early], stream) * Fraction(begun[early].time_base)
+        for block in reversed(begun[:early]):
+            end -= Fraction(block.samples, block.sample_rate)
+            block.pts = round(end / Fraction(block.time_base))
+    yield from begun
+    yield from frames
 
 
 def _lateness(frame: Any, film: Fraction | None) -> int:

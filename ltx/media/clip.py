@@ -17,24 +17,34 @@ from typing import Any, Protocol
 
 import av
 import torch
-from av.format import Flags
 from torch import Tensor
 
 from ..errors import InputError
 from .audio import LONGEST, Track, load_track
-from .container import frames_of_stream, open_media, packets_of, picture_stream
-from .images import check_size, flat
-from .rates import frame_rate
+from .container import (
+    COARSEST,
+    REORDERED,
+    USUAL_RATE,
+    frames_of_stream,
+    is_matroska,
+    is_raw,
+    mean_rate,
+    open_media,
+    packets_of,
+    picture_stream,
+    told_rate,
+    told_time,
+    untold_start,
+)
+from .images import check_size, flat, load_image, moves
+from .matroska import is_broken
 from .rgb import Deinterlacer, Developer, matrix_of
 from .seek import Doubt, Key, KeyFinder, Keys, frames_behind
 
 EXAMPLE = "MP4"  # a format to export to, for messages
-USUAL_RATE = Fraction(25)  # of a file that does not tell its rate, as FFmpeg assumes for raw video
-COARSEST = Fraction(1, 100)  # seconds; a coarser tick counts frames, and its times are not rounded
 SUMS = "apng"  # FFmpeg's name of the format whose times are sums of lengths, each of them rounded to ticks
 MISSING = Fraction(1, 2)  # seconds by which a header may be wrong
-REORDERED = 16  # pictures at most that a codec stores between one and those that are shown before it
-MAX_RATE = 1000  # frames per second; a higher number in a header means nothing
+DAMAGED = "damaged parts of it were left out"
 SILENCE = 48_000  # Hz, of a clip without sound
 
 
@@ -71,15 +81,16 @@ class Clip(Protocol):
     ) -> Iterator[Tensor]:
         """Yields so many pictures, uint8 [height, width, 3], for the times start + k / fps.
 
-        Each is the last one that begins at or before its time; after the end, the last picture is held. note: is called
-        with a sentence for the report when something damaged is met.
+        Each is the last one that begins at or before its time; after the end, the last picture is held. One that is
+        held is the same tensor. note: is called with a sentence for the report when something damaged is met.
         """
 
 
 @dataclass(frozen=True)
 class FileClip:
     """A video file, as `Clip`. slack: the seconds by which a time may be late because the file rounds it to ticks; the
-    first picture's time is rounded, too. keys: where decoding can begin; None if only at the beginning is certain."""
+    first picture's time is rounded, too. keys: where decoding can begin; None if only at the beginning is certain.
+    begin: when the first picture is shown, in seconds, if the file does not tell its time."""
 
     path: Path
     name: str
@@ -90,6 +101,7 @@ class FileClip:
     slack: Fraction
     notes: tuple[str, ...] = ()
     keys: Keys | None = field(default=None, repr=False)
+    begin: Fraction | None = None
 
     def count(self, fps: Fraction) -> int:
         rounded = min(self.slack * 3 / 2, 1 / self.fps / 2)  # the last picture's length is rounded, too
@@ -124,19 +136,19 @@ class FileClip:
                 raise InputError(f"{self.name}: has changed since it was opened; start again.")
             stream.thread_type = "AUTO"
             develop = Developer(self.name, _aspect(stream))
-            damaged = False
+            damaged = f"{self.name}: {DAMAGED}" in self.notes
 
             def left_out() -> None:
                 nonlocal damaged
                 if note and not damaged:  # at once: whoever has enough pictures does not ask for an end
-                    note(f"{self.name}: damaged parts of it were left out")
+                    note(f"{self.name}: {DAMAGED}")
                 damaged = True
 
             if pair:
                 decoded, zero = frames_behind(container, stream, self.keys.zero, pair), self.keys.zero * self.keys.tick
             else:
                 decoded, zero = frames_of_stream(container, stream, left_out), None
-            timed = _timed(decoded, stream, zero)
+            timed = _timed(decoded, stream, self.fps, self.begin, zero)
             timed = ((time, develop.settled(frame)) for time, frame in timed)
             shown, picture = None, None
             for frame in _chosen(timed, fps, frames, start, self.slack):
@@ -181,10 +193,13 @@ class ImageClip:
     def pictures(
         self, fps: Fraction, frames: int, start: Fraction = Fraction(0), note: Callable[[str], None] | None = None
     ) -> Iterator[Tensor]:
+        shown, picture = None, None
         for number in range(frames):
             at = math.floor((start + number / Fraction(fps)) * self.fps)
-            image = self.images[min(max(at, 0), len(self.images) - 1)]
-            yield flat(image).mul(255).round().to("cpu", torch.uint8)
+            at = min(max(at, 0), len(self.images) - 1)
+            if at != shown:
+                shown, picture = at, flat(self.images[at]).mul(255).round().to("cpu", torch.uint8)
+            yield picture
 
 
 def open_clip(path: str | Path) -> FileClip:
@@ -213,13 +228,18 @@ def open_clip(path: str | Path) -> FileClip:
             # VP8 and VP9 keep the opacity beside the stream that is decoded.
             notes.append("its transparency is not read, and what is under it is seen: convert it to ProRes 4444")
         tick, format_ = Fraction(stream.time_base), container.format.name
-        first = None if _is_raw(stream) else frame.pts if frame.pts is not None else frame.dts
+        raw, first = is_raw(stream), told_time(frame, stream)
+    first, begin = (None, None) if raw else (first, untold_start(path, EXAMPLE) if first is None else None)
     with open_media(path, EXAMPLE) as container:
         found = _packets(container, picture_stream(container))
+        with path.open("rb") as file:
+            broken = is_broken(file)
     fps, missing = found.fps, found.missing
-    seconds = max(found.end - (first or 0) * tick, 1 / fps)
+    seconds = max(found.end - (begin or (first or 0) * tick), 1 / fps)
     if missing > max(MISSING, 2 / fps):
         notes.append(f"it is cut short: its last {float(missing):.1f} s are missing")
+    if broken:
+        notes.append(DAMAGED)
     if (back := found.back / fps) > MISSING:
         notes.append(f"its times go back, so {float(back):.1f} s of it are not seen: export it again as {EXAMPLE}")
     if seconds > LONGEST:
@@ -229,12 +249,28 @@ def open_clip(path: str | Path) -> FileClip:
     slack = min(late, 1 / fps / 2) if tick <= COARSEST else Fraction(0)
     notes = tuple(f"{name}: {note}" for note in notes)
     known = None if first is None else Keys(first, tick, found.keys)
-    return FileClip(path, name, width, height, fps, seconds, slack, notes, known)
+    return FileClip(path, name, width, height, fps, seconds, slack, notes, known, begin)
+
+
+def open_reference(path: str | Path) -> Clip:
+    """Opens a video file as `open_clip`, and a still picture as images.py reads it: upright, in sRGB, transparent parts
+    black. Raises InputError, which names the file."""
+    if moves(path):
+        return open_clip(path)
+    return ImageClip(load_image(path)[None], USUAL_RATE, Path(path).name)
 
 
 def clip_track(path: str | Path) -> Track | None:
     """The clip's own sound from its first picture on, unchanged: silence where it begins later. None without sound."""
     return None if is_silent(path) else load_track(path, most=LONGEST, spare=True, cut=True)
+
+
+def is_sound(path: str | Path) -> bool:
+    """Whether a file has sound and no moving picture; a cover is none. Raises InputError as `is_silent`."""
+    if not moves(path):
+        return False
+    with open_media(Path(path), EXAMPLE) as container:
+        return picture_stream(container) is None and container.streams.best("audio") is not None
 
 
 def is_silent(path: str | Path) -> bool:
@@ -269,29 +305,12 @@ def _aspect(stream: Any) -> Fraction | None:
     return Fraction(aspect) if aspect else None
 
 
-def _rate(stream: Any) -> Fraction | None:
-    """The usual frame rate, exact also where the container stores rounded times. None if the file does not tell it, as
-    the recordings of browsers do not: for a guess FFmpeg then takes the ticks of the clock, 1000 a second. Of a raw
-    stream the average is always USUAL_RATE, and the guess is what the stream's own headers say."""
-    clock = 1 / Fraction(stream.time_base)
-    guesses = [rate for rate in (stream.guessed_rate, stream.base_rate) if rate != clock or clock <= 1 / COARSEST]
-    average = [stream.average_rate]
-    for rate in (*guesses, *average) if _is_raw(stream) else (*average, *guesses):
-        if rate and 0 < rate <= MAX_RATE:
-            return frame_rate(float(rate))
-    return None
-
-
-def _is_raw(stream: Any) -> bool:
-    """Whether the file has no container, and so no times: FFmpeg makes them up, for several codecs wrongly."""
-    return bool(stream.container.format.flags & Flags.no_timestamps.value)
-
-
 def _length(item: Any, stream: Any, rate: Fraction) -> Fraction:
     """The seconds that a picture of a raw stream, as a packet or a frame, is shown: in two fields at that rate, or in
-    more of them, as films for television are."""
+    more of them, as films for television are. A packet of H.264 may hold one field alone; a frame has both."""
     fields = round((item.duration or 0) * Fraction(stream.time_base) * rate * 2)
-    return Fraction(max(2, fields), 2) / rate
+    alone = fields == 1 and isinstance(item, av.Packet) and stream.codec_context.name == "h264"
+    return Fraction(1 if alone else max(2, fields), 2) / rate
 
 
 def _said_of(frame: Any, aspect: Fraction | None) -> Iterator[str]:
@@ -320,10 +339,10 @@ class _Packets:
 
 def _packets(container: Any, stream: Any) -> _Packets:
     """Reads the packets of a file whose picture is that stream."""
-    finder, told = KeyFinder(stream), _rate(stream)
-    ends, raw = {stream.index: Fraction(0)}, _is_raw(stream)
+    finder, told = KeyFinder(stream), told_rate(stream)
+    ends, raw = {stream.index: Fraction(0)}, is_raw(stream)
     begun: list[Fraction] = []  # the times of the first and of the last picture
-    count = back = 0
+    count = back = untold = 0
     bare: Fraction | None = None  # the last picture that has no length
     near = max(Fraction(1), REORDERED / (told or USUAL_RATE))
     played = [each for each in container.streams if each.type in ("video", "audio") and each.time_base]
@@ -333,11 +352,12 @@ def _packets(container: Any, stream: Any) -> _Packets:
             finder.see(packet)
         if not packet.size or packet.is_discard:
             continue
-        time = packet.pts if packet.pts is not None else packet.dts
+        time = told_time(packet, stream)
         count += shows
         if raw and shows:
             ends[index] += _length(packet, stream, told or USUAL_RATE)
         if time is None or raw:
+            untold += shows
             continue
         time *= Fraction(packet.time_base)
         if shows:
@@ -347,37 +367,35 @@ def _packets(container: Any, stream: Any) -> _Packets:
         if shows and not length:
             bare = time if bare is None else max(bare, time)
         ends[index] = max(ends.get(index, Fraction(0)), time + (length or 0) * Fraction(packet.time_base))
-    fps = told or _mean(count, *begun)
+    fps = told or mean_rate(count - untold, *begun)
     if not begun and not raw:  # a stream without times
         ends[stream.index] = count / fps
     if bare is not None:
         ends[stream.index] = max(ends[stream.index], bare + 1 / fps)
     # Matroska's length counts from time 0, and others' from the first packet.
-    start = 0 if "matroska" in container.format.name else container.start_time or 0
+    start = 0 if is_matroska(container) else container.start_time or 0
     whole = Fraction((container.duration or 0) + start, av.time_base)
     return _Packets(fps, count, back, ends[stream.index], whole - max(ends.values()), tuple(finder.keys))
 
 
-def _mean(count: int, first: Fraction = Fraction(0), last: Fraction = Fraction(0)) -> Fraction:
-    """The frame rate of so many pictures with these times of the first and the last one."""
-    return frame_rate(min(MAX_RATE, float((count - 1) / (last - first)))) if first < last else USUAL_RATE
-
-
-def _timed(frames: Iterable[Any], stream: Any, zero: Fraction | None = None) -> Iterator[tuple[Fraction, Any]]:
-    """Yields (seconds from the first picture, frame), deinterlaced, in times that rise. zero: the time of the first
-    picture, by default that of the first frame."""
-    whole, rate, tick = Deinterlacer(), _rate(stream) or USUAL_RATE, Fraction(stream.time_base)
-    raw = _is_raw(stream)
+def _timed(
+    frames: Iterable[Any], stream: Any, rate: Fraction, begin: Fraction | None = None, zero: Fraction | None = None
+) -> Iterator[tuple[Fraction, Any]]:
+    """Yields (seconds from the first picture, frame), deinterlaced, in times that rise. begin: as in `FileClip`. zero:
+    the time of the first picture, by default that of the first frame."""
+    whole, tick, raw = Deinterlacer(), Fraction(stream.time_base), is_raw(stream)
     last = None
 
     def with_times() -> Iterator[Any]:
         """Gives each frame a time: its own, or else, and in a raw stream, the end of the one before."""
-        before, length = None, Fraction(0)
+        before, end = None, begin or Fraction(0)
         for frame in frames:
-            time = None if raw else frame.pts if frame.pts is not None else frame.dts
-            if time is None:
-                time = 0 if before is None else before + max(1, round(length / tick))
-            length = _length(frame, stream, rate) if raw else 1 / rate
+            time = None if raw else told_time(frame, stream)
+            if time is None:  # what is rounded here must not add up
+                time = round(end / tick) if before is None else max(before + 1, round(end / tick))
+            else:
+                end = time * tick
+            end += _length(frame, stream, rate) if raw else 1 / rate
             frame.time_base = frame.time_base or tick
             frame.pts = before = time if before is None else max(time, before)
             yield frame

@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
+from av.format import Flags
 from av.stream import Disposition
 
 from ..errors import InputError, no_such_file
 from .promised import MOST_SAMPLES, promised_samples
+from .rates import frame_rate
 
+USUAL_RATE = Fraction(25)  # of a file that does not tell its rate, as FFmpeg assumes for raw video
+COARSEST = Fraction(1, 100)  # seconds; a coarser tick counts frames, and its times are not rounded
+MAX_RATE = 1000  # frames per second; a higher number in a header means nothing
+REORDERED = 16  # pictures at most that a codec stores between one and those that are shown before it
 # Tags may be in any encoding. PyAV before version 19 needs an option for that; newer versions do not.
 TAGS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
@@ -101,6 +107,43 @@ def picture_stream(container: Any) -> Any:
     return next((stream for stream in moving if stream.frames != 1), next(iter(moving), None))
 
 
+def is_raw(stream: Any) -> bool:
+    """Whether the file has no container, and so no times: FFmpeg makes them up, for several codecs wrongly."""
+    return bool(stream.container.format.flags & Flags.no_timestamps.value)
+
+
+def is_matroska(container: Any) -> bool:
+    return "matroska" in container.format.name
+
+
+def told_rate(stream: Any) -> Fraction | None:
+    """The usual frame rate, exact also where the container stores rounded times. None if the file does not tell it, as
+    the recordings of browsers do not: for a guess FFmpeg then takes the ticks of the clock, 1000 a second. Of a raw
+    stream the average is always USUAL_RATE, and the guess is what the stream's own headers say."""
+    clock = 1 / Fraction(stream.time_base)
+    guesses = [rate for rate in (stream.guessed_rate, stream.base_rate) if rate != clock or clock <= 1 / COARSEST]
+    average = [stream.average_rate]
+    for rate in (*guesses, *average) if is_raw(stream) else (*average, *guesses):
+        if rate and 0 < rate <= MAX_RATE:
+            return frame_rate(float(rate))
+    return None
+
+
+def mean_rate(count: int, first: Fraction = Fraction(0), last: Fraction = Fraction(0)) -> Fraction:
+    """The frame rate of so many pictures with these times of the first and the last one."""
+    return frame_rate(min(MAX_RATE, float((count - 1) / (last - first)))) if first < last else USUAL_RATE
+
+
+def told_time(item: Any, stream: Any) -> int | None:
+    """When a packet or a frame of a stream is shown, in its ticks; None if the file does not tell it.
+
+    Matroska tells no times before 0 that FFmpeg reads: it drops them, or puts others in their place, which are sums of
+    rounded lengths.
+    """
+    time = item.pts if item.pts is not None else item.dts
+    return None if time is not None and time < 0 and is_matroska(stream.container) else time
+
+
 def film_start(path: Path, example: str) -> Fraction | None:
     """The time of the first picture in seconds; None if the file has no moving picture or does not say the time.
 
@@ -113,5 +156,31 @@ def film_start(path: Path, example: str) -> Fraction | None:
             return None
         decoded = iter(()) if stream.codec_context is None else frames_of_stream(container, stream)
         frame = next(decoded, None)
-        start = stream.start_time if frame is None else frame.dts if frame.pts is None else frame.pts
-        return None if start is None else start * Fraction(stream.time_base)
+        start = stream.start_time if frame is None else told_time(frame, stream)
+        if start is not None:
+            return start * Fraction(stream.time_base)
+        if frame is None or is_raw(stream):
+            return None
+    return untold_start(path, example)
+
+
+def untold_start(path: Path, example: str) -> Fraction | None:
+    """The time of a first picture whose time the file does not tell, in seconds: those without a time last until the
+    first time that is told. None if the file tells no time at all. Raises InputError as `open_media`."""
+    untold, times = 0, []
+    with open_media(path, example) as container:
+        stream = picture_stream(container)
+        for packet in packets_of(container, stream):
+            time = told_time(packet, stream)
+            if not packet.size or packet.is_discard:
+                continue
+            if time is None:
+                untold += 1
+            else:
+                times.append(time * Fraction(packet.time_base))
+            if len(times) > REORDERED:
+                break
+        rate = told_rate(stream)
+    if not times:
+        return None
+    return min(times) - untold / (rate or mean_rate(len(times), min(times), max(times)))

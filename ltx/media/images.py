@@ -25,6 +25,7 @@ PRESET = "veryfast"
 MAX_PIXELS = 80_000_000  # less than the number at which Pillow warns of a decompression bomb
 MAX_SIDE = 16_384  # the limit of H.264
 NO_PICTURE = "is no picture."
+ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")  # further pictures of other formats are pages, layers and sizes
 # EPS and WMF are left out, because Pillow starts other programs for them.
 FORMATS = (
     "PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "TGA", "PPM", "ICO", "PSD",
@@ -209,7 +210,7 @@ def moves(path: str | Path) -> bool:
         return False
     try:
         with open_image(path, path.name, NO_PICTURE) as image:
-            return getattr(image, "n_frames", 1) > 1
+            return image.format in ANIMATIONS and getattr(image, "n_frames", 1) > 1
     except InputError as error:
         return str(error).endswith(NO_PICTURE)
 
@@ -235,3 +236,16 @@ def fit(image: Tensor, width: int, height: int) -> Tensor:
     pixels = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
     pixels = pixels[:, :, top : top + height, left : left + width]
     return rearrange(pixels, "1 c h w -> 1 c 1 h w") / 127.5 - 1.0
+
+
+def contain(image: Tensor, width: int, height: int) -> Tensor:
+    """uint8 [H, W, 3] → float32 [1, 3, 1, height, width] in -1..1. The whole picture is scaled (Lanczos) to the largest
+    size that fits, in the middle of a black one."""
+    rows, columns = image.shape[:2]
+    # The same floats and roundings as in ComfyUI's node for it, which the published workflows use.
+    scale = min(width / columns, height / rows)
+    size = max(1, int(columns * scale)), max(1, int(rows * scale))
+    whole = Image.new("RGB", (width, height))
+    scaled = Image.fromarray(image.numpy()).resize(size, Image.Resampling.LANCZOS)
+    whole.paste(scaled, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return rearrange(torch.from_numpy(np.array(whole)).float(), "h w c -> 1 c 1 h w") / 127.5 - 1.0

@@ -36,7 +36,7 @@ class Area:
     soften: pixels of that picture over which the mask rises from its border inwards, in cells and pixels alike, and
     soften_time the same in seconds. feather: pixels of the seam when decoded frames and source are blended, and
     feather_time the same in seconds. start: seconds of the clip at which the video begins; rate: the video's frames per
-    second. Raises InputError if a number cannot be used.
+    second. note: as for `Clip.pictures`, wherever none is given. Raises InputError if a number cannot be used.
     """
 
     frames: Tensor | None = None
@@ -49,6 +49,7 @@ class Area:
     feather_time: float = 0
     start: Fraction = Fraction(0)
     rate: Fraction = Fraction(24)
+    note: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         for name in ("soften", "feather"):
@@ -120,7 +121,7 @@ class Area:
     def _masks(self, count: int, note: Callable[[str], None] | None) -> Iterator[Tensor]:
         """float32 [H, W] for each frame of the video, at its own size."""
         if self.frames is None:
-            for picture in self.clip.pictures(self.rate, count, self.start, note):
+            for picture in self.clip.pictures(self.rate, count, self.start, note or self.note):
                 yield picture.float().mean(dim=2).div_(255)
             return
         for number in range(count):

@@ -281,6 +281,7 @@ class _Measured:
             writing = peak(lambda: write_longest(language), self.on)
             add("expand prompt", (Resident(EXPANDER, size, blocks),), writing)
         connectors, mapped = self._loaded(lambda: job.checkpoint.connectors(dtype))
+        mapped = max(mapped - _merged(connectors, self._connector_changes), 0)
         encoder = job.files.text_encoder, dtype, self.compute.fp8
         size, blocks, language = text_encoder(*encoder)
         gemma = Resident(GEMMA, size, blocks, repeated=False)  # each layer is called once a prompt
@@ -326,23 +327,23 @@ class _Measured:
         job, dtype, two_stages = self.job, self.compute.dtype, self.clip.two_stages
         fp8 = {"fp8": True} if self.compute.fp8 else {}
         model, mapped = self._loaded(lambda: job.checkpoint.transformer(dtype, **fp8))
-        mapped = max(mapped - self._merged(model), 0)
-        transformer = Resident.of(TRANSFORMER, model, model.transformer_blocks, mapped)
-        models = (transformer.beside(self._branches(model)), *self._mapped_loras())
+        transformer = Resident.of(TRANSFORMER, model, model.transformer_blocks).beside(self._branches(model))
+        merged = [_merged(model, self._changes(stage)) for stage in range(1 + two_stages)]
+        models = [(replace(transformer, mapped=max(mapped - each, 0)), *self._mapped_loras()) for each in merged]
         merging, editing = self._changing(model)
         kept = self._kept(model)
         model.transformer_blocks = model.transformer_blocks[:3]  # three blocks are enough to reach a step's peak
 
         first = "first stage" if two_stages else "sample"
-        self._stage(first, models, model, self.first, merging, editing, kept[0], guided=True)
+        self._stage(first, models[0], model, self.first, merging, editing, kept[0], guided=True)
         if two_stages:
             upsampler = blueprint(lambda: load_upscaler(job.files.upscaler, dtype))
             vae = blueprint(job.checkpoint.video_statistics)
             piece = video_shape(self.clip.frames, *self.first)
             piece = (min(piece[0], PIECE), *piece[1:]) if len(self.clip.windows) > 1 else piece
             work = upscaling(upsampler, vae, piece, self.on) + self._whole(self.first, self.full)
-            self.planner.add("upscale", (models[0], Resident.of("upscaler", upsampler)), work)
-            self._stage("second stage", models, model, self.full, merging, editing, kept[1], guided=False)
+            self.planner.add("upscale", (models[0][0], Resident.of("upscaler", upsampler)), work)
+            self._stage("second stage", models[1], model, self.full, merging, editing, kept[1], guided=False)
 
     def _kept(self, model: nn.Module) -> tuple[int, int]:
         """Bytes of the texts' keys and values that the first and the second stage keep between the steps."""
@@ -356,20 +357,20 @@ class _Measured:
             texts = 3 if some and self.on != "cpu" else 2
         return kept_texts(model, texts + negative), kept_texts(model, 1 + negative)
 
-    @property
-    def _changes(self) -> Iterator[tuple[str, Adapter]]:
-        """The changes of the transformer by those LoRAs that act in a stage."""
+    def _changes(self, *stages: int) -> Iterator[tuple[str, Adapter]]:
+        """The changes of the transformer by those LoRAs that act in one of these stages, by default in any."""
         job = self.job
-        strengths = zip(*job.loras[: 1 + self.clip.two_stages], strict=True)
-        for (fit, *_), stages in zip(job.fits, strengths, strict=True):
-            if any(strength for _, strength in stages):
+        loras = [job.loras[stage] for stage in stages or range(1 + self.clip.two_stages)]
+        for (fit, *_), strengths in zip(job.fits, zip(*loras, strict=True), strict=True):
+            if any(strength for _, strength in strengths):
                 yield from fit.changes.items()
 
-    def _merged(self, model: nn.Module) -> int:
-        """Bytes of the weights that LoRAs are merged into: these no longer map their file."""
-        owners = {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in self._changes}
-        merged = (name for name, owner in owners.items() if not isinstance(owner, QuantizedLinear))
-        return bytes_of(model.get_parameter(name) for name in merged)
+    @property
+    def _connector_changes(self) -> Iterator[tuple[str, Adapter]]:
+        """The changes of the text connectors by the LoRAs, at their strengths of the first stage."""
+        for (_, *fits), (_, strength) in zip(self.job.fits, self.job.loras[0], strict=True):
+            for fit in fits if strength else ():
+                yield from fit.changes.items()
 
     def _changing(self, model: nn.Module) -> tuple[int, int]:
         """Bytes that LoRAs take for one weight: when they are merged, and in a step beside a quantized weight.
@@ -377,7 +378,7 @@ class _Measured:
         Both hold W, its change and their sum in float32; a change that is no plain pair holds one more.
         """
         merging, editing = [0], [0]
-        for name, adapter in self._changes:
+        for name, adapter in self._changes():
             size = (12 if isinstance(adapter, LowRank) else 16) * weight_shape(model, name).numel()
             if not isinstance(model.get_submodule(name.rpartition(".")[0]), QuantizedLinear):
                 merging.append(size)
@@ -391,7 +392,7 @@ class _Measured:
         found: dict[int, int] = {}
         if self.on == "cpu":
             return found
-        for name, adapter in self._changes:
+        for name, adapter in self._changes():
             owner = name.rpartition(".")[0]
             if isinstance(model.get_submodule(owner), QuantizedLinear):
                 number = int(owner.split(".")[1]) if owner.startswith("transformer_blocks.") else OUTSIDE
@@ -444,7 +445,7 @@ class _Measured:
         whether it is the first stage."""
         job = self.job
         voices = [voice is not None for _, voice in job.speakers]
-        referred = self.sound if job.reference is not None and job.reference.use.hears(first) else 0
+        referred = self.sound if job.example is not None and job.example.use.hears(first) else 0
         return sound_like(self.frames, self.clip.fps, job.request.audio_strength, job.renews_sound, voices, referred)
 
     def _at_once(self) -> list[Picture]:
@@ -485,6 +486,13 @@ class _Measured:
             self.planner.add("decode sound", models, work)
         decoder = self.part(self.job.checkpoint.video_decoder)
         return self.planner.decode(decoder, video_shape(clip.frames, *self.full), self.compute.tiling)
+
+
+def _merged(module: nn.Module, changes: Iterable[tuple[str, Adapter]]) -> int:
+    """Bytes of the weights that LoRAs are merged into: these no longer map their file."""
+    owners = {name: module.get_submodule(name.rpartition(".")[0]) for name, _ in changes}
+    merged = (name for name, owner in owners.items() if not isinstance(owner, QuantizedLinear))
+    return bytes_of(module.get_parameter(name) for name in merged)
 
 
 class _Planner:

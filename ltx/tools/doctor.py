@@ -222,6 +222,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     from ..prompt.gemma import check_gemma
     from ..weights.checkpoint import load_upscaler
     from ..weights.lora import load_lora, match
+    from ..weights.lora_file import IC_NAME
 
     yield from _checkpoints(places, found)
 
@@ -251,7 +252,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     loras = [path for base in places["loras"] for path in models.files(base, ".safetensors")]
 
     def fits(path: Path) -> None:
-        lora = load_lora(path)
+        lora = load_lora(path, referenced=True)
         if model is not None:
             match(lora, model)
 
@@ -259,6 +260,7 @@ def _models(places: Mapping[str, list[Path]], found: Found) -> Iterator[Line]:
     yield from opened((p for p in ours if models.is_distilled(p.name)), "distilled LoRA", found.distilled_loras, fits)
     cameras = (p for p in ours if "camera" in p.name.lower())
     yield from opened(cameras, "camera LoRA", found.cameras, fits)
+    yield from opened((p for p in ours if IC_NAME.search(p.name)), "IC-LoRA", [], fits)
     checkers = [folder for base in places["safety_checker"] if (folder := find_checker(base)) is not None]
     yield from opened(checkers[:1], "safety checker", found.checkers, load_checker)
     if not checkers:
@@ -455,6 +457,7 @@ def _fits(found: Found) -> Iterator[Line]:
 
 def _known_sizes() -> Iterator[Line]:
     """Compares the published weights with the device, if files are missing and cannot be measured."""
+    from ..memory.forecast import REREAD
     from ..memory.free import free_memory
 
     device = _device().type
@@ -462,9 +465,11 @@ def _known_sizes() -> Iterator[Line]:
     for name, share, text in SHARES:
         whole, blocks = max(share * TRANSFORMER, text * TEXT), 2 * share * BLOCK
         if whole < free:
-            state = f"fit on {device} with {size(free)} free, without the memory that computing takes"
+            state = f"fits on {device} with {size(free)} free, without the memory that computing takes"
         elif device != CPU and whole < host and 4 * blocks < free:
-            state = f"wait in host memory with {size(host)} free, and go to {device} block by block"
+            state = f"waits in host memory with {size(host)} free, and goes to {device} block by block"
+        elif device == CPU:  # which reads weights from their files while it computes
+            state = f"{REREAD}: {size(free)} free"
         else:
-            state = f"do not fit: {size(free)} free on {device}, {size(host)} on the host"
-        yield None, f"the published weights in {name}, at most {size(whole)} at a time, {state}"
+            state = f"does not fit: {size(free)} free on {device}, {size(host)} on the host"
+        yield None, f"the set of published weights in {name}, at most {size(whole)} at a time, {state}"

@@ -61,13 +61,15 @@ class Match:
         """Whether it changes a layer of the sound. An IC-LoRA that does not can only look at its reference."""
         return any("audio" in name for name in self.changes)
 
-    def check(self, strength: float) -> None:
+    def check(self, strength: float, before: Callable[[], None] = lambda: None) -> None:
         """Raises InputError if the strength is not a finite number, or, unless it is 0, a value that changes the model
-        is NaN or infinite. All are read, once for each LoRA that is opened, just before they are summed."""
+        is NaN or infinite. All are read, once for each LoRA that is opened, just before they are summed. before: is
+        called before each change is read, and may end it by an exception."""
         check_strength(self.lora, strength)
         for name, adapter in self.changes.items() if strength else ():
             if adapter in _SOUND:
                 continue
+            before()
             if not all(map(is_finite, tensors(adapter))):
                 raise InputError(
                     f"{self.lora.path}: {_damaged(self.lora.path) or name} has a value that is NaN or infinite; "
@@ -213,11 +215,14 @@ class Merger:
         self._current: tuple[tuple[Lora, float], ...] | None = ()  # None while the weights change
 
     @torch.no_grad()
-    def set(self, loras: Sequence[tuple[Lora, float]]) -> list[str]:
+    def set(
+        self, loras: Sequence[tuple[Lora, float]], progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[str]:
         """Sets the weights to W + these (LoRA, strength) pairs, whatever was merged before; `[]` restores W.
 
-        Returns one warning for each LoRA that fits only in part. A LoRA at strength 0 has no effect. Raises InputError
-        if a LoRA fits nothing, or a strength or a value is not a finite number; no weight has changed then.
+        progress: is called with the weights that are set and all that will be, after each. Returns one warning for each
+        LoRA that fits only in part. A LoRA at strength 0 has no effect. Raises InputError if a LoRA fits nothing, or a
+        strength or a value is not a finite number; no weight has changed then.
         """
         for lora, strength in loras:
             check_strength(lora, strength)
@@ -235,14 +240,17 @@ class Merger:
                 terms.setdefault(name, []).append((adapter, strength))
         self._current = None
         self._branch(terms)
-        for name, parameter in self.module.named_parameters():
+        names = terms.keys() | self._changed
+        chosen = [(name, each) for name, each in self.module.named_parameters() if name in names]
+        for done, (name, parameter) in enumerate(chosen, 1):
             if name in terms:
                 self._changed.add(name)
                 device = parameter.device if self.device is None else self.device
                 _write(parameter, merged(self.original(name).to(device), terms[name], parameter.dtype))
-            elif name in self._changed:
+            else:
                 _write(parameter, self.original(name))
                 self._changed.remove(name)
+            progress(done, len(chosen))
         self._current = active
         return warnings
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..models import generation, named_version
+from ..models import OF_ONE_VERSION, V23, V25, generation, named_version
 from .adapters import Adapter, Decomposed, Full, Hadamard, Kronecker, LowRank, Replacement
 from .files import open_safetensors
 from .formats import BESIDE, SCALES
@@ -61,6 +61,8 @@ OTHER = "of a kind that is not read"
 IC, IC_NAME = "reference_downscale_factor", re.compile(r"(?<![a-z0-9])ic[-_ ]?lora", re.IGNORECASE)
 """Signs of an IC-LoRA. Not every one has the metadata; the published ones have the name."""
 IC_TIME = "reference_temporal_scale_factor"
+HDR = re.compile(r"(?<![a-z0-9])hdr(?![a-z0-9])", re.IGNORECASE)
+"""In the name of an IC-LoRA that makes pictures in ARRI LogC3. Shown as SDR they are flat and grey."""
 LARGEST_FACTOR = 64  # of the two above; larger ones are damage
 ADAPTER = "lora_adapter_metadata"
 LARGEST = 1e12  # of alpha and rank in the metadata; larger ones are damage
@@ -83,15 +85,24 @@ class Lora:
     version: str = ""
     reference: tuple[int, int] | None = None
 
-    def check_version(self, checkpoint: str, version: str) -> None:
-        """Raises InputError if it was made for the other supported version than `version`, that of the file
-        `checkpoint`. The camera LoRAs are of LTX-2, which is not among them, and are used with all versions."""
+    def check_version(self, checkpoint: str, version: str) -> str:
+        """Returns a sentence for the report if it was made for LTX-2.3 and `version`, that of the file `checkpoint`, is
+        LTX-2.5: the makers found that most such LoRAs work there. Otherwise "".
+
+        Raises InputError if they say that it does not, or if it was made for a newer version. The camera LoRAs are of
+        LTX-2, which is not supported, and are used with all versions.
+        """
         theirs, ours = generation(self.version), generation(version)
+        if theirs is V23 and ours is V25 and not OF_ONE_VERSION.search(self.path.name):
+            return (
+                f"{self.path.name}: was made for {theirs.name}; most such LoRAs work with {ours.name}, and some do not"
+            )
         if theirs and ours and theirs is not ours:
             raise InputError(
                 f"{self.path}: was made for {theirs.name}, and {checkpoint} is {ours.name}, whose layers mean other "
                 f"things; use a LoRA made for {ours.name}."
             )
+        return ""
 
 
 def load_lora(path: str | Path, referenced: bool = False) -> Lora:
@@ -104,7 +115,12 @@ def load_lora(path: str | Path, referenced: bool = False) -> Lora:
     file = open_safetensors(path, "the LoRA file")
     metadata = file.metadata() or {}
     reference = None
-    if (by_name := IC_NAME.search(path.name)) or IC in metadata:
+    if (by_name := IC_NAME.search(path.name)) and HDR.search(path.name):
+        raise InputError(
+            f"{path}: is an IC-LoRA for HDR (by its name), and HDR pictures cannot be decoded or written here; use the "
+            "makers' HDRICLoraPipeline for it, or choose another LoRA."
+        )
+    if by_name or IC in metadata:
         sign = "by its name" if by_name else f"{IC} in its metadata"
         if not referenced:
             raise InputError(

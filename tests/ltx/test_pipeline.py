@@ -630,7 +630,7 @@ def test_a_stage_that_ends_early_frees_the_model(
     """Page-locked memory would otherwise stay with a process that goes on."""
     built: list[sampling._Transformer] = []
     begin = sampling._Transformer.begin
-    monkeypatch.setattr(sampling._Transformer, "begin", lambda self, n: built.append(self) or begin(self, n))
+    monkeypatch.setattr(sampling._Transformer, "begin", lambda self, *given: built.append(self) or begin(self, *given))
     monkeypatch.setattr(sampling, "free_pinned", lambda: freed.append(True))
     freed: list[bool] = []
 

@@ -24,6 +24,8 @@ from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.ltx.test_pipeline import CPU, TIGHT, Noiser, Peer, peer, with_loras
 from a2v.tests.ltx.test_video_in import BASE, FRAMES, HEIGHT, WIDTH, Engine, engine, files_of, media, text
 from a2v.tests.tiny import TinyFiles
+from safetensors.torch import load_file, save_file
+from scipy.io import wavfile
 from torch import Tensor
 
 __all__ = ["engine", "media", "peer"]  # the fixtures
@@ -176,6 +178,47 @@ def test_identity_is_that_of_the_makers_of_id_lora(
     assert relative(result.trace["final/audio_latent"], audio) < TIGHT
     without = engine({**values, "reference": {**use, "identity": 0}}, **given)
     assert relative(without.trace["final/audio_latent"], audio) > 100 * TIGHT
+
+
+def voice_of(film: Path, path: Path) -> Path:
+    """Writes the sound of a film, to the bit."""
+    track = clip_track(film)
+    wavfile.write(path, int(track.rate), track.waveform.T.float().numpy())
+    return path
+
+
+def test_a_sound_alone_is_the_example_of_a_voice(engine: Engine, media: dict[str, Path], tmp_path: Path) -> None:
+    """It is heard as the sound of a video is, and nothing is seen."""
+    values = {**REQUEST, "num_inference_steps": 1, "audio_strength": 0}
+    sound = voice_of(media["reference"], tmp_path / "voice.wav")
+    seen, heard = (
+        engine({**values, "reference": {"sound": True, "identity": 3}}, audio=media["voice"], reference=each)
+        for each in (media["reference"], sound)
+    )
+    assert torch.equal(seen.trace["reference/audio_latent"], heard.trace["reference/audio_latent"])
+    grid = heard.trace["final/video_latent"].flatten(2).shape[2]
+    assert heard.trace["s2/clean_video"].shape[1] == grid and seen.trace["s1/clean_video"].shape[1] > grid // 4
+    assert heard.trace["s1/clean_video"].shape[1] == grid // 4
+    assert heard.report["used"]["passes_per_step"] == 2
+    plain = engine(values, audio=media["voice"], reference=sound)
+    assert "the model also hears the sound of a reference" in plain.report["notes"], "there is nothing else it is for"
+
+
+def test_an_ic_lora_needs_something_to_see(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
+    """One that changes layers of the sound may have a sound alone."""
+    request = parse({**BASE, **REQUEST})
+    named = {"audio": media["voice"], "reference": voice_of(media["voice"], tmp_path / "voice.wav")}
+    files = files_of(tiny, tmp_path / "out.mp4", **named, loras=((media["lora"], LORA),))
+    prepare(files, request)
+    pairs = {key: value for key, value in load_file(media["lora"]).items() if "audio" not in key}
+    blind = tmp_path / "poses-ic-lora.safetensors"
+    save_file(pairs, blind, {"reference_downscale_factor": "2"})
+    sentence = (
+        r"poses-ic-lora\.safetensors: is an IC-LoRA, which needs a reference video, but --reference names a sound"
+    )
+    with pytest.raises(InputError, match=sentence):
+        prepare(replace(files, loras=((blind, LORA),)), request)
+    prepare(replace(files, loras=((blind, 0.0),)), request)
 
 
 def test_identity_beside_a_kept_sound_says_that_it_does_nothing(engine: Engine, media: dict[str, Path]) -> None:

@@ -21,7 +21,7 @@ def job(windows: int) -> SimpleNamespace:
     plan = SimpleNamespace(
         windows=[Window(number, 1) for number in range(windows)], two_stages=True, sizes=[(32, 32), (64, 64)]
     )
-    kept = {"keeps_sound": True, "keeps_picture": False, "source": None, "images": ()}
+    kept = {"keeps_sound": True, "keeps_picture": False, "referred": False, "source": None, "images": ()}
     return SimpleNamespace(plan=plan, steering=(STEERING, STEERING), **kept)
 
 
@@ -51,6 +51,19 @@ def test_loading_is_told_before_it_begins() -> None:
     observer = Observer(job(1), None, lambda *phase: said.append(phase), None)
     assert observer.loading(lambda number: (number, len(said)), 7) == (7, 1)
     assert said == [("load transformer", 0, 1), ("load transformer", 1, 1)]
+
+
+def test_merging_is_told_beside_what_it_is_for() -> None:
+    """On the line of loading, and then on that of the second stage: what follows a comma begins no line of its own."""
+    said: list[tuple[str, int, int]] = []
+    seconds = [0.0]
+    observer = Observer(job(1), None, lambda *phase: said.append(phase), None, lambda: seconds[0])
+    for merging in (observer.merging(), observer.merging(1)):
+        for done in range(1, 10):
+            seconds[0] += 0.25
+            merging(done, 9)
+    first, second = "load transformer, merging LoRAs", "second stage, merging LoRAs"
+    assert said == [(first, 4, 9), (first, 8, 9), (second, 1, 9), (second, 5, 9), (second, 9, 9)], "once a second"
 
 
 def test_a_stage_is_told_before_its_first_step() -> None:

@@ -12,6 +12,7 @@ from a2v.ltx.headless import files_of as named_files
 from a2v.ltx.job import prepare
 from a2v.ltx.request import parse
 from a2v.tests.ltx.loaded import loaded_once
+from a2v.tests.ltx.media.clips import write_damaged
 from a2v.tests.ltx.test_video_in import BASE, HEIGHT, WIDTH, Engine, engine, files_of, media
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -44,6 +45,14 @@ def test_two_voices_in_windows(engine: Engine, media: dict[str, Path], tmp_path:
     for heard in found.values():
         assert heard.min() >= 0 and heard.max() <= 1 and heard.std() > 0
     assert "only 2 regions of the picture hear the audio (experimental)" in result.report["notes"]
+
+
+def test_damage_of_a_speakers_mask_is_told(engine: Engine, media: dict[str, Path], tmp_path: Path) -> None:
+    """Once, however often the mask is read."""
+    mask = write_damaged(tmp_path / "mask.mov", (25, HEIGHT, WIDTH))
+    result = engine({**SIZE, "num_frames": 25}, audio=media["voice"], speakers=(mask,))
+    told = [note for note in result.report["notes"] if "damaged" in note]
+    assert told == ["mask.mov: damaged parts of it were left out"]
 
 
 def test_words_for_speakers(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:

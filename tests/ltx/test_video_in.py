@@ -25,7 +25,7 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.job import Compute, Files, prepare
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.clip import open_clip
-from a2v.ltx.media.images import fit
+from a2v.ltx.media.images import contain, fit, load_image
 from a2v.ltx.media.masks import fitted, open_area
 from a2v.ltx.media.seek import Keys
 from a2v.ltx.request import parse
@@ -453,6 +453,33 @@ def test_a_reference_in_windows_is_encoded_for_each(engine: Engine, media: dict[
     assert [each.shape[1] for each in tokens] == [16, 16] and not torch.equal(*tokens)
 
 
+@pytest.mark.parametrize("shape", [None, "crop"])
+def test_a_picture_of_who_shall_appear(
+    engine: Engine, media: dict[str, Path], tmp_path: Path, shape: str | None
+) -> None:
+    """It stands beside the whole film, as a video of it would, and is shown whole unless the request crops it."""
+    sheet = tmp_path / "sheet.png"
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, (90, 300, 3), dtype=np.uint8)).save(sheet)
+    values = {
+        "num_frames": 17, "match_audio_length": False, "video_size": {"width": 128, "height": 64},
+        "reference": {"fit": shape} if shape else None,
+    }  # fmt: skip
+    result = engine(values, audio=media["voice"], reference=sheet, loras=((media["lora"], 1.4),))
+    one = (contain if shape is None else fit)(load_image(sheet), 64, 32)
+    assert torch.equal(result.trace["cond/0/pixels"], one.expand(-1, -1, 17, -1, -1))
+    assert result.trace["s1/denoise_mask_video"].shape[1] == 3 * 8 + 3 * 2
+    times = result.trace["s1/positions_video"][0, 0, 24::2]
+    assert torch.allclose(times, torch.tensor([[0, 1], [1, 9], [9, 17]]) / 24)
+    assert not any("sheet.png" in note for note in result.report["notes"])
+
+
+def test_a_picture_is_encoded_once_for_windows_of_a_length(engine: Engine, media: dict[str, Path]) -> None:
+    values = {"video_size": {"width": 64, "height": 64}, "windows": {"frames": 25, "overlap": 1}}
+    result = engine(values, audio=media["voice"], reference=media["key2"])
+    tokens = [result.trace[f"s1/window{n}/clean_video"][:, 16:] for n in (0, 1)]
+    assert torch.equal(*tokens) and "cond/1/latent" not in result.trace
+
+
 @pytest.mark.parametrize("named", ["video", pytest.param("reference", marks=pytest.mark.soak)])
 def test_a_late_second_is_sought_and_is_the_same(
     engine: Engine, media: dict[str, Path], monkeypatch: pytest.MonkeyPatch, named: str
@@ -637,6 +664,11 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
         {"edit": {"extend": "forward"}, "match_audio_length": True},
         ("video", "audio"),
         r"match_audio_length: extend in edit makes num_frames frames; leave one of them out\.",
+    ),
+    "an unknown fit": (
+        {"reference": {"fit": "stretch"}},
+        ("audio", "reference"),
+        r"reference: fit is 'stretch'; choose one of crop, pad\.",
     ),
     "an IC-LoRA alone": ({}, ("audio", "lora"), r".*is an IC-LoRA .* needs a reference video; .*--reference.*\."),
 }

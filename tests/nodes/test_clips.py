@@ -20,6 +20,7 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.grid import CHANNELS
 from a2v.ltx.latents import pixel_size
 from a2v.ltx.media.clip import FileClip, ImageClip
+from a2v.ltx.media.images import contain
 from a2v.ltx.media.masks import area_of
 from a2v.ltx.media.room_noise import with_room_noise
 from a2v.ltx.windows import Window
@@ -360,6 +361,50 @@ def test_damage_of_a_reference_is_told(damaged: Any, monkeypatch: pytest.MonkeyP
     usual = {"strength": 1.0, "attention": 1.0, "downscale": 1, "stride": 1}
     (found,) = run(clips.ReferenceConditioning, video_vae=None, clip=damaged, latent=latent, audio=film, **usual)
     assert len(found) == 2 and told == ["a.mov: damaged parts of it were left out"]
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """(clip, inputs) → the pixels beside each window of a film of two, as they go to the encoder."""
+    seen: list[torch.Tensor] = []
+
+    def encoded(vae: Any, pixels: Any, *_: Any) -> torch.Tensor:
+        seen.append(torch.cat(list(pixels), 2))
+        return torch.zeros(1, CHANNELS, 4, 2, 4)
+
+    monkeypatch.setattr(clips, "_encoded", encoded)
+    monkeypatch.setattr(FilmSound, "of", lambda audio: audio)
+    film = SimpleNamespace(frames=49, fps=Fraction(24), cut=SimpleNamespace(windows=[Window(0, 4), Window(3, 4)]))
+    latent = {"samples": torch.zeros(1, CHANNELS, 4, 2, 4)}
+    usual = {"strength": 1.0, "attention": 1.0, "downscale": 0, "stride": 0}
+
+    def run_with(clip: Any, **inputs: Any) -> list[torch.Tensor]:
+        seen.clear()
+        (found,) = run(
+            clips.ReferenceConditioning, video_vae=None, clip=clip, latent=latent, audio=film, **usual, **inputs
+        )
+        assert len(found) == 2
+        return seen
+
+    return run_with
+
+
+def test_a_picture_as_a_reference(beside: Any) -> None:
+    """It is there for the whole film, whole, and encoded once."""
+    picture = torch.rand(1, 90, 70, 3).mul(255).round().div(255)
+    clip, *_, report = opened(images=picture)
+    assert report == "70×90, a single picture"
+    (pixels,) = beside(clip)
+    assert torch.equal(pixels, contain(picture[0].mul(255).round().byte(), 128, 64).expand(-1, -1, 25, -1, -1))
+
+
+def test_how_a_reference_gets_the_video_s_shape(beside: Any) -> None:
+    film, picture = (opened(images=frames(count)[:, :40])[0] for count in (30, 1))
+    border = lambda found: bool((found[0][..., :8] == -1).all())  # noqa: E731
+    assert border(beside(picture)) and border(beside(picture, fit="pad")) and border(beside(film, fit="pad"))
+    assert not border(beside(picture, fit="crop")) and not border(beside(film)) and len(beside(film)) == 2
+    with pytest.raises(InputError, match=r"^reference: fit is 'stretch'; choose one of crop, pad\.$"):
+        beside(film, fit="stretch")
 
 
 # Sizes

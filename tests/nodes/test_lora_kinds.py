@@ -13,6 +13,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 import comfy.lora
 import comfy.model_management as management
 from a2v.ltx.errors import InputError
+from a2v.ltx.models import size
 from a2v.ltx.prompt.gemma import load_gemma
 from a2v.ltx.prompt.text import encode_text
 from a2v.ltx.weights import lora
@@ -235,6 +236,12 @@ def test_layers_of_the_connectors_through_the_node(
     for each, context in ((given, wanted), (encoder, plain), (given, wanted)):
         memory.use(each)
         assert torch.equal(encode_text(each.gemma, each.connectors.module, "a person speaks").video, context.video)
+    assert "host memory" not in report
+    monkeypatch.setattr(loras, "NOTABLE", 1)
+    _, report, _ = loras.LoraLoader.execute(model, "x", 0.5, encoder).args
+    made = sum(handle.merged_on_host for handle in (merged, given.connectors))
+    assert report.endswith(f"; merged on the CPU, the changed weights take {size(made)} of host memory")
+    assert made > merged.merged_on_host > 0
     alone, report, none = loras.LoraLoader.execute(model, "x", 0.5).args
     assert none is None and "1 left out" in report and "link text_encoder" in report
     assert len(merged.patcher.patches) == len(alone.patcher.patches) == layers - 1

@@ -36,10 +36,12 @@ from a2v.ltx.prompt.gemma import Gemma, load_gemma
 from a2v.ltx.prompt.text import encode_text, hidden_states
 from a2v.ltx.weights import lora
 from a2v.ltx.weights.checkpoint import load_checkpoint, load_upscaler
-from a2v.nodes import fetching, memory
+from a2v.nodes import fetching, memory, progress
+from a2v.nodes.progress import INTERRUPTS
 from a2v.tests import layouts
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_tiny
+from comfy_execution.utils import CurrentNodeContext
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -371,6 +373,85 @@ def test_weights_that_host_memory_cannot_hold_are_refused(
     assert memory.hold_transformer(load, "bfloat16", "ltx.safetensors").module.dtype == torch.bfloat16
     monkeypatch.setattr(memory, "free_swap", lambda: 2**40)
     assert memory.hold_transformer(load, dtype, "ltx.safetensors").module.config.num_layers > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems end no program that asks for too much")
+def test_a_merge_that_host_memory_cannot_hold_is_refused(
+    files: TinyFiles, loras: list[lora.Lora], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU each changed weight is made anew beside the file that it maps. What is merged already goes before."""
+    patcher = memory.hold(load_checkpoint(files.checkpoint).transformer(torch.bfloat16), CPU, CPU)
+    model = memory.Model(patcher, patcher)
+    fit = lora.match(loras[0], model.module)
+    made = sum(model.module.get_parameter(name).nbytes for name in fit.changes)
+    monkeypatch.setattr(memory, "free_swap", lambda: 0)
+    monkeypatch.setattr(memory, "free_memory", lambda device: made - 1)
+    with pytest.raises(
+        InputError, match=rf"^{loras[0].path.name}: merged on the CPU, .* host memory, .* choose a check"
+    ):
+        model.with_lora(fit, 0.5)
+    assert model.with_lora(fit, 0.0).merged_on_host == 0, "it is off"
+    monkeypatch.setattr(memory, "free_memory", lambda device: made)
+    first = model.with_lora(fit, 0.5)
+    assert first.merged_on_host == made
+    memory.use(first)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
+    assert model.with_lora(fit, 0.2).merged_on_host == made
+    first.patcher.detach()
+    with pytest.raises(InputError, match="of host memory"):
+        model.with_lora(fit, 0.2)
+    elsewhere = memory.hold(load_checkpoint(files.checkpoint).transformer(torch.bfloat16), DEVICE, CPU)
+    assert memory.Model(elsewhere, elsewhere).with_lora(fit, 0.5).merged_on_host == 0, "a GPU holds copies anyway"
+
+
+@pytest.mark.parametrize("error", [*INTERRUPTS, KeyboardInterrupt], ids=lambda error: error.__name__)
+def test_a_merge_can_be_interrupted(
+    files: TinyFiles, loras: list[lora.Lora], monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Between two weights. Nothing of it stays: the next model is merged as if it had not begun."""
+    checkpoint = load_checkpoint(files.checkpoint)
+    patcher = memory.hold(checkpoint.transformer(torch.float32), CPU, CPU)
+    model = memory.Model(patcher, patcher)
+    fit = lora.match(loras[0], model.module)
+    stages = [model.with_lora(fit, strength) for strength in (0.2, 0.5)]
+    asked: list[None] = []
+
+    def interrupted() -> None:
+        asked.append(None)
+        if len(asked) == len(fit.changes) // 2:
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(management, "throw_exception_if_processing_interrupted", interrupted)
+        with pytest.raises(error):
+            memory.use(stages[0])
+    assert len(asked) == len(fit.changes) // 2 > 1
+    assert_same_weights(model.module, checkpoint.transformer(torch.float32))
+    memory.use(stages[1])
+    merged = checkpoint.transformer(torch.float32)
+    with lora.applied(merged, [(loras[0], 0.5)], checkpoint.transformer_weight):
+        assert_same_weights(model.module, merged)
+    stages[1].patcher.detach()
+
+
+def test_a_long_merge_is_shown_on_the_node_that_runs(
+    files: TinyFiles, loras: list[lora.Lora], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[str, str]] = []
+    monkeypatch.setattr(progress, "show_text", lambda node, text: shown.append((node, text)))
+    patcher = memory.hold(load_checkpoint(files.checkpoint).transformer(), CPU, CPU)
+    model = memory.Model(patcher, patcher)
+    fit = lora.match(loras[0], model.module)
+    with CurrentNodeContext("prompt", "7"):
+        memory.use(model.with_lora(fit, 0.2))
+        assert not shown, "it took no second"
+        monkeypatch.setattr(progress.Merging, "EVERY", 0.0)
+        handle = model.with_lora(fit, 0.5)
+        memory.use(handle)
+    count = len(fit.changes)
+    words = [f"merging LoRAs, weight {number} of {count}" for number in range(1, count + 1)]
+    assert shown == [("7", text) for text in (*words, "LoRAs are merged")]
+    handle.patcher.detach()
 
 
 def test_a_merge_can_be_made_again_from_its_tensors(files: TinyFiles, loras: list[lora.Lora]) -> None:

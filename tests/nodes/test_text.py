@@ -20,6 +20,7 @@ pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`,
 import comfy.model_management as management
 import folder_paths
 from a2v.ltx.diffusion.conditioning import TextContext
+from a2v.ltx.models import MODELS
 from a2v.ltx.prompt import expand as expansion
 from a2v.ltx.prompt.contexts import KEPT
 from a2v.ltx.prompt.expander import load_expander
@@ -29,9 +30,10 @@ from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.ltx.weights.quantized import QuantizedLinear, ScaledLinear
 from a2v.nodes import fetching, loaders, memory, text, windows
 from a2v.nodes.progress import shown
+from a2v.tests import layouts
 from a2v.tests.nodes.devices import DEVICE, Elsewhere, simulated
 from a2v.tests.tiny import TinyFiles, write_gemma_file, write_tiny
-from a2v.tests.tiny_chat import write_chat_gemma
+from a2v.tests.tiny_chat import write_chat_file, write_chat_gemma
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -386,10 +388,21 @@ def listed(chat: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return chat.name
 
 
+@pytest.mark.parametrize("single", [False, True], ids=["folder", "file"])
 def test_an_expander_writes_instead_of_the_text_encoder(
-    encoder: memory.TextEncoder, listed: str, chat: Path, brought: list[Any], forwards: list[int]
+    encoder: memory.TextEncoder,
+    listed: str,
+    chat: Path,
+    brought: list[Any],
+    forwards: list[int],
+    single: bool,
+    tmp_path: Path,
 ) -> None:
     """One model that is loaded once, freed with the text encoder, and asked greedily: any seed gives the same."""
+    if single:
+        listed, kind = MODELS["expander-int8"].name, "convrot" if layouts.can_write("convrot") else "bf16"
+        chat = write_chat_file(shutil.copytree(chat, tmp_path / "source"), chat.with_name(listed), kind)
+        assert listed in text.gemma_names()
     theirs = load_expander(chat, torch.bfloat16 if management.should_use_bf16() else torch.float32)
     expected = expansion.expand(theirs, PROMPT, seed=0, greedy=True)
     assert expected.expanded

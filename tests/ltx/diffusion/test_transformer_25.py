@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from a2v.ltx.diffusion import passes as passes_module
-from a2v.ltx.diffusion.passes import KeptTexts, Pass, kept_texts, text_limit
+from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
+from a2v.ltx.diffusion.denoiser import GuidedDenoiser
+from a2v.ltx.diffusion.guidance import Guidance
+from a2v.ltx.diffusion.passes import KeptTexts, Pass, Reuse, kept_texts, text_limit, working_set
+from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.weights.checkpoint import load_checkpoint
 from a2v.tests.tiny import TinyFiles
 from a2v.tests.tiny25 import NONE_OF_THEM, Tiny25Files, write_tiny25
@@ -144,6 +150,45 @@ def test_the_forecast_knows_what_is_kept(static: nn.Module, randn: Callable, mon
     monkeypatch.setattr(passes_module, "TEXT_LEAST", 1000.0)
     weights = sum(parameter.nbytes for parameter in static.parameters())
     assert kept_texts(static, 1000) == int(weights / 8) == int(text_limit(static))
+
+
+def test_what_the_first_block_changes_decides_about_reuse(
+    static: nn.Module, randn: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not its result, most of which is what it was given."""
+    asked: list[Tensor] = []
+    monkeypatch.setattr(Reuse, "spares", lambda self, change, passes: asked.append(change))
+    states: list[tuple[Tensor, Tensor]] = []
+    handle = static.transformer_blocks[0].register_forward_hook(lambda _, given, out: states.append((given[0], out[0])))
+    run = Case(static, randn)
+    run.run([Pass(run.text, run.heard)], reuse=Reuse(0.1))
+    handle.remove()
+    ((before, after),) = states
+    assert torch.equal(asked[0], after - before) and not torch.equal(asked[0], after)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"], ids=["a CPU", "another device"])
+def test_texts_are_kept_in_the_room_that_a_step_leaves(
+    static: nn.Module, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """On a CPU the room is that of its caches, and says nothing about the memory. A GPU's is divided: the passes take
+    theirs first, if they run as one batch."""
+    monkeypatch.setattr(passes_module, "TEXT_LEAST", 1e6)
+    widths = static.config.cross_attention_dim, static.config.audio_cross_attention_dim
+    context = TextContext(*(torch.zeros(1, 4, width) for width in widths))
+    sound = AudioCondition(torch.zeros(1, 8, 9, 16), 9, Fraction(24))
+    conditions, steering = Conditions(context, sound, context), Steering(torch.tensor([1.0, 0.0]), Guidance(cfg=3.0))
+    streams = conditions.streams(torch.zeros(1, 128, 2, 2, 2))
+    placed = [replace(stream, latent=stream.latent.to(device)) for stream in streams]
+
+    def limit(room: float, **given: float) -> float:
+        return GuidedDenoiser(static, *placed, conditions, steering, room=room, **given).texts.limit
+
+    taken = 2 * working_set(static, sum(stream.mask.shape[1] for stream in streams))
+    assert text_limit(static) == 1e6 > taken > 10
+    rooms = 1e12, taken + 10, taken - 10, 0.0
+    assert [limit(room) for room in rooms] == ([1e6] * 4 if device == "cpu" else [1e6, 10, taken - 10, 0])
+    assert limit(1e12, texts=7.0) == 7, "a forecast counts what is kept by itself"
 
 
 def test_a_modulated_text_is_not_kept(tiny: TinyFiles) -> None:

@@ -57,17 +57,21 @@ def write_clip(
     aspect: Fraction | None = None,
     options: Mapping[str, str] | None = None,
     sound: tuple[np.ndarray, float] | None = None,
+    sound_codec: str = "",
 ) -> Path:
     """Writes pictures uint8 [H, W, 3] as that kind of file.
 
     times: of the pictures in seconds, instead of a constant rate. matrix: of the conversion to YUV, by default FFmpeg's
     own (BT.601, limited). field_first: "tff" or "bff" for interlaced pictures. tags: attributes of the codec's context.
-    sound: (samples at 48 kHz, their start in seconds).
+    sound: (samples at 48 kHz, their start in seconds); sound_codec: instead of the container's usual one.
     """
     container, codec, pixel_format, usual = KINDS[kind]
     with av.open(str(path), "w", format=container) as output:
         stream = output.add_stream(codec, rate=fps, options={**usual, **(options or {})})
-        heard = None if sound is None else output.add_stream("pcm_s16le" if container == "mov" else "mp2", rate=48000)
+        usual_sound = "pcm_s16le" if container == "mov" else "mp2"
+        heard = None
+        if sound is not None:
+            heard = output.add_stream(sound_codec or usual_sound, rate=48000, options={"strict": "experimental"})
         stream.pix_fmt = pixel_format
         if times is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 90000)
@@ -87,6 +91,23 @@ def write_clip(
         output.mux(stream.encode())
         if sound is not None:
             _add_sound(output, heard, *sound)
+    return path
+
+
+def earlier(path: Path, source: Path, seconds: Fraction, format: str) -> Path:
+    """The packets of a file in that format, so many seconds earlier, also where they are then before time 0."""
+    with (
+        av.open(str(source)) as read,
+        av.open(str(path), "w", format=format, options={"avoid_negative_ts": "disabled"}) as output,
+    ):
+        streams = {each.index: output.add_stream_from_template(each) for each in read.streams}
+        for packet in read.demux():
+            if packet.dts is None:
+                continue
+            ticks = round(seconds / packet.time_base)
+            packet.pts, packet.dts = packet.pts - ticks, packet.dts - ticks
+            packet.stream = streams[packet.stream_index]
+            output.mux(packet)
     return path
 
 

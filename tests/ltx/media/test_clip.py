@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from a2v.ltx.errors import InputError
-from a2v.ltx.media.clip import ImageClip, clip_track, open_clip, sampled, sampled_frames
+from a2v.ltx.media.clip import FileClip, ImageClip, clip_track, open_clip, open_reference, sampled, sampled_frames
 from a2v.ltx.media.images import fit, load_image
 from PIL import ExifTags, Image
 from safetensors import safe_open
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from .clips import (
     COLOURS,
     KINDS,
+    earlier,
     plain,
     quarters,
     set_display_matrix,
@@ -27,6 +29,8 @@ from .clips import (
     write_damaged,
     write_planes,
 )
+from .fields import FIELDS, FRAMES, MIXED, write_fields
+from .test_video import tool
 
 RATE = Fraction(24)
 
@@ -410,6 +414,20 @@ def test_a_raw_stream_with_repeated_fields(tmp_path: Path) -> None:
     assert numbers(read(tmp_path / "a.m2v", clip.fps * 4 / 5 - Fraction(1, 1000))) == wanted
 
 
+@pytest.mark.parametrize("moved", [False, True], ids=["in order", "out of order"])
+@pytest.mark.parametrize("stored", [FIELDS, FRAMES, MIXED])
+@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001)], ids=str)
+def test_a_raw_stream_of_fields(tmp_path: Path, fps: Fraction, stored: str, moved: bool) -> None:
+    """A picture is shown as long whether it is stored as one frame or as two fields."""
+    levels = list(range(20, 200, 9))
+    order = [0, *(number for third in range(1, 19, 3) for number in (third + 2, third, third + 1)), 19]
+    path = write_fields(tmp_path / "a.h264", levels, fps, stored, order if moved else None)
+    clip = open_clip(path)
+    assert clip.fps == fps and clip.count(fps) == len(levels)
+    found = read(path, fps)[:, 9, 9, 0].astype(float) * 219 / 255 + 16
+    assert np.abs(found - levels).max() < 1
+
+
 EXTENSION = b"\0\0\1\xb5"
 
 
@@ -498,8 +516,72 @@ def test_sound_that_begins_before_the_picture(tmp_path: Path) -> None:
     assert numbers(read(path, frames=4)) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("seconds", [Fraction(1, 2), Fraction(51, 50)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "sound"),
+    [("h264.mp4", "mp2"), ("ffv1.mkv", "vorbis"), ("ffv1.mkv", "pcm_s16le"), ("vp8.webm", "libopus")],
+    ids=["h264 mp2", "ffv1 vorbis", "ffv1 pcm", "vp8 opus"],
+)
+@pytest.mark.parametrize("late", [Fraction(0), Fraction(1, 4)], ids=["together", "late sound"])
+def test_times_before_zero(tmp_path: Path, kind: str, sound: str, seconds: Fraction, late: Fraction) -> None:
+    """FFmpeg does not tell such times of Matroska. All pictures are seen, and a click stays with its picture."""
+    samples = np.zeros(96000)
+    samples[48000:48400] = 0.9
+    pictures = [plain(number) for number in range(48)]
+    heard = {"sound": (samples, float(late)), "sound_codec": sound}
+    source = write_clip(tmp_path / f"whole.{kind[-3:]}", pictures, kind=kind, **heard)
+    path = earlier(tmp_path / "a.mkv", source, seconds, "matroska")
+    clip = open_clip(path)
+    assert (clip.fps, clip.count(RATE), clip.notes) == (24, 48, ())
+    assert numbers(read(path)) == [number % len(COLOURS) for number in range(48)]
+    assert numbers(read(path, RATE, 4, Fraction(20, 24))) == [number % len(COLOURS) for number in range(20, 24)]
+    at = [int((clip_track(each).waveform[0].abs() > 0.4).int().argmax()) / 48000 for each in (source, path)]
+    assert at[1] == pytest.approx(at[0], abs=0.004) and at[0] == pytest.approx(1 + late, abs=0.04)
+
+
+def test_vorbis_before_zero(tmp_path: Path) -> None:
+    """Of blocks of several lengths, FFmpeg counts the times that it does not know from 0."""
+    samples = np.zeros(96000)
+    samples[48000:48400] = 0.9
+    whole, path = tmp_path / "whole.mp4", tmp_path / "a.mkv"
+    write_clip(whole, [plain(number) for number in range(48)], kind="h264.mp4", sound=(samples, 0.0))
+    codecs = ["-c:v", "copy", "-c:a", "libvorbis", "-output_ts_offset", "-1.5", "-avoid_negative_ts", "disabled"]
+    subprocess.run([tool("ffmpeg"), "-v", "error", "-i", whole, *codecs, path], check=True)
+    at = [int((clip_track(each).waveform[0].abs() > 0.4).int().argmax()) / 48000 for each in (whole, path)]
+    assert at[1] == pytest.approx(at[0], abs=0.004)
+
+
+@pytest.mark.parametrize("format", ["mp4", "mov"])
+def test_what_an_edit_list_leaves_out_is_not_seen(tmp_path: Path, format: str) -> None:
+    """As every player does: half a second was cut off at the beginning, with its sound."""
+    samples = np.zeros(96000)
+    samples[48000:48400] = 0.9
+    source = write_clip(tmp_path / "whole.mp4", [plain(n) for n in range(48)], kind="h264.mp4", sound=(samples, 0.0))
+    path = earlier(tmp_path / f"a.{format}", source, Fraction(1, 2), format)
+    assert open_clip(path).count(RATE) == 36 and open_clip(path).notes == ()
+    assert numbers(read(path)) == [number % len(COLOURS) for number in range(12, 48)]
+    at = int((clip_track(path).waveform[0].abs() > 0.4).int().argmax()) / 48000
+    assert at == pytest.approx(0.5, abs=0.04)
+
+
 def test_without_sound(tmp_path: Path) -> None:
     assert clip_track(write_clip(tmp_path / "a.mkv", [plain(0)] * 3)) is None
+
+
+def test_a_reference_may_be_a_picture(tmp_path: Path) -> None:
+    """It is read as the other pictures of a job are: upright, in sRGB, and black where it is transparent."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(quarters()).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    Image.new("RGBA", (48, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    for name in ("turned.jpg", "clear.png"):
+        clip = open_reference(tmp_path / name)
+        first, second = clip.pictures(RATE, 2)
+        assert torch.equal(first, load_image(tmp_path / name)) and second is first, "what is held is scaled once"
+        assert (clip.name, clip.count(clip.fps), clip.notes) == (name, 1, ())
+    assert isinstance(open_reference(write_clip(tmp_path / "a.mp4", [plain(0)], kind="h264.mp4")), FileClip)
+    with pytest.raises(InputError, match=r"^none\.png: no such file"):
+        open_reference(tmp_path / "none.png")
 
 
 # What cannot be used
@@ -580,6 +662,33 @@ def test_damaged_parts_are_told(tmp_path: Path) -> None:
     told: list[str] = []
     pictures = list(open_clip(path).pictures(RATE, 20, note=told.append))
     assert len(pictures) == 20 and any("damaged" in text for text in told)
+
+
+@pytest.mark.parametrize("fault", ["zeros", "noise"])
+@pytest.mark.parametrize("live", ["0", "1"], ids=["whole", "live"])
+def test_a_hole_in_matroska_is_told(tmp_path: Path, fault: str, live: str) -> None:
+    """FFmpeg goes on behind it without a word. Nothing is said of a file that is whole, or that ends too early."""
+    path = tmp_path / "a.mkv"
+    options = {"cluster_time_limit": "500", "live": live}
+    with av.open(str(path), "w", format="matroska", options=options) as output:
+        stream = output.add_stream("ffv1", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
+        for number in range(96):
+            noisy = plain(number) // 2 + np.random.default_rng(number).integers(0, 99, (48, 64, 3), dtype=np.uint8)
+            frame = to_frame(noisy, "bgr0")
+            frame.pts, frame.time_base = number, 1 / RATE
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    content, told = path.read_bytes(), "a.mkv: damaged parts of it were left out"
+    size = len(content)
+    assert open_clip(path).notes == ()
+    hole = bytes(size // 10) if fault == "zeros" else np.random.default_rng(1).bytes(size // 10)
+    path.write_bytes(content[: size // 2] + hole + content[size // 2 + len(hole) :])
+    clip, met = open_clip(path), []
+    assert clip.notes == (told,)
+    assert sum(1 for _ in clip.pictures(RATE, 96, note=met.append)) == 96 and not met, "it is told once"
+    path.write_bytes(content[: size // 2] + bytes(size // 10))
+    assert told not in open_clip(path).notes
 
 
 def test_a_short_file_is_told(tmp_path: Path) -> None:

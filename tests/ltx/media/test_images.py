@@ -339,6 +339,29 @@ def test_fit_by_the_formula():
 def test_an_exact_fit_is_only_scaled_to_minus_one_to_one():
     pixels = photo(64, 96)
     assert torch.equal(images.fit(pixels, 96, 64)[0, :, 0], pixels.permute(2, 0, 1).float() / 127.5 - 1)
+    assert torch.equal(images.contain(pixels, 96, 64), images.fit(pixels, 96, 64))
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"), [((50, 200), (0, 24, 128, 32)), ((200, 50), (54, 0, 20, 80)), ((1, 900), (0, 39, 128, 1))]
+)
+def test_a_whole_picture_stands_on_black(shape, box):
+    pixels, (left, top, width, height) = photo(*shape), box
+    whole = images.contain(pixels, 128, 80)
+    assert whole.shape == (1, 3, 1, 80, 128) and whole.dtype == torch.float32
+    inside = whole[0, :, 0, top : top + height, left : left + width].clone()
+    scaled = np.asarray(Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.LANCZOS))
+    assert torch.equal(inside, torch.tensor(scaled).permute(2, 0, 1).float() / 127.5 - 1)
+    whole[0, :, 0, top : top + height, left : left + width] = -1
+    assert (whole == -1).all()
+
+
+def test_what_moves(tmp_path):
+    first, second = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+    for name in ("a.gif", "a.png", "a.webp", "a.tiff", "a.mpo"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+    moving = {name for name in ("a.gif", "a.png", "a.webp", "a.tiff", "a.mpo") if images.moves(tmp_path / name)}
+    assert moving == {"a.gif", "a.png", "a.webp"}, "pages and views are one picture"
 
 
 def test_a_thread_of_an_image_is_refused_not_blown_up():

@@ -359,3 +359,57 @@ def test_only_steady_sound_breaks_off() -> None:
     ):
         found = module._drops(torch.from_numpy(np.stack([sound, sound])), RATE)
         assert found[:1] == pytest.approx(times), name
+
+
+def test_a_drop_is_found_in_the_shortest_sound_that_has_one() -> None:
+    """Five blocks of 10 ms before the block in which it drops, and five behind it."""
+    sound = np.where(TIME < 0.06, sine(500), 0)
+    for seconds, times in ((0.11, [0.06]), (0.10, [])):
+        part = torch.from_numpy(np.stack([sound, sound])[:, : round(seconds * RATE)])
+        assert module._drops(part, RATE) == pytest.approx(times), seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "times", "told"),
+    [
+        (6, [0.06], ["0.06"]),
+        (6, [1.0, 1.08, 2.0, 2.15], ["1.00", "2.00", "2.15"]),
+        (0.5, [0.25], ["0.25"]),
+        (0.5, [0.2, 0.4], []),
+        (3, [0.5, 1.5, 2.5], ["0.50", "1.50", "2.50"]),
+        (3, [0.5, 1.0, 1.5, 2.5], []),
+    ],
+)
+def test_breaks_are_told_once_each_unless_they_are_the_sound_itself(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, times: list[float], told: list[str]
+) -> None:
+    """What lies within a tenth of a second is one break; more than one a second are crackle."""
+    monkeypatch.setattr(module, "_drops", lambda stereo, rate: times[::2])
+    monkeypatch.setattr(module, "_jumps", lambda stereo, rate: times[1::2])
+    found = module._breaks(torch.zeros(2, round(seconds * RATE)), RATE)
+    assert re.findall(r"([\d.]+) s\b", " ".join(found)) == told
+
+
+def tops(count: int, length: int) -> np.ndarray:
+    """Quiet sound of six seconds with so many flat tops of so many samples."""
+    signal = sine(440, 0.1)
+    for number in range(count):
+        begin = RATE // 2 + number * RATE * 5 // count
+        signal[begin : begin + length] = 1
+    return signal
+
+
+def test_sound_is_clipped_where_one_channel_has_a_flat_top_each_second() -> None:
+    def clipped(signal: np.ndarray) -> list[str]:
+        return [sentence for sentence in warn(track(signal)) if "clipped" in sentence]
+
+    assert clipped(tops(6, 100)) and not clipped(tops(5, 100)), "a single click is none"
+    (told,) = clipped(np.stack([tops(6, 90), sine(440, 0.1)]))
+    assert told.startswith("0.2% of the audio's samples are clipped"), "that of the worst channel"
+    assert not clipped(np.stack([tops(6, 40), sine(440, 0.1)]))
+
+
+def test_the_loudness_counts_the_sound_to_its_end() -> None:
+    signal = np.where(TIME < 0.9, sine(997, 0.01), sine(997, 0.5))
+    before, whole = (module.loudness(track(signal[: round(seconds * RATE)])) for seconds in (0.9, 1.0))
+    assert whole > before + 10

@@ -23,9 +23,9 @@ from a2v.ltx.diffusion.steering import EULER, RES_2S
 from a2v.ltx.diffusion.tiling import Tiling
 from a2v.ltx.edits import ReferenceUse
 from a2v.ltx.errors import InputError
-from a2v.ltx.given import ReferenceVideo
+from a2v.ltx.given import Example, ReferenceVideo
 from a2v.ltx.grid import audio_length, video_shape
-from a2v.ltx.job import Compute, Job
+from a2v.ltx.job import Compute, Job, prepare
 from a2v.ltx.latents import Noise
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.clip import open_clip
@@ -42,6 +42,7 @@ from a2v.ltx.weights.quantized import QuantizedLinear
 from a2v.tests.ltx.measure import GUIDANCE, job_of, run
 from a2v.tests.ltx.media.clips import plain, write_clip
 from a2v.tests.tiny import TinyFiles, write_tiny
+from safetensors.torch import save_file
 from torch import nn
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
@@ -415,6 +416,43 @@ def test_merged_weights_do_not_map_their_file(folder: Path, tiny: TinyFiles) -> 
         assert bool(measured._branches(rounded)) == (job is on)
 
 
+@pytest.mark.parametrize("acting", [(0, 1), (0,), (1,), ()], ids=["both", "first", "second", "none"])
+def test_weights_are_merged_in_the_stages_where_a_lora_acts(
+    folder: Path, tiny: TinyFiles, acting: tuple[int, ...]
+) -> None:
+    """In another stage they map their file."""
+    whole = job_of(described(folder, tiny, "bfloat16"))
+    assert whole.plan.two_stages
+    strengths = (0.5 * (stage in acting) for stage in range(2))
+    job = replace(whole, loras=tuple(((whole.loras[0][0][0], strength),) for strength in strengths))
+    planner = _Planner("cpu", 2**62, "none", 2**62)
+    _Measured(job, Compute(torch.bfloat16), planner).sampling()
+    first, upscale, second = (phase.models[0] for phase in planner.phases)
+    model = blueprint(lambda: whole.checkpoint.unopened().transformer(torch.bfloat16))
+    taken = bytes_of(model.get_parameter(name) for name in whole.fits[0][0].changes)
+    assert [first.size - first.mapped, second.size - second.mapped] == [taken * (stage in acting) for stage in (0, 1)]
+    assert upscale == first
+
+
+def test_connectors_that_a_lora_changes_do_not_map_their_file(folder: Path, tiny: TinyFiles, tmp_path: Path) -> None:
+    key = "text_embedding_projection.video_aggregate_embed"
+    rows, columns = load_checkpoint(tiny.checkpoint).connectors().get_parameter("video_text_proj_in.weight").shape
+    pair = {f"{key}.lora_A.weight": torch.ones(2, columns), f"{key}.lora_B.weight": torch.ones(rows, 2)}
+    save_file(pair, tmp_path / "lora.safetensors")
+    asked = described(folder, tiny, "bfloat16")
+    job = job_of(asked)
+    job = prepare(replace(job.files, loras=((tmp_path / "lora.safetensors", 0.5),)), job.request, stg_blocks=(1,))
+
+    def connectors(strength: float) -> Resident:
+        loras = tuple((*((each, strength) for each, _ in stage[:1]), *stage[1:]) for stage in job.loras)
+        planner = _Planner("cpu", 2**62, "none", 2**62)
+        _Measured(replace(job, loras=loras), Compute(torch.bfloat16), planner).encoding()
+        return next(each for phase in planner.phases for each in phase.models if each.name == "connectors")
+
+    off, on = connectors(0.0), connectors(0.5)
+    assert off.size == on.size and off.mapped - on.mapped == 2 * rows * columns > 0
+
+
 @pytest.mark.parametrize("dtype", (None, torch.bfloat16, torch.float32))
 @pytest.mark.parametrize("fp8", (False, True))
 def test_a_text_encoder_s_bytes_map_its_file_unless_they_change(
@@ -436,21 +474,29 @@ def never_spared(cache: Reuse, change: torch.Tensor, passes: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("kind", ["new sound", "new picture and sound", "voices", "a reference's sound"])
+@pytest.mark.parametrize(
+    "kind", ["new sound", "new picture and sound", "voices", "a reference's sound", "a voice that is led"]
+)
 def test_what_a_step_hears_is_counted(folder: Path, wide: TinyFiles, kind: str) -> None:
-    """The guided passes of a sound that is made anew, beside a picture that is kept or not, the voices of speakers, and
-    the sound of a reference: as much as a step with the job's own masks takes, one pass at a time and all together."""
+    """The guided passes of a sound that is made anew, beside a picture that is kept or not, the voices of speakers, the
+    sound of a reference, and the pass without it: as much as a step with the job's own masks takes, one pass at a time
+    and all together."""
     edit = {"new sound": {"renew": "sound"}, "new picture and sound": {"renew": "both", "end": 1.0}}.get(kind)
     clip = write_clip(folder / "long.mkv", [plain(number) for number in range(49)])
     asked = described(folder, wide, num_frames=49, video_size=(768, 512), **({} if edit is None else {"edit": edit}))
     asked["files"]["distill_lora"] = None
+    if kind == "a voice that is led":
+        asked["request"] |= {"audio_strength": 0, "reference": {"sound": True, "identity": 3}}
+        asked["files"]["reference"] = folder / "sound.wav"
     asked["files"] |= {} if edit is None else {"video": clip, "audio": None}
     job = job_of(asked)
     if kind == "voices":
         area, voice = Area(torch.ones(1, 8, 8)), Track(torch.zeros(2, 48000), 48000)
         job = replace(job, speakers=((area, None), *[(area, voice)] * 3))
     if kind == "a reference's sound":
-        job = replace(job, reference=ReferenceVideo(open_clip(clip), ReferenceUse(downscale=1, stride=1, sound=True)))
+        use = ReferenceUse(downscale=1, stride=1, sound=True)
+        example = Example(Track(torch.zeros(2, 48000 * 3), 48000), use)
+        job = replace(job, reference=ReferenceVideo(open_clip(clip), use), example=example)
     frames, (width, height), fps = job.plan.frames, job.plan.first_size, job.plan.fps
     model = blueprint(lambda: job.checkpoint.transformer(torch.float32))
     latent, sound = torch.zeros(1, 128, *video_shape(frames, height, width)), audio_length(frames, fps)
@@ -461,8 +507,9 @@ def test_what_a_step_hears_is_counted(folder: Path, wide: TinyFiles, kind: str) 
         silence = torch.zeros(1, 8, sound, 16)
         heard = tuple(Speaker.of(each, 0, fps, None if own is None else silence) for each, own in job.speakers)
         texts = [TextContext(*(torch.zeros(1, TEXT_LENGTH, width) for width in widths)) for _ in range(2)]
-        example, seen = (None, ()) if job.reference is None else (silence, (Reference(latent),))
-        audio = AudioCondition(silence, frames, fps, 1.0, mask, heard, reference=example)
+        example, seen = None if job.example is None else silence, () if job.reference is None else (Reference(latent),)
+        strength = job.request.audio_strength
+        audio = AudioCondition(silence, frames, fps, strength, mask, heard, reference=example)
         given = Conditions(texts[0], audio, texts[1], references=seen)
         if job.source is not None:
             told = job.source.told(job.plan)

@@ -18,7 +18,7 @@ import torch
 from a2v.ltx import models, versions
 from a2v.ltx.diffusion.tiling import USUAL
 from a2v.ltx.media.safety import REQUIRED
-from a2v.ltx.memory import forecast
+from a2v.ltx.memory import forecast, free
 from a2v.ltx.memory.rehearsal import blueprint
 from a2v.ltx.models import MODELS
 from a2v.ltx.prompt import gemma4_file
@@ -146,6 +146,18 @@ def test_what_is_missing_is_named_with_size_folder_and_source(
     assert sum("published weights" in line for line in lines) == len(doctor.SHARES) == 6
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sizes_that_are_not_measured_have_the_words_of_the_forecast(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """A CPU reads files of weights again and again that are larger than its memory."""
+    monkeypatch.setattr(doctor, "_device", lambda: torch.device(device))
+    monkeypatch.setattr(free, "free_memory", lambda device: 16 * 10**9)
+    (bf16, *_, smallest) = (line for _, line in doctor._known_sizes())
+    assert ", fits on " in smallest
+    assert (f", {forecast.REREAD}: 16.0 GB free" in bf16) == (device == "cpu") != (", does not fit: " in bf16)
+
+
 def test_a_file_cut_short_does_not_count_and_says_why(placed: TinyFiles, tmp_path: Path) -> None:
     named = placed.upscaler.with_name(MODELS["upscaler"].name)
     placed.upscaler.rename(named)
@@ -203,6 +215,20 @@ def test_other_packs_models_are_passed_over(placed: TinyFiles, tmp_path: Path) -
     assert status == 0, lines
     assert not any(word in line for line in lines for word in ("sdxl", "rubbish", "t5", "style"))
     assert "cannot be used" in line_with(lines, "LTX-old.safetensors")
+
+
+@pytest.mark.usefixtures("measured_once")
+def test_ic_loras_are_listed(placed: TinyFiles, tmp_path: Path) -> None:
+    """By their names, as published; one that cannot be used here is told with its reason."""
+    sheet, hdr = (
+        placed.camera_lora.with_name(name)
+        for name in (MODELS["ingredients"].name, "ltx-2.3-22b-ic-lora-hdr-0.9.safetensors")
+    )
+    for path in (sheet, hdr):
+        shutil.copy(placed.camera_lora, path)
+    status, lines = told(tmp_path)
+    assert status == 0 and "IC-LoRA" in line_with(lines, doctor.OK, sheet)
+    assert "cannot be used" in line_with(lines, hdr) and "HDR pictures cannot be decoded" in line_with(lines, hdr)
 
 
 @pytest.mark.usefixtures("measured_once")
@@ -463,7 +489,7 @@ def test_the_published_files_have_one_name_everywhere() -> None:
     """The graphs' download buttons, the sources' sentences and the README say what the list says."""
     known = {model.url: (model.name, model.folder) for model in MODELS.values()}
     workflows = list((ROOT / "example_workflows").glob("*.json"))
-    assert len(workflows) == 29
+    assert len(workflows) == 31
     for workflow in workflows:
         graph = json.loads(workflow.read_text())
         nodes = [node for each in (graph, *graph["definitions"]["subgraphs"]) for node in each["nodes"]]

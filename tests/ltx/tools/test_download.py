@@ -20,9 +20,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
-from a2v.ltx.models import LTX, MODELS, SETS, Published
+from a2v.ltx.models import LTX, MODELS, SETS, Published, named_version
 from a2v.ltx.tools import download as tool
 from a2v.ltx.versions import Package
+from a2v.ltx.weights.lora_file import IC_NAME
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -195,6 +196,24 @@ def test_a_file_comes_into_its_folder_once(hub: Hub, models: Path) -> None:
     before = len(hub.requests)
     status, out, _ = download(hub, models, "upscaler")
     assert status == 0 and f"{target} is there" in out and len(hub.requests) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "repository"),
+    [
+        ("ingredients", "Lightricks/LTX-2.3-22b-IC-LoRA-Ingredients"),
+        ("ingredients-2.5", "Lightricks/LTX-2.5-22b-IC-LoRA-Ingredients"),
+        ("motion-track", "Lightricks/LTX-2.3-22b-IC-LoRA-Motion-Track-Control"),
+        ("alpha-gen-2.5", "Lightricks/LTX-2.5-22b-IC-LoRA-Alpha-Gen"),
+    ],
+)
+def test_an_ic_lora_is_fetched_out_of_a_repository_of_its_own(
+    hub: Hub, models: Path, key: str, repository: str
+) -> None:
+    model = MODELS[key]
+    assert model.repository == repository and IC_NAME.search(model.name) and named_version(model.name) in repository
+    one(hub, model, content(1000))
+    assert download(hub, models, key)[0] == 0 and written(models) == {f"loras/{model.name}": 1000}
 
 
 def test_a_set_is_fetched_out_of_its_repositories_folders(hub: Hub, models: Path) -> None:

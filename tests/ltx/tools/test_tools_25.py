@@ -10,7 +10,7 @@ import pytest
 from a2v.ltx.models import LTX_25, MODELS, SETS, V25, size
 from a2v.ltx.tools import doctor, download
 from a2v.tests.tiny25 import Tiny25Files, write_tiny25
-from a2v.tests.tiny_chat import write_chat_gemma
+from a2v.tests.tiny_chat import write_chat_file, write_chat_gemma
 
 from .test_doctor import line_with, told
 
@@ -44,13 +44,15 @@ def placed(files: Tiny25Files, tmp_path: Path) -> dict[str, Path]:
 
 def test_a_complete_set_can_run(placed: dict[str, Path], tmp_path: Path) -> None:
     chat = write_chat_gemma(tmp_path / "models" / "text_encoders" / "gemma-4-E2B-it")
+    single = write_chat_file(chat, chat.with_name(MODELS["expander-int8"].name))
     status, lines = told(tmp_path)
     assert status == 0, lines
     checkpoint = line_with(lines, "checkpoint", placed["transformer"])
     assert placed["video_vae"].name in checkpoint and placed["audio_vae"].name in checkpoint
     for name in ("text_encoder", "upscaler", "distilled_lora"):
         assert line_with(lines, placed[name]).startswith(doctor.OK)
-    assert line_with(lines, "expander of prompts", chat).startswith(doctor.OK)
+    assert line_with(lines, "expander of prompts", f"{chat} (").startswith(doctor.OK)
+    assert line_with(lines, "expander of prompts", single).startswith(doctor.OK)
     assert not any("cannot be used" in line for line in lines)
     assert "first stage" in line_with(lines, "first stage", "transformer")
 
@@ -75,3 +77,7 @@ def test_the_set_is_what_a_job_loads() -> None:
     help_text = " ".join(download.parser().format_help().split())
     assert "2.5 (dev-2.5" in help_text and "distilled-2.5" in help_text and "expander" in help_text
     assert MODELS["expander"].name == "gemma-4-E2B-it" and not MODELS["expander"].file
+    single = MODELS["expander-int8"]
+    assert not single.terms and single.url == (
+        "https://huggingface.co/Comfy-Org/gemma-4/resolve/main/text_encoders/gemma4_e2b_it_int8_convrot.safetensors"
+    )

@@ -13,7 +13,7 @@ from a2v.ltx.errors import InputError
 from a2v.ltx.models import MODELS, V25, named_version
 from a2v.ltx.prompt.gemma import check_gemma, load_gemma
 from a2v.ltx.weights.checkpoint import Checkpoint, load_checkpoint
-from a2v.ltx.weights.lora_file import load_lora
+from a2v.ltx.weights.lora_file import Lora, load_lora
 from a2v.tests.tiny import TinyFiles, metadata_of
 from a2v.tests.tiny25 import GEMMA_VERSION, NONE_OF_THEM, Decoder, Tiny25Files, write_tiny25
 from safetensors.torch import load_file, save_file
@@ -263,20 +263,34 @@ def test_versions_in_names(name: str, version: str) -> None:
 
 
 @pytest.mark.parametrize("told", ["metadata", "name"])
-@pytest.mark.parametrize("new", [False, True])
-def test_a_lora_of_the_other_version(
-    files: Tiny25Files, tiny_default: TinyFiles, tmp_path: Path, refusal: Callable, told: str, new: bool
-) -> None:
+def test_a_lora_of_the_newer_version(tiny_default: TinyFiles, tmp_path: Path, refusal: Callable, told: str) -> None:
     """All layers have its shapes, so only its metadata or its name tell."""
-    other, ours = ("2.3", "2.5") if new else ("2.5", "2.3")
-    path = tmp_path / ("style.safetensors" if told == "metadata" else f"ltx-{other}-style.safetensors")
-    save_file(
-        load_file(tiny_default.distilled_lora), path, {"model_version": f"{other}.0"} if told == "metadata" else None
-    )
+    path = tmp_path / ("style.safetensors" if told == "metadata" else "ltx-2.5-style.safetensors")
+    save_file(load_file(tiny_default.distilled_lora), path, {"model_version": "2.5.0"} if told == "metadata" else None)
     loaded = load_lora(path)
-    with refusal(path, f"LTX-{other}", f"checkpoint.safetensors is LTX-{ours}"):
-        loaded.check_version("checkpoint.safetensors", f"{ours}.0")
-    loaded.check_version("checkpoint.safetensors", f"{other}.0")
+    with refusal(path, "LTX-2.5", "checkpoint.safetensors is LTX-2.3"):
+        loaded.check_version("checkpoint.safetensors", "2.3.0")
+    assert loaded.check_version("checkpoint.safetensors", "2.5.0") == ""
+
+
+@pytest.mark.parametrize("told", ["metadata", "name"])
+def test_a_lora_of_the_older_version(tiny_default: TinyFiles, tmp_path: Path, refusal: Callable, told: str) -> None:
+    """By its makers most of LTX-2.3's work with LTX-2.5; the others and a distilled one do not."""
+
+    def named(name: str) -> Lora:
+        path = tmp_path / f"{'' if told == 'metadata' else 'ltx-2.3-'}{name}.safetensors"
+        version = {"model_version": "2.3.0"} if told == "metadata" else None
+        save_file(load_file(tiny_default.distilled_lora), path, version)
+        return load_lora(path, referenced=True)
+
+    usual = named("ic-lora-union-control")
+    assert usual.check_version("checkpoint.safetensors", "2.5.0") == (
+        f"{usual.path.name}: was made for LTX-2.3; most such LoRAs work with LTX-2.5, and some do not"
+    )
+    assert usual.check_version("checkpoint.safetensors", "2.3.0") == ""
+    for name in ("ic-lora-dubit-0.9", "ic-lora-lipdub-0.9", "ic-lora-relight-1.0", "22b-distilled-lora-384"):
+        with refusal(named(name).path, "LTX-2.3", "checkpoint.safetensors is LTX-2.5"):
+            named(name).check_version("checkpoint.safetensors", "2.5.0")
 
 
 def test_the_camera_loras_are_of_an_earlier_version(tiny_default: TinyFiles, tmp_path: Path) -> None:

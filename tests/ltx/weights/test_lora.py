@@ -225,6 +225,26 @@ def test_restored_after_an_interruption_halfway(model: Model, original: Callable
     assert len(asked) == 4
 
 
+def test_progress_counts_each_weight_that_is_set_and_may_end_it(
+    model: Model, original: Callable, write: Callable
+) -> None:
+    first, second = map(load_lora, two(write))
+    before, said = snapshot(model), []
+    merger = Merger(model, original)
+    merger.set([(first, 1.0)], lambda *counted: said.append(counted))
+    changed = [name for name, value in snapshot(model).items() if not torch.equal(value, before[name])]
+    assert said == [(number, len(changed)) for number in range(1, len(changed) + 1)] and len(changed) > 1
+
+    def interrupted(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merger.set([(second, 0.5)], interrupted)
+    said.clear()
+    merger.set([], lambda *counted: said.append(counted))
+    assert identical(snapshot(model), before) and said[-1][0] == said[-1][1] > 0
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e5m2])
 def test_a_value_that_is_no_number_is_told_before_anything_changes(

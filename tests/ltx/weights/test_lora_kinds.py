@@ -450,13 +450,16 @@ def test_a_damaged_pair_of_products_is_refused(write: Write, refusal: Callable) 
         match(load_lora(path), Model())
 
 
-def test_an_ic_lora_is_refused_in_words(write: Write, refusal: Callable) -> None:
+def test_an_ic_lora_is_refused_in_words(write: Write, refusal: Callable, tmp_path: Path) -> None:
     path = write(pair(), {"reference_downscale_factor": "2"})
     with refusal(path, "IC-LoRA (reference_downscale_factor in its metadata)", "needs a reference video"):
         load_lora(path)
     path = write(pair(), name="ltx-2.3-22b-IC-LoRA-pose.safetensors")
     with refusal(path, "IC-LoRA (by its name)"):
         load_lora(path)
+    for name in ("ltx-2.3-22b-ic-lora-hdr-0.9.safetensors", "ltx-2.5-22b-ic-lora-sdr-to-hdr-1.0.safetensors"):
+        with refusal(write(pair(), name=name), "is an IC-LoRA for HDR (by its name)", "cannot be decoded"):
+            load_lora(tmp_path / name, referenced=True)
     for name in ("music-lora.safetensors", "magic_lora.safetensors"):
         assert load_lora(write(pair(), name=name)).changes
 

@@ -1,0 +1,73 @@
+"""Finds what is destroyed in the middle of a Matroska or WebM file.
+
+FFmpeg goes on at the next cluster that it finds, and tells nobody what it has passed over. So the file's elements are
+walked, by their heads alone, as far as one follows the other.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+HEADER, SEGMENT, CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+# What RFC 9559 has in a file, a segment and a cluster, and what RFC 8794 has everywhere. Noise is no such name.
+NAMES = frozenset(
+    bytes.fromhex(name)
+    for name in (
+        "1a45dfa3", "18538067", "1f43b675", "114d9b74", "1549a966", "1654ae6b", "1c53bb6b", "1941a469", "1043a770",
+        "1254c367", "e7", "5854", "a7", "ab", "a3", "a0", "af", "ec", "bf",
+    )
+)  # fmt: skip
+LONGEST_HEAD = 12  # bytes: at most 4 of a name and 8 of a length
+BLOCK = 2**20  # bytes that are searched at once
+
+
+def is_broken(file: BinaryIO) -> bool:
+    """Whether a Matroska file has a place that is no element, and a cluster behind it. False for another format, and
+    for a file whose end alone is missing."""
+    size, at = file.seek(0, 2), 0
+    while at < size:
+        file.seek(at)
+        head = file.read(LONGEST_HEAD)
+        if not at and not head.startswith(HEADER):
+            return False
+        name, length, start = _element(head)
+        if name in (
+            SEGMENT,
+            CLUSTER,
+        ):  # what is in them is walked, so that their lengths, which may be open, say nothing
+            at += start
+        elif name not in NAMES or length is None or at + start + length > size:
+            return _has_cluster(file, at + 1)
+        else:
+            at += start + length
+    return False
+
+
+def _element(head: bytes) -> tuple[bytes, int | None, int]:
+    """Name of an element that begins so, bytes of its content, and bytes of its head. The length is None if there is no
+    element, or if it is open."""
+    name = head[: _digits(head, 4)]
+    rest = head[len(name) :]
+    width = _digits(rest, 8)
+    if not name or not width or len(rest) < width:
+        return b"", None, 0
+    most = (1 << 7 * width) - 1
+    length = int.from_bytes(rest[:width], "big") & most
+    return name, None if length == most else length, len(name) + width
+
+
+def _digits(head: bytes, most: int) -> int:
+    """Bytes of a number that tells its width by the zeros in front of its first one; 0 if there are too many."""
+    width = 9 - head[0].bit_length() if head else 0
+    return width if width <= most else 0
+
+
+def _has_cluster(file: BinaryIO, at: int) -> bool:
+    """Whether a cluster begins at that place or behind it."""
+    file.seek(at)
+    before = b""
+    while block := file.read(BLOCK):
+        if CLUSTER in before + block:
+            return True
+        before = block[1 - len(CLUSTER) :]
+    return False

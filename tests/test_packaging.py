@@ -98,7 +98,7 @@ def test_the_workflows_name_the_pack_and_its_version(project: dict) -> None:
     """So ComfyUI's Manager finds the pack for a missing node. A new version asks for them to be drawn anew."""
     wanted = (project["project"]["name"], project["project"]["version"])
     files = [path for folder in ("example_workflows", "subgraphs") for path in (ROOT / folder).glob("*.json")]
-    assert len(files) == 33
+    assert len(files) == 35
     for file in files:
         graph = json.loads(file.read_text())
         nodes = [node for each in (graph, *graph["definitions"]["subgraphs"]) for node in each["nodes"]]

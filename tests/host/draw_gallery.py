@@ -1,7 +1,7 @@
 """Draws docs/gallery.md's pictures: each shipped workflow, run on the miniature, as frames under its sound.
 
 `.venv/bin/python tests/host/draw_gallery.py [NAME…]`. The images that a workflow begins or ends with are drawn by the
-miniature's own generator of clips. `distilled_fast`, `reference`, `dub` and `cast` have none: their files have no small
+miniature's own generator of clips. `distilled_fast`, `reference`, `dub`, `cast` and `voice` have none: their files have no small
 counterpart.
 """
 

@@ -42,8 +42,8 @@ from a2v.tests.host.draw_workflows import (
     sent,
 )
 from a2v.tests.host.drawing import faces, poster
-from a2v.tests.host.drawing.parts import CAMERA, DUBIT, FILES, INGREDIENTS, UNION
-from a2v.tests.host.drawing.variants import CAST, DEFAULT, DUB, REDUB, REFERENCE, RETAKE, SONG, VARIANTS, Variant
+from a2v.tests.host.drawing.parts import CAMERA, DUBIT, FILES, ID_LORA, INGREDIENTS, UNION
+from a2v.tests.host.drawing.variants import CAST, DEFAULT, DUB, REDUB, REFERENCE, RETAKE, SONG, VARIANTS, VOICE, Variant
 from a2v.tests.ltx.media.clips import write_clip
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -121,6 +121,19 @@ CHANGED: dict[str, dict[tuple[str, str], Any]] = {
         ("LTXA2VExpandPrompt", "enabled"): False,
         ("LTXA2VLora", "strength"): 1.4,
     },
+    "voice": {
+        ("LTXA2VVideoSize", "video_size"): "auto",
+        ("LTXA2VFrameCount", "match_audio_length"): False,
+        ("LTXA2VAudioConditioning", "strength"): 0,
+        ("LTXA2VAudioGuidance", "identity"): 3,
+        ("LTXA2VAudioGuidance", "rescale"): 0,
+        ("LTXA2VGuidance", "rescale"): 0,
+        ("LTXA2VScheduler", "scheduler"): "ltx2",
+        ("LTXA2VScheduler", "steps"): 30,
+        ("LTXA2VDistilledLora", "first_pass_strength"): 0,
+        ("LTXA2VDistilledLora", "second_pass_strength"): 0.8,
+        ("LTXA2VExpandPrompt", "enabled"): False,
+    },
     "audio_to_video_25": {**PARTS_25, **QUALITY_25},
     "image_and_audio_25": {
         **PARTS_25,
@@ -180,7 +193,7 @@ def info(comfy: Comfy) -> dict[str, Any]:
 def sound(comfy: Comfy, comfy_base: Path, models: TinyFiles) -> Iterator[str]:
     """The workflows' own files are there, as on a server whose user has uploaded them, and a small image and clip.
 
-    So are the tiny camera LoRA and the tiny checkpoint under the published names that these two are known by, and the
+    So are the tiny camera LoRA, also as ID-LoRA, and the tiny checkpoint under the published names, and the
     camera LoRA as the IC-LoRAs, of which Union-Control reads half the size.
     """
     picture = Image.effect_noise(SIDES, 60).convert("RGB")
@@ -188,7 +201,7 @@ def sound(comfy: Comfy, comfy_base: Path, models: TinyFiles) -> Iterator[str]:
     pictures = [np.roll(np.asarray(picture), 5 * number, axis=1) for number in range(FRAMES)]
     tone = 0.3 * np.sin(np.arange(48_000 * FRAMES // 24) / 17)
     write_clip(comfy_base / "input" / SMALL_CLIP, pictures, kind="h264.mp4", sound=(tone, 0.0))
-    placed = {CAMERA: models.camera_lora, DISTILLED: models.checkpoint}
+    placed = {CAMERA: models.camera_lora, ID_LORA: models.camera_lora, DISTILLED: models.checkpoint}
     links = [comfy_base / "models" / file.folder / file.name for file in (UNION, DUBIT, INGREDIENTS)]
     for downscale, link in zip((2, 1, 1), links, strict=True):
         write_ic_lora(models.camera_lora, link, downscale)
@@ -690,7 +703,7 @@ def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: s
     # ComfyUI runs one of two nodes that are alike, as the loaders of two images are here.
     assert {alike(prompt, node) for node in run.executed + run.cached} == {alike(prompt, node) for node in API[name]}
     check_progress(prompt, run)
-    look(demo.video_of(comfy, run), 48000, 2 if name in ("audio_regeneration", RETAKE) else 1, sides(name))
+    look(demo.video_of(comfy, run), 48000, 2 if name in ("audio_regeneration", RETAKE, VOICE) else 1, sides(name))
     notes = notes_of(run)
     size = "×".join(map(str, sides(name)))
     wanted = ["LUFS", "9 frames", size, "2 steps of euler", "3 steps of euler", "the safety checker did not run"]
@@ -706,6 +719,7 @@ def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: s
             "Preprocess Clip's Sound: the audio for the model",  # the other may be cached from another graph
         ],
         "cast": ["1 reference video", INGREDIENTS.name, "a single picture"],
+        "voice": [ID_LORA.name, "hears the sound of a reference", "5 passes each", "at strength 0"],
         "retake": ["picture made anew from 0.1 s to 0.3 s", "noise mask", "the audio is the loaded one"],
         "distilled_fast_25": ["euler_ancestral, 1 passes each"],
     }.get(name, [])
@@ -775,7 +789,7 @@ def test_without_the_models_it_is_refused_by_name(name: str, comfy: Comfy, sound
     # each node is refused once, whichever of its values are wrong
     assert [(node["class_type"], len(node["errors"])) for node in nodes] == [(node["class_type"], 1) for node in nodes]
     for file in faces.files(BY_NAME[name]):
-        assert file.name in said or file in (DISTILLED, CAMERA, UNION, DUBIT, INGREDIENTS)  # these are there, tiny
+        assert file.name in said or file in (DISTILLED, CAMERA, UNION, DUBIT, INGREDIENTS, ID_LORA)  # these are there, tiny
 
 
 @each

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .parts import DUBIT, GREEN, INGREDIENTS, UNION, Node, Stage, Widget, joined, note
-from .variants import CAST, DUB, REDUB, REFERENCE, RETAKE, Variant
+from .parts import DUBIT, GREEN, ID_LORA, INGREDIENTS, UNION, Node, Stage, Widget, joined, note
+from .variants import CAST, DUB, REDUB, REFERENCE, RETAKE, VOICE, Variant
 
 START, END = 1.0, 2.5
 """Seconds of the shipped clip that a retake makes anew."""
@@ -13,7 +13,9 @@ SHEET_STRENGTH = 1.4
 """Of the IC-LoRA for sheets, by its makers' page; their workflows have 1."""
 SHEET_SIZE = {"video_size": "custom", "width": 1536, "height": 896}
 """Twice the size of its training, because the first stage has half of it."""
-IC_LORAS = {REFERENCE: UNION, DUB: DUBIT, CAST: INGREDIENTS}
+IDENTITY = 3.0
+"""How far a voice is led to its example, by the LoRA's makers, whose other settings a workflow for voices has, too."""
+IC_LORAS = {REFERENCE: UNION, DUB: DUBIT, CAST: INGREDIENTS, VOICE: ID_LORA}
 """By the variant's name."""
 ABOUT = {
     RETAKE: ("Retake of a clip", "Makes a part of a clip anew and keeps the rest."),
@@ -21,6 +23,10 @@ ABOUT = {
     REFERENCE: ("Video that follows a clip", "Makes a video that has the outlines and movements of a clip."),
     DUB: ("Dub a clip", "Gives a clip other words: the mouth follows a new voice, and the rest follows the clip."),
     CAST: ("Your people in a new scene", "Makes a video with the persons, things and places of a picture."),
+    VOICE: (
+        "Your words in a voice",
+        "Makes a video in which a person says the prompt's words in a voice of yours.",
+    ),
 }
 """The one node's title and description."""
 SETTINGS = {
@@ -90,8 +96,9 @@ def retake(v: Variant) -> Node:
 
 def ic_lora(v: Variant) -> Node:
     file, strength = IC_LORAS[v.name], {"strength": SHEET_STRENGTH} if v.sheet else {}
-    values = {"lora": file.name, **strength}
-    return Node("ic", "LTXA2VLora", "IC-LoRA", values, {"model": "model.model"}, 400, 0, (file,))
+    values, before = {"lora": file.name, **strength}, "lora.first stage model" if v.voice else "model.model"
+    title = "ID-LoRA" if v.voice else "IC-LoRA"
+    return Node("ic", "LTXA2VLora", title, values, {"model": before}, 400, 0, (file,))
 
 
 def model(v: Variant, *, first: bool) -> str:

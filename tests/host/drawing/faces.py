@@ -49,7 +49,7 @@ def files(v: Variant) -> list[File]:
     own = FILES[v.version]
     return [own.distilled if v.distilled else own.dev, *([] if v.distilled else [own.lora]), own.upscaler, own.encoder,
             *own.apart.values(), *([CAMERA] if v.camera else []),
-            *([clips.IC_LORAS[v.name]] if v.ic_lora else [])]  # fmt: skip
+            *([clips.IC_LORAS[v.name]] if v.ic_lora or v.voice else [])]  # fmt: skip
 
 
 def start(v: Variant) -> Node:
@@ -95,7 +95,7 @@ def whole(v: Variant) -> Stage:
         *_lifted(parts["conditions"], ("frames of a window", "overlap", "first image strength", "end image strength",
                                        "audio strength")),
         Widget.of("seed", "seed.value"),
-        *_lifted(parts["first"], ("steps", "speed-up")),
+        *_lifted(parts["first"], ("keep to the voice", "steps", "speed-up")),
         *_lifted(parts["models"], ("checkpoint", "distilled LoRA", "IC-LoRA", "text encoder", "video VAE",
                                    "audio VAE")),
         *parts["second"].widgets,
@@ -169,7 +169,7 @@ def flat(v: Variant) -> Stage:
     counted = ["clip"] if v.clip else ["frames", *(["clip"] if v.sheet else [])]
     said = [*counted, "size", "preprocess", *(["own"] if v.clip == DUB else []), *prompt,
             *(["retake"] if v.retakes else []),
-            *(["camera"] if v.camera else []), *(["ic"] if v.ic_lora else []),
+            *(["camera"] if v.camera else []), *(["ic"] if v.ic_lora or v.voice else []),
             *([] if v.distilled else ["lora", "faster"]), "first", "second",
             *(["track"] if v.may_renew_sound else [])]  # fmt: skip
     report = replace(joined("report", *(f"{key}.report" for key in said)), title=None)

@@ -56,6 +56,7 @@ class Files:
 
 CAMERA, UNION = published("dolly-in", "below 1 GB"), published("union-control", "0.7 GB")
 DUBIT, INGREDIENTS = published("dubit", "2.5 GB"), published("ingredients", "1.3 GB")
+ID_LORA = published("id-lora", "1.2 GB")
 FILES = {
     V23.version: Files(
         dev=published("dev", "46 GB"),

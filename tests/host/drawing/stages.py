@@ -39,6 +39,10 @@ OTHER_LORAS_25 = (  # those for camera movements were made for an older version
     "stages.\n\n"
     "The distilled LoRA acts in the second stage only: the first one takes 30 steps."
 )
+VOICES = (
+    "*ID-LoRA* acts in the first stage, which makes the sound. Its makers use 30 steps there without the distilled "
+    "LoRA, and 0.8 of that in the second stage."
+)
 LABELS = {"first": "First image", "end": "End image"}
 Values = dict[str | None, Any]  # of widgets, by name
 CLIP = {"frames": "frames.frames", "fps": "frames.fps"}
@@ -90,6 +94,8 @@ def models(v: Variant) -> Stage:
     else:
         strengths = {f"{stage}_strength": QUALITY_RECIPE[f"distill_lora_{stage}_scale"] for stage in
                      ("first_pass", "second_pass")} if v.is_25 else {}  # fmt: skip
+        if v.voice:
+            strengths = {"first_pass_strength": 0.0, "second_pass_strength": 0.8}
         lora = Node("lora", "LTXA2VDistilledLora", "Distilled LoRA", {"lora": own.lora.name, **strengths},
                     {"model": "camera.model" if v.camera else "model.model"}, 400, 0, (own.lora,))  # fmt: skip
         widgets += [Widget.of("distilled LoRA", "lora.lora")]
@@ -105,6 +111,9 @@ def models(v: Variant) -> Stage:
         else:
             hint = note("other LoRAs", OTHER_LORAS_25 if v.is_25 else OTHER_LORAS, 400)
             columns = [[loader], [lora, gemma, hint]]
+            if v.voice:
+                columns = [[loader], [lora, gemma], [clips.ic_lora(v), note("voice", VOICES, 400)]]
+                widgets += [Widget.of("ID-LoRA", "ic.lora"), Widget.of("ID-LoRA strength", "ic.strength")]
     added = "LoRAs" if v.camera else "IC-LoRA" if v.ic_lora else "" if v.distilled else "distilled LoRA"
     opened = f"the checkpoint, the text encoder and the {added}" if added else "the checkpoint and the text encoder"
     return Stage("models", "Models", tuple(map(tuple, columns)), tuple(widgets), {}, BLUE, 340,
@@ -112,8 +121,8 @@ def models(v: Variant) -> Stage:
 
 
 def frame_count(v: Variant) -> Node:
-    whole = {"whole_track": True} if v.timeline else {}
-    return Node("frames", "LTXA2VFrameCount", "Frame Count", whole, {"audio": "audio.audio"}, 320)
+    values = {"whole_track": True} if v.timeline else {"match_audio_length": False} if v.voice else {}
+    return Node("frames", "LTXA2VFrameCount", "Frame Count", values, {"audio": "audio.audio"}, 320)
 
 
 def conditions(v: Variant) -> Stage:
@@ -142,7 +151,8 @@ def conditions(v: Variant) -> Stage:
     sound = Node("sound", "LTXA2VAudioConditioning", "Audio Conditioning", strength,
                  {"audio_vae": "model.audio_vae", "audio": "preprocess.audio", **CLIP,
                   **({"windows": "windows.windows"} if v.timeline else {})}, 320)  # fmt: skip
-    before = ["ic.report", "clip.report"] if v.sheet else []
+    before = ["ic.report"] if v.sheet or v.voice else []
+    before += ["clip.report"] if v.sheet else []
     before += [] if v.distilled else ["models report.report" if v.camera else "lora.report"]
     cut = ["windows.report"] if v.timeline else []
     report = joined("sound report", *before, "frames.report", "size.report", "preprocess.report", *cut)
@@ -153,7 +163,7 @@ def conditions(v: Variant) -> Stage:
         Widget.of("length from the audio", "frames.match_audio_length"),
         Widget.of("frames", "frames.num_frames"),
         Widget.of("frames per second", "frames.frame_rate"),
-        *([Widget.of("audio strength", "sound.strength")] if strength else []),
+        *([Widget.of("audio strength", "sound.strength")] if strength and not v.voice else []),
     ]
     columns = [[frames, length], [preprocess, size, note("sound", hint, 320)], [sound, report]]
     if v.timeline:
@@ -167,9 +177,12 @@ def conditions(v: Variant) -> Stage:
                    Widget.of("overlap", "windows.overlap")]  # fmt: skip
     if v.sheet:
         columns[1] = [preprocess, size, clips.sheet_clip()]
-        columns[2] = [sound, clips.refer("reference", "Reference", "clip.clip", "size.first stage"), report]
+        columns.append([clips.refer("reference", "Reference", "clip.clip", "size.first stage")])
         columns[0] += [note("sheet", clips.HINTS[v.name], 320)]
         widgets += [Widget.of(*label) for label in clips.SETTINGS[v.name].items()]
+    if v.voice:
+        links = {"audio": "sound.audio", "sound": "preprocess.audio", "audio_vae": "model.audio_vae"}
+        columns.append([clips.hear("first", links)])
     kinds = {"first": "LTXA2VImageConditioning", "end": "LTXA2VEndImageConditioning"}
     guides: dict[str, str] = {}
     for place, which in enumerate(v.images):
@@ -238,6 +251,9 @@ def prompts(v: Variant) -> Stage:
         hint = "Your prompt is used as it is: *enabled* would let Gemma write it out and change the words.\n\nName the "
         hint += "language and how the voice sounds, then quote the words. DubIt's makers tried English, French, "
         hint += "Spanish, German and Russian."
+    elif v.voice:
+        hint = "*[VISUAL]* says what is seen, *[SPEECH]* has the words, and *[SOUNDS]* says how the voice and the "
+        hint += "place sound.\n\nYour prompt is used as it is: *enabled* would let Gemma change the words."
     elif v.sheet:
         hint = "*Reference sheet:* says what each panel shows, *Generated video:* what happens. Quote the words that "
         hint += "are spoken.\n\nYour prompt is used as it is: *enabled* would let Gemma lose this form."
@@ -254,7 +270,7 @@ def prompts(v: Variant) -> Stage:
     if not v.distilled:
         widgets += [Widget.of("negative prompt", "negative.text")]
         columns[0] += [negative]
-    height = 260 if v.sheet or v.clip == DUB else 460  # their words are few
+    height = 260 if v.sheet or v.clip == DUB else 460  # their words are few, and they have no negative prompt
     return Stage("prompts", "Prompt", tuple(map(tuple, columns)), tuple(widgets), {}, YELLOW, 290, height,
                  about="Encodes the prompt as it is." if v.word_for_word else "Writes the prompt out and encodes it.",
                  )  # fmt: skip
@@ -290,6 +306,8 @@ def recipe(v: Variant) -> tuple[Values, Values, Values]:
     if v.distilled:
         # linear_quadratic in 8 steps is the distilled recipe's schedule, to the last digit
         return {"scheduler": "linear_quadratic", "steps": 8}, {}, {"sampler": ANCESTRAL} if v.is_25 else {}
+    if v.voice:  # its makers' schedule and steps; their guidance has no rescaling
+        return {"scheduler": "ltx2", "steps": 30}, {"rescale": 0.0}, {}
     if not v.is_25:
         return {}, {}, {}
     scales = {"cfg": GUIDANCE_WITH_IMAGE if v.images else GUIDANCE, "rescale": QUALITY_RECIPE["video_rescaling_scale"]}
@@ -317,7 +335,8 @@ def first_stage(v: Variant) -> Stage:
         columns = [[sigmas, noise, hint]]
     else:
         guidance = Node("guidance", "LTXA2VGuidance", "Guidance", scales, {}, 300)
-        links = {"first_model": "lora.first stage model", "second_model": "lora.second stage model",
+        own = "ic.model" if v.voice else "lora.first stage model"
+        links = {"first_model": own, "second_model": "lora.second stage model",
                  "schedule": "sigmas.first stage sigmas", "scales": "guidance.guidance"}  # fmt: skip
         faster = Node("faster", "LTXA2VAcceleration", "Acceleration", {}, links, 320)
         columns = [[sigmas, guidance, note("steps and guidance", "*cfg* follows the prompt, *modality* follows the "
@@ -326,18 +345,20 @@ def first_stage(v: Variant) -> Stage:
                    [faster, noise]]  # fmt: skip
         model, schedule_of = "faster.first stage model", "faster.first stage sigmas"
         steer = {"negative": "negative.text", "guidance": "faster.guidance"}
-        if not v.is_25:  # the official pipeline does not restart
+        if not (v.is_25 or v.voice):  # the official pipeline does not restart, nor do ID-LoRA's makers
             columns[1].insert(1, Node("restart", "LTXA2VRestart", "Restart Sampling", {}, {}, 320))
             steer["restart"] = "restart.restart"
         widgets += [Widget.of("speed-up", "faster.level"), Widget.of("follow the prompt", "guidance.cfg"),
                     Widget.of("follow the audio", "guidance.modality")]  # fmt: skip
         reports += ["faster.report"]
         if v.may_renew_sound:
-            columns[0].insert(2, Node("audio guidance", "LTXA2VAudioGuidance", "Audio Guidance", {}, {}, 300))
+            own = {"rescale": 0.0, "identity": clips.IDENTITY} if v.voice else {}
+            columns[0].insert(2, Node("audio guidance", "LTXA2VAudioGuidance", "Audio Guidance", own, {}, 300))
+            widgets += [Widget.of("keep to the voice", "audio guidance.identity")] if v.voice else []
             columns[0].pop()
             steer["audio_guidance"] = "audio guidance.audio guidance"
     links = {"model": model, "noise": "noise.NOISE", "sigmas": schedule_of, "positive": positive(v),
-             "audio": "hear first.audio" if v.clip == DUB else "sound.audio",
+             "audio": "hear first.audio" if v.voice or v.clip == DUB else "sound.audio",
              "latent": "keep first.latent" if v.retakes else "size.first stage", **steer}  # fmt: skip
     if v.images:
         links["guides"] = f"{v.images[-1]} in first.guides"

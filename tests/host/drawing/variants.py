@@ -9,7 +9,7 @@ from a2v.ltx.models import V23, V25
 DEFAULT = "audio_to_video"
 SONG = "song"
 RETAKE, REDUB, REFERENCE, DUB = "retake", "redub", "reference", "dub"
-CAST = "cast"
+CAST, VOICE = "cast", "voice"
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Variant:
     timeline: str = ""  # of a film in windows
     clip: str = ""  # what a given clip is for: RETAKE, REDUB, REFERENCE or DUB
     sheet: bool = False  # whether a picture is the reference: who and what shall appear
+    voice: bool = False  # whether the sound is the example of a voice, which says the prompt's words
 
     @property
     def is_25(self) -> bool:
@@ -46,8 +47,8 @@ class Variant:
     @property
     def word_for_word(self) -> bool:
         """Whether the prompt is used as it is: LTX-2.5's text encoder cannot write, a dub's words are not to be
-        changed, and an IC-LoRA for sheets wants a form of its own."""
-        return self.is_25 or self.sheet or self.clip == DUB
+        changed, and LoRAs for sheets and voices want forms of their own."""
+        return self.is_25 or self.sheet or self.voice or self.clip == DUB
 
     @property
     def takes_sound(self) -> bool:
@@ -218,5 +219,19 @@ VARIANTS = (
         "sound unchanged.",
         distilled=True,
         sheet=True,
+    ),
+    Variant(
+        VOICE,
+        "16 Your words in a voice",
+        "[VISUAL]: Medium close-up. The subject of the picture looks into the camera, speaks with a smile and nods at "
+        "the stressed words. The light and the background stay as they are, the camera holds still.\n"
+        "[SPEECH]: Hello, and welcome! I have never said these words before.\n"
+        "[SOUNDS]: The voice is calm and friendly, close to the microphone, in a quiet room.",
+        "1. Upload some five seconds of a voice, and a picture of who speaks.\n\n2. Write the words behind *[SPEECH]* "
+        "in *prompt*, and set *frames* to the time that they need.\n\n3. Press *Run*. The model makes the picture, and "
+        "the sound in that voice.",
+        images=("first",),
+        audio_strength=0.0,
+        voice=True,
     ),
 )

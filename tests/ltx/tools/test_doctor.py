@@ -489,7 +489,7 @@ def test_the_published_files_have_one_name_everywhere() -> None:
     """The graphs' download buttons, the sources' sentences and the README say what the list says."""
     known = {model.url: (model.name, model.folder) for model in MODELS.values()}
     workflows = list((ROOT / "example_workflows").glob("*.json"))
-    assert len(workflows) == 31
+    assert len(workflows) == 33
     for workflow in workflows:
         graph = json.loads(workflow.read_text())
         nodes = [node for each in (graph, *graph["definitions"]["subgraphs"]) for node in each["nodes"]]

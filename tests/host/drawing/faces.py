@@ -150,7 +150,8 @@ def all_nodes(v: Variant) -> Stage:
     two = len(v.images) > 1 or bool(v.clip)
     written = prompts(v)
     # Nodes 2.0 shows nine lines of a prompt, and gives all texts of a node the same height; a film has three of them
-    further = 80 if v.timeline else 40 * max(0, len(textwrap.wrap(v.prompt, 34)) - 9)
+    lines = sum(len(textwrap.wrap(part, 34)) for part in v.prompt.splitlines())
+    further = 80 if v.timeline else 40 * max(0, lines - 9)
     written = replace(written, height=written.height + further)
     settings = ((conditions(v), written),)
     if v.timeline:

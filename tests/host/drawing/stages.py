@@ -113,7 +113,6 @@ def models(v: Variant) -> Stage:
             columns = [[loader], [lora, gemma, hint]]
             if v.voice:
                 columns = [[loader], [lora, gemma], [clips.ic_lora(v), note("voice", VOICES, 400)]]
-                widgets += [Widget.of("ID-LoRA", "ic.lora"), Widget.of("ID-LoRA strength", "ic.strength")]
     added = "LoRAs" if v.camera else "IC-LoRA" if v.ic_lora else "" if v.distilled else "distilled LoRA"
     opened = f"the checkpoint, the text encoder and the {added}" if added else "the checkpoint and the text encoder"
     return Stage("models", "Models", tuple(map(tuple, columns)), tuple(widgets), {}, BLUE, 340,

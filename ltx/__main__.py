@@ -1,4 +1,4 @@
-"""`python -m ltx`: the pipeline without ComfyUI, for scripts and tests.
+"""`python -m ltx`, or `python path/to/ltx`: the pipeline without ComfyUI, for scripts and tests.
 
 Exit status: 0 done, 1 failed, 2 bad input (one sentence on standard error), 130 interrupted.
 """
@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import functools
 import os
+import runpy
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+if not __package__:
+    # By its path, as for a Python that looks for modules in its own folders alone: that of the portable ComfyUI. This
+    # folder leaves the path, because its modules have names of other libraries.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    runpy.run_module("ltx", run_name="__main__", alter_sys=True)
 
 from . import terminal
 from .errors import INTERRUPTED, InputError

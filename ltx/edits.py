@@ -21,6 +21,7 @@ NOISY, CLEAN = KEPT_CELLS = ("noisy", "clean")
 MOST_SECONDS, MOST_PIXELS, MOST_FACTOR = 2700.0, 256, 8  # of a film, of a seam, and of a reference's size and rate
 MOST_IDENTITY = 20.0  # as CFG; ID-LoRA's makers use 3
 WITHIN = ("start", "end", "soften", "soften_pixels")  # fields that say which part of the source is made anew
+OF_PICTURES = ("strength", "attention", "downscale", "stride", "fit")  # fields that say how a reference is seen
 MOST_CONTEXT = 473  # frames: what the model was made for, without a latent of new ones
 
 
@@ -136,6 +137,13 @@ class ReferenceUse:
             factor = getattr(self, name)
             if factor is not None and (not _whole(factor) or not 1 <= factor <= MOST_FACTOR):
                 raise InputError(f"reference: {name} is {shown(factor)}; give a whole number from 1 to {MOST_FACTOR}.")
+
+    def heard(self) -> tuple[ReferenceUse, list[str]]:
+        """The use of a sound alone, and a sentence for the report if something says how it is seen."""
+        usual = ReferenceUse()
+        names = [name for name in OF_PICTURES if getattr(self, name) != getattr(usual, name)]
+        said = f"{_listed(names)} of reference {'does' if len(names) == 1 else 'do'} nothing, because it is only heard"
+        return replace(self, sound=True), [said] if names else []
 
     def acts(self, first: bool) -> bool:
         """Whether the reference and its LoRA act in a stage. first: whether it is the first one."""

@@ -284,7 +284,8 @@ def open_videos(
     if reference is not None:
         use = request.reference or ReferenceUse()
         if is_sound(reference):  # then there is nothing else that it can be for
-            return replace(given, example=Example(_sound(reference), replace(use, sound=True)))
+            use, ignored = use.heard()
+            return replace(given, example=Example(_sound(reference), use), notes=(*given.notes, *ignored))
         seen = ReferenceVideo(open_reference(reference), use)
         heard = Example(_sound(reference), use) if use.sound else None
         given = replace(given, reference=seen, example=heard, notes=(*given.notes, *seen.clip.notes))

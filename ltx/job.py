@@ -38,6 +38,7 @@ from .prompt.gemma import check_gemma
 from .request import UNLED, Request, beside_kept_sound
 from .weights.checkpoint import Checkpoint, load_checkpoint, load_upscaler
 from .weights.lora import Lora, Match, load_lora, match
+from .weights.lora_file import OF_VOICE
 from .weights.names import OF_CONNECTORS
 
 TILING = Tiling.of(frames=BY_MEMORY, pixels=BY_MEMORY)  # both sizes are chosen by the free memory
@@ -48,9 +49,9 @@ Strengths = tuple[tuple[Lora, float], ...]
 @dataclass(frozen=True)
 class Files:
     """Paths of a headless job. audio: None if a source video has the sound. loras: pairs of a path and its strength in
-    both stages; an IC-LoRA has it where the reference is. keyframes: an image, its frame and its strength each.
-    speakers: masks of who hears the sound; voices: the sound of each of them alone, or none. room_noise: the level in
-    dBFS of noise under the sounds for the model, None for no noise."""
+    both stages; an IC-LoRA has it where the reference is, and ID-LoRA where its example is heard. keyframes: an image,
+    its frame and its strength each. speakers: masks of who hears the sound; voices: the sound of each of them alone, or
+    none. room_noise: the level in dBFS of noise under the sounds for the model, None for no noise."""
 
     checkpoint: Path
     text_encoder: Path
@@ -207,7 +208,7 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     steering = steer(request, stg_blocks, checkpoint.version)
     renewed = request.use_restart_sampling or request.gradient_estimation_gamma
     notes += [INERT] if steering[0].sampler == ANCESTRAL and renewed else []
-    loras, lora_notes = _loras(files, request, checkpoint.path.name, planned.two_stages)
+    loras, lora_notes = _loras(files, request, given.example, checkpoint.path.name, planned.two_stages)
     lora_notes += filter(None, [lora.check_version(checkpoint.path.name, checkpoint.version) for lora, _ in loras[1]])
     fits = [_fit(lora, checkpoint, blueprint, n < len(files.loras)) for n, (lora, _) in enumerate(loras[1])]
     if given.reference is None:
@@ -376,14 +377,18 @@ def _check_hearing(loras: Strengths, fits: Iterable[tuple[Match, ...]]) -> None:
 
 
 def _loras(
-    files: Files, request: Request, checkpoint: str, two_stages: bool
+    files: Files, request: Request, example: Example | None, checkpoint: str, two_stages: bool
 ) -> tuple[tuple[Strengths, Strengths], list[str]]:
     """Loads every LoRA. Returns them with their strengths in the first and in the second stage, and notes for the
     report."""
     whole = request.reference is not None and request.reference.acts(first=False)
+
+    def refers(lora: Lora) -> bool:
+        return lora.reference is not None or (example is not None and OF_VOICE.search(lora.path.name) is not None)
+
     referenced = files.reference is not None
     both = [(load_lora(path, referenced), scale) for path, scale in files.loras]
-    later = [(lora, scale if lora.reference is None or whole else 0.0) for lora, scale in both]
+    later = [(lora, scale if whole or not refers(lora) else 0.0) for lora, scale in both]
     if files.camera_lora is not None:
         camera = load_lora(files.camera_lora), request.camera_lora_scale
         both.append(camera)

@@ -371,8 +371,11 @@ EXTRA = "extra_model_paths.yaml"
 DEPTH = 4  # levels of subfolders in which a model is searched
 
 
-OF_ONE_VERSION = re.compile(r"distilled|dub-?it|lip-?dub|relight", re.IGNORECASE)
-"""In the names of LoRAs that the makers give for the version alone that they were trained on."""
+OF_ONE_VERSION = re.compile(
+    r"(?<![a-z])(distilled|dub-?it|lip-?dub|ic[-_ ]?lora.*[-_ ]relight)(?![a-z])", re.IGNORECASE
+)
+"""In the names of LoRAs that the makers give for the version alone that they were trained on. Other people's styles may
+have light in their names, too."""
 
 
 def is_distilled(name: str) -> bool:

@@ -91,8 +91,10 @@ class OpenClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, fps: float, video: Any = None, images: Any = None) -> io.NodeOutput:
-        if (video is None) == (images is None):
-            raise InputError("video: the node needs either a video or images, not both; connect one of them.")
+        if video is None and images is None:
+            raise InputError("video: no video and no images are connected, or their node is bypassed; connect one.")
+        if video is not None and images is not None:
+            raise InputError("video: the node needs either a video or images, not both; disconnect one of them.")
         clip, track = (to_image_clip(images, fps), None) if video is None else to_clip(video)
         first = next(clip.pictures(clip.fps, 1)).float().div_(255)[None]
         count = clip.count(clip.fps)
@@ -408,9 +410,14 @@ class ReferenceConditioning(io.ComfyNode):
             pixels = reference.fitted(reference.pictures(window, film.fps, note), *size)
             return memory.to_graph(_encoded(video_vae, pixels, size, reference.frames(window), progress))
 
-        for number, latents in enumerate(reference.encoded(film.cut.windows, encode)):
-            made = Reference(latents, reference.use.downscale, reference.use.stride, strength, attention)
-            found.append((*(references[number] if references else ()), made))
+        here = [window for number, window in enumerate(film.cut.windows) if film.cut.is_here(number)]
+        encoded = reference.encoded(here, encode)
+        for number in range(len(film.cut.windows)):
+            made = list(references[number]) if references else []
+            if film.cut.is_here(number):  # a window that is made elsewhere needs none
+                use = reference.use
+                made.append(Reference(next(encoded), use.downscale, use.stride, strength, attention))
+            found.append(tuple(made))
         return io.NodeOutput(tuple(found), ui=shown("; ".join(notes)) if notes else None)
 
 

@@ -97,6 +97,11 @@ class Cut:
     def longest(self) -> Window:
         return max(self.windows, key=lambda window: window.length)
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether no window is sampled on this machine, because all were made before."""
+        return self.here is not None and not self.here
+
     def is_here(self, number: int) -> bool:
         """Whether the window of that number is sampled on this machine."""
         return self.here is None or number in self.here

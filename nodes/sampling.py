@@ -463,7 +463,8 @@ class Sampler(io.ComfyNode):
         film = FilmSound.of(audio)
         samples, mask = start_of(latent), mask_of(latent)
         still = mask is not None and not mask.any()
-        steering.check(film.frozen, negative is not None, layers, still, film.referred)
+        if not film.cut.is_elsewhere:
+            steering.check(film.frozen, negative is not None, layers, still, film.referred)
         _check_references(model, references, film)
         left = _left(steering, film)
         progress = Progress(cls.hidden.unique_id)
@@ -490,16 +491,15 @@ class Sampler(io.ComfyNode):
             notes.append(source.note)
         if mask is not None:
             notes.append("the latent's noise mask keeps a part of it")
-        if references:
-            count = len(references[0])
-            notes.append(f"{count} reference video{'s' if count > 1 else ''}")
+        if count := max(map(len, references or ()), default=0):
+            notes.append(f"the model looks at {count} reference{'s' if count > 1 else ''}")
         notes += [REFERENCE_HEARD] if film.referred else []
         notes += [*heard_by(len(film.sounds[0].speakers)), *film.notes(), *kept.notes()]
         if left:
             notes.append(f"noise of sigma {left:g} is left: Disable Noise and the rest of the sigmas continue it")
         if audio_guidance is not None and audio.frozen:
             notes.append("the audio guidance did nothing, because the audio is kept (audio strength 1)")
-        elif audio_guidance is not None and audio_guidance.identity and not film.referred:
+        elif audio_guidance is not None and audio_guidance.identity and not (film.referred or film.cut.is_elsewhere):
             notes.append("identity did nothing, because no Reference Sound is connected")
         given = [replace(each or NONE, identity=0.0) for each in (guidance, audio_guidance)]
         if model.acceleration.distilled and given != [NONE, NONE]:
@@ -543,7 +543,7 @@ def _sample(
         )
     clip = len(windows) == 1 and not film.cut.made
     whole = samples if clip else samples.to("cpu", torch.float32, copy=True)
-    if film.cut.here is not None and not film.cut.here:
+    if film.cut.is_elsewhere:
         return join(film.cut, whole, film.made_elsewhere, sources), []
     keep = keep_nothing
     if model.weights and not generated:
@@ -578,7 +578,7 @@ def _check_references(model: memory.Model, references: References | None, film: 
     that hear have a sound alone as their reference. Where all parts of a film were made before, none is needed."""
     if references is not None:
         film.check_references(references)
-    if references is not None or film.cut.here == frozenset():
+    if references is not None or film.cut.is_elsewhere:
         return
     for fit, strength in model.loras:
         if fit.lora.reference is not None and strength and not (film.referred and fit.hears):

@@ -21,6 +21,8 @@ USUAL_RATE = Fraction(25)  # of a file that does not tell its rate, as FFmpeg as
 COARSEST = Fraction(1, 100)  # seconds; a coarser tick counts frames, and its times are not rounded
 MAX_RATE = 1000  # frames per second; a higher number in a header means nothing
 REORDERED = 16  # pictures at most that a codec stores between one and those that are shown before it
+TEXTS = ("tty", "bin", "xbin", "adf", "idf")
+"""FFmpeg's names of the formats whose pictures are text in a terminal: it takes any .txt for one of them."""
 # Tags may be in any encoding. PyAV before version 19 needs an option for that; newer versions do not.
 TAGS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
@@ -54,7 +56,8 @@ def open_bytes(file: BinaryIO, **options: str) -> Any:
     """An open file as an av container. FFmpeg gets no protocols, so that a playlist cannot make it read other files or
     the network. options: FFmpeg's other ones.
 
-    Raises av.FFmpegError if FFmpeg cannot read it, or would need any amount of memory for its header alone.
+    Raises av.FFmpegError if FFmpeg cannot read it, would need any amount of memory for its header alone, or would draw
+    its text.
 
     PyAV's messages are off, as they are unless another package wants them (torchvision before 0.24 does): a decoder's
     thread would wait for Python's lock to tell an error, and whoever closes the decoder holds that lock until the
@@ -63,7 +66,11 @@ def open_bytes(file: BinaryIO, **options: str) -> Any:
     if promised_samples(file) > MOST_SAMPLES:
         raise av.InvalidDataError(errno.EINVAL, f"its header promises more than {MOST_SAMPLES} packets")
     av.logging.set_level(None)
-    return av.open(file, options={"protocol_whitelist": "none", **options}, **TAGS)
+    container = av.open(file, options={"protocol_whitelist": "none", **options}, **TAGS)
+    if container.format.name in TEXTS:
+        container.close()
+        raise av.InvalidDataError(errno.EINVAL, "it is text")
+    return container
 
 
 def packets_of(container: Any, *streams: Any) -> Iterator[Any]:

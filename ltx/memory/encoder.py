@@ -132,12 +132,20 @@ def _item(kind: str) -> int:
 
 
 def _language(entries: Mapping[str, tuple[str, tuple[int, ...]]], layers: int, dtype: torch.dtype | None) -> nn.Module:
-    shapes = {name[found.end() :]: shape for name, (_, shape) in entries.items() if (found := LAYER.match(name))}
+    by_layer: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, (_, shape) in entries.items():  # in any order: a file may be sorted by dtype
+        if found := LAYER.match(name):
+            by_layer.setdefault(found[1], {})[name[found.end() :]] = shape
+    # Layers of Gemma 4 differ: those that attend to everything have larger heads, and some share another layer's keys.
+    shapes = max(
+        (each for each in by_layer.values() if "self_attn.k_proj.weight" in each),
+        key=lambda each: each["self_attn.q_norm.weight"],
+    )
     head = shapes["self_attn.q_norm.weight"][0]
     config = Gemma3TextConfig(
         vocab_size=64,
         hidden_size=shapes["input_layernorm.weight"][0],
-        intermediate_size=shapes["mlp.gate_proj.weight"][0],
+        intermediate_size=max(each["mlp.gate_proj.weight"][0] for each in by_layer.values()),
         num_hidden_layers=1,
         num_attention_heads=shapes["self_attn.q_proj.weight"][0] // head,
         num_key_value_heads=shapes["self_attn.k_proj.weight"][0] // head,

@@ -61,9 +61,12 @@ OTHER = "of a kind that is not read"
 IC, IC_NAME = "reference_downscale_factor", re.compile(r"(?<![a-z0-9])ic[-_ ]?lora", re.IGNORECASE)
 """Signs of an IC-LoRA. Not every one has the metadata; the published ones have the name."""
 IC_TIME = "reference_temporal_scale_factor"
+OF_VOICE = re.compile(r"(?<![a-z0-9])id[-_ ]?lora", re.IGNORECASE)
+"""In the name of a LoRA that takes over the voice of an example. By its makers it acts only where that is heard."""
 HDR = re.compile(r"(?<![a-z0-9])hdr(?![a-z0-9])", re.IGNORECASE)
 """In the name of an IC-LoRA that makes pictures in ARRI LogC3. Shown as SDR they are flat and grey."""
 LARGEST_FACTOR = 64  # of the two above; larger ones are damage
+DIGITS = 10  # of a number in the metadata; Python reads no number of any length
 ADAPTER = "lora_adapter_metadata"
 LARGEST = 1e12  # of alpha and rank in the metadata; larger ones are damage
 CONFIG = "adapter_config.json"
@@ -154,7 +157,7 @@ def load_lora(path: str | Path, referenced: bool = False) -> Lora:
 def _factor_of(path: Path, metadata: Mapping[str, str], name: str) -> int:
     """A factor of an IC-LoRA's reference, 1 if its metadata has none. Raises InputError if it is no such number."""
     text = metadata.get(name, "1").strip()
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= LARGEST_FACTOR):
+    if not (text.isascii() and text.isdecimal() and len(text) < DIGITS and 1 <= int(text) <= LARGEST_FACTOR):
         raise InputError(f"{path}: its {name} is {text!r:.60}, not a whole number; download the LoRA again.")
     return int(text)
 

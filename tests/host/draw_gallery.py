@@ -1,8 +1,8 @@
 """Draws docs/gallery.md's pictures: each shipped workflow, run on the miniature, as frames under its sound.
 
 `.venv/bin/python tests/host/draw_gallery.py [NAME…]`. The images that a workflow begins or ends with are drawn by the
-miniature's own generator of clips. `distilled_fast`, `reference`, `dub`, `cast` and `voice` have none: their files have no small
-counterpart.
+miniature's own generator of clips. `distilled_fast`, `reference`, `dub`, `cast` and `voice` have none: their files have
+no small counterpart.
 """
 
 # ruff: noqa: E402

@@ -713,12 +713,12 @@ def test_it_runs_to_a_video(name: str, comfy: Comfy, models: TinyFiles, sound: s
         "audio_regeneration": ["at strength 0.5"],
         "song": ["2 windows of up to", "2 sections"],
         "redub": ["picture made anew from 0 s to the end, where the mask is white", "noise mask"],
-        "reference": ["1 reference video", UNION.name],
+        "reference": ["looks at 1 reference", UNION.name],
         "dub": [
-            *("1 reference video", DUBIT.name, "hears the sound of a reference", "the audio is the loaded one"),
+            *("looks at 1 reference", DUBIT.name, "hears the sound of a reference", "the audio is the loaded one"),
             "Preprocess Clip's Sound: the audio for the model",  # the other may be cached from another graph
         ],
-        "cast": ["1 reference video", INGREDIENTS.name, "a single picture"],
+        "cast": ["looks at 1 reference", INGREDIENTS.name, "a single picture"],
         "voice": [ID_LORA.name, "hears the sound of a reference", "5 passes each", "at strength 0"],
         "retake": ["picture made anew from 0.1 s to 0.3 s", "noise mask", "the audio is the loaded one"],
         "distilled_fast_25": ["euler_ancestral, 1 passes each"],
@@ -789,7 +789,8 @@ def test_without_the_models_it_is_refused_by_name(name: str, comfy: Comfy, sound
     # each node is refused once, whichever of its values are wrong
     assert [(node["class_type"], len(node["errors"])) for node in nodes] == [(node["class_type"], 1) for node in nodes]
     for file in faces.files(BY_NAME[name]):
-        assert file.name in said or file in (DISTILLED, CAMERA, UNION, DUBIT, INGREDIENTS, ID_LORA)  # these are there, tiny
+        there = (DISTILLED, CAMERA, UNION, DUBIT, INGREDIENTS, ID_LORA)  # tiny ones
+        assert file.name in said or file in there
 
 
 @each

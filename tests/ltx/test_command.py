@@ -1060,3 +1060,24 @@ def test_the_program_refuses(tiny: TinyFiles, media: Path, tmp_path: Path) -> No
     with start(arguments(tiny, media, folder, SMALL, {"audio": media / "empty.wav"})) as program:
         out, error = program.communicate(timeout=240)
     assert (program.returncode, out, len(error.splitlines())) == (2, "", 1), error
+
+
+@pytest.mark.parametrize("flags", [["-I"], []], ids=["isolated", "usual"])
+def test_it_runs_by_its_path(tmp_path: Path, flags: list[str]) -> None:
+    """For a Python that looks for modules in its own folders alone, as that of the portable ComfyUI."""
+    told = [sys.executable, *flags, str(ROOT / "ltx")]
+    shown = subprocess.run([*told, "download", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert shown.returncode == 0 and "download" in shown.stdout, shown.stderr
+    (tmp_path / "request.json").write_text('{"prompt": "a cat"}')
+    given = [
+        "--checkpoint",
+        "none.safetensors",
+        "--request",
+        "request.json",
+        "--output",
+        "out.mp4",
+        "--audio",
+        "none.wav",
+    ]
+    wrong = subprocess.run([*told, *given], cwd=tmp_path, capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "none." in wrong.stderr, wrong.stderr

@@ -204,6 +204,19 @@ def test_a_sound_alone_is_the_example_of_a_voice(engine: Engine, media: dict[str
     assert "the model also hears the sound of a reference" in plain.report["notes"], "there is nothing else it is for"
 
 
+def test_what_says_how_a_sound_is_seen_is_told(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
+    files = files_of(
+        tiny, tmp_path / "out.mp4", audio=media["voice"], reference=voice_of(media["voice"], tmp_path / "voice.wav")
+    )
+    for use, said in (
+        ({"strength": 0.5}, "strength of reference does nothing, because it is only heard"),
+        ({"fit": "pad", "stride": 2}, "stride and fit of reference do nothing, because it is only heard"),
+        ({"sound": True, "stages": "both"}, ""),
+    ):
+        notes = prepare(files, parse({**BASE, **REQUEST, "reference": use})).notes
+        assert [note for note in notes if "only heard" in note] == [said] * bool(said)
+
+
 def test_an_ic_lora_needs_something_to_see(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
     """One that changes layers of the sound may have a sound alone."""
     request = parse({**BASE, **REQUEST})
@@ -219,6 +232,25 @@ def test_an_ic_lora_needs_something_to_see(tiny: TinyFiles, media: dict[str, Pat
     with pytest.raises(InputError, match=sentence):
         prepare(replace(files, loras=((blind, LORA),)), request)
     prepare(replace(files, loras=((blind, 0.0),)), request)
+
+
+def test_id_lora_acts_where_its_example_is_heard(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
+    """Its makers' second stage has the distilled LoRA alone. Other LoRAs, and one without an example, act in both."""
+    sound = voice_of(media["voice"], tmp_path / "voice.wav")
+    names = "ltx-2.3-id-lora-talkvid-3k", "grid-lora"
+    loras = tuple((tmp_path / f"{name}.safetensors", 0.8) for name in names)
+    for path, _ in loras:
+        save_file(load_file(media["lora"]), path)
+
+    def strengths(use: dict[str, Any] | None, reference: Path | None) -> list[list[float]]:
+        request = parse({**BASE, **REQUEST, "reference": use})
+        files = files_of(tiny, tmp_path / "out.mp4", audio=media["voice"], reference=reference, loras=loras)
+        return [[strength for _, strength in stage] for stage in prepare(files, request).loras]
+
+    first, both = [[0.8, 0.8], [0.0, 0.8]], [[0.8, 0.8]] * 2
+    assert strengths(None, sound) == first == strengths({"sound": True}, media["reference"])
+    assert strengths({"stages": "both"}, sound) == both
+    assert strengths(None, None) == both == strengths(None, media["reference"])
 
 
 def test_identity_beside_a_kept_sound_says_that_it_does_nothing(engine: Engine, media: dict[str, Path]) -> None:

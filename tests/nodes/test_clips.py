@@ -25,7 +25,7 @@ from a2v.ltx.media.masks import area_of
 from a2v.ltx.media.room_noise import with_room_noise
 from a2v.ltx.windows import Window
 from a2v.nodes import audio, clips, conditioning, latents, output
-from a2v.nodes.film import FilmSound, Retake, heard
+from a2v.nodes.film import Cut, FilmSound, Retake, heard
 from a2v.nodes.taking.clip import to_clip, to_image_clip
 from a2v.nodes.taking.mask import to_area
 from a2v.tests.host.graph import RETAKE
@@ -129,8 +129,14 @@ def test_masks_of_any_node(kind: str) -> None:
 
 
 def test_one_of_both(file: Path) -> None:
-    for inputs in ({}, {"video": InputImpl.VideoFromFile(str(file)), "images": frames()}):
-        with pytest.raises(InputError, match="needs either a video or images, not both"):
+    for inputs, sentence in (
+        ({}, "^video: no video and no images are connected, or their node is bypassed; connect one"),
+        (
+            {"video": InputImpl.VideoFromFile(str(file)), "images": frames()},
+            "^video: the node needs either .*, not both",
+        ),
+    ):
+        with pytest.raises(InputError, match=sentence):
             opened(**inputs)
 
 
@@ -356,7 +362,7 @@ def test_damage_of_a_reference_is_told(damaged: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(clips, "_encoded", lambda vae, pictures, *_: torch.zeros(1, len(list(pictures)), 1, 2, 2))
     monkeypatch.setattr(FilmSound, "of", lambda audio: audio)
     windows = [Window(0, 4), Window(0, 4)]
-    film = SimpleNamespace(frames=25, fps=Fraction(24), cut=SimpleNamespace(windows=windows))
+    film = SimpleNamespace(frames=25, fps=Fraction(24), cut=Cut(25, Fraction(24), tuple(windows)))
     latent = {"samples": torch.zeros(1, CHANNELS, 4, 2, 2)}
     usual = {"strength": 1.0, "attention": 1.0, "downscale": 1, "stride": 1}
     (found,) = run(clips.ReferenceConditioning, video_vae=None, clip=damaged, latent=latent, audio=film, **usual)
@@ -374,16 +380,17 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(clips, "_encoded", encoded)
     monkeypatch.setattr(FilmSound, "of", lambda audio: audio)
-    film = SimpleNamespace(frames=49, fps=Fraction(24), cut=SimpleNamespace(windows=[Window(0, 4), Window(3, 4)]))
+    windows = Window(0, 4), Window(3, 4)
     latent = {"samples": torch.zeros(1, CHANNELS, 4, 2, 4)}
     usual = {"strength": 1.0, "attention": 1.0, "downscale": 0, "stride": 0}
 
-    def run_with(clip: Any, **inputs: Any) -> list[torch.Tensor]:
+    def run_with(clip: Any, here: frozenset[int] | None = None, **inputs: Any) -> list[torch.Tensor]:
         seen.clear()
+        film = SimpleNamespace(frames=49, fps=Fraction(24), cut=Cut(49, Fraction(24), windows, here=here))
         (found,) = run(
             clips.ReferenceConditioning, video_vae=None, clip=clip, latent=latent, audio=film, **usual, **inputs
         )
-        assert len(found) == 2
+        assert [len(each) for each in found] == [here is None or number in here for number in (0, 1)]
         return seen
 
     return run_with
@@ -405,6 +412,13 @@ def test_how_a_reference_gets_the_video_s_shape(beside: Any) -> None:
     assert not border(beside(picture, fit="crop")) and not border(beside(film)) and len(beside(film)) == 2
     with pytest.raises(InputError, match=r"^reference: fit is 'stretch'; choose one of crop, pad\.$"):
         beside(film, fit="stretch")
+
+
+def test_a_reference_is_encoded_where_its_windows_are_sampled(beside: Any) -> None:
+    """Of a film that several machines make."""
+    clip, whole = opened(images=frames(49))[0], beside(opened(images=frames(49))[0])[1]
+    (part,) = beside(clip, here=frozenset({1}))
+    assert torch.equal(part, whole) and not beside(clip, here=frozenset())
 
 
 # Sizes

@@ -5,13 +5,17 @@ from __future__ import annotations
 import ast
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from a2v.ltx.arguments import parser
+from a2v.ltx.edits import ReferenceUse, VideoEdit
 from a2v.ltx.models import MODELS, SETS, named_file, total
+from a2v.ltx.nag import Nag
 from a2v.ltx.request import FLAGS, PARAMETERS, Parameter, parse
 from a2v.ltx.tools import doctor, download
+from a2v.ltx.windows import WindowSize
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "web" / "docs"
@@ -139,6 +143,23 @@ def test_a_text_is_plain_markdown_whose_links_lead_somewhere(file: Path) -> None
 
 
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_text_names_sockets_that_the_nodes_have(file: Path) -> None:
+    """As *Guidance* → `modality`; and each workflow by the title that it has."""
+    text = " ".join(prose(file).split())
+    for title, name in re.findall(r"\*([A-Z][\w ]+)\* → `([^`]+)`(?! of \*)", text):
+        sockets = {name for part in ("Inputs", "Outputs") for name, _ in listed(SHORT[title], part)}
+        assert name in sockets, (title, name)
+    for title in re.findall(r"[`\"*](\d\d [A-Z][^`\"*]+)[`\"*]", text):
+        assert (ROOT / "example_workflows" / f"{title}.json").exists(), title
+
+
+@pytest.mark.parametrize("node_id", NODES)
+def test_a_page_has_no_link_to_a_file(node_id: str) -> None:
+    """ComfyUI serves web/ and nothing else of the pack."""
+    assert re.findall(r"\]\((?!https://)", page(node_id)) == []
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_the_requests_that_a_text_shows_are_read(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     for request in re.findall(r"```json\n(.*?)```", text, re.DOTALL):
@@ -168,6 +189,20 @@ def test_the_readme_s_tables_of_models_are_the_one_in_the_code() -> None:
         assert f"{total(SETS[key]) / 1e9:.0f} GB" in README, key
     for key in re.findall(r"`download ([\w][\w.-]+)`", README):
         assert key in {*SETS, *MODELS}, key
+
+
+def test_the_table_of_cards_is_that_of_the_benchmarks() -> None:
+    """What waits in host memory of a transformer in each format, on cards of the usual sizes."""
+    page, benchmarks = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("memory", "benchmarks"))
+    counted = {row[0]: row[2] for row in rows(benchmarks, "card and format")}
+    formats = (("bf16",), ("fp8", "int8"), ("NVFP4", "GGUF Q4_0"))
+    for sizes, *told in rows(page, "card"):
+        card = sizes.partition("(")[2].removesuffix(")")
+        for text, names in zip(told, formats, strict=True):
+            for copied in (counted[f"{card}: {name}"] for name in names):
+                gigabytes = float(copied.removesuffix(" GB")) if copied != "fits" else 0.0
+                assert abs(gigabytes - (0.0 if text == "nothing" else float(text.removesuffix(" GB")))) <= 0.5, card
+                assert (text == "nothing") == (copied == "fits"), card
 
 
 def test_each_setting_of_the_environment_is_in_a_text() -> None:
@@ -209,6 +244,22 @@ def test_the_table_of_parameters_is_the_one_in_the_code() -> None:
             assert default == usual(parameter), name
     assert PARAMETERS["negative_prompt"].default in text
     assert dict(rows(text, "file")) == FLAGS
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "cls"),
+    [("video", 1, VideoEdit), ("video", 2, ReferenceUse), ("parameters", 1, Nag), ("parameters", 2, WindowSize)],
+)
+def test_the_tables_of_fields_are_those_in_the_code(name: str, place: int, cls: type) -> None:
+    """place: which of the page's tables of fields. What is absent if a request does not name it has no default."""
+    header = "| field |"
+    table = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split(f"\n{header}")[place]
+    told = {name: row[1] for row in rows(header + table, "field") for name in row[0].replace("`", "").split(", ")}
+    wanted = {each.name: {None: "", (): "{}"}.get(each.default, each.default) for each in fields(cls)}
+    assert told.keys() == wanted.keys()
+    for field, default in wanted.items():
+        text = str(default).lower() if isinstance(default, bool) else str(default).removesuffix(".0")
+        assert told[field] == text, field
 
 
 def test_the_table_of_parameters_names_inputs_that_the_nodes_have() -> None:

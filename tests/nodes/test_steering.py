@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from a2v.ltx.diffusion import acceleration
 from a2v.ltx.diffusion.conditioning import AudioCondition, Conditions, TextContext
 from a2v.ltx.diffusion.guidance import NONE
 from a2v.ltx.diffusion.sample import sample
@@ -18,12 +19,14 @@ from a2v.ltx.grid import CHANNELS, audio_length
 from a2v.ltx.latents import Noise
 from a2v.ltx.request import PARAMETERS, Request, parse
 from a2v.ltx.weights.checkpoint import load_checkpoint
+from a2v.ltx.windows import WindowSize, cut_windows
 from a2v.tests.tiny import write_tiny
 from torch import Tensor, nn
 
 pytest.importorskip("comfy.model_patcher", reason="no ComfyUI: run `make setup`, or name one in LTX_A2V_HOST")
 
 from a2v.nodes import memory, sampling
+from a2v.nodes.film import Cut, FilmSound
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -207,6 +210,32 @@ def test_the_distilled_recipe_has_no_guidance_whoever_gives_some(model: memory.M
     assert first.passes(audio_frozen=False) == 1 and first.steps == 8
     _, _, report = by_nodes(model, asked)
     assert "8 steps of euler, 1 passes each" in report and "acceleration full has no guidance" in report
+
+
+def test_where_all_of_a_film_was_made_before_no_guidance_is_missed(model: memory.Model) -> None:
+    """Reference Sound encodes nothing there, so identity has no example, and the level no guidance."""
+    frames = 33
+    windows, asked = cut_windows(frames, WindowSize(17, 1)), conditions(model.module, 0.5)
+    lengths = [window.frames for window in windows]
+    sounds = [AudioCondition(noise(3, 1, 8, audio_length(each, FPS), 16), each, FPS, 0.5) for each in lengths]
+
+    def report(here: frozenset[int], level: str) -> str:
+        return run(
+            sampling.Sampler,
+            model=replace(model, acceleration=acceleration.level(level, model.version)),
+            noise=SimpleNamespace(seed=SEED),
+            sigmas=torch.tensor([1.0, 0.0]),
+            positive=asked.positive,
+            audio=FilmSound(Cut(frames, FPS, windows, here=here), tuple(sounds)),
+            latent={"samples": torch.zeros(1, CHANNELS, 5, 2, 3)},
+            audio_guidance=replace(NONE, identity=3.0),
+        )[-1]
+
+    for level in ("none", "regular"):
+        assert "identity did nothing" not in report(frozenset(), level)
+    assert "identity did nothing, because no Reference Sound is connected" in report(frozenset({0}), "none")
+    with pytest.raises(InputError, match="regular leaves guidance out of some steps, but there is no guidance"):
+        report(frozenset({0}), "regular")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from .parts import (
     Widget,
     joined,
     note,
+    published,
 )
 from .stages import (
     audio,
@@ -68,7 +69,10 @@ def files_note(v: Variant) -> Node:
     elif v.sheet:
         page = MODELS["ingredients"].page
         parts.insert(0, f"First accept the terms of the IC-LoRA Ingredients on [its page]({page}).")
-    elif not v.distilled:
+    if v.distilled and not v.is_25:
+        small = published("distilled-fp8", "30 GB")
+        parts += [f"Small cards can use [{small.name}]({small.url}) ({small.size}) instead."]
+    elif not v.distilled and not v.is_25:
         small = " and ".join(f"[{name}]({file.url}) ({file.size})" for name, file in SMALL.items())
         parts += [f"Small cards can use {small} instead."]
     return note("model files", "\n\n".join(parts), 300, "Model files", 3)

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 import torch
 from a2v.ltx.errors import InputError
-from a2v.ltx.media.clip import FileClip, ImageClip, clip_track, open_clip, open_reference, sampled, sampled_frames
+from a2v.ltx.media.clip import (
+    FileClip,
+    ImageClip,
+    clip_track,
+    is_sound,
+    open_clip,
+    open_reference,
+    sampled,
+    sampled_frames,
+)
 from a2v.ltx.media.images import fit, load_image
 from PIL import ExifTags, Image
 from safetensors import safe_open
@@ -97,6 +106,15 @@ def test_gif_with_holes(tmp_path: Path) -> None:
     assert (clip.width, clip.height, clip.seconds) == (31, 20, Fraction(4, 10))
     found = read(path, Fraction(10))
     assert numbers(found) == [0, 1, 1, 2] and found[0, 0, 0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["prompt.txt", "notes.nfo"])
+def test_a_text_is_no_video(tmp_path: Path, name: str) -> None:
+    """FFmpeg draws it in a terminal's letters."""
+    (tmp_path / name).write_text("a woman speaks\n" * 40, "utf-8")
+    for read in (open_clip, open_reference, is_sound):
+        with pytest.raises(InputError, match=rf"^{name}: cannot be read as audio or video \(it is text\)"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["one.png", "one.jpg", "one.mp4", "one.gif"])

@@ -185,6 +185,16 @@ def test_the_forecast_counts_what_is_loaded(pair: Callable[..., Pair], kind: str
     assert [*blocks] == pytest.approx(layers, abs=4 + notes / len(layers))
 
 
+def test_the_forecast_of_a_file_that_is_sorted_by_dtype(pair: Callable[..., Pair], tmp_path: Path) -> None:
+    """Where some layers are in fp8, tensors of different layers come last."""
+    path, name = tmp_path / "mixed.safetensors", "model.layers.0.self_attn.k_proj.weight"
+    tensors = load_file(pair().file)
+    save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, path)
+    check_expander(path)
+    plain, mixed = (measured(each, torch.float32)[2].config.to_dict() for each in (pair().file, path))
+    assert mixed == plain and mixed["num_key_value_heads"] == 1
+
+
 # What cannot be used is told in one sentence, before anything is loaded where the header tells it.
 
 Tensors = dict[str, Tensor]

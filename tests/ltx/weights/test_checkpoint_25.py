@@ -283,6 +283,8 @@ def test_a_lora_of_the_older_version(tiny_default: TinyFiles, tmp_path: Path, re
         save_file(load_file(tiny_default.distilled_lora), path, version)
         return load_lora(path, referenced=True)
 
+    for name in ("my-relight-style", "prelight", "undistilled-look"):  # other people's
+        assert "most such LoRAs work" in named(name).check_version("checkpoint.safetensors", "2.5.0")
     usual = named("ic-lora-union-control")
     assert usual.check_version("checkpoint.safetensors", "2.5.0") == (
         f"{usual.path.name}: was made for LTX-2.3; most such LoRAs work with LTX-2.5, and some do not"

@@ -460,6 +460,10 @@ def test_an_ic_lora_is_refused_in_words(write: Write, refusal: Callable, tmp_pat
     for name in ("ltx-2.3-22b-ic-lora-hdr-0.9.safetensors", "ltx-2.5-22b-ic-lora-sdr-to-hdr-1.0.safetensors"):
         with refusal(write(pair(), name=name), "is an IC-LoRA for HDR (by its name)", "cannot be decoded"):
             load_lora(tmp_path / name, referenced=True)
+    for factor in ("2.0", "0", "65", "9" * 5000):
+        path = write(pair(), {"reference_downscale_factor": factor})
+        with refusal(path, f"its reference_downscale_factor is '{factor[:50]}", "not a whole number"):
+            load_lora(path, referenced=True)
     for name in ("music-lora.safetensors", "magic_lora.safetensors"):
         assert load_lora(write(pair(), name=name)).changes
 

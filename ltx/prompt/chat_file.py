@@ -21,7 +21,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from .. import versions
 from ..errors import InputError
 from ..models import MODELS
-from .encoder_file import LANGUAGE, PROJECTOR_4, VISION, EncoderFile, in_one_line, make_buffers
+from .encoder_file import LANGUAGE, PROJECTOR_4, VISION, EncoderFile, in_one_line
 from .gemma4_file import MARK, PROJECTION, ROPE, TOKENIZER
 from .sentencepiece import NAMED
 
@@ -110,11 +110,7 @@ class ChatFile(EncoderFile):
     def model(self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype | None = None) -> nn.Module:
         """Builds the model on the CPU. It computes in `dtype`; None means the dtype of the embeddings, or bfloat16. The
         model has a vision tower only if the file has one."""
-        model = self._empty(tokenizer)
-        make_buffers(model)
-        self.fill(model, dtype or self.stored_dtype())
-        model.lm_head.weight = model.get_input_embeddings().weight
-        return model
+        return self.filled(self._empty(tokenizer), dtype)
 
     def _empty(self, tokenizer: PreTrainedTokenizerBase | None) -> nn.Module:
         """The model on the meta device. tokenizer: None leaves out its ids, which the shapes do not depend on."""

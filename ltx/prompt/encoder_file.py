@@ -77,6 +77,14 @@ class EncoderFile:
             read.add(f"{source}.{last}")
         self._check_known(read)
 
+    def filled(self, model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+        """The same model, from the meta device, with its buffers and tensors; the embeddings are its head, too. It
+        computes in `dtype`; None means the dtype of the embeddings, or bfloat16. Raises InputError as `fill`."""
+        make_buffers(model)
+        self.fill(model, dtype or self.stored_dtype())
+        model.lm_head.weight = model.get_input_embeddings().weight
+        return model
+
     def fill(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Gives the model its tensors. Raises InputError if the language model's tensors are not exactly those of the
         model; further tensors of the file are ignored."""

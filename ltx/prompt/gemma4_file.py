@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..models import MODELS, V25
 from ..weights.configs import TEXT_PROJECTION
 from ..weights.files import open_safetensors
-from .encoder_file import LANGUAGE, EncoderFile, folders, in_one_line, make_buffers, rename
+from .encoder_file import LANGUAGE, EncoderFile, folders, in_one_line, rename
 
 WANTED = MODELS[V25.encoder].name
 MARK = f"{LANGUAGE}layers.0.layer_scalar"
@@ -105,11 +105,7 @@ class Gemma4File(EncoderFile):
     def model(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Builds the model on the CPU, with its language model alone. It computes in `dtype`; None means the dtype of
         the embeddings, or bfloat16."""
-        model = build(self._text_config(), self.path)
-        make_buffers(model)
-        self.fill(model, dtype or self.stored_dtype())
-        model.lm_head.weight = model.model.language_model.embed_tokens.weight
-        return model
+        return self.filled(build(self._text_config(), self.path), dtype)
 
     def blueprint(self) -> nn.Module:
         """The language model without its weights."""

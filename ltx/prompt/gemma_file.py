@@ -15,7 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..models import GEMMA_FILES, GEMMA_FILES_PAGE
-from .encoder_file import LANGUAGE, PROJECTOR, VISION, EncoderFile, make_buffers
+from .encoder_file import LANGUAGE, PROJECTOR, VISION, EncoderFile
 from .sentencepiece import build_tokenizer
 
 WANTED = f"{', '.join(GEMMA_FILES[:-1])} or {GEMMA_FILES[-1]} of {GEMMA_FILES_PAGE}"
@@ -67,11 +67,7 @@ class GemmaFile(EncoderFile):
     ) -> Gemma3ForConditionalGeneration:
         """Builds the model on the CPU. It computes in `dtype`; None means the dtype of the embeddings, or bfloat16. The
         model has a vision tower only if the file has one."""
-        model = self._empty(tokenizer)
-        make_buffers(model)
-        self.fill(model, dtype or self.stored_dtype())
-        model.lm_head.weight = model.get_input_embeddings().weight
-        return model
+        return self.filled(self._empty(tokenizer), dtype)
 
     def _empty(self, tokenizer: PreTrainedTokenizerBase | None) -> Gemma3ForConditionalGeneration:
         """The model on the meta device."""

@@ -61,7 +61,7 @@ def test_a_job_computes_as_it_is_asked_to(tiny_default: TinyFiles, tmp_path: Pat
     job = prepare(files, parse({"prompt": "x", "use_multiscale": False, "enable_safety_checker": False}))
     for name, chosen in ((MATH, True), (TORCH, False)):
         compute = Compute(torch.float32, fp8=True, attention=name, fused=chosen, fast_products=chosen)
-        made = sampling._Transformer(job, compute, None)
+        made = sampling._Transformer(job, compute, None, lambda done, total: None)
         found = {p._attention_backend for m in made.model.modules() if (p := getattr(m, "processor", None))}
         assert found == {None if name == TORCH else BACKENDS[name].name}
         assert any(getattr(m, "fused", False) for m in made.model.modules()) is chosen

@@ -35,6 +35,7 @@ COMPANIONS = ("torch", "torchaudio", "torchvision")
 TOOLS = (
     "fal-client",
     "hypothesis",
+    "jsonschema",
     "pytest",
     "pytest-timeout",
     "pytest-xdist",

@@ -549,12 +549,15 @@ def test_times_before_zero(tmp_path: Path, kind: str, sound: str, seconds: Fract
     heard = {"sound": (samples, float(late)), "sound_codec": sound}
     source = write_clip(tmp_path / f"whole.{kind[-3:]}", pictures, kind=kind, **heard)
     path = earlier(tmp_path / "a.mkv", source, seconds, "matroska")
-    clip = open_clip(path)
-    assert (clip.fps, clip.count(RATE), clip.notes) == (24, 48, ())
-    assert numbers(read(path)) == [number % len(COLOURS) for number in range(48)]
+    clip, usual = open_clip(path), open_clip(earlier(tmp_path / "b.mkv", source, Fraction(0), "matroska"))
+    # FFmpeg 8.0 takes both for 24.4 fps where pictures are shown in another order than they are stored. Times that are
+    # counted by this rate are off by so much of half a second, or of one.
+    near = 0.004 if usual.fps == 24 else 0.02
+    assert (clip.fps, clip.count(RATE), clip.notes) == (usual.fps, 48, ())
+    assert numbers(read(path, RATE, 48)) == [number % len(COLOURS) for number in range(48)]
     assert numbers(read(path, RATE, 4, Fraction(20, 24))) == [number % len(COLOURS) for number in range(20, 24)]
     at = [int((clip_track(each).waveform[0].abs() > 0.4).int().argmax()) / 48000 for each in (source, path)]
-    assert at[1] == pytest.approx(at[0], abs=0.004) and at[0] == pytest.approx(1 + late, abs=0.04)
+    assert at[1] == pytest.approx(at[0], abs=near) and at[0] == pytest.approx(1 + late, abs=0.04)
 
 
 def test_vorbis_before_zero(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ CHANGED: dict[str, dict[tuple[str, str], Any]] = {
         ("LTXA2VVideoSize", "video_size"): "auto",
         ("LTXA2VFrameCount", "match_audio_length"): False,
         ("LTXA2VAudioConditioning", "strength"): 0,
+        ("LTXA2VAudioGuidance", "stg"): 1,
         ("LTXA2VAudioGuidance", "identity"): 3,
         ("LTXA2VAudioGuidance", "rescale"): 0,
         ("LTXA2VGuidance", "rescale"): 0,

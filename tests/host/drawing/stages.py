@@ -351,7 +351,7 @@ def first_stage(v: Variant) -> Stage:
                     Widget.of("follow the audio", "guidance.modality")]  # fmt: skip
         reports += ["faster.report"]
         if v.may_renew_sound:
-            own = {"rescale": 0.0, "identity": clips.IDENTITY} if v.voice else {}
+            own = {"stg": 1.0, "rescale": 0.0, "identity": clips.IDENTITY} if v.voice else {}
             columns[0].insert(2, Node("audio guidance", "LTXA2VAudioGuidance", "Audio Guidance", own, {}, 300))
             widgets += [Widget.of("keep to the voice", "audio guidance.identity")] if v.voice else []
             columns[0].pop()

@@ -105,12 +105,12 @@ class VideoEdit:
 
 @dataclass(frozen=True)
 class ReferenceUse:
-    """How the reference video is used. strength: 0..1, how clean its tokens are; attention: 0..1, how much it and the
-    clip see of each other; stages: one of STAGES; downscale: how many times smaller than the clip it is encoded;
-    stride: which of its frames are taken. Without these two the IC-LoRA says them. sound: whether the model also hears
-    its sound; identity: the scale of the guidance to that sound, as in `Guidance`; fit: one of FITS, how it gets the
-    clip's shape, None for PAD if it is a still picture and else CROP. Raises InputError if a value is out of range, or
-    there is an identity without a sound."""
+    """How the reference is used, a video, a picture or a sound. strength: 0..1, how clean its tokens are; attention:
+    0..1, how much it and the clip see of each other; stages: one of STAGES; downscale: how many times smaller than the
+    clip it is encoded; stride: which of its frames are taken. Without these two the IC-LoRA says them. sound: whether
+    the model also hears its sound; identity: the scale of the guidance to that sound, as in `Guidance`; fit: one of
+    FITS, how it gets the clip's shape, None for PAD if it is a still picture and else CROP. Raises InputError if a
+    value is out of range, or there is an identity without a sound."""
 
     strength: float = 1.0
     attention: float = 1.0
@@ -138,7 +138,7 @@ class ReferenceUse:
             if factor is not None and (not _whole(factor) or not 1 <= factor <= MOST_FACTOR):
                 raise InputError(f"reference: {name} is {shown(factor)}; give a whole number from 1 to {MOST_FACTOR}.")
 
-    def heard(self) -> tuple[ReferenceUse, list[str]]:
+    def of_sound(self) -> tuple[ReferenceUse, list[str]]:
         """The use of a sound alone, and a sentence for the report if something says how it is seen."""
         usual = ReferenceUse()
         names = [name for name in OF_PICTURES if getattr(self, name) != getattr(usual, name)]

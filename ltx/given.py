@@ -277,14 +277,17 @@ def open_videos(
         name = "edit" if mask is None else "--mask"
         raise InputError(f"{name}: says what is made anew of a video, but no video is given; name it with --video.")
     if reference is None and request.reference is not None:
-        raise InputError("reference: says how a video is used, but no video is given; name it with --reference.")
+        raise InputError(
+            "reference: says how a reference is used, but none is given; name a video, a picture or a sound with "
+            "--reference."
+        )
     given = Given(request)
     if video is not None:
         given = _with_source(request, open_clip(video), None if mask is None else open_area(mask), track)
     if reference is not None:
         use = request.reference or ReferenceUse()
         if is_sound(reference):  # then there is nothing else that it can be for
-            use, ignored = use.heard()
+            use, ignored = use.of_sound()
             return replace(given, example=Example(_sound(reference), use), notes=(*given.notes, *ignored))
         seen = ReferenceVideo(open_reference(reference), use)
         heard = Example(_sound(reference), use) if use.sound else None

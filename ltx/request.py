@@ -158,6 +158,8 @@ FLAGS = {
 INERT = ("audio_cfg_scale", "audio_stg_scale", "audio_rescaling_scale", "audio_modality_scale")
 """Parameters that have no effect at audio strength 1."""
 
+UNLED = "identity of reference does nothing while the audio is kept (audio_strength 1)"  # for the report
+
 DISTILLED_INERT = (
     "num_inference_steps", "scheduler", "negative_prompt", "video_cfg_scale", "video_stg_scale",
     "video_rescaling_scale", "video_modality_scale", *INERT, "distill_lora_first_pass_scale",
@@ -301,9 +303,6 @@ def check_value(name: str, value: Any) -> Any:
         if kind == "integer":
             _check_range(name, value, parameter.hard_minimum, parameter.hard_maximum)
     return value
-
-
-UNLED = "identity of reference does nothing while the audio is kept (audio_strength 1)"
 
 
 def beside_kept_sound(names: Collection[str]) -> list[str]:

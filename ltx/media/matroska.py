@@ -17,6 +17,8 @@ NAMES = frozenset(
         "1254c367", "e7", "5854", "a7", "ab", "a3", "a0", "af", "ec", "bf",
     )
 )  # fmt: skip
+OPENED = (SEGMENT, CLUSTER)
+"""What is in these is walked, so their own lengths say nothing. In a live recording they are open."""
 LONGEST_HEAD = 12  # bytes: at most 4 of a name and 8 of a length
 BLOCK = 2**20  # bytes that are searched at once
 
@@ -31,10 +33,7 @@ def is_broken(file: BinaryIO) -> bool:
         if not at and not head.startswith(HEADER):
             return False
         name, length, start = _element(head)
-        if name in (
-            SEGMENT,
-            CLUSTER,
-        ):  # what is in them is walked, so that their lengths, which may be open, say nothing
+        if name in OPENED:
             at += start
         elif name not in NAMES or length is None or at + start + length > size:
             return _has_cluster(file, at + 1)

@@ -295,6 +295,12 @@ def test_windows_hear_their_own_part(engine: Engine, media: dict[str, Path]) -> 
     assert first.shape == second.shape and clip_track(media["reference"]).seconds < Fraction(41, 24)
 
 
+def test_how_it_is_used_needs_a_reference(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
+    files = files_of(tiny, tmp_path / "out.mp4", audio=media["voice"])
+    with pytest.raises(InputError, match=r"^reference: says how .* none is given; .* a sound with --reference\.$"):
+        prepare(files, parse({**BASE, **REQUEST, "reference": {"strength": 0.5}}))
+
+
 def test_words_for_the_sound_of_a_reference(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
     for value, reference, sentence in (
         (

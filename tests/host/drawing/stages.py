@@ -255,7 +255,7 @@ def prompts(v: Variant) -> Stage:
         hint += "place sound.\n\nYour prompt is used as it is: *enabled* would let Gemma change the words."
     elif v.sheet:
         hint = "*Reference sheet:* says what each panel shows, *Generated video:* what happens. Quote the words that "
-        hint += "are spoken.\n\nYour prompt is used as it is: *enabled* would let Gemma lose this form."
+        hint += "are spoken.\n\nYour prompt is used as it is: *enabled* would let Gemma change this form."
     else:
         hint = "Your prompt may be short: Gemma writes it out" + (
             " and looks at the clip's first picture."

@@ -227,7 +227,7 @@ VARIANTS = (
         "the stressed words. The light and the background stay as they are, the camera holds still.\n"
         "[SPEECH]: Hello, and welcome! I have never said these words before.\n"
         "[SOUNDS]: The voice is calm and friendly, close to the microphone, in a quiet room.",
-        "1. Upload some five seconds of a voice, and a picture of who speaks.\n\n2. Write the words behind *[SPEECH]* "
+        "1. Upload about five seconds of a voice, and a picture of who speaks.\n\n2. Write the words behind *[SPEECH]* "
         "in *prompt*, and set *frames* to the time that they need.\n\n3. Press *Run*. The model makes the picture, and "
         "the sound in that voice.",
         images=("first",),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from a2v.ltx import left
+from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.headless import Bars
 from a2v.ltx.sampling import Observer
@@ -84,6 +86,22 @@ def test_the_time_that_is_left_is_that_of_usual_steps(monkeypatch: pytest.Monkey
     now[0] = 62
     hooks.on_step(2, 4, None)
     assert told == [pytest.approx(2 * (2 + 4) + 4 * 2 * 8)], "a window of the second stage costs four times as much"
+
+
+def test_a_pass_without_the_example_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As each other pass: a step of the first stage takes twice as long then."""
+    now, told = [0.0], []
+    monkeypatch.setattr(left.TimeLeft.__init__, "__defaults__", (lambda: now[0],))
+    film = job(2)
+    led = replace(STEERING, audio_guidance=Guidance(identity=3.0))
+    film.keeps_sound, film.referred, film.steering = False, True, (led, STEERING)
+    hooks = Observer(film, None, lambda *_: None, told.append).hooks(0, 0)
+    hooks.on_compile()
+    now[0] = 60
+    hooks.on_step(1, 4, None)
+    now[0] = 62
+    hooks.on_step(2, 4, None)
+    assert told == [pytest.approx(2 * (2 + 4) + 4 * 2 * 8 / 2)], "and one of the second stage half as long beside it"
 
 
 def test_the_line_is_the_stage_s_own(monkeypatch: pytest.MonkeyPatch) -> None:

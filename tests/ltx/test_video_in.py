@@ -640,7 +640,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "no sound at all": ({}, (), r"--audio: missing; name an audio file, or a video with --video\."),
     "an edit without a video": ({"edit": {"start": 1}}, ("audio",), r"edit: says what .* name it with --video\."),
     "a mask without a video": ({}, ("audio", "mask"), r"--mask: says what .* name it with --video\."),
-    "settings of no reference": ({"reference": {}}, ("audio",), r"reference: .* name it with --reference\."),
+    "settings of no reference": ({"reference": {}}, ("audio",), r"reference: .* name a video, .* with --reference\."),
     "nothing to do": ({}, ("video",), r"--video: nothing of it would be made anew; .*num_frames\."),
     "nothing but a new track": ({}, ("video", "audio"), r"--video: nothing of it would be made anew; .*\."),
     "a part behind the end": (

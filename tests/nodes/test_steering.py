@@ -236,6 +236,8 @@ def test_where_all_of_a_film_was_made_before_no_guidance_is_missed(model: memory
     assert "identity did nothing, because no Reference Sound is connected" in report(frozenset({0}), "none")
     with pytest.raises(InputError, match="regular leaves guidance out of some steps, but there is no guidance"):
         report(frozenset({0}), "regular")
+    told = report(frozenset({0}), "full")
+    assert "identity did nothing" in told and "acceleration full has no guidance" not in told, "but that of identity"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from a2v.ltx.diffusion import denoiser
 from a2v.ltx.diffusion.acceleration import LEVELS
 from a2v.ltx.diffusion.guidance import NONE, Guidance
+from a2v.ltx.diffusion.passes import Pass
 from a2v.ltx.diffusion.steering import Steering
 from a2v.ltx.errors import InputError
 from a2v.ltx.nag import Nag
@@ -38,6 +39,13 @@ def test_the_pass_is_that_of_a_stage_without_the_reference(model: nn.Module) -> 
     assert relative(led.trace["step0/call1/video_x0"], plain.trace["step0/call0/video_x0"]) < 1e-5
     assert torch.equal(alone[:, TOKENS:], cond[:, TOKENS:]), "the example is kept"
     assert relative(alone[:, :TOKENS], cond[:, :TOKENS]) > 1e-3
+
+
+def test_no_pass_that_hears_the_example_begins_as_a_copy_of_it() -> None:
+    text = torch.zeros(1, 4, 64)
+    cond, alone, perturbed = (Pass(text, text, perturbed=blocks, alone=own) for blocks, own in
+                              (((), False), ((), True), ((1,), False)))  # fmt: skip
+    assert (perturbed.departs(cond), perturbed.departs(alone), alone.departs(perturbed)) == (1, None, None)
 
 
 def test_it_acts_on_the_sound_alone(model: nn.Module) -> None:

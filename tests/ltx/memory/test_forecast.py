@@ -519,6 +519,7 @@ def test_what_a_step_hears_is_counted(folder: Path, wide: TinyFiles, kind: str) 
     forecast = estimate(job, Compute(torch.float32, "cuda"), 2**40, 2**40)
     phase = phase_of(forecast, "first stage")
     assert phase.batched and phase.work == pytest.approx(peak(lambda: step(math.inf), "cuda"), rel=0.03)
+    assert phase.passes == (3 if kind == "new sound" else 4), "the one without the example is none of the batch"
     one = phase_of(estimate(job, Compute(torch.float32, "cuda"), phase.work, 2**40), "first stage")
     assert not one.batched and one.work == pytest.approx(peak(lambda: step(0.0), "cuda"), rel=0.03)
 

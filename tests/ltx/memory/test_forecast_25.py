@@ -7,8 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from a2v.ltx.diffusion.guidance import Guidance
 from a2v.ltx.diffusion.passes import kept_texts
+from a2v.ltx.edits import ReferenceUse
+from a2v.ltx.given import Example
 from a2v.ltx.job import Compute, Files, Job, prepare
+from a2v.ltx.media.audio import Track
 from a2v.ltx.memory import forecast
 from a2v.ltx.memory.forecast import estimate
 from a2v.ltx.memory.rehearsal import blueprint
@@ -56,6 +60,22 @@ def test_each_stage_counts_its_texts(
         "first stage": texts[0] * one,
         "second stage": texts[1] * one,
     }
+
+
+@pytest.mark.parametrize(("identity", "texts"), [(0.0, 2), (3.0, 3)])
+def test_a_pass_without_the_example_keeps_its_text_by_itself(
+    job: Job, identity: float, texts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the others run as one batch, and read both texts as one tensor."""
+    asked: list[int] = []
+    count = forecast.kept_texts
+    monkeypatch.setattr(forecast, "kept_texts", lambda model, number: asked.append(number) or count(model, number))
+    request = replace(job.request, audio_strength=0.0)
+    first = replace(job.steering[0], audio_guidance=Guidance(7, 0, 0.7, 3, identity=identity))
+    example = Example(Track(torch.zeros(2, 16000), 16000), ReferenceUse(sound=True))
+    job = replace(job, request=request, steering=(first, job.steering[1]), example=example)
+    estimate(job, Compute(torch.float32, "cuda"), 2**40, 2**40)
+    assert asked == [texts, 1]
 
 
 def test_its_gemma_writes_no_prompt(job: Job) -> None:

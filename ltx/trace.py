@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .media.unfinished import disk_errors, replacing
+
 Trace = Callable[[str, Tensor], None]
 """A function that is called with (name, tensor) for each tensor when a run has computed it."""
 
@@ -30,13 +32,11 @@ class Recorder:
         self.tensors[name] = kept.contiguous()
 
     def save(self, path: str | Path) -> None:
-        """Writes all tensors, first under a temporary name. Raises OSError if the file cannot be written."""
+        """Writes all tensors, first under a temporary name. Raises InputError or OSError if the file cannot be
+        written."""
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            save_file(self.tensors, str(partial), metadata={"format": "pt"})
-            partial.replace(path)
-        except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written ({error})") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial, disk_errors(path):
+            try:
+                save_file(self.tensors, str(partial), metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise OSError(f"{path}: cannot be written ({error})") from error

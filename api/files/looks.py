@@ -13,6 +13,7 @@ from PIL import Image
 from ...ltx.errors import InputError
 from ...ltx.media.container import open_bytes, picture_stream
 from ...ltx.media.images import check_size, moves, open_image
+from ...ltx.media.suffixes import FILM, PICTURE, SOUND
 
 Kind = Literal["audio", "image", "video", "reference"]
 """What an input takes. A reference is a video or a still picture."""
@@ -75,15 +76,14 @@ def best_suffix(name: str, content_type: str, kind: Kind, found: str) -> str:
     return next((suffix for suffix in candidates if _is_kind(suffix, kind)), found)
 
 
-MEDIA_TYPES = {
-    "audio": ("audio/", "video/"),
-    "image": ("image/",),
-    "video": ("video/", "image/gif"),
-    "reference": ("video/", "image/"),
+SUFFIXES: dict[Kind, frozenset[str]] = {
+    "audio": SOUND | FILM,
+    "image": PICTURE,
+    "video": FILM | {".gif"},
+    "reference": FILM | PICTURE,
 }
-"""The beginnings of the media types of each kind. A film may be a GIF."""
+"""Of each kind, as the engine has them: what a system knows depends on what is installed. A film may be a GIF."""
 
 
 def _is_kind(suffix: str, kind: Kind) -> bool:
-    known = mimetypes.types_map.get(suffix, "")
-    return bool(SUFFIX.fullmatch(suffix)) and known.startswith(MEDIA_TYPES[kind])
+    return bool(SUFFIX.fullmatch(suffix)) and suffix in SUFFIXES[kind]

@@ -1,7 +1,7 @@
 """The suffixes of the files that FFmpeg reads as sound or film, and of the pictures that Pillow reads.
 
-Only lists of files to choose from use them: a file is read by its content, whatever its name is. The operating system's
-own table of types knows about half of them.
+Lists of files to choose from use them, and names of files that come over HTTP: a file is read by its content, whatever
+its name is. The operating system's own table of types knows about half of them, and a small container has none.
 """
 
 from __future__ import annotations

@@ -21,19 +21,20 @@ from .picture import to_frames
 from .sound import read, to_track
 
 BLOCK = 1 << 20
-TRIMMED = ("_VideoFromFile__start_time", "_VideoFromFile__duration")
-"""Where newer ComfyUIs keep the part of a file that a VIDEO stands for."""
+PART = ("_VideoFromFile__start_time", "_VideoFromFile__duration", "_VideoFromFile__crop")
+"""Where newer ComfyUIs keep which part of a file a VIDEO stands for, in time and, since 0.35, in the picture."""
 
 
 def to_clip(video: Any) -> tuple[Clip, Track | None]:
     """A native VIDEO as a clip and its own sound, from the first picture on; None without sound.
 
     A whole file is read frame by frame by the engine's own reader. What has only frames (Create Video, a part of a
-    file, another pack's kind) is a batch of images. Raises InputError if it is no VIDEO or cannot be read.
+    file, a cropped or scaled file, another pack's kind) is a batch of images. Raises InputError if it is no VIDEO or
+    cannot be read.
     """
     if not callable(getattr(video, "get_components", None)):
         raise InputError(f"video: it is {type(video).__name__}; connect Load Video or another node that gives VIDEO.")
-    if isinstance(video, InputImpl.VideoFromFile) and not any(getattr(video, name, None) for name in TRIMMED):
+    if isinstance(video, InputImpl.VideoFromFile) and _is_whole(video):
         path = _path(video.get_stream_source())
         return open_clip(path), clip_track(path)
     try:
@@ -52,6 +53,13 @@ def to_clip(video: Any) -> tuple[Clip, Track | None]:
 def to_image_clip(images: Any, fps: float) -> Clip:
     """A native IMAGE as a clip. Raises InputError if it is none."""
     return ImageClip(to_frames(images), frame_rate(fps))
+
+
+def _is_whole(video: Any) -> bool:
+    """Whether the VIDEO of a file shows what its file holds. Newer ComfyUIs cut, crop and scale one without writing a
+    file, and the newest say so themselves."""
+    edited = getattr(video, "has_pending_frame_edits", bool)()
+    return not edited and not any(getattr(video, name, None) for name in PART)
 
 
 def _rate(value: Any) -> Fraction:

@@ -454,6 +454,26 @@ def test_a_failure_is_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (done.folder / "out.mp4").read_bytes() == older
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_trace_that_cannot_be_replaced_gets_another_name(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, while another program has the older one open: nothing that was computed is lost."""
+    trace, replace = tmp_path / "trace.safetensors", os.replace
+    trace.write_text("open in another program")
+
+    def locked(source: Path, target: Path) -> None:
+        if Path(target) == trace:
+            raise PermissionError(13, "Access denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", locked)
+    done = run(trace=trace)
+    found = re.search(r"trace\.safetensors: cannot be replaced, .*; the new file is (.*)\.$", done.last)
+    assert done.status == 2 and done.left == ["out.mp4"]
+    assert found and load_file(found[1]) and Path(found[1]) in [*tmp_path.glob("trace-*.safetensors")]
+
+
 class Full(io.StringIO):
     def write(self, text: str) -> int:
         raise OSError(28, "No space left on device")

@@ -95,14 +95,33 @@ def test_a_video_of_frames() -> None:
     assert isinstance(clip, ImageClip) and clip.fps == Fraction(30000, 1001) and track.waveform.shape == (1, 4800)
 
 
-def test_a_part_of_a_file_is_taken_as_its_frames(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Newer ComfyUIs cut a VIDEO without writing a file; its frames are then what counts."""
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("_VideoFromFile__start_time", 0.5),
+        ("_VideoFromFile__duration", 0.25),
+        ("_VideoFromFile__crop", (8, 8, 32, 16)),  # Crop Video of ComfyUI 0.35
+        ("has_pending_frame_edits", lambda: True),  # and of those that also scale
+    ],
+    ids=["start", "duration", "crop", "edits"],
+)
+def test_a_part_of_a_file_is_taken_as_its_frames(
+    file: Path, name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer ComfyUIs cut, crop and scale a VIDEO without writing a file; its frames are then what counts."""
     video = InputImpl.VideoFromFile(str(file))
-    monkeypatch.setattr(video, "_VideoFromFile__start_time", 0.5, raising=False)
+    monkeypatch.setattr(video, name, value, raising=False)
     parts = Types.VideoComponents(images=frames(3), audio=None, frame_rate=Fraction(24))
     monkeypatch.setattr(video, "get_components", lambda: parts)
     clip, track = to_clip(video)
     assert isinstance(clip, ImageClip) and len(clip.images) == 3 and track is None
+
+
+def test_a_file_without_edits_is_read_by_the_engine(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = InputImpl.VideoFromFile(str(file))
+    monkeypatch.setattr(video, "_VideoFromFile__crop", None, raising=False)
+    monkeypatch.setattr(video, "has_pending_frame_edits", lambda: False, raising=False)
+    assert isinstance(to_clip(video)[0], FileClip)
 
 
 @pytest.mark.parametrize("kind", values.VIDEO)

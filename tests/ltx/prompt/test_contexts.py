@@ -101,7 +101,7 @@ def test_a_fingerprint_is_of_the_files(tiny_default: TinyFiles, tmp_path: Path) 
     assert fingerprint(*paths[1:], device="cuda:0") == fingerprint(*paths[1:], device="cuda:1")
     config = moved / "config.json"
     status = config.stat()
-    os.utime(config, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    os.utime(config, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
     assert fingerprint(moved, tiny_default.checkpoint) != first
 
 

@@ -301,7 +301,7 @@ def test_a_set_is_inspected_once_until_a_file_changes(tmp_path: Path) -> None:
         assert more == len(built) == 1
         assert look(projection=False)[1] == parts
         stat = files.checkpoint.stat()
-        os.utime(files.checkpoint, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+        os.utime(files.checkpoint, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
         assert look()[1] == parts
         files.checkpoint.write_bytes(files.checkpoint.read_bytes().replace(b".patchify_proj.", b".patchify_prox."))
         with pytest.raises(InputError, match="proj_in"):

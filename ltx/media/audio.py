@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -21,11 +21,23 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..grid import TIME_SCALE
-from .container import film_start, frames_of_stream, is_matroska, open_media, told_time
+from .container import (
+    MISSING,
+    film_start,
+    frames_of_packets,
+    is_matroska,
+    is_raw,
+    open_media,
+    packets_of,
+    promised_length,
+    sound_stream,
+    told_time,
+)
+from .promised import ends_early, missing_sound
 
 MAX_SECONDS = 600  # the longest video, 481 frames at 1 fps, needs less
 MARGIN = Fraction(1, 10)  # seconds by which a track of the same length may be longer: its codec adds some
-GAP = Fraction(1, 10)  # seconds; where so much of a film's sound is missing, silence stands for it
+GAP = Fraction(1, 10)  # seconds; where so much of a sound is missing, silence stands for it
 EARLIEST = 33  # seconds of sound before time 0 in a Matroska file: a block is at most 2**15 ms before its cluster
 BREAK = Fraction(1, 200)  # seconds between two blocks of sound; less is the rounding of their times
 LONGEST = 2700  # seconds of a film that is made in windows: MAX_VALUES holds so much stereo at 48 kHz
@@ -41,6 +53,8 @@ DOWNMIX = {
     "FLC": (1.0, 0.0), "FRC": (0.0, 1.0), "DL": (1.0, 0.0), "DR": (0.0, 1.0), "BC": (0.5, 0.5),
     "BL": (HALF, 0.0), "BR": (0.0, HALF), "SL": (HALF, 0.0), "SR": (0.0, HALF), "WL": (HALF, 0.0), "WR": (0.0, HALF),
     "TFL": (HALF, 0.0), "TFR": (0.0, HALF), "TBL": (HALF, 0.0), "TBR": (0.0, HALF),
+    # Of ambisonic sound, from two microphones that look to the left and to the right: all around, and left less right.
+    "AMBI0": (0.5, 0.5), "AMBI1": (0.5, -0.5),
 }  # fmt: skip
 
 
@@ -49,13 +63,14 @@ class Track:
     """Sound as it was recorded. waveform: float32 [channels, samples], full scale ±1; rate: Hz.
 
     speakers: FFmpeg's names of the channels ("FL", "FR", "FC", …). If it is empty, the usual order for that number of
-    channels is assumed. Raises InputError if the shape or the rate cannot be used, or there is not one speaker for each
-    channel.
+    channels is assumed. notes: for the report, on what is damaged or missing in its file. Raises InputError if the
+    shape or the rate cannot be used, or there is not one speaker for each channel.
     """
 
     waveform: Tensor
     rate: int
     speakers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.waveform.ndim != 2 or not self.waveform.numel():
@@ -86,13 +101,13 @@ def load_track(
 ) -> Track:
     """Reads the audio of any file that FFmpeg opens, at the file's own rate and layout. start, duration: seconds.
 
-    In a film the times count from the film's start: where its sound begins later, there is silence before it, and where
-    more than GAP of it is missing, silence stands for that. Decoding always starts at the beginning of the file,
+    In a film the times count from the film's start: where its sound begins later, there is silence before it. Where
+    more than GAP of a sound is missing by its times, silence stands for that. Decoding always starts at the beginning,
     because seeking is inexact in several formats. It ends after `duration`, at most `most`, by default MAX_SECONDS.
     spare: whether it ends after MAX_SECONDS already if more would not fit into memory. cut: whether sound before the
     film's first picture is left out, because it must fit the pictures, and one sample of silence stands for a sound
-    that has nothing else; otherwise it is read from its own start. Damaged packets are skipped. Raises InputError,
-    which names the file, if it has no usable sound.
+    that has nothing else; otherwise it is read from its own start. Damaged packets are skipped. The track's notes tell
+    what is damaged or missing. Raises InputError, which names the file, if it has no usable sound.
     """
     path = Path(path)
     name = path.name or str(path)
@@ -103,34 +118,98 @@ def load_track(
     most = MAX_SECONDS if most is None else most
     length = Fraction(most if duration is None else min(duration, most))
     film = film_start(path, "WAV")
-    with open_media(path, "WAV") as container:
-        return _decode(container, name, film, Fraction(start), length, spare, cut)
+    with open_media(path, "WAV") as container, path.open("rb") as file:
+        return _decode(container, file, name, film, Fraction(start), length, spare, cut)
+
+
+class _Course:
+    """Finds where the blocks of a sound lie, and what is damaged or missing between them. film: when the film's first
+    picture is shown, None if there is no film; cut: as in `load_track`."""
+
+    def __init__(self, stream: Any, film: Fraction | None, cut: bool) -> None:
+        self.stream, self.film, self.cut, self.alone = stream, film, cut, film is None
+        self.begun = self.ended = 0  # the film's start among the samples; where the block before ends in the film
+        self.damaged = self.doubtful = self.decoded = False
+        self.silent = self.since = 0  # samples for which silence stands, and where the first of them are
+
+    def skip(self) -> None:
+        """A packet cannot be decoded. Before the first and behind the last one that can, that moves nothing: a
+        recording may begin anywhere, and tags may stand at its end."""
+        self.doubtful = True
+
+    def first(self, frame: Any) -> int:
+        """The place of the first block, in samples. It is below 0 if its begin is cut off."""
+        self.ended = _lateness(frame, self.film)
+        position = self.ended if self.cut else max(0, self.ended)
+        self.begun = position - self.ended
+        return position
+
+    def hole(self, frame: Any, position: int) -> int:
+        """The samples that are missing between what was read up to that place and a block; 0 if it is near."""
+        rate = frame.sample_rate
+        self.damaged |= self.doubtful and self.decoded
+        self.decoded, self.doubtful = True, False
+        time = told_time(frame, self.stream)
+        if self.film is None and time is not None and not is_raw(self.stream):
+            self.film = time * Fraction(frame.time_base) - Fraction(position, rate)  # where a sound alone begins
+        place, before = _lateness(frame, self.film), self.ended
+        self.ended = place + frame.samples
+        missing = self.begun + place - position
+        # A fragmented MP4 has its encoder's delay before the picture, and a short gap behind that.
+        delay = self.cut and before <= 0
+        if place - before <= BREAK * rate or missing <= (BREAK if delay else GAP) * rate:
+            return 0
+        if not delay:
+            self.since = self.since if self.silent else position
+            self.silent += missing
+        return missing
+
+    def notes(self, name: str, rate: int, samples: int | None, file: BinaryIO) -> tuple[str, ...]:
+        """What the report says. samples: how many there were up to the file's end; None if that was not read."""
+        missing, early = Fraction(0), False
+        if samples is not None and self.alone:
+            missing = max(missing_sound(file), promised_length(self.stream, rate, file) - Fraction(samples, rate))
+            early = ends_early(file)
+        if self.silent:
+            silent, since = self.silent / rate, self.since / rate
+            note = f"{silent:.1f} s of its sound are missing from {since:.1f} s on, and silence stands for them"
+        elif self.damaged:
+            note = "damaged parts of its sound were left out, and what comes after them is early: export it again"
+        elif missing > MISSING:
+            note = f"its sound is cut short or damaged: {float(missing):.1f} s of it are missing"
+        elif early:
+            note = "its sound is cut short or damaged: its end is not read"
+        else:
+            return ()
+        return (f"{name}: {note}",)
 
 
 def _decode(
-    container: Any, name: str, film: Fraction | None, start: Fraction, length: Fraction, spare: bool, cut: bool
+    container: Any,
+    file: BinaryIO,
+    name: str,
+    film: Fraction | None,
+    start: Fraction,
+    length: Fraction,
+    spare: bool,
+    cut: bool,
 ) -> Track:
-    """Decodes the samples [start, start + length), in seconds, of the container's best audio stream. film: when the
-    film's first picture is shown, None if there is no film."""
+    """Decodes the samples [start, start + length), in seconds, of the container's best audio stream. file: the same;
+    film: when the film's first picture is shown, None if there is no film."""
     blocks: list[np.ndarray] = []
-    kind, speakers, position, first, last = None, (), 0, 0, 0
-    begun = ended = 0  # where the film's start lies among the samples; where the block before ends in the film
-    stream = _stream(container, name)
-    decoded = frames_of_stream(container, stream)
+    kind, speakers, position, first, last, to_float = None, (), 0, 0, 0, None
+    stream, whole = _stream(container, name), False
+    course = _Course(stream, film, cut)
+    decoded = frames_of_packets(_untagged(packets_of(container, stream)), course.skip)
     for frame in decoded if film is None else _placed(decoded, stream, film):
-        frame_kind = (frame.sample_rate, frame.layout.name, frame.format.name)
-        if kind is None:
-            kind = frame_kind
-            if not MIN_RATE <= frame.sample_rate <= MAX_RATE:
-                raise InputError(f"{name}: {frame.sample_rate} Hz is not a usable sample rate; convert it to 48000 Hz.")
+        kind = _same_kind(name, frame, kind)
+        if to_float is None:
             speakers = tuple(channel.name for channel in frame.layout.channels)
             first = round(start * frame.sample_rate)
             if spare and length * frame.sample_rate * len(speakers) > MAX_VALUES:
                 length = min(length, Fraction(MAX_SECONDS))
             last = first + max(1, round(length * frame.sample_rate))
-            ended = _lateness(frame, film)
-            position = ended if cut else max(0, ended)
-            begun = position - ended
+            position = course.first(frame)
             if position >= last:
                 at = position / frame.sample_rate
                 raise InputError(f"{name}: its sound begins only at {at:.3f} s; choose a later start or a longer part.")
@@ -138,17 +217,11 @@ def _decode(
             # It changes the sample format only. The format is packed, because PyAV reads past the end of eight or more
             # planes and crashes.
             to_float = av.AudioResampler("flt", frame.layout, frame.sample_rate)
-        if frame_kind != kind:
-            old, new = ("{} Hz {} {}".format(*each) for each in (kind, frame_kind))
-            raise InputError(f"{name}: its sound changes from {old} to {new}; convert it to one format.")
-        place = _lateness(frame, film)
-        missing = begun + place - position
-        if place - ended > BREAK * kind[0] and missing > GAP * kind[0]:
+        if missing := course.hole(frame, position):
             blocks.append(_silence(name, len(speakers), max(position, first), min(position + missing, last)))
             position += missing
             if position >= last:
                 break
-        ended = place + frame.samples
         for block in to_float.resample(frame):
             if position + block.samples > first:
                 samples = rearrange(block.to_ndarray(), "1 (n c) -> c n", c=len(speakers))
@@ -157,6 +230,8 @@ def _decode(
         _check_room(name, min(position, last) - first, len(speakers))
         if position >= last:
             break
+    else:
+        whole = True
     if kind is None:
         raise InputError(f"{name}: no sound could be decoded; the file is damaged or empty: export it again.")
     waveform = np.concatenate(blocks, axis=1)
@@ -165,12 +240,31 @@ def _decode(
     if not waveform.size:
         raise InputError(f"start: {float(start):g} s is after the end of {name} at {position / kind[0]:.3f} s.")
     _check_samples(name, waveform, kind[0], start)
-    return Track(torch.from_numpy(waveform), kind[0], () if "NONE" in speakers else speakers)
+    notes = course.notes(name, kind[0], position if whole else None, file)
+    return Track(torch.from_numpy(waveform), kind[0], () if "NONE" in speakers else speakers, notes)
+
+
+def _same_kind(name: str, frame: Any, before: tuple[int, str, str] | None) -> tuple[int, str, str]:
+    """Rate, layout and format of a block. Raises InputError if they are not those before, or the rate is not usable."""
+    kind = (frame.sample_rate, frame.layout.name, frame.format.name)
+    if before is None and not MIN_RATE <= frame.sample_rate <= MAX_RATE:
+        raise InputError(f"{name}: {frame.sample_rate} Hz is not a usable sample rate; convert it to 48000 Hz.")
+    if before not in (None, kind):
+        old, new = ("{} Hz {} {}".format(*each) for each in (before, kind))
+        raise InputError(f"{name}: its sound changes from {old} to {new}; convert it to one format.")
+    return kind
+
+
+def _untagged(packets: Iterable[Any]) -> Iterator[Any]:
+    """The same packets, without the tags between MP3s that were put behind each other."""
+    for packet in packets:
+        if not packet.size or packet.stream.codec.canonical_name != "mp3" or bytes(memoryview(packet)[:3]) != b"ID3":
+            yield packet
 
 
 def _stream(container: Any, name: str) -> Any:
     """The best stream of sound. Raises InputError if there is none that can be decoded."""
-    stream = container.streams.best("audio")
+    stream = sound_stream(container)
     if stream is None:
         raise InputError(f"{name}: has no audio track; choose a file with sound.")
     if stream.codec_context is None:
@@ -271,7 +365,7 @@ def seconds_beyond(track: Track, frames: int, fps: Fraction) -> Fraction:
 def part_from(track: Track, frame: int, fps: Fraction) -> Track:
     """The track from a frame of the video on; one sample of silence if it ended before."""
     rest = track.waveform[:, samples_in(frame, fps, track.rate) :]
-    return Track(rest if rest.shape[1] else torch.zeros_like(track.waveform[:, :1]), track.rate, track.speakers)
+    return replace(track, waveform=rest if rest.shape[1] else torch.zeros_like(track.waveform[:, :1]))
 
 
 def reference_part(track: Track, frame: int, frames: int, fps: Fraction) -> Track:
@@ -293,5 +387,7 @@ def to_stereo(waveform: Tensor, speakers: tuple[str, ...] = ()) -> Tensor:
         speakers = speakers or tuple(channel.name for channel in av.AudioLayout(f"{channels}c").channels)
     except ValueError:  # FFmpeg knows no layout with this number of channels
         return repeat(waveform.mean(dim=0), "n -> c n", c=2)
-    shares = waveform.new_tensor([DOWNMIX.get(speaker, (0.5, 0.5)) for speaker in speakers])
+    others = {True: (0.0, 0.0), False: (0.5, 0.5)}  # above less below, before less behind, … of ambisonic sound
+    shares = [DOWNMIX.get(speaker, others[speaker.startswith("AMBI")]) for speaker in speakers]
+    shares = waveform.new_tensor(shares)
     return shares.T @ waveform

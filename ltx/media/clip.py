@@ -8,10 +8,11 @@ frames, and images.py fits them to a stage's size; audio.py reads the sound.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,27 +24,36 @@ from ..errors import InputError
 from .audio import LONGEST, Track, load_track
 from .container import (
     COARSEST,
+    MISSING,
     REORDERED,
     USUAL_RATE,
     frames_of_stream,
+    is_held,
     is_matroska,
     is_raw,
+    is_still,
     mean_rate,
     open_media,
     packets_of,
     picture_stream,
+    sound_stream,
     told_rate,
     told_time,
     untold_start,
+    unwrapped,
 )
 from .images import check_size, flat, load_image, moves
 from .matroska import is_broken
-from .rgb import Deinterlacer, Developer, matrix_of
+from .promised import ends_early
+from .rgb import Deinterlacer, Developer, joined, matrix_of, of_fields
 from .seek import Doubt, Key, KeyFinder, Keys, frames_behind
 
 EXAMPLE = "MP4"  # a format to export to, for messages
+EITHER = "MP4 or PNG"  # where a picture may be given, too
 SUMS = "apng"  # FFmpeg's name of the format whose times are sums of lengths, each of them rounded to ticks
-MISSING = Fraction(1, 2)  # seconds by which a header may be wrong
+LAPSE = Fraction(6, 5) * MISSING  # seconds without a picture; a picture that is shown so long is none that is lost
+STEADY = {"theora", "mpeg1video", "mpeg2video", "dvvideo"}
+"""FFmpeg's names of the codecs whose pictures come at one rate, so that each has its place in the file."""
 DAMAGED = "damaged parts of it were left out"
 SILENCE = 48_000  # Hz, of a clip without sound
 
@@ -148,7 +158,7 @@ class FileClip:
                 decoded, zero = frames_behind(container, stream, self.keys.zero, pair), self.keys.zero * self.keys.tick
             else:
                 decoded, zero = frames_of_stream(container, stream, left_out), None
-            timed = _timed(decoded, stream, self.fps, self.begin, zero)
+            timed = _timed(joined(decoded, stream), stream, self.fps, self.begin, zero)
             timed = ((time, develop.settled(frame)) for time, frame in timed)
             shown, picture = None, None
             for frame in _chosen(timed, fps, frames, start, self.slack):
@@ -202,25 +212,30 @@ class ImageClip:
             yield picture
 
 
-def open_clip(path: str | Path) -> FileClip:
+def open_clip(path: str | Path, example: str = EXAMPLE) -> FileClip:
     """Opens a video file of any kind and reads its facts: its first picture is decoded, and its packets are counted.
 
-    Raises InputError, which names the file, if it has no moving picture, is too large or cannot be read.
+    example: the format that the message about another file proposes. Raises InputError, which names the file, if it has
+    no moving picture, is too large or cannot be read.
     """
     path = Path(path)
     name = path.name or str(path)
-    with open_media(path, EXAMPLE) as container:
-        stream = picture_stream(container)
+    with open_media(path, example) as container:
+        stream, still = picture_stream(container), is_still(container)
         if stream is None:
             raise InputError(f"{name}: has no moving picture; choose a video.")
         if stream.codec_context is None:
+            if still:
+                raise InputError(f"{name}: its picture format is not supported; save it as PNG or JPEG.")
             raise InputError(f"{name}: its video codec is not supported; convert it, for example to MP4 with H.264.")
         check_size(name, stream.codec_context.width, stream.codec_context.height)
         aspect = _aspect(stream)
-        frame = next(iter(frames_of_stream(container, stream)), None)
+        frame = next(joined(frames_of_stream(container, stream), stream), None)
         if frame is None:
-            why = "animated WebP is not read" if stream.codec_context.name == "webp" else "it is damaged or empty"
-            raise InputError(f"{name}: no picture could be decoded; {why}: export it again, for example as MP4.")
+            why, example = "it is damaged or empty", "PNG" if still else EXAMPLE
+            if stream.codec_context.name == "webp":
+                why, example = "animated WebP is not read", EXAMPLE
+            raise InputError(f"{name}: no picture could be decoded; {why}: export it again, for example as {example}.")
         develop = Developer(name, aspect)
         height, width = develop(frame).shape[:2]
         notes = [*_said_of(frame, aspect), *develop.notes]
@@ -228,18 +243,23 @@ def open_clip(path: str | Path) -> FileClip:
             # VP8 and VP9 keep the opacity beside the stream that is decoded.
             notes.append("its transparency is not read, and what is under it is seen: convert it to ProRes 4444")
         tick, format_ = Fraction(stream.time_base), container.format.name
-        raw, first = is_raw(stream), told_time(frame, stream)
+        raw, first, fields = is_raw(stream), told_time(frame, stream), of_fields(frame, stream)
     first, begin = (None, None) if raw else (first, untold_start(path, EXAMPLE) if first is None else None)
     with open_media(path, EXAMPLE) as container:
-        found = _packets(container, picture_stream(container))
+        found = _packets(container, picture_stream(container), fields)
         with path.open("rb") as file:
-            broken = is_broken(file)
+            broken, early = is_broken(file), ends_early(file)
     fps, missing = found.fps, found.missing
     seconds = max(found.end - (begin or (first or 0) * tick), 1 / fps)
-    if missing > max(MISSING, 2 / fps):
+    if missing > max(MISSING, 2 / fps) and not (broken and format_ == "avi"):  # without times, the end is early
         notes.append(f"it is cut short: its last {float(missing):.1f} s are missing")
-    if broken:
+    elif early:
+        notes.append("it is cut short or damaged: its end is not read")
+    if broken or found.damaged:
         notes.append(DAMAGED)
+    elif found.hole:
+        since, until = (each - float(begin or (first or 0) * tick) for each in found.hole)
+        notes.append(f"it has neither picture nor sound from {since:.1f} s to {until:.1f} s: they may be lost")
     if (back := found.back / fps) > MISSING:
         notes.append(f"its times go back, so {float(back):.1f} s of it are not seen: export it again as {EXAMPLE}")
     if seconds > LONGEST:
@@ -256,7 +276,7 @@ def open_reference(path: str | Path) -> Clip:
     """Opens a video file as `open_clip`, and a still picture as images.py reads it: upright, in sRGB, transparent parts
     black. Raises InputError, which names the file."""
     if moves(path):
-        return open_clip(path)
+        return open_clip(path, EITHER)
     return ImageClip(load_image(path)[None], USUAL_RATE, Path(path).name)
 
 
@@ -269,15 +289,15 @@ def is_sound(path: str | Path) -> bool:
     """Whether a file has sound and no moving picture; a cover is none. Raises InputError as `is_silent`."""
     if not moves(path):
         return False
-    with open_media(Path(path), EXAMPLE) as container:
-        return picture_stream(container) is None and container.streams.best("audio") is not None
+    with open_media(Path(path), EITHER) as container:
+        return picture_stream(container) is None and sound_stream(container) is not None
 
 
 def is_silent(path: str | Path) -> bool:
     """Whether a file has no sound: no stream of it, or an empty one, as recorders write without a microphone. Raises
     InputError, which names the file, if it cannot be read."""
     with open_media(Path(path), EXAMPLE) as container:
-        stream = container.streams.best("audio")
+        stream = sound_stream(container)
         return stream is None or not any(packet.size for packet in packets_of(container, stream))
 
 
@@ -307,9 +327,9 @@ def _aspect(stream: Any) -> Fraction | None:
 
 def _length(item: Any, stream: Any, rate: Fraction) -> Fraction:
     """The seconds that a picture of a raw stream, as a packet or a frame, is shown: in two fields at that rate, or in
-    more of them, as films for television are. A packet of H.264 may hold one field alone; a frame has both."""
+    more of them, as films for television are. A packet may hold one field alone; a frame has both."""
     fields = round((item.duration or 0) * Fraction(stream.time_base) * rate * 2)
-    alone = fields == 1 and isinstance(item, av.Packet) and stream.codec_context.name == "h264"
+    alone = fields == 1 and isinstance(item, av.Packet) and stream.codec_context.name in ("h264", "hevc")
     return Fraction(1 if alone else max(2, fields), 2) / rate
 
 
@@ -327,7 +347,8 @@ def _said_of(frame: Any, aspect: Fraction | None) -> Iterator[str]:
 class _Packets:
     """What the packets of a file tell. fps: its usual frame rate; count: of its pictures; back: of those with times
     before those of pictures that come earlier; end: of the last one in seconds; missing: how much earlier than its
-    header tells the whole file ends; keys: the keyframes."""
+    header tells the whole file ends; keys: the keyframes; damaged: whether pictures in its middle are damaged or lost;
+    hole: where it has neither pictures nor sound for a time, from and until, in seconds."""
 
     fps: Fraction
     count: int
@@ -335,25 +356,31 @@ class _Packets:
     end: Fraction
     missing: Fraction
     keys: tuple[Key, ...]
+    damaged: bool
+    hole: tuple[float, float] | None
 
 
-def _packets(container: Any, stream: Any) -> _Packets:
-    """Reads the packets of a file whose picture is that stream."""
+def _packets(container: Any, stream: Any, fields: bool) -> _Packets:
+    """Reads the packets of a file whose picture is that stream. fields: whether each packet is half a picture."""
     finder, told = KeyFinder(stream), told_rate(stream)
+    told = told / 2 if told and fields else told
     ends, raw = {stream.index: Fraction(0)}, is_raw(stream)
     begun: list[Fraction] = []  # the times of the first and of the last picture
     count = back = untold = 0
     bare: Fraction | None = None  # the last picture that has no length
     near = max(Fraction(1), REORDERED / (told or USUAL_RATE))
+    corrupt = False
+    shown, heard = array("d"), array("d")  # the times of pictures, and the begin and end of each packet of sound
     played = [each for each in container.streams if each.type in ("video", "audio") and each.time_base]
     for packet in packets_of(container, *played):
         index, shows = packet.stream_index, packet.stream_index == stream.index
         if shows and packet.size and not raw:
             finder.see(packet)
-        if not packet.size or packet.is_discard:
+        if not (packet.size or is_held(packet)) or packet.is_discard:
             continue
         time = told_time(packet, stream)
         count += shows
+        corrupt |= shows and packet.is_corrupt
         if raw and shows:
             ends[index] += _length(packet, stream, told or USUAL_RATE)
         if time is None or raw:
@@ -361,21 +388,50 @@ def _packets(container: Any, stream: Any) -> _Packets:
             continue
         time *= Fraction(packet.time_base)
         if shows:
+            shown.append(time)
             begun = [min(time, begun[0]), max(time, begun[1])] if begun else [time, time]
             back += time < begun[1] - near
-        length = packet.duration if told or not shows else None  # FFmpeg takes it from the rate
+        # FFmpeg takes it from the rate, and that may be the rate of whole pictures.
+        length = packet.duration if (told and not fields) or not shows else None
         if shows and not length:
             bare = time if bare is None else max(bare, time)
-        ends[index] = max(ends.get(index, Fraction(0)), time + (length or 0) * Fraction(packet.time_base))
+        end = time + (length or 0) * Fraction(packet.time_base)
+        ends[index] = max(ends.get(index, Fraction(0)), end)
+        if not shows:
+            heard.extend((time, end))
+    if fields:
+        count, back, untold = (-(-number // 2) for number in (count, back, untold))
+        if told and begun and mean_rate(count - untold, *begun) > told * 3 / 2:  # the rate was that of whole pictures
+            told *= 2
     fps = told or mean_rate(count - untold, *begun)
     if not begun and not raw:  # a stream without times
         ends[stream.index] = count / fps
     if bare is not None:
-        ends[stream.index] = max(ends[stream.index], bare + 1 / fps)
+        ends[stream.index] = max(ends[stream.index], bare + 1 / fps / (2 if fields else 1))
     # Matroska's length counts from time 0, and others' from the first packet.
     start = 0 if is_matroska(container) else container.start_time or 0
+    if container.format.name == "flv":
+        start = unwrapped(start // 1000) * 1000
     whole = Fraction((container.duration or 0) + start, av.time_base)
-    return _Packets(fps, count, back, ends[stream.index], whole - max(ends.values()), tuple(finder.keys))
+    # FFmpeg calls a packet of MPEG-TS corrupt also where two recordings were joined, and nothing is lost.
+    told_lost = corrupt or (not untold and stream.codec_context.name in STEADY)
+    found = bool(_gaps(shown, shown)) and told_lost, None if told_lost else _hole(shown, heard)
+    return _Packets(fps, count, back, ends[stream.index], whole - max(ends.values()), tuple(finder.keys), *found)
+
+
+def _hole(shown: array[float], heard: array[float]) -> tuple[float, float] | None:
+    """The first time with neither picture nor sound, from and until. shown: the times of pictures; heard: the begin and
+    end of each packet of sound."""
+    lost = _gaps(shown, shown)
+    quiet = _gaps(heard[::2], heard[1::2]) if lost else []
+    both = ((max(a, c), min(b, d)) for a, b in lost for c, d in quiet)
+    return next(((since, until) for since, until in both if until - since > MISSING), None)
+
+
+def _gaps(begins: Iterable[float], ends: Iterable[float]) -> list[tuple[float, float]]:
+    """The times from one packet's end to the next one's begin that are longer than MISSING and a little."""
+    pairs = pairwise(sorted(zip(begins, ends, strict=True)))
+    return [(end, begin) for (_, end), (begin, _) in pairs if begin - end > LAPSE]
 
 
 def _timed(

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..edits import MOST_PIXELS
 from ..errors import InputError
 from ..grid import SPACE_SCALE, TIME_SCALE, video_shape
-from .clip import Clip, open_clip
+from .clip import EITHER, Clip, open_clip
 from .images import covering, fit, load_image, moves
 
 FEATHER = 8  # pixels of the seam: a quarter of a cell, in which the decoder's own seam has ended
@@ -174,7 +174,7 @@ def area_of(masks: Tensor) -> Area:
 def open_area(path: str | Path) -> Area:
     """A picture or a video whose white may change, and whose black stays. Raises InputError, which names the file."""
     if moves(path):
-        return Area(clip=open_clip(path))
+        return Area(clip=open_clip(path, EITHER))
     return Area(load_image(path).float().mean(dim=2).div_(255)[None])
 
 

@@ -1,11 +1,12 @@
-"""Finds what is destroyed in the middle of a Matroska or WebM file.
+"""Finds what is destroyed in the middle of a Matroska, WebM or AVI file.
 
-FFmpeg goes on at the next cluster that it finds, and tells nobody what it has passed over. So the file's elements are
-walked, by their heads alone, as far as one follows the other.
+FFmpeg goes on at the next cluster or chunk that it finds, and tells nobody what it has passed over; an AVI has no times
+that would show it. So the file's elements are walked, by their heads alone, as far as one follows the other.
 """
 
 from __future__ import annotations
 
+import re
 from typing import BinaryIO
 
 HEADER, SEGMENT, CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
@@ -21,12 +22,18 @@ OPENED = (SEGMENT, CLUSTER)
 """What is in these is walked, so their own lengths say nothing. In a live recording they are open."""
 LONGEST_HEAD = 12  # bytes: at most 4 of a name and 8 of a length
 BLOCK = 2**20  # bytes that are searched at once
+CHUNK = re.compile(rb"[0-9A-Za-z ]{4}")  # the name of a chunk of an AVI
+PICTURE = re.compile(rb"0\d(?:dc|db|wb)")  # of one with a picture or with sound
 
 
 def is_broken(file: BinaryIO) -> bool:
-    """Whether a Matroska file has a place that is no element, and a cluster behind it. False for another format, and
-    for a file whose end alone is missing."""
+    """Whether a Matroska file has a place that is no element, and a cluster behind it, or an AVI has one that is no
+    chunk. False for another format, and for a file whose end alone is missing."""
     size, at = file.seek(0, 2), 0
+    file.seek(0)
+    head = file.read(LONGEST_HEAD)
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return _has_bad_chunk(file, size)
     while at < size:
         file.seek(at)
         head = file.read(LONGEST_HEAD)
@@ -39,6 +46,24 @@ def is_broken(file: BinaryIO) -> bool:
             return _has_cluster(file, at + 1)
         else:
             at += start + length
+    return False
+
+
+def _has_bad_chunk(file: BinaryIO, size: int) -> bool:
+    """Whether an AVI has a place that is no chunk, and a picture or sound behind it."""
+    at, inside = 0, False
+    while at + LONGEST_HEAD <= size:
+        file.seek(at)
+        head = file.read(LONGEST_HEAD)
+        name, kind, length = head[:4], head[8:12], int.from_bytes(head[4:8], "little")
+        if name in (b"RIFF", b"LIST") and kind in (b"AVI ", b"AVIX", b"movi", b"rec "):
+            inside |= kind == b"movi"
+            at += LONGEST_HEAD  # what is in these is walked
+        elif CHUNK.fullmatch(name):
+            at += 8 + length + length % 2
+        else:
+            file.seek(at)
+            return inside and PICTURE.search(file.read(BLOCK)) is not None
     return False
 
 

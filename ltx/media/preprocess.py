@@ -149,21 +149,23 @@ def _filtered(graph: av.filter.Graph) -> list[np.ndarray]:
 
 
 def warnings(track: Track, frames: int, fps: Fraction, *, levelled: bool = False) -> list[str]:
-    """Returns one sentence for each problem of the sound that makes a video of `frames` static or jumpy.
+    """Returns one sentence for each problem of the sound that makes a video of `frames` static or jumpy, after those on
+    what is damaged or missing in its file.
 
     Silence is searched in the track that the model hears, with the padding after its end; the other problems are
     searched in the track itself. levelled: `preprocess` will run; it removes a DC offset, so that needs no warning.
     """
+    found = list(track.notes)
     track = Track(track.waveform.detach().to("cpu", torch.float32), track.rate, track.speakers)
     model_track = conditioning_track(track, frames, fps)
     source = soundtrack(track, frames, fps).waveform
     if not source.isfinite().all():
-        return ["The audio has NaN or infinite samples: export it again as 16- or 24-bit."]
+        return [*found, "The audio has NaN or infinite samples: export it again as 16- or 24-bit."]
     offset = source.double().mean(dim=1, keepdim=True).float()
     stereo = model_track.waveform.clone()
     stereo[:, : source.shape[1]] -= stereo[:, : source.shape[1]].mean(dim=1, keepdim=True)
 
-    found = _silences(stereo, model_track.rate)
+    found += _silences(stereo, model_track.rate)
     power = stereo.double().square().mean(dim=1)
     if float(_decibel(power.max())) > SILENCE:
         found += _sides(stereo, power)

@@ -1,7 +1,8 @@
-"""How many packets the header of an MP4 or MOV promises.
+"""What the header of a file promises: how many packets an MP4 or MOV has, and how much sound a WAV, W64 or CAF.
 
-FFmpeg lists all of them when it opens a file, whether they are there or not, and has no limit for that. So what a
-client or a stranger sends is looked at first: only as far as it says how long those lists will be.
+FFmpeg lists all packets when it opens an MP4, whether they are there or not, and has no limit for that. So what a
+client or a stranger sends is looked at first: only as far as it says how long those lists will be. Of the other three
+it takes the file's end for the sound's, and does not tell that the header promises more.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import struct
 import zlib
 from contextlib import suppress
+from fractions import Fraction
 from typing import BinaryIO
 
 import numpy as np
@@ -26,6 +28,15 @@ FULL = frozenset(b"moov trak mdia minf stbl moof traf mvex udta ilst edts dinf t
 """Boxes in which FFmpeg looks for others."""
 PASSED_OVER = frozenset((b"mdat", b"free", b"skip", b"ftyp", b"uuid", b"covr"))
 DEEPEST_BOX = 12  # FFmpeg opens no file whose boxes are deeper
+MOST_CHUNKS = 4096  # before the sound of a WAV, W64 or CAF
+OPEN = 2**31 - 2**16  # bytes; recorders that write into a pipe promise 2 or 4 GiB of sound, less their header, or none
+LONGEST_FRAME = 4096  # bytes; of an MP3
+# A frame's head, the space that its channels need, and Xing's or Fraunhofer's tag. Xing's has a bit for the number.
+COUNT = re.compile(
+    rb"\xff[\xe2-\xff].{2}(?:..)?(?:.{9}|.{17}|.{32})(?:Xing|Info)\0{3}[\1\3\5\7\x09\x0b\x0d\x0f](.{4})"
+    rb"|\xff[\xe2-\xff].{34}VBRI.{10}(.{4})",
+    re.DOTALL,
+)
 
 
 def promised_samples(file: BinaryIO) -> float:
@@ -50,6 +61,22 @@ def promised_samples(file: BinaryIO) -> float:
             header.read(memoryview(file.read(length)))
         at += length
     return _rewound(file, header.samples)
+
+
+def ends_early(file: BinaryIO) -> bool:
+    """Whether the fragments of an MP4 end before it does, or it before they do. FFmpeg reads none behind such a place,
+    and no header tells how long the film was to be."""
+    size, at, fragments = file.seek(0, 2), 0, False
+    for _ in range(MOST_BOXES):
+        file.seek(at)
+        kind, start, length = _box(file.read(16), size - at)
+        if not at and kind not in (b"ftyp", b"styp"):
+            return False
+        if length < start or at + length > size:
+            return fragments and size - at > 8
+        fragments |= kind == b"moof"
+        at += length
+    return False
 
 
 def _rewound(file: BinaryIO, found: float) -> float:
@@ -164,3 +191,54 @@ class _Track:
         if (ends <= first).any() or len(runs) == 0:  # FFmpeg corrects them in its own way
             return self._chunks * per_chunk.max(initial=1.0)
         return float(((ends - first) * per_chunk).sum())
+
+
+def missing_sound(file: BinaryIO) -> Fraction:
+    """The seconds of sound by which a WAV, W64 or CAF ends before its header says. 0 for another format, and for a
+    header that says no length, as recorders into a pipe write it."""
+    size, at = file.seek(0, 2), 0
+    file.seek(0)
+    head = file.read(40)
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        at, name, order, own, even = 12, 4, "<I", 0, 2
+    elif head[:4] == b"riff" and head[24:28] == b"wave":
+        at, name, order, own, even = 40, 16, "<q", 24, 8  # a chunk's length is with its head
+    elif head[:4] == b"caff":
+        at, name, order, own, even = 8, 4, ">q", 0, 1
+    rate = 0.0  # bytes per second
+    for _ in range(MOST_CHUNKS if at else 0):
+        file.seek(at)
+        head = file.read(name + struct.calcsize(order))
+        if len(head) < name + struct.calcsize(order):
+            break
+        length = struct.unpack(order, head[name:])[0] - own
+        if head[:4] == b"data":
+            told = length > 0 and (length < OPEN or order != "<I") and rate > 0
+            return max(Fraction(0), (at + len(head) + length - size) / Fraction(rate)) if told else Fraction(0)
+        if length < 0:
+            break
+        if head[:4] in (b"fmt ", b"desc"):
+            rate = _bytes_per_second(head[:4], file.read(min(length, 32)))
+        at += len(head) + -(-length // even) * even
+    return Fraction(0)
+
+
+def _bytes_per_second(kind: bytes, form: bytes) -> float:
+    """Of the sound that a WAV's or a CAF's description tells of; 0 if it does not say."""
+    if kind == b"fmt ":
+        found = float(struct.unpack("<I", form[8:12])[0]) if len(form) >= 12 else 0.0
+    else:
+        rate, size, samples = struct.unpack(">d8xII", form[:24]) if len(form) >= 24 else (0.0, 0, 0)
+        found = rate * size / samples if samples else 0.0
+    return found if 1 <= found < math.inf else 0.0
+
+
+def counted_frames(file: BinaryIO) -> int:
+    """How many frames an MP3 has, as its first one tells; 0 if it does not. FFmpeg guesses the length where it must, or
+    where the file has much behind its frames."""
+    file.seek(0)
+    tag = file.read(10)
+    picture = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(tag[:5:-1])) if tag[:3] == b"ID3" else -10
+    file.seek(10 + picture)
+    found = COUNT.search(file.read(LONGEST_FRAME))
+    return int.from_bytes(found[1] or found[2], "big") if found else 0

@@ -6,7 +6,7 @@ write such files so. HDR is brought to SDR by a curve that is the same for every
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
@@ -35,6 +35,54 @@ LUMA_2020 = torch.tensor([0.2627, 0.6780, 0.0593])
 WHITE, PEAK = 203.0, 1000.0  # nits: the reference white of ITU-R BT.2408, and the level that becomes SDR's white
 KNEE = 0.75  # share of the reference white below which HDR keeps its brightness
 SCREEN = 2.4  # gamma of an SDR screen (ITU-R BT.1886)
+
+
+def of_fields(frame: Any, stream: Any) -> bool:
+    """Whether a frame is one field of its picture, and has half its rows. FFmpeg joins the fields of other codecs, and
+    calls a frame of HEVC interlaced only if it is one."""
+    return frame.interlaced_frame and stream.codec_context.name == "hevc"
+
+
+def joined(frames: Iterable[Any], stream: Any) -> Iterator[Any]:
+    """The same frames. Two fields become one frame with the first one's time; one that is alone stands for both."""
+    waiting, tops, weavers = None, None, {}
+
+    def pair(first: Any, second: Any, top: bool) -> Any:
+        kind = first.width, first.height, first.format.name, top
+        if kind not in weavers:
+            weavers[kind] = _graph(first, ("weave", f"first_field={'top' if top else 'bottom'}"))
+        time, base = first.pts, first.time_base
+        for field in (first, second):
+            weavers[kind].push(field)
+        whole = weavers[kind].pull()
+        whole.pts, whole.time_base = time, base
+        return whole
+
+    for frame in frames:
+        if not of_fields(frame, stream):
+            yield frame
+            continue
+        tops = tops or _graph(frame, ("select", "eq(interlace_type\\,TOPFIRST)"))
+        top = _passes(tops, frame)
+        if waiting is not None and waiting[1] != top:
+            yield pair(waiting[0], frame, waiting[1])
+            waiting = None
+        else:
+            if waiting is not None:
+                yield pair(waiting[0], waiting[0], waiting[1])
+            waiting = frame, top
+    if waiting is not None:
+        yield pair(waiting[0], waiting[0], waiting[1])
+
+
+def _passes(graph: Any, frame: Any) -> bool:
+    """Whether a graph lets a frame through."""
+    graph.push(frame)
+    try:
+        graph.pull()
+    except av.error.BlockingIOError:
+        return False
+    return True
 
 
 class Deinterlacer:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from a2v.ltx.errors import InputError
 from a2v.ltx.media import audio
+from a2v.ltx.media.preprocess import warnings
 from a2v.tests.ltx.sounds import track, voice
 
 FFMPEG = shutil.which("ffmpeg")
@@ -202,6 +203,18 @@ def test_more_than_eight_channels(tmp_path):
     assert torch.isfinite(audio.conditioning_track(read, 9, Fraction(60)).waveform).all()
 
 
+def test_ambisonic_sound_is_heard_from_both_sides():
+    """A voice on the right has a negative second channel, and one above, before or behind has others."""
+    voiced = voice(0.5, 48000)
+    for left in (-1.0, 0.0, 1.0):
+        channels = torch.from_numpy(
+            np.stack([voiced[0] * share for share in (1.0, left, 0.3, -0.7)]).astype(np.float32)
+        )
+        mixed = audio.to_stereo(channels, ("AMBI0", "AMBI1", "AMBI2", "AMBI3"))
+        wanted = channels[0] * torch.tensor([[(1 + left) / 2], [(1 - left) / 2]])
+        assert (mixed - wanted).abs().max() < 1e-6
+
+
 # Errors
 
 
@@ -382,3 +395,132 @@ def test_the_downmix_is_ffmpegs(tmp_path, layout):
     unnamed = audio.Track(read.waveform, read.rate)
     if layout in ("5.1", "7.1"):  # the usual layout of that many channels
         assert np.array_equal(audio.conditioning_track(unnamed, 12, Fraction(24)).waveform.numpy(), mixed)
+
+
+# Damage
+
+
+def clicks(path: Path) -> list[float]:
+    """The seconds at which a click begins in what is read of a file."""
+    found = audio.load_track(path)
+    places = np.flatnonzero(found.waveform[0].abs().numpy() > 0.4) / found.rate
+    return [round(float(at), 1) for before, at in zip([-1.0, *places], places, strict=False) if at - before > 0.2]
+
+
+def clicking(path: Path, codec: str, options: dict[str, str] | None = None) -> Path:
+    """Six seconds of quiet noise with a click at each whole second but the first."""
+    signal = np.random.default_rng(0).standard_normal(6 * 48000) * 0.02
+    for second in range(1, 6):
+        signal[second * 48000 :][:480] += 0.8 * np.sin(np.arange(480) / 3)
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=48000, layout="mono", options={"strict": "experimental"})
+        for begin in range(0, len(signal), 4800):
+            block = (signal[None, begin : begin + 4800] * 32767).clip(-32768, 32767).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(block, format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, begin, Fraction(1, 48000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def spoil(path: Path, noise: bool = True) -> Path:
+    """The same file with noise in its middle, or without what is there."""
+    data = path.read_bytes()
+    begin, length = len(data) // 2, len(data) // 12
+    middle = np.random.default_rng(1).bytes(length) if noise else b""
+    path.write_bytes(data[:begin] + middle + data[begin + length :])
+    return path
+
+
+WHOLE = [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+@pytest.mark.parametrize(("name", "codec"), [
+    ("a.flac", "flac"), ("a.opus", "libopus"), ("a.m4a", "aac"), ("alac.m4a", "alac"), ("a.nut", "flac"),
+    ("a.mka", "flac"), ("a.webm", "libopus"), ("a.ts", "ac3"), ("a.flv", "aac"), ("a.tta", "tta"),
+])  # fmt: skip
+def test_silence_stands_for_what_a_file_has_lost(tmp_path, name, codec):
+    """Where times show the hole, what comes after it keeps its time."""
+    path = clicking(tmp_path / name, codec)
+    assert clicks(path) == WHOLE and audio.load_track(path).notes == ()
+    spoil(path)
+    assert [at for at in WHOLE if at in clicks(path)][-1] == 5.0
+    (note,) = audio.load_track(path).notes
+    assert note.startswith(f"{name}: ") and note.endswith(" s on, and silence stands for them")
+    assert audio.load_track(path, 0, 1).notes == (), "it is not in the part that is read"
+
+
+def test_what_is_behind_the_damage_is_read(tmp_path):
+    """FFmpeg says once that FLAC in Ogg cannot be read there."""
+    path = spoil(clicking(tmp_path / "a.ogg", "flac"))
+    assert audio.load_track(path).seconds == 6 and "silence stands for them" in audio.load_track(path).notes[0]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp3", "libmp3lame"), ("a.aac", "aac"), ("a.ac3", "ac3")])
+def test_damage_that_no_times_show_is_told(tmp_path, name, codec):
+    path = clicking(tmp_path / name, codec)
+    assert audio.load_track(path).notes == ()
+    whole = path.read_bytes()
+    for noise in (True, False):
+        path.write_bytes(whole)
+        (note,) = audio.load_track(spoil(path, noise)).notes
+        assert note.startswith(f"{name}: damaged parts of its sound were left out")
+
+
+@pytest.mark.parametrize(("name", "codec"), [
+    ("a.wav", "pcm_s16le"), ("a.w64", "pcm_s24le"), ("a.caf", "pcm_s16le"), ("a.aiff", "pcm_s16be"),
+    ("a.au", "pcm_s16be"), ("rf64.wav", "pcm_s16le"), ("adpcm.wav", "adpcm_ms"), ("a.mp3", "libmp3lame"),
+    ("a.flac", "flac"), ("a.mka", "flac"), ("a.tta", "tta"), ("a.wv", "wavpack"),
+])  # fmt: skip
+def test_a_sound_that_is_shorter_than_its_header_says_is_told(tmp_path, name, codec):
+    path = clicking(tmp_path / name, codec, {"rf64": "always"} if name == "rf64.wav" else {})
+    assert audio.load_track(path).notes == ()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (note,) = audio.load_track(path).notes
+    assert note.startswith(f"{name}: its sound is cut short or damaged: ") and note.endswith(" s of it are missing")
+    assert float(note.split()[-6]) == pytest.approx(3, abs=1)
+    assert audio.load_track(path, 0, 1).notes == (), "its end is not read"
+
+
+@pytest.mark.parametrize("fault", ["cut", "noise"])
+def test_fragments_that_end_early_are_told(tmp_path, fault):
+    """As of a browser's or a screen's recorder. No header says how much there was to be."""
+    options = {"movflags": "frag_keyframe+empty_moov", "frag_duration": "500000"}
+    path = clicking(tmp_path / "a.mp4", "aac", options)
+    assert audio.load_track(path).notes == () and clicks(path) == WHOLE
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2]) if fault == "cut" else spoil(path)
+    (note,) = audio.load_track(path).notes
+    assert note == "a.mp4: its sound is cut short or damaged: its end is not read"
+    path.write_bytes(whole[: whole.rindex(b"moof", 0, len(whole) // 2) - 4])
+    assert audio.load_track(path).notes == (), "it ends with a whole fragment, as a recording may"
+
+
+@pytest.mark.parametrize("size", [0, 2**31 - 37, 2**31, 2**32 - 1])
+def test_a_header_that_was_written_before_the_sound_says_nothing(tmp_path, size):
+    """As recorders into a pipe write it."""
+    data = clicking(tmp_path / "a.wav", "pcm_s16le").read_bytes()
+    at = data.index(b"data") + 4
+    (tmp_path / "a.wav").write_bytes(data[:at] + struct.pack("<I", size) + data[at + 4 :])
+    assert audio.load_track(tmp_path / "a.wav").notes == () and clicks(tmp_path / "a.wav") == WHOLE
+
+
+def tagged(mp3: bytes) -> list[bytes]:
+    """Whole files: with tags, with zeros behind, begun in the middle, put behind each other, and without a count."""
+    bare = mp3[mp3.index(b"\xff\xfb", mp3.index(b"\xff\xfb") + 100) :]
+    tag = b"TAG" + bytes(125)
+    return [mp3 + tag, mp3 + bytes(5000), bare, bare[1000:], mp3 + mp3, mp3 + tag + mp3 + tag]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_nothing_is_said_of_a_whole_mp3(tmp_path, number):
+    path = clicking(tmp_path / "a.mp3", "libmp3lame")
+    path.write_bytes(tagged(path.read_bytes())[number])
+    assert audio.load_track(path).notes == () and len(clicks(path)) % 5 == 0
+
+
+def test_what_is_damaged_is_told_with_the_warnings(tmp_path):
+    path = spoil(clicking(tmp_path / "a.flac", "flac"))
+    read = audio.load_track(path)
+    part = audio.part_from(read, 24, Fraction(24))
+    assert warnings(part, 97, Fraction(24))[: len(read.notes)] == list(read.notes) and read.notes

@@ -23,6 +23,7 @@ from a2v.ltx.media.clip import (
     sampled_frames,
 )
 from a2v.ltx.media.images import fit, load_image
+from a2v.ltx.media.masks import open_area
 from PIL import ExifTags, Image
 from safetensors import safe_open
 
@@ -115,6 +116,22 @@ def test_a_text_is_no_video(tmp_path: Path, name: str) -> None:
     for read in (open_clip, open_reference, is_sound):
         with pytest.raises(InputError, match=rf"^{name}: cannot be read as audio or video \(it is text\)"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "content", "advice"), [
+    ("a.svg", b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "save it as PNG or JPEG."),
+    ("a.jxl", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99), "save it as PNG or JPEG."),
+    ("a.exr", b"\x76\x2f\x31\x01\x02" + bytes(99), "export it again, for example as PNG."),
+    ("a.pdf", b"%PDF-1.4" + bytes(999), "export it again, for example as MP4 or PNG."),
+])  # fmt: skip
+def test_a_picture_that_cannot_be_read_is_to_be_a_picture(
+    tmp_path: Path, name: str, content: bytes, advice: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    for read in (open_reference, open_area):
+        with pytest.raises(InputError) as caught:
+            read(tmp_path / name)
+        assert str(caught.value).startswith(f"{name}: ") and str(caught.value).endswith(advice)
 
 
 @pytest.mark.parametrize("name", ["one.png", "one.jpg", "one.mp4", "one.gif"])
@@ -380,6 +397,17 @@ def without_rate(path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("fps", [12, 15, Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 50, 60, 120], ids=str)
+def test_a_matroska_file_with_moved_pictures_does_not_tell_its_rate(tmp_path: Path, fps: Fraction) -> None:
+    """FFmpeg's mean is then that of the first lengths, which are rounded to milliseconds."""
+    path = write_clip(tmp_path / "a.mkv", [quarters() + n for n in range(60)], kind="h264_10bit.mkv", fps=Fraction(fps))
+    with av.open(str(path)) as container:
+        times = [packet.pts for packet in container.demux(video=0) if packet.size]
+    assert times != sorted(times)
+    clip = open_clip(without_rate(path))
+    assert (clip.fps, clip.count(clip.fps), clip.notes) == (fps, 60, ())
+
+
 @pytest.mark.parametrize("kind", ["vp8.webm", "h264_10bit.mkv"])
 def test_a_browsers_recording_does_not_tell_its_rate(tmp_path: Path, kind: str) -> None:
     """FFmpeg guesses 1000 a second, which are the ticks of its clock."""
@@ -444,6 +472,37 @@ def test_a_raw_stream_of_fields(tmp_path: Path, fps: Fraction, stored: str, move
     assert clip.fps == fps and clip.count(fps) == len(levels)
     found = read(path, fps)[:, 9, 9, 0].astype(float) * 219 / 255 + 16
     assert np.abs(found - levels).max() < 1
+
+
+@pytest.mark.parametrize("top", [True, False], ids=["top", "bottom"])
+@pytest.mark.parametrize("name", ["a.hevc", "a.ts", "a.mp4", "a.mkv", "whole.mkv"])
+def test_hevc_of_fields(tmp_path: Path, name: str, top: bool) -> None:
+    """Each field is a picture of its own in the file, and a bar moves from one to the next."""
+    path, pictures = tmp_path / name, []
+    with av.open(str(path), "w") as output:
+        params = f"interlace={'tff' if top else 'bff'}:crf=4:log-level=none:pools=1"
+        stream = output.add_stream("libx265", rate=50, options={"x265-params": params})
+        stream.width, stream.height, stream.pix_fmt = 96, 32, "yuv420p"
+        for number in range(24):
+            picture = np.full((64, 96, 3), 60, np.uint8)
+            picture[:, 2 + 2 * number : 14 + 2 * number] = 220
+            frame = to_frame(picture[number % 2 if top else 1 - number % 2 :: 2], "yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 50)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    if name == "whole.mkv":  # its header tells how long a whole picture is shown
+        content = path.read_bytes()
+        told = [b"\x23\xe3\x83\x84" + round(1e9 / rate).to_bytes(4, "big") for rate in (50, 25)]
+        assert told[0] in content
+        path.write_bytes(content.replace(*told))
+    clip = open_clip(path)
+    assert (clip.width, clip.height, clip.fps, clip.count(clip.fps)) == (96, 64, 25, 12)
+    assert clip.notes == (f"{name}: it is interlaced, and was deinterlaced",)
+    pictures = read(path, clip.fps).astype(int)[..., 0]
+    for number, picture in enumerate(pictures):  # the time of the first field
+        assert abs(int(np.flatnonzero(picture[32] > 140)[0]) - 2 - 4 * number) <= 1
+        assert np.abs(2 * picture[1:-1] - picture[:-2] - picture[2:]).max() < 60, "no combs"
+    assert np.array_equal(read(path, clip.fps, 3, 7 / clip.fps)[..., 0], pictures[7:10])
 
 
 EXTENSION = b"\0\0\1\xb5"
@@ -550,14 +609,29 @@ def test_times_before_zero(tmp_path: Path, kind: str, sound: str, seconds: Fract
     source = write_clip(tmp_path / f"whole.{kind[-3:]}", pictures, kind=kind, **heard)
     path = earlier(tmp_path / "a.mkv", source, seconds, "matroska")
     clip, usual = open_clip(path), open_clip(earlier(tmp_path / "b.mkv", source, Fraction(0), "matroska"))
-    # FFmpeg 8.0 takes both for 24.4 fps where pictures are shown in another order than they are stored. Times that are
-    # counted by this rate are off by so much of half a second, or of one.
-    near = 0.004 if usual.fps == 24 else 0.02
-    assert (clip.fps, clip.count(RATE), clip.notes) == (usual.fps, 48, ())
+    assert (clip.fps, clip.count(RATE), clip.notes) == (usual.fps, 48, ()) and usual.fps == 24
     assert numbers(read(path, RATE, 48)) == [number % len(COLOURS) for number in range(48)]
     assert numbers(read(path, RATE, 4, Fraction(20, 24))) == [number % len(COLOURS) for number in range(20, 24)]
     at = [int((clip_track(each).waveform[0].abs() > 0.4).int().argmax()) / 48000 for each in (source, path)]
-    assert at[1] == pytest.approx(at[0], abs=near) and at[0] == pytest.approx(1 + late, abs=0.04)
+    assert at[1] == pytest.approx(at[0], abs=0.004) and at[0] == pytest.approx(1 + late, abs=0.04)
+
+
+@pytest.mark.parametrize("sound", ["aac", "libmp3lame"])
+@pytest.mark.parametrize("seconds", [Fraction(0), Fraction(1, 2), Fraction(51, 50)], ids=str)
+def test_times_before_zero_in_flv(tmp_path: Path, seconds: Fraction, sound: str) -> None:
+    """They lose their sign, and FFmpeg takes what comes after time 0 for 25 days later."""
+    samples = np.zeros(96000)
+    samples[48000:48400] = 0.9
+    heard = {"sound": (samples, 0.0), "sound_codec": sound}
+    source = write_clip(tmp_path / "whole.mp4", [plain(n) for n in range(48)], kind="h264.mp4", **heard)
+    path = earlier(tmp_path / "a.flv", source, seconds, "flv")
+    with av.open(str(path)) as container:
+        assert next(packet.dts for packet in container.demux(video=0)) > 2**30
+    clip = open_clip(path)
+    assert (clip.fps, clip.count(RATE), clip.notes) == (24, 48, ())
+    assert numbers(read(path, RATE, 48)) == [number % len(COLOURS) for number in range(48)]
+    at = [int((clip_track(each).waveform[0].abs() > 0.4).int().argmax()) / 48000 for each in (source, path)]
+    assert at[1] == pytest.approx(at[0], abs=0.004)
 
 
 def test_vorbis_before_zero(tmp_path: Path) -> None:
@@ -712,6 +786,75 @@ def test_a_hole_in_matroska_is_told(tmp_path: Path, fault: str, live: str) -> No
     assert told not in open_clip(path).notes
 
 
+FILMS = {
+    "a.mpg": ("mpeg2video", "mp2"), "a.ts": ("libx264", "ac3"), "a.wmv": ("wmv2", "wmav2"), "a.nut": ("mpeg4", "mp2"),
+    "a.flv": ("libx264", "aac"), "a.vob": ("mpeg2video", "ac3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_a_hole_is_told(tmp_path: Path, name: str) -> None:
+    """FFmpeg goes on behind it. Nothing is said of a file whose picture stands still, or whose sound stops."""
+    path, told = tmp_path / name, (f"{name}: damaged parts of it", f"{name}: it has neither picture nor sound from 4.")
+    with av.open(str(path), "w") as output:
+        picture = output.add_stream(FILMS[name][0], rate=25)
+        sound = output.add_stream(FILMS[name][1], rate=48000, layout="mono")
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+        picture.codec_context.bit_rate, sound.codec_context.bit_rate = 2_000_000, 64_000
+        noise = np.random.default_rng(0)
+        for number in range(250):
+            frame = to_frame(noise.integers(0, 255, (48, 64, 3), dtype=np.uint8), "yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            block = noise.standard_normal((1, 1920)).astype(np.float32) / 50
+            heard = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+            heard.sample_rate, heard.pts, heard.time_base = 48000, number * 1920, Fraction(1, 48000)
+            output.mux(picture.encode(frame))
+            output.mux(sound.encode(heard))
+        output.mux(picture.encode())
+        output.mux(sound.encode())
+    assert open_clip(path).notes == () and clip_track(path).notes == ()
+    content = path.read_bytes()
+    length = len(content) // 10
+    path.write_bytes(content[: len(content) // 2 - length] + bytes(length) + content[len(content) // 2 :])
+    notes = open_clip(path).notes
+    assert any(note.startswith(told) for note in notes), notes
+
+
+@pytest.mark.parametrize("fault", ["zeros", "noise"])
+def test_a_hole_in_avi_is_told(tmp_path: Path, fault: str) -> None:
+    """FFmpeg counts its pictures, so no time shows it. A file that only ends too early has none."""
+    path, noise = tmp_path / "a.avi", np.random.default_rng(0)
+    write_clip(path, noise.integers(0, 255, (96, 48, 64, 3), dtype=np.uint8), kind="mjpeg.avi", sound=(tone(4), 0.0))
+    content, told = path.read_bytes(), "a.avi: damaged parts of it were left out"
+    assert open_clip(path).notes == ()
+    hole = bytes(len(content) // 10) if fault == "zeros" else noise.bytes(len(content) // 10)
+    path.write_bytes(content[: len(content) // 2] + hole + content[len(content) // 2 + len(hole) :])
+    assert open_clip(path).notes == (told,), "its end is there"
+    for rest in (content[: len(content) // 2], content + bytes(5000), content[: len(content) // 2] + bytes(5000)):
+        path.write_bytes(rest)
+        assert told not in open_clip(path).notes
+
+
+def test_a_still_picture_and_a_pause_of_the_sound_are_no_holes(tmp_path: Path) -> None:
+    samples = np.concatenate([np.sin(np.arange(48000) / 20) / 2, np.zeros(48000)])
+    times = [Fraction(n, 24) for n in (*range(24), *range(72, 96))]
+    pictures = [plain(n) for n in range(48)]
+    path = write_clip(tmp_path / "a.mp4", pictures, kind="h264.mp4", times=times, sound=(np.tile(samples, 2), 0.0))
+    assert open_clip(path).notes == ()
+
+
+def test_a_picture_that_is_shown_on_is_no_damage(tmp_path: Path) -> None:
+    """Theora stores a picture that does not change as an empty packet."""
+    path = tmp_path / "a.ogv"
+    still = "color=gray:size=64x48:rate=25:duration=4,fps=25"
+    subprocess.run([tool("ffmpeg"), "-v", "error", "-f", "lavfi", "-i", still, "-c:v", "libtheora", path], check=True)
+    clip, met = open_clip(path), []
+    with av.open(str(path)) as container:
+        last = max(packet.pts for packet in container.demux(video=0) if packet.pts is not None)
+    assert clip.notes == () and clip.count(clip.fps) == last + 1 > 90
+    assert sum(1 for _ in clip.pictures(clip.fps, last + 1, note=met.append)) == last + 1 and not met
+
+
 def test_a_short_file_is_told(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mkv", [quarters() + number for number in range(48)])
     assert open_clip(path).notes == ()
@@ -719,6 +862,24 @@ def test_a_short_file_is_told(tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
     (note,) = open_clip(path).notes
     assert note.startswith("a.mkv: it is cut short: its last 1.")
+
+
+def test_fragments_that_end_early_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    with av.open(str(path), "w", options=options) as output:
+        stream = output.add_stream("libx264", rate=24, options={"g": "8"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(48):
+            frame = to_frame(quarters() + number, "yuv420p")
+            frame.pts, frame.time_base = number, 1 / RATE
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    content = path.read_bytes()
+    assert content.count(b"moof") > 4 and open_clip(path).notes == ()
+    path.write_bytes(content[: content.rindex(b"moof", 0, len(content) // 2) + 200])
+    assert open_clip(path).notes == ("a.mp4: it is cut short or damaged: its end is not read",)
+    assert open_clip(path).count(RATE) < 40
 
 
 def test_a_recording_that_begins_at_a_late_time_is_no_short_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import subprocess
 from contextlib import suppress
@@ -118,6 +119,16 @@ def test_a_recording_that_begins_between_two_keyframes(tmp_path: Path, share: fl
 
 
 @needs_ffmpeg
+@pytest.mark.parametrize("flags", ["frag_keyframe", "frag_keyframe+empty_moov"])
+def test_a_fragmented_film(tmp_path: Path, flags: str) -> None:
+    """Its first block of sound is the encoder's delay, and behind that is a gap, before the picture."""
+    path = marked(tmp_path / "a.mp4", "-c:v", "libx264", "-bf", "3", "-c:a", "aac", "-movflags", flags)
+    track = clip_track(path)
+    assert close(begins(track.waveform[0].abs().numpy() > 0.3, Fraction(track.rate)), list(range(8)))
+    assert track.notes == ()
+
+
+@needs_ffmpeg
 @pytest.mark.parametrize(
     ("name", "codecs"),
     [
@@ -145,6 +156,8 @@ def test_sound_that_stops_for_a_time(tmp_path: Path, name: str, codecs: tuple[st
     wanted = begins(np.abs(played(path, 0, 9)) > 0.3, Fraction(48000))
     track = clip_track(path)
     assert close(wanted, [0, 1, 2, 5, 6, 7])
+    (note,) = track.notes
+    assert re.fullmatch(rf"{name}: (1\.9|2\.0) s of its sound are missing from 2\.[56] s on, and silence .*", note)
     assert close(begins(track.waveform[0].abs().numpy() > 0.3, Fraction(48000)), wanted)
     assert float(load_track(path, 3, 1).waveform.abs().max()) == 0 and load_track(path, 2, 1.5).seconds == 1.5
     late = load_track(path, 4, 1.5).waveform[0].abs().numpy()
@@ -170,6 +183,26 @@ def test_a_stream_of_sound_without_any_is_none(tmp_path: Path) -> None:
 def test_sound_that_ends_before_the_first_picture(tmp_path: Path) -> None:
     path = film(tmp_path / "early.mkv", 3, "-c:v", "libx264", "-c:a", "flac", sound_first=True)
     assert torch.equal(clip_track(path).waveform, torch.zeros(1, 1)) and load_track(path).seconds == 2
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("unknown", [0, 1])
+def test_sound_beside_a_track_that_nothing_decodes(tmp_path: Path, unknown: int) -> None:
+    """A phone records spatial sound beside stereo. Which of them is the default depends on the phone."""
+    path = tmp_path / "a.mov"
+    tones = (part for each in (440, 880) for part in ("-f", "lavfi", "-i", f"sine=frequency={each}:duration=2"))
+    ffmpeg(*tones, "-map", 0, "-map", 1, "-c:a", "aac", f"-disposition:a:{unknown}", "default", path)
+    content = bytearray(path.read_bytes())
+    at = [found.start() for found in re.finditer(b"stsd.{12}mp4a", content, re.DOTALL)][unknown]
+    content[at + 16 : at + 20] = b"apac"
+    at = content.index(b"esds", at)
+    content[at : at + 4] = b"dapa"
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        assert [stream.codec_context is None for stream in container.streams.audio] == [unknown == 0, unknown == 1]
+    track = load_track(path)
+    cycles = int((np.diff(np.sign(track.waveform[0].numpy())) > 0).sum())
+    assert cycles / float(track.seconds) == pytest.approx(440 if unknown else 880, rel=0.02)
 
 
 @needs_ffmpeg

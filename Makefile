@@ -4,6 +4,7 @@
 # make host   runs the tests of nodes and server on another ComfyUI, COMFYUI=path; WITH="package==1.2" replaces what its requirements.txt pins
 # make soak   runs the tests that take long, in some hours: fuzzing, endurance, clusters, films, the larger benchmarks, more cases of each kind; ARGS="tests/host" a part
 # make matrix tests engine, nodes and API with the lowest and the newest Python, torch and packages that the pack supports; with COMFYUI=path, a newer ComfyUI, also the page with the newest frontend
+# make windows tests engine, nodes and API with Windows' own Python and packages, in Wine; on a Debian, as root; ARGS="tests/ltx" a part
 # make lint   runs ruff
 # make bench  runs the benchmarks and writes docs/benchmarks.md in an hour; ARGS="peer encode" runs some, ARGS=--small the smallest
 # make evaluate  measures what the miniature can do and writes docs/mini-figures.md
@@ -32,7 +33,7 @@ LAYER := .host/layer-$(shell cat requirements-dev.txt $(COMFYUI)/requirements.tx
 LAYERED := $(LAYER)/.done
 endif
 
-.PHONY: help demo test quick host soak matrix lint bench evaluate clean setup debian
+.PHONY: help demo test quick host soak matrix windows lint bench evaluate clean setup debian
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -62,6 +63,9 @@ soak: setup debian
 
 matrix: setup debian
 	@LTX_A2V_HOST=$(abspath $(COMFYUI)) exec nice .venv/bin/python tests/versions.py $(ARGS)
+
+windows: $(PACKAGES)
+	@exec nice .venv/bin/python tests/windows.py $(ARGS)
 
 lint: $(PACKAGES)
 	@exec .venv/bin/ruff check .

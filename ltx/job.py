@@ -218,7 +218,7 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     beside = [] if given.reference is None else given.reference.told(planned.frames, planned.fps)
     notes = [note for note in notes if not made or note not in beside_kept_sound(request.given)]
     notes += [*given.notes, *beside, *picture_notes, *lora_notes, *planned.notes, *behind, *heard_by(len(speakers))]
-    notes += [note for area, _ in speakers for note in area.notes]
+    notes += _damage(speakers, given.example)
     job = Job(files, request, track, images, planned, checkpoint, steering, loras, tuple(fits))
     videos = {name: getattr(given, name) for name in ("source", "reference", "example")}
     job = replace(job, **videos, silent=silent, speakers=speakers)
@@ -234,9 +234,13 @@ def prepare(files: Files, request: Request, stg_blocks: tuple[int, ...] = (), ke
     if not silent:
         if job.keeps_sound:  # otherwise the model makes new sound, in stereo
             notes += filter(None, [mixing(track, request.video_output_type)])
-        if not made:  # what is heard of a sound of which a part is made anew is no reason for a still picture
-            notes += preprocess.warnings(heard, planned.frames, planned.fps, levelled=request.preprocess_audio)
+        notes += track.notes if made else _warnings(heard, planned, request)
     return replace(job, notes=tuple(notes))
+
+
+def _warnings(heard: Track, planned: Plan, request: Request) -> list[str]:
+    """What of the sound makes the picture static or jumpy, which a sound of which a part is made anew does not."""
+    return preprocess.warnings(heard, planned.frames, planned.fps, levelled=request.preprocess_audio)
 
 
 def _given(files: Files, request: Request) -> tuple[Given, Track, bool]:
@@ -336,6 +340,12 @@ def _speakers(files: Files, request: Request, source: SourceVideo | None) -> tup
         check_region(f"--speaker: {path.name}", area)
     voices = [load_track(path, most=LONGEST if request.windows else None) for path in files.voices]
     return tuple(zip(areas, voices or [None] * len(areas), strict=True))
+
+
+def _damage(speakers: tuple[tuple[Area, Track | None], ...], example: Example | None) -> list[str]:
+    """What is damaged or missing in masks, voices and the sound of a reference."""
+    parts = [part for each in speakers for part in each if part is not None]
+    return [note for part in (*parts, *([] if example is None else [example.track])) for note in part.notes]
 
 
 def _section_images(files: Files, planned: Plan) -> list[tuple[Tensor, int]]:

@@ -19,7 +19,7 @@ from ..ltx.request import MAX_FRAMES, PARAMETERS
 from ..ltx.restoring import resounded
 from . import files, memory
 from .film import FilmSound, Retake, heard, is_partly_kept, prepared
-from .progress import Progress, reported
+from .progress import Progress, reported, shown
 from .taking.sound import from_track, to_track
 from .types import CATEGORY, AudioIO, AudioVaeIO, RetakeIO, VocoderIO
 from .widgets import aliases, widget
@@ -89,7 +89,7 @@ class LoadAudio(io.ComfyNode):
         cls, audio: str, start_time: float = 0.0, duration: float = 0.0, audioUI: object = None
     ) -> io.NodeOutput:
         track = engine.load_track(files.upload(audio), start_time, duration or None, engine.LONGEST, spare=True)
-        return io.NodeOutput(from_track(track))
+        return io.NodeOutput(from_track(track), ui=shown("\n".join(track.notes)) if track.notes else None)
 
 
 class FrameCount(io.ComfyNode):

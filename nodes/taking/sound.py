@@ -28,7 +28,8 @@ def to_track(audio: Any) -> Track:
 
     The waveform can be a tensor or an array [1, channels, samples], [channels, samples] or [samples], of floats with
     full scale 1 or of integers; the rate can be any number or its text. Our own key `speakers` counts only if it fits
-    the waveform, because other nodes copy the dict and change the waveform. Raises InputError for everything else.
+    the waveform, because other nodes copy the dict and change the waveform; `notes` are those of the file. Raises
+    InputError for everything else.
     """
     if audio is None:
         raise InputError(
@@ -41,7 +42,8 @@ def to_track(audio: Any) -> Track:
     if missing:
         raise InputError(f"audio: it has no {' and no '.join(missing)}; connect another node that gives AUDIO.")
     waveform = _samples(given["waveform"])
-    return Track(waveform, _rate(given["sample_rate"]), _speakers(read(audio, "speakers"), len(waveform)))
+    speakers = _speakers(read(audio, "speakers"), len(waveform))
+    return Track(waveform, _rate(given["sample_rate"]), speakers, _texts(read(audio, "notes")))
 
 
 def read(audio: Mapping[str, Any], key: str) -> Any:
@@ -59,9 +61,10 @@ def read(audio: Mapping[str, Any], key: str) -> Any:
 
 
 def from_track(track: Track) -> dict[str, Any]:
-    """The engine's track → ComfyUI's AUDIO. It has an additional key, `speakers`, which other nodes ignore or drop."""
+    """The engine's track → ComfyUI's AUDIO. Other nodes ignore or drop its additional keys, `speakers` and
+    `notes`."""
     waveform = rearrange(track.waveform, "c n -> 1 c n")
-    return {"waveform": waveform, "sample_rate": track.rate, "speakers": track.speakers}
+    return {"waveform": waveform, "sample_rate": track.rate, "speakers": track.speakers, "notes": track.notes}
 
 
 def _samples(waveform: Any) -> Tensor:
@@ -135,6 +138,10 @@ def _speakers(names: Any, channels: int) -> tuple[str, ...]:
     if isinstance(names, (tuple, list)) and len(names) == channels and all(isinstance(name, str) for name in names):
         return tuple(names)
     return ()
+
+
+def _texts(notes: Any) -> tuple[str, ...]:
+    return tuple(note for note in notes if isinstance(note, str)) if isinstance(notes, (tuple, list)) else ()
 
 
 def _kind(value: Any) -> str:

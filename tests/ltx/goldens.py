@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import fields
@@ -176,7 +177,7 @@ class Golden25(Golden):
         )
         if info["distilled_model"]:
             distilled = self.folder / "ltx-2.5-tiny-distilled-transformer.safetensors"
-            distilled.symlink_to(transformer)
+            shutil.copy(transformer, distilled)
             transformer = distilled
         if info["video_vae"] == "diffusion":
             compose_diffusion_vae(tiny, video_vae)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from a2v.ltx.arguments import parser
 from a2v.ltx.errors import InputError
 from a2v.ltx.headless import files_of as named_files
@@ -16,6 +17,7 @@ from a2v.tests.ltx.media.clips import write_damaged
 from a2v.tests.ltx.test_video_in import BASE, HEIGHT, WIDTH, Engine, engine, files_of, media
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
+from scipy.io import wavfile
 
 __all__ = ["engine", "media"]  # the fixtures
 SIZE = {"video_size": {"width": WIDTH, "height": HEIGHT}, "match_audio_length": False}
@@ -53,6 +55,25 @@ def test_damage_of_a_speakers_mask_is_told(engine: Engine, media: dict[str, Path
     result = engine({**SIZE, "num_frames": 25}, audio=media["voice"], speakers=(mask,))
     told = [note for note in result.report["notes"] if "damaged" in note]
     assert told == ["mask.mov: damaged parts of it were left out"]
+
+
+def test_damage_of_every_sound_is_told(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:
+    """Of the track, of a voice and of a reference."""
+    cut = {name: tmp_path / f"{name}.wav" for name in ("track", "voice", "example")}
+    for path in cut.values():
+        wavfile.write(path, 16_000, (torch.randn(32_000) * 3000).short().numpy())
+        path.write_bytes(path.read_bytes()[:40_000])
+    values = {**BASE, **SIZE, "num_frames": 25, "match_audio_length": False}
+    voices = files_of(tiny, tmp_path / "out.mp4", audio=cut["track"], speakers=(media["mask"],), voices=(cut["voice"],))
+    dubbed = files_of(tiny, tmp_path / "out.mp4", audio=cut["track"], reference=cut["example"])
+    heard = {"audio_strength": 0.5, "reference": {"sound": True}}
+    for files, more, names in ((voices, {}, ["track", "voice"]), (dubbed, heard, ["example", "track"])):
+        told = [
+            note
+            for note in prepare(files, parse({**values, **more})).notes
+            if "its sound is cut short or damaged" in note
+        ]
+        assert sorted(note.partition(":")[0] for note in told) == [f"{name}.wav" for name in names]
 
 
 def test_words_for_speakers(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:

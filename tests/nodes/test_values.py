@@ -21,6 +21,8 @@ from a2v.ltx.media.audio import Track
 from a2v.ltx.media.probe import VideoFile
 from a2v.nodes import audio, conditioning, latents, progress, safety, sampling, writing
 from a2v.nodes.destination import destination
+from a2v.nodes.progress import TEXT
+from scipy.io import wavfile
 
 import nodes as comfy_nodes
 
@@ -92,13 +94,33 @@ def test_the_help_tells_the_length_that_is_refused() -> None:
 
 
 def test_audio_goes_through_the_graph_whole() -> None:
-    whole = Track(torch.randn(6, 100), 44100, ("FL", "FR", "FC", "LFE", "SL", "SR"))
+    whole = Track(torch.randn(6, 100), 44100, ("FL", "FR", "FC", "LFE", "SL", "SR"), ("song.wav: cut short",))
     native = audio.from_track(whole)
     assert native["waveform"].shape == (1, 6, 100) and native["sample_rate"] == 44100
     back = audio.to_track(native)
     assert torch.equal(back.waveform, whole.waveform) and (back.rate, back.speakers) == (44100, whole.speakers)
-    del native["speakers"]  # as after another pack's node
-    assert audio.to_track(native).speakers == ()
+    assert back.notes == whole.notes
+    for other in ({"notes": "text"}, {"notes": [1, None]}, {"notes": None}):
+        assert audio.to_track({**native, **other}).notes == ()
+    for key in ("speakers", "notes"):  # as after another pack's node
+        del native[key]
+    assert audio.to_track(native).speakers == audio.to_track(native).notes == ()
+
+
+def test_damage_of_a_sound_is_told_by_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the one that reads it, and in the report that the HTTP API reads."""
+    path = tmp_path / "cut.wav"
+    wavfile.write(path, 16_000, (torch.randn(48_000) * 3000).short().numpy())
+    whole = path.read_bytes()
+    monkeypatch.setattr(audio.files, "upload", lambda _: path)
+    loaded = audio.LoadAudio.execute("cut.wav")
+    assert loaded.ui is None
+    path.write_bytes(whole[:40_000])
+    loaded = audio.LoadAudio.execute("cut.wav")
+    (told,) = loaded.ui[TEXT]
+    assert told.startswith("cut.wav: its sound is cut short or damaged")
+    report = audio.PreprocessAudio.execute(loaded.args[0], 25, 24.0, True).args[-1]
+    assert told in report
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 100), (2, 1, 1, 100), (1, 2, 0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -299,7 +300,7 @@ def test_weights_of_another_size_are_refused(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["language_model.model.norm.weight"] = torch.zeros(7)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=str(folder)):
+    with pytest.raises(InputError, match=re.escape(str(folder))):
         load_gemma(folder, None, "cpu")
 
 

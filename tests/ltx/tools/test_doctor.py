@@ -497,7 +497,7 @@ def test_the_published_files_have_one_name_everywhere() -> None:
         assert len(offered) >= 3
         for model in offered:
             assert known[model["url"]] == (model["name"], model["directory"])
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text("utf-8")
     for key in {"distilled", "safety-checker"}.union(*models.SETS.values()):
         assert MODELS[key].name in readme and MODELS[key].page in readme
     for name, keys in models.SETS.items():
@@ -505,5 +505,5 @@ def test_the_published_files_have_one_name_everywhere() -> None:
     pages = {model.page for model in MODELS.values()}
     for folder in ("ltx", "nodes", "api"):
         for file in (ROOT / folder).rglob("*.py"):
-            named = re.findall(rf"{models.HUB}/[\w.-]+/[\w.-]*[\w-]", file.read_text())
+            named = re.findall(rf"{models.HUB}/[\w.-]+/[\w.-]*[\w-]", file.read_text("utf-8"))
             assert set(named) <= pages, file

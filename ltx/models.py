@@ -306,7 +306,7 @@ V25 = Generation(
     parts={
         "video_vae": MODELS["video-vae-2.5"].name,
         "audio_vae": MODELS["audio-vae-2.5"].name,
-        "connectors": MODELS["text-encoder-2.5"].name,
+        "connectors": MODELS["dev-2.5"].name,
     },
     apart=("video-vae-2.5", "audio-vae-2.5"),
 )

@@ -28,6 +28,7 @@ from ..classes import give_classes
 from ..devices import free_cached_memory
 from ..errors import InputError, out_of_memory
 from ..latents import Noise, denormalize_video
+from ..weights.finite import is_finite
 from .tiling import CHUNK, USUAL, Span, Tiling, in_words, spans, volume
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def decode_video(
     the frames' readers (video.py, ComfyUI's IMAGE) work on the CPU. `on_tile(done, total)` is called after each tile
     and may raise. If memory runs out, `free()` is called and the tiles get smaller; `on_retry(note)` gets a note for
     the report, which replaces the previous note. `on_tiles(sentence)` gets the tiles in words for the report, and again
-    if they get smaller. Raises InputError if the latent has another shape or if even the smallest tile does not fit,
-    and ValueError for an open tiling.
+    if they get smaller. Raises InputError if the latent has another shape, if even the smallest tile does not fit
+    or if a value is NaN or infinite, and ValueError for an open tiling.
     """
     if latent.ndim != 5 or latent.shape[0] != 1:
         raise InputError(f"The video latent must be [1, channels, frames, height, width], not {list(latent.shape)}.")
@@ -87,9 +88,19 @@ def decode_video(
         weight[: len(held_weight)] += held_weight
         held, held_weight = frames[count:].clone(), weight[count:]
         for chunk in frames[:count].split(CHUNK):
+            _check_finite(chunk)
             yield chunk.add(1).div_(2).clamp_(0, 1)
         yielded += count
         del frames, chunk  # frees the memory before the next tile needs it
+
+
+def _check_finite(frames: Tensor) -> None:
+    """Raises InputError if a value is NaN or infinite: written to a file it would be black."""
+    if not is_finite(frames):
+        raise InputError(
+            "decode: the video VAE gave NaN or infinite values, which would be black: its file is damaged, or the "
+            "device computes it wrongly; download the file again, or load the model in float32."
+        )
 
 
 class _Tally:

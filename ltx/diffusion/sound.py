@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..grid import AUDIO_RATE, MEL_FFT, MEL_HOP, MEL_RATE, audio_length
 from ..latents import patchify_audio, unpatchify_audio
 from ..media.audio import Track, conditioning_track, samples_in, to_stereo
+from ..weights.finite import is_finite
 
 BINS = 64
 FLOOR = 1e-5
@@ -142,11 +143,17 @@ def encode_mel(vae: Any, mel: Tensor) -> Tensor:
 def decode_audio(vae: Any, vocoder: Any, latent: Tensor, frames: int, fps: Fraction) -> Track:
     """Normalised latent [1, 8, T, 16] → the sound beside `frames` of video, in stereo at the vocoder's 48 kHz.
 
-    The latents hold 4T - 3 mel frames of 10 ms, so the sound ends 10 to 50 ms before the picture.
+    The latents hold 4T - 3 mel frames of 10 ms, so the sound ends 10 to 50 ms before the picture. Raises InputError if
+    a sample is NaN or infinite.
     """
     tokens = patchify_audio(latent.to(vae.device, torch.float32))
     raw = unpatchify_audio(tokens * vae.latents_std.to(tokens) + vae.latents_mean.to(tokens))
     mel = vae.decode(raw.to(vae.dtype)).sample
     waveform = vocoder(mel.to(vocoder.device, vocoder.dtype))[0].float().cpu()
+    if not is_finite(waveform):
+        raise InputError(
+            "decode: the audio VAE or the vocoder gave NaN or infinite samples: their file is damaged, or the device "
+            "computes them wrongly; download the file again, or load the model in float32."
+        )
     rate = vocoder.config.output_sampling_rate
     return Track(waveform[:, : samples_in(frames, fps, rate)], rate)

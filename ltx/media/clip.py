@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .audio import LONGEST, Track, load_track
+from .broken import is_broken
 from .container import (
     COARSEST,
     MISSING,
@@ -43,7 +44,6 @@ from .container import (
     unwrapped,
 )
 from .images import check_size, flat, load_image, moves
-from .matroska import is_broken
 from .promised import ends_early
 from .rgb import Deinterlacer, Developer, joined, matrix_of, of_fields
 from .seek import Doubt, Key, KeyFinder, Keys, frames_behind

@@ -88,12 +88,14 @@ def check_gemma(path: Path, checkpoint: Checkpoint | None = None) -> None:
             f"{path}: not found; give the folder that holds the whole {WANTED}, or {gemma_file.WANTED}, for LTX-2.3; "
             f"{gemma4_file.WANTED} for LTX-2.5."
         )
+    new = checkpoint is not None and checkpoint.generation is not V23
     if not path.is_dir() and path.suffix.lower() == ".gguf":
-        raise InputError(f"{path}: a GGUF text encoder is not supported; use {gemma_file.WANTED}.")
+        wanted = f"{gemma_file.WANTED}, for LTX-2.3; {gemma4_file.WANTED} for LTX-2.5"
+        wanted = wanted if checkpoint is None else (gemma4_file if new else gemma_file).WANTED
+        raise InputError(f"{path}: a GGUF text encoder is not supported; use {wanted}.")
     if gemma4_file.is_gemma4(path):
         _check_gemma4(path, checkpoint)
         return
-    new = checkpoint is not None and checkpoint.generation is not V23
     if path.is_dir():
         _check_folder(path)
     elif new and not gemma_file.is_gemma3(path):

@@ -48,6 +48,7 @@ from .modules import build, fill, place
 from .parts import AUDIO_VAE, CONNECTORS, PARTS, TRANSFORMER, VIDEO_VAE, VOCODER, Part
 from .quantized import Stored, quantize
 
+WHOLE = MODELS[V23.checkpoint].name  # the only published file with all parts is of LTX-2.3
 WANTED_UPSCALER = " or ".join(MODELS[each.upscaler].name for each in GENERATIONS)
 ENCODER, DECODER, STATISTICS = "encoder", "decoder", "statistics"
 WITHOUT = {"": (), ENCODER: (DECODER,), DECODER: (ENCODER,), STATISTICS: (ENCODER, DECODER)}
@@ -192,7 +193,8 @@ class Checkpoint:
                 return configs.transformer_config({}, measure.transformer(file.names, file.shape))
             return configs.transformer_config(meta, measure.switches(file.names))
         if part is VIDEO_VAE:
-            return configs.video_vae_config(diffusion_vae.encoder_meta(meta), str(self.path))
+            path = next(iter(sources.values())).file.path
+            return configs.video_vae_config(diffusion_vae.encoder_meta(meta), str(path), self._wanted(part))
         if part is AUDIO_VAE:
             return configs.audio_vae_config(meta)
         if part is VOCODER:
@@ -211,11 +213,17 @@ class Checkpoint:
         return None if key is None else self.encoder.shape(key)[1]
 
     def _missing(self, part: Part) -> InputError:
-        file = self.generation.parts.get(part.argument, WANTED)
         if part is CONNECTORS and self.awaits_projection:
-            return InputError(f"{self.path}: has no text projection; name the text encoder that has it, {file}.")
-        where = f"{file} or the whole file {WANTED}" if self.generation is V23 else file
-        return InputError(f"{self.path}: has no {part.name}; name a file that has it as {part.argument}: {where}.")
+            encoder = MODELS[self.generation.encoder].name
+            return InputError(f"{self.path}: has no text projection; name the text encoder that has it, {encoder}.")
+        wanted = self._wanted(part)
+        return InputError(f"{self.path}: has no {part.name}; name a file that has it as {part.argument}: {wanted}.")
+
+    def _wanted(self, part: Part) -> str:
+        """The published files of this version that have a part."""
+        whole = MODELS[self.generation.checkpoint].name
+        file = self.generation.parts.get(part.argument, whole)
+        return f"{file} or the whole file {whole}" if self.generation is V23 and file != whole else file
 
     def check(self, projection: bool = True) -> None:
         """Loads nothing. Raises InputError for the first part that none of the files has.
@@ -298,13 +306,13 @@ class Checkpoint:
         sources = self._sources(part, half)
         if not self._complete(sources, part):
             raise self._missing(part)
-        path = next(iter(sources.values())).file.path
-        module = build(part.cls, lambda: self._arguments(part, sources), path, part.name, WANTED, part.on_meta)
+        path, wanted = next(iter(sources.values())).file.path, self._wanted(part)
+        module = build(part.cls, lambda: self._arguments(part, sources), path, part.name, wanted, part.on_meta)
         _keep(module, half)
         if part is CONNECTORS:
             _drop_biases(module, sources, self._meta("transformer", sources).get("connector_ff_bias"))
         state = {name: _shaped(source.get(), name) for name, source in sources.items()}
-        return fill(module, state, path, part.name, WANTED)
+        return fill(module, state, path, part.name, wanted)
 
     def _from_folder(self, part: Part) -> nn.Module:
         folder = self.path / part.folder
@@ -334,8 +342,8 @@ class Checkpoint:
         if self._in_folder(TRANSFORMER):
             return self._from_folder(TRANSFORMER)
         sources = self._sources(TRANSFORMER)
-        path = self.path
-        return build(TRANSFORMER.cls, lambda: self._arguments(TRANSFORMER, sources), path, "transformer", WANTED)
+        path, wanted = self.path, self._wanted(TRANSFORMER)
+        return build(TRANSFORMER.cls, lambda: self._arguments(TRANSFORMER, sources), path, "transformer", wanted)
 
     def transformer_weight(self, name: str) -> Tensor:
         """Reads a parameter of the transformer from the file, by diffusers' name; removing a LoRA restores this value.
@@ -384,9 +392,9 @@ class Checkpoint:
         from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoDiffusionDecoderModel as Decoder
 
         sources, name = self._sources(VIDEO_VAE, DECODER), "diffusion decoder"
-        path = self._diffusion_file().path
-        module = build(Decoder, lambda: diffusion_vae.decoder_config(self._meta("vae", sources)), path, name, WANTED)
-        return fill(module, {name: source.get() for name, source in sources.items()}, path, name, WANTED)
+        path, wanted = self._diffusion_file().path, MODELS["diffusion-vae-2.5"].name
+        module = build(Decoder, lambda: diffusion_vae.decoder_config(self._meta("vae", sources)), path, name, wanted)
+        return fill(module, {name: source.get() for name, source in sources.items()}, path, name, wanted)
 
     def audio_vae(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> AutoencoderKLLTX2Audio:
         return self._load(AUDIO_VAE, dtype, device)
@@ -469,7 +477,7 @@ def load_checkpoint(
             file = files[argument] = WeightFile(Path(other), wanted)
             file.check_format(wanted)
             if not any(name.startswith(part.prefixes) for name in file.names):
-                raise InputError(f"{other}: has no {part.name}; use {wanted} or {WANTED}.")
+                raise InputError(f"{other}: has no {part.name}; use {wanted} or the whole file {WHOLE}.")
     file, version = (None, _folder_version(path)) if path.is_dir() else _transformer_file(path)
     opened = Checkpoint(path, version, file, files, _projection(text_encoder))
     if opened.generation is V25 and (problem := versions.problem_with_25()):

@@ -221,7 +221,7 @@ def connectors_config(meta: Mapping[str, Any], layers: int, caption_channels: in
     }
 
 
-def _block_row(blocks: list, suffix: str, file: str) -> tuple[list[int], list[str], list[int], list[bool]]:
+def _block_row(blocks: list, suffix: str, file: str, wanted: str) -> tuple[list[int], list[str], list[int], list[bool]]:
     """A row `res_x, compress, res_x, …` → layers of each res_x; type, multiplier and residual of each compress.
 
     Raises InputError if the row has other blocks.
@@ -231,7 +231,7 @@ def _block_row(blocks: list, suffix: str, file: str) -> tuple[list[int], list[st
         (re.fullmatch(rf"compress_(space|time|all){suffix}", name), options) for name, options in blocks[1::2]
     ]
     if len(layers) != len(blocks[0::2]) or len(layers) != len(resamplers) + 1 or not all(m for m, _ in resamplers):
-        raise InputError(f"{file}: its video VAE has blocks that LTX {VERSIONS} do not have; use {WANTED}.")
+        raise InputError(f"{file}: its video VAE has blocks that LTX {VERSIONS} do not have; use {wanted}.")
     return (
         layers,
         [BLOCK_TYPES[match[1]] for match, _ in resamplers],
@@ -257,16 +257,19 @@ DECODER_BLOCKS = [
 ]  # fmt: skip
 
 
-def video_vae_config(meta: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """`config.vae` of the file → arguments of AutoencoderKLLTX2Video. Raises InputError if it has other blocks."""
+def video_vae_config(meta: Mapping[str, Any], file: str, wanted: str = WANTED) -> dict[str, Any]:
+    """`config.vae` of the file → arguments of AutoencoderKLLTX2Video. Raises InputError, which names `file` and what is
+    `wanted` in its place, if it has other blocks."""
     latent = meta.get("latent_channels", 128)
-    down_layers, down_types, down_factors, _ = _block_row(meta.get("encoder_blocks", ENCODER_BLOCKS), "_res", file)
+    down_layers, down_types, down_factors, _ = _block_row(
+        meta.get("encoder_blocks", ENCODER_BLOCKS), "_res", file, wanted
+    )
     channels = [latent]
     for factor in down_factors:
         channels.append(channels[-1] * factor)
     # The file lists the decoder from its output to its input.
     row = meta.get("decoder_blocks", DECODER_BLOCKS)[::-1]
-    up_layers, up_types, up_factors, up_residual = _block_row(row, "", file)
+    up_layers, up_types, up_factors, up_residual = _block_row(row, "", file, wanted)
     widths = [meta.get("decoder_base_channels", 128) * 8]
     for factor in up_factors[:-1]:
         widths.append(widths[-1] // factor)

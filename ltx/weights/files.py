@@ -34,6 +34,8 @@ BARE = (  # (key prefixes that only this part has, the part's prefix in the sing
     (("bwe_generator.",), VOCODER[0]),
 )
 
+SAVED, TRAINED = "text_encoders.", "model."
+
 
 class SafetensorsFile:
     """An opened safetensors file. Opening it reads only the header."""
@@ -148,10 +150,18 @@ class WeightFile:
 
 
 def original_names(keys: Iterable[str]) -> dict[str, str]:
-    """Maps the single file's names to these keys. A part without its prefix is recognised by a key that only it has."""
+    """Maps the single file's names to these keys. A part without its prefix is recognised by a key that only it has.
+    ComfyUI's Save Checkpoint has the text projection below the text encoder's prefix, and what musubi-tuner trains or
+    merges whole has the transformer below another one."""
     keys = list(keys)
+    below = [key for key in keys if key.startswith(SAVED + TEXT_PROJECTION)]
+    if below:
+        left = original_names(key for key in keys if not key.startswith(SAVED))
+        return {key.removeprefix(SAVED): key for key in below} | left
     if any(key.startswith("diffusion_model.") for key in keys):
         return {f"model.{key}" if key.startswith("diffusion_model.") else key: key for key in keys}
+    if any(key.startswith(f"{TRAINED}transformer_blocks.") for key in keys):
+        return {TRANSFORMER[0] + key.removeprefix(TRAINED): key for key in keys}
     prefixed = (*TRANSFORMER, *VIDEO_VAE, *AUDIO_VAE, "vocoder.vocoder.")
     if any(key.startswith(prefixed) for key in keys):
         return {key: key for key in keys}

@@ -47,7 +47,7 @@ UNREAD = tuple(
     for ending, kind in (
         (r"lora_mid(\.weight)?|lokr_t[12]|hada_t[12]", "a Tucker decomposition"),
         (r"[ab][12]\.weight", "GLoRA"),
-        (r"oft_(blocks|diag|[rR])(\.weight)?|rescale", "OFT"),
+        (r"oft_(blocks|diag|[rR])(\.\w+)?|(scaled_)?c?oft_\w*metadata|rescale", "OFT"),
         (r"boft_[rRsS](\.weight)?", "BOFT"),
         (r"ia3_l(\.weight)?|on_input", "IA3"),
         (r"vera_lambda_[bd]", "VeRA"),
@@ -58,9 +58,15 @@ UNREAD = tuple(
 )
 """Endings of keys that belong to kinds that are not read. Such a key spoils its layer's other tensors, too."""
 OTHER = "of a kind that is not read"
-IC, IC_NAME = "reference_downscale_factor", re.compile(r"(?<![a-z0-9])ic[-_ ]?lora", re.IGNORECASE)
-"""Signs of an IC-LoRA. Not every one has the metadata; the published ones have the name."""
+PASSED_OVER = (*BESIDE, "initial_norm")
+"""Last steps of keys that are no part of a change: scales are read with the tensor that they scale, and musubi-tuner
+writes the norms of the model's own weights beside DoRA of LoKr."""
+IC_NAME = re.compile(r"(?<![a-z0-9])ic[-_ ]?lora", re.IGNORECASE)
+IC_SPACE = ("reference_downscale_factor", "reference_spatial_scale_factor")  # older and newer trainers write these
 IC_TIME = "reference_temporal_scale_factor"
+IC_TRAINED, IC_WAYS = "ss_ic_lora_strategy", frozenset({"v2v", "av_ic", "video_ref_only_av"})
+"""Signs of an IC-LoRA: its name, which the published ones have, a factor of its reference, which the makers' trainer
+writes only where it is not 1, or how musubi-tuner trained it with a video beside the clip."""
 OF_VOICE = re.compile(r"(?<![a-z0-9])id[-_ ]?lora", re.IGNORECASE)
 """In the name of a LoRA that takes over the voice of an example. By its makers it acts only where that is heard."""
 HDR = re.compile(r"(?<![a-z0-9])hdr(?![a-z0-9])", re.IGNORECASE)
@@ -123,14 +129,17 @@ def load_lora(path: str | Path, referenced: bool = False) -> Lora:
             f"{path}: is an IC-LoRA for HDR (by its name), and HDR pictures cannot be decoded or written here; use the "
             "makers' HDRICLoraPipeline for it, or choose another LoRA."
         )
-    if by_name or IC in metadata:
-        sign = "by its name" if by_name else f"{IC} in its metadata"
+    said = [name for name in (*IC_SPACE, IC_TIME) if name in metadata]
+    said += [IC_TRAINED] if metadata.get(IC_TRAINED) in IC_WAYS else []
+    if by_name or said:
+        sign = "by its name" if by_name else f"{said[0]} in its metadata"
         if not referenced:
             raise InputError(
                 f"{path}: is an IC-LoRA ({sign}), which needs a reference video; give the command one with "
                 "--reference, or choose another LoRA."
             )
-        reference = _factor_of(path, metadata, IC), _factor_of(path, metadata, IC_TIME)
+        space = next((name for name in IC_SPACE if name in metadata), IC_SPACE[0])
+        reference = _factor_of(path, metadata, space), _factor_of(path, metadata, IC_TIME)
     stored = frozenset(file.keys())
     found, unread = _sorted(path, stored)
     alphas = _Alphas.of(path, metadata)
@@ -167,8 +176,8 @@ def _sorted(path: Path, keys: Collection[str]) -> tuple[dict[str, dict[str, str]
     found: dict[str, dict[str, str]] = defaultdict(dict)
     unread: dict[str, str] = {}
     for key in sorted(keys):
-        if key.rpartition(".")[2] in BESIDE or (key.endswith("_scale") and key.removesuffix("_scale") in keys):
-            continue  # they are read with the tensor that they scale
+        if key.rpartition(".")[2] in PASSED_OVER or (key.endswith("_scale") and key.removesuffix("_scale") in keys):
+            continue
         for kind, pattern in TENSORS:
             if match := pattern.fullmatch(key):
                 layer = found[match["layer"]]

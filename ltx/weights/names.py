@@ -24,9 +24,11 @@ WORDS = frozenset(
 CONNECTOR_WORDS = WORDS | {"text", "encoder", "encoders", "embedding", "embeddings", "projection", "connectors"}
 UNDERSCORES = re.compile("_+")
 OF_CONNECTORS = re.compile(
-    r"(^|[._])(video|audio)[._]((embeddings[._])?connector[._]|aggregate[._]embed|text[._]proj[._]in)"
+    r"(^|[._])((video|audio)[._](connector[._]|aggregate[._]embed|text[._]proj[._]in)|embeddings[._]connector[._])"
 )
 """Found in every name of a layer of the text connectors, whatever stands before it, and in none of the transformer."""
+UNSAID = "video_embeddings_connector_", "embeddings_connector_"
+"""musubi-tuner leaves out of which stream a connector is where it is the picture's."""
 
 
 class Names:
@@ -43,6 +45,8 @@ class Names:
         for name in {*self._parameters, *owners}:
             for spelled in (name, translate(name, back)):
                 self._table[_flat(spelled)].add(name)
+                if _flat(spelled).startswith(UNSAID[0]):
+                    self._table[_flat(spelled).replace(*UNSAID, 1)].add(name)
         self._longest = max(map(len, self._table), default=0)
 
     def resolve(self, layers: Iterable[str]) -> dict[str, set[str]]:

@@ -117,6 +117,17 @@ def test_a_batch_is_refused() -> None:
         next(decode_video(None, torch.zeros(2, 128, 3, 2, 2)))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_decoder_that_gives_no_numbers_is_told_and_makes_no_black_film(value: float) -> None:
+    class Broken(Ruler):
+        def pixels(self, *tile: int) -> torch.Tensor:
+            return super().pixels(*tile).index_fill_(3, torch.tensor([5]), value)
+
+    broken = Broken((2, 2, 2))
+    with pytest.raises(InputError, match=r"decode: the video VAE gave NaN or infinite values.*float32"):
+        list(decode_video(broken, broken.latent()))
+
+
 def test_uint8_is_truncated() -> None:
     assert to_uint8(torch.tensor([0.0, 0.9999, 1.0, 0.5, 1 / 255 - 1e-6])).tolist() == [0, 254, 255, 127, 0]
 

@@ -200,6 +200,15 @@ def test_decoded_audio_is_cut_where_the_picture_ends():
     assert torch.equal(heard.waveform[1], torch.arange(heard.waveform.shape[1]).float())
 
 
+def test_a_vocoder_that_gives_no_numbers_is_told():
+    class Broken(Voice):
+        def forward(self, mel):
+            return super().forward(mel).index_fill(2, torch.tensor([7]), torch.nan)
+
+    with pytest.raises(InputError, match=r"decode: the audio VAE or the vocoder gave NaN or infinite.*float32"):
+        sound.decode_audio(Decoder(), Broken(), torch.zeros(1, 8, 9, 16), 9, Fraction(24))
+
+
 def test_decoding_undoes_the_statistics_of_encoding(randn):
     """Per channel and mel bin, 128 of them: x · s[c·16 + f] + m[c·16 + f]."""
     vae, latent = Decoder(), randn(1, 8, 9, 16)

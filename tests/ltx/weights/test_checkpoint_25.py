@@ -131,6 +131,23 @@ def test_the_diffusion_vae(files: Tiny25Files, opened: Checkpoint) -> None:
     assert torch.equal(decoder.latents_mean, stored["per_channel_statistics.mean-of-means"])
 
 
+def test_a_vae_of_other_blocks_is_named_and_not_the_transformer(
+    files: Tiny25Files, tmp_path: Path, refusal: Callable
+) -> None:
+    """Others publish faster decoders, which have blocks of their own."""
+    path = tmp_path / "vae.safetensors"
+    tensors, said = load_file(files.video_vae), metadata(files.video_vae)
+    config = json.loads(said["config"])
+    config["vae"]["decoder_blocks"].insert(4, ["res_x_y", {"out_channels": 256}])
+    save_file(tensors, path, {**said, "config": json.dumps(config)})
+    with refusal(path, "blocks that LTX 2.3 and 2.5 do not have", f"use {MODELS['video-vae-2.5'].name}."):
+        load_checkpoint(files.transformer, **{**files.parts, "video_vae": path}).video_vae()
+    tensors.pop("decoder.conv_in.conv.weight")
+    save_file(tensors, path, said)
+    with refusal(path, "lacks", f"use {MODELS['video-vae-2.5'].name}."):
+        load_checkpoint(files.transformer, **{**files.parts, "video_vae": path}).video_vae()
+
+
 def test_gates_are_folded(tmp_path: Path) -> None:
     """Some files have a gate beside a layer, which multiplies its rows."""
     files = write_tiny25(tmp_path, decoder=Decoder(gated=True))
@@ -168,6 +185,32 @@ def test_a_part_is_missing(files: Tiny25Files, refusal: Callable) -> None:
     }.items():
         with refusal(files.transformer, *words):
             load_checkpoint(files.transformer, **{k: v for k, v in files.parts.items() if k != part}).check()
+
+
+def test_the_connectors_of_a_transformer_without_them_come_from_another_one(
+    files: Tiny25Files, opened: Checkpoint, tmp_path: Path, refusal: Callable
+) -> None:
+    """GGUF files may lack them. The text encoder's file has only the projection, so it is not the remedy."""
+    alone = tmp_path / "alone.safetensors"
+    tensors = load_file(files.transformer)
+    save_file({k: t for k, t in tensors.items() if "embeddings_connector" not in k}, alone, metadata(files.transformer))
+    with refusal(alone, "text connectors", MODELS["dev-2.5"].name):
+        load_checkpoint(alone, **files.parts).check()
+    with refusal(alone, MODELS["dev-2.5"].name):
+        load_checkpoint(alone, **files.parts, connectors=files.text_encoder).check()
+    assert same(load_checkpoint(alone, **files.parts, connectors=files.transformer).connectors(), opened.connectors())
+
+
+def test_a_gguf_text_encoder_is_refused_with_the_file_of_the_version(
+    opened: Checkpoint, tiny_default: TinyFiles, tmp_path: Path
+) -> None:
+    path = tmp_path / "gemma.gguf"
+    path.write_bytes(b"GGUF")
+    old, new = "gemma_3_12B_it_fp4_mixed.safetensors", MODELS["text-encoder-2.5"].name
+    for checkpoint, wanted in ((opened, {new}), (load_checkpoint(tiny_default.checkpoint), {old}), (None, {old, new})):
+        with pytest.raises(InputError, match=r"gemma\.gguf: a GGUF text encoder is not supported") as raised:
+            check_gemma(path, checkpoint)
+        assert {name for name in (old, new) if name in str(raised.value)} == wanted
 
 
 def test_files_of_both_versions(files: Tiny25Files, tiny_default: TinyFiles, tmp_path: Path, refusal: Callable) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 PREFIX = "model.diffusion_model."
 PARTS = ("transformer", "connectors", "video_vae", "audio_vae", "vocoder")
+OF_23 = "ltx-2.3-22b-dev.safetensors."  # the sentence ends there, because the files of 2.5 have other parts
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_tensors_do_not_fit(stored: tuple, tmp_path: Path, part: str, fault: str
         tensors = {k: t for k, t in tensors.items() if "embed" not in k or part != "connectors"}
         tensors[PREFIX + "prompt_adaln_single.linear.weight"] = torch.zeros(1)
     save_file(tensors, path, stored[1])
-    with refusal(path, WANTED):
+    with refusal(path, WANTED.partition(" ")[0] if fault == "int8" else OF_23):  # the format is read before the version
         getattr(load_checkpoint(path), part)()
 
 
@@ -120,7 +121,7 @@ def test_odd_configuration(stored: tuple, tmp_path: Path, part: str, value: obje
     config[entry] = {**config[entry], **value} if isinstance(value, dict) else value
     path = tmp_path / "odd.safetensors"
     save_file(stored[0], path, {**stored[1], "config": json.dumps(config)})
-    with refusal(path, WANTED):
+    with refusal(path, OF_23):
         getattr(load_checkpoint(path), part)()
 
 
@@ -131,7 +132,7 @@ def test_odd_configuration_of_an_unnamed_version(
     config = {**json.loads(stored[1]["config"]), "transformer": value}
     path = tmp_path / "odd.safetensors"
     save_file(stored[0], path, {"config": json.dumps(config)})
-    with refusal(path, WANTED):
+    with refusal(path, OF_23):
         load_checkpoint(path).transformer()
 
 

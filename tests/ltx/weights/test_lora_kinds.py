@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,16 @@ def noise(*shape: int) -> Tensor:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
+    """A second file of a name is in another folder: Windows replaces none that is still mapped."""
+    folders = (tmp_path / str(number) for number in count())
+
     def write(tensors: Tensors, metadata: dict[str, str] | None = None, name: str = "lora.safetensors") -> Path:
-        save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, tmp_path / name, metadata)
-        return tmp_path / name
+        path = tmp_path / name
+        if path.exists():
+            path = next(folders) / name
+            path.parent.mkdir()
+        save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, path, metadata)
+        return path
 
     return write
 
@@ -154,6 +162,7 @@ def test_names_of_the_connectors(tiny_default: TinyFiles, transformer: nn.Module
     for names in (
         original,
         flat,
+        [name.replace("_video_embeddings", "_embeddings") for name in flat],  # as musubi-tuner has them
         [f"connectors.{name}" for name in sorted(wanted)],
         [f"text_encoders.{n}" for n in wanted],
     ):
@@ -345,6 +354,13 @@ def test_dora_of_other_kinds(write: Write) -> None:
     )
 
 
+def test_norms_of_the_model_beside_a_change_are_passed_over(write: Write) -> None:
+    """musubi-tuner writes them beside DoRA of LoKr."""
+    loha = {f"{LAYER}.lokr_w1": noise(2, 2), f"{LAYER}.lokr_w2": noise(OUT // 2, IN // 2)}
+    fit = match(load_lora(write({**loha, f"{LAYER}.initial_norm": noise(OUT, 1)})), Model())
+    assert fit.warning is None and fit.kinds == {"LoKr": 1}
+
+
 def test_full_differences_and_new_values(write: Write) -> None:
     assert_change(load_lora(write({f"{LAYER}.diff": noise(OUT, IN)})), noise(OUT, IN).double())
     assert_change(load_lora(write({f"{LAYER}.diff_b": noise(OUT)})), noise(OUT).double(), BIAS)
@@ -408,6 +424,11 @@ def test_every_kind_on_a_quantized_checkpoint(
 
 UNREAD = [
     ({"oft_blocks": (2, 2, 2)}, "OFT"),
+    (
+        {"oft_R.weight": (2, 3), "oft_R.scaled_oft": (), "oft_block_size_metadata": (), "coft_eps_metadata": ()}
+        | {"scaled_oft_metadata": (), "lora_A.weight": (2, IN), "lora_B.weight": (OUT, 2), "dora_scale": (OUT, 1)},
+        "OFT",
+    ),
     ({"a1.weight": (2, 2), "a2.weight": (2, 2), "b1.weight": (2, 2), "b2.weight": (2, 2)}, "GLoRA"),
     ({"lora_A.weight": (2, IN), "lora_B.weight": (OUT, 2), "lora_mid.weight": (2, 2)}, "a Tucker decomposition"),
     ({"boft_R": (1, 2, 2, 2)}, "BOFT"),
@@ -460,6 +481,18 @@ def test_an_ic_lora_is_refused_in_words(write: Write, refusal: Callable, tmp_pat
     for name in ("ltx-2.3-22b-ic-lora-hdr-0.9.safetensors", "ltx-2.5-22b-ic-lora-sdr-to-hdr-1.0.safetensors"):
         with refusal(write(pair(), name=name), "is an IC-LoRA for HDR (by its name)", "cannot be decoded"):
             load_lora(tmp_path / name, referenced=True)
+    for metadata in (
+        {"reference_spatial_scale_factor": "2"},
+        {"reference_temporal_scale_factor": "4"},
+        *({"ss_ic_lora_strategy": way} for way in ("v2v", "av_ic", "video_ref_only_av")),
+    ):
+        path = write(pair(), metadata, "lora_weights_step_02000.safetensors")
+        with refusal(path, f"IC-LoRA ({next(iter(metadata))} in its metadata)", "needs a reference video"):
+            load_lora(path)
+    both = {"reference_spatial_scale_factor": "2", "reference_temporal_scale_factor": "4"}
+    assert load_lora(write(pair(), both), referenced=True).reference == (2, 4)
+    assert load_lora(write(pair(), {"ss_ic_lora_strategy": "v2v"}), referenced=True).reference == (1, 1)
+    assert load_lora(write(pair(), {"ss_ic_lora_strategy": "audio_ref_ic"})).reference is None
     for factor in ("2.0", "0", "65", "9" * 5000):
         path = write(pair(), {"reference_downscale_factor": factor})
         with refusal(path, f"its reference_downscale_factor is '{factor[:50]}", "not a whole number"):

@@ -124,7 +124,7 @@ def test_copies_of_other_names_are_read_alike(whole: Checkpoint, tmp_path: Path)
     assert torch.equal(opened.transformer().state_dict()[name], opened.transformer_weight(name))
 
 
-@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", ""])
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", "model.", ""])
 def test_prefixes_of_the_transformer(tiny_default: TinyFiles, tmp_path: Path, whole: Checkpoint, prefix: str) -> None:
     tensors, metadata = layouts.read(tiny_default.checkpoint)
     old = layouts.PREFIX
@@ -144,6 +144,19 @@ def test_prefixes_of_the_others(tiny_default: TinyFiles, tmp_path: Path, whole: 
     assert_same(getattr(load_checkpoint(tiny_default.checkpoint, **{argument: path}), part)(), getattr(whole, part)())
 
 
+def test_a_checkpoint_that_comfyui_saved(tiny_default: TinyFiles, tmp_path: Path, whole: Checkpoint) -> None:
+    """Save Checkpoint puts the text encoder with the projection under a prefix and leaves out the audio VAE."""
+    tensors, metadata = layouts.read(tiny_default.checkpoint)
+    kept = {k: t for k, t in tensors.items() if not k.startswith(("audio_vae.", "vocoder."))}
+    saved = {f"text_encoders.{k}" if k.startswith(layouts.PROJECTION) else k: t for k, t in kept.items()}
+    path = tmp_path / "merged.safetensors"
+    save_file({**saved, "text_encoders.gemma3_12b.transformer.model.norm.weight": torch.ones(4)}, path, metadata)
+    opened = load_checkpoint(path, audio_vae=tiny_default.checkpoint)
+    opened.check()
+    for part in PARTS:
+        assert_same(getattr(opened, part)(), getattr(whole, part)())
+
+
 MISSING = {
     "video_vae": ("video VAE", "LTX23_video_vae_bf16.safetensors"),
     "audio_vae": ("audio VAE", "LTX23_audio_vae_bf16.safetensors"),
@@ -156,7 +169,7 @@ MISSING = {
 def test_what_lacks_is_named(split: dict[str, Path], lacking: str, how: str, refusal: Callable) -> None:
     named = {argument: split[argument] for argument in MISSING if argument != lacking}
     opened = load_checkpoint(split["transformer"], **named)
-    with refusal(split["transformer"], *MISSING[lacking], lacking):
+    with refusal(split["transformer"], *MISSING[lacking], lacking, "or the whole file ltx-2.3-22b-dev.safetensors."):
         getattr(opened, "check" if how == "check" else lacking)()
 
 

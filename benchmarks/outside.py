@@ -8,6 +8,7 @@ the speed of the machine. After each prompt the counts are appended to outside.j
 
 from __future__ import annotations
 
+import os
 import json
 import sys
 import time
@@ -30,11 +31,11 @@ def of_engine(frame: FrameType | None) -> bool | None:
     """Whether the stack is inside the engine; None if it executes no prompt."""
     found, computes = None, False
     while frame:
-        name = frame.f_code.co_filename
+        name = frame.f_code.co_filename.replace(os.sep, "/")
         if found is None and (ENGINE in name or NODES in name):
             found = ENGINE in name or (computes and FETCHING in name)
         computes = computes or LAYERS in name
-        if frame.f_code.co_name == "execute_async" and name == execution.__file__:
+        if frame.f_code.co_name == "execute_async" and frame.f_code.co_filename == execution.__file__:
             return bool(found)
         frame = frame.f_back
     return None

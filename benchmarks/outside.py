@@ -8,8 +8,8 @@ the speed of the machine. After each prompt the counts are appended to outside.j
 
 from __future__ import annotations
 
-import os
 import json
+import os
 import sys
 import time
 from pathlib import Path

@@ -17,4 +17,7 @@ no float64. What needs them is computed on the CPU there, or without them."""
 WITH_COMPILER = (CPU, CUDA)
 """The kinds of devices for which blocks are compiled. torch's compiler is a prototype for Apple's GPUs, and it was not
 tried here with Intel's."""
+WITH_ASYNC_COPIES = (CUDA, XPU)
+"""The kinds of devices to which torch copies while the host goes on. To Apple's GPUs such a copy may read memory that
+the host has given back meanwhile; ComfyUI makes none there, too."""
 BY_MEMORY = 0  # the size of a tile that is chosen by the free memory

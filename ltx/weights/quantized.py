@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..computing import WITH_FLOAT8
+from ..computing import WITH_ASYNC_COPIES, WITH_FLOAT8
 from .adapters import Adapter, Edit, Leaf, LowRank, combine
 from .decoding import decode, float8_values
 from .products import Kept, WeightFormat, float8_product, multiplies_float8
@@ -95,7 +95,11 @@ class Float8:
 
 def floats(scales: Tensor, device: torch.device) -> Tensor:
     """The float32 numbers [n] that these bytes hold."""
-    return scales.to(device, non_blocking=True).view(torch.float32)
+    return _on(device, scales).view(torch.float32)
+
+
+def _on(device: torch.device, scales: Tensor) -> Tensor:
+    return scales.to(device, non_blocking=device.type in WITH_ASYNC_COPIES)
 
 
 def scales_of(scales: Tensor | None, rows: Tensor) -> Tensor | None:
@@ -288,7 +292,7 @@ class ScaledLinear(QuantizedLinear):
         self.weight_scale = nn.Parameter(stored.coding.scales, requires_grad=False)
 
     def coding_on(self, device: torch.device) -> Coding:
-        return replace(self.coding, scales=self.weight_scale.to(device, non_blocking=True))
+        return replace(self.coding, scales=_on(device, self.weight_scale))
 
 
 class QuantizedEmbedding(nn.Module):

@@ -114,6 +114,7 @@ def test_what_the_words_say_of_each_kind() -> None:
     assert set(computing.WITH_FLOAT64) - {"meta"} == {CPU, CUDA}
     assert set(computing.WITH_FLOAT8) - {"meta"} == {CPU, CUDA, XPU}
     assert set(computing.WITH_COMPILER) == {CPU, CUDA}
+    assert set(computing.WITH_ASYNC_COPIES) == {CUDA, XPU}
 
 
 @pytest.mark.skipif(sys.platform == "darwin" or torch.xpu.is_available(), reason="there is such a GPU")

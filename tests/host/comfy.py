@@ -4,7 +4,7 @@ Plain calls over HTTP and one websocket a run; no asyncio, no pytest, and nothin
 is installed the way `git clone` would: a folder of its name under custom_nodes/, here a link to this checkout.
 
 The server is the one that `make setup` unpacks, or the one in the folder that LTX_A2V_HOST names; the interpreter that
-runs the tests runs it, too. `make host COMFYUI=path` sets both.
+runs the tests runs it, too. `make host COMFYUI=path` sets both. `make windows` names another one in LTX_A2V_PYTHON.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Comfy:
         self.url = f"http://127.0.0.1:{self.port}"
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy stands between us and loopback
-        command = [sys.executable, str(host / "main.py"), *(["--cpu"] if cpu else []), "--port", str(self.port)]
+        python = os.environ.get("LTX_A2V_PYTHON") or sys.executable
+        command = [python, str(host / "main.py"), *(["--cpu"] if cpu else []), "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--database-url", f"sqlite:///{self.base / 'comfy.db'}"]
         command += ["--disable-auto-launch", "--disable-api-nodes", *args]
         env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

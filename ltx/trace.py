@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,7 +35,4 @@ class Recorder:
         written."""
         path = Path(path)
         with replacing(path) as partial, disk_errors(path):
-            try:
-                save_file(self.tensors, str(partial), metadata={"format": "pt"})
-            except SafetensorError as error:
-                raise OSError(f"{path}: cannot be written ({error})") from error
+            save_file(self.tensors, str(partial), metadata={"format": "pt"})

@@ -28,7 +28,7 @@ from ..classes import give_classes
 from ..devices import free_cached_memory
 from ..errors import InputError, out_of_memory
 from ..latents import Noise, denormalize_video
-from ..weights.finite import is_finite
+from ..weights.finite import check_decoded
 from .tiling import CHUNK, USUAL, Span, Tiling, in_words, spans, volume
 
 if TYPE_CHECKING:
@@ -88,19 +88,10 @@ def decode_video(
         weight[: len(held_weight)] += held_weight
         held, held_weight = frames[count:].clone(), weight[count:]
         for chunk in frames[:count].split(CHUNK):
-            _check_finite(chunk)
+            check_decoded(chunk, "the video VAE")
             yield chunk.add(1).div_(2).clamp_(0, 1)
         yielded += count
         del frames, chunk  # frees the memory before the next tile needs it
-
-
-def _check_finite(frames: Tensor) -> None:
-    """Raises InputError if a value is NaN or infinite: written to a file it would be black."""
-    if not is_finite(frames):
-        raise InputError(
-            "decode: the video VAE gave NaN or infinite values, which would be black: its file is damaged, or the "
-            "device computes it wrongly; download the file again, or load the model in float32."
-        )
 
 
 class _Tally:

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..grid import AUDIO_RATE, MEL_FFT, MEL_HOP, MEL_RATE, audio_length
 from ..latents import patchify_audio, unpatchify_audio
 from ..media.audio import Track, conditioning_track, samples_in, to_stereo
-from ..weights.finite import is_finite
+from ..weights.finite import check_decoded
 
 BINS = 64
 FLOOR = 1e-5
@@ -150,10 +150,6 @@ def decode_audio(vae: Any, vocoder: Any, latent: Tensor, frames: int, fps: Fract
     raw = unpatchify_audio(tokens * vae.latents_std.to(tokens) + vae.latents_mean.to(tokens))
     mel = vae.decode(raw.to(vae.dtype)).sample
     waveform = vocoder(mel.to(vocoder.device, vocoder.dtype))[0].float().cpu()
-    if not is_finite(waveform):
-        raise InputError(
-            "decode: the audio VAE or the vocoder gave NaN or infinite samples: their file is damaged, or the device "
-            "computes them wrongly; download the file again, or load the model in float32."
-        )
+    check_decoded(waveform, "the audio VAE or the vocoder")
     rate = vocoder.config.output_sampling_rate
     return Track(waveform[:, : samples_in(frames, fps, rate)], rate)

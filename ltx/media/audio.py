@@ -39,6 +39,7 @@ MAX_SECONDS = 600  # the longest video, 481 frames at 1 fps, needs less
 MARGIN = Fraction(1, 10)  # seconds by which a track of the same length may be longer: its codec adds some
 GAP = Fraction(1, 10)  # seconds; where so much of a sound is missing, silence stands for it
 EARLIEST = 33  # seconds of sound before time 0 in a Matroska file: a block is at most 2**15 ms before its cluster
+JUMP = 10  # seconds; more is no part that a sound has lost but a jump of its clock, as FFmpeg's own limit has it
 BREAK = Fraction(1, 200)  # seconds between two blocks of sound; less is the rounding of their times
 LONGEST = 2700  # seconds of a film that is made in windows: MAX_VALUES holds so much stereo at 48 kHz
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; a lower rate carries no usable sound, and nobody records at a higher one
@@ -102,12 +103,13 @@ def load_track(
     """Reads the audio of any file that FFmpeg opens, at the file's own rate and layout. start, duration: seconds.
 
     In a film the times count from the film's start: where its sound begins later, there is silence before it. Where
-    more than GAP of a sound is missing by its times, silence stands for that. Decoding always starts at the beginning,
-    because seeking is inexact in several formats. It ends after `duration`, at most `most`, by default MAX_SECONDS.
-    spare: whether it ends after MAX_SECONDS already if more would not fit into memory. cut: whether sound before the
-    film's first picture is left out, because it must fit the pictures, and one sample of silence stands for a sound
-    that has nothing else; otherwise it is read from its own start. Damaged packets are skipped. The track's notes tell
-    what is damaged or missing. Raises InputError, which names the file, if it has no usable sound.
+    more than GAP of a sound is missing by its times, silence stands for that; a sound beside no picture goes on at once
+    if it is more than JUMP. Decoding always starts at the beginning, because seeking is inexact in several formats. It
+    ends after `duration`, at most `most`, by default MAX_SECONDS. spare: whether it ends after MAX_SECONDS already if
+    more would not fit into memory. cut: whether sound before the film's first picture is left out, because it must fit
+    the pictures, and one sample of silence stands for a sound that has nothing else; otherwise it is read from its own
+    start. Damaged packets are skipped. The track's notes tell what is damaged or missing. Raises InputError, which
+    names the file, if it has no usable sound.
     """
     path = Path(path)
     name = path.name or str(path)
@@ -131,6 +133,7 @@ class _Course:
         self.begun = self.ended = 0  # the film's start among the samples; where the block before ends in the film
         self.damaged = self.doubtful = self.decoded = False
         self.silent = self.since = 0  # samples for which silence stands, and where the first of them are
+        self.jump: tuple[float, float] | None = None  # by how many seconds the clock jumps, and where first
 
     def skip(self) -> None:
         """A packet cannot be decoded. Before the first and behind the last one that can, that moves nothing: a
@@ -159,6 +162,10 @@ class _Course:
         delay = self.cut and before <= 0
         if place - before <= BREAK * rate or missing <= (BREAK if delay else GAP) * rate:
             return 0
+        if self.alone and missing > JUMP * rate:  # recordings that were joined; what comes after it follows at once
+            self.jump = self.jump or (missing / rate, position / rate)
+            self.film, self.ended = self.film + Fraction(missing, rate), self.ended - missing
+            return 0
         if not delay:
             self.since = self.since if self.silent else position
             self.silent += missing
@@ -173,6 +180,10 @@ class _Course:
         if self.silent:
             silent, since = self.silent / rate, self.since / rate
             note = f"{silent:.1f} s of its sound are missing from {since:.1f} s on, and silence stands for them"
+        elif self.jump:
+            note = "its times jump by {:.1f} s at {:.1f} s, and what comes after that follows at once".format(
+                *self.jump
+            )
         elif self.damaged:
             note = "damaged parts of its sound were left out, and what comes after them is early: export it again"
         elif missing > MISSING:
@@ -387,7 +398,11 @@ def to_stereo(waveform: Tensor, speakers: tuple[str, ...] = ()) -> Tensor:
         speakers = speakers or tuple(channel.name for channel in av.AudioLayout(f"{channels}c").channels)
     except ValueError:  # FFmpeg knows no layout with this number of channels
         return repeat(waveform.mean(dim=0), "n -> c n", c=2)
-    others = {True: (0.0, 0.0), False: (0.5, 0.5)}  # above less below, before less behind, … of ambisonic sound
-    shares = [DOWNMIX.get(speaker, others[speaker.startswith("AMBI")]) for speaker in speakers]
-    shares = waveform.new_tensor(shares)
+    shares = waveform.new_tensor([_share(speaker) for speaker in speakers])
     return shares.T @ waveform
+
+
+def _share(speaker: str) -> tuple[float, float]:
+    """What of a speaker's sound is heard from the left and from the right. The further channels of ambisonic sound are
+    differences, such as above less below."""
+    return DOWNMIX.get(speaker, (0.0, 0.0) if speaker.startswith("AMBI") else (0.5, 0.5))

@@ -165,10 +165,9 @@ def is_matroska(container: Any) -> bool:
 def told_rate(stream: Any) -> Fraction | None:
     """The usual frame rate, exact also where the container stores rounded times. None if the file does not tell it, as
     the recordings of browsers do not: for a guess FFmpeg then takes the ticks of the clock, 1000 a second. Of a raw
-    stream the average is always USUAL_RATE, and the guess is what the stream's own headers say. Where a file
-    with that clock does not tell it and stores pictures in another order, the average is that of a few rounded lengths,
-    and the guess is right.
-    """
+    stream the average is always USUAL_RATE, and the guess is what the stream's own headers say. Where a file with that
+    clock does not tell the rate and stores pictures in another order, the average is that of a few rounded lengths, and
+    the guess is right."""
     clock = 1 / Fraction(stream.time_base)
     guesses = [rate for rate in (stream.guessed_rate, stream.base_rate) if rate != clock or clock <= 1 / COARSEST]
     average, guess = stream.average_rate, next(filter(None, guesses), None)

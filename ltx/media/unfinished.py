@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from .. import characters
 from ..errors import InputError
 
@@ -92,6 +94,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise InputError(f"{path}: no permission to write in {path.parent}; choose another folder.") from error
+    except SafetensorError as error:  # which hides the system's own
+        raise OSError(f"{path}: could not be written ({error}); is the disk full?") from error
     except OSError as error:
         if error.errno == errno.EROFS:
             raise InputError(f"{path}: the disk of {path.parent} is read-only; choose another folder.") from error

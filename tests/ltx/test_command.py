@@ -41,7 +41,7 @@ from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.tiny import TinyFiles, write_tiny
 from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
@@ -472,6 +472,20 @@ def test_a_trace_that_cannot_be_replaced_gets_another_name(
     found = re.search(r"trace\.safetensors: cannot be replaced, .*; the new file is (.*)\.$", done.last)
     assert done.status == 2 and done.left == ["out.mp4"]
     assert found and load_file(found[1]) and Path(found[1]) in [*tmp_path.glob("trace-*.safetensors")]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_trace_on_a_full_disk_is_a_sentence(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors has an error of its own, with the system's words in it."""
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("a2v.ltx.trace.save_file", full)
+    done = run(trace=tmp_path / "trace.safetensors")
+    assert done.status == 1 and done.left == ["out.mp4"] and "Traceback" not in done.error
+    assert re.search(r"trace\.safetensors: could not be written \(.*No space left.*\); is the disk full\?$", done.last)
+    assert not (tmp_path / "trace.safetensors").exists()
 
 
 class Full(io.StringIO):

@@ -450,6 +450,30 @@ def test_silence_stands_for_what_a_file_has_lost(tmp_path, name, codec):
     assert audio.load_track(path, 0, 1).notes == (), "it is not in the part that is read"
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.mka", "flac"), ("a.ts", "aac"), ("a.m4a", "aac"), ("a.flv", "aac")])
+@pytest.mark.parametrize("seconds", [5, 60, 7200])
+def test_a_jump_of_a_sound_s_clock_is_no_silence(tmp_path, name, codec, seconds):
+    """As in recordings that were joined: two hours of silence would take the place of the song."""
+    path = tmp_path / name
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=48_000, layout="mono")
+        size = stream.codec_context.frame_size or 1024
+        for begin in range(0, 4 * 48_000, size):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, size), np.int16), "s16", "mono")
+            frame.sample_rate, frame.time_base = 48_000, Fraction(1, 48_000)
+            frame.pts = begin + (seconds * 48_000 if begin >= 2 * 48_000 else 0)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    track = audio.load_track(path, most=2700)
+    (note,) = track.notes
+    if seconds <= audio.JUMP:
+        assert track.seconds == pytest.approx(9, abs=0.1) and "silence stands for them" in note
+    else:
+        assert track.seconds == pytest.approx(4, abs=0.1)
+        assert note.startswith(f"{name}: its times jump by {seconds}.0 s at 2.")
+        assert note.endswith(" s, and what comes after that follows at once")
+
+
 def test_what_is_behind_the_damage_is_read(tmp_path):
     """FFmpeg says once that FLAC in Ogg cannot be read there."""
     path = spoil(clicking(tmp_path / "a.ogg", "flac"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 import struct
 import subprocess
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -472,6 +475,37 @@ def test_a_jump_of_a_sound_s_clock_is_no_silence(tmp_path, name, codec, seconds)
         assert track.seconds == pytest.approx(4, abs=0.1)
         assert note.startswith(f"{name}: its times jump by {seconds}.0 s at 2.")
         assert note.endswith(" s, and what comes after that follows at once")
+
+
+def test_what_cannot_be_decoded_at_either_end_moves_nothing():
+    stream = SimpleNamespace(container=SimpleNamespace(format=SimpleNamespace(name="mp3", flags=0)))
+    blocks = [
+        SimpleNamespace(sample_rate=1000, samples=100, pts=at, dts=at, time_base=Fraction(1, 1000)) for at in (0, 100)
+    ]
+    for between in (False, True):
+        course = audio._Course(stream, None, False)
+        course.skip()
+        course.first(blocks[0])
+        course.hole(blocks[0], 0)
+        if between:
+            course.skip()
+        course.hole(blocks[1], 100)
+        course.skip()
+        assert bool(course.notes("a.mp3", 1000, None, io.BytesIO())) is between
+
+
+def test_of_several_holes_the_first_one_s_place_is_told(tmp_path):
+    whole, path = clicking(tmp_path / "whole.mka", "flac"), tmp_path / "a.mka"
+    with av.open(str(whole)) as given, av.open(str(path), "w") as written:
+        copy = written.add_stream_from_template(given.streams.audio[0])
+        for packet in given.demux():
+            time = float(packet.pts * packet.time_base) if packet.size else 0
+            if packet.size and not (1.2 <= time < 1.7 or 3.2 <= time < 3.7):
+                packet.stream = copy
+                written.mux(packet)
+    (note,) = audio.load_track(path).notes
+    assert clicks(path) == WHOLE
+    assert re.fullmatch(r"a\.mka: (0\.9|1\.0) s of its sound are missing from 1\.[23] s on, and silence .*", note)
 
 
 def test_what_is_behind_the_damage_is_read(tmp_path):

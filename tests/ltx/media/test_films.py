@@ -16,7 +16,7 @@ import pytest
 import torch
 from a2v.ltx.errors import InputError
 from a2v.ltx.media import suffixes
-from a2v.ltx.media.audio import MAX_VALUES, Track, _check_room, load_track, soundtrack, to_stereo
+from a2v.ltx.media.audio import JUMP, MAX_VALUES, Track, _check_room, load_track, soundtrack, to_stereo
 from a2v.ltx.media.clip import clip_track, open_clip
 from a2v.ltx.media.formats import FORMATS
 from a2v.ltx.media.preprocess import loudness, preprocess, warnings
@@ -165,6 +165,39 @@ def test_sound_that_stops_for_a_time(tmp_path: Path, name: str, codecs: tuple[st
 
 
 @needs_ffmpeg
+def stopping(path: Path, halves: int, silent: range) -> Path:
+    """A film of so many half seconds, and its sound but for some of them."""
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("mpeg4", rate=2)
+        picture.width = picture.height = 32
+        picture.pix_fmt = "yuv420p"
+        sound = container.add_stream("flac", rate=8000, layout="mono")
+        for number in range(halves):
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+            if number not in silent:
+                frame = av.AudioFrame.from_ndarray(np.full((1, 4000), 9000, np.int16), "s16", "mono")
+                frame.sample_rate, frame.pts, frame.time_base = 8000, number * 4000, Fraction(1, 8000)
+                container.mux(sound.encode(frame))
+        for stream in (picture, sound):
+            container.mux(stream.encode())
+    return path
+
+
+def test_a_film_s_sound_may_stop_for_longer_than_a_clock_jumps(tmp_path: Path) -> None:
+    """Its pictures tell the time, so silence stands for all of it."""
+    silent = range(6, 6 + 2 * (JUMP + 3))
+    track = clip_track(stopping(tmp_path / "a.mkv", silent.stop + 4, silent))
+    (note,) = track.notes
+    assert note.endswith(f"{JUMP + 3}.0 s of its sound are missing from 3.0 s on, and silence stands for them")
+    loud = np.abs(track.waveform[0].numpy()) > 0.1
+    assert close(begins(loud, Fraction(8000)), [0, silent.stop / 2])
+
+
+def test_a_film_s_sound_may_end_before_its_picture(tmp_path: Path) -> None:
+    """Nothing of it is missing."""
+    assert clip_track(stopping(tmp_path / "a.mkv", 12, range(4, 12))).notes == ()
+
+
 def test_a_stream_of_sound_without_any_is_none(tmp_path: Path) -> None:
     """A screen recorder without a microphone writes such films."""
     whole, path = marked(tmp_path / "whole.mkv", "-c:v", "libx264", "-bf", "0", "-c:a", "flac"), tmp_path / "a.mkv"

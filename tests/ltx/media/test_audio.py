@@ -477,21 +477,32 @@ def test_a_jump_of_a_sound_s_clock_is_no_silence(tmp_path, name, codec, seconds)
         assert note.endswith(" s, and what comes after that follows at once")
 
 
-def test_what_cannot_be_decoded_at_either_end_moves_nothing():
+def course_of(*begins: int) -> tuple[audio._Course, list[SimpleNamespace]]:
+    """The course of a sound of 1000 Hz, and its blocks of 100 samples, which begin there."""
     stream = SimpleNamespace(container=SimpleNamespace(format=SimpleNamespace(name="mp3", flags=0)))
-    blocks = [
-        SimpleNamespace(sample_rate=1000, samples=100, pts=at, dts=at, time_base=Fraction(1, 1000)) for at in (0, 100)
-    ]
-    for between in (False, True):
-        course = audio._Course(stream, None, False)
+    of = {"sample_rate": 1000, "samples": 100, "time_base": Fraction(1, 1000)}
+    return audio._Course(stream, None, False), [SimpleNamespace(**of, pts=at, dts=at) for at in begins]
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_what_cannot_be_decoded_at_either_end_moves_nothing(between):
+    course, blocks = course_of(0, 100)
+    course.skip()
+    course.first(blocks[0])
+    course.hole(blocks[0], 0)
+    if between:
         course.skip()
-        course.first(blocks[0])
-        course.hole(blocks[0], 0)
-        if between:
-            course.skip()
-        course.hole(blocks[1], 100)
-        course.skip()
-        assert bool(course.notes("a.mp3", 1000, None, io.BytesIO())) is between
+    course.hole(blocks[1], 100)
+    course.skip()
+    assert bool(course.notes("a.mp3", 1000, None, io.BytesIO())) is between
+
+
+def test_of_several_jumps_the_first_one_is_told():
+    course, blocks = course_of(0, 60_100, 60_200, 7_200_000, 7_200_100)
+    course.first(blocks[0])
+    assert [course.hole(block, 100 * number) for number, block in enumerate(blocks)] == [0] * 5
+    (note,) = course.notes("a.mka", 1000, None, io.BytesIO())
+    assert note == "a.mka: its times jump by 60.0 s at 0.1 s, and what comes after that follows at once"
 
 
 def test_of_several_holes_the_first_one_s_place_is_told(tmp_path):

@@ -51,19 +51,18 @@ def is_broken(file: BinaryIO) -> bool:
 
 def _has_bad_chunk(file: BinaryIO, size: int) -> bool:
     """Whether an AVI has a place that is no chunk, and a picture or sound behind it."""
-    at, inside = 0, False
+    at = 0
     while at + LONGEST_HEAD <= size:
         file.seek(at)
         head = file.read(LONGEST_HEAD)
         name, kind, length = head[:4], head[8:12], int.from_bytes(head[4:8], "little")
         if name in (b"RIFF", b"LIST") and kind in (b"AVI ", b"AVIX", b"movi", b"rec "):
-            inside |= kind == b"movi"
             at += LONGEST_HEAD  # what is in these is walked
         elif CHUNK.fullmatch(name):
             at += 8 + length + length % 2
         else:
             file.seek(at)
-            return inside and PICTURE.search(file.read(BLOCK)) is not None
+            return PICTURE.search(file.read(BLOCK)) is not None
     return False
 
 

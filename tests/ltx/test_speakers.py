@@ -14,6 +14,7 @@ from a2v.ltx.job import prepare
 from a2v.ltx.request import parse
 from a2v.tests.ltx.loaded import loaded_once
 from a2v.tests.ltx.media.clips import write_damaged
+from a2v.tests.ltx.media.test_films import stopping
 from a2v.tests.ltx.test_video_in import BASE, HEIGHT, WIDTH, Engine, engine, files_of, media
 from a2v.tests.tiny import TinyFiles
 from PIL import Image
@@ -74,6 +75,14 @@ def test_damage_of_every_sound_is_told(tiny: TinyFiles, media: dict[str, Path], 
             if "its sound is cut short or damaged" in note
         ]
         assert sorted(note.partition(":")[0] for note in told) == [f"{name}.wav" for name in names]
+
+
+def test_damage_of_a_sound_that_is_made_anew_is_told(tiny: TinyFiles, tmp_path: Path) -> None:
+    """A part of it stays, and what surrounds the new part is heard."""
+    clip = stopping(tmp_path / "clip.mkv", 12, range(4, 8))
+    files = files_of(tiny, tmp_path / "out.mp4", video=clip)
+    notes = prepare(files, parse({**BASE, **SIZE, "edit": {"renew": "sound", "start": 4.0}})).notes
+    assert [note for note in notes if "silence stands for them" in note], notes
 
 
 def test_words_for_speakers(tiny: TinyFiles, media: dict[str, Path], tmp_path: Path) -> None:

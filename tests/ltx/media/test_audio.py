@@ -17,6 +17,7 @@ import pytest
 import torch
 from a2v.ltx.errors import InputError
 from a2v.ltx.media import audio
+from a2v.ltx.media.container import packets_of
 from a2v.ltx.media.preprocess import warnings
 from a2v.tests.ltx.sounds import track, voice
 
@@ -525,6 +526,20 @@ def test_what_is_behind_the_damage_is_read(tmp_path):
     assert audio.load_track(path).seconds == 6 and "silence stands for them" in audio.load_track(path).notes[0]
 
 
+def test_every_error_of_reading_is_passed_over_that_is_not_the_last():
+    """A demultiplexer is at its end after an error. A new one goes on, or says at once that there is nothing more."""
+    left = [["a", "error"], ["b", "error"], ["c", "error"], ["error"]]
+
+    def demux():
+        for item in left.pop(0) if left else ["error"]:
+            if item == "error":
+                raise av.error.InvalidDataError(1, "invalid")
+            yield SimpleNamespace(name=item)
+
+    file = SimpleNamespace(demux=demux, format=SimpleNamespace(name="ogg"))
+    assert [packet.name for packet in packets_of(file)] == ["a", "b", "c"] and not left
+
+
 @pytest.mark.parametrize(("name", "codec"), [("a.mp3", "libmp3lame"), ("a.aac", "aac"), ("a.ac3", "ac3")])
 def test_damage_that_no_times_show_is_told(tmp_path, name, codec):
     path = clicking(tmp_path / name, codec)
@@ -549,6 +564,57 @@ def test_a_sound_that_is_shorter_than_its_header_says_is_told(tmp_path, name, co
     assert note.startswith(f"{name}: its sound is cut short or damaged: ") and note.endswith(" s of it are missing")
     assert float(note.split()[-6]) == pytest.approx(3, abs=1)
     assert audio.load_track(path, 0, 1).notes == (), "its end is not read"
+
+
+def test_the_count_of_an_mp3_is_read_behind_a_tag_and_at_every_rate(tmp_path):
+    path = tmp_path / "a.mp3"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libmp3lame", rate=24_000, layout="mono")  # its frames have half the samples
+        frame = av.AudioFrame.from_ndarray((noise(4, 24_000) * 9000).astype(np.int16), format="s16p", layout="mono")
+        frame.sample_rate = 24_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data, tag = path.read_bytes(), b"ID3\4\0\0" + bytes([0, 0, 47, 64]) + bytes(6080)
+    data = data[10 + (data[8] << 7) + data[9] :] if data[:3] == b"ID3" else data
+    for whole in (data, tag + data):
+        path.write_bytes(whole)
+        assert audio.load_track(path).notes == ()
+        path.write_bytes(whole[: -len(data) // 2])
+        (note,) = audio.load_track(path).notes
+        assert "its sound is cut short" in note
+
+
+def noise(seconds: int, rate: int) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal((1, seconds * rate)).clip(-3, 3)
+
+
+def test_a_chunk_of_odd_length_is_passed_over(tmp_path):
+    path = clicking(tmp_path / "a.wav", "pcm_s16le")
+    data = path.read_bytes()
+    at = data.index(b"data")
+    whole = data[:at] + b"note" + struct.pack("<I", 5) + b"odd!!\0" + data[at:]
+    for content, told in ((whole, 0), (whole[: len(whole) // 2], 1)):
+        path.write_bytes(content)
+        assert len(audio.load_track(path).notes) == told
+
+
+def test_what_follows_a_whole_mp4_is_no_end_that_is_missing(tmp_path):
+    path = clicking(tmp_path / "a.m4a", "aac")
+    path.write_bytes(path.read_bytes() + b"\0\0\0\3rest of a tag, or a signature")
+    assert clicks(path) == WHOLE and audio.load_track(path).notes == ()
+
+
+def test_a_matroska_sound_that_begins_late_is_whole(tmp_path):
+    """Its length counts from time 0."""
+    path = tmp_path / "a.mka"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("flac", rate=8000, layout="mono")
+        for begin in range(0, 16_000, 4000):
+            frame = av.AudioFrame.from_ndarray(np.full((1, 4000), 99, np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 8000, begin + 80_000, Fraction(1, 8000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert audio.load_track(path).notes == () and audio.load_track(path).seconds == 2
 
 
 @pytest.mark.parametrize("fault", ["cut", "noise"])

@@ -310,7 +310,8 @@ def test_a_film_is_kept_with_a_suffix_of_its_kind(
 
 
 @pytest.mark.parametrize(
-    ("format", "codec", "suffix"), [("flac", "flac", ".flac"), ("ipod", "aac", ".m4a"), ("w64", "pcm_s16le", ".w64")]
+    ("format", "codec", "suffix"),
+    [("flac", "flac", ".flac"), ("ipod", "aac", ".m4a"), ("w64", "pcm_s16le", ".w64"), ("mp4", "aac", ".mp4")],
 )
 def test_a_suffix_does_not_depend_on_what_the_system_knows(
     format: str, codec: str, suffix: str, settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch

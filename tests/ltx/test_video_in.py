@@ -450,12 +450,13 @@ def test_a_reference_and_its_lora(engine: Engine, media: dict[str, Path], stages
 def test_a_lora_that_is_not_known_as_one_for_references_is_told(
     engine: Engine, media: dict[str, Path], tiny: TinyFiles, tmp_path: Path
 ) -> None:
-    """It acts in both stages then, as any other."""
-    plain = Path(shutil.copy(tiny.camera_lora, tmp_path / "own.safetensors"))
-    for loras, told in (((plain, 1.0),), True), (((plain, 1.0), (media["lora"], 0.8)), False):
+    """It acts in both stages then, as any other. Where the reference's sound is heard, it may be for that alone."""
+    plain = (Path(shutil.copy(tiny.camera_lora, tmp_path / "own.safetensors")), 1.0)
+    known, heard = (media["lora"], 0.8), {"sound": True}
+    for loras, use, told in (((plain,), {}, True), ((plain, known), {}, False), ((plain,), heard, False)):
         files = files_of(tiny, tmp_path / "o.mp4", audio=media["voice"], reference=media["reference"], loras=loras)
-        values = {**BASE, "num_frames": 25, "match_audio_length": False, "video_size": {"width": 128, "height": 128}}
-        assert (UNREAD in prepare(files, parse(values)).notes) is told
+        size = {"num_frames": 25, "match_audio_length": False, "video_size": {"width": 128, "height": 128}}
+        assert (UNREAD in prepare(files, parse({**BASE, **size, "reference": use})).notes) is told
 
 
 def test_a_reference_in_windows_is_encoded_for_each(engine: Engine, media: dict[str, Path]) -> None:
